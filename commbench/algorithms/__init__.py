@@ -1,0 +1,36 @@
+"""Algorithms: one *way* each to do a collective. A new one is one file and one line in `_ALL`."""
+
+from __future__ import annotations
+
+from commbench.algorithms.base import Algorithm
+from commbench.algorithms.bruck import Bruck
+from commbench.algorithms.direct import Direct
+from commbench.algorithms.pairwise import Pairwise
+from commbench.algorithms.two_d_intra_first import TwoDIntraFirst
+from commbench.errors import unknown
+
+_ALL: tuple[Algorithm, ...] = (
+    Direct(),
+    Pairwise(),
+    Bruck(),
+    TwoDIntraFirst(),
+)
+
+TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}
+
+
+def names(collective: str) -> list[str]:
+    """The algorithms of one collective, the default first."""
+    return [name for of, name in TABLE if of == collective]
+
+
+def get(collective: str, name: str) -> Algorithm:
+    algorithm = TABLE.get((collective, name))
+    if algorithm is None:
+        raise unknown(f"algorithm of {collective}", name, names(collective))
+    return algorithm
+
+
+def parameters() -> dict[str, str]:
+    """Every parameter of any algorithm, with its meaning: these are keys of a sweep."""
+    return {key: text for algorithm in _ALL for key, (_, text) in algorithm.params.items()}

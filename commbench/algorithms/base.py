@@ -1,0 +1,55 @@
+"""One algorithm, one file, four things: supports, steps, scratch_bytes, prepare.
+
+They may never disagree. `steps` feeds the bound, the cost prediction and the traffic split beside each result; the
+tests compare it, message by message, with what a counting transport saw.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from commbench.spec import Spec, Step
+from commbench.transports.base import Array, Comm, Work
+
+
+class Bound(Protocol):
+    """An algorithm bound to a communicator and a spec: everything that can be done before the clock starts is done."""
+
+    def start(self, out: Array, inp: Array) -> Work:
+        """Start one call on the current stream; allocates nothing. `out` and `inp` do not overlap."""
+        ...
+
+    def close(self) -> None:
+        """Free what `prepare` made."""
+        ...
+
+
+class BoundBase:
+    """A Bound that owns nothing."""
+
+    capturable: ClassVar[bool] = False  # whether a CUDA graph may hold `start`
+
+    def close(self) -> None:
+        return None
+
+
+class Algorithm(Protocol):
+    name: str
+    collective: str
+    params: dict[str, tuple[int, str]]  # parameter -> (default, what it means)
+
+    def supports(self, spec: Spec) -> str | None:
+        """None, or why this cannot run here, in words."""
+        ...
+
+    def steps(self, spec: Spec) -> list[Step]:
+        """What will move, exactly."""
+        ...
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        """Bytes per rank that `prepare` allocates through `Comm.empty`."""
+        ...
+
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        """Collective and untimed: scratch, sub-groups, rendezvous."""
+        ...

@@ -1,0 +1,141 @@
+"""The command line. Imports nothing heavy: each command loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commbench import __version__
+from commbench.errors import CommbenchError, UsageError
+
+_FORMATS = ("table", "json", "csv")  # those of commbench.output, which is not imported for --help
+_LAUNCHERS = ("local", "torchrun")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "--version", prog_name="commbench")
+def cli() -> None:
+    """Measure AllToAll honestly on your machines, and draw what you measured.
+
+    \b
+    commbench sweep                     measure with the recipe `quick`: any machine, under a minute
+    commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
+    commbench plot results/latest       draw a run again
+    """
+
+
+@cli.command(
+    short_help="Measure; print a table; draw curves.",
+    epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
+)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size (sizes.min): 8, 32K, 1MiB.")
+@click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size (sizes.max).")
+@click.option("-f", "--factor", metavar="N", help="From one size to the next (sizes.factor).")
+@click.option("-n", "--iters", metavar="N", help="Fixed number of samples; no adaptive stop (iters).")
+@click.option("-w", "--warmup", metavar="N", help="Untimed calls before the first sample (warmup).")
+@click.option("-g", "--ranks-per-node", metavar="N", help="Ranks on each node (ranks_per_node).")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Parent of run folders.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
+@click.option("--retry-failed", is_flag=True, help="With --resume: measure failed cases again.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing.")
+@click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
+@click.option("--launcher", type=click.Choice(_LAUNCHERS), default="local", show_default=True, help="Starts the ranks.")
+@click.option("--format", "format_", type=click.Choice(_FORMATS), default="table", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+def sweep(words: tuple[str, ...], **options: Any) -> int:
+    """Measure collectives over sizes and algorithms, print a table, and draw curves.
+
+    RECIPE is a name (quick, alltoall) or a YAML file; without it, `quick`. --show-config lists the keys.
+
+    \b
+    commbench sweep quick algorithm=direct,bruck -b 1K -e 64K
+    commbench sweep alltoall dtype=bf16 mode=isolated,pipelined
+    commbench sweep quick --format json > rows.jsonl
+    """
+    from commbench import sweep as command
+
+    short = {
+        "sizes.min": options["min_bytes"],
+        "sizes.max": options["max_bytes"],
+        "sizes.factor": options["factor"],
+        "iters": options["iters"],
+        "warmup": options["warmup"],
+        "ranks_per_node": options["ranks_per_node"],
+    }
+    overrides = tuple(f"{key}={value}" for key, value in short.items() if value is not None)
+    if options["retry_failed"] and options["resume"] is None:
+        raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
+    return command.run(
+        command.Request(
+            words=(*words, *overrides),
+            out=options["out"],
+            resume=options["resume"],
+            retry_failed=options["retry_failed"],
+            dry_run=options["dry_run"],
+            show_config=options["show_config"],
+            launcher=options["launcher"],
+            format=options["format_"],
+            plots=not options["no_plots"],
+            quiet=options["quiet"],
+            verbose=options["verbose"],
+        )
+    )
+
+
+@cli.command(short_help="Draw bandwidth and time curves of runs.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
+def plot(runs: tuple[Path, ...], out: Path | None) -> int:
+    """Draw bandwidth and time against size, one figure for each set-up, as PNG and SVG.
+
+    With several runs, equal settings share a figure and each line names its run.
+    """
+    from commbench.plot_command import run
+
+    return run(runs, out)
+
+
+def main() -> None:
+    """Entry point: every error is one `error:` line, one `hint:` line, and an exit code."""
+    sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        result = cli.main(arguments, prog_name="commbench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CommbenchError as error:
+        return _report(str(error), error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "commbench"
+        return _report(error.format_message(), f"see {path} --help", 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _report("interrupted", "", 130)
+    except BrokenPipeError:
+        # The reader of stdout went away (| head); keep the interpreter from complaining on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    from commbench.console import print_error
+
+    print_error(message, hint)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""SweepConfig: the schema of a sweep's keys, with the checks that make a wrong value one clear line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commbench import algorithms, collectives, transports
+from commbench.errors import UsageError, unknown
+from commbench.recipes import Overrides
+from commbench.spec import DTYPES
+from commbench.units import parse_size
+
+MODES = ("isolated", "pipelined")
+BUFFERS = ("plain",)
+CACHES = ("warm", "cold")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepConfig:
+    """Lists are axes; every combination of their values is a case."""
+
+    recipe: str
+    transport: list[str]
+    collective: list[str]
+    algorithm: list[str]
+    params: dict[str, list[int]]
+    dtype: list[str]
+    mode: list[str]
+    buffers: list[str]
+    cache: list[str]
+    nodes: list[int]
+    ranks_per_node: list[int]
+    env: dict[str, list[str]]
+    size_min: int
+    size_max: int
+    size_factor: float
+    iters: int | None
+    warmup: int
+    samples_min: int
+    samples_max: int
+    precision: float
+    cap: float
+    launches: int
+    timeout: float
+    seed: int
+    script: str
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes, ascending, before rounding to what a collective can split."""
+        sizes = []
+        size = float(self.size_min)
+        while size <= self.size_max:
+            sizes.append(int(size))
+            size *= self.size_factor
+        return sizes
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "transport": tuple(transports.TABLE),
+    "collective": tuple(collectives.TABLE),
+    "dtype": tuple(DTYPES),
+    "mode": MODES,
+    "buffers": BUFFERS,
+    "cache": CACHES,
+}
+# key -> (type, smallest, largest)
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "iters": (int, 1, 10_000_000),
+    "warmup": (int, 0, 1_000_000),
+    "samples.min": (int, 1, 1_000_000),
+    "samples.max": (int, 1, 10_000_000),
+    "precision": (float, 0, 1),
+    "cap": (float, 0.001, 86_400),
+    "launches": (int, 1, 10_000),
+    "timeout": (float, 0.1, 86_400),
+    "seed": (int, 0, 2**63 - 1),
+    "sizes.factor": (float, 1, 1_000_000),
+    "nodes": (int, 1, 100_000),
+    "ranks_per_node": (int, 1, 1024),
+}
+_SCALARS = ("iters", "warmup", "samples.min", "samples.max", "precision", "cap", "launches", "timeout", "seed", "script",
+            "sizes.min", "sizes.max", "sizes.factor")  # fmt: skip
+_AXES = (*_CHOICES, "algorithm", "nodes", "ranks_per_node")
+
+
+def keys() -> list[str]:
+    """Every key that KEY=VALUE may name, but for env.NAME."""
+    return sorted([*_SCALARS, *_AXES, *algorithms.parameters()])
+
+
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """{"sizes": {"min": 1}} -> {"sizes.min": 1}; `env` stays a mapping."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key != "env":
+            flat.update({f"{key}.{inner}": item for inner, item in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> SweepConfig:
+    """Validate one composed recipe with the user's values on top. Raises `UsageError`."""
+    flat = flatten(composed)
+    env = flat.pop("env", None) or {}
+    for key in [*flat, *overrides.values]:
+        if key not in keys():
+            raise unknown("key", key, [*keys(), "env.NAME"])
+    for key, values in overrides.values.items():
+        if key in _SCALARS and len(values) != 1:
+            raise UsageError(f"{key} takes one value, not {len(values)}", hint="run one sweep for each")
+        flat[key] = values[0] if key in _SCALARS else values
+    axes = {key: _axis(key, flat.get(key)) for key in _AXES}
+    for key, choices in _CHOICES.items():
+        for value in axes[key]:
+            if value not in choices:
+                raise unknown(key, str(value), choices)
+    known = sorted({name for _, name in algorithms.TABLE})
+    for value in axes["algorithm"]:
+        if value != "all" and value not in known:
+            raise unknown("algorithm", str(value), [*known, "all"])
+    numbers = {key: _number(key, flat[key]) for key in _NUMBERS if key in _SCALARS and key != "iters"}
+    size_min, size_max = parse_size(flat["sizes.min"]), parse_size(flat["sizes.max"])
+    if size_min < 1:
+        raise UsageError(f"sizes.min is {size_min}", hint="the smallest size is 1 byte")
+    if size_min > size_max:
+        raise UsageError(
+            f"sizes.min {flat['sizes.min']} is above sizes.max {flat['sizes.max']}", hint="swap -b and -e, or raise -e"
+        )
+    if numbers["sizes.factor"] <= 1 and size_min != size_max:
+        raise UsageError(f"sizes.factor is {flat['sizes.factor']}", hint="a factor above 1, e.g. 2 or 4")
+    if numbers["samples.min"] > numbers["samples.max"]:
+        raise UsageError(
+            f"samples.min {numbers['samples.min']} is above samples.max {numbers['samples.max']}", hint="lower one of them"
+        )
+    params = {
+        key: [_whole(key, value) for value in _axis(key, flat[key])] for key in algorithms.parameters() if key in flat
+    }
+    return SweepConfig(
+        recipe=Path(recipe).stem,
+        transport=axes["transport"],
+        collective=axes["collective"],
+        algorithm=axes["algorithm"],
+        params=params,
+        dtype=axes["dtype"],
+        mode=axes["mode"],
+        buffers=axes["buffers"],
+        cache=axes["cache"],
+        nodes=[_number("nodes", value) for value in axes["nodes"]],
+        ranks_per_node=[_number("ranks_per_node", value) for value in axes["ranks_per_node"]],
+        env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
+        size_min=size_min,
+        size_max=size_max,
+        size_factor=max(numbers["sizes.factor"], 1.000001) if size_min != size_max else 2.0,
+        iters=None if flat["iters"] is None else _number("iters", flat["iters"]),
+        warmup=numbers["warmup"],
+        samples_min=numbers["samples.min"],
+        samples_max=numbers["samples.max"],
+        precision=numbers["precision"],
+        cap=numbers["cap"],
+        launches=numbers["launches"],
+        timeout=numbers["timeout"],
+        seed=numbers["seed"],
+        script=_script(flat.get("script")),
+    )
+
+
+def _axis(key: str, value: Any) -> list[Any]:
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values or any(item is None for item in values):
+        raise UsageError(f"{key} has no value", hint=f"write {key}=VALUE")
+    unique = list(dict.fromkeys(values))
+    return unique
+
+
+def _whole(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{key} is {value!r}", hint="a whole number")
+    return value
+
+
+def _number(key: str, value: Any) -> Any:
+    kind, smallest, largest = _NUMBERS[key]
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or isinstance(value, int))
+    if not fits or not smallest <= value <= largest:
+        noun = "a whole number" if kind is int else "a number"
+        raise UsageError(f"{key} is {value!r}", hint=f"{noun} from {smallest:g} to {largest:g}")
+    return kind(value)
+
+
+def _script(value: Any) -> str:
+    """The script's JSON, canonical, so that equal scripts make equal case ids."""
+    if value is None:
+        return ""
+    path = Path(str(value))
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UsageError(f"cannot read the script {str(path)!r}: {error.strerror}", hint="script=FILE.json") from error
+    from commbench.transports.scripted import Script
+
+    Script.from_json(text)
+    return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,87 @@
+"""Everything that is said to a person: on stderr, from the parent only. The one place that uses rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from commbench.records import Row, Status
+from commbench.units import format_seconds, format_size
+
+_PLAIN_EVERY_S = 10.0
+
+
+def stderr_console() -> Console:
+    """Honours NO_COLOR, FORCE_COLOR, TERM=dumb and pipes."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_error(message: str, hint: str) -> None:
+    """One `error:` line and one `hint:` line."""
+    console = stderr_console()
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    if hint:
+        console.print(Text.assemble(("hint: ", "cyan"), hint))
+
+
+class Talk:
+    """Live progress with the time left on a terminal; a plain line now and then elsewhere. A context manager."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._console = stderr_console()
+        self._quiet = quiet
+        self._verbose = verbose
+        live = self._console.is_terminal and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" and not quiet
+        self._progress = (
+            Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.completed:.0f} of {task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+                console=self._console,
+                transient=True,
+                refresh_per_second=2,  # drawing takes time from the ranks
+            )
+            if live
+            else None
+        )
+        self._task = self._progress.add_task("starting", total=1, left="") if self._progress else None
+        self._said = 0.0
+        self._last_what = ""
+
+    def __enter__(self) -> Self:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
+        left = "" if seconds_left is None else f"about {format_seconds(seconds_left)} left"
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, description=what, left=left)
+        elif not self._quiet and (what != self._last_what or time.monotonic() - self._said > _PLAIN_EVERY_S):
+            self._said = time.monotonic()
+            self._last_what = what
+            self._console.print(f"{what}: {done} of {total} measurements{', ' + left if left else ''}")
+
+    def row(self, row: Row) -> None:
+        if self._verbose and row.status is Status.OK:
+            self.note(f"{row.label}, {format_size(row.size_bytes)}: {row.time_us:.1f} us, {row.busbw_gbps:.3f} GB/s")
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(Text(text))
+
+    def flush(self) -> None:
+        sys.stderr.flush()

@@ -1,0 +1,58 @@
+"""The order of a launch: what the parent writes to disk and every rank reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from commbench.records import Case, Outer, from_dict
+from commbench.store import write_atomically
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    run_dir: str
+    attempt: str
+    launch: int
+    outer: Outer
+    cases: tuple[Case, ...]
+    parent_pid: int = 0
+    parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
+
+    @property
+    def folder(self) -> Path:
+        """Logs and events of this launch."""
+        return Path(self.run_dir) / "logs" / self.attempt
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        layout = self.outer.layout
+        return {
+            "script": self.outer.script,
+            "layout": (layout.nodes, layout.ranks_per_node),
+            "seed": self.cases[0].seed,
+            "launch": self.launch,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "cases": [asdict(case) for case in self.cases]})
+
+    @staticmethod
+    def from_json(text: str) -> Order:
+        raw = json.loads(text)
+        raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
+        raw["outer"] = from_dict(Outer, raw["outer"])
+        return Order(**raw)
+
+    def save(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "order.json"
+        write_atomically(path, self.to_json())
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Order:
+        return Order.from_json(Path(path).read_text())

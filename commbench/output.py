@@ -1,0 +1,156 @@
+"""stdout is data: rows as a table with `#` comment lines, as JSON lines, or as CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from commbench.records import Row, Status, to_json
+from commbench.units import format_size
+
+FORMATS = ("table", "json", "csv")
+
+
+class Writer(Protocol):
+    def row(self, row: Row) -> None:
+        """A case has finished."""
+        ...
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        """The sweep has ended; `rows` are all of its rows in the plan's order."""
+        ...
+
+
+class JsonWriter:
+    """One object a line, as cases finish."""
+
+    def row(self, row: Row) -> None:
+        sys.stdout.write(to_json(row) + "\n")
+        sys.stdout.flush()
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        return None
+
+
+class CsvWriter:
+    """A header, then one line a case, as cases finish."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def row(self, row: Row) -> None:
+        values = dataclasses.asdict(row)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(values), lineterminator="\n")
+        if not self._begun:
+            writer.writeheader()
+            self._begun = True
+        writer.writerow({k: json.dumps(v) if isinstance(v, dict) else v for k, v in values.items()})
+        sys.stdout.write(buffer.getvalue())
+        sys.stdout.flush()
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        return None
+
+
+class TableWriter:
+    """A table for people, at the end; awk and pandas (`comment="#"`) read it too."""
+
+    def row(self, row: Row) -> None:
+        return None
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        sys.stdout.write(table(rows, meta))
+        sys.stdout.flush()
+
+
+WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "csv": CsvWriter}
+
+_COLUMNS = (
+    ("size", 10),
+    ("algorithm", -18),
+    ("time_us", 10),
+    ("low", 10),
+    ("high", 10),
+    ("algbw", 9),
+    ("busbw", 9),
+    ("bound", 9),
+    ("of_bound", 8),
+    ("host_us", 9),
+    ("samples", 7),
+    ("stop", -9),
+    ("status", -13),
+)
+
+
+def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
+    """Rows in groups that share everything but size and algorithm, smallest size first."""
+    lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", f"# {meta['machine_text']}"]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        env = tuple(row.env.items())
+        key = (row.transport, row.collective, row.dtype, row.mode, row.buffers, row.cache, row.nodes, row.ranks, env)
+        groups.setdefault(key, []).append(row)
+    for (transport, collective, dtype, mode, buffers, cache, nodes, ranks, env), members in groups.items():
+        settings = "".join(f", {name}={value}" for name, value in env)
+        lines += [
+            "#",
+            f"# {collective} over {transport}, {dtype}, {mode}, {buffers} buffers, {cache} cache, "
+            f"{nodes} nodes x {ranks // nodes} ranks{settings}",
+            f"# {_explain(members)}",
+            "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:],
+        ]
+        ordered = sorted(members, key=lambda row: row.size_bytes)
+        lines += ["  ".join(_cell(text, width) for text, (_, width) in zip(_cells(row), _COLUMNS, strict=True)).rstrip() for row in ordered]  # fmt: skip
+    failed = [row for row in rows if row.status is not Status.OK and row.reason]
+    lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
+    return "\n".join(lines) + "\n"
+
+
+def _explain(rows: Sequence[Row]) -> str:
+    ok = [row for row in rows if row.status is Status.OK]
+    if not ok:
+        return "no case has numbers"
+    launches = max(row.launches for row in ok)
+    if all(row.interval_of == "launches" for row in ok):
+        of = f"95 % interval over {launches} launches"
+    else:
+        of = f"95 % interval of samples in {launches} launches; the spread between launches is NOT in it"
+    bound = "" if any(row.bound_gbps for row in ok) else "; no bound: no link rate is declared or measured"
+    return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
+
+
+def _cells(row: Row) -> list[str]:
+    size = format_size(row.size_bytes).replace(" ", "")
+    if row.status is not Status.OK:
+        return [size, row.label.replace(" ", ","), *["-"] * 10, row.status.value]
+    bound = "-" if row.bound_gbps is None else _number(row.bound_gbps)
+    fraction = "-" if row.bound_fraction is None else f"{100 * row.bound_fraction:.0f}%"
+    return [
+        size,
+        row.label.replace(" ", ","),
+        *(_number(value) for value in (row.time_us, row.time_us_low, row.time_us_high, row.algbw_gbps, row.busbw_gbps)),
+        bound,
+        fraction,
+        _number(row.host_us),
+        str(row.samples),
+        row.stop_reason or "-",
+        row.status.value,
+    ]
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits, never an exponent."""
+    if value is None:
+        return "-"
+    digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3 if value >= 1 else 4
+    return f"{value:.{digits}f}"
+
+
+def _cell(text: str, width: int) -> str:
+    return text.ljust(-width) if width < 0 else text.rjust(width)

@@ -1,0 +1,31 @@
+"""Plots: functions from rows to figures. A new one is one file and one line in `TABLE`. Nothing here knows torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commbench.plots.curves import curves
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+# name -> function of (rows, metadata) that gives figures by file name.
+TABLE: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], dict[str, Figure]]] = {
+    "curves": curves,
+}
+
+
+def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw every plot that the rows allow, as PNG and SVG; returns the PNG files."""
+    written = []
+    for function in TABLE.values():
+        for name, figure in function(frame, meta).items():
+            out.mkdir(parents=True, exist_ok=True)
+            for suffix in ("svg", "png"):
+                path = out / f"{name}.{suffix}"
+                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
+    return written

@@ -1,0 +1,230 @@
+"""The data model: Case, Measurement, Row. Plain records that travel between stages as one JSON object a line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from commbench.layout import Layout
+from commbench.spec import Spec
+
+T = TypeVar("T")
+
+# History of the run folder's format:
+# 1  first version
+FORMAT_VERSION = 1
+
+
+class Status(StrEnum):
+    """How a case ended. Only `ok` has numbers."""
+
+    OK = "ok"
+    SKIPPED = "skipped"  # cannot run here; the reason says why
+    WRONG_RESULT = "wrong_result"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    """The axes that need a launch of their own."""
+
+    transport: str
+    nodes: int
+    ranks_per_node: int
+    env: dict[str, str] = field(default_factory=dict)
+    script: str = ""  # of the scripted transport: its JSON
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.nodes, self.ranks_per_node)
+
+    @property
+    def key(self) -> str:
+        return digest(dataclasses.asdict(self))
+
+    def __str__(self) -> str:
+        env = "".join(f", {name}={value}" for name, value in self.env.items())
+        return f"{self.transport}, {self.nodes} nodes x {self.ranks_per_node} ranks{env}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How long to measure. `iters` fixes the number of samples and turns the adaptive stop off."""
+
+    warmup: int
+    iters: int | None
+    samples_min: int
+    samples_max: int
+    precision: float  # relative half-width of the median's 95 % interval within a launch
+    cap_s: float  # seconds of one measurement, warm-ups included
+    launches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One point to measure."""
+
+    outer: Outer
+    collective: str
+    algorithm: str
+    params: dict[str, int] = field(default_factory=dict)
+    mode: str
+    buffers: str
+    cache: str
+    dtype: str
+    size_bytes: int
+    seed: int
+    policy: Policy
+
+    @property
+    def case_id(self) -> str:
+        """The same for the same measurement, whenever and wherever it is made."""
+        return digest(dataclasses.asdict(self))
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(
+            collective=self.collective,
+            dtype=self.dtype,
+            size_bytes=self.size_bytes,
+            layout=self.outer.layout,
+            params=self.params,
+            buffers=self.buffers,
+        )
+
+    @property
+    def label(self) -> str:
+        """The algorithm with its parameters: `pairwise window=2`."""
+        return " ".join([self.algorithm, *(f"{key}={value}" for key, value in self.params.items())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One case in one launch: the unit of storage and of resume."""
+
+    case_id: str
+    launch: int
+    attempt: str  # which process group measured it; names the file that holds its samples
+    order: int  # its place in that process group
+    status: Status
+    reason: str = ""
+    warmup: int = 0
+    samples: int = 0
+    calls_per_sample: int = 0
+    time_us: float | None = None  # median over samples of the maximum over ranks
+    time_us_mean: float | None = None  # median over samples of the mean over ranks
+    time_us_p95: float | None = None
+    host_us: float | None = None  # median over samples of the maximum over ranks
+    stop_reason: str = ""
+    wrong: int | None = None
+    scratch_bytes: int = 0
+    buffer_pairs: int = 0
+    elapsed_s: float = 0.0
+    link_gbps: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One finished case, over all its launches: what `--format json` prints."""
+
+    case_id: str
+    status: Status
+    reason: str
+    collective: str
+    algorithm: str
+    params: dict[str, int]
+    transport: str
+    mode: str
+    buffers: str
+    cache: str
+    dtype: str
+    size_bytes: int
+    ranks: int
+    nodes: int
+    env: dict[str, str]
+    launches: int
+    samples: int
+    time_us: float | None
+    time_us_low: float | None
+    time_us_high: float | None
+    interval_of: str | None
+    time_us_mean: float | None
+    time_us_p95: float | None
+    host_us: float | None
+    algbw_gbps: float | None
+    busbw_gbps: float | None
+    bound_gbps: float | None
+    bound_fraction: float | None
+    inter_bytes: int
+    intra_bytes: int
+    scratch_bytes: int
+    wrong: int | None
+    stop_reason: str | None
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.algorithm, *(f"{key}={value}" for key, value in self.params.items())])
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def to_json(record: Any) -> str:
+    """One line. NaN and infinity are refused: a number that was not measured is null."""
+    return json.dumps(dataclasses.asdict(record), separators=(",", ":"), allow_nan=False)
+
+
+def from_dict(cls: type[T], raw: Any) -> T:
+    """A record from parsed JSON; `ValueError` names the field that is missing, unknown or of the wrong type."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object of {cls.__name__}, found {type(raw).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if extra := raw.keys() - known.keys():
+        raise ValueError(f"unknown field {sorted(extra)[0]!r} of {cls.__name__}")
+    values = {}
+    for name, f in known.items():
+        if name not in raw:
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+                raise ValueError(f"field {name!r} of {cls.__name__} is missing")
+            continue
+        values[name] = _convert(name, hints[name], raw[name])
+    return cls(**values)
+
+
+def _convert(name: str, hint: Any, value: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type[Any], hint), value)
+    if origin is dict and isinstance(value, dict):
+        inner = typing.get_args(hint)[1]
+        return {key: _convert(f"{name}.{key}", inner, item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"field {name!r} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def parse_line(cls: type[T], line: str) -> T:
+    return from_dict(cls, json.loads(line))

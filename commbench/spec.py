@@ -1,0 +1,67 @@
+"""Spec: what an algorithm is asked to do. The one argument of `supports`, `steps` and `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from commbench.layout import LINK_CLASSES, Layout, LinkClass
+
+# Bytes per element. Algorithms that only move data see bytes; collectives and reductions alone know dtypes.
+DTYPES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int32": 4, "uint8": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One exchange: `size_bytes` is nccl-tests' size column, the bytes of one rank's whole buffer."""
+
+    collective: str
+    dtype: str
+    size_bytes: int
+    layout: Layout
+    params: Mapping[str, int] = field(default_factory=dict)
+    buffers: str = "plain"
+
+    @property
+    def ranks(self) -> int:
+        return self.layout.ranks
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes from one rank to one rank where all blocks are equal."""
+        return self.size_bytes // self.ranks
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype]
+
+
+class Send(NamedTuple):
+    """`nbytes` from rank `src` to rank `dst`; both are global ranks, never equal."""
+
+    src: int
+    dst: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Messages that one phase of an algorithm moves.
+
+    A rank enters the step when it has finished its own part of every step named in `after`; there is no barrier
+    between steps. The link class of a send follows from the layout, so that it is written down in one place only.
+    """
+
+    name: str
+    sends: tuple[Send, ...]
+    after: tuple[str, ...] = ()
+    chunk: int = 0
+
+
+def traffic_split(sends: list[Send], layout: Layout) -> dict[LinkClass, int]:
+    """Bytes per call over each link class, all ranks together."""
+    total: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
+    for src, dst, nbytes in sends:
+        total[layout.link(src, dst)] += nbytes
+    return total

@@ -1,0 +1,201 @@
+"""The run folder: written so that a kill at any moment loses no finished measurement and tears nothing.
+
+Whole files are replaced atomically. Lines are appended with one write and flushed to disk; a line without its newline
+was torn by a kill and is dropped, any other line that cannot be read is an error with its file and number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from commbench.errors import CorruptFile, UsageError
+from commbench.records import FORMAT_VERSION, Case, Measurement, Row, digest, from_dict, parse_line, to_json
+
+T = TypeVar("T")
+
+
+def write_atomically(path: Path, data: str | bytes) -> None:
+    """Whoever reads `path` finds the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def append_line(path: Path, line: str, *, durable: bool = True) -> None:
+    """One write, so that lines of several writers do not mix; on disk when this returns, if `durable`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode() + b"\n")
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
+    """Parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                yield parse(raw.decode())
+            except (ValueError, TypeError) as error:
+                raise CorruptFile(
+                    f"{path}:{number}: {error}",
+                    hint="the line is damaged or was edited: restore it, or measure again in a new run",
+                ) from error
+
+
+def repair(path: Path) -> bool:
+    """Cut off a torn last line, so that appending is safe again. True if there was one."""
+    if not path.exists():
+        return False
+    with open(path, "rb+") as file:
+        data = file.read()
+        if not data or data.endswith(b"\n"):
+            return False
+        file.truncate(data.rfind(b"\n") + 1)
+    return True
+
+
+class Lock:
+    """An flock that the kernel frees when its holder ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
+        """True when held; False if others still hold it after `wait_s` seconds."""
+        self._file = open(self._path, "ab")  # noqa: SIM115 - held until release or the end of the process
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if time.monotonic() >= deadline:
+                    self._file.close()
+                    self._file = None
+                    return False
+                time.sleep(0.05)
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class RunFolder:
+    """`results/RUN_ID`: what was asked, what happened, and what came out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.measurements_path = path / "measurements.jsonl"
+        self.cases_path = path / "cases.jsonl"
+        self.plan_path = path / "plan.jsonl"
+        self.lock = Lock(path / ".lock")  # held by the sweep
+        self.ranks_lock = Lock(path / ".ranks.lock")  # shared by its ranks
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @classmethod
+    def create(cls, parent: Path, recipe: str) -> RunFolder:
+        """A new folder below `parent`. Raises `UsageError` if it cannot be written."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        path = parent / f"{stamp}-{recipe}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+            (path / "logs").mkdir()
+            (path / "samples").mkdir()
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {str(parent)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run. Raises `UsageError` where there is none, or one of another format."""
+        if not (path / "run.json").is_file():
+            raise UsageError(
+                f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest"
+            )
+        folder = cls(path.resolve())
+        version = folder.read_json("run.json").get("format_version")
+        if version != FORMAT_VERSION:
+            raise UsageError(
+                f"{path} has format {version}, this commbench reads {FORMAT_VERSION}",
+                hint="use the commbench version that wrote it",
+            )
+        return folder
+
+    def link_latest(self) -> None:
+        """`latest` beside the run folder points to it."""
+        temporary = self.path.parent / f".latest.{os.getpid()}"
+        try:
+            temporary.symlink_to(self.path.name)
+            os.replace(temporary, self.path.parent / "latest")
+        except OSError:  # a convenience: a file system without links does without
+            temporary.unlink(missing_ok=True)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged: start a new run") from error
+        if not isinstance(value, dict):
+            raise CorruptFile(f"{path}: no JSON object", hint="the run folder is damaged: start a new run")
+        return value
+
+    def write_json(self, name: str, value: Any) -> None:
+        write_atomically(self.path / name, json.dumps(value, indent=1) + "\n")
+
+    def write_plan(self, lines: list[dict[str, Any]]) -> str:
+        """Returns the plan's digest, by which a resume knows that nobody edited it."""
+        write_atomically(self.plan_path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+        return digest(lines)
+
+    def plan(self) -> tuple[list[tuple[Case, str]], str]:
+        """(case, reason to skip it or "") in order, and the digest."""
+        lines = list(read_lines(self.plan_path, json.loads))
+        planned = []
+        for number, line in enumerate(lines, 1):
+            try:
+                planned.append((from_dict(Case, line["case"]), str(line["skip"])))
+            except (ValueError, TypeError, KeyError) as error:
+                raise CorruptFile(f"{self.plan_path}:{number}: {error}", hint="the plan was edited: start a new run") from error
+        return planned, digest(lines)
+
+    def measurements(self) -> list[Measurement]:
+        return list(read_lines(self.measurements_path, lambda line: parse_line(Measurement, line)))
+
+    def append_measurement(self, measurement: Measurement) -> None:
+        append_line(self.measurements_path, to_json(measurement))
+
+    def rows(self) -> dict[str, Row]:
+        """The last row of each case: a case measured again replaces its earlier row."""
+        return {row.case_id: row for row in read_lines(self.cases_path, lambda line: parse_line(Row, line))}
+
+    def append_row(self, row: Row) -> None:
+        append_line(self.cases_path, to_json(row))
+
+    def samples_path(self, attempt: str) -> Path:
+        return self.path / "samples" / f"{attempt}.jsonl"

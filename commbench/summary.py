@@ -1,0 +1,131 @@
+"""From the measurements of a case to its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commbench import algorithms, collectives, stats
+from commbench.bound import bound_us
+from commbench.records import Case, Measurement, Row, Status
+from commbench.spec import traffic_split
+from commbench.stats import Floats
+from commbench.store import RunFolder, read_lines
+from commbench.units import gbps
+
+# What ended the sampling, best known first; a row shows the worst of its launches.
+_STOP_ORDER = ("iters", "precision", "samples", "cap")
+
+
+class Samples:
+    """Samples of a run, read from disk when asked for; each file is read once more only if it has grown."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._files: dict[Path, tuple[int, dict[str, Floats]]] = {}
+
+    def slowest_us(self, measurement: Measurement) -> Floats:
+        """Per sample, the maximum over ranks, microseconds."""
+        path = self._folder.samples_path(measurement.attempt)
+        size = path.stat().st_size if path.exists() else 0
+        known, by_case = self._files.get(path, (-1, {}))
+        if size != known:
+            by_case = dict(read_lines(path, _slowest))
+            self._files[path] = size, by_case
+        return by_case[measurement.case_id]
+
+
+def _slowest(line: str) -> tuple[str, Floats]:
+    raw = json.loads(line)
+    return raw["case_id"], np.array(raw["time_us"], dtype=float).max(axis=1)
+
+
+def skipped_row(case: Case, reason: str) -> Row:
+    return _row(case, Status.SKIPPED, reason, [])
+
+
+def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Row:
+    """The row of a finished case: the first failure if there was one, else the numbers of all launches."""
+    for measurement in measurements:
+        if measurement.status is not Status.OK:
+            return _row(case, measurement.status, measurement.reason, measurements, wrong=measurement.wrong)
+    medians = [float(m.time_us or 0.0) for m in measurements]
+    if len(measurements) >= stats.LAUNCHES_FOR_INTERVAL:
+        per_launch = [np.array([median]) for median in medians]  # only their medians are resampled
+    else:
+        per_launch = [samples.slowest_us(m) for m in measurements]
+    time_us = float(np.median(medians))
+    low, high, of = stats.interval(per_launch, seed=case.seed)
+    spec = case.spec
+    collective = collectives.get(case.collective)
+    factor = collective.busbw_factor(spec.ranks)
+    algbw = gbps(spec.size_bytes, time_us)
+    links = measurements[0].link_gbps
+    bound = gbps(spec.size_bytes, bound_us(collective.traffic(spec), spec.layout, links)) * factor if links else None
+    return _row(
+        case,
+        Status.OK,
+        "",
+        measurements,
+        time_us=time_us,
+        time_us_low=min(low, time_us),
+        time_us_high=max(high, time_us),
+        interval_of=of,
+        time_us_mean=_median([m.time_us_mean for m in measurements]),
+        time_us_p95=_median([m.time_us_p95 for m in measurements]),
+        host_us=_median([m.host_us for m in measurements]),
+        algbw_gbps=algbw,
+        busbw_gbps=algbw * factor,
+        bound_gbps=bound,
+        bound_fraction=algbw * factor / bound if bound else None,
+        wrong=0,
+        stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known and len(known) == len(values) else None
+
+
+def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
+    spec = case.spec
+    split = {"intra": 0, "inter": 0}
+    scratch = 0
+    if status is not Status.SKIPPED:
+        algorithm = algorithms.get(case.collective, case.algorithm)
+        split = dict(traffic_split([send for step in algorithm.steps(spec) for send in step.sends], spec.layout))
+        scratch = algorithm.scratch_bytes(spec)
+    values: dict[str, Any] = dict.fromkeys(
+        ("time_us", "time_us_low", "time_us_high", "interval_of", "time_us_mean", "time_us_p95", "host_us",
+         "algbw_gbps", "busbw_gbps", "bound_gbps", "bound_fraction", "wrong", "stop_reason")  # fmt: skip
+    )
+    values.update(numbers)
+    done = [m for m in measurements if m.status is Status.OK]
+    return Row(
+        case_id=case.case_id,
+        status=status,
+        reason=reason,
+        collective=case.collective,
+        algorithm=case.algorithm,
+        params=case.params,
+        transport=case.outer.transport,
+        mode=case.mode,
+        buffers=case.buffers,
+        cache=case.cache,
+        dtype=case.dtype,
+        size_bytes=case.size_bytes,
+        ranks=spec.ranks,
+        nodes=spec.layout.nodes,
+        env=case.outer.env,
+        launches=len({m.launch for m in done}),
+        samples=sum(m.samples for m in done),
+        inter_bytes=split["inter"],
+        intra_bytes=split["intra"],
+        scratch_bytes=scratch,
+        **values,
+    )

@@ -1,0 +1,65 @@
+"""Rows and samples as pandas frames and Parquet files: what plots and other people's notebooks read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from commbench.records import FORMAT_VERSION, Row
+from commbench.store import RunFolder, read_lines
+
+_METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
+
+
+def frame(rows: Sequence[Row], run_id: str) -> pd.DataFrame:
+    """One line per row: the columns of `Row` (params and env as text), `run` and `label`."""
+    lines = []
+    for row in rows:
+        line = dataclasses.asdict(row)
+        line["params"] = json.dumps(row.params)
+        line["env"] = " ".join(f"{name}={value}" for name, value in row.env.items())
+        line["status"] = row.status.value
+        lines.append({**line, "run": run_id, "label": row.label})
+    columns = [*(f.name for f in dataclasses.fields(Row)), "run", "label"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
+    _write(pa.Table.from_pandas(frame(rows, folder.run_id), preserve_index=False), folder.path / "results.parquet")
+
+
+def write_samples(folder: RunFolder) -> None:
+    """Gather the samples of all finished measurements: one line per (measurement, sample, rank), warm-ups marked."""
+    finished = {(m.attempt, m.case_id) for m in folder.measurements()}
+    columns: dict[str, list[object]] = {
+        name: [] for name in ("case_id", "launch", "attempt", "sample", "rank", "warmup", "time_us", "host_us")
+    }
+    for path in sorted((folder.path / "samples").glob("*.jsonl")):
+        for raw in read_lines(path, json.loads):
+            if (path.stem, raw["case_id"]) not in finished:
+                continue
+            for name, is_warmup in (("warmup_us", True), ("time_us", False)):
+                for sample, times in enumerate(raw[name]):
+                    for rank, time_us in enumerate(times):
+                        host = None if is_warmup else raw["host_us"][sample][rank]
+                        values = (raw["case_id"], raw["launch"], path.stem, sample, rank, is_warmup, time_us, host)
+                        for column, value in zip(columns.values(), values, strict=True):
+                            column.append(value)
+    schema = pa.schema(
+        [("case_id", pa.string()), ("launch", pa.int32()), ("attempt", pa.string()), ("sample", pa.int32()),
+         ("rank", pa.int32()), ("warmup", pa.bool_()), ("time_us", pa.float64()), ("host_us", pa.float64())]  # fmt: skip
+    )
+    _write(pa.table(columns, schema=schema), folder.path / "samples.parquet")
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **_METADATA}), temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,144 @@
+"""The protocols between algorithms, the timing loop and the libraries that move bytes.
+
+An `Array` is a flat buffer of bytes: a torch tensor of uint8 (gloo, nccl) or a numpy array of uint8 (mpi, scripted).
+Algorithms use only what both spell the same way, so one algorithm serves every transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, Self
+
+from commbench.data import Bytes
+from commbench.launch.environment import RankInfo
+from commbench.layout import LinkClass
+
+
+class Array(Protocol):
+    """The part of numpy's and torch's array interface that an algorithm may use. Views, never copies."""
+
+    def reshape(self, *shape: int) -> Self: ...
+
+    def swapaxes(self, axis0: int, axis1: int) -> Self: ...
+
+    def __getitem__(self, key: Any) -> Self: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+
+class Work(Protocol):
+    """A started exchange; `wait` returns when this rank's buffers may be used again (on a GPU: by the stream)."""
+
+    def wait(self) -> Any: ...
+
+
+class Done:
+    """A Work that has nothing left to wait for."""
+
+    def wait(self) -> None:
+        return None
+
+
+class Works:
+    """Several Works as one."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self._works = works
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
+
+
+class Message(NamedTuple):
+    """One side of a point-to-point message: the peer's rank in this communicator, and the bytes."""
+
+    peer: int
+    buffer: Array
+
+
+class Comm(Protocol):
+    """Ranks of one group and the ways to move bytes between them. `step` names the algorithm's step that this is."""
+
+    rank: int
+    size: int
+
+    def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
+        """Equal blocks: block i of `inp` goes to rank i, block i of `out` comes from rank i, the own one included."""
+        ...
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        """A batch of point-to-point messages, all in flight at once."""
+        ...
+
+    def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
+        """The group of `partition` that this rank is in. Every rank calls it with the same partition of ranks."""
+        ...
+
+    def empty(self, nbytes: int) -> Array:
+        """An uninitialised buffer of bytes, of the kind that this transport moves fastest."""
+        ...
+
+
+class Transport(Protocol):
+    """One rank's end of a library that moves bytes, with the clock and the votes that measuring needs."""
+
+    name: str
+    rank: int
+    size: int
+    world: Comm
+
+    @staticmethod
+    def before_fork(size: int) -> Any:
+        """Called once in the process that then forks `size` ranks: what they inherit and get as `shared`."""
+        ...
+
+    def connect(self, info: RankInfo, shared: Any = None) -> None: ...
+
+    def close(self) -> None: ...
+
+    def case_begins(self, labels: dict[str, Any]) -> None:
+        """Told before each case: what runs next, for logs and scripts."""
+        ...
+
+    def upload(self, array: Array, offset: int, data: Bytes) -> None:
+        """Write `data` into `array` from byte `offset`."""
+        ...
+
+    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
+        """`nbytes` bytes of `array` from `offset`, in host memory; valid until the next call."""
+        ...
+
+    def barrier(self) -> None:
+        """Untimed, before each sample."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all that this rank has enqueued is done (nothing to do where calls block)."""
+        ...
+
+    def mark(self) -> Any:
+        """A point in time on the clock that samples are taken with (an event on a GPU)."""
+        ...
+
+    def between_us(self, start: Any, end: Any) -> float:
+        """Microseconds between two marks; may be called after `synchronize` only."""
+        ...
+
+    def host_us(self) -> float:
+        """The host's clock, microseconds since an arbitrary point."""
+        ...
+
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+        """Every rank's `values` (equal counts), by rank: the one primitive of votes. Never inside a timed region."""
+        ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool: ...
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the libraries that are really loaded."""
+        ...
+
+    def link_gbps(self) -> dict[LinkClass, float] | None:
+        """Declared rate of each link class per rank and direction in GB/s, or None where nobody declared one."""
+        ...

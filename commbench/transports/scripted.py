@@ -1,0 +1,248 @@
+"""scripted: a transport whose times, faults and noise come from a script. No torch, a virtual clock, real bytes.
+
+It is what the tests measure with: a sweep over it takes the same path as any other, from the plan to the plot, and
+its right answer is known. The data really travel, over a mesh of sockets or threads, so that a planted fault (a byte
+flipped, two blocks swapped, last call's data, an output left untouched) meets the same check as a fault of a library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from commbench.data import Bytes
+from commbench.errors import UsageError, unknown
+from commbench.launch.environment import RankInfo
+from commbench.layout import LINK_CLASSES, Layout, LinkClass
+from commbench.transports.base import Array, Comm, Done, Message, Work
+from commbench.transports.mesh import Mesh, SocketPairs
+
+FAULTS = ("flip", "swap", "stale", "untouched", "hang", "out_of_memory", "crash")
+_FAULT_MATCHES = ("algorithm", "collective", "dtype", "size_bytes", "mode", "launch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """Times are alpha + bytes / rate per message, sent one after the other, times a factor and lognormal noise."""
+
+    alpha_us: dict[str, float] = field(default_factory=lambda: {"intra": 2.0, "inter": 10.0})
+    gbps: dict[str, float] = field(default_factory=lambda: {"intra": 10.0, "inter": 1.0})
+    factor: dict[str, float] = field(default_factory=dict)  # algorithm -> its times are multiplied by this
+    noise: float = 0.0  # sigma of the logarithm, per operation
+    launch_noise: float = 0.0  # sigma of the logarithm, drawn once per launch
+    pace_us: float = 0.0  # real time that each operation takes, for tests that interrupt it
+    declared: bool = True  # whether the rates are told as link rates, so that results have a bound
+    faults: tuple[dict[str, Any], ...] = ()  # kind, rank, from_op, and what of the case must match
+
+    @classmethod
+    def from_json(cls, text: str) -> Script:
+        try:
+            raw = json.loads(text or "{}")
+        except json.JSONDecodeError as error:
+            raise UsageError(f"the script is no JSON: {error}", hint="see docs/guide.md, 'The scripted transport'") from error
+        known = [f.name for f in fields(cls)]
+        for key in raw:
+            if key not in known:
+                raise unknown("key in the script", key, known)
+        for fault in raw.get("faults", ()):
+            if fault.get("kind") not in FAULTS:
+                raise unknown("fault", str(fault.get("kind")), FAULTS)
+            for key in fault:
+                if key not in ("kind", "rank", "from_op", *_FAULT_MATCHES):
+                    raise unknown("key of a fault", key, ("kind", "rank", "from_op", *_FAULT_MATCHES))
+        raw["faults"] = tuple(raw.get("faults", ()))
+        return cls(**raw)
+
+
+class Scripted:
+    """Buffers are flat numpy arrays of uint8. `log` and `allocated` count what algorithms do, if `counting` is set."""
+
+    name = "scripted"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.script = Script.from_json(options.get("script", ""))
+        self.layout = Layout(*options["layout"])
+        self.seed: int = options.get("seed", 0)
+        self.launch: int = options.get("launch", 0)
+        self.rank = self.size = 0
+        self.now_us = 0.0
+        self.counting = False
+        self.log: list[tuple[str, int, int, int]] = []  # (step, src, dst, bytes), this rank's sends
+        self.allocated: list[int] = []
+        self._labels: dict[str, Any] = {}
+        self._operations = 0
+        self._last: dict[tuple[str, int], bytes] = {}
+
+    @staticmethod
+    def before_fork(size: int) -> SocketPairs:
+        return SocketPairs(size)
+
+    def connect(self, info: RankInfo, shared: Any = None) -> None:
+        self.attach(shared.take(info.rank))
+
+    def attach(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.rank, self.size = mesh.rank, mesh.size
+        self.world: Comm = ScriptedComm(self, list(range(mesh.size)))
+        self._random = random.Random(f"{self.seed}/{self.launch}/{self.rank}")
+        drift = random.Random(f"{self.seed}/{self.launch}").gauss(0, self.script.launch_noise)
+        self._launch_factor = float(np.exp(drift))
+
+    def close(self) -> None:
+        return None
+
+    def case_begins(self, labels: dict[str, Any]) -> None:
+        self._labels = labels
+        self._operations = 0
+        self._last.clear()
+
+    def upload(self, array: Array, offset: int, data: Bytes) -> None:
+        assert isinstance(array, np.ndarray)
+        array[offset : offset + data.size] = data
+
+    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
+        assert isinstance(array, np.ndarray)
+        view: Bytes = array[offset : offset + nbytes]
+        return view
+
+    def barrier(self) -> None:
+        self.now_us = max(row[0] for row in self.all_gather([self.now_us]))
+
+    def synchronize(self) -> None:
+        return None
+
+    def mark(self) -> float:
+        return self.now_us
+
+    def between_us(self, start: float, end: float) -> float:
+        return end - start
+
+    def host_us(self) -> float:
+        return self.now_us
+
+    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+        mine = np.asarray(values, dtype=np.float64)
+        peers = [peer for peer in range(self.size) if peer != self.rank]
+        got = self.mesh.exchange(dict.fromkeys(peers, mine.tobytes()), peers)
+        got[self.rank] = mine.tobytes()
+        return [np.frombuffer(got[rank], dtype=np.float64).tolist() for rank in range(self.size)]
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def versions(self) -> dict[str, str]:
+        return {"scripted": "1"}
+
+    def link_gbps(self) -> dict[LinkClass, float] | None:
+        return {link: self.script.gbps[link] for link in LINK_CLASSES} if self.script.declared else None
+
+    # What the communicators call.
+
+    def fault(self, *kinds: str) -> str | None:
+        """The kind of the planted fault that strikes this rank now, if it is one of `kinds`."""
+        for fault in self.script.faults:
+            if (
+                fault["kind"] in kinds
+                and fault.get("rank", self.rank) == self.rank
+                and self._operations >= fault.get("from_op", 0)
+                and all(fault[key] == self._labels.get(key) for key in _FAULT_MATCHES if key in fault)
+            ):
+                return str(fault["kind"])
+        return None
+
+    def transfer(self, step: str, sends: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
+        """Move payloads between global ranks, advance the virtual clock, and apply faults to what arrives."""
+        match self.fault("hang", "crash"):
+            case "hang":
+                time.sleep(3600)
+            case "crash":
+                os._exit(7)
+        factor = self._launch_factor * self.script.factor.get(self._labels.get("algorithm", ""), 1.0)
+        if self.script.noise:
+            factor *= float(np.exp(self._random.gauss(0, self.script.noise)))
+        for peer, payload in sends.items():
+            link = self.layout.link(self.rank, peer)
+            self.now_us += factor * (self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3)
+            if self.counting:
+                self.log.append((step, self.rank, peer, len(payload)))
+        stamp = np.float64(self.now_us).tobytes()
+        arrived = self.mesh.exchange({peer: stamp + data for peer, data in sends.items()}, sources)
+        got = {}
+        for peer, data in arrived.items():
+            self.now_us = max(self.now_us, float(np.frombuffer(data[:8])[0]))  # not before it was sent
+            got[peer] = data[8:]
+        if self.script.pace_us:
+            time.sleep(self.script.pace_us / 1e6)
+        faulty = self._spoil(step, got)
+        self._operations += 1
+        return faulty
+
+    def _spoil(self, step: str, got: dict[int, bytes]) -> dict[int, bytes]:
+        kind = self.fault("flip", "swap", "stale", "untouched")
+        last = {peer: self._last.get((step, peer)) for peer in got}
+        for peer, data in got.items():
+            self._last[step, peer] = data
+        if kind is None or not got:
+            return got
+        if kind == "untouched":
+            return {}
+        if kind == "stale":
+            return {peer: data for peer, data in last.items() if data is not None}
+        first, *others = sorted(got)
+        if kind == "flip":
+            spoilt = bytearray(got[first])
+            spoilt[len(spoilt) // 2] ^= 1
+            return {**got, first: bytes(spoilt)}
+        if others:
+            return {**got, first: got[others[0]], others[0]: got[first]}
+        half = len(got[first]) // 2
+        return {first: got[first][half:] + got[first][:half]}
+
+
+class ScriptedComm:
+    """A group of global ranks over the transport's mesh."""
+
+    def __init__(self, transport: Scripted, ranks: list[int]) -> None:
+        self._transport = transport
+        self._ranks = ranks
+        self.rank = ranks.index(transport.rank)
+        self.size = len(ranks)
+
+    def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
+        out_blocks, in_blocks = out.reshape(self.size, -1), inp.reshape(self.size, -1)
+        peers = [peer for peer in range(self.size) if peer != self.rank]
+        self.exchange(
+            [Message(peer, in_blocks[peer]) for peer in peers],
+            [Message(peer, out_blocks[peer]) for peer in peers],
+            step=step,
+        )
+        if self._transport.fault("untouched") is None:
+            out_blocks[self.rank] = in_blocks[self.rank]
+        return Done()
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        payloads = {self._ranks[m.peer]: m.buffer.tobytes() for m in sends}  # type: ignore[attr-defined]
+        arrived = self._transport.transfer(step, payloads, [self._ranks[m.peer] for m in recvs])
+        for message in recvs:
+            data = arrived.get(self._ranks[message.peer])
+            if data is not None:
+                message.buffer[...] = np.frombuffer(data, dtype=np.uint8).reshape(message.buffer.shape)  # type: ignore[attr-defined]
+        return Done()
+
+    def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
+        mine = next(list(ranks) for ranks in partition if self._transport.rank in ranks)
+        return ScriptedComm(self._transport, mine)
+
+    def empty(self, nbytes: int) -> Array:
+        if self._transport.fault("out_of_memory"):
+            raise MemoryError(f"planted: {nbytes} bytes")
+        if self._transport.counting:
+            self._transport.allocated.append(nbytes)
+        return np.empty(nbytes, dtype=np.uint8)
