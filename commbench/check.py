@@ -35,9 +35,8 @@ def count_wrong(transport: Transport, array: Array, collective: Collective, spec
     for chunk in collective.expected_chunks(spec, transport.rank, seed=seed, salt=salt):
         differs = transport.download(array, offset, chunk.size) != chunk
         offset += chunk.size
-        if not carry.size and not differs.any():
-            if chunk.size % spec.itemsize == 0:
-                continue
+        if not carry.size and chunk.size % spec.itemsize == 0 and not differs.any():
+            continue
         differs = np.concatenate([carry, differs]) if carry.size else differs
         whole = differs.size // spec.itemsize * spec.itemsize
         wrong += int(differs[:whole].reshape(-1, spec.itemsize).any(axis=1).sum())

@@ -83,8 +83,21 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "nodes": (int, 1, 100_000),
     "ranks_per_node": (int, 1, 1024),
 }
-_SCALARS = ("iters", "warmup", "samples.min", "samples.max", "precision", "cap", "launches", "timeout", "seed", "script",
-            "sizes.min", "sizes.max", "sizes.factor")  # fmt: skip
+_SCALARS = (
+    "iters",
+    "warmup",
+    "samples.min",
+    "samples.max",
+    "precision",
+    "cap",
+    "launches",
+    "timeout",
+    "seed",
+    "script",
+    "sizes.min",
+    "sizes.max",
+    "sizes.factor",
+)
 _AXES = (*_CHOICES, "algorithm", "nodes", "ranks_per_node")
 
 
@@ -136,7 +149,8 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         raise UsageError(f"sizes.factor is {flat['sizes.factor']}", hint="a factor above 1, e.g. 2 or 4")
     if numbers["samples.min"] > numbers["samples.max"]:
         raise UsageError(
-            f"samples.min {numbers['samples.min']} is above samples.max {numbers['samples.max']}", hint="lower one of them"
+            f"samples.min {numbers['samples.min']} is above samples.max {numbers['samples.max']}",
+            hint="lower one of them",
         )
     params = {
         key: [_whole(key, value) for value in _axis(key, flat[key])] for key in algorithms.parameters() if key in flat
@@ -174,8 +188,7 @@ def _axis(key: str, value: Any) -> list[Any]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     if not values or any(item is None for item in values):
         raise UsageError(f"{key} has no value", hint=f"write {key}=VALUE")
-    unique = list(dict.fromkeys(values))
-    return unique
+    return list(dict.fromkeys(values))
 
 
 def _whole(key: str, value: Any) -> int:

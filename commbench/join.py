@@ -18,7 +18,7 @@ from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent
 from commbench.launch.order import Order
 from commbench.records import Measurement, Status
-from commbench.runner import Sweep
+from commbench.runner import Sweep, Tail
 from commbench.store import RunFolder
 from commbench.worker import run as run_rank
 from commbench.worker import start_rank
@@ -30,9 +30,9 @@ def run(request: sweep_command.Request, rank: RankInfo) -> int:
     die_with_parent()
     if reason := transports.missing("gloo"):
         raise EnvironmentProblem(f"joining {rank.launcher} needs torch", hint=reason)
-    import torch.distributed as dist
+    from commbench.transports.torch_dist import meet_by_environment
 
-    store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[no-untyped-call]
+    store = meet_by_environment()
     if rank.rank != 0:
         text = store.get(_KEY).decode()
         return start_rank(Order.from_json(text), rank, shared=store) if text else sweep_command.EXIT_USAGE
@@ -108,8 +108,6 @@ class _Watchdog(threading.Thread):
         self._timeout_s = timeout_s
 
     def run(self) -> None:
-        from commbench.runner import Tail
-
         events = Tail(self._order.folder / "events.jsonl", from_start=True)
         heard, running = time.monotonic(), ""
         while True:
@@ -134,4 +132,3 @@ class _Watchdog(threading.Thread):
                 )
                 os.write(2, f"error: {reason}; results so far: {self._folder.path}\n".encode())
                 os._exit(1)
-

@@ -167,7 +167,7 @@ def _measure(
         elif elapsed_us >= cap_us and len(times) >= min(FEWEST_SAMPLES, policy.samples_min):
             reason = "cap"
     return Timing(
-        warmup_us=np.array(warmup, dtype=float).reshape(len(warmup), -1),
+        warmup_us=np.array(warmup, dtype=float).reshape(-1, transport.size),
         time_us=np.array(times),
         host_us=np.array(hosts),
         calls_per_sample=calls,

@@ -103,10 +103,11 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
             f"# {collective} over {transport}, {dtype}, {mode}, {buffers} buffers, {cache} cache, "
             f"{nodes} nodes x {ranks // nodes} ranks{settings}",
             f"# {_explain(members)}",
-            "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:],
+            "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:].rstrip(),
         ]
-        ordered = sorted(members, key=lambda row: row.size_bytes)
-        lines += ["  ".join(_cell(text, width) for text, (_, width) in zip(_cells(row), _COLUMNS, strict=True)).rstrip() for row in ordered]  # fmt: skip
+        for row in sorted(members, key=lambda row: row.size_bytes):
+            cells = (_cell(text, width) for text, (_, width) in zip(_cells(row), _COLUMNS, strict=True))
+            lines.append("  ".join(cells).rstrip())
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
     lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
     return "\n".join(lines) + "\n"
@@ -116,11 +117,12 @@ def _explain(rows: Sequence[Row]) -> str:
     ok = [row for row in rows if row.status is Status.OK]
     if not ok:
         return "no case has numbers"
-    launches = max(row.launches for row in ok)
+    count = max(row.launches for row in ok)
+    launches = f"{count} launch{'es' if count > 1 else ''}"
     if all(row.interval_of == "launches" for row in ok):
-        of = f"95 % interval over {launches} launches"
+        of = f"95 % interval over {launches}"
     else:
-        of = f"95 % interval of samples in {launches} launches; the spread between launches is NOT in it"
+        of = f"95 % interval of samples in {launches}; the spread between launches is NOT in it"
     bound = "" if any(row.bound_gbps for row in ok) else "; no bound: no link rate is declared or measured"
     return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
 

@@ -72,16 +72,15 @@ def _cases(config: SweepConfig) -> Iterator[Case]:
 
 
 def _outers(config: SweepConfig) -> Iterator[Outer]:
-    for transport, nodes, ranks_per_node, *values in itertools.product(
-        config.transport, config.nodes, config.ranks_per_node, *config.env.values()
-    ):
-        yield Outer(
-            transport=transport,
-            nodes=nodes,
-            ranks_per_node=ranks_per_node,
-            env=dict(zip(config.env, values, strict=True)),
-            script=config.script if transport == "scripted" else "",
-        )
+    for transport, nodes, ranks_per_node in itertools.product(config.transport, config.nodes, config.ranks_per_node):
+        for values in itertools.product(*config.env.values()):
+            yield Outer(
+                transport=transport,
+                nodes=nodes,
+                ranks_per_node=ranks_per_node,
+                env=dict(zip(config.env, values, strict=True)),
+                script=config.script if transport == "scripted" else "",
+            )
 
 
 def _sizes(config: SweepConfig, collective: str, ranks: int) -> list[int]:

@@ -15,7 +15,9 @@ def run(runs: Sequence[Path], out: Path | None) -> int:
     folders = [RunFolder.open(path) for path in runs]
     rows = [list(folder.rows().values()) for folder in folders]
     if not any(row.status is Status.OK for of_run in rows for row in of_run):
-        raise UsageError("these runs have no finished case with numbers", hint="resume them: commbench sweep --resume RUN")
+        raise UsageError(
+            "these runs have no finished case with numbers", hint="resume them: commbench sweep --resume RUN"
+        )
     import pandas as pd
 
     from commbench import plots, tables
@@ -31,7 +33,9 @@ def run(runs: Sequence[Path], out: Path | None) -> int:
     try:
         paths = plots.draw(pd.concat(frames, ignore_index=True), meta, target)
     except OSError as error:
-        raise UsageError(f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR") from error
+        raise UsageError(
+            f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"
+        ) from error
     for path in paths:
         stderr_console().print(f"plot: {path}")
     return 0

@@ -76,7 +76,9 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
                 value_list = plain if isinstance(plain, list) else [plain]
         except HydraException as error:
             first = str(error).splitlines()[0]
-            raise UsageError(f"cannot read {word!r}: {first}", hint="quote values with special signs: key='a=b'") from error
+            raise UsageError(
+                f"cannot read {word!r}: {first}", hint="quote values with special signs: key='a=b'"
+            ) from error
         key = override.key_or_group
         if key in options:
             for choice in value_list:
@@ -143,4 +145,6 @@ def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
         return configs
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"recipe {recipe!r} does not compose: {first}", hint="compare it with sweeps/recipe/quick.yaml") from error
+        raise UsageError(
+            f"recipe {recipe!r} does not compose: {first}", hint="compare it with sweeps/recipe/quick.yaml"
+        ) from error

@@ -272,4 +272,3 @@ class Tail:
         self._offset += len(whole)
         parsed = [json.loads(line) for line in whole.splitlines()]
         return [from_dict(cls, raw) for raw in parsed] if cls else parsed
-

@@ -134,9 +134,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run. Raises `UsageError` where there is none, or one of another format."""
         if not (path / "run.json").is_file():
-            raise UsageError(
-                f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest"
-            )
+            raise UsageError(f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest")
         folder = cls(path.resolve())
         version = folder.read_json("run.json").get("format_version")
         if version != FORMAT_VERSION:
@@ -181,7 +179,9 @@ class RunFolder:
             try:
                 planned.append((from_dict(Case, line["case"]), str(line["skip"])))
             except (ValueError, TypeError, KeyError) as error:
-                raise CorruptFile(f"{self.plan_path}:{number}: {error}", hint="the plan was edited: start a new run") from error
+                raise CorruptFile(
+                    f"{self.plan_path}:{number}: {error}", hint="the plan was edited: start a new run"
+                ) from error
         return planned, digest(lines)
 
     def measurements(self) -> list[Measurement]:

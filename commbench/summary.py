@@ -11,6 +11,7 @@ import numpy as np
 
 from commbench import algorithms, collectives, stats
 from commbench.bound import bound_us
+from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import Case, Measurement, Row, Status
 from commbench.spec import traffic_split
 from commbench.stats import Floats
@@ -19,6 +20,24 @@ from commbench.units import gbps
 
 # What ended the sampling, best known first; a row shows the worst of its launches.
 _STOP_ORDER = ("iters", "precision", "samples", "cap")
+
+
+# What only a case that is `ok` has.
+_NUMBERS = (
+    "time_us",
+    "time_us_low",
+    "time_us_high",
+    "interval_of",
+    "time_us_mean",
+    "time_us_p95",
+    "host_us",
+    "algbw_gbps",
+    "busbw_gbps",
+    "bound_gbps",
+    "bound_fraction",
+    "wrong",
+    "stop_reason",
+)
 
 
 class Samples:
@@ -94,16 +113,13 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
     spec = case.spec
-    split = {"intra": 0, "inter": 0}
+    split: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
     if status is not Status.SKIPPED:
         algorithm = algorithms.get(case.collective, case.algorithm)
-        split = dict(traffic_split([send for step in algorithm.steps(spec) for send in step.sends], spec.layout))
+        split = traffic_split([send for step in algorithm.steps(spec) for send in step.sends], spec.layout)
         scratch = algorithm.scratch_bytes(spec)
-    values: dict[str, Any] = dict.fromkeys(
-        ("time_us", "time_us_low", "time_us_high", "interval_of", "time_us_mean", "time_us_p95", "host_us",
-         "algbw_gbps", "busbw_gbps", "bound_gbps", "bound_fraction", "wrong", "stop_reason")  # fmt: skip
-    )
+    values: dict[str, Any] = dict.fromkeys(_NUMBERS)
     values.update(numbers)
     done = [m for m in measurements if m.status is Status.OK]
     return Row(

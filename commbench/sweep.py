@@ -78,9 +78,7 @@ def run(request: Request) -> int:
     return _measure(request, folder, sweep, talk)
 
 
-def configure(
-    words: Sequence[str], forced: Mapping[str, Any] | None = None
-) -> tuple[str, list[config.SweepConfig]]:
+def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> tuple[str, list[config.SweepConfig]]:
     """The recipe's name and one validated config per combination of group choices.
 
     `forced` values take the place of the recipe's, but not of the user's own.
@@ -251,7 +249,9 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, writer: output.Wri
         for path in plots.draw(tables.frame(rows, folder.run_id), meta, folder.path / "plots"):
             talk.note(f"plot: {_short(path)}")
     ok = sum(row.status is Status.OK for row in rows)
-    talk.note(f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}")
+    talk.note(
+        f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
+    )
     if failed:
         talk.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
     return EXIT_FAILED if failed else EXIT_OK

@@ -15,6 +15,18 @@ import pyarrow.parquet as pq
 from commbench.records import FORMAT_VERSION, Row
 from commbench.store import RunFolder, read_lines
 
+_SAMPLES = pa.schema(
+    [
+        ("case_id", pa.string()),
+        ("launch", pa.int32()),
+        ("attempt", pa.string()),
+        ("sample", pa.int32()),
+        ("rank", pa.int32()),
+        ("warmup", pa.bool_()),
+        ("time_us", pa.float64()),
+        ("host_us", pa.float64()),
+    ]
+)
 _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 
 
@@ -38,9 +50,7 @@ def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
 def write_samples(folder: RunFolder) -> None:
     """Gather the samples of all finished measurements: one line per (measurement, sample, rank), warm-ups marked."""
     finished = {(m.attempt, m.case_id) for m in folder.measurements()}
-    columns: dict[str, list[object]] = {
-        name: [] for name in ("case_id", "launch", "attempt", "sample", "rank", "warmup", "time_us", "host_us")
-    }
+    columns: dict[str, list[object]] = {name: [] for name in _SAMPLES.names}
     for path in sorted((folder.path / "samples").glob("*.jsonl")):
         for raw in read_lines(path, json.loads):
             if (path.stem, raw["case_id"]) not in finished:
@@ -52,11 +62,7 @@ def write_samples(folder: RunFolder) -> None:
                         values = (raw["case_id"], raw["launch"], path.stem, sample, rank, is_warmup, time_us, host)
                         for column, value in zip(columns.values(), values, strict=True):
                             column.append(value)
-    schema = pa.schema(
-        [("case_id", pa.string()), ("launch", pa.int32()), ("attempt", pa.string()), ("sample", pa.int32()),
-         ("rank", pa.int32()), ("warmup", pa.bool_()), ("time_us", pa.float64()), ("host_us", pa.float64())]  # fmt: skip
-    )
-    _write(pa.table(columns, schema=schema), folder.path / "samples.parquet")
+    _write(pa.table(columns, schema=_SAMPLES), folder.path / "samples.parquet")
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -21,7 +21,7 @@ from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.memory import available_bytes, buffer_pairs
-from commbench.records import Case, Measurement, Status, to_json
+from commbench.records import Case, Measurement, Status
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
 from commbench.transports.base import Transport

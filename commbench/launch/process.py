@@ -25,7 +25,7 @@ class Process:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - no threads hold locks here, and it only calls prctl
+                preexec_fn=die_with_parent,  # only calls prctl, so it is safe between fork and exec
             )
 
     def ended(self) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from commbench.plots.style import COLOURS, MARKERS, caption, size_axis, value_axis
+from commbench.plots.style import COLOURS, MARKERS, UPRIGHT_TICKS, caption, size_axis, value_axis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,9 @@ def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
     ok = frame[frame["status"] == "ok"]
     figures = {}
     for key, rows in ok.groupby(_FIGURE_KEYS, sort=False):
-        setting = dict(zip(_FIGURE_KEYS, key, strict=True))
-        words = [setting["collective"], setting["transport"], f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"]
+        setting: dict[str, Any] = {name: value for name, value in zip(_FIGURE_KEYS, key, strict=True)}  # noqa: C416
+        layout = f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
+        words = [setting["collective"], setting["transport"], layout]
         words += [setting[name] for name in ("dtype", "mode") if setting[name]]
         words += [setting["cache"]] if setting["cache"] != "warm" else []
         words += [setting["buffers"]] if setting["buffers"] != "plain" else []
@@ -37,8 +38,11 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     figure = Figure(figsize=(10.5, 4.9))
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
-    for index, (label, line) in enumerate(rows.groupby("label", sort=False)):
-        line = line.sort_values("size_bytes")
+    lines = list(rows.groupby("label", sort=False))
+    for index, (label, unsorted) in enumerate(lines):
+        line = unsorted.sort_values("size_bytes")
+        # Side by side, so that no interval hides behind another.
+        at = line["size_bytes"] * 2 ** (0.12 * (index - (len(lines) - 1) / 2))
         style: dict[str, Any] = {
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
@@ -49,11 +53,11 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
             "label": label,
         }
         time, low, high = line["time_us"], line["time_us_low"], line["time_us_high"]
-        latency.errorbar(line["size_bytes"], time, yerr=[time - low, high - time], **style)
+        latency.errorbar(at, time, yerr=[time - low, high - time], **style)
         # The interval is one of times; bandwidth is computed from its ends.
         busbw = line["busbw_gbps"]
         bars = [busbw - busbw * time / high, busbw * time / low - busbw]
-        bandwidth.errorbar(line["size_bytes"], busbw, yerr=bars, **style)
+        bandwidth.errorbar(at, busbw, yerr=bars, **style)
     bound = rows.dropna(subset=["bound_gbps"]).drop_duplicates("size_bytes").sort_values("size_bytes")
     if len(bound):
         dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
@@ -66,14 +70,19 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     handles, labels = latency.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=min(len(labels), 6), frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.945))  # fmt: skip
+    columns = min(len(labels), 6)
+    figure.legend(
+        handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.945)
+    )
     figure.suptitle(_title(setting), fontsize=12, y=0.985)
     launches = int(rows["launches"].max())
     of = "launches" if (rows["interval_of"] == "launches").all() else "samples"
-    spread = f"over {launches} launches" if of == "launches" else f"of samples within {launches} launches only"
+    counted = f"{launches} launch{'es' if launches > 1 else ''}"
+    spread = f"over {counted}" if of == "launches" else f"of samples within {counted} only"
     note = f"points: median of the slowest rank's time; bars: 95 % interval {spread}"
     caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
-    figure.subplots_adjust(left=0.075, right=0.985, top=0.82, bottom=0.255, wspace=0.2)
+    tilted = len(sizes) > UPRIGHT_TICKS
+    figure.subplots_adjust(left=0.085, right=0.985, top=0.82, bottom=0.26 if tilted else 0.205, wspace=0.22)
     return figure
 
 

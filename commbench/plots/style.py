@@ -15,6 +15,7 @@ from commbench.units import format_size
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _MOST_TICKS = 12
+UPRIGHT_TICKS = 6  # more labels than this are tilted
 
 
 def size_axis(axes: Axes, sizes: Sequence[int]) -> None:
@@ -24,7 +25,7 @@ def size_axis(axes: Axes, sizes: Sequence[int]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(list(sizes)[::every]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(value)))
-    axes.tick_params(axis="x", labelrotation=35 if len(sizes) > 6 else 0)
+    axes.tick_params(axis="x", labelrotation=35 if len(sizes) > UPRIGHT_TICKS else 0)
     axes.set_xlabel("size (bytes of one rank's buffer)")
 
 

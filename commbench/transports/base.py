@@ -6,7 +6,7 @@ Algorithms use only what both spell the same way, so one algorithm serves every 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from commbench.data import Bytes
@@ -87,6 +87,10 @@ class Transport(Protocol):
     rank: int
     size: int
     world: Comm
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """`options` is what `Order.transport_options` gives."""
+        ...
 
     @staticmethod
     def before_fork(size: int) -> Any:

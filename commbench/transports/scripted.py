@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -46,7 +46,9 @@ class Script:
         try:
             raw = json.loads(text or "{}")
         except json.JSONDecodeError as error:
-            raise UsageError(f"the script is no JSON: {error}", hint="see docs/guide.md, 'The scripted transport'") from error
+            raise UsageError(
+                f"the script is no JSON: {error}", hint="see docs/guide.md, 'The scripted transport'"
+            ) from error
         known = [f.name for f in fields(cls)]
         for key in raw:
             if key not in known:
@@ -104,13 +106,10 @@ class Scripted:
         self._last.clear()
 
     def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        assert isinstance(array, np.ndarray)
         array[offset : offset + data.size] = data
 
     def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        assert isinstance(array, np.ndarray)
-        view: Bytes = array[offset : offset + nbytes]
-        return view
+        return cast(Bytes, array[offset : offset + nbytes])
 
     def barrier(self) -> None:
         self.now_us = max(row[0] for row in self.all_gather([self.now_us]))
@@ -245,4 +244,4 @@ class ScriptedComm:
             raise MemoryError(f"planted: {nbytes} bytes")
         if self._transport.counting:
             self._transport.allocated.append(nbytes)
-        return np.empty(nbytes, dtype=np.uint8)
+        return cast(Array, np.empty(nbytes, dtype=np.uint8))

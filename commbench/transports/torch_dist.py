@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
@@ -18,6 +19,11 @@ from commbench.transports.base import Array, Comm, Message, Work, Works
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 _LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
+
+
+def meet_by_environment() -> Any:
+    """The key-value store that MASTER_ADDR and MASTER_PORT name; once per process, as rank 0 may have to host it."""
+    return next(rendezvous("env://"))[0]
 
 
 class TorchComm:
@@ -31,7 +37,7 @@ class TorchComm:
         self.size = dist.get_world_size(group)
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
-        work: Work = dist.all_to_all_single(out, inp, group=self._group, async_op=True)  # type: ignore[arg-type]
+        work: Work = dist.all_to_all_single(out, inp, group=self._group, async_op=True)
         return work
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
@@ -62,7 +68,7 @@ class Gloo:
 
     name = "gloo"
 
-    def __init__(self, options: dict[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any]) -> None:
         self.rank = self.size = 0
 
     @staticmethod
@@ -74,9 +80,9 @@ class Gloo:
         if shared is not None:
             store = shared
         elif info.rendezvous == "env://":
-            store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[no-untyped-call]
+            store = meet_by_environment()
         else:
-            store = dist.FileStore(info.rendezvous, info.size)
+            store = dist.FileStore(info.rendezvous, info.size)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=_LIBRARY_TIMEOUT)
         world = dist.group.WORLD
         assert world is not None

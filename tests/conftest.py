@@ -1,0 +1,106 @@
+"""Ranks for tests: threads over the scripted transport, or forked processes over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commbench.transports.mesh import ThreadMesh, thread_meshes
+from commbench.transports.scripted import Scripted
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ThreadRanks:
+    """What `before_fork` gives, for ranks that are threads."""
+
+    def __init__(self, size: int) -> None:
+        self._meshes = thread_meshes(size)
+
+    def take(self, rank: int) -> ThreadMesh:
+        return self._meshes[rank]
+
+
+def in_threads(size: int, function: Callable[[int], Any], *, timeout: float = 60) -> list[Any]:
+    """function(rank) in one thread per rank; the results by rank, or the first exception."""
+    results: list[Any] = [None] * size
+    errors: list[BaseException] = []
+
+    def body(rank: int) -> None:
+        try:
+            results[rank] = function(rank)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=body, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), "a rank hangs"
+    return results
+
+
+def scripted_ranks(
+    nodes: int, ranks_per_node: int, function: Callable[[Scripted], Any], *, script: dict[str, Any] | None = None
+) -> list[Any]:
+    """function(transport) on every rank of a scripted world of threads; its counters are on."""
+    size = nodes * ranks_per_node
+    meshes = thread_meshes(size)
+
+    def body(rank: int) -> Any:
+        transport = Scripted({"script": json.dumps(script or {}), "layout": (nodes, ranks_per_node)})
+        transport.attach(meshes[rank])
+        transport.counting = True
+        return function(transport)
+
+    return in_threads(size, body)
+
+
+def commbench(*words: str, cwd: Path, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """The real command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "commbench", *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=kwargs.pop("timeout", 120),
+        check=False,
+        **kwargs,
+    )
+
+
+def only_run(parent: Path) -> Path:
+    """The one run folder below `parent`."""
+    (run,) = (path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+    return run
+
+
+@pytest.fixture
+def write_script(tmp_path: Path) -> Callable[..., Path]:
+    """A script file for transport=scripted."""
+
+    def write(**values: Any) -> Path:
+        path = tmp_path / "script.json"
+        path.write_text(json.dumps(values))
+        return path
+
+    return write
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folder is the tier: tests/unit -> unit, tests/gloo -> gloo."""
+    for item in items:
+        tier = Path(item.path).parent.name
+        item.add_marker(getattr(pytest.mark, tier))

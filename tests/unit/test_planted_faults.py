@@ -1,0 +1,114 @@
+"""Planted wrong results: every fault in every algorithm is caught, before or after timing, and has no numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commbench import algorithms
+from commbench.launch.environment import RankInfo
+from commbench.launch.order import Order
+from commbench.records import Case, Measurement, Outer, Policy, Status
+from commbench.store import RunFolder
+from commbench.worker import run
+from tests.conftest import ThreadRanks, in_threads
+
+POLICY = Policy(warmup=2, iters=6, samples_min=5, samples_max=50, precision=0.05, cap_s=1.0, launches=1)
+KINDS = ("flip", "swap", "stale", "untouched")
+LAYOUTS = ((2, 2), (3, 2), (2, 3), (2, 4))
+
+
+def measure(tmp_path: Path, case: Case, faults: list[dict[str, Any]]) -> tuple[Measurement, RunFolder]:
+    """One case on thread ranks, as a launch would measure it."""
+    outer = dataclasses.replace(case.outer, script=json.dumps({"faults": faults}))
+    case = dataclasses.replace(case, outer=outer)
+    folder = RunFolder.create(tmp_path, "test")
+    order = Order(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=(case,))
+    order.save()
+    size = outer.layout.ranks
+    shared = ThreadRanks(size)
+
+    def rank(index: int) -> None:
+        info = RankInfo(rank=index, size=size, local_rank=index, local_size=size, launcher="threads")
+        run(order, info, shared=shared)
+
+    in_threads(size, rank)
+    (measurement,) = folder.measurements()
+    return measurement, folder
+
+
+def case_of(algorithm: str, layout: tuple[int, int], mode: str = "isolated", blocks: int = 4, **other: Any) -> Case:
+    found = algorithms.get("all_to_all", algorithm)
+    return Case(
+        outer=Outer(transport="scripted", nodes=layout[0], ranks_per_node=layout[1]),
+        collective="all_to_all",
+        algorithm=algorithm,
+        params={key: default for key, (default, _) in found.params.items()},
+        mode=mode,
+        buffers="plain",
+        cache=other.get("cache", "warm"),
+        dtype=other.get("dtype", "fp32"),
+        size_bytes=layout[0] * layout[1] * 16 * blocks,
+        seed=11,
+        policy=POLICY,
+    )
+
+
+def planted() -> list[tuple[str, str, int]]:
+    """50: each kind in each algorithm three times, and two more."""
+    names = algorithms.names("all_to_all")
+    every = [(kind, name, number) for kind in KINDS for name in names for number in range(3)]
+    return [*every, ("flip", "direct", 3), ("swap", "bruck", 3)]
+
+
+@pytest.mark.parametrize(("kind", "algorithm", "number"), planted())
+def test_a_wrong_result_is_never_timed(tmp_path: Path, kind: str, algorithm: str, number: int) -> None:
+    rng = random.Random(f"{kind}{algorithm}{number}")
+    layout = rng.choice(LAYOUTS)
+    case = case_of(algorithm, layout, rng.choice(("isolated", "pipelined")), rng.randint(1, 9))
+    # From the first operation (caught before timing) or from one inside the timed loop (caught after it).
+    per_call = len(algorithms.get("all_to_all", algorithm).steps(case.spec))
+    start = 0 if number == 0 else per_call * rng.randint(2, 9)
+    fault = {"kind": kind, "rank": rng.randrange(layout[0] * layout[1]), "from_op": start}
+    measurement, folder = measure(tmp_path, case, [fault])
+    assert measurement.status is Status.WRONG_RESULT
+    assert measurement.wrong and measurement.wrong > 0
+    assert measurement.time_us is None and measurement.samples == 0
+    assert not list((folder.path / "samples").iterdir()), "samples of a wrong result were kept"
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names("all_to_all"))
+def test_without_a_fault_it_is_timed(tmp_path: Path, algorithm: str) -> None:
+    measurement, _ = measure(tmp_path, case_of(algorithm, (2, 2)), [])
+    assert measurement.status is Status.OK and measurement.wrong == 0 and measurement.samples == 6
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+def test_rotated_buffers_are_checked_too(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 4096)
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache=cache), [])
+    assert measurement.status is Status.OK
+    assert measurement.buffer_pairs == (1 if cache == "warm" else 16)
+
+
+def test_one_flipped_byte_is_one_wrong_element(tmp_path: Path) -> None:
+    measurement, _ = measure(tmp_path, case_of("direct", (1, 2), dtype="fp32"), [{"kind": "flip", "rank": 0}])
+    assert measurement.wrong == 1
+
+
+def test_out_of_memory_on_one_rank_is_agreed_on_by_all(tmp_path: Path) -> None:
+    measurement, _ = measure(tmp_path, case_of("bruck", (2, 2)), [{"kind": "out_of_memory", "rank": 3}])
+    assert measurement.status is Status.OUT_OF_MEMORY
+    assert measurement.reason.startswith("rank 3")
+
+
+def test_more_than_the_machine_has_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commbench.worker.available_bytes", lambda: 1000)
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [])
+    assert measurement.status is Status.OUT_OF_MEMORY
+    assert "4 ranks x 512 B on this host, 1000 B available" in measurement.reason
