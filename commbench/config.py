@@ -49,6 +49,24 @@ class SweepConfig:
     seed: int
     script: str
 
+    def as_keys(self) -> dict[str, Any]:
+        """The keys as a recipe would set them, so that a run's config.yaml is a recipe itself."""
+        return {
+            **{key: getattr(self, key) for key in _AXES},
+            **self.params,
+            "env": self.env,
+            "sizes": {"min": self.size_min, "max": self.size_max, "factor": self.size_factor},
+            "iters": self.iters,
+            "warmup": self.warmup,
+            "samples": {"min": self.samples_min, "max": self.samples_max},
+            "precision": self.precision,
+            "cap": self.cap,
+            "launches": self.launches,
+            "timeout": self.timeout,
+            "seed": self.seed,
+            "script": self.script or None,
+        }
+
     @property
     def sizes(self) -> list[int]:
         """Bytes, ascending, before rounding to what a collective can split."""
@@ -79,7 +97,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "launches": (int, 1, 10_000),
     "timeout": (float, 0.1, 86_400),
     "seed": (int, 0, 2**63 - 1),
-    "sizes.factor": (float, 1, 1_000_000),
+    "sizes.factor": (float, 1, 1e15),
     "nodes": (int, 1, 100_000),
     "ranks_per_node": (int, 1, 1024),
 }
@@ -210,11 +228,12 @@ def _script(value: Any) -> str:
     """The script's JSON, canonical, so that equal scripts make equal case ids."""
     if value is None:
         return ""
-    path = Path(str(value))
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UsageError(f"cannot read the script {str(path)!r}: {error.strerror}", hint="script=FILE.json") from error
+    text = str(value)
+    if not text.lstrip().startswith("{"):  # a run's config.yaml holds the script itself
+        try:
+            text = Path(text).read_text()
+        except OSError as error:
+            raise UsageError(f"cannot read the script {value!r}: {error.strerror}", hint="script=FILE.json") from error
     from commbench.transports.scripted import Script
 
     Script.from_json(text)

@@ -286,7 +286,8 @@ def machine_text(machine: Mapping[str, Any]) -> str:
 
 
 def _show(configs: Sequence[config.SweepConfig]) -> str:
-    return yaml.safe_dump_all([asdict(item) for item in configs], sort_keys=False)
+    text: str = yaml.safe_dump_all([item.as_keys() for item in configs], sort_keys=False)
+    return "# @package _global_\n" + text
 
 
 def _dry_run(request: Request, planned: Sequence[PlannedCase]) -> None:

@@ -27,6 +27,8 @@ from commbench.store import RunFolder, append_line, write_atomically
 from commbench.transports.base import Transport
 from commbench.units import format_size
 
+RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
+
 
 class Events(measure.Progress):
     """Rank 0's running commentary, by which the parent knows what is going on and what hangs."""
@@ -226,7 +228,7 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
         traceback.print_exc()
         details = {"rank": info.rank, "error": traceback.format_exc(limit=0).strip().splitlines()[-1]}
         append_line(order.folder / "failures.jsonl", json.dumps(details), durable=False)
-        return 1
+        return RANK_FAILED
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -67,7 +67,9 @@ def scripted_ranks(
     return in_threads(size, body)
 
 
-def commbench(*words: str, cwd: Path, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def commbench(
+    *words: str, cwd: Path, env: dict[str, str] | None = None, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
     """The real command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "commbench", *words],

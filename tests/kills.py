@@ -63,7 +63,7 @@ def kill_and_resume(seed: int, out: Path, words: list[str], *, longest_s: float)
     """One round; returns what was killed and when. Asserts that nothing is lost, doubled or left running."""
     rng = random.Random(seed)
     random.seed(seed)
-    victim, delay = rng.choice(VICTIMS), rng.uniform(0.3, longest_s)
+    victim, delay = rng.choice(VICTIMS), rng.uniform(0.4, longest_s)
     out.mkdir()
     command = [sys.executable, "-m", "commbench", "sweep", *words, "--out", str(out), "--no-plots", "--format", "json"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from commbench import transports
@@ -17,7 +18,9 @@ from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.store import append_line
-from commbench.worker import start_rank
+from commbench.worker import RANK_FAILED, start_rank
+
+_GRACE_S = 0.3  # from the first failed rank to the end of the others: time to tell what they saw
 
 
 def command(order_path: Path, order: Order) -> list[str]:
@@ -52,23 +55,46 @@ def main() -> None:
 
 
 def _wait(order: Order, ranks: dict[int, int]) -> int:
-    """Reap all ranks. The first that fails is written down, and the others are killed: they wait for it in vain."""
-    code = 0
+    """Reap all ranks; 0 if all ended well. If one fails, the others, who wait for it in vain, are ended.
+
+    Ranks that end hard (by a signal, or without a Python error) are written to exits.jsonl: others fail because of
+    them. Ranks that raise write failures.jsonl themselves, before their peers can notice.
+    """
+    failed = False
+    deadline = float("inf")
     while ranks:
-        pid, status = os.wait()
-        rank = ranks.pop(pid, None)
-        if rank is None or status == 0 or code:
+        pid, status = os.waitpid(-1, os.WNOHANG if failed else 0)
+        if pid == 0:
+            if time.monotonic() > deadline:
+                for other in ranks:
+                    os.kill(other, signal.SIGKILL)
+                return _reap(ranks)
+            time.sleep(0.01)
             continue
-        code = 1
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            what = f"was killed by signal {number} ({signal.Signals(number).name})"
-        else:
-            what = f"exited with code {os.WEXITSTATUS(status)}"
-        append_line(order.folder / "exits.jsonl", json.dumps({"rank": rank, "what": what}), durable=False)
-        for other in ranks:
-            os.kill(other, signal.SIGKILL)
-    return code
+        rank = ranks.pop(pid, None)
+        if rank is None or status == 0:
+            continue
+        if not failed:
+            failed, deadline = True, time.monotonic() + _GRACE_S
+        if what := _hard_end(status):
+            append_line(order.folder / "exits.jsonl", json.dumps({"rank": rank, "what": what}), durable=False)
+    return 1 if failed else 0
+
+
+def _hard_end(status: int) -> str:
+    """What happened to a rank that had no chance to tell, in words; "" for one that told itself."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"was killed by signal {number} ({signal.Signals(number).name})"
+    code = os.WEXITSTATUS(status)
+    return "" if code == RANK_FAILED else f"exited with code {code}"
+
+
+def _reap(ranks: dict[int, int]) -> int:
+    while ranks:
+        pid, _ = os.wait()
+        ranks.pop(pid, None)
+    return 1
 
 
 if __name__ == "__main__":

@@ -67,7 +67,9 @@ def test_more_noise_takes_more_samples() -> None:
 
 def test_the_cap_is_kept_within_one_batch() -> None:
     call_us = 11.024
-    (result, _) = timing({"precision": 1e-9, "samples_max": 100_000, "cap_s": 100 * call_us / 1e6}, script={"noise": 0.01})
+    (result, _) = timing(
+        {"precision": 1e-9, "samples_max": 100_000, "cap_s": 100 * call_us / 1e6}, script={"noise": 0.01}
+    )
     assert result.stop_reason == "cap"
     assert 95 <= result.time_us.shape[0] + result.warmup_us.shape[0] <= 110
 

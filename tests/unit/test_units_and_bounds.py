@@ -37,7 +37,10 @@ def test_seconds() -> None:
     assert [format_seconds(s) for s in (0.42, 59.6, 200, 7500)] == ["0.4 s", "60 s", "3 min 20 s", "2 h 05 min"]
 
 
-@pytest.mark.parametrize(("nodes", "per_node", "rate", "ceiling"), [(2, 8, 50, 93.75), (4, 8, 50, 64.58), (8, 8, 50, 56.25), (2, 8, 12.5, 23.44)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("nodes", "per_node", "rate", "ceiling"),
+    [(2, 8, 50, 93.75), (4, 8, 50, 64.58), (8, 8, 50, 56.25), (2, 8, 12.5, 23.44)],
+)
 def test_network_bound_is_the_known_ceiling(nodes: int, per_node: int, rate: float, ceiling: float) -> None:
     """busbw <= B (n - 1) / (n - g): the worked examples of nccl-tests' discussions (NVIDIA/nccl-tests#130)."""
     layout = Layout(nodes, per_node)

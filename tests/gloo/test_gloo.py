@@ -1,0 +1,125 @@
+"""The same sweep over torch's gloo: every algorithm and dtype checked, the launchers, joining torchrun, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY, commbench, only_run
+from tests.kills import family, kill_and_resume
+
+FEW = ("launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
+
+
+def rows_of(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "layout", ["nodes=1 ranks_per_node=2,3,5", "nodes=2 ranks_per_node=2", "nodes=3 ranks_per_node=2"]
+)
+def test_every_algorithm_and_dtype_is_right(tmp_path: Path, layout: str) -> None:
+    words = ["dtype=fp32,fp16,bf16,int32,uint8", "algorithm=all", "window=1,2"]
+    result = commbench(
+        *("sweep", "quick", *words, *layout.split(), *FEW, "-b", "1K", "-e", "64K", "-f", "64"), cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(result)
+    assert {row["status"] for row in rows} <= {"ok", "skipped"}
+    assert {row["algorithm"] for row in rows if row["status"] == "ok"} >= {"direct", "pairwise", "bruck"}
+    if "nodes=1" not in layout:
+        assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_cold_buffers_and_pipelined_calls(tmp_path: Path) -> None:
+    words = ("cache=cold", "mode=isolated,pipelined", "-b", "64K", "-e", "64K")
+    result = commbench("sweep", "quick", *words, *FEW, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path / "results")
+    measured = [json.loads(line) for line in (run / "measurements.jsonl").read_text().splitlines()]
+    assert len(measured) == 8 and min(line["buffer_pairs"] for line in measured) > 1
+    assert {line["calls_per_sample"] for line in measured} == {1, 20}
+
+
+def test_torchrun_as_a_subprocess_and_joined_give_the_same_cases(tmp_path: Path) -> None:
+    words = ("quick", "algorithm=direct,bruck", "-e", "1K", *FEW)
+    child = commbench("sweep", *words, "nodes=1", "ranks_per_node=2", "--launcher", "torchrun", cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    joined = torchrun(2, "sweep", *words, cwd=tmp_path)
+    assert joined.returncode == 0, joined.stderr
+    local = commbench("sweep", *words, "nodes=1", "ranks_per_node=2", cwd=tmp_path)
+    keys = [{(row["case_id"], row["status"]) for row in rows_of(result)} for result in (child, joined, local)]
+    assert keys[0] == keys[1] == keys[2] and len(keys[0]) == 2
+
+
+def torchrun(ranks: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+         "-m", "commbench", *words],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ranks_per_node=3",), "torchrun started 2 ranks, but nodes x ranks_per_node is 1 x 3"),
+        (("env.A=1,2",), "2 set-ups were asked for"),
+        (("transport=scripted",), "does not run under --launcher torchrun"),
+        (("algorithm=nope",), "unknown algorithm 'nope'"),
+    ],
+)
+def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    result = torchrun(2, "sweep", "quick", *words, cwd=tmp_path)
+    assert result.returncode != 0
+    assert result.stderr.count("\nerror: ") + result.stderr.startswith("error: ") == 1, result.stderr
+    assert message in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    words = [sys.executable, "-m", "commbench", "sweep", "quick", "launches=2", "-e", "8K", "--no-plots"]
+    sweep = subprocess.Popen(
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("results/*/measurements.jsonl")):
+        assert time.monotonic() < deadline, "nothing was measured"
+        time.sleep(0.05)
+    sweep.send_signal(number)
+    _, error = sweep.communicate(timeout=30)
+    assert sweep.returncode == 130, error
+    run = only_run(tmp_path / "results")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert f"commbench sweep --resume results/{run.name}" in error
+    assert "Traceback" not in error
+    assert not family(run.name), "ranks are left"
+    resumed = commbench("sweep", "--resume", str(run), "--format", "json", "--no-plots", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {row["status"] for row in rows_of(resumed)} == {"ok"}
+
+
+def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
+    words = ("algorithm=direct", "-b", "1K", "-e", "64G", "-f", "67108864", *FEW)
+    result = commbench("sweep", "quick", *words, cwd=tmp_path)
+    assert result.returncode == 1
+    small, large = sorted(rows_of(result), key=lambda row: row["size_bytes"])
+    assert small["status"] == "ok"
+    assert large["status"] == "out_of_memory" and "available" in large["reason"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
+    words = ["quick", "launches=2", "iters=3", "-e", "8K"]
+    kill_and_resume(seed, tmp_path / "out", words, longest_s=6.0)

@@ -1,0 +1,297 @@
+"""Sweeps over the scripted transport, end to end: what is on disk, what is printed, and what a resume accepts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from commbench import metadata
+from commbench.cli import _main
+from commbench.errors import CorruptFile
+from commbench.records import Row, Status
+from commbench.store import RunFolder, append_line, read_lines, repair, write_atomically
+from tests.conftest import commbench, only_run
+
+QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished run of 8 cases in 6 launches, with its stdout beside it."""
+    parent = tmp_path_factory.mktemp("finished")
+    (parent / "script.json").write_text(json.dumps({"noise": 0.05, "launch_noise": 0.02}))
+    result = commbench(*QUICK, "script=script.json", "--out", "out", "--format", "json", cwd=parent)
+    assert result.returncode == 0, result.stderr
+    run = only_run(parent / "out")
+    (run / "stdout").write_text(result.stdout)
+    return run
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / finished.name))
+
+
+DESIGNED = {
+    "case_id", "status", "collective", "algorithm", "params", "transport", "mode", "buffers", "dtype", "size_bytes",
+    "ranks", "nodes", "launches", "samples", "time_us", "time_us_low", "time_us_high", "interval_of", "time_us_p95",
+    "host_us", "algbw_gbps", "busbw_gbps", "bound_gbps", "bound_fraction", "inter_bytes", "intra_bytes",
+    "scratch_bytes", "wrong", "stop_reason", "time_us_mean",
+}  # fmt: skip
+
+
+def test_json_has_one_object_a_case_with_every_promised_field(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "stdout").read_text().splitlines()]
+    assert len(rows) == 8
+    for row in rows:
+        assert row.keys() >= DESIGNED
+        assert row["status"] == "ok" and row["launches"] == 6 and row["interval_of"] == "launches"
+        assert row["time_us_low"] <= row["time_us"] <= row["time_us_high"]
+        assert row["time_us_mean"] <= row["time_us"]
+        assert row["algbw_gbps"] == pytest.approx(row["size_bytes"] / row["time_us"] / 1e3)
+        assert row["busbw_gbps"] == pytest.approx(row["algbw_gbps"] * 3 / 4)
+        assert row["bound_fraction"] == pytest.approx(row["busbw_gbps"] / row["bound_gbps"])
+        assert row["stop_reason"] in ("precision", "samples", "cap")
+
+
+def test_the_rows_are_what_the_samples_say(finished: Path) -> None:
+    """Recomputed from samples.parquet alone: median over launches of the median of the maximum over ranks."""
+    samples = pd.read_parquet(finished / "samples.parquet")
+    results = pd.read_parquet(finished / "results.parquet").set_index("case_id")
+    timed = samples[~samples["warmup"]]
+    slowest = timed.groupby(["case_id", "launch", "sample"])["time_us"].max()
+    expected = slowest.groupby(["case_id", "launch"]).median().groupby("case_id").median()
+    assert np.allclose(expected.loc[results.index], results["time_us"], atol=1e-3)
+    assert (samples[samples["warmup"]].groupby(["case_id", "launch", "rank"]).size() == 3).all()
+    assert timed.groupby("case_id").size().loc[results.index].eq(results["samples"] * 4).all()
+
+
+def test_traffic_split_of_a_row(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "cases.jsonl").read_text().splitlines()]
+    direct = next(row for row in rows if row["algorithm"] == "direct" and row["size_bytes"] == 1024)
+    # 2 x 2 ranks, blocks of 256 B: each rank sends 1 block inside its node and 2 to the other
+    assert (direct["intra_bytes"], direct["inter_bytes"]) == (4 * 256, 8 * 256)
+    two_d = next(row for row in rows if row["algorithm"] == "2d_intra_first" and row["size_bytes"] == 1024)
+    assert (two_d["intra_bytes"], two_d["inter_bytes"]) == (8 * 256, 8 * 256)
+    assert two_d["scratch_bytes"] == 1024 and direct["scratch_bytes"] == 0
+
+
+def test_the_folder_holds_what_it_should(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {"run.json", "config.yaml", "env.json", "topology.json", "plan.jsonl", "measurements.jsonl",
+                     "cases.jsonl", "samples.parquet", "results.parquet", "plots", "logs"}  # fmt: skip
+    assert [path.name for path in (finished / "plots").glob("*.png")] == ["all_to_all-scripted-2x2-fp32-isolated.png"]
+    assert json.loads((finished / "run.json").read_text())["status"] == "finished"
+    assert (finished.parent / "latest").resolve() == finished
+    ranks = [json.loads(path.read_text()) for path in (finished / "logs").glob("000-*/rank-*.json")]
+    assert len(ranks) == 4 and all(rank["affinity"] for rank in ranks)
+
+
+def test_plot_draws_again_and_compares_two(finished: Path, tmp_path: Path) -> None:
+    assert _main(["plot", str(finished), "--out", str(tmp_path / "one")]) == 0
+    assert _main(["plot", str(finished), str(finished), "--out", str(tmp_path / "two")]) == 0
+    assert len(list((tmp_path / "one").glob("*.png"))) == len(list((tmp_path / "two").glob("*.svg"))) == 1
+
+
+def test_table_and_csv_on_stdout_only_data(tmp_path: Path) -> None:
+    result = commbench(*QUICK, "launches=1", "iters=4", "--no-plots", cwd=tmp_path)
+    data = [line for line in result.stdout.splitlines() if not line.startswith("#")]
+    assert len(data) == 8 and all(len(line.split()) == 13 and line.endswith("ok") for line in data)
+    header = next(line for line in result.stdout.splitlines() if line.startswith("#") and "algbw" in line)
+    assert len(header.lstrip("#").split()) == 13
+    assert "spread between launches is NOT in it" in result.stdout
+    result = commbench(*QUICK, "launches=1", "iters=4", "--no-plots", "--format", "csv", "-q", cwd=tmp_path)
+    assert result.stderr == ""
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert len(rows) == 8 and set(rows[0]) == {f.name for f in dataclasses.fields(Row)}
+
+
+def test_a_case_that_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    result = commbench(
+        *QUICK, "nodes=1", "ranks_per_node=4", "launches=1", "iters=3", "--format", "json", "--no-plots", cwd=tmp_path
+    )
+    assert result.returncode == 0
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    skipped = [row for row in rows if row["status"] == "skipped"]
+    assert {row["algorithm"] for row in skipped} == {"2d_intra_first"} and len(skipped) == 2
+    assert all("two levels need" in row["reason"] and row["time_us"] is None for row in skipped)
+
+
+@pytest.mark.parametrize("kind", ["flip", "out_of_memory", "crash", "hang"])
+def test_a_bad_case_ends_alone(tmp_path: Path, kind: str, write_script: Callable[..., Path]) -> None:
+    fault = {"kind": kind, "rank": 2, "algorithm": "bruck", "size_bytes": 1024}
+    script = write_script(faults=[fault if kind == "out_of_memory" else {**fault, "from_op": 5}])
+    words = (*QUICK, f"script={script}", "launches=2", "iters=3", "timeout=2", "--format", "json", "--no-plots")
+    result = commbench(*words, cwd=tmp_path)
+    assert result.returncode == 1, result.stderr
+    rows = {(row["algorithm"], row["size_bytes"]): row for row in map(json.loads, result.stdout.splitlines())}
+    assert len(rows) == 8
+    bad = rows.pop(("bruck", 1024))
+    expected = {"flip": "wrong_result", "out_of_memory": "out_of_memory", "crash": "error", "hang": "timeout"}[kind]
+    assert bad["status"] == expected and bad["reason"] and bad["time_us"] is None
+    assert {row["status"] for row in rows.values()} == {"ok"} and {row["launches"] for row in rows.values()} == {2}
+    if kind == "crash":
+        assert "rank 2 exited with code 7" in bad["reason"] and "rank-2.log" in result.stderr
+
+
+def test_a_launch_that_never_starts_fails_its_cases_only_after_a_second_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = commbench(
+        *QUICK, "launches=1", "iters=3", "--format", "json", "--no-plots", cwd=tmp_path,
+        env={"PYTHONSTARTUP": "", "PYTHONPATH": f"{_sabotage(tmp_path)}:{Path(__file__).parents[2]}"},
+    )  # fmt: skip
+    assert result.returncode == 1
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {row["status"] for row in rows} == {"error"} and "the launch did not start" in rows[0]["reason"]
+    assert len(list((only_run(tmp_path / "results") / "logs").iterdir())) == 2
+
+
+def _sabotage(tmp_path: Path) -> Path:
+    """A sitecustomize that ends every launcher process at once."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nif 'commbench.launch.local' in sys.orig_argv: raise SystemExit('sabotaged')\n"
+    )
+    return folder
+
+
+# Resume
+
+
+def test_resume_of_a_finished_run_measures_nothing(copy: Path) -> None:
+    before = (copy / "measurements.jsonl").read_bytes()
+    result = commbench("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 8
+    assert (copy / "measurements.jsonl").read_bytes() == before
+
+
+def test_resume_finishes_what_is_missing_and_nothing_else(copy: Path) -> None:
+    lines = (copy / "measurements.jsonl").read_text().splitlines(keepends=True)
+    kept = lines[:31]
+    (copy / "measurements.jsonl").write_text("".join(kept) + lines[31][:40])  # the last one torn
+    (copy / "cases.jsonl").unlink()
+    result = commbench("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert "cut off when the run was killed" in result.stderr
+    after = (copy / "measurements.jsonl").read_text().splitlines(keepends=True)
+    assert after[:31] == kept and len(after) == 48
+    assert len({(m["case_id"], m["launch"]) for m in map(json.loads, after)}) == 48
+    assert len(result.stdout.splitlines()) == 8
+
+
+@pytest.mark.parametrize("change", ["cpu", "host", "packages"])
+def test_resume_refuses_another_machine_and_says_what_changed(
+    copy: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = json.loads((copy / "run.json").read_text())
+    about["machine"][change] = {"torch": "0.1"} if change == "packages" else "another"
+    (copy / "run.json").write_text(json.dumps(about))
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert f"{change} was " in error and "hint: " in error
+
+
+def test_resume_refuses_an_edited_plan(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = (copy / "plan.jsonl").read_text()
+    (copy / "plan.jsonl").write_text(plan.replace('"seed":0', '"seed":1', 1))
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    assert "plan.jsonl was changed" in capsys.readouterr().err
+    (copy / "plan.jsonl").write_text(plan.replace('"dtype":"fp32"', '"dtype":5', 1))
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    assert "plan.jsonl:1: field 'dtype' is 5" in capsys.readouterr().err
+
+
+def test_resume_refuses_a_run_in_progress(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(copy)
+    assert folder.lock.take()
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    assert "is being measured by another" in capsys.readouterr().err
+    folder.lock.release()
+
+
+def test_resume_waits_for_ranks_that_still_end(
+    copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commbench.sweep.RANKS_END_S", 0.2)
+    folder = RunFolder(copy)
+    assert folder.ranks_lock.take(shared=True)
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    assert "still alive" in capsys.readouterr().err
+    folder.ranks_lock.release()
+    assert _main(["sweep", "--resume", str(copy), "--no-plots"]) == 0
+
+
+@pytest.mark.parametrize("file", ["measurements.jsonl", "cases.jsonl"])
+@pytest.mark.parametrize("damage", ["not json\n", "{}\n", '{"case_id": 5}\n'])
+@pytest.mark.parametrize("command", ["sweep --resume", "plot"])
+def test_a_corrupt_row_is_named_by_file_and_line(
+    copy: Path, file: str, damage: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if (file, command) == ("measurements.jsonl", "plot"):
+        pytest.skip("plot reads rows only")
+    lines = (copy / file).read_text().splitlines(keepends=True)
+    lines[2] = damage
+    (copy / file).write_text("".join(lines))
+    assert _main([*command.split(), str(copy)]) == 2
+    assert f"{file}:3: " in capsys.readouterr().err
+
+
+def test_newer_format_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**about, "format_version": 99}))
+    assert _main(["plot", str(copy)]) == 2
+    assert "has format 99" in capsys.readouterr().err
+    (copy / "run.json").write_text("{")
+    assert _main(["plot", str(copy)]) == 2
+    assert "run.json" in capsys.readouterr().err
+
+
+# The store's own promises
+
+
+def test_lines_and_torn_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert list(read_lines(path, json.loads)) == [] and not repair(path)
+    append_line(path, '{"a": 1}')
+    assert not repair(path)
+    with open(path, "a") as file:
+        file.write('{"a": ')
+    assert list(read_lines(path, json.loads)) == [{"a": 1}]
+    assert repair(path) and path.read_text() == '{"a": 1}\n'
+    with open(path, "a") as file:
+        file.write('{"a": \n{"a": 2}\n')
+    with pytest.raises(CorruptFile, match=r"lines\.jsonl:2"):
+        list(read_lines(path, json.loads))
+
+
+def test_atomic_write_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with pytest.raises(TypeError):
+        write_atomically(path, 5)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+
+
+def test_secrets_are_not_stored() -> None:
+    environ = {"NCCL_DEBUG": "INFO", "HOME": "/x", "CUDA_API_TOKEN": "t", "SLURM_JWT_KEY": "k", "OMP_NUM_THREADS": "1"}
+    assert metadata.environment(environ) == {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "1"}
+
+
+def test_rows_refuse_nan() -> None:
+    from commbench.records import Measurement, to_json
+
+    bad = Measurement(case_id="a", launch=0, attempt="a", order=0, status=Status.OK, time_us=float("nan"))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        to_json(bad)
