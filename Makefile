@@ -32,9 +32,9 @@ $(BIN)/python:
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setting up $(VENV) (once; a minute or two)"
 	$(PIP) --editable .
-	touch $@
+	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run | $(BIN)/python
 	@echo "adding what tests need to $(VENV)"
 	$(PIP) --editable '.[dev]'
-	touch $@
+	@touch $@

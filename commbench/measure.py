@@ -145,11 +145,13 @@ def _measure(
         per_sample_us = call_us * calls
 
     reason = ""
+    growth = 0.0  # of the number of samples, in the next batch
+    slowest: list[float] = []
     while not reason:
-        # Batches grow, so that votes cost little beside the samples. None runs far past the cap, nor so long that
-        # nothing is heard of it.
+        # Batches aim at the number of samples that the precision seems to need, so that votes cost little beside the
+        # samples. None runs far past the cap, nor so long that nothing is heard of it.
         have = len(times)
-        count = policy.iters - have if policy.iters else max(policy.samples_min - have, have // 2)
+        count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
         if per_sample_us > 0:
             affordable = int(min(cap_us - elapsed_us, BEAT_S * 1e6) / per_sample_us)
             count = min(count, max(affordable, FEWEST_SAMPLES - have))
@@ -157,10 +159,13 @@ def _measure(
         before_us = elapsed_us
         batch(count, calls, times)
         per_sample_us = (elapsed_us - before_us) / count
-        slowest = np.array([max(row) for row in times])
+        slowest += [max(row) for row in times[len(slowest) :]]
         if policy.iters:
             reason = "iters" if len(times) == policy.iters else ""
-        elif len(times) >= policy.samples_min and stats.relative_half_width(slowest) <= policy.precision:
+            continue
+        width = stats.relative_half_width(np.array(slowest))
+        growth = min(max((width / policy.precision) ** 2 - 1, 0.25), 3.0) if policy.precision else 3.0
+        if len(times) >= policy.samples_min and width <= policy.precision:
             reason = "precision"
         elif len(times) >= policy.samples_max:
             reason = "samples"

@@ -1,0 +1,43 @@
+"""Forked gloo ranks for benchmarks: function(transport) on each; rank 0's result comes back as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from commbench.launch.environment import RankInfo
+
+
+def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from commbench.transports.torch_dist import Gloo
+
+    with tempfile.TemporaryDirectory() as folder:
+        store, answer = str(Path(folder) / "store"), Path(folder) / "answer"
+        pids = []
+        for rank in range(size):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    transport = Gloo({})
+                    info = RankInfo(
+                        rank=rank, size=size, local_rank=rank, local_size=size, launcher="bench", rendezvous=store
+                    )
+                    transport.connect(info)
+                    result = function(transport)
+                    if rank == 0:
+                        answer.write_text(json.dumps(result))
+                    transport.barrier()
+                    code = 0
+                finally:
+                    os._exit(code)
+            pids.append(pid)
+        codes = [os.waitpid(pid, 0)[1] for pid in pids]
+        if any(codes):
+            raise RuntimeError(f"ranks ended with {codes}")
+        return json.loads(answer.read_text())

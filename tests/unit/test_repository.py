@@ -1,0 +1,89 @@
+"""The house is in order: small modules, living links, numbers in the docs that are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from commbench import collectives, recipes
+from commbench.layout import Layout
+from commbench.spec import Spec
+from tests.conftest import REPOSITORY
+
+MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+SOURCES = sorted(REPOSITORY.glob("commbench/**/*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(REPOSITORY)))
+def test_modules_stay_readable(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400, "split it: aim under 300 lines"
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.name)
+def test_no_dead_links(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_factors_in_the_docs_are_those_of_the_code() -> None:
+    text = (REPOSITORY / "docs/metrics.md").read_text()
+    for name, collective in collectives.TABLE.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        shown = [float(cell) for cell in row.split("|")[3:6]]
+        assert shown == [collective.busbw_factor(n) for n in (2, 4, 8)]
+
+
+def test_the_factor_is_what_leaves_a_rank() -> None:
+    """Derivation, not repetition: the share of its buffer that one rank sends."""
+    for ranks in (2, 3, 4, 8):
+        spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=ranks * 1600, layout=Layout(1, ranks))
+        a2a = collectives.get("all_to_all")
+        sent = sum(send.nbytes for send in a2a.traffic(spec) if send.src == 0)
+        assert sent / spec.size_bytes == pytest.approx(a2a.busbw_factor(ranks))
+
+
+def test_only_the_transports_and_the_events_read_a_clock_in_ranks() -> None:
+    """One timing loop: nothing else takes times, so nothing else can take them differently."""
+    users = {path.name for path in SOURCES if re.search(r"perf_counter|cuda\.Event|time\.time\(", path.read_text())}
+    assert users == {"torch_dist.py"}
+
+
+def test_layers_do_not_reach_across() -> None:
+    """Nothing in collectives or algorithms knows files, Hydra or plots; nothing in plots knows torch."""
+    forbidden = {
+        "collectives": {"commbench.store", "commbench.recipes", "commbench.plots", "hydra", "torch"},
+        "algorithms": {"commbench.store", "commbench.recipes", "commbench.plots", "hydra", "torch"},
+        "plots": {"torch", "commbench.transports", "commbench.store", "hydra"},
+    }
+    for folder, names in forbidden.items():
+        for path in (REPOSITORY / "commbench" / folder).glob("*.py"):
+            imported = set()
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module)
+            assert not {name for name in imported for bad in names if name == bad or name.startswith(bad + ".")}, path
+
+
+def test_recipes_are_found_in_the_checkout() -> None:
+    assert recipes.root() == REPOSITORY / "sweeps"
+
+
+def test_readme_commands_are_in_the_makefile() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for command in re.findall(r"^    make (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+    assert "make test" in (REPOSITORY / ".ci/run").read_text()
+
+
+def test_no_results_but_reference_ones_are_tracked() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "results"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert all(line.startswith("results/reference/") for line in tracked.stdout.splitlines())
