@@ -6,7 +6,8 @@ tests compare it, message by message, with what a counting transport saw.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Work
@@ -14,6 +15,15 @@ from commbench.transports.base import Array, Comm, Work
 
 class Bound(Protocol):
     """An algorithm bound to a communicator and a spec: everything that can be done before the clock starts is done."""
+
+    capturable: bool  # whether a CUDA graph may hold `start`
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        """Collective and untimed: told which (output, input) buffers `start` will get, to register or capture them.
+
+        `start` must also work with buffers that it was not told of.
+        """
+        ...
 
     def start(self, out: Array, inp: Array) -> Work:
         """Start one call on the current stream; allocates nothing. `out` and `inp` do not overlap."""
@@ -27,7 +37,10 @@ class Bound(Protocol):
 class BoundBase:
     """A Bound that owns nothing."""
 
-    capturable: ClassVar[bool] = False  # whether a CUDA graph may hold `start`
+    capturable = False
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        return None
 
     def close(self) -> None:
         return None
@@ -51,5 +64,9 @@ class Algorithm(Protocol):
         ...
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        """Collective and untimed: scratch, sub-groups, rendezvous."""
+        """Collective and untimed: sub-groups first, then scratch, then rendezvous.
+
+        Whatever may fail on one rank alone, such as an allocation, must not stand between two collective calls:
+        the other ranks would wait for the one that failed. Ranks agree on the outcome afterwards.
+        """
         ...

@@ -38,5 +38,5 @@ class AllToAll:
         ranks = range(spec.ranks)
         return [Send(src, dst, spec.block_bytes) for src in ranks for dst in ranks if src != dst]
 
-    def busbw_factor(self, ranks: int) -> float:
-        return (ranks - 1) / ranks
+    def busbw_factor(self, spec: Spec) -> float | None:
+        return (spec.ranks - 1) / spec.ranks

@@ -36,6 +36,6 @@ class Collective(Protocol):
         """What must travel whatever the algorithm: the ground of the bound."""
         ...
 
-    def busbw_factor(self, ranks: int) -> float:
-        """busbw = algbw x this factor (nccl-tests, doc/PERFORMANCE.md)."""
+    def busbw_factor(self, spec: Spec) -> float | None:
+        """busbw = algbw x this factor (nccl-tests, doc/PERFORMANCE.md); None where busbw means nothing."""
         ...

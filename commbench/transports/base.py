@@ -72,7 +72,10 @@ class Comm(Protocol):
         ...
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
-        """The group of `partition` that this rank is in. Every rank calls it with the same partition of ranks."""
+        """The group of `partition` that this rank is in.
+
+        `partition` splits the ranks *of this communicator*, 0 .. size - 1; all of them call it with the same one.
+        """
         ...
 
     def empty(self, nbytes: int) -> Array:
@@ -127,6 +130,10 @@ class Transport(Protocol):
 
     def between_us(self, start: Any, end: Any) -> float:
         """Microseconds between two marks; may be called after `synchronize` only."""
+        ...
+
+    def moment_us(self, mark: Any) -> float:
+        """When a mark was, microseconds on a clock that all ranks of one host share."""
         ...
 
     def host_us(self) -> float:

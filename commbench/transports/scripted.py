@@ -8,6 +8,7 @@ flipped, two blocks swapped, last call's data, an output left untouched) meets t
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import time
@@ -21,11 +22,13 @@ from commbench.data import Bytes
 from commbench.errors import UsageError, unknown
 from commbench.launch.environment import RankInfo
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
-from commbench.transports.base import Array, Comm, Done, Message, Work
+from commbench.transports.base import Array, Comm, Message, Work
 from commbench.transports.mesh import Mesh, SocketPairs
 
 FAULTS = ("flip", "swap", "stale", "untouched", "hang", "out_of_memory", "crash")
 _FAULT_MATCHES = ("algorithm", "collective", "dtype", "size_bytes", "mode", "launch")
+
+_FAULT_KEYS = ("kind", "rank", "from_op", "to_op", *_FAULT_MATCHES)  # operations of this rank, counted within a case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,7 @@ class Script:
     gbps: dict[str, float] = field(default_factory=lambda: {"intra": 10.0, "inter": 1.0})
     factor: dict[str, float] = field(default_factory=dict)  # algorithm -> its times are multiplied by this
     noise: float = 0.0  # sigma of the logarithm, per operation
+    jitter_us: float = 0.0  # mean of an exponential delay of each rank by itself, per operation
     launch_noise: float = 0.0  # sigma of the logarithm, drawn once per launch
     pace_us: float = 0.0  # real time that each operation takes, for tests that interrupt it
     declared: bool = True  # whether the rates are told as link rates, so that results have a bound
@@ -57,8 +61,8 @@ class Script:
             if fault.get("kind") not in FAULTS:
                 raise unknown("fault", str(fault.get("kind")), FAULTS)
             for key in fault:
-                if key not in ("kind", "rank", "from_op", *_FAULT_MATCHES):
-                    raise unknown("key of a fault", key, ("kind", "rank", "from_op", *_FAULT_MATCHES))
+                if key not in _FAULT_KEYS:
+                    raise unknown("key of a fault", key, _FAULT_KEYS)
         raw["faults"] = tuple(raw.get("faults", ()))
         return cls(**raw)
 
@@ -78,6 +82,7 @@ class Scripted:
         self.counting = False
         self.log: list[tuple[str, int, int, int]] = []  # (step, src, dst, bytes), this rank's sends
         self.allocated: list[int] = []
+        self.pending: list[Pending] = []  # started and not yet waited for
         self._labels: dict[str, Any] = {}
         self._operations = 0
         self._last: dict[tuple[str, int], bytes] = {}
@@ -123,10 +128,15 @@ class Scripted:
     def between_us(self, start: float, end: float) -> float:
         return end - start
 
+    def moment_us(self, mark: float) -> float:
+        return mark
+
     def host_us(self) -> float:
         return self.now_us
 
     def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+        if self.pending:
+            raise RuntimeError(f"{len(self.pending)} started exchanges were never waited for")
         mine = np.asarray(values, dtype=np.float64)
         peers = [peer for peer in range(self.size) if peer != self.rank]
         got = self.mesh.exchange(dict.fromkeys(peers, mine.tobytes()), peers)
@@ -150,7 +160,7 @@ class Scripted:
             if (
                 fault["kind"] in kinds
                 and fault.get("rank", self.rank) == self.rank
-                and self._operations >= fault.get("from_op", 0)
+                and fault.get("from_op", 0) <= self._operations < fault.get("to_op", math.inf)
                 and all(fault[key] == self._labels.get(key) for key in _FAULT_MATCHES if key in fault)
             ):
                 return str(fault["kind"])
@@ -177,6 +187,8 @@ class Scripted:
         for peer, data in arrived.items():
             self.now_us = max(self.now_us, float(np.frombuffer(data[:8])[0]))  # not before it was sent
             got[peer] = data[8:]
+        if self.script.jitter_us:
+            self.now_us += self._random.expovariate(1 / self.script.jitter_us)
         if self.script.pace_us:
             time.sleep(self.script.pace_us / 1e6)
         faulty = self._spoil(step, got)
@@ -217,27 +229,18 @@ class ScriptedComm:
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         out_blocks, in_blocks = out.reshape(self.size, -1), inp.reshape(self.size, -1)
         peers = [peer for peer in range(self.size) if peer != self.rank]
-        self.exchange(
-            [Message(peer, in_blocks[peer]) for peer in peers],
-            [Message(peer, out_blocks[peer]) for peer in peers],
-            step=step,
+        sends = [Message(peer, in_blocks[peer]) for peer in peers]
+        recvs = [Message(peer, out_blocks[peer]) for peer in peers]
+        return Pending(
+            self._transport, self._ranks, sends, recvs, step, own=(out_blocks[self.rank], in_blocks[self.rank])
         )
-        if self._transport.fault("untouched") is None:
-            out_blocks[self.rank] = in_blocks[self.rank]
-        return Done()
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
-        payloads = {self._ranks[m.peer]: m.buffer.tobytes() for m in sends}  # type: ignore[attr-defined]
-        arrived = self._transport.transfer(step, payloads, [self._ranks[m.peer] for m in recvs])
-        for message in recvs:
-            data = arrived.get(self._ranks[message.peer])
-            if data is not None:
-                message.buffer[...] = np.frombuffer(data, dtype=np.uint8).reshape(message.buffer.shape)  # type: ignore[attr-defined]
-        return Done()
+        return Pending(self._transport, self._ranks, sends, recvs, step)
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
-        mine = next(list(ranks) for ranks in partition if self._transport.rank in ranks)
-        return ScriptedComm(self._transport, mine)
+        mine = next(ranks for ranks in partition if self.rank in ranks)
+        return ScriptedComm(self._transport, [self._ranks[rank] for rank in mine])
 
     def empty(self, nbytes: int) -> Array:
         if self._transport.fault("out_of_memory"):
@@ -245,3 +248,44 @@ class ScriptedComm:
         if self._transport.counting:
             self._transport.allocated.append(nbytes)
         return cast(Array, np.empty(nbytes, dtype=np.uint8))
+
+
+class Pending:
+    """A started exchange. Nothing is read, sent or delivered before `wait`, the latest moment that is allowed.
+
+    So an algorithm that reads its output or changes its input too early gets it wrong here for certain.
+    """
+
+    def __init__(
+        self,
+        transport: Scripted,
+        ranks: Sequence[int],
+        sends: Sequence[Message],
+        recvs: Sequence[Message],
+        step: str,
+        own: tuple[Array, Array] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._ranks = ranks
+        self._sends = sends
+        self._recvs = recvs
+        self._step = step
+        self._own = own
+        transport.pending.append(self)
+
+    def wait(self) -> None:
+        if self not in self._transport.pending:
+            return
+        if self._transport.pending[0] is not self:
+            raise RuntimeError(f"step {self._step!r} is waited for before one that was started earlier")
+        self._transport.pending.pop(0)
+        untouched = self._transport.fault("untouched")
+        payloads = {self._ranks[m.peer]: m.buffer.tobytes() for m in self._sends}  # type: ignore[attr-defined]
+        arrived = self._transport.transfer(self._step, payloads, [self._ranks[m.peer] for m in self._recvs])
+        for message in self._recvs:
+            data = arrived.get(self._ranks[message.peer])
+            if data is not None:
+                message.buffer[...] = np.frombuffer(data, dtype=np.uint8).reshape(message.buffer.shape)  # type: ignore[attr-defined]
+        if self._own is not None and not untouched:
+            out, inp = self._own
+            out[...] = inp

@@ -32,7 +32,7 @@ class TorchComm:
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
         self._group = group
         self._device = device
-        self._subgroups: dict[str, TorchComm] = {}
+        self._subgroups: dict[tuple[int, ...], TorchComm] = {}  # a few per layout; they live as long as the process
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
 
@@ -43,20 +43,20 @@ class TorchComm:
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         ops = [dist.P2POp(dist.irecv, m.buffer, group=self._group, group_peer=m.peer) for m in recvs]  # type: ignore[arg-type]
         ops += [dist.P2POp(dist.isend, m.buffer, group=self._group, group_peer=m.peer) for m in sends]  # type: ignore[arg-type]
-        return Works(dist.batch_isend_irecv(ops))
+        return Works(dist.batch_isend_irecv(ops) if ops else [])
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
-        key = repr([list(ranks) for ranks in partition])
+        mine = next((list(ranks) for ranks in partition if self.rank in ranks), None)
+        if mine is None:
+            raise ValueError(f"rank {self.rank} is in no group of {partition}")
+        key = tuple(mine)
         if key not in self._subgroups:
-            # Every rank creates every group, in the same order: new_group is collective over the whole world.
-            mine = None
-            for ranks in partition:
-                group = dist.new_group(list(ranks), timeout=_LIBRARY_TIMEOUT)
-                if self.rank in ranks:
-                    mine = group
-            if mine is None:
-                raise ValueError(f"rank {self.rank} is in no group of {partition}")
-            self._subgroups[key] = TorchComm(mine, self._device)
+            ours = dist.get_process_group_ranks(self._group)
+            # Only the members of a group create it, so that groups of groups work; torch names it after its ranks.
+            group = dist.new_group(
+                [ours[rank] for rank in mine], timeout=_LIBRARY_TIMEOUT, use_local_synchronization=True
+            )
+            self._subgroups[key] = TorchComm(group, self._device)
         return self._subgroups[key]
 
     def empty(self, nbytes: int) -> Array:
@@ -119,6 +119,9 @@ class Gloo:
 
     def between_us(self, start: int, end: int) -> float:
         return (end - start) / 1e3
+
+    def moment_us(self, mark: int) -> float:
+        return mark / 1e3  # CLOCK_MONOTONIC: the same for all processes of a host
 
     def host_us(self) -> float:
         return time.perf_counter_ns() / 1e3

@@ -77,9 +77,20 @@ def test_a_wrong_result_is_never_timed(tmp_path: Path, kind: str, algorithm: str
     fault = {"kind": kind, "rank": rng.randrange(layout[0] * layout[1]), "from_op": start}
     measurement, folder = measure(tmp_path, case, [fault])
     assert measurement.status is Status.WRONG_RESULT
+    assert measurement.reason == ("before timing" if number == 0 else "after timing")
     assert measurement.wrong and measurement.wrong > 0
     assert measurement.time_us is None and measurement.samples == 0
     assert not list((folder.path / "samples").iterdir()), "samples of a wrong result were kept"
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names("all_to_all"))
+def test_a_library_that_stops_writing_only_while_it_is_timed_is_caught(tmp_path: Path, algorithm: str) -> None:
+    """The checks before and after see it work: only the poison under the timed calls tells."""
+    case = case_of(algorithm, (2, 2))
+    per_call = len(algorithms.get("all_to_all", algorithm).steps(case.spec))
+    timed = {"from_op": 2 * per_call, "to_op": (2 + POLICY.warmup + 6) * per_call}
+    measurement, _ = measure(tmp_path, case, [{"kind": "untouched", "rank": 1, **timed}])
+    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "after timing")
 
 
 @pytest.mark.parametrize("algorithm", algorithms.names("all_to_all"))

@@ -28,7 +28,7 @@ QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of 8 cases in 6 launches, with its stdout beside it."""
     parent = tmp_path_factory.mktemp("finished")
-    (parent / "script.json").write_text(json.dumps({"noise": 0.05, "launch_noise": 0.02}))
+    (parent / "script.json").write_text(json.dumps({"noise": 0.05, "jitter_us": 3.0, "launch_noise": 0.02}))
     result = commbench(*QUICK, "script=script.json", "--out", "out", "--format", "json", cwd=parent)
     assert result.returncode == 0, result.stderr
     run = only_run(parent / "out")
@@ -56,7 +56,7 @@ def test_json_has_one_object_a_case_with_every_promised_field(finished: Path) ->
         assert row.keys() >= DESIGNED
         assert row["status"] == "ok" and row["launches"] == 6 and row["interval_of"] == "launches"
         assert row["time_us_low"] <= row["time_us"] <= row["time_us_high"]
-        assert row["time_us_mean"] <= row["time_us"]
+        assert row["time_us_mean"] < row["time_us"]
         assert row["algbw_gbps"] == pytest.approx(row["size_bytes"] / row["time_us"] / 1e3)
         assert row["busbw_gbps"] == pytest.approx(row["algbw_gbps"] * 3 / 4)
         assert row["bound_fraction"] == pytest.approx(row["busbw_gbps"] / row["bound_gbps"])
@@ -71,6 +71,8 @@ def test_the_rows_are_what_the_samples_say(finished: Path) -> None:
     slowest = timed.groupby(["case_id", "launch", "sample"])["time_us"].max()
     expected = slowest.groupby(["case_id", "launch"]).median().groupby("case_id").median()
     assert np.allclose(expected.loc[results.index], results["time_us"], atol=1e-3)
+    mean = timed.groupby(["case_id", "launch", "sample"])["time_us"].mean()
+    assert not np.allclose(mean.groupby(["case_id", "launch"]).median().groupby("case_id").median(), expected)
     assert (samples[samples["warmup"]].groupby(["case_id", "launch", "rank"]).size() == 3).all()
     assert timed.groupby("case_id").size().loc[results.index].eq(results["samples"] * 4).all()
 

@@ -57,6 +57,13 @@ def test_coverage_of_the_true_median_is_about_95_percent() -> None:
     assert 0.90 <= hits / 300 <= 0.99
 
 
+def test_samples_on_disk_become_the_slowest_ranks() -> None:
+    from commbench.summary import _slowest
+
+    case_id, slowest = _slowest('{"case_id": "a", "time_us": [[1, 2], [5, 3]], "other": 1}')
+    assert case_id == "a" and slowest.tolist() == [2.0, 5.0]
+
+
 def test_p95_is_given_only_where_it_is_not_the_maximum() -> None:
     assert stats.p95(np.arange(19.0)) is None
     assert stats.p95(np.arange(1, 101.0)) == 95.0
