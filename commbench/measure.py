@@ -12,6 +12,7 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,10 @@ class Timing:
 
     warmup_us: Floats
     time_us: Floats
-    host_us: Floats  # the calling thread's time in `start`, before it waits
+    host_us: Floats  # the calling thread's time in `start`
+    begin_us: Floats  # when each rank left the barrier, on a clock that the ranks of one host share
     calls_per_sample: int
+    first_call: int  # number of the first timed call: call i used pair i modulo the number of pairs
     stop_reason: str  # "precision", "samples", "cap" or "iters"
     elapsed_s: float
 
@@ -46,15 +49,35 @@ class Timing:
         slowest: Floats = self.time_us.max(axis=1)
         return slowest
 
+    @property
+    def skew_us(self) -> float:
+        """Median over samples of the time between the first and the last rank leaving the barrier."""
+        return float(np.median(self.begin_us.max(axis=1) - self.begin_us.min(axis=1)))
+
+    @property
+    def calls(self) -> range:
+        """Numbers of the timed calls."""
+        return range(self.first_call, self.first_call + self.time_us.shape[0] * self.calls_per_sample)
+
+
+class Observer:
+    """What the timing loop calls between timed regions."""
+
+    def arm(self) -> None:
+        """After the warm-ups, before the first sample: make every output wrong, so that only timed calls mend it."""
+
+    def beat(self) -> None:
+        """After each batch: still alive."""
+
 
 def take(
     transport: Transport, bound: Bound, pairs: Sequence[Pair], first: int, count: int, calls: int
-) -> tuple[list[float], list[float]]:
-    """`count` samples of `calls` calls each, on this rank: (times, host times) in microseconds per call.
+) -> tuple[list[float], list[float], list[float]]:
+    """`count` samples of `calls` calls each, on this rank: (times, host times, begins), times per call in microseconds.
 
     `first` numbers the first call, so that rotated buffers go on where the last batch stopped.
     """
-    marks: list[tuple[object, object]] = []
+    marks: list[tuple[Any, Any]] = []
     host: list[float] = []
     barrier, mark, clock, start = transport.barrier, transport.mark, transport.host_us, bound.start
     synchronize, n = transport.synchronize, len(pairs)
@@ -73,76 +96,80 @@ def take(
             enter = clock()
             for i in range(call, call + calls):
                 out, inp = pairs[i % n]
-                start(out, inp).wait()
+                work = start(out, inp)
+                work.wait()
             leave = clock()
             synchronize()
         end = mark()
+        del work  # its destructor shall not run inside the next sample
         call += calls
         marks.append((begin, end))
         host.append((leave - enter) / calls)
     synchronize()
-    return [transport.between_us(begin, end) / calls for begin, end in marks], host
+    times = [transport.between_us(begin, end) / calls for begin, end in marks]
+    return times, host, [transport.moment_us(begin) for begin, _ in marks]
 
 
 def measure(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, *, mode: str, progress: Progress
+    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, *, mode: str, observer: Observer
 ) -> Timing:
     """Warm up, then sample until the median is known, the samples or the seconds run out. Collective."""
     collecting = gc.isenabled()
     gc.disable()  # a collection inside a sample would be measured
     try:
-        return _measure(transport, bound, pairs, policy, mode, progress)
+        return _measure(transport, bound, pairs, policy, mode, observer)
     finally:
         if collecting:
             gc.enable()
 
 
-class Progress:
-    """Told after each batch; the worker's heartbeat."""
-
-    def beat(self) -> None:
-        return None
-
-
 def _measure(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, mode: str, progress: Progress
+    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, mode: str, observer: Observer
 ) -> Timing:
+    transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for that
     started = transport.host_us()
     warmup: list[list[float]] = []
     times: list[list[float]] = []
     hosts: list[list[float]] = []
+    begins: list[list[float]] = []
     elapsed_us = 0.0
     called = 0
 
-    def batch(count: int, calls: int, into: list[list[float]]) -> None:
+    def batch(count: int, calls: int, into: list[list[float]]) -> float:
+        """Take `count` samples, vote, and return the microseconds that one took, barrier included."""
         nonlocal elapsed_us, called
-        mine, host = take(transport, bound, pairs, called, count, calls)
+        before_us = elapsed_us
+        mine = take(transport, bound, pairs, called, count, calls)
         called += count * calls
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
-        votes = transport.all_gather([transport.host_us() - started, *mine, *host])
+        votes = transport.all_gather([transport.host_us() - started, *mine[0], *mine[1], *mine[2]])
         elapsed_us = max(vote[0] for vote in votes)
         into.extend([vote[1 + i] for vote in votes] for i in range(count))
         if into is times:
             hosts.extend([vote[1 + count + i] for vote in votes] for i in range(count))
-        progress.beat()
+            begins.extend([vote[1 + 2 * count + i] for vote in votes] for i in range(count))
+        observer.beat()
+        return (elapsed_us - before_us) / count
 
     cap_us = math.inf if policy.iters else policy.cap_s * 1e6
     # The first warm-up tells how long a call takes; the rest may use a quarter of the cap.
-    if policy.warmup:
-        batch(1, 1, warmup)
-        rest = policy.warmup - 1
-        if elapsed_us * rest > cap_us / 4:
-            rest = int(cap_us / 4 / elapsed_us)
-        if rest:
-            batch(rest, 1, warmup)
     calls = 1
-    per_sample_us = elapsed_us / max(1, len(warmup))
-    if mode == "pipelined":
-        if not warmup:
-            batch(1, 1, warmup)
-        call_us = max(min(max(row) for row in warmup), 1e-3)
-        calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
-        per_sample_us = call_us * calls
+    per_sample_us = math.inf  # unknown: the first batch is one sample
+    if policy.warmup or mode == "pipelined":
+        per_call_us = batch(1, 1, warmup)
+        rest = max(0, policy.warmup - 1)
+        for count in _split(min(rest, int(min(cap_us / 4, 1e15) / max(per_call_us, 1e-3))), per_call_us):
+            per_call_us = batch(count, 1, warmup)
+        if mode == "pipelined":
+            call_us = max(min(max(row) for row in warmup), 1e-3)
+            calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
+            per_call_us = call_us
+        per_sample_us = per_call_us * calls
+    paused = transport.host_us()
+    observer.arm()
+    transport.barrier()
+    started += transport.host_us() - paused
+    first_call = called
 
     reason = ""
     growth = 0.0  # of the number of samples, in the next batch
@@ -152,30 +179,37 @@ def _measure(
         # samples. None runs far past the cap, nor so long that nothing is heard of it.
         have = len(times)
         count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
-        if per_sample_us > 0:
-            affordable = int(min(cap_us - elapsed_us, BEAT_S * 1e6) / per_sample_us)
-            count = min(count, max(affordable, FEWEST_SAMPLES - have))
-        count = max(1, count if policy.iters else min(count, policy.samples_max - have))
-        before_us = elapsed_us
-        batch(count, calls, times)
-        per_sample_us = (elapsed_us - before_us) / count
-        slowest += [max(row) for row in times[len(slowest) :]]
+        affordable = max(1, int(min(cap_us - elapsed_us, BEAT_S * 1e6) / max(per_sample_us, 1e-3)))
+        count = max(1, min(count, affordable))
+        if not policy.iters:
+            count = min(count, policy.samples_max - have)
+        per_sample_us = batch(count, calls, times)
+        slowest += [max(row) for row in times[have:]]
         if policy.iters:
             reason = "iters" if len(times) == policy.iters else ""
             continue
         width = stats.relative_half_width(np.array(slowest))
-        growth = min(max((width / policy.precision) ** 2 - 1, 0.25), 3.0) if policy.precision else 3.0
+        aim = min(width / policy.precision, 2.0) ** 2 if policy.precision > 0 else 4.0
+        growth = max(aim - 1, 0.25)
         if len(times) >= policy.samples_min and width <= policy.precision:
             reason = "precision"
         elif len(times) >= policy.samples_max:
             reason = "samples"
-        elif elapsed_us >= cap_us and len(times) >= min(FEWEST_SAMPLES, policy.samples_min):
+        elif elapsed_us >= cap_us and len(times) >= min(FEWEST_SAMPLES, policy.samples_max):
             reason = "cap"
     return Timing(
         warmup_us=np.array(warmup, dtype=float).reshape(-1, transport.size),
         time_us=np.array(times),
         host_us=np.array(hosts),
+        begin_us=np.array(begins),
         calls_per_sample=calls,
+        first_call=first_call,
         stop_reason=reason,
         elapsed_s=elapsed_us / 1e6,
     )
+
+
+def _split(count: int, each_us: float) -> list[int]:
+    """`count` calls in batches short enough to be heard of."""
+    largest = max(1, int(BEAT_S * 1e6 / max(each_us, 1e-3)))
+    return [min(largest, count - first) for first in range(0, count, largest)]

@@ -5,14 +5,30 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+MOST_PAIRS = 65536
 _DEFAULT_CACHE_BYTES = 64 << 20
-_MOST_PAIRS = 4096
+_HEADROOM = 0.9  # the kernel's own estimate is one; whoever takes all of it meets the out-of-memory killer
 
 
-def available_bytes() -> int:
-    """Memory that can be used without swapping, from the kernel; a huge number where it does not tell."""
+def available_bytes(root: str = "/") -> int:
+    """Memory that can be used safely: what the kernel says is available, within this process's control group."""
+    base = Path(root)
+    limits = [_meminfo(base / "proc/meminfo")]
+    # Inside a container the group is mounted as the root of the tree, in version 2 or 1.
+    for limit, usage in (
+        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            limits.append(int((base / limit).read_text()) - int((base / usage).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return int(max(0, min(limits)) * _HEADROOM)
+
+
+def _meminfo(path: Path) -> int:
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in path.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
@@ -33,6 +49,4 @@ def last_level_cache_bytes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> 
 
 def buffer_pairs(pair_bytes: int, *, cold: bool) -> int:
     """How many (output, input) pairs take turns: one, or as many as fill twice the last-level cache, at least two."""
-    if not cold:
-        return 1
-    return max(2, min(_MOST_PAIRS, -(-2 * last_level_cache_bytes() // pair_bytes)))
+    return max(2, -(-2 * last_level_cache_bytes() // pair_bytes)) if cold else 1

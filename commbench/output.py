@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from commbench.records import Row, Status, to_json
+from commbench.records import Fabric, Row, Status, to_json
 from commbench.units import format_size
 
 FORMATS = ("table", "json", "csv")
@@ -101,8 +101,9 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
         lines += [
             "#",
             f"# {collective} over {transport}, {dtype}, {mode}, {buffers} buffers, {cache} cache, "
-            f"{nodes} nodes x {ranks // nodes} ranks{settings}",
+            f"{describe_layout(nodes, ranks, members[0].fabric)}{settings}",
             f"# {_explain(members)}",
+            *_warnings(members, meta),
             "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:].rstrip(),
         ]
         for row in sorted(members, key=lambda row: row.size_bytes):
@@ -113,6 +114,25 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
+    """`2 nodes x 4 ranks, declared on one machine`."""
+    text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"
+    return text + (", declared on one machine" if fabric == Fabric.DECLARED else "")
+
+
+def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
+    cpus = len(meta["machine"]["affinity"] or [])
+    skews = [row.skew_us / row.time_us for row in rows if row.skew_us and row.time_us and row.mode == "isolated"]
+    lines = []
+    if rows[0].fabric != Fabric.REAL and 0 < cpus < rows[0].ranks:
+        lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+    if skews and max(skews) > 0.2:
+        lines.append(
+            f"# warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"
+        )
+    return lines
+
+
 def _explain(rows: Sequence[Row]) -> str:
     ok = [row for row in rows if row.status is Status.OK]
     if not ok:
@@ -121,6 +141,8 @@ def _explain(rows: Sequence[Row]) -> str:
     launches = f"{count} launch{'es' if count > 1 else ''}"
     if all(row.interval_of == "launches" for row in ok):
         of = f"95 % interval over {launches}"
+    elif all(row.interval_of is None for row in ok):
+        of = f"no interval: fewer than 6 samples in {launches}"
     else:
         of = f"95 % interval of samples in {launches}; the spread between launches is NOT in it"
     bound = "" if any(row.bound_gbps for row in ok) else "; no bound: no link rate is declared or measured"

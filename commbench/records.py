@@ -34,6 +34,14 @@ class Status(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class Fabric(StrEnum):
+    """What is between the nodes of a layout."""
+
+    NONE = "none"  # there is one node
+    DECLARED = "declared"  # nothing: one machine stands for several, all messages stay in it
+    REAL = "real"  # a network: each node is a host of its own
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outer:
     """The axes that need a launch of their own."""
@@ -125,12 +133,14 @@ class Measurement:
     time_us_mean: float | None = None  # median over samples of the mean over ranks
     time_us_p95: float | None = None
     host_us: float | None = None  # median over samples of the maximum over ranks
+    skew_us: float | None = None  # median over samples, first to last rank leaving the barrier; null on several hosts
     stop_reason: str = ""
     wrong: int | None = None
     scratch_bytes: int = 0
     buffer_pairs: int = 0
     elapsed_s: float = 0.0
     link_gbps: dict[str, float] | None = None
+    fabric: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +161,7 @@ class Row:
     size_bytes: int
     ranks: int
     nodes: int
+    fabric: str  # what is between the nodes: see `Fabric`
     env: dict[str, str]
     launches: int
     samples: int
@@ -161,6 +172,8 @@ class Row:
     time_us_mean: float | None
     time_us_p95: float | None
     host_us: float | None
+    skew_us: float | None
+    calls_per_sample: int | None
     algbw_gbps: float | None
     busbw_gbps: float | None
     bound_gbps: float | None

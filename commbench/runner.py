@@ -20,6 +20,7 @@ from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
 from commbench.plan import Launch, PlannedCase, launches
 from commbench.records import Case, Measurement, Row, Status, from_dict
+from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.store import RunFolder, repair
 from commbench.units import format_seconds
 
@@ -75,6 +76,7 @@ class Sweep:
                 self._needed[case.case_id] = self._needed.get(case.case_id, 0) + 1
         self._cases = {item.case.case_id: item.case for item in planned}
         self._done: dict[str, dict[int, Measurement]] = {}  # case -> launch -> measurement
+        self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
         self._samples = summary.Samples(folder)
         self._measured_now = 0
         self._began = time.monotonic()
@@ -122,6 +124,8 @@ class Sweep:
             order = self._order(item, pending)
             what = f"launch {item.index + 1}, {item.outer}"
             outcome = self._watch(order, what)
+            while self._waiting:
+                self._finish_if_complete(self._cases[self._waiting.pop()])
             left = [case for case in pending if self._wants(case, item.index)]
             if not left:
                 return
@@ -196,7 +200,10 @@ class Sweep:
             self._measured_now += 1
             if outcome.running == measurement.case_id:
                 outcome.running = None
-            self._finish_if_complete(self._cases[measurement.case_id])
+            if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
+                self._finish_if_complete(self._cases[measurement.case_id])
+            else:  # needs all samples; not while the next case is being timed on the same cores
+                self._waiting.append(measurement.case_id)
         return bool(new)
 
     def _tell(self, what: str) -> None:

@@ -17,6 +17,9 @@ Floats = npt.NDArray[np.float64]
 LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %; below 6 no interval of launches exists
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
 _RESAMPLES = 2000
+_TAILS = (0.025, 0.975)
+_FEW = 30
+_LARGE = 2000
 
 
 @functools.lru_cache(maxsize=4096)
@@ -55,28 +58,52 @@ def median_of_medians(per_launch: Sequence[Floats]) -> float:
     return float(np.median([np.median(samples) for samples in per_launch]))
 
 
-def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, float, str]:
+def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, float, str] | None:
     """95 % interval (low, high) of `median_of_medians`, and what was resampled: "launches" or "samples".
 
     A percentile bootstrap of the statistic itself. From 6 launches up, launches are resampled, as samples of one
-    launch are correlated. Below that samples within each launch are, and launch-to-launch spread is not in the result.
-    low <= `median_of_medians` <= high always.
+    launch are correlated. Below that samples within each launch are, and launch-to-launch spread is not in the result;
+    None, "not estimable", if a launch has fewer than 6 samples. low <= `median_of_medians` <= high always.
     """
     rng = np.random.default_rng(seed)
     centre = median_of_medians(per_launch)
-    of = "launches" if len(per_launch) >= LAUNCHES_FOR_INTERVAL else "samples"
-    if of == "launches":
+    if len(per_launch) >= LAUNCHES_FOR_INTERVAL:
         medians = np.array([np.median(samples) for samples in per_launch])
-        picks = rng.integers(0, medians.size, size=(_RESAMPLES, medians.size))
-        replicates = np.median(medians[picks], axis=1)
+        low, high = _interval_of_median(medians, _resampled_medians(medians, rng))
+        return min(low, centre), max(high, centre), "launches"
+    if any(median_ranks(samples.size) is None for samples in per_launch):
+        return None
+    by_launch = [_resampled_medians(samples, rng) for samples in per_launch]
+    if len(per_launch) == 1:
+        low, high = _interval_of_median(per_launch[0], by_launch[0])
     else:
-        by_launch = [
-            np.median(samples[rng.integers(0, samples.size, size=(_RESAMPLES, samples.size))], axis=1)
-            for samples in per_launch
-        ]
-        replicates = np.median(by_launch, axis=0)
-    low, high = np.quantile(replicates, [0.025, 0.975])
-    return min(float(low), centre), max(float(high), centre), of
+        low, high = (float(q) for q in np.quantile(np.median(by_launch, axis=0), _TAILS))
+    return min(low, centre), max(high, centre), "samples"
+
+
+def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:
+    """Medians of `_RESAMPLES` samples drawn from `values` with replacement."""
+    if values.size > _LARGE:
+        # The median of n draws is the value at the median of n uniform places, which is a beta variable: no n x 2000.
+        places = rng.beta((values.size + 1) / 2, (values.size + 1) / 2, size=_RESAMPLES)
+        drawn: Floats = np.sort(values)[(places * values.size).astype(int)]
+        return drawn
+    picks = rng.integers(0, values.size, size=(_RESAMPLES, values.size))
+    medians: Floats = np.median(values[picks], axis=1)
+    return medians
+
+
+def _interval_of_median(values: Floats, replicates: Floats) -> tuple[float, float]:
+    """The bootstrap's interval, and for few values at least that of order statistics.
+
+    The bootstrap of a median takes few different values: alone, it covers 87 % at n = 7 (simulated).
+    """
+    low, high = (float(q) for q in np.quantile(replicates, _TAILS))
+    ranks = median_ranks(values.size)
+    if ranks is not None and values.size <= _FEW:
+        ordered = np.sort(values)
+        low, high = min(low, float(ordered[ranks[0]])), max(high, float(ordered[ranks[1]]))
+    return low, high
 
 
 def p95(samples: Floats) -> float | None:

@@ -31,6 +31,8 @@ _NUMBERS = (
     "time_us_mean",
     "time_us_p95",
     "host_us",
+    "skew_us",
+    "calls_per_sample",
     "algbw_gbps",
     "busbw_gbps",
     "bound_gbps",
@@ -78,29 +80,35 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
     else:
         per_launch = [samples.slowest_us(m) for m in measurements]
     time_us = float(np.median(medians))
-    low, high, of = stats.interval(per_launch, seed=case.seed)
+    known = stats.interval(per_launch, seed=case.seed)
+    low, high, of = known or (None, None, None)
     spec = case.spec
     collective = collectives.get(case.collective)
-    factor = collective.busbw_factor(spec.ranks)
+    factor = collective.busbw_factor(spec)
     algbw = gbps(spec.size_bytes, time_us)
+    busbw = None if factor is None else algbw * factor
     links = measurements[0].link_gbps
-    bound = gbps(spec.size_bytes, bound_us(collective.traffic(spec), spec.layout, links)) * factor if links else None
+    bound = None
+    if links and factor is not None:
+        bound = gbps(spec.size_bytes, bound_us(collective.traffic(spec), spec.layout, links)) * factor
     return _row(
         case,
         Status.OK,
         "",
         measurements,
         time_us=time_us,
-        time_us_low=min(low, time_us),
-        time_us_high=max(high, time_us),
+        time_us_low=low,
+        time_us_high=high,
         interval_of=of,
         time_us_mean=_median([m.time_us_mean for m in measurements]),
         time_us_p95=_median([m.time_us_p95 for m in measurements]),
         host_us=_median([m.host_us for m in measurements]),
+        skew_us=_median([m.skew_us for m in measurements]),
+        calls_per_sample=int(np.median([m.calls_per_sample for m in measurements])),
         algbw_gbps=algbw,
-        busbw_gbps=algbw * factor,
+        busbw_gbps=busbw,
         bound_gbps=bound,
-        bound_fraction=algbw * factor / bound if bound else None,
+        bound_fraction=busbw / bound if bound and busbw else None,
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
     )
@@ -137,6 +145,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         size_bytes=case.size_bytes,
         ranks=spec.ranks,
         nodes=spec.layout.nodes,
+        fabric=next((m.fabric for m in measurements if m.fabric), ""),
         env=case.outer.env,
         launches=len({m.launch for m in done}),
         samples=sum(m.samples for m in done),

@@ -11,26 +11,31 @@ import platform
 import sys
 import time
 import traceback
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, check, collectives, measure, transports
+from commbench import algorithms, check, collectives, measure, memory, transports
+from commbench.algorithms.base import Bound
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
-from commbench.memory import available_bytes, buffer_pairs
-from commbench.records import Case, Measurement, Status
+from commbench.records import Case, Fabric, Measurement, Status
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
 from commbench.transports.base import Transport
 from commbench.units import format_size
 
+_TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
+_LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
-class Events(measure.Progress):
+class Events:
     """Rank 0's running commentary, by which the parent knows what is going on and what hangs."""
 
     def __init__(self, order: Order, *, active: bool) -> None:
@@ -56,9 +61,11 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     transport.connect(info, shared)
     events = Events(order, active=info.rank == 0)
     _describe_ranks(order, transport, info)
+    fabric = _fabric(order, transport)
     for place, case in enumerate(order.cases):
         events.tell("begin", case_id=case.case_id)
         measurement, timing = _measure_case(order, transport, info, case, place, events)
+        measurement = replace(measurement, fabric=fabric)
         if info.rank == 0:
             if timing is not None:
                 _write_samples(folder, order, case, timing)
@@ -69,22 +76,62 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     transport.close()
 
 
+class _Job(measure.Observer):
+    """One case on this rank: its buffers, its data, and whether they came out right."""
+
+    def __init__(self, transport: Transport, case: Case, pairs: list[measure.Pair], events: Events) -> None:
+        self.transport = transport
+        self.case = case
+        self.spec = case.spec
+        self.collective = collectives.get(case.collective)
+        self.pairs = pairs
+        self.events = events
+
+    def beat(self) -> None:
+        self.events.beat()
+
+    def load(self, salt: int, *, every: bool = False) -> None:
+        """Data of the call numbered `salt` into the first pair, or every pair; outputs wrong for that call."""
+        out, inp = self.pairs[0]
+        options: dict[str, int] = {"seed": self.case.seed, "salt": salt}
+        check.fill_input(self.transport, inp, self.collective, self.spec, **options)
+        self.events.beat()
+        check.poison(self.transport, out, self.collective, self.spec, **options)
+        self.events.beat()
+        for other_out, other_inp in self.pairs[1:] if every else ():
+            other_inp[...] = inp
+            other_out[...] = out
+
+    def arm(self) -> None:
+        """Data that no call has had yet, in all pairs: only timed calls can bring the right output."""
+        self.load(_TIMED_SALT, every=True)
+
+    def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
+        """Elements wrong after the call numbered `salt`, in the outputs of the `used` pairs, all ranks together."""
+        mine = 0
+        for index in used:
+            out = self.pairs[index][0]
+            mine += check.count_wrong(self.transport, out, self.collective, self.spec, seed=self.case.seed, salt=salt)
+            self.events.beat()
+        return int(sum(row[0] for row in self.transport.all_gather([float(mine)])))
+
+    def call(self, bound: Bound, salt: int) -> int:
+        """One untimed call with fresh data; the elements that it got wrong."""
+        self.load(salt)
+        self.transport.barrier()
+        out, inp = self.pairs[0]
+        bound.start(out, inp).wait()
+        self.transport.synchronize()
+        return self.wrong(salt)
+
+
 def _measure_case(
     order: Order, transport: Transport, info: RankInfo, case: Case, place: int, events: Events
 ) -> tuple[Measurement, measure.Timing | None]:
     began = time.monotonic()
     spec = case.spec
     collective, algorithm = collectives.get(case.collective), algorithms.get(case.collective, case.algorithm)
-    transport.case_begins(
-        {
-            "algorithm": case.algorithm,
-            "collective": case.collective,
-            "dtype": case.dtype,
-            "size_bytes": case.size_bytes,
-            "mode": case.mode,
-            "launch": order.launch,
-        }
-    )
+    transport.case_begins({name: getattr(case, name) for name in _LABELS} | {"launch": order.launch})
 
     def done(status: Status, reason: str = "", **values: Any) -> Measurement:
         return Measurement(
@@ -98,65 +145,55 @@ def _measure_case(
             **values,
         )
 
-    inputs = collective.input_bytes(spec, info.rank)
-    outputs = collective.output_bytes(spec, info.rank)
-    count = buffer_pairs(inputs + outputs, cold=case.cache == "cold")
+    inputs, outputs = collective.input_bytes(spec, info.rank), collective.output_bytes(spec, info.rank)
+    count = memory.buffer_pairs(inputs + outputs, cold=case.cache == "cold")
+    if count > memory.MOST_PAIRS:
+        return done(
+            Status.SKIPPED,
+            f"cold buffers of {format_size(inputs)} would need {count} pairs to get past the cache, "
+            f"at most {memory.MOST_PAIRS} are made",
+        ), None
     needed = (inputs + outputs) * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
-    short = max(row[0] for row in transport.all_gather([float(needed * info.local_size > available_bytes())]))
-    if short:
-        return done(
-            Status.OUT_OF_MEMORY,
-            f"{info.local_size} ranks x {format_size(needed)} on this host, {format_size(available_bytes())} available",
-        ), None
+    available = memory.available_bytes()
+    if any(row[0] for row in transport.all_gather([float(needed * info.local_size > available)])):
+        reason = f"{info.local_size} ranks x {format_size(needed)} on this host, {format_size(available)} available"
+        return done(Status.OUT_OF_MEMORY, reason), None
 
     pairs: list[measure.Pair] = []
-    bound = None
+    bound: Bound | None = None
     failure = ""
     try:
-        pairs = [(transport.world.empty(outputs), transport.world.empty(inputs)) for _ in range(count)]
+        pairs = _allocate(transport, outputs, inputs, count)
     except Exception as error:
         failure = _allocation_failure(transport, error)
-    if not _failed_ranks(transport, failure):
+    failed = _failed_ranks(transport, failure)
+    if not failed:
         try:
             bound = algorithm.prepare(transport.world, spec)
         except Exception as error:
             failure = _allocation_failure(transport, error)
-    if failed := _failed_ranks(transport, failure):
-        ranks = ", ".join(map(str, failed))
-        return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
-    assert bound is not None
-
-    def wrong(salt: int, pair: measure.Pair, *, call: bool) -> int:
-        """Elements wrong on all ranks together; with `call`, after a fresh call with the data of `salt`."""
-        out, inp = pair
-        if call:
-            check.fill_input(transport, inp, collective, spec, seed=case.seed, salt=salt)
-            check.poison(transport, out, collective, spec, seed=case.seed, salt=salt)
-            transport.barrier()
-            bound.start(out, inp).wait()
-            transport.synchronize()
-        mine = check.count_wrong(transport, out, collective, spec, seed=case.seed, salt=salt)
-        events.beat()
-        return int(sum(row[0] for row in transport.all_gather([float(mine)])))
-
+        failed = _failed_ranks(transport, failure)
     try:
+        if failed or bound is None:
+            ranks = ", ".join(map(str, failed))
+            return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
+        bound.bind(pairs)
+        job = _Job(transport, case, pairs, events)
         # Two calls with different data: a result of the last call would pass the first one only.
-        bad = wrong(1, pairs[0], call=True) or wrong(2, pairs[0], call=True)
-        if bad:
+        if bad := job.call(bound, 1) or job.call(bound, 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
-        for out, inp in pairs:
-            check.fill_input(transport, inp, collective, spec, seed=case.seed, salt=2)
-            check.poison(transport, out, collective, spec, seed=case.seed, salt=2)
-        timing = measure.measure(transport, bound, pairs, case.policy, mode=case.mode, progress=events)
-        calls = timing.warmup_us.shape[0] + timing.time_us.shape[0] * timing.calls_per_sample
-        # What the last timed call left behind, then a fresh call.
-        bad = wrong(2, pairs[(calls - 1) % count], call=False) or wrong(3, pairs[0], call=True)
-        if bad:
+        timing = measure.measure(transport, bound, pairs, case.policy, mode=case.mode, observer=job)
+        # What the timed calls left in every pair that they used, then one call with fresh data.
+        used = sorted({call % count for call in timing.calls[-count:]})
+        if bad := job.wrong(_TIMED_SALT, used) or job.call(bound, 4):
             return done(Status.WRONG_RESULT, "after timing", wrong=bad), None
     finally:
-        bound.close()
+        if bound is not None:
+            bound.close()
     slowest = timing.slowest_us
+    if slowest.min() <= 0:
+        return done(Status.ERROR, "a sample took no time: the clock cannot resolve this call; use mode=pipelined"), None
     return done(
         Status.OK,
         warmup=timing.warmup_us.shape[0],
@@ -166,12 +203,19 @@ def _measure_case(
         time_us_mean=float(np.median(timing.time_us.mean(axis=1))),
         time_us_p95=p95(slowest),
         host_us=float(np.median(timing.host_us.max(axis=1))),
+        skew_us=timing.skew_us if info.local_size == info.size else None,
         stop_reason=timing.stop_reason,
         wrong=0,
         scratch_bytes=algorithm.scratch_bytes(spec),
         buffer_pairs=count,
         link_gbps={str(link): rate for link, rate in (transport.link_gbps() or {}).items()} or None,
     ), timing
+
+
+def _allocate(transport: Transport, outputs: int, inputs: int, count: int) -> list[measure.Pair]:
+    """`count` (output, input) pairs, cut from two buffers: thousands of small allocations would take long."""
+    out, inp = transport.world.empty(outputs * count), transport.world.empty(inputs * count)
+    return [(out[i * outputs : (i + 1) * outputs], inp[i * inputs : (i + 1) * inputs]) for i in range(count)]
 
 
 def _allocation_failure(transport: Transport, error: Exception) -> str:
@@ -200,6 +244,25 @@ def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.
 
 def _rounded(values: Any) -> list[list[float]]:
     return [[round(value, 3) for value in row] for row in values.tolist()]
+
+
+def _fabric(order: Order, transport: Transport) -> Fabric:
+    """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
+    layout = order.outer.layout
+    hosts = [row[0] for row in transport.all_gather([float(zlib.crc32(platform.node().encode()))])]
+    if layout.nodes == 1 or len(set(hosts)) == 1:
+        fabric = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
+        mixed = len(set(hosts)) > 1
+    else:
+        fabric = Fabric.REAL
+        groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
+        mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
+    if mixed:
+        raise RuntimeError(
+            f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
+            f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
+        )
+    return fabric
 
 
 def _describe_ranks(order: Order, transport: Transport, info: RankInfo) -> None:

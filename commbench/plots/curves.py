@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from commbench.output import describe_layout
 from commbench.plots.style import COLOURS, MARKERS, UPRIGHT_TICKS, caption, size_axis, value_axis
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # One figure for each combination of these.
-_FIGURE_KEYS = ["collective", "transport", "nodes", "ranks", "dtype", "mode", "buffers", "cache", "env"]
+_FIGURE_KEYS = ["collective", "transport", "nodes", "ranks", "fabric", "dtype", "mode", "buffers", "cache", "env"]
 
 
 def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
@@ -76,9 +77,9 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     )
     figure.suptitle(_title(setting), fontsize=12, y=0.985)
     launches = int(rows["launches"].max())
-    of = "launches" if (rows["interval_of"] == "launches").all() else "samples"
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
-    spread = f"over {counted}" if of == "launches" else f"of samples within {counted} only"
+    over_launches = (rows["interval_of"].dropna() == "launches").all()
+    spread = f"over {counted}" if over_launches else f"of samples within {counted} only"
     note = f"points: median of the slowest rank's time; bars: 95 % interval {spread}"
     caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
     tilted = len(sizes) > UPRIGHT_TICKS
@@ -87,8 +88,8 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
 
 
 def _title(setting: Mapping[str, Any]) -> str:
-    per_node = setting["ranks"] // setting["nodes"]
-    title = f"{setting['collective']} over {setting['transport']}, {setting['nodes']} nodes x {per_node} ranks, "
-    title += f"{setting['dtype']}, {setting['mode']}"
-    title += ", cold cache" if setting["cache"] == "cold" else ""
-    return title + (f", {setting['env']}" if setting["env"] else "")
+    layout = describe_layout(setting["nodes"], setting["ranks"], setting["fabric"])
+    words = [f"{setting['collective']} over {setting['transport']}", layout, setting["dtype"], setting["mode"]]
+    words += ["cold cache"] if setting["cache"] == "cold" else []
+    words += [setting["env"]] if setting["env"] else []
+    return ", ".join(words)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.ranks import on_gloo
 from tests.conftest import REPOSITORY, commbench, only_run
 from tests.kills import family, kill_and_resume
 
@@ -123,3 +124,18 @@ def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
 def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
     words = ["quick", "launches=2", "iters=3", "-e", "8K"]
     kill_and_resume(seed, tmp_path / "out", words, longest_s=6.0)
+
+
+def test_subgroups_of_subgroups(tmp_path: Path) -> None:
+    """Only the members of a group create it."""
+
+    def rank(transport: Any) -> list[int]:
+        import torch
+
+        half = transport.world.subgroup([[0, 1], [2, 3]])
+        alone = half.subgroup([[0], [1]])
+        inp, out = torch.full((2,), transport.rank, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
+        half.all_to_all(out, inp, step="x").wait()
+        return [half.rank, half.size, alone.rank, alone.size, *out.tolist()]
+
+    assert on_gloo(4, rank) == [0, 2, 0, 1, 0, 1]

@@ -9,7 +9,7 @@ import pytest
 
 from commbench import algorithms
 from commbench.layout import Layout
-from commbench.measure import FEWEST_SAMPLES, Progress, Timing, measure
+from commbench.measure import BEAT_S, FEWEST_SAMPLES, Observer, Timing, measure
 from commbench.records import Policy
 from commbench.spec import Spec
 from commbench.transports.scripted import Scripted
@@ -19,7 +19,7 @@ QUIET = {"alpha_us": {"intra": 10.0, "inter": 10.0}, "gbps": {"intra": 1.0, "int
 
 
 def timing(policy: dict[str, Any], *, mode: str = "isolated", script: dict[str, Any] | None = None, nodes: int = 1,
-           size_bytes: int = 2048) -> list[Timing]:  # fmt: skip
+           size_bytes: int = 2048, observer: Observer | None = None) -> list[Timing]:  # fmt: skip
     values = {"warmup": 3, "iters": None, "samples_min": 10, "samples_max": 200, "precision": 0.02, "cap_s": 1e3}
     chosen = Policy(**{**values, "launches": 1, **policy})  # type: ignore[arg-type]
     layout = Layout(nodes, 2)
@@ -28,7 +28,7 @@ def timing(policy: dict[str, Any], *, mode: str = "isolated", script: dict[str, 
     def rank(transport: Scripted) -> Timing:
         pairs = [(transport.world.empty(size_bytes), transport.world.empty(size_bytes))]
         bound = algorithms.get("all_to_all", "direct").prepare(transport.world, spec)
-        return measure(transport, bound, pairs, chosen, mode=mode, progress=Progress())
+        return measure(transport, bound, pairs, chosen, mode=mode, observer=observer or Observer())
 
     return scripted_ranks(nodes, 2, rank, script={**QUIET, **(script or {})})
 
@@ -101,3 +101,44 @@ def test_the_slowest_rank_is_the_headline() -> None:
     (result, _) = timing({"iters": 4}, script={"jitter_us": 5.0})
     assert (result.time_us[:, 0] != result.time_us[:, 1]).all()
     assert np.array_equal(result.slowest_us, np.maximum(result.time_us[:, 0], result.time_us[:, 1]))
+
+
+class Beats(Observer):
+    """Notes the virtual time of each batch's end, on whichever rank it is told."""
+
+    def __init__(self) -> None:
+        self.armed = 0
+        self.beats = 0
+
+    def arm(self) -> None:
+        self.armed += 1
+
+    def beat(self) -> None:
+        self.beats += 1
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("mode", ["isolated", "pipelined"])
+def test_slow_calls_are_heard_of_often(warmup: int, mode: str) -> None:
+    """Calls of 4 s: every batch is one sample, however many were asked for, so no silence is longer than a sample."""
+    slow = {"alpha_us": {"intra": 4e6, "inter": 4e6}}
+    observer = Beats()
+    (result, _) = timing({"warmup": warmup, "iters": 6}, mode=mode, script=slow, observer=observer)
+    assert BEAT_S > 4
+    batches = observer.beats / 2  # both ranks tell the same observer
+    assert batches >= result.time_us.shape[0] + result.warmup_us.shape[0] - 1
+    assert observer.armed == 2, "armed once on each rank, between warm-up and samples"
+
+
+def test_skew_is_how_far_apart_ranks_leave_the_barrier() -> None:
+    begins = np.array([[0.0, 3.0], [10.0, 11.0], [20.0, 27.0]])
+    zeros = np.zeros((3, 2))
+    result = Timing(zeros, zeros, zeros, begins, 1, 0, "iters", 1.0)
+    assert result.skew_us == 3.0
+
+
+def test_timed_calls_are_numbered_after_the_warm_ups() -> None:
+    (result, _) = timing({"warmup": 4, "iters": 6})
+    assert result.calls == range(4, 10)
+    (result, _) = timing({"warmup": 4, "iters": 6}, mode="pipelined")
+    assert result.calls == range(4, 124)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commbench import algorithms
+from commbench.algorithms.base import Bound, BoundBase
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.records import Case, Measurement, Outer, Policy, Status
 from commbench.store import RunFolder
+from commbench.transports.base import Done, Work
 from commbench.worker import run
 from tests.conftest import ThreadRanks, in_threads
 
@@ -107,6 +110,49 @@ def test_rotated_buffers_are_checked_too(tmp_path: Path, cache: str, monkeypatch
     assert measurement.buffer_pairs == (1 if cache == "warm" else 16)
 
 
+class Lazy(BoundBase):
+    """Works while it is checked, and does nothing while it is timed, as a broken graph replay would."""
+
+    def __init__(self, real: Bound, works: Callable[[int], bool]) -> None:
+        self._real = real
+        self._works = works
+        self._calls = -1
+
+    def start(self, out: Any, inp: Any) -> Work:
+        self._calls += 1
+        return self._real.start(out, inp) if self._works(self._calls) else Done()
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+@pytest.mark.parametrize(
+    "works",
+    [
+        lambda call: call < 4 or call >= 10,  # two checks, two warm-ups, then six timed calls that do nothing
+        lambda call: call != 7,  # one of the timed calls does nothing
+    ],
+)
+def test_calls_that_do_nothing_while_timed_are_caught(
+    tmp_path: Path, cache: str, works: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 4096)
+    direct = algorithms.get("all_to_all", "direct")
+    prepare = direct.prepare
+    monkeypatch.setattr(type(direct), "prepare", lambda self, comm, spec: Lazy(prepare(comm, spec), works))
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache=cache), [])
+    # With one pair of buffers a single lazy call among good ones leaves no wrong byte: its time gives it away.
+    lone = cache == "warm" and works(4)
+    assert measurement.status is (Status.ERROR if lone else Status.WRONG_RESULT)
+    assert measurement.time_us is None
+
+
+def test_cold_buffers_that_cannot_get_past_the_cache_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 1 << 30)
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache="cold"), [])
+    assert measurement.status is Status.SKIPPED and "cold buffers of 256 B would need" in measurement.reason
+
+
 def test_one_flipped_byte_is_one_wrong_element(tmp_path: Path) -> None:
     measurement, _ = measure(tmp_path, case_of("direct", (1, 2), dtype="fp32"), [{"kind": "flip", "rank": 0}])
     assert measurement.wrong == 1
@@ -119,7 +165,7 @@ def test_out_of_memory_on_one_rank_is_agreed_on_by_all(tmp_path: Path) -> None:
 
 
 def test_more_than_the_machine_has_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commbench.worker.available_bytes", lambda: 1000)
+    monkeypatch.setattr("commbench.memory.available_bytes", lambda: 1000)
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [])
     assert measurement.status is Status.OUT_OF_MEMORY
     assert "4 ranks x 512 B on this host, 1000 B available" in measurement.reason

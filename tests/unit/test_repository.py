@@ -35,7 +35,8 @@ def test_factors_in_the_docs_are_those_of_the_code() -> None:
     for name, collective in collectives.TABLE.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         shown = [float(cell) for cell in row.split("|")[3:6]]
-        assert shown == [collective.busbw_factor(n) for n in (2, 4, 8)]
+        specs = [Spec(collective=name, dtype="uint8", size_bytes=n * 16, layout=Layout(1, n)) for n in (2, 4, 8)]
+        assert shown == [collective.busbw_factor(spec) for spec in specs]
 
 
 def test_the_factor_is_what_leaves_a_rank() -> None:
@@ -44,7 +45,7 @@ def test_the_factor_is_what_leaves_a_rank() -> None:
         spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=ranks * 1600, layout=Layout(1, ranks))
         a2a = collectives.get("all_to_all")
         sent = sum(send.nbytes for send in a2a.traffic(spec) if send.src == 0)
-        assert sent / spec.size_bytes == pytest.approx(a2a.busbw_factor(ranks))
+        assert sent / spec.size_bytes == pytest.approx(a2a.busbw_factor(spec))
 
 
 def test_only_the_transports_and_the_events_read_a_clock_in_ranks() -> None:
