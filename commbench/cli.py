@@ -61,7 +61,8 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     commbench sweep alltoall dtype=bf16 mode=isolated,pipelined
     commbench sweep quick --format json > rows.jsonl
     """
-    from commbench import sweep as command
+    from commbench.commands import prepare
+    from commbench.commands import sweep as command
 
     short = {
         "sizes.min": options["min_bytes"],
@@ -75,7 +76,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     if options["retry_failed"] and options["resume"] is None:
         raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
     return command.run(
-        command.Request(
+        prepare.Request(
             words=(*words, *overrides),
             out=options["out"],
             resume=options["resume"],
@@ -99,7 +100,7 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
 
     With several runs, equal settings share a figure and each line names its run.
     """
-    from commbench.plot_command import run
+    from commbench.commands.plot import run
 
     return run(runs, out)
 

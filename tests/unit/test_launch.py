@@ -45,7 +45,7 @@ def test_what_cannot_be_is_refused(change: dict[str, str | None]) -> None:
 
 
 def order() -> Order:
-    from commbench.sweep import configure
+    from commbench.commands.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted"])[1]))
     outer = Outer(transport="scripted", nodes=2, ranks_per_node=2)

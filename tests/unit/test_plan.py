@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 
 def planned(*words: str) -> list[plan.PlannedCase]:
-    from commbench.sweep import configure
+    from commbench.commands.prepare import configure
 
     return plan.expand(configure(words)[1])
 
@@ -38,11 +38,11 @@ def test_quick_is_twenty_cases_or_more() -> None:
 
 
 def test_a_runs_config_is_a_recipe_that_plans_the_same_cases(tmp_path: Path) -> None:
-    from commbench.sweep import _show, configure
+    from commbench.commands.prepare import configure, show_config
 
     words = ("quick", "env.A=^ib,b", "window=1,2", "sizes=small", "dtype=bf16,fp32")
     path = tmp_path / "again.yaml"
-    path.write_text(_show(configure(words)[1]))
+    path.write_text(show_config(configure(words)[1]))
     assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]
 
 

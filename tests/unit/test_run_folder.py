@@ -226,7 +226,7 @@ def test_resume_refuses_a_run_in_progress(copy: Path, capsys: pytest.CaptureFixt
 def test_resume_waits_for_ranks_that_still_end(
     copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commbench.sweep.RANKS_END_S", 0.2)
+    monkeypatch.setattr("commbench.commands.sweep.RANKS_END_S", 0.2)
     folder = RunFolder(copy)
     assert folder.ranks_lock.take(shared=True)
     assert _main(["sweep", "--resume", str(copy)]) == 2

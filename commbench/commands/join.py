@@ -11,7 +11,7 @@ import threading
 import time
 
 from commbench import output, transports
-from commbench import sweep as sweep_command
+from commbench.commands import prepare, session
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch.environment import RankInfo
@@ -26,7 +26,7 @@ from commbench.worker import start_rank
 _KEY = "commbench/order"
 
 
-def run(request: sweep_command.Request, rank: RankInfo) -> int:
+def run(request: prepare.Request, rank: RankInfo) -> int:
     die_with_parent()
     if reason := transports.missing("gloo"):
         raise EnvironmentProblem(f"joining {rank.launcher} needs torch", hint=reason)
@@ -35,7 +35,7 @@ def run(request: sweep_command.Request, rank: RankInfo) -> int:
     store = meet_by_environment()
     if rank.rank != 0:
         text = store.get(_KEY).decode()
-        return start_rank(Order.from_json(text), rank, shared=store) if text else sweep_command.EXIT_USAGE
+        return start_rank(Order.from_json(text), rank, shared=store) if text else session.EXIT_USAGE
     try:
         folder, sweep, order, talk = _prepare(request, rank)
     except CommbenchError:
@@ -48,18 +48,18 @@ def run(request: sweep_command.Request, rank: RankInfo) -> int:
         if order.cases:
             run_rank(order, rank, shared=store)
     sweep.load()
-    assert isinstance(sweep.reporter, sweep_command.Reporter)
-    return sweep_command.finish(request, folder, sweep, sweep.reporter.writer, talk)
+    assert isinstance(sweep.reporter, session.Reporter)
+    return session.finish(request, folder, sweep, sweep.reporter.writer, talk)
 
 
-def _prepare(request: sweep_command.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
+def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
     if request.resume is not None:
         raise UsageError("--resume cannot join a launcher", hint="resume without torchrun, on the machine of the run")
     talk = Talk(quiet=request.quiet, verbose=request.verbose)
-    forced = sweep_command.layout_of(rank)
-    recipe, configs = sweep_command.configure([*request.words, "launches=1"], forced)
-    configs = sweep_command.available(configs, talk)
-    planned = sweep_command.expand(configs)
+    forced = prepare.layout_of(rank)
+    recipe, configs = prepare.configure([*request.words, "launches=1"], forced)
+    configs = prepare.available(configs, talk)
+    planned = prepare.expand(configs)
     runnable = [item for item in planned if not item.skip]
     outers = {item.case.outer.key: item.case.outer for item in runnable}
     if len(outers) != 1:
@@ -76,9 +76,9 @@ def _prepare(request: sweep_command.Request, rank: RankInfo) -> tuple[RunFolder,
             f"{outer.nodes} x {outer.ranks_per_node} = {outer.layout.ranks}",
             hint="leave both out to take the launcher's layout",
         )
-    sweep_command.check_launcher(rank.launcher, planned)
-    folder = sweep_command.create(request, recipe, configs, planned)
-    reporter = sweep_command.Reporter(talk, output.WRITERS[request.format]())
+    prepare.check_launcher(rank.launcher, planned)
+    folder = prepare.create(request, recipe, configs, planned)
+    reporter = session.Reporter(talk, output.WRITERS[request.format]())
     sweep = Sweep(
         folder,
         planned,

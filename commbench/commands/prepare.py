@@ -1,0 +1,164 @@
+"""From words to a plan and a run folder: what every way of sweeping does before its first launch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import commbench
+from commbench import config, launch, metadata, plan, recipes, transports
+from commbench.console import Talk
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch.environment import RankInfo
+from commbench.launch.order import Order
+from commbench.plan import PlannedCase
+from commbench.records import FORMAT_VERSION
+from commbench.store import RunFolder
+from commbench.units import format_seconds, format_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The command line of `commbench sweep`."""
+
+    words: tuple[str, ...] = ()
+    out: Path = Path("results")
+    resume: Path | None = None
+    retry_failed: bool = False
+    dry_run: bool = False
+    show_config: bool = False
+    launcher: str = "local"
+    format: str = "table"
+    plots: bool = True
+    quiet: bool = False
+    verbose: bool = False
+
+
+def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> tuple[str, list[config.SweepConfig]]:
+    """The recipe's name and one validated config per combination of group choices.
+
+    `forced` values take the place of the recipe's, but not of the user's own.
+    """
+    recipe, rest = ("quick", list(words)) if not words or "=" in words[0] else (words[0], list(words[1:]))
+    overrides = recipes.parse_overrides(rest)
+    for key, value in (forced or {}).items():
+        overrides.values.setdefault(key, [value])
+    return recipe, [config.build(recipe, composed, overrides) for composed in recipes.compose(recipe, overrides)]
+
+
+def available(configs: Sequence[config.SweepConfig], talk: Talk) -> list[config.SweepConfig]:
+    """The same configs less the transports that are not installed, each named once."""
+    lacking = {name: transports.missing(name) for item in configs for name in item.transport}
+    for reason in filter(None, lacking.values()):
+        talk.note(reason)
+    kept = [replace(item, transport=[name for name in item.transport if not lacking[name]]) for item in configs]
+    kept = [item for item in kept if item.transport]
+    if not kept:
+        raise EnvironmentProblem(
+            "none of the transports asked for is installed", hint="; ".join(filter(None, lacking.values()))
+        )
+    return kept
+
+
+def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
+    planned = plan.expand(configs)
+    if all(item.skip for item in planned):
+        reasons = sorted({item.skip for item in planned})
+        raise UsageError("no case of this sweep can run", hint="; ".join(reasons[:3]))
+    return planned
+
+
+def check_launcher(launcher: str, planned: Sequence[PlannedCase]) -> None:
+    launch.command(launcher)
+    for name in sorted({item.case.outer.transport for item in planned}):
+        able = transports.entry(name).launchers
+        if launcher not in able:
+            raise UsageError(
+                f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"
+            )
+
+
+def create(
+    request: Request, recipe: str, configs: Sequence[config.SweepConfig], planned: Sequence[PlannedCase]
+) -> RunFolder:
+    """The run folder, with all that can be written before the first launch. Takes its lock."""
+    folder = RunFolder.create(request.out, configs[0].recipe)
+    folder.lock.take()
+    lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": asdict(item.case)} for item in planned]
+    digest = folder.write_plan(lines)
+    machine = metadata.collect()
+    (folder.path / "config.yaml").write_text(show_config(configs))
+    folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
+    outers = {item.case.outer.key: item.case.outer for item in planned}
+    folder.write_json("topology.json", {"layouts": [asdict(outer.layout) for outer in outers.values()]})
+    folder.write_json(
+        "run.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "run_id": folder.run_id,
+            "status": "running",
+            "recipe": recipe,
+            "command": ["commbench", "sweep", *request.words],
+            "launcher": request.launcher,
+            "timeout_s": configs[0].timeout,
+            "seed": configs[0].seed,
+            "plan_digest": digest,
+            "commbench_version": commbench.__version__,
+            "machine_text": machine_text(machine),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine,
+        },
+    )
+    folder.link_latest()
+    return folder
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """One line for captions: `AMD EPYC, 2 CPUs, x86_64, Python 3.11.7, torch 2.13.0`."""
+    words = [machine["cpu"] or "unknown CPU", f"{machine['cpus']} CPUs", machine["machine"]]
+    words.append(f"Python {machine['python']}")
+    if version := machine["packages"].get("torch"):
+        words.append(f"torch {version}")
+    return ", ".join(words)
+
+
+def show_config(configs: Sequence[config.SweepConfig]) -> str:
+    text: str = yaml.safe_dump_all([item.as_keys() for item in configs], sort_keys=False)
+    return "# @package _global_\n" + text
+
+
+def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
+    if request.format == "json":
+        import json
+
+        for item in planned:
+            line = {"case_id": item.case.case_id, "skip": item.skip, **asdict(item.case)}
+            sys.stdout.write(json.dumps(line) + "\n")
+        return
+    lines = plan.describe(planned)
+    skipped: dict[str, int] = {}
+    for item in planned:
+        if item.skip:
+            skipped[item.skip] = skipped.get(item.skip, 0) + 1
+    lines += [f"skipped: {count} x {reason}" for reason, count in skipped.items()]
+    runnable = [item.case for item in planned if not item.skip]
+    most = max(case.size_bytes * case.outer.layout.ranks * 2 for case in runnable)
+    lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
+    lines.append(f"time: at most about {format_seconds(plan.estimate_s(planned))}, start-up included")
+    first = runnable[0]
+    order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
+    words = launch.command(request.launcher)(Path("RUN/logs/LAUNCH/order.json"), order)
+    lines.append(f"each launch runs: {' '.join(words)}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def layout_of(rank: RankInfo) -> dict[str, int]:
+    """The layout that a launcher's environment implies, as keys."""
+    return {"nodes": rank.size // rank.local_size, "ranks_per_node": rank.local_size}

@@ -1,0 +1,104 @@
+"""`commbench sweep`: from the words on the command line to a finished run folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from commbench import metadata, output
+from commbench.commands.prepare import (
+    Request,
+    available,
+    check_launcher,
+    configure,
+    create,
+    expand,
+    show_config,
+    show_plan,
+)
+from commbench.commands.session import EXIT_OK, Reporter, measure
+from commbench.console import Talk
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch.environment import detect
+from commbench.plan import PlannedCase
+from commbench.records import Status
+from commbench.runner import RANKS_END_S, Sweep
+from commbench.store import RunFolder, repair
+
+
+def run(request: Request) -> int:
+    """The exit code: 0 fine, 1 a case failed, 130 interrupted. Raises `CommbenchError` before anything starts."""
+    rank = detect(os.environ)
+    if rank is not None and not (request.dry_run or request.show_config):
+        from commbench.commands import join
+
+        return join.run(request, rank)
+    talk = Talk(quiet=request.quiet, verbose=request.verbose)
+    if request.resume is not None:
+        return measure(request, *_resume(request, talk), talk)
+    recipe, configs = configure(request.words)
+    if request.show_config:
+        sys.stdout.write(show_config(configs))
+        return EXIT_OK
+    configs = available(configs, talk)
+    planned = expand(configs)
+    check_launcher(request.launcher, planned)
+    if request.dry_run:
+        show_plan(request, planned)
+        return EXIT_OK
+    folder = create(request, recipe, configs, planned)
+    sweep = Sweep(
+        folder,
+        planned,
+        seed=configs[0].seed,
+        launcher=request.launcher,
+        timeout_s=configs[0].timeout,
+        reporter=Reporter(talk, output.WRITERS[request.format]()),
+    )
+    return measure(request, folder, sweep, talk)
+
+
+def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
+    """The killed run, ready to go on; refuses where its results would not belong together."""
+    assert request.resume is not None
+    if request.words:
+        raise UsageError(
+            f"--resume takes no recipe or KEY=VALUE, but {request.words[0]!r} was given",
+            hint="a resumed run keeps its own plan; for another plan start a new run",
+        )
+    folder = RunFolder.open(request.resume)
+    if not folder.lock.take():
+        raise UsageError(f"{folder.path} is being measured by another commbench", hint="wait for it, or end it first")
+    if not folder.ranks_lock.take(wait_s=RANKS_END_S):
+        raise EnvironmentProblem(
+            f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
+        )
+    folder.ranks_lock.release()
+    about = folder.read_json("run.json")
+    planned, digest = folder.plan()
+    if digest != about["plan_digest"]:
+        raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")
+    if changed := metadata.differences(about["machine"], metadata.collect()):
+        raise UsageError(
+            f"the machine is not what it was when {folder.run_id} began: {'; '.join(changed)}",
+            hint="results from two machines do not belong in one run: start a new one",
+        )
+    for path in (folder.measurements_path, folder.cases_path):
+        if repair(path):
+            talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
+    items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
+    reporter = Reporter(talk, output.WRITERS[request.format]())
+    sweep = Sweep(
+        folder,
+        items,
+        seed=about["seed"],
+        launcher=about["launcher"],
+        timeout_s=about["timeout_s"],
+        reporter=reporter,
+    )
+    for row in folder.rows().values():
+        if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):
+            reporter.row(row)
+    sweep.load(retry_failed=request.retry_failed)
+    talk.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
+    return folder, sweep
