@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+.DELETE_ON_ERROR:
 .PHONY: sweep test check bench clean help
 
 help: ## list the targets
@@ -26,15 +27,16 @@ bench: $(VENV)/.dev ## what the harness costs, and kills over gloo (minutes; pri
 clean: ## remove the environment and all caches; results stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 
-$(BIN)/python:
+$(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "setting up $(VENV) (once; a minute or two)"
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	@echo "adding what tests need to $(VENV)"
 	$(PIP) --editable '.[dev]'
 	@touch $@

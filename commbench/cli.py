@@ -126,9 +126,12 @@ def _main(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _report("interrupted", "", 130)
     except BrokenPipeError:
-        # The reader of stdout went away (| head); keep the interpreter from complaining on exit.
+        # The reader of stdout went away (--dry-run | head); keep the interpreter from complaining on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _report(f"{where}{error.strerror or error}", "is the disk full, read-only, or gone?", 2)
 
 
 def _report(message: str, hint: str, code: int) -> int:

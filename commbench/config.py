@@ -139,6 +139,8 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     """Validate one composed recipe with the user's values on top. Raises `UsageError`."""
     flat = flatten(composed)
     env = flat.pop("env", None) or {}
+    if not isinstance(env, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in env):
+        raise UsageError(f"env is {env!r}", hint="env holds variables and values, as in {OMP_NUM_THREADS: [1, 2]}")
     for key in [*flat, *overrides.values]:
         if key not in keys():
             raise unknown("key", key, [*keys(), "env.NAME"])
@@ -206,6 +208,8 @@ def _axis(key: str, value: Any) -> list[Any]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     if not values or any(item is None for item in values):
         raise UsageError(f"{key} has no value", hint=f"write {key}=VALUE")
+    if odd := [item for item in values if not isinstance(item, str | int | float)]:
+        raise UsageError(f"{key} holds {odd[0]!r}", hint=f"write {key}=VALUE, or {key}=A,B for several")
     return list(dict.fromkeys(values))
 
 

@@ -20,7 +20,8 @@ _PLAIN_EVERY_S = 10.0
 
 def stderr_console() -> Console:
     """Honours NO_COLOR, FORCE_COLOR, TERM=dumb and pipes."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    # What people type is no markup: env.X=[/a] must not end the sweep.
+    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_error(message: str, hint: str) -> None:
@@ -41,7 +42,7 @@ class Talk:
         live = self._console.is_terminal and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" and not quiet
         self._progress = (
             Progress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 TextColumn("{task.completed:.0f} of {task.total:.0f}"),
                 TimeElapsedColumn(),
@@ -49,6 +50,8 @@ class Talk:
                 console=self._console,
                 transient=True,
                 refresh_per_second=2,  # drawing takes time from the ranks
+                redirect_stdout=False,  # rows on stdout are data, and may go to a file
+                redirect_stderr=False,
             )
             if live
             else None

@@ -63,6 +63,8 @@ class Timing:
 class Observer:
     """What the timing loop calls between timed regions."""
 
+    beat_s = BEAT_S  # a batch shall end by then
+
     def arm(self) -> None:
         """After the warm-ups, before the first sample: make every output wrong, so that only timed calls mend it."""
 
@@ -158,7 +160,9 @@ def _measure(
     if policy.warmup or mode == "pipelined":
         per_call_us = batch(1, 1, warmup)
         rest = max(0, policy.warmup - 1)
-        for count in _split(min(rest, int(min(cap_us / 4, 1e15) / max(per_call_us, 1e-3))), per_call_us):
+        for count in _split(
+            min(rest, int(min(cap_us / 4, 1e15) / max(per_call_us, 1e-3))), per_call_us, observer.beat_s
+        ):
             per_call_us = batch(count, 1, warmup)
         if mode == "pipelined":
             call_us = max(min(max(row) for row in warmup), 1e-3)
@@ -179,7 +183,7 @@ def _measure(
         # samples. None runs far past the cap, nor so long that nothing is heard of it.
         have = len(times)
         count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
-        affordable = max(1, int(min(cap_us - elapsed_us, BEAT_S * 1e6) / max(per_sample_us, 1e-3)))
+        affordable = max(1, int(min(cap_us - elapsed_us, observer.beat_s * 1e6) / max(per_sample_us, 1e-3)))
         count = max(1, min(count, affordable))
         if not policy.iters:
             count = min(count, policy.samples_max - have)
@@ -209,7 +213,7 @@ def _measure(
     )
 
 
-def _split(count: int, each_us: float) -> list[int]:
+def _split(count: int, each_us: float, beat_s: float) -> list[int]:
     """`count` calls in batches short enough to be heard of."""
-    largest = max(1, int(BEAT_S * 1e6 / max(each_us, 1e-3)))
+    largest = max(1, int(beat_s * 1e6 / max(each_us, 1e-3)))
     return [min(largest, count - first) for first in range(0, count, largest)]

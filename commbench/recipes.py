@@ -80,6 +80,8 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
                 f"cannot read {word!r}: {first}", hint="quote values with special signs: key='a=b'"
             ) from error
         key = override.key_or_group
+        if key == "recipe":
+            raise UsageError(f"{word!r}: the recipe is the first word", hint="commbench sweep RECIPE [KEY=VALUE ...]")
         if key in options:
             for choice in value_list:
                 if choice not in options[key]:
@@ -111,6 +113,11 @@ def _split_env(word: str) -> tuple[str, list[str]]:
     return name, text.split(",")
 
 
+def is_file(word: str) -> bool:
+    """Whether a word names a recipe file, whatever other signs are in it."""
+    return word.endswith((".yaml", ".yml"))
+
+
 def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
     """One dictionary of keys per combination of group choices; `recipe` is a name or the path of a YAML file."""
     from hydra import compose as hydra_compose
@@ -122,29 +129,43 @@ def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    name = recipe
     try:
-        if recipe.endswith((".yaml", ".yml")):
-            path = Path(recipe)
-            if not path.is_file():
-                raise UsageError(f"no recipe file {recipe!r}", hint="give a path that exists, or the name of a recipe")
-            name = path.stem
-            ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(path), package="_global_")
+        names = [recipe]
+        if is_file(recipe):
+            documents = _documents(recipe)
+            # Under names of our own: a file may be called quick.yaml, or have signs in its name that Hydra would read.
+            names = [f"_file_{number}" for number in range(len(documents))]
+            for name, document in zip(names, documents, strict=True):
+                ConfigStore.instance().store(group="recipe", name=name, node=document, package="_global_")
         elif recipe not in groups()["recipe"]:
             raise unknown("recipe", recipe, groups()["recipe"])
         GlobalHydra.instance().clear()
         configs = []
         with initialize_config_dir(str(root()), version_base="1.3", job_name="commbench"):
-            keys = list(overrides.choices)
-            for combination in itertools.product(*overrides.choices.values()):
-                chosen = dict(zip(keys, combination, strict=True))
-                words = [f"recipe={chosen.pop('recipe', name)}", *(f"{key}={value}" for key, value in chosen.items())]
-                config = OmegaConf.to_container(hydra_compose("config", overrides=words), resolve=True)
+            for name, *chosen in itertools.product(names, *overrides.choices.values()):
+                choices = [f"{key}={value}" for key, value in zip(overrides.choices, chosen, strict=True)]
+                composed = hydra_compose("config", overrides=[f"recipe={name}", *choices])
+                config = OmegaConf.to_container(composed, resolve=True)
                 assert isinstance(config, dict)
                 configs.append({str(key): value for key, value in config.items()})
         return configs
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(
             f"recipe {recipe!r} does not compose: {first}", hint="compare it with sweeps/recipe/quick.yaml"
         ) from error
+
+
+def _documents(name: str) -> list[dict[str, Any]]:
+    """The YAML documents of a recipe file; a run over several group choices writes one for each."""
+    import yaml
+
+    try:
+        documents = list(yaml.safe_load_all(Path(name).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(
+            f"no recipe file {name!r}: {error.strerror}", hint="give a path that exists, or the name of a recipe"
+        ) from error
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise UsageError(f"recipe file {name!r} holds no keys", hint="compare it with sweeps/recipe/quick.yaml")
+    return documents

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from commbench import launch as launchers
 from commbench import summary
+from commbench.errors import EnvironmentProblem
 from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
@@ -25,9 +26,11 @@ from commbench.store import RunFolder, repair
 from commbench.units import format_seconds
 
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
+STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
 _POLL_S = 0.05
 _STARTS_TRIED = 2  # launches that end before their first case, in a row
 _TAIL_LINES = 8
+_LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
 
 
 class Reporter(Protocol):
@@ -90,6 +93,8 @@ class Sweep:
         for measurement in self.folder.measurements():
             if retry_failed and measurement.status is not Status.OK and measurement.case_id not in self.rows:
                 continue
+            if measurement.status is Status.OK and not self._samples.has(measurement):
+                continue
             self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
         for case_id in self._done:
             self._finish_if_complete(self._cases[case_id])
@@ -143,11 +148,14 @@ class Sweep:
     def _wants(self, case: Case, index: int) -> bool:
         return case.case_id not in self.rows and index not in self._done.get(case.case_id, {})
 
-    def _order(self, item: Launch, cases: Sequence[Case]) -> Order:
-        # Ranks of a launch that broke may still be ending, and the last line that they wrote may be torn.
+    def _settle(self) -> None:
+        """Ranks of a launch that broke may still be ending, and the last line that they wrote may be torn."""
         if self.folder.ranks_lock.take(wait_s=RANKS_END_S):
             self.folder.ranks_lock.release()
         repair(self.folder.measurements_path)
+
+    def _order(self, item: Launch, cases: Sequence[Case]) -> Order:
+        self._settle()
         logs = self.folder.path / "logs"
         attempts = (f"{item.index:03d}-{item.outer.key[:6]}-{number}" for number in range(10**6))
         attempt = next(name for name in attempts if not (logs / name).exists())
@@ -157,6 +165,7 @@ class Sweep:
             launch=item.index,
             outer=item.outer,
             cases=tuple(cases),
+            timeout_s=self.timeout_s,
             parent_pid=os.getpid(),
             parent_started=start_time(os.getpid()),
         )
@@ -184,7 +193,8 @@ class Sweep:
                     self._tell(what)
                 if over:
                     return outcome
-                if time.monotonic() - heard > self.timeout_s:
+                allowed = self.timeout_s if outcome.seen else max(self.timeout_s, STARTS_WITHIN_S)
+                if time.monotonic() - heard > allowed:
                     outcome.timed_out = True
                     process.kill()
                     self._collect(measurements, outcome)
@@ -228,6 +238,7 @@ class Sweep:
 
     def _fail(self, order: Order, case: Case, status: Status, reason: str) -> None:
         """Write the measurement that the ranks could not write themselves."""
+        self._settle()
         measurement = Measurement(
             case_id=case.case_id,
             launch=order.launch,
@@ -248,14 +259,21 @@ class Sweep:
             return f"no progress for {format_seconds(self.timeout_s)}{where}"
         log = order.folder / "launcher.log"
         what = "the launcher ended early"
-        for name in ("exits.jsonl", "failures.jsonl"):
-            for line in Tail(order.folder / name, from_start=True).read():
-                log = order.folder / f"rank-{line['rank']}.log"
-                what = f"rank {line['rank']} {line.get('what') or 'failed: ' + line['error']}"
-                break
-            else:
-                continue
-            break
+        hard = Tail(order.folder / "exits.jsonl", from_start=True).read()
+        raised = Tail(order.folder / "failures.jsonl", from_start=True).read()
+        # Whoever lost a connection did so because of another: look for that one first.
+        own = [line for line in raised if not any(text in line["error"] for text in _LOST_PEER)]
+        if hard or own:
+            first = (hard or own)[0]
+            what = f"rank {first['rank']} {first.get('what') or 'failed: ' + first['error']}"
+            log = order.folder / f"rank-{first['rank']}.log"
+        elif raised:
+            what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
+        if "No space left" in what:
+            raise EnvironmentProblem(
+                f"{self.folder.path}: no space left on the disk",
+                hint=f"make room, then go on with: commbench sweep --resume {self.folder.path}",
+            )
         lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
         self.reporter.note(f"{what}; the last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines))
         return what

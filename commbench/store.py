@@ -6,6 +6,7 @@ was torn by a kill and is dropped, any other line that cannot be read is an erro
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -33,10 +34,17 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, *, durable: bool = True) -> None:
-    """One write, so that lines of several writers do not mix; on disk when this returns, if `durable`."""
+    """One write, so that lines of several writers do not mix; on disk when this returns, if `durable`.
+
+    Raises `OSError` if the disk takes only a part, and takes that part back.
+    """
+    data = line.encode() + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode() + b"\n")
+        written = os.write(descriptor, data)
+        if written < len(data):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if durable:
             os.fsync(descriptor)
     finally:
@@ -87,7 +95,7 @@ class Lock:
             try:
                 fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 return True
-            except OSError:
+            except BlockingIOError:
                 if time.monotonic() >= deadline:
                     self._file.close()
                     self._file = None
@@ -136,11 +144,17 @@ class RunFolder:
         if not (path / "run.json").is_file():
             raise UsageError(f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest")
         folder = cls(path.resolve())
-        version = folder.read_json("run.json").get("format_version")
+        about = folder.read_json("run.json")
+        version = about.get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(
                 f"{path} has format {version}, this commbench reads {FORMAT_VERSION}",
                 hint="use the commbench version that wrote it",
+            )
+        if missing := {"plan_digest", "machine", "launcher", "timeout_s", "seed", "started"} - about.keys():
+            raise CorruptFile(
+                f"{path / 'run.json'}: {sorted(missing)[0]!r} is missing",
+                hint="the run folder is damaged: start a new run",
             )
         return folder
 

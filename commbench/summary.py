@@ -49,15 +49,22 @@ class Samples:
         self._folder = folder
         self._files: dict[Path, tuple[int, dict[str, Floats]]] = {}
 
+    def has(self, measurement: Measurement) -> bool:
+        """False where a full disk or a damaged file lost the samples of a measurement."""
+        return measurement.case_id in self._read(measurement)
+
     def slowest_us(self, measurement: Measurement) -> Floats:
         """Per sample, the maximum over ranks, microseconds."""
+        return self._read(measurement)[measurement.case_id]
+
+    def _read(self, measurement: Measurement) -> dict[str, Floats]:
         path = self._folder.samples_path(measurement.attempt)
         size = path.stat().st_size if path.exists() else 0
         known, by_case = self._files.get(path, (-1, {}))
         if size != known:
             by_case = dict(read_lines(path, _slowest))
             self._files[path] = size, by_case
-        return by_case[measurement.case_id]
+        return by_case
 
 
 def _slowest(line: str) -> tuple[str, Floats]:
@@ -81,7 +88,8 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         per_launch = [samples.slowest_us(m) for m in measurements]
     time_us = float(np.median(medians))
     known = stats.interval(per_launch, seed=case.seed)
-    low, high, of = known or (None, None, None)
+    # Samples on disk are rounded to nanoseconds, the median is not: keep low <= time <= high.
+    low, high, of = (min(known[0], time_us), max(known[1], time_us), known[2]) if known else (None, None, None)
     spec = case.spec
     collective = collectives.get(case.collective)
     factor = collective.busbw_factor(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,20 @@ def frame(rows: Sequence[Row], run_id: str) -> pd.DataFrame:
 
 
 def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
-    _write(pa.Table.from_pandas(frame(rows, folder.run_id), preserve_index=False), folder.path / "results.parquet")
+    """Every column has its type in every run, whether it has values or not, so that runs can be read together."""
+    hints = typing.get_type_hints(Row)
+    kinds = [(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(Row)]
+    schema = pa.schema([*kinds, ("run", pa.string()), ("label", pa.string())])
+    _write(
+        pa.Table.from_pandas(frame(rows, folder.run_id), schema=schema, preserve_index=False),
+        folder.path / "results.parquet",
+    )
+
+
+def _arrow_type(hint: typing.Any) -> pa.DataType:
+    """Of a column: dictionaries are written as text."""
+    kinds = {hint} if typing.get_origin(hint) is dict else set(typing.get_args(hint)) or {hint}
+    return pa.float64() if float in kinds else pa.int64() if int in kinds else pa.string()
 
 
 def write_samples(folder: RunFolder) -> None:

@@ -42,13 +42,14 @@ class Events:
         self._path = order.folder / "events.jsonl"
         self._active = active
         self._last = 0.0
+        self.timeout_s = order.timeout_s
 
     def tell(self, event: str, **details: Any) -> None:
         if self._active:
             append_line(self._path, json.dumps({"event": event, **details}), durable=False)
 
     def beat(self) -> None:
-        if time.monotonic() - self._last > 1.0:
+        if time.monotonic() - self._last > min(1.0, self.timeout_s / 10):
             self._last = time.monotonic()
             self.tell("beat")
 
@@ -86,6 +87,7 @@ class _Job(measure.Observer):
         self.collective = collectives.get(case.collective)
         self.pairs = pairs
         self.events = events
+        self.beat_s = min(measure.BEAT_S, events.timeout_s / 4)
 
     def beat(self) -> None:
         self.events.beat()

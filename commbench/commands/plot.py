@@ -7,7 +7,7 @@ from pathlib import Path
 
 from commbench.console import stderr_console
 from commbench.errors import UsageError
-from commbench.records import Status
+from commbench.records import Status, digest
 from commbench.store import RunFolder
 
 
@@ -30,8 +30,10 @@ def run(runs: Sequence[Path], out: Path | None) -> int:
     machines = {folder.read_json("run.json")["machine_text"] for folder in folders}
     meta["machine_text"] = " / ".join(sorted(machines))
     target = out or folders[0].path / "plots"
+    # A figure of several runs never takes the place of the first one's own.
+    prefix = f"compare-{digest([folder.run_id for folder in folders])[:6]}-" if len(folders) > 1 else ""
     try:
-        paths = plots.draw(pd.concat(frames, ignore_index=True), meta, target)
+        paths = plots.draw(pd.concat(frames, ignore_index=True), meta, target, prefix=prefix)
     except OSError as error:
         raise UsageError(
             f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"

@@ -46,7 +46,8 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
 
     `forced` values take the place of the recipe's, but not of the user's own.
     """
-    recipe, rest = ("quick", list(words)) if not words or "=" in words[0] else (words[0], list(words[1:]))
+    named = bool(words) and (recipes.is_file(words[0]) or "=" not in words[0])
+    recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
     overrides = recipes.parse_overrides(rest)
     for key, value in (forced or {}).items():
         overrides.values.setdefault(key, [value])
@@ -86,7 +87,12 @@ def check_launcher(launcher: str, planned: Sequence[PlannedCase]) -> None:
 
 
 def create(
-    request: Request, recipe: str, configs: Sequence[config.SweepConfig], planned: Sequence[PlannedCase]
+    request: Request,
+    recipe: str,
+    configs: Sequence[config.SweepConfig],
+    planned: Sequence[PlannedCase],
+    *,
+    joined: str = "",
 ) -> RunFolder:
     """The run folder, with all that can be written before the first launch. Takes its lock."""
     folder = RunFolder.create(request.out, configs[0].recipe)
@@ -106,7 +112,8 @@ def create(
             "status": "running",
             "recipe": recipe,
             "command": ["commbench", "sweep", *request.words],
-            "launcher": request.launcher,
+            "launcher": joined or request.launcher,
+            "joined": bool(joined),
             "timeout_s": configs[0].timeout,
             "seed": configs[0].seed,
             "plan_digest": digest,
@@ -131,7 +138,8 @@ def machine_text(machine: Mapping[str, Any]) -> str:
 
 def show_config(configs: Sequence[config.SweepConfig]) -> str:
     text: str = yaml.safe_dump_all([item.as_keys() for item in configs], sort_keys=False)
-    return "# @package _global_\n" + text
+    # Hydra would read ${...} in a value as a reference.
+    return "# @package _global_\n" + text.replace("${", "\\${")
 
 
 def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
@@ -151,7 +159,8 @@ def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
     runnable = [item.case for item in planned if not item.skip]
     most = max(case.size_bytes * case.outer.layout.ranks * 2 for case in runnable)
     lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
-    lines.append(f"time: at most about {format_seconds(plan.estimate_s(planned))}, start-up included")
+    seconds = format_seconds(plan.estimate_s(planned))
+    lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
     first = runnable[0]
     order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
     words = launch.command(request.launcher)(Path("RUN/logs/LAUNCH/order.json"), order)

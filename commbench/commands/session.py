@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from commbench import output
-from commbench.commands.prepare import (
-    Request,
-)
+from commbench.commands.prepare import Request
 from commbench.console import Talk
 from commbench.records import Row, Status
 from commbench.runner import Sweep
@@ -20,57 +23,78 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class Reporter:
-    """Progress to stderr, rows to stdout."""
+    """Progress to stderr, rows to stdout. If nobody reads stdout any more, the sweep goes on: rows are on disk."""
 
     def __init__(self, talk: Talk, writer: output.Writer) -> None:
         self.talk = talk
-        self.writer = writer
+        self.writer: output.Writer | None = writer
         self.progress = talk.progress
         self.note = talk.note
 
     def row(self, row: Row) -> None:
-        self.writer.row(row)
         self.talk.row(row)
+        self._write(lambda writer: writer.row(row))
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        self._write(lambda writer: writer.end(rows, meta))
+
+    def _write(self, write: Callable[[output.Writer], None]) -> None:
+        if self.writer is None:
+            return
+        try:
+            write(self.writer)
+        except (BrokenPipeError, AttributeError, ValueError):  # closed by its reader, missing, closed
+            self.writer = None
+            self.note("nobody reads stdout any more; rows go to the run folder only")
+            if sys.stdout is not None:  # keep the interpreter from complaining on exit
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:
+    """Run the sweep to its end, or to the point where somebody stops it; the exit code."""
     _set_status(folder, "running")
     signal.signal(signal.SIGTERM, _interrupt)
+    assert isinstance(sweep.reporter, Reporter)
     try:
         with talk:
             sweep.run()
+        return finish(request, folder, sweep, sweep.reporter, talk)
     except KeyboardInterrupt:
         _set_status(folder, "interrupted")
+        retry = " --retry-failed" if request.retry_failed else ""
         talk.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
-        talk.note(f"go on with: commbench sweep --resume {_short(folder.path)}")
+        talk.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
         return EXIT_INTERRUPTED
-    assert isinstance(sweep.reporter, Reporter)
-    return finish(request, folder, sweep, sweep.reporter.writer, talk)
 
 
-def finish(request: Request, folder: RunFolder, sweep: Sweep, writer: output.Writer, talk: Talk) -> int:
+def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
     from commbench import tables
 
     rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
     meta = folder.read_json("run.json")
-    writer.end(rows, meta)
     tables.write_results(folder, rows)
     tables.write_samples(folder)
+    complete = len(rows) == len(sweep.planned)
+    _set_status(folder, "finished" if complete else "incomplete")
+    reporter.end(rows, meta)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
-    _set_status(folder, "finished")
     if request.plots and any(row.status is Status.OK for row in rows):
         from commbench import plots
 
-        for path in plots.draw(tables.frame(rows, folder.run_id), meta, folder.path / "plots"):
-            talk.note(f"plot: {_short(path)}")
+        try:
+            for path in plots.draw(tables.frame(rows, folder.run_id), meta, folder.path / "plots"):
+                talk.note(f"plot: {_short(path)}")
+        except (OSError, ValueError) as error:
+            talk.note(f"no plot: {error}")
     ok = sum(row.status is Status.OK for row in rows)
     talk.note(
         f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
     )
     if failed:
         talk.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
-    return EXIT_FAILED if failed else EXIT_OK
+    return EXIT_FAILED if failed or not complete else EXIT_OK
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

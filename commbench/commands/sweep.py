@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import metadata, output
+from commbench import launch, metadata, output
 from commbench.commands.prepare import (
     Request,
     available,
@@ -61,6 +61,11 @@ def run(request: Request) -> int:
 def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
     """The killed run, ready to go on; refuses where its results would not belong together."""
     assert request.resume is not None
+    if request.dry_run or request.show_config:
+        raise UsageError(
+            "--resume measures; it does not go with --dry-run or --show-config",
+            hint="the plan of a run is in its plan.jsonl, its keys are in its config.yaml",
+        )
     if request.words:
         raise UsageError(
             f"--resume takes no recipe or KEY=VALUE, but {request.words[0]!r} was given",
@@ -75,6 +80,11 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         )
     folder.ranks_lock.release()
     about = folder.read_json("run.json")
+    if about["launcher"] not in launch.TABLE or about.get("joined"):
+        raise UsageError(
+            f"{folder.run_id} was measured by ranks that {about['launcher']} started, and cannot go on without it",
+            hint=f"start a new run under {about['launcher']}",
+        )
     planned, digest = folder.plan()
     if digest != about["plan_digest"]:
         raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")

@@ -19,6 +19,7 @@ class Order:
     launch: int
     outer: Outer
     cases: tuple[Case, ...]
+    timeout_s: float = 120.0  # without progress
     parent_pid: int = 0
     parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
 

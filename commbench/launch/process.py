@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import site
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+import commbench
 from commbench.launch.guard import die_with_parent
 
 
@@ -33,6 +35,8 @@ class Process:
 
     def kill(self) -> None:
         """End the launcher and every process below it, and wait until they are gone."""
+        if self.ended():  # its pid may belong to somebody else by now
+            return
         family = []
         with contextlib.suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(self._process.pid)
@@ -50,4 +54,9 @@ def rank_environment(extra: Mapping[str, str]) -> dict[str, str]:
     OMP_NUM_THREADS is set to 1 where it is unset, as torchrun does, so that all launchers give ranks the same number
     of threads.
     """
-    return {"OMP_NUM_THREADS": "1", **os.environ, **extra}
+    root = str(Path(commbench.__file__).resolve().parent.parent)
+    path = os.environ.get("PYTHONPATH", "")
+    if root not in site.getsitepackages():  # a checkout that is not installed
+        path = os.pathsep.join(filter(None, [root, path]))
+    # Ranks import what the sweep imports: no numpy.py that happens to lie in the current folder.
+    return {"OMP_NUM_THREADS": "1", **os.environ, **extra, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}

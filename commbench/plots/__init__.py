@@ -18,14 +18,14 @@ TABLE: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], dict[str, Figure]]]
 }
 
 
-def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path) -> list[Path]:
+def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path, *, prefix: str = "") -> list[Path]:
     """Draw every plot that the rows allow, as PNG and SVG; returns the PNG files."""
     written = []
     for function in TABLE.values():
         for name, figure in function(frame, meta).items():
             out.mkdir(parents=True, exist_ok=True)
             for suffix in ("svg", "png"):
-                path = out / f"{name}.{suffix}"
+                path = out / f"{prefix}{name}.{suffix}"
                 figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
             written.append(path)
     return written

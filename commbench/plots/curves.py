@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from commbench.output import describe_layout
-from commbench.plots.style import COLOURS, MARKERS, UPRIGHT_TICKS, caption, size_axis, value_axis
+from commbench.plots.style import COLOURS, MARKERS, STYLES, UPRIGHT_TICKS, caption, size_axis, value_axis
+from commbench.records import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +31,21 @@ def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
         words += [setting["cache"]] if setting["cache"] != "warm" else []
         words += [setting["buffers"]] if setting["buffers"] != "plain" else []
         words += [setting["env"]] if setting["env"] else []
-        name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words))
-        figures[name] = _figure(rows, setting, meta)
+        figures[_file_name("-".join(words))] = _figure(rows, setting, meta)
     return figures
+
+
+def _file_name(text: str) -> str:
+    """Safe and short; a hash keeps names apart that would have become the same."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return name if name == text and len(name) <= 120 else f"{name[:100]}-{digest(text)[:6]}"
 
 
 def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(10.5, 4.9))
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
-    lines = list(rows.groupby("label", sort=False))
+    lines = list(rows.groupby("label", sort=True))  # the same colour for the same algorithm, whatever finished first
     for index, (label, unsorted) in enumerate(lines):
         line = unsorted.sort_values("size_bytes")
         # Side by side, so that no interval hides behind another.
@@ -48,20 +54,22 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
             "color": COLOURS[index % len(COLOURS)],
             "marker": MARKERS[index % len(MARKERS)],
             "markersize": 4.5,
+            "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
             "linewidth": 1.4,
             "capsize": 2.5,
             "elinewidth": 1.0,
             "label": label,
         }
         time, low, high = line["time_us"], line["time_us_low"], line["time_us_high"]
-        latency.errorbar(at, time, yerr=[time - low, high - time], **style)
+        latency.errorbar(at, time, yerr=[(time - low).clip(lower=0), (high - time).clip(lower=0)], **style)
         # The interval is one of times; bandwidth is computed from its ends.
         busbw = line["busbw_gbps"]
-        bars = [busbw - busbw * time / high, busbw * time / low - busbw]
+        bars = [(busbw - busbw * time / high).clip(lower=0), (busbw * time / low - busbw).clip(lower=0)]
         bandwidth.errorbar(at, busbw, yerr=bars, **style)
     bound = rows.dropna(subset=["bound_gbps"]).drop_duplicates("size_bytes").sort_values("size_bytes")
     if len(bound):
         dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
+        dashed |= {"marker": "_"} if len(bound) == 1 else {}
         bandwidth.plot(bound["size_bytes"], bound["bound_gbps"], **dashed)
         latency.plot(bound["size_bytes"], bound["time_us"] * bound["busbw_gbps"] / bound["bound_gbps"], **dashed)
     for axes in (bandwidth, latency):
@@ -71,7 +79,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     handles, labels = latency.get_legend_handles_labels()
-    columns = min(len(labels), 6)
+    columns = max(1, min(len(labels), 6, 110 // (max(map(len, labels)) + 6)))
     figure.legend(
         handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.945)
     )
@@ -83,7 +91,10 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     note = f"points: median of the slowest rank's time; bars: 95 % interval {spread}"
     caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
     tilted = len(sizes) > UPRIGHT_TICKS
-    figure.subplots_adjust(left=0.085, right=0.985, top=0.82, bottom=0.26 if tilted else 0.205, wspace=0.22)
+    legend_rows = -(-len(labels) // columns)
+    figure.subplots_adjust(
+        left=0.085, right=0.985, top=0.82 - 0.045 * (legend_rows - 1), bottom=0.26 if tilted else 0.205, wspace=0.22
+    )
     return figure
 
 

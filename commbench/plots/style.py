@@ -14,6 +14,7 @@ from commbench.units import format_size
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+STYLES = ("-", ":", "-.")  # the next eight lines
 _MOST_TICKS = 12
 UPRIGHT_TICKS = 6  # more labels than this are tilted
 

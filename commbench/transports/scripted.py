@@ -53,6 +53,8 @@ class Script:
             raise UsageError(
                 f"the script is no JSON: {error}", hint="see docs/guide.md, 'The scripted transport'"
             ) from error
+        if not isinstance(raw, dict) or not all(isinstance(fault, dict) for fault in raw.get("faults", ())):
+            raise UsageError("the script is no JSON object", hint="see docs/guide.md, 'The scripted transport'")
         known = [f.name for f in fields(cls)]
         for key in raw:
             if key not in known:

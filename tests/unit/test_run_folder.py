@@ -297,3 +297,160 @@ def test_rows_refuse_nan() -> None:
     bad = Measurement(case_id="a", launch=0, attempt="a", order=0, status=Status.OK, time_us=float("nan"))
     with pytest.raises(ValueError, match="JSON compliant"):
         to_json(bad)
+
+
+# What reviewers broke, so that it stays mended
+
+
+def test_rows_reach_a_file_while_stderr_is_a_terminal(tmp_path: Path) -> None:
+    """A live progress display must not take stdout along."""
+    import os
+    import pty
+    import subprocess
+    import sys
+
+    leader, follower = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "NO_COLOR")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
+    with open(tmp_path / "rows.jsonl", "w") as rows:
+        words = [*QUICK, "launches=1", "iters=6", "--format", "json", "--no-plots"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "commbench", *words], cwd=tmp_path, env=environment, stdout=rows, stderr=follower
+        )
+        os.close(follower)
+        said = b""
+        while True:
+            try:
+                piece = os.read(leader, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            said += piece
+        assert process.wait(timeout=60) == 0
+    os.close(leader)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 8
+    assert b"measurements" in said or b"launch 1" in said
+    assert b"case_id" not in said
+
+
+@pytest.mark.parametrize("launches", [1, 2])
+def test_one_launch_without_noise_is_drawn(tmp_path: Path, launches: int) -> None:
+    """Samples are rounded, medians are not: the interval still holds the time."""
+    result = commbench(*QUICK, f"launches={launches}", "iters=20", "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0 and "plot: " in result.stderr, result.stderr
+    for row in map(json.loads, result.stdout.splitlines()):
+        assert row["time_us_low"] <= row["time_us"] <= row["time_us_high"]
+
+
+def test_a_closed_stdout_does_not_end_the_sweep(tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    words = " ".join([sys.executable, "-m", "commbench", *QUICK, "launches=2", "iters=6", "--format", "json"])
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for end in ("| head -1", "| true", ">&-"):
+        folder = tmp_path / end.strip("|> &-")
+        folder.mkdir(exist_ok=True)
+        result = subprocess.run(
+            ["bash", "-c", f"{words} {end}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+        )
+        run = only_run(folder / "results")
+        assert json.loads((run / "run.json").read_text())["status"] == "finished", (end, result.stderr)
+        assert (run / "results.parquet").exists() and "Traceback" not in result.stderr
+        shutil.rmtree(folder)
+
+
+def test_markup_and_strange_signs_in_values(tmp_path: Path) -> None:
+    result = commbench(*QUICK, "env.X=[/a],^b,b", "launches=1", "iters=6", "algorithm=direct", "-e", "1K", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "X=[/a]" in result.stderr
+    run = only_run(tmp_path / "results")
+    assert len(list((run / "plots").glob("*.png"))) == 3, "figures took each other's place"
+
+
+def test_modules_in_the_current_folder_do_not_reach_the_ranks(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "numpy.py").write_text("raise ImportError('the wrong numpy')")
+    code = "import sys; from commbench.cli import main; sys.argv[0] = 'commbench'; main()"
+    import os
+    import subprocess
+    import sys
+
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, *QUICK, "launches=1", "iters=6", "--no-plots"],
+        cwd=tmp_path / "work", env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", ["quick.yaml", "my recipe (1),a.yaml", "a=b.yaml", "inf.yaml", "\u00e9t\u00e9.yaml"])
+def test_recipe_files_may_have_any_name(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / name
+    path.write_text("# @package _global_\ndefaults:\n  - override /sizes: small\nalgorithm: bruck\nlaunches: 2\n")
+    assert _main(["sweep", str(path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "11 cases" in out and "bruck" in out and "2 launches" in out
+
+
+def test_a_config_of_several_groups_and_of_dollars_is_a_recipe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "quick", "sizes=small,quick", "env.X='${HOME}'"]
+    assert _main([*words, "--show-config"]) == 0
+    (tmp_path / "again.yaml").write_text(capsys.readouterr().out)
+    plans = []
+    for recipe in (words, ["sweep", str(tmp_path / "again.yaml")]):
+        assert _main([*recipe, "--dry-run", "--format", "json"]) == 0
+        plans.append([json.loads(line)["case_id"] for line in capsys.readouterr().out.splitlines()])
+    assert plans[0] == plans[1] and len(plans[0]) > 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dtype: [[fp32]]", "dtype: {a: b}", "env: FOO", "env: {A: {B: 1}}", "env: {1: x}", "- a", "", "a: [", "\xff"],
+)
+def test_odd_recipes_are_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(f"# @package _global_\n{text}\n".encode("latin-1"))
+    assert _main(["sweep", str(path), "--dry-run"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error: ") and lines[1].startswith("hint: ") and len(lines) == 2
+
+
+def test_a_torn_line_before_the_parents_own_is_cut_off(tmp_path: Path) -> None:
+    """A rank killed while it writes leaves half a line; the parent's note of the failure must not be glued to it."""
+    fault = {"kind": "hang", "rank": 1, "algorithm": "bruck", "from_op": 3}
+    (tmp_path / "script.json").write_text(json.dumps({"faults": [fault]}))
+    import subprocess
+    import sys
+    import time
+
+    words = [*QUICK, "script=script.json", "algorithm=bruck", "-e", "1K", "launches=1", "iters=6", "timeout=3"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "commbench", *words, "--no-plots"], cwd=tmp_path,
+        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list(tmp_path.glob("results/*/logs/*/events.jsonl")):
+        time.sleep(0.05)
+    path = only_run(tmp_path / "results") / "measurements.jsonl"
+    with open(path, "a") as file:
+        file.write('{"case_id":"abc","laun')
+    assert sweep.wait(timeout=60) == 1
+    (line,) = path.read_text().splitlines()
+    assert json.loads(line)["status"] == "timeout"
+
+
+def test_a_full_disk_ends_the_sweep_and_a_resume_goes_on(copy: Path) -> None:
+    """Measurements whose samples did not reach the disk are measured again."""
+    victim = sorted((copy / "samples").glob("*.jsonl"))[0]
+    lines = victim.read_text().splitlines(keepends=True)
+    victim.write_text("".join(lines[:-1]) + lines[-1][:30])
+    (copy / "cases.jsonl").unlink()
+    result = commbench("sweep", "--resume", str(copy), "--format", "json", "--no-plots", cwd=copy)
+    assert result.returncode == 0, result.stderr
+    assert len((copy / "measurements.jsonl").read_text().splitlines()) == 49
+    assert len(result.stdout.splitlines()) == 8
