@@ -139,3 +139,63 @@ def test_subgroups_of_subgroups(tmp_path: Path) -> None:
         return [half.rank, half.size, alone.rank, alone.size, *out.tolist()]
 
     assert on_gloo(4, rank) == [0, 2, 0, 1, 0, 1]
+
+
+# Joined launches that fail: what was measured is shown, and the exit code is 1
+
+
+def joined(cwd: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+         "-m", "commbench", "sweep", "quick", *words],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def second_rank_while_measuring(cwd: Path) -> int:
+    """The pid of rank 1, once the first measurement is on disk."""
+    deadline = time.monotonic() + 60
+    while not list(cwd.glob("results/*/measurements.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (description,) = cwd.glob("results/2*/logs/joined/rank-1.json")
+    return int(json.loads(description.read_text())["pid"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
+def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals, status: str) -> None:
+    launch = joined(
+        tmp_path, "cap=1", "precision=0", "samples.max=100000", "timeout=5", "--format", "json", "--no-plots"
+    )
+    os.kill(second_rank_while_measuring(tmp_path), number)
+    out, error = launch.communicate(timeout=100)
+    assert launch.returncode != 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert {row["status"] for row in rows} == {"ok", status}, error
+    run = only_run(tmp_path / "results")
+    assert json.loads((run / "run.json").read_text())["status"] == "incomplete"
+    assert not family(run.name)
+    refused = commbench("sweep", "--resume", str(run), cwd=tmp_path)
+    assert refused.returncode == 2 and "torchrun" in refused.stderr
+
+
+def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "commbench", "sweep", "quick", "--launcher", "torchrun", "launches=1", "cap=1",
+         "precision=0", "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json", "--no-plots"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("results/*/measurements.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (description,) = tmp_path.glob("results/2*/logs/*/rank-2.json")
+    os.kill(int(json.loads(description.read_text())["pid"]), signal.SIGKILL)
+    out, error = sweep.communicate(timeout=100)
+    assert sweep.returncode == 1, error
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert sorted(row["status"] for row in rows) == ["error", "ok"], error
+    (reason,) = (row["reason"] for row in rows if row["status"] == "error")
+    assert "lost another rank" in reason or "killed" in reason
