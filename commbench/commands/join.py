@@ -7,6 +7,7 @@ layout, environment) can hold one value only.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -61,17 +62,24 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
 
     def end(status: Status | None = None, reason: str = "") -> int:
         """Finish with what is on disk, after noting why the running case ended."""
+        # The launcher ends all ranks as soon as one is gone; it grants half a minute, which is plenty.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if status is not None:
             _note_failure(folder, order, status, reason)
             talk.note(f"{status}: {reason}")
         sweep.load()
         return session.finish(request, folder, sweep, reporter, talk)
 
+    session.interrupt_on_sigterm()
     _Watchdog(order, end).start()
     with talk:
         talk.progress(0, len(order.cases), None, f"joined {rank.launcher}: {rank.size} ranks")
         try:
             run_rank(order, rank, shared=store)
+        except KeyboardInterrupt:
+            end(Status.INTERRUPTED, f"stopped, by {rank.launcher} or by hand")
+            return session.EXIT_INTERRUPTED
         except Exception as error:
             return end(Status.ERROR, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return end()

@@ -54,7 +54,7 @@ class Reporter:
 def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:
     """Run the sweep to its end, or to the point where somebody stops it; the exit code."""
     _set_status(folder, "running")
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_sigterm()
     assert isinstance(sweep.reporter, Reporter)
     try:
         with talk:
@@ -97,8 +97,13 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     return EXIT_FAILED if failed or not complete else EXIT_OK
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def interrupt_on_sigterm() -> None:
+    """SIGTERM, as schedulers send it, means the same as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _set_status(folder: RunFolder, status: str) -> None:

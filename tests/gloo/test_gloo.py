@@ -165,14 +165,15 @@ def second_rank_while_measuring(cwd: Path) -> int:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
 def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals, status: str) -> None:
-    launch = joined(
-        tmp_path, "cap=1", "precision=0", "samples.max=100000", "timeout=5", "--format", "json", "--no-plots"
-    )
+    words = ("algorithm=direct", "cap=1", "precision=0", "samples.max=100000", "timeout=5")
+    launch = joined(tmp_path, *words, "--format", "json", "--no-plots")
     os.kill(second_rank_while_measuring(tmp_path), number)
     out, error = launch.communicate(timeout=100)
     assert launch.returncode != 0
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {row["status"] for row in rows} == {"ok", status}, error
+    # The launcher may be quicker to stop rank 0 than rank 0 to notice: then the case was interrupted.
+    assert {row["status"] for row in rows} - {"interrupted"} in ({"ok", status}, {"ok"}), error
+    assert len({row["status"] for row in rows}) == 2, error
     run = only_run(tmp_path / "results")
     assert json.loads((run / "run.json").read_text())["status"] == "incomplete"
     assert not family(run.name)
