@@ -130,14 +130,14 @@ def _measure(
 ) -> Timing:
     transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for that
     started = transport.host_us()
-    warmup: list[list[float]] = []
-    times: list[list[float]] = []
-    hosts: list[list[float]] = []
-    begins: list[list[float]] = []
+    warmup: list[Floats] = []  # of each batch, samples x ranks
+    times: list[Floats] = []
+    hosts: list[Floats] = []
+    begins: list[Floats] = []
     elapsed_us = 0.0
     called = 0
 
-    def batch(count: int, calls: int, into: list[list[float]]) -> float:
+    def batch(count: int, calls: int, into: list[Floats]) -> float:
         """Take `count` samples, vote, and return the microseconds that one took, barrier included."""
         nonlocal elapsed_us, called
         before_us = elapsed_us
@@ -145,11 +145,12 @@ def _measure(
         called += count * calls
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
         votes = transport.all_gather([transport.host_us() - started, *mine[0], *mine[1], *mine[2]])
-        elapsed_us = max(vote[0] for vote in votes)
-        into.extend([vote[1 + i] for vote in votes] for i in range(count))
+        elapsed_us = float(votes[:, 0].max())
+        of_time, of_host, of_begin = votes[:, 1:].reshape(-1, 3, count).transpose(1, 2, 0)
+        into.append(of_time)
         if into is times:
-            hosts.extend([vote[1 + count + i] for vote in votes] for i in range(count))
-            begins.extend([vote[1 + 2 * count + i] for vote in votes] for i in range(count))
+            hosts.append(of_host)
+            begins.append(of_begin)
         observer.beat()
         return (elapsed_us - before_us) / count
 
@@ -165,7 +166,7 @@ def _measure(
         ):
             per_call_us = batch(count, 1, warmup)
         if mode == "pipelined":
-            call_us = max(min(max(row) for row in warmup), 1e-3)
+            call_us = max(float(np.concatenate(warmup).max(axis=1).min()), 1e-3)
             calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
             per_call_us = call_us
         per_sample_us = per_call_us * calls
@@ -177,35 +178,35 @@ def _measure(
 
     reason = ""
     growth = 0.0  # of the number of samples, in the next batch
-    slowest: list[float] = []
+    slowest = np.empty(0)  # per sample, the maximum over ranks
     while not reason:
         # Batches aim at the number of samples that the precision seems to need, so that votes cost little beside the
         # samples. None runs far past the cap, nor so long that nothing is heard of it.
-        have = len(times)
+        have = slowest.size
         count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
         affordable = max(1, int(min(cap_us - elapsed_us, observer.beat_s * 1e6) / max(per_sample_us, 1e-3)))
         count = max(1, min(count, affordable))
         if not policy.iters:
             count = min(count, policy.samples_max - have)
         per_sample_us = batch(count, calls, times)
-        slowest += [max(row) for row in times[have:]]
+        slowest = np.concatenate([slowest, times[-1].max(axis=1)])
         if policy.iters:
-            reason = "iters" if len(times) == policy.iters else ""
+            reason = "iters" if slowest.size == policy.iters else ""
             continue
-        width = stats.relative_half_width(np.array(slowest))
+        width = stats.relative_half_width(slowest)
         aim = min(width / policy.precision, 2.0) ** 2 if policy.precision > 0 else 4.0
         growth = max(aim - 1, 0.25)
-        if len(times) >= policy.samples_min and width <= policy.precision:
+        if slowest.size >= policy.samples_min and width <= policy.precision:
             reason = "precision"
-        elif len(times) >= policy.samples_max:
+        elif slowest.size >= policy.samples_max:
             reason = "samples"
-        elif elapsed_us >= cap_us and len(times) >= min(FEWEST_SAMPLES, policy.samples_max):
+        elif elapsed_us >= cap_us and slowest.size >= min(FEWEST_SAMPLES, policy.samples_max):
             reason = "cap"
     return Timing(
-        warmup_us=np.array(warmup, dtype=float).reshape(-1, transport.size),
-        time_us=np.array(times),
-        host_us=np.array(hosts),
-        begin_us=np.array(begins),
+        warmup_us=np.concatenate(warmup) if warmup else np.empty((0, transport.size)),
+        time_us=np.concatenate(times),
+        host_us=np.concatenate(hosts),
+        begin_us=np.concatenate(begins),
         calls_per_sample=calls,
         first_call=first_call,
         stop_reason=reason,

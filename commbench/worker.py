@@ -115,7 +115,7 @@ class _Job(measure.Observer):
             out = self.pairs[index][0]
             mine += check.count_wrong(self.transport, out, self.collective, self.spec, seed=self.case.seed, salt=salt)
             self.events.beat()
-        return int(sum(row[0] for row in self.transport.all_gather([float(mine)])))
+        return int(self.transport.all_gather([float(mine)]).sum())
 
     def call(self, bound: Bound, salt: int) -> int:
         """One untimed call with fresh data; the elements that it got wrong."""
@@ -158,7 +158,7 @@ def _measure_case(
     needed = (inputs + outputs) * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
     available = memory.available_bytes()
-    if any(row[0] for row in transport.all_gather([float(needed * info.local_size > available)])):
+    if transport.all_gather([float(needed * info.local_size > available)]).any():
         reason = f"{info.local_size} ranks x {format_size(needed)} on this host, {format_size(available)} available"
         return done(Status.OUT_OF_MEMORY, reason), None
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
@@ -140,8 +143,8 @@ class Transport(Protocol):
         """The host's clock, microseconds since an arbitrary point."""
         ...
 
-    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
-        """Every rank's `values` (equal counts), by rank: the one primitive of votes. Never inside a timed region."""
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Every rank's `values` (k each): an array of size x k. The one primitive of votes; never in a timed region."""
         ...
 
     def is_out_of_memory(self, error: BaseException) -> bool: ...

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from commbench.data import Bytes
 from commbench.errors import UsageError, unknown
@@ -119,7 +120,7 @@ class Scripted:
         return cast(Bytes, array[offset : offset + nbytes])
 
     def barrier(self) -> None:
-        self.now_us = max(row[0] for row in self.all_gather([self.now_us]))
+        self.now_us = float(self.all_gather([self.now_us]).max())
 
     def synchronize(self) -> None:
         return None
@@ -136,14 +137,14 @@ class Scripted:
     def host_us(self) -> float:
         return self.now_us
 
-    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         if self.pending:
             raise RuntimeError(f"{len(self.pending)} started exchanges were never waited for")
         mine = np.asarray(values, dtype=np.float64)
         peers = [peer for peer in range(self.size) if peer != self.rank]
         got = self.mesh.exchange(dict.fromkeys(peers, mine.tobytes()), peers)
         got[self.rank] = mine.tobytes()
-        return [np.frombuffer(got[rank], dtype=np.float64).tolist() for rank in range(self.size)]
+        return np.array([np.frombuffer(got[rank], dtype=np.float64) for rank in range(self.size)])
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)

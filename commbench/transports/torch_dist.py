@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
@@ -126,11 +127,12 @@ class Gloo:
     def host_us(self) -> float:
         return time.perf_counter_ns() / 1e3
 
-    def all_gather(self, values: Sequence[float]) -> list[list[float]]:
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
-        rows = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(rows, mine, group=self._votes)
-        return [[float(v) for v in row.tolist()] for row in rows]
+        votes = torch.empty(self.size, mine.numel(), dtype=torch.float64)
+        dist.all_gather(list(votes), mine, group=self._votes)
+        array: npt.NDArray[np.float64] = votes.numpy()
+        return array
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         # The CPU allocator raises a plain RuntimeError.

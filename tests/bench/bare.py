@@ -51,7 +51,7 @@ def compare(transport: Any) -> list[dict[str, Any]]:
             names = list(arms) if number % 2 else list(arms)[::-1]
             for name in names:
                 mine = arms[name]()
-                mean = float(np.mean([row[0] for row in transport.all_gather([mine])]))
+                mean = float(transport.all_gather([mine]).mean())
                 if number >= 2:  # the first two pairs warm up
                     times[name].append(mean)
         results.append({"size": size, **times})
