@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -87,6 +86,3 @@ class Talk:
     def note(self, text: str) -> None:
         if not self._quiet:
             self._console.print(Text(text))
-
-    def flush(self) -> None:
-        sys.stderr.flush()
