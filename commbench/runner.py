@@ -172,7 +172,7 @@ class Sweep:
 
     def _watch(self, order: Order, what: str) -> Outcome:
         path = order.save()
-        command = launchers.command(self.launcher)(path, order)
+        command = launchers.get(self.launcher).command(path, order)
         measurements = Tail(self.folder.measurements_path)
         events = Tail(order.folder / "events.jsonl", from_start=True)
         outcome = Outcome()
@@ -269,6 +269,8 @@ class Sweep:
             log = order.folder / f"rank-{first['rank']}.log"
         elif raised:
             what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
+        if not hard and not own and log.exists():
+            what = launchers.get(self.launcher).explain(log.read_text(errors="replace")) or what
         if "No space left" in what:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",

@@ -19,6 +19,12 @@ from commbench.transports.scripted import Scripted
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def environment(*first: Path, **extra: str) -> dict[str, str]:
+    """For a process of its own: this checkout is importable, after `first` and before what was importable already."""
+    path = os.pathsep.join(filter(None, [*map(str, first), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, **extra}
+
+
 class ThreadRanks:
     """What `before_fork` gives, for ranks that are threads."""
 
@@ -74,7 +80,7 @@ def commbench(
     return subprocess.run(
         [sys.executable, "-m", "commbench", *words],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
+        env=env or environment(),
         capture_output=True,
         text=True,
         timeout=kwargs.pop("timeout", 120),

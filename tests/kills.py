@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import REPOSITORY, commbench, only_run
+from tests.conftest import commbench, environment, only_run
 
 VICTIMS = ("parent", "rank", "launcher", "group")
 GONE_WITHIN_S = 10.0
@@ -66,9 +65,8 @@ def kill_and_resume(seed: int, out: Path, words: list[str], *, longest_s: float)
     victim, delay = rng.choice(VICTIMS), rng.uniform(0.4, longest_s)
     out.mkdir()
     command = [sys.executable, "-m", "commbench", "sweep", *words, "--out", str(out), "--no-plots", "--format", "json"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     sweep = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     time.sleep(delay)
     for process in choose(victim, family(str(out)), sweep.pid):

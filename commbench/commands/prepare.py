@@ -77,7 +77,7 @@ def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
 
 
 def check_launcher(launcher: str, planned: Sequence[PlannedCase]) -> None:
-    launch.command(launcher)
+    launch.get(launcher)
     for name in sorted({item.case.outer.transport for item in planned}):
         able = transports.entry(name).launchers
         if launcher not in able:
@@ -163,7 +163,7 @@ def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
     first = runnable[0]
     order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
-    words = launch.command(request.launcher)(Path("RUN/logs/LAUNCH/order.json"), order)
+    words = launch.get(request.launcher).command(Path("RUN/logs/LAUNCH/order.json"), order)
     lines.append(f"each launch runs: {' '.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -27,6 +27,10 @@ def command(order_path: Path, order: Order) -> list[str]:
     return [sys.executable, "-m", "commbench.launch.local", str(order_path)]
 
 
+def explain(log: str) -> str:
+    return ""  # exits.jsonl has it
+
+
 def main() -> None:
     die_with_parent()
     order = Order.load(sys.argv[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -22,3 +23,22 @@ def command(order_path: Path, order: Order) -> list[str]:
         "commbench.worker",
         str(order_path),
     ]
+
+
+_FAILURE = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+)")
+_ENDED_BY_TORCHRUN = -15
+_RAISED = 1
+
+
+def explain(log: str) -> str:
+    """Which rank ended hard, from the summary in torchrun's own log; "" if none did, or there is no summary.
+
+    torchrun ends the other ranks within moments, often before they can write what they saw.
+    """
+    for rank, text in _FAILURE.findall(log):
+        code = int(text)
+        if code < 0 and code != _ENDED_BY_TORCHRUN:
+            return f"rank {rank} was killed by signal {-code}"
+        if code > _RAISED:
+            return f"rank {rank} exited with code {code}"
+    return ""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.bench.ranks import on_gloo
-from tests.conftest import REPOSITORY, commbench, only_run
+from tests.conftest import commbench, environment, only_run
 from tests.kills import family, kill_and_resume
 
 FEW = ("launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
@@ -65,7 +65,7 @@ def torchrun(ranks: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
          "-m", "commbench", *words],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=cwd, env=environment(),
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, words: tuple[
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     words = [sys.executable, "-m", "commbench", "sweep", "quick", "launches=2", "-e", "8K", "--no-plots"]
     sweep = subprocess.Popen(
-        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        words, cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -148,7 +148,7 @@ def joined(cwd: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
          "-m", "commbench", "sweep", "quick", *words],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=cwd, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -185,7 +185,7 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
         [sys.executable, "-m", "commbench", "sweep", "quick", "--launcher", "torchrun", "launches=1", "cap=1",
          "precision=0", "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json", "--no-plots"],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
@@ -199,4 +199,4 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in out.splitlines()]
     assert sorted(row["status"] for row in rows) == ["error", "ok"], error
     (reason,) = (row["reason"] for row in rows if row["status"] == "error")
-    assert "lost another rank" in reason or "killed" in reason
+    assert "rank 2 was killed by signal 9" in reason or "lost another rank" in reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from commbench import cli
 from commbench.cli import _main
-from tests.conftest import REPOSITORY, commbench
+from tests.conftest import REPOSITORY, commbench, environment
 
 HEAVY = {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "pyarrow", "rich"}
 
@@ -32,7 +31,7 @@ def test_a_scripted_sweep_imports_no_torch_in_the_parent_or_in_the_ranks(tmp_pat
     result = commbench(
         *("sweep", "quick", "transport=scripted", "launches=1", "iters=3", "-e", "1K"),
         cwd=tmp_path,
-        env={"PYTHONPATH": os.pathsep.join([str(poisoned.parent), str(REPOSITORY)])},
+        env=environment(poisoned.parent),
     )
     assert result.returncode == 0, result.stderr
 

@@ -56,13 +56,24 @@ def order() -> Order:
 
 def test_commands_are_recorded() -> None:
     path = Path("RUN/logs/x/order.json")
-    assert launch.command("local")(path, order()) == [sys.executable, "-m", "commbench.launch.local", str(path)]
-    assert launch.command("torchrun")(path, order()) == [
+    assert launch.get("local").command(path, order()) == [sys.executable, "-m", "commbench.launch.local", str(path)]
+    assert launch.get("torchrun").command(path, order()) == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0", "--monitor-interval=0.1",
         "--nproc-per-node=4", "-m", "commbench.worker", str(path),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="unknown launcher 'mpirun'"):
-        launch.command("mpirun")
+        launch.get("mpirun")
+
+
+def test_torchruns_own_account_of_a_failure() -> None:
+    """Its summary lists every rank: those that it ended itself (-15) and those that raised (1) are not the cause."""
+    entry = (
+        "[{0}]:\n  time      : now\n  host      : h\n  rank      : {0} (local_rank: {0})\n  exitcode  : {1} (pid: 5)\n"
+    )
+    explain = launch.get("torchrun").explain
+    assert explain(entry.format(0, 1) + entry.format(1, -15) + entry.format(2, -9)) == "rank 2 was killed by signal 9"
+    assert explain(entry.format(0, -15) + entry.format(3, 7)) == "rank 3 exited with code 7"
+    assert explain(entry.format(0, 1)) == "" == explain("nothing of the kind")
 
 
 def test_an_order_survives_its_file() -> None:

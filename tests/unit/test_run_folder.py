@@ -6,7 +6,12 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +24,7 @@ from commbench.cli import _main
 from commbench.errors import CorruptFile
 from commbench.records import Row, Status
 from commbench.store import RunFolder, append_line, read_lines, repair, write_atomically
-from tests.conftest import commbench, only_run
+from tests.conftest import commbench, environment, only_run
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K")
 
@@ -150,7 +155,7 @@ def test_a_launch_that_never_starts_fails_its_cases_only_after_a_second_try(
 ) -> None:
     result = commbench(
         *QUICK, "launches=1", "iters=3", "--format", "json", "--no-plots", cwd=tmp_path,
-        env={"PYTHONSTARTUP": "", "PYTHONPATH": f"{_sabotage(tmp_path)}:{Path(__file__).parents[2]}"},
+        env=environment(_sabotage(tmp_path)),
     )  # fmt: skip
     assert result.returncode == 1
     rows = [json.loads(line) for line in result.stdout.splitlines()]
@@ -304,18 +309,13 @@ def test_rows_refuse_nan() -> None:
 
 def test_rows_reach_a_file_while_stderr_is_a_terminal(tmp_path: Path) -> None:
     """A live progress display must not take stdout along."""
-    import os
-    import pty
-    import subprocess
-    import sys
 
     leader, follower = pty.openpty()
-    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "NO_COLOR")}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "xterm"}
+    variables = {key: value for key, value in environment(TERM="xterm").items() if key not in ("CI", "NO_COLOR")}
     with open(tmp_path / "rows.jsonl", "w") as rows:
         words = [*QUICK, "launches=1", "iters=6", "--format", "json", "--no-plots"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "commbench", *words], cwd=tmp_path, env=environment, stdout=rows, stderr=follower
+            [sys.executable, "-m", "commbench", *words], cwd=tmp_path, env=variables, stdout=rows, stderr=follower
         )
         os.close(follower)
         said = b""
@@ -344,17 +344,13 @@ def test_one_launch_without_noise_is_drawn(tmp_path: Path, launches: int) -> Non
 
 
 def test_a_closed_stdout_does_not_end_the_sweep(tmp_path: Path) -> None:
-    import os
-    import subprocess
-    import sys
 
     words = " ".join([sys.executable, "-m", "commbench", *QUICK, "launches=2", "iters=6", "--format", "json"])
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for end in ("| head -1", "| true", ">&-"):
         folder = tmp_path / end.strip("|> &-")
         folder.mkdir(exist_ok=True)
         result = subprocess.run(
-            ["bash", "-c", f"{words} {end}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
+            ["bash", "-c", f"{words} {end}"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
         )
         run = only_run(folder / "results")
         assert json.loads((run / "run.json").read_text())["status"] == "finished", (end, result.stderr)
@@ -374,13 +370,10 @@ def test_modules_in_the_current_folder_do_not_reach_the_ranks(tmp_path: Path) ->
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "numpy.py").write_text("raise ImportError('the wrong numpy')")
     code = "import sys; from commbench.cli import main; sys.argv[0] = 'commbench'; main()"
-    import os
-    import subprocess
-    import sys
 
     result = subprocess.run(
         [sys.executable, "-P", "-c", code, *QUICK, "launches=1", "iters=6", "--no-plots"],
-        cwd=tmp_path / "work", env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path / "work", env=environment(),
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -424,14 +417,11 @@ def test_a_torn_line_before_the_parents_own_is_cut_off(tmp_path: Path) -> None:
     """A rank killed while it writes leaves half a line; the parent's note of the failure must not be glued to it."""
     fault = {"kind": "hang", "rank": 1, "algorithm": "bruck", "from_op": 3}
     (tmp_path / "script.json").write_text(json.dumps({"faults": [fault]}))
-    import subprocess
-    import sys
-    import time
 
     words = [*QUICK, "script=script.json", "algorithm=bruck", "-e", "1K", "launches=1", "iters=6", "timeout=3"]
     sweep = subprocess.Popen(
         [sys.executable, "-m", "commbench", *words, "--no-plots"], cwd=tmp_path,
-        env={**__import__("os").environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not list(tmp_path.glob("results/*/logs/*/events.jsonl")):
