@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from commbench import output, transports
+from commbench import transports
 from commbench.commands import prepare, session
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
@@ -113,15 +113,7 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
         )
     prepare.check_launcher(rank.launcher, planned)
     folder = prepare.create(request, recipe, configs, planned, joined=rank.launcher)
-    reporter = session.Reporter(talk, output.WRITERS[request.format]())
-    sweep = Sweep(
-        folder,
-        planned,
-        seed=configs[0].seed,
-        launcher=rank.launcher,
-        timeout_s=configs[0].timeout,
-        reporter=reporter,
-    )
+    sweep = session.of_run(request, folder, planned, talk)
     order = _order(folder, sweep)
     order.save()
     return folder, sweep, order, talk

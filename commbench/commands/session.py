@@ -15,6 +15,7 @@ from typing import Any
 from commbench import output
 from commbench.commands.prepare import Request
 from commbench.console import Talk
+from commbench.plan import PlannedCase
 from commbench.records import Row, Status
 from commbench.runner import Sweep
 from commbench.store import RunFolder
@@ -49,6 +50,19 @@ class Reporter:
             if sys.stdout is not None:  # keep the interpreter from complaining on exit
                 with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], talk: Talk) -> Sweep:
+    """The sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
+    about = folder.read_json("run.json")
+    return Sweep(
+        folder,
+        planned,
+        seed=about["seed"],
+        launcher=about["launcher"],
+        timeout_s=about["timeout_s"],
+        reporter=Reporter(talk, output.WRITERS[request.format]()),
+    )
 
 
 def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:

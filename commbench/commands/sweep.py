@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import launch, metadata, output
+from commbench import launch, metadata
 from commbench.commands.prepare import (
     Request,
     available,
@@ -16,7 +16,7 @@ from commbench.commands.prepare import (
     show_config,
     show_plan,
 )
-from commbench.commands.session import EXIT_OK, Reporter, measure
+from commbench.commands.session import EXIT_OK, measure, of_run
 from commbench.console import Talk
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch.environment import detect
@@ -47,15 +47,7 @@ def run(request: Request) -> int:
         show_plan(request, planned)
         return EXIT_OK
     folder = create(request, recipe, configs, planned)
-    sweep = Sweep(
-        folder,
-        planned,
-        seed=configs[0].seed,
-        launcher=request.launcher,
-        timeout_s=configs[0].timeout,
-        reporter=Reporter(talk, output.WRITERS[request.format]()),
-    )
-    return measure(request, folder, sweep, talk)
+    return measure(request, folder, of_run(request, folder, planned, talk), talk)
 
 
 def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
@@ -97,18 +89,10 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         if repair(path):
             talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
-    reporter = Reporter(talk, output.WRITERS[request.format]())
-    sweep = Sweep(
-        folder,
-        items,
-        seed=about["seed"],
-        launcher=about["launcher"],
-        timeout_s=about["timeout_s"],
-        reporter=reporter,
-    )
+    sweep = of_run(request, folder, items, talk)
     for row in folder.rows().values():
         if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):
-            reporter.row(row)
+            sweep.reporter.row(row)
     sweep.load(retry_failed=request.retry_failed)
     talk.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
     return folder, sweep
