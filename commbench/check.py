@@ -7,6 +7,7 @@ written; the data of consecutive calls differ, so that a stale result is wrong e
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,36 +17,44 @@ from commbench.spec import Spec
 from commbench.transports.base import Array, Transport
 
 
-def fill_input(transport: Transport, array: Array, collective: Collective, spec: Spec, *, seed: int, salt: int) -> None:
-    """Write this rank's input for the call numbered `salt`."""
-    _write(transport, array, collective.input_chunks(spec, transport.rank, seed=seed, salt=salt))
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """Knows what one rank of a group sends and must get. `rank` is its place in the group; `seed` the group's own."""
 
+    transport: Transport
+    collective: Collective
+    spec: Spec
+    rank: int
+    seed: int
 
-def poison(transport: Transport, array: Array, collective: Collective, spec: Spec, *, seed: int, salt: int) -> None:
-    """Make every byte of the output wrong for the call numbered `salt`."""
-    expected = collective.expected_chunks(spec, transport.rank, seed=seed, salt=salt)
-    _write(transport, array, (np.bitwise_not(chunk) for chunk in expected))
+    def fill_input(self, array: Array, salt: int) -> None:
+        """Write this rank's input for the call numbered `salt`."""
+        self._write(array, self.collective.input_chunks(self.spec, self.rank, seed=self.seed, salt=salt))
 
+    def poison(self, array: Array, salt: int) -> None:
+        """Make every byte of the output wrong for the call numbered `salt`."""
+        expected = self.collective.expected_chunks(self.spec, self.rank, seed=self.seed, salt=salt)
+        self._write(array, (np.bitwise_not(chunk) for chunk in expected))
 
-def count_wrong(transport: Transport, array: Array, collective: Collective, spec: Spec, *, seed: int, salt: int) -> int:
-    """Elements of this rank's output that differ from what the call numbered `salt` must give."""
-    wrong = 0
-    offset = 0
-    carry = np.empty(0, dtype=bool)  # bytes of an element that two chunks share
-    for chunk in collective.expected_chunks(spec, transport.rank, seed=seed, salt=salt):
-        differs = transport.download(array, offset, chunk.size) != chunk
-        offset += chunk.size
-        if not carry.size and chunk.size % spec.itemsize == 0 and not differs.any():
-            continue
-        differs = np.concatenate([carry, differs]) if carry.size else differs
-        whole = differs.size // spec.itemsize * spec.itemsize
-        wrong += int(differs[:whole].reshape(-1, spec.itemsize).any(axis=1).sum())
-        carry = differs[whole:]
-    return wrong
+    def count_wrong(self, array: Array, salt: int) -> int:
+        """Elements of this rank's output that differ from what the call numbered `salt` must give."""
+        wrong = 0
+        offset = 0
+        itemsize = self.spec.itemsize
+        carry = np.empty(0, dtype=bool)  # bytes of an element that two chunks share
+        for chunk in self.collective.expected_chunks(self.spec, self.rank, seed=self.seed, salt=salt):
+            differs = self.transport.download(array, offset, chunk.size) != chunk
+            offset += chunk.size
+            if not carry.size and chunk.size % itemsize == 0 and not differs.any():
+                continue
+            differs = np.concatenate([carry, differs]) if carry.size else differs
+            whole = differs.size // itemsize * itemsize
+            wrong += int(differs[:whole].reshape(-1, itemsize).any(axis=1).sum())
+            carry = differs[whole:]
+        return wrong
 
-
-def _write(transport: Transport, array: Array, chunks: Iterator[Bytes]) -> None:
-    offset = 0
-    for chunk in chunks:
-        transport.upload(array, offset, chunk)
-        offset += chunk.size
+    def _write(self, array: Array, chunks: Iterator[Bytes]) -> None:
+        offset = 0
+        for chunk in chunks:
+            self.transport.upload(array, offset, chunk)
+            offset += chunk.size

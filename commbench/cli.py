@@ -13,7 +13,7 @@ from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
 
 _FORMATS = ("table", "json", "csv")  # those of commbench.output, which is not imported for --help
-_LAUNCHERS = ("local", "torchrun")
+_LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,6 +25,7 @@ def cli() -> None:
     commbench sweep                     measure with the recipe `quick`: any machine, under a minute
     commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
     commbench plot results/latest       draw a run again
+    commbench doctor                    what would spoil a measurement here, and what to do about it
     """
 
 
@@ -38,6 +39,9 @@ def cli() -> None:
 @click.option("-f", "--factor", metavar="N", help="From one size to the next (sizes.factor).")
 @click.option("-n", "--iters", metavar="N", help="Fixed number of samples; no adaptive stop (iters).")
 @click.option("-w", "--warmup", metavar="N", help="Untimed calls before the first sample (warmup).")
+@click.option("-d", "--dtype", metavar="TYPE", help="Element type (dtype): fp32, bf16, ...")
+@click.option("-o", "--op", metavar="OP", help="Of reductions (op): sum, prod, min, max.")
+@click.option("-r", "--root", metavar="RANK", help="Of broadcast (root).")
 @click.option("-g", "--ranks-per-node", metavar="N", help="Ranks on each node (ranks_per_node).")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of run folders.")  # fmt: skip
@@ -45,7 +49,7 @@ def cli() -> None:
 @click.option("--retry-failed", is_flag=True, help="With --resume: measure failed cases again.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing.")
 @click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
-@click.option("--launcher", type=click.Choice(_LAUNCHERS), default="local", show_default=True, help="Starts the ranks.")
+@click.option("--launcher", type=click.Choice(_LAUNCHERS), help="Starts the ranks; default: local, for MPI mpiexec.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="table", show_default=True,
               help="Of what is printed on stdout.")  # fmt: skip
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
@@ -71,6 +75,9 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
         "iters": options["iters"],
         "warmup": options["warmup"],
         "ranks_per_node": options["ranks_per_node"],
+        "dtype": options["dtype"],
+        "op": options["op"],
+        "root": options["root"],
     }
     overrides = tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     if options["retry_failed"] and options["resume"] is None:
@@ -83,7 +90,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
             retry_failed=options["retry_failed"],
             dry_run=options["dry_run"],
             show_config=options["show_config"],
-            launcher=options["launcher"],
+            launcher=options["launcher"] or "",
             format=options["format_"],
             plots=not options["no_plots"],
             quiet=options["quiet"],
@@ -103,6 +110,19 @@ def plot(runs: tuple[Path, ...], out: Path | None) -> int:
     from commbench.commands.plot import run
 
     return run(runs, out)
+
+
+@cli.command(
+    short_help="What this machine has, and what would spoil a measurement.",
+    epilog="Exit codes: 0 fine, 1 a check failed.",
+)
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+def doctor(format_: str) -> int:
+    """Look at software, MPI, launchers, GPUs, network, CPUs, memory, files and environment; change nothing."""
+    from commbench.commands.doctor import run
+
+    return run(format_)
 
 
 def main() -> None:

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commbench import algorithms, collectives, transports
+from commbench import algorithms, collectives, splits, transports
 from commbench.errors import UsageError, unknown
+from commbench.layout import block_size
 from commbench.recipes import Overrides
-from commbench.spec import DTYPES
+from commbench.spec import DTYPES, Value
 from commbench.units import parse_size
 
 MODES = ("isolated", "pipelined")
 BUFFERS = ("plain",)
 CACHES = ("warm", "cold")
+OVERLAPS = ("none", "matmul")
+LAYER = ("tokens", "model_dim", "top_k")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +30,12 @@ class SweepConfig:
     transport: list[str]
     collective: list[str]
     algorithm: list[str]
-    params: dict[str, list[int]]
+    params: dict[str, list[int]]  # of algorithms
+    arguments: dict[str, list[Value]]  # of collectives; files by their content
+    in_place: list[bool]
+    groups: list[str]
+    overlap: list[str]
+    layer: dict[str, list[int]]  # tokens, model_dim, top_k: sizes from a Mixture-of-Experts layer; empty without
     dtype: list[str]
     mode: list[str]
     buffers: list[str]
@@ -54,6 +62,8 @@ class SweepConfig:
         return {
             **{key: getattr(self, key) for key in _AXES},
             **self.params,
+            **self.arguments,
+            **self.layer,
             "env": self.env,
             "sizes": {"min": self.size_min, "max": self.size_max, "factor": self.size_factor},
             "iters": self.iters,
@@ -78,9 +88,11 @@ class SweepConfig:
         return sizes
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[Any, ...]] = {
     "transport": tuple(transports.TABLE),
-    "collective": tuple(collectives.TABLE),
+    "collective": (*collectives.TABLE, "all"),
+    "in_place": (False, True),
+    "overlap": OVERLAPS,
     "dtype": tuple(DTYPES),
     "mode": MODES,
     "buffers": BUFFERS,
@@ -100,7 +112,18 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "sizes.factor": (float, 1, 1e15),
     "nodes": (int, 1, 100_000),
     "ranks_per_node": (int, 1, 1024),
+    "tokens": (int, 1, 1 << 40),
+    "model_dim": (int, 1, 1 << 30),
+    "top_k": (int, 1, 1 << 20),
+    "root": (int, 0, 1 << 30),
+    "alpha": (float, 0, 100),
+    "experts": (int, 1, 1 << 30),
+    "step": (int, 0, 1 << 40),
+    "row_bytes": (int, 1, 1 << 40),
+    "send_bytes": (int, 1, 1 << 50),
 }
+# Arguments that name a file, which is stored by its content: a run must not change with the file.
+_FILES = {"matrix": splits.read_matrix, "trace": splits.read_trace}
 _SCALARS = (
     "iters",
     "warmup",
@@ -116,12 +139,12 @@ _SCALARS = (
     "sizes.max",
     "sizes.factor",
 )
-_AXES = (*_CHOICES, "algorithm", "nodes", "ranks_per_node")
+_AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node")
 
 
 def keys() -> list[str]:
     """Every key that KEY=VALUE may name, but for env.NAME."""
-    return sorted([*_SCALARS, *_AXES, *algorithms.parameters()])
+    return sorted([*_SCALARS, *_AXES, *LAYER, *algorithms.parameters(), *collectives.arguments()])
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +180,9 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     for value in axes["algorithm"]:
         if value != "all" and value not in known:
             raise unknown("algorithm", str(value), [*known, "all"])
+    for value in axes["groups"]:
+        if value not in ("world", "rails"):
+            block_size(str(value))
     numbers = {key: _number(key, flat[key]) for key in _NUMBERS if key in _SCALARS and key != "iters"}
     size_min, size_max = parse_size(flat["sizes.min"]), parse_size(flat["sizes.max"])
     if size_min < 1:
@@ -175,12 +201,26 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     params = {
         key: [_whole(key, value) for value in _axis(key, flat[key])] for key in algorithms.parameters() if key in flat
     }
+    arguments = {
+        key: [_argument(key, value) for value in _axis(key, flat[key])]
+        for key in collectives.arguments()
+        if flat.get(key) is not None
+    }
+    layer = {
+        key: [_number(key, value) for value in _axis(key, flat[key])] for key in LAYER if flat.get(key) is not None
+    }
+    _check_layer(layer, overrides)
     return SweepConfig(
         recipe=Path(recipe).stem,
         transport=axes["transport"],
         collective=axes["collective"],
         algorithm=axes["algorithm"],
         params=params,
+        arguments=arguments,
+        in_place=axes["in_place"],
+        groups=axes["groups"],
+        overlap=axes["overlap"],
+        layer=layer,
         dtype=axes["dtype"],
         mode=axes["mode"],
         buffers=axes["buffers"],
@@ -202,6 +242,34 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         seed=numbers["seed"],
         script=_script(flat.get("script")),
     )
+
+
+def _argument(key: str, value: Any) -> Value:
+    choices = collectives.arguments()[key].choices
+    if choices and value not in choices:
+        raise unknown(key, str(value), choices)
+    if key in _FILES:
+        text = str(value)
+        return text if text.startswith("[") else _FILES[key](text)  # a run's config.yaml holds the content itself
+    if key in _NUMBERS:
+        number: Value = _number(key, value)
+        return number
+    return str(value)
+
+
+def _check_layer(layer: Mapping[str, Any], overrides: Overrides) -> None:
+    """tokens and top_k make sizes, with model_dim; model_dim alone says how long a token of a trace is."""
+    if ("tokens" in layer) != ("top_k" in layer) or ("tokens" in layer and "model_dim" not in layer):
+        lacking = [key for key in LAYER if key not in layer]
+        raise UsageError(
+            f"the sizes of a layer need {', '.join(LAYER)}, not set: {', '.join(lacking)}",
+            hint="set all three, or none to use sizes.min .. sizes.max",
+        )
+    if "tokens" in layer and (given := [key for key in overrides.values if key.startswith("sizes.")]):
+        raise UsageError(
+            f"{given[0]} is set, but tokens, model_dim and top_k make the sizes",
+            hint="leave it out, or write tokens=null",
+        )
 
 
 def _axis(key: str, value: Any) -> list[Any]:

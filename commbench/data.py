@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -59,3 +59,27 @@ def block_chunks(key: int, nbytes: int) -> Iterator[Bytes]:
         piece = min(CHUNK_BYTES, nbytes - start)
         word = np.uint64(_mix((key + _GAMMA * (start // CHUNK_BYTES + 1)) & _MASK))
         yield (_table()[: -(-piece // 8)] ^ word).view(np.uint8)[:piece]
+
+
+# What a reduction does with two whole numbers.
+OPS: dict[str, Callable[..., npt.NDArray[np.int64]]] = {
+    "sum": np.add,
+    "prod": np.multiply,
+    "min": np.minimum,
+    "max": np.maximum,
+}
+_NUMPY = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32, "uint8": np.uint8}  # bf16 it does not know
+
+
+def encode(values: npt.NDArray[np.int64], dtype: str) -> Bytes:
+    """The bytes of whole numbers in a dtype that has them exactly."""
+    if dtype == "bf16":  # the upper half of fp32; nothing is lost up to 256
+        return np.ascontiguousarray(values.astype(np.float32).view(np.uint16)[1::2]).view(np.uint8)
+    return values.astype(_NUMPY[dtype]).view(np.uint8)
+
+
+def decode(data: Bytes, dtype: str) -> npt.NDArray[np.int64]:
+    """The whole numbers of which `data` are the bytes."""
+    if dtype == "bf16":
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.int64)
+    return data.view(_NUMPY[dtype]).astype(np.int64)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from commbench.errors import UsageError
+
 LinkClass = Literal["intra", "inter"]
 LINK_CLASSES: tuple[LinkClass, ...] = ("intra", "inter")
 
@@ -43,5 +45,35 @@ class Layout:
         m = self.ranks_per_node
         return [list(range(local, self.ranks, m)) for local in range(m)]
 
+    def partition(self, groups: str) -> list[list[int]]:
+        """The ranks of each group of `groups`: `world`, `rails`, or `blocks:K`, K consecutive ranks each."""
+        if groups == "rails":
+            return self.rails()
+        size = self.ranks if groups == "world" else block_size(groups)
+        return [list(range(first, first + size)) for first in range(0, self.ranks, size)]
+
+    def within(self, groups: str) -> Layout | str:
+        """The layout of one group, all being alike, or in words why this layout has no such groups."""
+        if groups == "world":
+            return self
+        if groups == "rails":
+            return Layout(self.nodes, 1)
+        size, m = block_size(groups), self.ranks_per_node
+        if self.ranks % size:
+            return f"{groups}: {self.ranks} ranks do not divide into groups of {size}"
+        if size % m == 0:
+            return Layout(size // m, m)
+        if m % size == 0:
+            return Layout(1, size)
+        return f"{groups}: groups of {size} would cut nodes of {m} ranks unevenly"
+
     def __str__(self) -> str:
         return f"{self.nodes}x{self.ranks_per_node}"
+
+
+def block_size(groups: str) -> int:
+    """K of `blocks:K`. Raises `UsageError` for anything else."""
+    kind, _, text = groups.partition(":")
+    if kind != "blocks" or not text.isdigit() or int(text) < 1:
+        raise UsageError(f"groups is {groups!r}", hint="world, rails, or blocks:K with K ranks each, e.g. blocks:2")
+    return int(text)

@@ -3,14 +3,17 @@
 isolated   one call is one sample: barrier, mark, call, mark. The headline is the maximum over ranks.
 pipelined  n calls back to back between two marks, one synchronisation, divided by n: what nccl-tests does by default.
 
+Beside a matrix product, one sample is three isolated ones in turn: the call alone, the product alone, and both.
+
 Ranks vote between batches of samples, never inside a timed region: all see all samples and decide alike.
 """
 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +41,9 @@ class Timing:
     time_us: Floats
     host_us: Floats  # the calling thread's time in `start`
     begin_us: Floats  # when each rank left the barrier, on a clock that the ranks of one host share
+    beside: dict[str, Floats]  # where a product was made beside the call: each alone, and the product beside it
     calls_per_sample: int
-    first_call: int  # number of the first timed call: call i used pair i modulo the number of pairs
+    calls: range  # numbers of the timed calls: call i used pair i modulo the number of pairs
     stop_reason: str  # "precision", "samples", "cap" or "iters"
     elapsed_s: float
 
@@ -53,11 +57,6 @@ class Timing:
     def skew_us(self) -> float:
         """Median over samples of the time between the first and the last rank leaving the barrier."""
         return float(np.median(self.begin_us.max(axis=1) - self.begin_us.min(axis=1)))
-
-    @property
-    def calls(self) -> range:
-        """Numbers of the timed calls."""
-        return range(self.first_call, self.first_call + self.time_us.shape[0] * self.calls_per_sample)
 
 
 class Observer:
@@ -74,8 +73,8 @@ class Observer:
 
 def take(
     transport: Transport, bound: Bound, pairs: Sequence[Pair], first: int, count: int, calls: int
-) -> tuple[list[float], list[float], list[float]]:
-    """`count` samples of `calls` calls each, on this rank: (times, host times, begins), times per call in microseconds.
+) -> list[list[float]]:
+    """`count` samples of `calls` calls each, on this rank: [times, host times, begins], times per call in microseconds.
 
     `first` numbers the first call, so that rotated buffers go on where the last batch stopped.
     """
@@ -109,67 +108,138 @@ def take(
         host.append((leave - enter) / calls)
     synchronize()
     times = [transport.between_us(begin, end) / calls for begin, end in marks]
-    return times, host, [transport.moment_us(begin) for begin, _ in marks]
+    return [times, host, [transport.moment_us(begin) for begin, _ in marks]]
+
+
+BESIDE = ("comm_alone_us", "compute_alone_us", "compute_beside_us")
+_ROWS = 16  # of the product that is timed to find how many rows last as long as the call
+
+
+def take_beside(
+    transport: Transport, bound: Bound, pairs: Sequence[Pair], first: int, count: int, product: Callable[[], Any]
+) -> list[list[float]]:
+    """As `take`, one call a sample, of call and product together, followed by the three columns of `BESIDE`.
+
+    Each sample makes two calls: one alone, one with the product between its start and its end.
+    """
+    columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
+    for call in range(first, first + 2 * count, 2):
+        alone = take(transport, bound, pairs, call, 1, 1)
+        transport.barrier()
+        begin = transport.mark()
+        product()
+        end = transport.mark()
+        transport.barrier()
+        out, inp = pairs[(call + 1) % len(pairs)]
+        both = transport.mark()
+        enter = transport.host_us()
+        work = bound.start(out, inp)
+        started, leave = transport.mark(), transport.host_us()
+        product()
+        made = transport.mark()
+        work.wait()
+        done = transport.mark()
+        transport.synchronize()
+        between = transport.between_us
+        values = [between(both, done), leave - enter, transport.moment_us(both)]
+        values += [alone[0][0], between(begin, end), between(started, made)]
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    return columns
+
+
+def _product(transport: Transport, call_us: float) -> Callable[[], Any]:
+    """A matrix product that lasts about as long as the call, the same on all ranks."""
+    trial = transport.product(_ROWS)
+    times = []
+    for _ in range(5):
+        begin = transport.mark()
+        trial()
+        end = transport.mark()
+        transport.synchronize()
+        times.append(transport.between_us(begin, end))
+    slowest_us = float(transport.all_gather([sorted(times)[2]]).max())
+    return transport.product(max(1, round(_ROWS * call_us / max(slowest_us, 1e-3))))
 
 
 def measure(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, *, mode: str, observer: Observer
+    transport: Transport,
+    bound: Bound,
+    pairs: Sequence[Pair],
+    policy: Policy,
+    *,
+    mode: str,
+    observer: Observer,
+    beside: bool = False,
 ) -> Timing:
-    """Warm up, then sample until the median is known, the samples or the seconds run out. Collective."""
+    """Warm up, then sample until the median is known, the samples or the seconds run out. Collective.
+
+    `beside`: a matrix product beside each call, in mode `isolated`.
+    """
     collecting = gc.isenabled()
     gc.disable()  # a collection inside a sample would be measured
     try:
-        return _measure(transport, bound, pairs, policy, mode, observer)
+        return _measure(transport, bound, pairs, policy, mode, observer, beside)
     finally:
         if collecting:
             gc.enable()
 
 
 def _measure(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], policy: Policy, mode: str, observer: Observer
+    transport: Transport,
+    bound: Bound,
+    pairs: Sequence[Pair],
+    policy: Policy,
+    mode: str,
+    observer: Observer,
+    beside: bool,
 ) -> Timing:
     transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for that
     started = transport.host_us()
-    warmup: list[Floats] = []  # of each batch, samples x ranks
-    times: list[Floats] = []
-    hosts: list[Floats] = []
-    begins: list[Floats] = []
+    warmup: list[Floats] = []  # times of each batch, samples x ranks
+    batches: list[Floats] = []  # of timed samples: columns x samples x ranks
     elapsed_us = 0.0
     called = 0
 
-    def batch(count: int, calls: int, into: list[Floats]) -> float:
-        """Take `count` samples, vote, and return the microseconds that one took, barrier included."""
+    def batch(count: int, calls: int) -> Floats:
+        """Take `count` samples of `calls` calls and vote: columns x samples x ranks, the same on all ranks."""
         nonlocal elapsed_us, called
-        before_us = elapsed_us
-        mine = take(transport, bound, pairs, called, count, calls)
+        mine = timed(called, count, calls)
         called += count * calls
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
-        votes = transport.all_gather([transport.host_us() - started, *mine[0], *mine[1], *mine[2]])
+        votes = transport.all_gather([transport.host_us() - started, *itertools.chain(*mine)])
         elapsed_us = float(votes[:, 0].max())
-        of_time, of_host, of_begin = votes[:, 1:].reshape(-1, 3, count).transpose(1, 2, 0)
-        into.append(of_time)
-        if into is times:
-            hosts.append(of_host)
-            begins.append(of_begin)
         observer.beat()
-        return (elapsed_us - before_us) / count
+        columns: Floats = votes[:, 1:].reshape(-1, len(mine), count).transpose(1, 2, 0)
+        return columns
+
+    product: Callable[[], Any] | None = None
+
+    def timed(first: int, count: int, calls: int) -> list[list[float]]:
+        if product is not None:
+            return take_beside(transport, bound, pairs, first, count, product)
+        return take(transport, bound, pairs, first, count, calls)
 
     cap_us = math.inf if policy.iters else policy.cap_s * 1e6
     # The first warm-up tells how long a call takes; the rest may use a quarter of the cap.
     calls = 1
     per_sample_us = math.inf  # unknown: the first batch is one sample
-    if policy.warmup or mode == "pipelined":
-        per_call_us = batch(1, 1, warmup)
-        rest = max(0, policy.warmup - 1)
-        for count in _split(
-            min(rest, int(min(cap_us / 4, 1e15) / max(per_call_us, 1e-3))), per_call_us, observer.beat_s
-        ):
-            per_call_us = batch(count, 1, warmup)
+    if policy.warmup or mode == "pipelined" or beside:
+        warmup.append(batch(1, 1)[0])
+        per_sample_us = elapsed_us
+        affordable = int(min(cap_us / 4, 1e15) / max(per_sample_us, 1e-3))
+        for count in _split(min(max(0, policy.warmup - 1), affordable), per_sample_us, observer.beat_s):
+            before_us = elapsed_us
+            warmup.append(batch(count, 1)[0])
+            per_sample_us = (elapsed_us - before_us) / count
+        call_us = max(float(np.concatenate(warmup).max(axis=1).min()), 1e-3)
         if mode == "pipelined":
-            call_us = max(float(np.concatenate(warmup).max(axis=1).min()), 1e-3)
             calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
-            per_call_us = call_us
-        per_sample_us = per_call_us * calls
+            per_sample_us = call_us * calls
+        if beside:
+            product = _product(transport, call_us)
+            calls = 2
+            per_sample_us *= 4
     paused = transport.host_us()
     observer.arm()
     transport.barrier()
@@ -188,8 +258,10 @@ def _measure(
         count = max(1, min(count, affordable))
         if not policy.iters:
             count = min(count, policy.samples_max - have)
-        per_sample_us = batch(count, calls, times)
-        slowest = np.concatenate([slowest, times[-1].max(axis=1)])
+        before_us = elapsed_us
+        batches.append(batch(count, calls))
+        per_sample_us = (elapsed_us - before_us) / count
+        slowest = np.concatenate([slowest, batches[-1][0].max(axis=1)])
         if policy.iters:
             reason = "iters" if slowest.size == policy.iters else ""
             continue
@@ -202,13 +274,15 @@ def _measure(
             reason = "samples"
         elif elapsed_us >= cap_us and slowest.size >= min(FEWEST_SAMPLES, policy.samples_max):
             reason = "cap"
+    time_us, host_us, begin_us, *others = np.concatenate(batches, axis=1)
     return Timing(
         warmup_us=np.concatenate(warmup) if warmup else np.empty((0, transport.size)),
-        time_us=np.concatenate(times),
-        host_us=np.concatenate(hosts),
-        begin_us=np.concatenate(begins),
-        calls_per_sample=calls,
-        first_call=first_call,
+        time_us=time_us,
+        host_us=host_us,
+        begin_us=begin_us,
+        beside=dict(zip(BESIDE, others, strict=True)) if beside else {},
+        calls_per_sample=1 if beside else calls,
+        calls=range(first_call, called),
         stop_reason=reason,
         elapsed_s=elapsed_us / 1e6,
     )

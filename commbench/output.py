@@ -94,14 +94,14 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         env = tuple(row.env.items())
-        key = (row.transport, row.collective, row.dtype, row.mode, row.buffers, row.cache, row.nodes, row.ranks, env)
+        asked = tuple((name, value) for name, value in row.arguments.items() if name not in _FOLLOWS_SIZE)
+        key = (row.transport, row.collective, asked, row.in_place, row.dtype, row.mode, row.buffers, row.cache,
+               row.nodes, row.ranks, row.groups, row.overlap, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
-    for (transport, collective, dtype, mode, buffers, cache, nodes, ranks, env), members in groups.items():
-        settings = "".join(f", {name}={value}" for name, value in env)
+    for members in groups.values():
         lines += [
             "#",
-            f"# {collective} over {transport}, {dtype}, {mode}, {buffers} buffers, {cache} cache, "
-            f"{describe_layout(nodes, ranks, members[0].fabric)}{settings}",
+            f"# {describe(members[0])}",
             f"# {_explain(members)}",
             *_warnings(members, meta),
             "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:].rstrip(),
@@ -112,6 +112,20 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
     lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
     return "\n".join(lines) + "\n"
+
+
+_FOLLOWS_SIZE = ("send_bytes",)
+
+
+def describe(row: Row) -> str:
+    """All that rows of one curve share: `all_reduce op=sum over gloo, fp32, isolated, ..., 2 nodes x 2 ranks`."""
+    asked = [f"{name}={value}" for name, value in row.arguments.items() if name not in _FOLLOWS_SIZE]
+    words = [f"{' '.join([row.collective, *asked])} over {row.transport}", row.dtype, row.mode]
+    words += ["in place"] if row.in_place else []
+    words += [f"{row.buffers} buffers", f"{row.cache} cache", describe_layout(row.nodes, row.ranks, row.fabric)]
+    words += [f"groups of {row.group_size} ({row.groups})"] if row.groups != "world" else []
+    words += [f"beside a {row.overlap}"] if row.overlap != "none" else []
+    return ", ".join([*words, *(f"{name}={value}" for name, value in row.env.items())])
 
 
 def describe_layout(nodes: int, ranks: int, fabric: str) -> str:

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from commbench import algorithms, collectives, transports
+from commbench.collectives.base import Collective
 from commbench.config import SweepConfig
 from commbench.errors import UsageError
 from commbench.records import Case, Outer, Policy
+from commbench.spec import DTYPES, Arguments
 from commbench.units import format_size
 
 
@@ -33,13 +35,14 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
     """Every combination of the axes, without duplicates (sizes that round to the same one are one case)."""
     planned: dict[str, PlannedCase] = {}
     for config in configs:
-        _reject_idle_params(config)
-        for case in _cases(config):
-            planned.setdefault(case.case_id, PlannedCase(case=case, skip=_skip_reason(case)))
+        cases = list(_cases(config))
+        _reject_idle_keys(config, cases)
+        for item in cases:
+            planned.setdefault(item.case.case_id, item)
     return list(planned.values())
 
 
-def _cases(config: SweepConfig) -> Iterator[Case]:
+def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
     policy = Policy(
         warmup=config.warmup,
         iters=config.iters,
@@ -49,26 +52,34 @@ def _cases(config: SweepConfig) -> Iterator[Case]:
         cap_s=config.cap,
         launches=config.launches,
     )
+    wanted = list(collectives.TABLE) if "all" in config.collective else config.collective
+    _reject_unknown_ways(config, wanted)
     for outer in _outers(config):
-        for collective, dtype, mode, buffers, cache in itertools.product(
-            config.collective, config.dtype, config.mode, config.buffers, config.cache
-        ):
-            sizes = _sizes(config, collective, outer.layout.ranks)
-            for name, params in _ways(config, collective):
-                for size in sizes:
-                    yield Case(
-                        outer=outer,
-                        collective=collective,
-                        algorithm=name,
-                        params=params,
-                        mode=mode,
-                        buffers=buffers,
-                        cache=cache,
-                        dtype=dtype,
-                        size_bytes=size,
-                        seed=config.seed,
-                        policy=policy,
-                    )
+        for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):
+            sizes = _sizes(config, collectives.get(name), outer, groups, dtype)
+            for in_place, overlap, mode, buffers, cache in itertools.product(
+                config.in_place, config.overlap, config.mode, config.buffers, config.cache
+            ):
+                for algorithm, params in _ways(config, name):
+                    for size, arguments, reason in sizes:
+                        case = Case(
+                            outer=outer,
+                            collective=name,
+                            algorithm=algorithm,
+                            params=params,
+                            arguments=dict(arguments),
+                            in_place=in_place,
+                            groups=groups,
+                            overlap=overlap,
+                            mode=mode,
+                            buffers=buffers,
+                            cache=cache,
+                            dtype=dtype,
+                            size_bytes=size,
+                            seed=config.seed,
+                            policy=policy,
+                        )
+                        yield PlannedCase(case=case, skip=reason or _skip_reason(case))
 
 
 def _outers(config: SweepConfig) -> Iterator[Outer]:
@@ -83,43 +94,107 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
             )
 
 
-def _sizes(config: SweepConfig, collective: str, ranks: int) -> list[int]:
-    """Rounded, unique, ascending. A size that rounds down to nothing stays as 0 and is skipped with a reason."""
-    round_size = collectives.get(collective).round_size
-    return sorted({round_size(size, ranks) for size in config.sizes})
+def _sizes(
+    config: SweepConfig, collective: Collective, outer: Outer, groups: str, dtype: str
+) -> list[tuple[int, Arguments, str]]:
+    """(size, arguments, why not): rounded, unique, ascending; a size that cannot be stays, with the reason."""
+    layout = outer.layout.within(groups)
+    axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
+    sizes: dict[str, tuple[int, Arguments, str]] = {}
+    for values in itertools.product(*axes.values()):
+        asked = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
+        for size, implied in _asked_sizes(config, collective, dtype):
+            try:
+                if isinstance(layout, str):
+                    raise ValueError(layout)
+                settled = (*collective.settle(size, layout.ranks, {**implied, **asked}), "")
+            except ValueError as error:
+                settled = (0, {**implied, **asked}, str(error))
+            sizes.setdefault(repr(settled), settled)
+    return sorted(sizes.values(), key=lambda item: item[0])
+
+
+def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Iterator[tuple[int, Arguments]]:
+    """Bytes, and what they imply for a collective that knows tokens: how long one is, and how much a rank sends."""
+    knows_tokens = "row_bytes" in collective.arguments
+    rows = [dim * DTYPES[dtype] for dim in config.layer.get("model_dim", [])]
+    if "tokens" not in config.layer:
+        for size, row in itertools.product(config.sizes, rows or [0]):
+            yield size, {"row_bytes": row} if row and knows_tokens else {}
+        return
+    for tokens, row, top_k in itertools.product(config.layer["tokens"], rows, config.layer["top_k"]):
+        size = tokens * top_k * row
+        yield size, {"row_bytes": row, "send_bytes": size} if knows_tokens else {}
 
 
 def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:
     """(algorithm, parameters) of one collective."""
-    wanted = algorithms.names(collective) if "all" in config.algorithm else config.algorithm
-    for name in wanted:
-        algorithm = algorithms.get(collective, name)
-        axes = {key: config.params.get(key, [default]) for key, (default, _) in algorithm.params.items()}
-        for values in itertools.product(*axes.values()):
-            yield name, dict(zip(axes, values, strict=True))
+    for name in algorithms.names(collective):
+        if name in config.algorithm or "all" in config.algorithm:
+            params = algorithms.get(collective, name).params
+            axes = {key: config.params.get(key, [default]) for key, (default, _) in params.items()}
+            for values in itertools.product(*axes.values()):
+                yield name, dict(zip(axes, values, strict=True))
 
 
-def _reject_idle_params(config: SweepConfig) -> None:
+def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
+    """Every algorithm must be one of some collective of the sweep, and every collective must get one."""
+    if "all" in config.algorithm:
+        return
+    for name in config.algorithm:
+        if not any(name in algorithms.names(collective) for collective in wanted):
+            takers = [collective for collective, way in algorithms.TABLE if way == name]
+            raise UsageError(
+                f"{name} is no algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
+            )
+    for collective in wanted:
+        if not set(config.algorithm) & set(algorithms.names(collective)):
+            raise UsageError(
+                f"no algorithm of {collective} is asked for",
+                hint=f"add one to algorithm=: {', '.join(algorithms.names(collective))}, or all",
+            )
+
+
+def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
     """A setting that would silently have no effect is a mistake."""
     for key in config.params:
-        takers = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
-        if "all" not in config.algorithm and not set(takers) & set(config.algorithm):
+        if not any(key in item.case.params for item in cases):
+            takers = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
             raise UsageError(
-                f"{key} is set, but no algorithm of this sweep takes it", hint=f"it belongs to {', '.join(takers)}"
+                f"{key} is set, but no algorithm of this sweep takes it",
+                hint=f"it belongs to {', '.join(dict.fromkeys(takers))}",
+            )
+    for key in config.arguments:
+        # What a file says is in the matrix that is made of it.
+        used = "matrix" if key == "trace" else key
+        if not any(used in item.case.arguments for item in cases):
+            takers = [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
+            text = collectives.arguments()[key].text
+            raise UsageError(
+                f"{key} is set, but has no effect in this sweep", hint=f"it belongs to {', '.join(takers)}: {text}"
             )
 
 
 def _skip_reason(case: Case) -> str:
     collective, entry = collectives.get(case.collective), transports.entry(case.outer.transport)
-    if case.outer.layout.ranks < 2:
+    spec = case.spec
+    if spec.ranks < 2:
         return "one rank has nobody to exchange with"
     if case.size_bytes == 0:
-        return f"the size rounds down to 0 for {case.outer.layout.ranks} ranks"
-    if case.dtype not in collective.dtypes or case.dtype not in entry.dtypes:
+        return f"the size rounds down to 0 for {spec.ranks} ranks"
+    if case.dtype not in (entry.reduces if collective.reduces else entry.dtypes):
         return f"{case.outer.transport} cannot do {case.collective} on {case.dtype}"
     if case.buffers not in entry.buffers:
         return f"{case.outer.transport} has no {case.buffers} buffers"
-    return algorithms.get(case.collective, case.algorithm).supports(case.spec) or ""
+    if case.in_place and collective.in_place(spec, 0) is None:
+        return f"{case.collective} is not defined in place"
+    if case.overlap != "none" and (not entry.overlaps or case.mode != "isolated"):
+        return (
+            "only isolated calls have something beside them"
+            if entry.overlaps
+            else (f"{case.outer.transport} has nothing to compute beside")
+        )
+    return collective.refuses(spec) or algorithms.get(case.collective, case.algorithm).supports(spec) or ""
 
 
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:

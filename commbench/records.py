@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,7 +20,8 @@ T = TypeVar("T")
 
 # History of the run folder's format:
 # 1  first version
-FORMAT_VERSION = 1
+# 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
+FORMAT_VERSION = 2
 
 
 class Status(StrEnum):
@@ -85,7 +87,11 @@ class Case:
     outer: Outer
     collective: str
     algorithm: str
-    params: dict[str, int] = field(default_factory=dict)
+    params: dict[str, int] = field(default_factory=dict)  # of the algorithm
+    arguments: dict[str, int | float | str] = field(default_factory=dict)  # of the collective
+    in_place: bool = False
+    groups: str = "world"
+    overlap: str = "none"
     mode: str
     buffers: str
     cache: str
@@ -101,19 +107,25 @@ class Case:
 
     @property
     def spec(self) -> Spec:
+        """What each group is asked to do. Raises `ValueError` where the layout has no such groups."""
+        layout = self.outer.layout.within(self.groups)
+        if isinstance(layout, str):
+            raise ValueError(layout)
         return Spec(
             collective=self.collective,
             dtype=self.dtype,
             size_bytes=self.size_bytes,
-            layout=self.outer.layout,
+            layout=layout,
             params=self.params,
+            arguments=self.arguments,
+            in_place=self.in_place,
             buffers=self.buffers,
         )
 
     @property
     def label(self) -> str:
         """The algorithm with its parameters: `pairwise window=2`."""
-        return " ".join([self.algorithm, *(f"{key}={value}" for key, value in self.params.items())])
+        return _label(self.algorithm, self.params)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +151,10 @@ class Measurement:
     scratch_bytes: int = 0
     buffer_pairs: int = 0
     elapsed_s: float = 0.0
+    # Where something is computed beside the collective: medians over samples of the maximum over ranks.
+    comm_alone_us: float | None = None
+    compute_alone_us: float | None = None
+    compute_beside_us: float | None = None
     link_gbps: dict[str, float] | None = None
     fabric: str = ""
 
@@ -151,6 +167,8 @@ class Row:
     status: Status
     reason: str
     collective: str
+    arguments: dict[str, int | float | str] = field(default_factory=dict)  # of the collective; files as a digest
+    in_place: bool = False
     algorithm: str
     params: dict[str, int]
     transport: str
@@ -161,6 +179,9 @@ class Row:
     size_bytes: int
     ranks: int
     nodes: int
+    groups: str = "world"
+    group_size: int = 0  # ranks in one group
+    overlap: str = "none"
     fabric: str  # what is between the nodes: see `Fabric`
     env: dict[str, str]
     launches: int
@@ -178,15 +199,33 @@ class Row:
     busbw_gbps: float | None
     bound_gbps: float | None
     bound_fraction: float | None
-    inter_bytes: int
-    intra_bytes: int
+    mean_bytes: float | None = None  # where ranks differ: the mean of what `size_bytes` is the maximum of
+    busbw_mean_gbps: float | None = None  # busbw of the mean
+    comm_alone_us: float | None = None
+    compute_alone_us: float | None = None
+    compute_beside_us: float | None = None
+    comm_slowdown: float | None = None
+    compute_slowdown: float | None = None
+    overlap_percent: float | None = None
+    inter_bytes: int | None
+    intra_bytes: int | None
     scratch_bytes: int
     wrong: int | None
     stop_reason: str | None
 
     @property
     def label(self) -> str:
-        return " ".join([self.algorithm, *(f"{key}={value}" for key, value in self.params.items())])
+        return _label(self.algorithm, self.params)
+
+    @property
+    def what(self) -> str:
+        """The collective and all that it was asked: `all_reduce op=max in place`."""
+        asked = [f"{key}={value}" for key, value in self.arguments.items()]
+        return " ".join([self.collective, *asked, *(["in place"] if self.in_place else [])])
+
+
+def _label(algorithm: str, params: dict[str, int]) -> str:
+    return " ".join([algorithm, *(f"{key}={value}" for key, value in params.items())])
 
 
 def digest(value: Any) -> str:
@@ -221,10 +260,12 @@ def from_dict(cls: type[T], raw: Any) -> T:
 def _convert(name: str, hint: Any, value: Any) -> Any:
     origin = typing.get_origin(hint)
     if origin is types.UnionType:
-        if value is None:
+        if value is None and type(None) in typing.get_args(hint):
             return None
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-        origin = typing.get_origin(hint)
+        for alternative in typing.get_args(hint):
+            with contextlib.suppress(ValueError):
+                return _convert(name, alternative, value)
+        raise ValueError(f"field {name!r} is {value!r}, expected {hint}")
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type[Any], hint), value)
     if origin is dict and isinstance(value, dict):

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from commbench import launch as launchers
-from commbench import summary
+from commbench import launch, plan, summary
 from commbench.errors import EnvironmentProblem
 from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
-from commbench.plan import Launch, PlannedCase, launches
+from commbench.plan import Launch, PlannedCase
 from commbench.records import Case, Measurement, Row, Status, from_dict
 from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.store import RunFolder, repair
@@ -62,17 +61,18 @@ class Sweep:
         planned: Sequence[PlannedCase],
         *,
         seed: int,
-        launcher: str,
+        launchers: Mapping[str, str],
         timeout_s: float,
         reporter: Reporter,
     ) -> None:
+        """`launchers` is the launcher of each transport."""
         self.folder = folder
         self.planned = planned
-        self.launcher = launcher
+        self.launchers = launchers
         self.timeout_s = timeout_s
         self.reporter = reporter
         self.rows: dict[str, Row] = {}
-        self.launches = list(launches(planned, seed=seed))
+        self.launches = list(plan.launches(planned, seed=seed))
         self._needed: dict[str, int] = {}
         for item in self.launches:
             for case in item.cases:
@@ -172,11 +172,18 @@ class Sweep:
 
     def _watch(self, order: Order, what: str) -> Outcome:
         path = order.save()
-        command = launchers.get(self.launcher).command(path, order)
+        launcher = self._launcher(order)
+        command = launcher.command(path, order)
         measurements = Tail(self.folder.measurements_path)
         events = Tail(order.folder / "events.jsonl", from_start=True)
         outcome = Outcome()
-        process = Process(command, rank_environment(order.outer.env), order.folder / "launcher.log")
+        environment = rank_environment(launcher.environment(order) | order.outer.env)
+        process = Process(command, environment, order.folder / "launcher.log")
+
+        def end() -> None:
+            process.kill()
+            launcher.cancel(order.folder)
+
         try:
             heard = time.monotonic()
             self._tell(what)
@@ -196,12 +203,15 @@ class Sweep:
                 allowed = self.timeout_s if outcome.seen else max(self.timeout_s, STARTS_WITHIN_S)
                 if time.monotonic() - heard > allowed:
                     outcome.timed_out = True
-                    process.kill()
+                    end()
                     self._collect(measurements, outcome)
                     return outcome
                 time.sleep(_POLL_S)
         finally:
-            process.kill()
+            end()
+
+    def _launcher(self, order: Order) -> launch.Launcher:
+        return launch.get(self.launchers[order.outer.transport])
 
     def _collect(self, measurements: Tail, outcome: Outcome) -> bool:
         new = measurements.read(Measurement)
@@ -270,7 +280,7 @@ class Sweep:
         elif raised:
             what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
         if not hard and not own and log.exists():
-            what = launchers.get(self.launcher).explain(log.read_text(errors="replace")) or what
+            what = self._launcher(order).explain(log.read_text(errors="replace")) or what
         if "No space left" in what:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",

@@ -8,19 +8,25 @@ from typing import NamedTuple
 
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
 
+# What a collective is asked beside its size: the operation, the root, how an uneven exchange splits.
+Value = int | float | str
+Arguments = Mapping[str, Value]
+
 # Bytes per element. Algorithms that only move data see bytes; collectives and reductions alone know dtypes.
 DTYPES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int32": 4, "uint8": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One exchange: `size_bytes` is nccl-tests' size column, the bytes of one rank's whole buffer."""
+    """One call in one group: `size_bytes` is nccl-tests' size column, `layout` that of the group."""
 
     collective: str
     dtype: str
     size_bytes: int
     layout: Layout
-    params: Mapping[str, int] = field(default_factory=dict)
+    params: Mapping[str, int] = field(default_factory=dict)  # of the algorithm
+    arguments: Arguments = field(default_factory=dict)  # of the collective
+    in_place: bool = False
     buffers: str = "plain"
 
     @property
@@ -29,7 +35,7 @@ class Spec:
 
     @property
     def block_bytes(self) -> int:
-        """Bytes from one rank to one rank where all blocks are equal."""
+        """`size_bytes` in as many equal parts as there are ranks."""
         return self.size_bytes // self.ranks
 
     @property

@@ -151,7 +151,7 @@ class RunFolder:
                 f"{path} has format {version}, this commbench reads {FORMAT_VERSION}",
                 hint="use the commbench version that wrote it",
             )
-        if missing := {"plan_digest", "machine", "launcher", "timeout_s", "seed", "started"} - about.keys():
+        if missing := {"plan_digest", "machine", "launchers", "joined", "timeout_s", "seed", "started"} - about.keys():
             raise CorruptFile(
                 f"{path / 'run.json'}: {sorted(missing)[0]!r} is missing",
                 hint="the run folder is damaged: start a new run",

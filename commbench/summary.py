@@ -12,8 +12,8 @@ import numpy as np
 from commbench import algorithms, collectives, stats
 from commbench.bound import bound_us
 from commbench.layout import LINK_CLASSES, LinkClass
-from commbench.records import Case, Measurement, Row, Status
-from commbench.spec import traffic_split
+from commbench.records import Case, Measurement, Row, Status, digest
+from commbench.spec import Value, traffic_split
 from commbench.stats import Floats
 from commbench.store import RunFolder, read_lines
 from commbench.units import gbps
@@ -21,6 +21,8 @@ from commbench.units import gbps
 # What ended the sampling, best known first; a row shows the worst of its launches.
 _STOP_ORDER = ("iters", "precision", "samples", "cap")
 
+
+_LONGEST_TEXT = 20
 
 # What only a case that is `ok` has.
 _NUMBERS = (
@@ -37,6 +39,13 @@ _NUMBERS = (
     "busbw_gbps",
     "bound_gbps",
     "bound_fraction",
+    "busbw_mean_gbps",
+    "comm_alone_us",
+    "compute_alone_us",
+    "compute_beside_us",
+    "comm_slowdown",
+    "compute_slowdown",
+    "overlap_percent",
     "wrong",
     "stop_reason",
 )
@@ -98,7 +107,9 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
     links = measurements[0].link_gbps
     bound = None
     if links and factor is not None:
-        bound = gbps(spec.size_bytes, bound_us(collective.traffic(spec), spec.layout, links)) * factor
+        bound = gbps(spec.size_bytes, bound_us(collective.needs(spec), links)) * factor
+    mean_bytes = collective.mean_bytes(spec)
+    mean = None if factor is None or mean_bytes is None else gbps(mean_bytes, time_us) * factor
     return _row(
         case,
         Status.OK,
@@ -117,6 +128,8 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         busbw_gbps=busbw,
         bound_gbps=bound,
         bound_fraction=busbw / bound if bound and busbw else None,
+        busbw_mean_gbps=mean,
+        **_beside(time_us, measurements),
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
     )
@@ -127,14 +140,39 @@ def _median(values: Sequence[float | None]) -> float | None:
     return float(np.median(known)) if known and len(known) == len(values) else None
 
 
+def _beside(time_us: float, measurements: Sequence[Measurement]) -> dict[str, float | None]:
+    """What a product beside the collective cost either; OSU's overlap (osu_ialltoall) from the same times."""
+    comm = _median([m.comm_alone_us for m in measurements])
+    compute = _median([m.compute_alone_us for m in measurements])
+    beside = _median([m.compute_beside_us for m in measurements])
+    if comm is None or compute is None or beside is None:
+        return {}
+    return {
+        "comm_alone_us": comm,
+        "compute_alone_us": compute,
+        "compute_beside_us": beside,
+        "comm_slowdown": time_us / comm,
+        "compute_slowdown": beside / compute,
+        "overlap_percent": max(0.0, 100 - (time_us - compute) / comm * 100),
+    }
+
+
 def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
-    spec = case.spec
-    split: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
+    layout = case.outer.layout
+    within = layout.within(case.groups)
+    traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
+    mean_bytes = None
     if status is not Status.SKIPPED:
+        spec = case.spec
         algorithm = algorithms.get(case.collective, case.algorithm)
-        split = traffic_split([send for step in algorithm.steps(spec) for send in step.sends], spec.layout)
+        steps = algorithm.steps(spec)
+        sends = None if steps is None else [send for step in steps for send in step.sends]
+        traffic = None if sends is None else traffic_split(sends, spec.layout)
         scratch = algorithm.scratch_bytes(spec)
+        mean_bytes = collectives.get(case.collective).mean_bytes(spec)
+    # All groups do the same at the same time.
+    groups = 1 if isinstance(within, str) else layout.ranks // within.ranks
     values: dict[str, Any] = dict.fromkeys(_NUMBERS)
     values.update(numbers)
     done = [m for m in measurements if m.status is Status.OK]
@@ -143,6 +181,8 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         status=status,
         reason=reason,
         collective=case.collective,
+        arguments={key: _short(value) for key, value in case.arguments.items()},
+        in_place=case.in_place,
         algorithm=case.algorithm,
         params=case.params,
         transport=case.outer.transport,
@@ -151,14 +191,23 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         cache=case.cache,
         dtype=case.dtype,
         size_bytes=case.size_bytes,
-        ranks=spec.ranks,
-        nodes=spec.layout.nodes,
+        ranks=layout.ranks,
+        nodes=layout.nodes,
+        groups=case.groups,
+        group_size=layout.ranks // groups,
+        overlap=case.overlap,
         fabric=next((m.fabric for m in measurements if m.fabric), ""),
         env=case.outer.env,
         launches=len({m.launch for m in done}),
         samples=sum(m.samples for m in done),
-        inter_bytes=split["inter"],
-        intra_bytes=split["intra"],
+        inter_bytes=None if traffic is None else traffic["inter"] * groups,
+        intra_bytes=None if traffic is None else traffic["intra"] * groups,
+        mean_bytes=mean_bytes,
         scratch_bytes=scratch,
         **values,
     )
+
+
+def _short(value: Value) -> Value:
+    """A file's content as a digest: a matrix of a thousand ranks fills no cell of a table."""
+    return f"#{digest(value)}" if isinstance(value, str) and len(value) > _LONGEST_TEXT else value

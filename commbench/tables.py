@@ -28,19 +28,21 @@ _SAMPLES = pa.schema(
         ("host_us", pa.float64()),
     ]
 )
+_TEXTS = ("run", "label", "what")  # columns that a row itself does not have
 _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 
 
 def frame(rows: Sequence[Row], run_id: str) -> pd.DataFrame:
-    """One line per row: the columns of `Row` (params and env as text), `run` and `label`."""
+    """One line per row: the columns of `Row` (dictionaries as text), `run`, `label` and `what`."""
     lines = []
     for row in rows:
         line = dataclasses.asdict(row)
         line["params"] = json.dumps(row.params)
+        line["arguments"] = json.dumps(row.arguments)
         line["env"] = " ".join(f"{name}={value}" for name, value in row.env.items())
         line["status"] = row.status.value
-        lines.append({**line, "run": run_id, "label": row.label})
-    columns = [*(f.name for f in dataclasses.fields(Row)), "run", "label"]
+        lines.append({**line, "run": run_id, "label": row.label, "what": row.what})
+    columns = [*(f.name for f in dataclasses.fields(Row)), *_TEXTS]
     return pd.DataFrame(lines, columns=columns)
 
 
@@ -48,7 +50,7 @@ def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
     """Every column has its type in every run, whether it has values or not, so that runs can be read together."""
     hints = typing.get_type_hints(Row)
     kinds = [(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(Row)]
-    schema = pa.schema([*kinds, ("run", pa.string()), ("label", pa.string())])
+    schema = pa.schema([*kinds, *((name, pa.string()) for name in _TEXTS)])
     _write(
         pa.Table.from_pandas(frame(rows, folder.run_id), schema=schema, preserve_index=False),
         folder.path / "results.parquet",
@@ -58,6 +60,8 @@ def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
 def _arrow_type(hint: typing.Any) -> pa.DataType:
     """Of a column: dictionaries are written as text."""
     kinds = {hint} if typing.get_origin(hint) is dict else set(typing.get_args(hint)) or {hint}
+    if hint is bool:
+        return pa.bool_()
     return pa.float64() if float in kinds else pa.int64() if int in kinds else pa.string()
 
 

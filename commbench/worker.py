@@ -21,10 +21,12 @@ import numpy as np
 
 from commbench import algorithms, check, collectives, measure, memory, transports
 from commbench.algorithms.base import Bound
+from commbench.collectives.base import Collective
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.records import Case, Fabric, Measurement, Status
+from commbench.spec import Spec
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
 from commbench.transports.base import Transport
@@ -80,11 +82,9 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
 class _Job(measure.Observer):
     """One case on this rank: its buffers, its data, and whether they came out right."""
 
-    def __init__(self, transport: Transport, case: Case, pairs: list[measure.Pair], events: Events) -> None:
-        self.transport = transport
-        self.case = case
-        self.spec = case.spec
-        self.collective = collectives.get(case.collective)
+    def __init__(self, checker: check.Checker, pairs: list[measure.Pair], events: Events) -> None:
+        self.checker = checker
+        self.transport = checker.transport
         self.pairs = pairs
         self.events = events
         self.beat_s = min(measure.BEAT_S, events.timeout_s / 4)
@@ -92,34 +92,35 @@ class _Job(measure.Observer):
     def beat(self) -> None:
         self.events.beat()
 
-    def load(self, salt: int, *, every: bool = False) -> None:
-        """Data of the call numbered `salt` into the first pair, or every pair; outputs wrong for that call."""
-        out, inp = self.pairs[0]
-        options: dict[str, int] = {"seed": self.case.seed, "salt": salt}
-        check.fill_input(self.transport, inp, self.collective, self.spec, **options)
-        self.events.beat()
-        check.poison(self.transport, out, self.collective, self.spec, **options)
-        self.events.beat()
-        for other_out, other_inp in self.pairs[1:] if every else ():
-            other_inp[...] = inp
-            other_out[...] = out
+    def load(self, salt: int, pairs: Iterable[measure.Pair]) -> None:
+        """Data of the call numbered `salt` into `pairs`; outputs wrong for that call."""
+        first: measure.Pair | None = None
+        for out, inp in pairs:
+            if first is None or self.checker.spec.in_place:
+                # The output first: in place it holds the input.
+                self.checker.poison(out, salt)
+                self.events.beat()
+                self.checker.fill_input(inp, salt)
+                self.events.beat()
+                first = out, inp
+            else:
+                out[...], inp[...] = first
 
     def arm(self) -> None:
         """Data that no call has had yet, in all pairs: only timed calls can bring the right output."""
-        self.load(_TIMED_SALT, every=True)
+        self.load(_TIMED_SALT, self.pairs)
 
     def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
         """Elements wrong after the call numbered `salt`, in the outputs of the `used` pairs, all ranks together."""
         mine = 0
         for index in used:
-            out = self.pairs[index][0]
-            mine += check.count_wrong(self.transport, out, self.collective, self.spec, seed=self.case.seed, salt=salt)
+            mine += self.checker.count_wrong(self.pairs[index][0], salt)
             self.events.beat()
         return int(self.transport.all_gather([float(mine)]).sum())
 
     def call(self, bound: Bound, salt: int) -> int:
         """One untimed call with fresh data; the elements that it got wrong."""
-        self.load(salt)
+        self.load(salt, self.pairs[:1])
         self.transport.barrier()
         out, inp = self.pairs[0]
         bound.start(out, inp).wait()
@@ -134,6 +135,7 @@ def _measure_case(
     spec = case.spec
     collective, algorithm = collectives.get(case.collective), algorithms.get(case.collective, case.algorithm)
     transport.case_begins({name: getattr(case, name) for name in _LABELS} | {"launch": order.launch})
+    transport.overlap(case.overlap != "none")
 
     def done(status: Status, reason: str = "", **values: Any) -> Measurement:
         return Measurement(
@@ -147,15 +149,20 @@ def _measure_case(
             **values,
         )
 
-    inputs, outputs = collective.input_bytes(spec, info.rank), collective.output_bytes(spec, info.rank)
-    count = memory.buffer_pairs(inputs + outputs, cold=case.cache == "cold")
+    partition = order.outer.layout.partition(case.groups)
+    group = next(index for index, ranks in enumerate(partition) if info.rank in ranks)
+    rank = partition[group].index(info.rank)
+    needed = _buffer_bytes(collective, spec, rank)
+    # Uneven exchanges differ between ranks, and all must rotate over equally many buffers.
+    largest = int(transport.all_gather([float(needed)]).max())
+    count = memory.buffer_pairs(largest, cold=case.cache == "cold")
     if count > memory.MOST_PAIRS:
         return done(
             Status.SKIPPED,
-            f"cold buffers of {format_size(inputs)} would need {count} pairs to get past the cache, "
+            f"cold pairs of {format_size(largest)} would have to be {count} to get past the cache, "
             f"at most {memory.MOST_PAIRS} are made",
         ), None
-    needed = (inputs + outputs) * count + algorithm.scratch_bytes(spec)
+    needed = needed * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
     available = memory.available_bytes()
     if transport.all_gather([float(needed * info.local_size > available)]).any():
@@ -166,13 +173,14 @@ def _measure_case(
     bound: Bound | None = None
     failure = ""
     try:
-        pairs = _allocate(transport, outputs, inputs, count)
+        pairs = _allocate(transport, collective, spec, rank, count)
     except Exception as error:
         failure = _allocation_failure(transport, error)
     failed = _failed_ranks(transport, failure)
     if not failed:
         try:
-            bound = algorithm.prepare(transport.world, spec)
+            comm = transport.world if case.groups == "world" else transport.world.subgroup(partition)
+            bound = algorithm.prepare(comm, spec)
         except Exception as error:
             failure = _allocation_failure(transport, error)
         failed = _failed_ranks(transport, failure)
@@ -181,19 +189,23 @@ def _measure_case(
             ranks = ", ".join(map(str, failed))
             return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
         bound.bind(pairs)
-        job = _Job(transport, case, pairs, events)
+        # Groups have data of their own: a block of another group is a wrong one.
+        job = _Job(check.Checker(transport, collective, spec, rank, case.seed + (group << 48)), pairs, events)
         # Two calls with different data: a result of the last call would pass the first one only.
         if bad := job.call(bound, 1) or job.call(bound, 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
-        timing = measure.measure(transport, bound, pairs, case.policy, mode=case.mode, observer=job)
+        timing = measure.measure(
+            transport, bound, pairs, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
+        )
         # What the timed calls left in every pair that they used, then one call with fresh data.
-        used = sorted({call % count for call in timing.calls[-count:]})
+        used = sorted({call % count for call in timing.calls[-count:]}) if collective.repeatable(spec) else []
         if bad := job.wrong(_TIMED_SALT, used) or job.call(bound, 4):
             return done(Status.WRONG_RESULT, "after timing", wrong=bad), None
     finally:
         if bound is not None:
             bound.close()
     slowest = timing.slowest_us
+    beside: dict[str, Any] = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
     if slowest.min() <= 0:
         return done(Status.ERROR, "a sample took no time: the clock cannot resolve this call; use mode=pipelined"), None
     return done(
@@ -211,11 +223,24 @@ def _measure_case(
         scratch_bytes=algorithm.scratch_bytes(spec),
         buffer_pairs=count,
         link_gbps={str(link): rate for link, rate in (transport.link_gbps() or {}).items()} or None,
+        **beside,
     ), timing
 
 
-def _allocate(transport: Transport, outputs: int, inputs: int, count: int) -> list[measure.Pair]:
-    """`count` (output, input) pairs, cut from two buffers: thousands of small allocations would take long."""
+def _buffer_bytes(collective: Collective, spec: Spec, rank: int) -> int:
+    """Bytes of one pair of input and output."""
+    shared = collective.in_place(spec, rank) if spec.in_place else None
+    return shared.nbytes if shared else collective.input_bytes(spec, rank) + collective.output_bytes(spec, rank)
+
+
+def _allocate(transport: Transport, collective: Collective, spec: Spec, rank: int, count: int) -> list[measure.Pair]:
+    """`count` (output, input) pairs, cut from one or two buffers: thousands of small allocations would take long."""
+    inputs, outputs = collective.input_bytes(spec, rank), collective.output_bytes(spec, rank)
+    shared = collective.in_place(spec, rank) if spec.in_place else None
+    if shared:
+        whole = transport.world.empty(shared.nbytes * count)
+        starts = [(i * shared.nbytes + shared.output_at, i * shared.nbytes + shared.input_at) for i in range(count)]
+        return [(whole[o : o + outputs], whole[i : i + inputs]) for o, i in starts]
     out, inp = transport.world.empty(outputs * count), transport.world.empty(inputs * count)
     return [(out[i * outputs : (i + 1) * outputs], inp[i * inputs : (i + 1) * inputs]) for i in range(count)]
 
@@ -240,6 +265,7 @@ def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.
         "warmup_us": _rounded(timing.warmup_us),
         "time_us": _rounded(timing.time_us),
         "host_us": _rounded(timing.host_us),
+        **{name: _rounded(times) for name, times in timing.beside.items()},
     }
     append_line(folder.samples_path(order.attempt), json.dumps(line, separators=(",", ":")))
 
@@ -307,6 +333,8 @@ def main() -> None:
     info = detect(os.environ)
     if info is None:
         raise SystemExit("commbench.worker is started by a launcher; use `commbench sweep`")
+    if info.launcher != "torchrun":  # which alone says where to meet
+        info = replace(info, rendezvous=f"address:{order.folder / 'address'}")
     os._exit(start_rank(order, info))
 
 

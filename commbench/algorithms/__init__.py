@@ -4,16 +4,33 @@ from __future__ import annotations
 
 from commbench.algorithms.base import Algorithm
 from commbench.algorithms.bruck import Bruck
-from commbench.algorithms.direct import Direct
-from commbench.algorithms.pairwise import Pairwise
+from commbench.algorithms.counts_first import CountsFirst
+from commbench.algorithms.direct import (
+    DirectAllGather,
+    DirectAllReduce,
+    DirectAllToAll,
+    DirectAllToAllV,
+    DirectBroadcast,
+    DirectReduceScatter,
+    DirectSendRecv,
+)
+from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst
 from commbench.errors import unknown
 
 _ALL: tuple[Algorithm, ...] = (
-    Direct(),
+    DirectAllToAll(),
     Pairwise(),
     Bruck(),
     TwoDIntraFirst(),
+    DirectAllToAllV(),
+    PairwiseV(),
+    CountsFirst(),
+    DirectAllGather(),
+    DirectReduceScatter(),
+    DirectAllReduce(),
+    DirectBroadcast(),
+    DirectSendRecv(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

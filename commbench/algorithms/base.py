@@ -26,7 +26,10 @@ class Bound(Protocol):
         ...
 
     def start(self, out: Array, inp: Array) -> Work:
-        """Start one call on the current stream; allocates nothing. `out` and `inp` do not overlap."""
+        """Start one call on the current stream; allocates nothing.
+
+        `out` and `inp` overlap only where `spec.in_place` says so, as `Collective.in_place` lays them out.
+        """
         ...
 
     def close(self) -> None:
@@ -55,8 +58,8 @@ class Algorithm(Protocol):
         """None, or why this cannot run here, in words."""
         ...
 
-    def steps(self, spec: Spec) -> list[Step]:
-        """What will move, exactly."""
+    def steps(self, spec: Spec) -> list[Step] | None:
+        """What will move, exactly; None where a library chooses the way and does not tell."""
         ...
 
     def scratch_bytes(self, spec: Spec) -> int:

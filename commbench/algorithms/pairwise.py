@@ -7,18 +7,17 @@ Operations in MPICH", 2005, section 4): at any time each rank talks to one peer 
 
 from __future__ import annotations
 
+import itertools
+
 from commbench.algorithms.base import Bound, BoundBase
+from commbench.collectives.all_to_allv import AllToAllV
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work
 
 
-def _batches(spec: Spec) -> list[range]:
-    """The rounds (offsets to the peer) of each batch."""
-    window = spec.params["window"]
-    return [range(first, min(first + window, spec.ranks)) for first in range(1, spec.ranks, window)]
-
-
 class Pairwise:
+    """Of equal blocks."""
+
     name = "pairwise"
     collective = "all_to_all"
     params = {"window": (1, "rounds of send/recv in flight together")}
@@ -29,9 +28,11 @@ class Pairwise:
 
     def steps(self, spec: Spec) -> list[Step]:
         n = spec.ranks
+        matrix = self._matrix(spec)
         steps: list[Step] = []
         for rounds in _batches(spec):
-            sends = tuple(Send(src, (src + i) % n, spec.block_bytes) for i in rounds for src in range(n))
+            pairs = [(src, (src + i) % n) for i in rounds for src in range(n)]
+            sends = tuple(Send(src, dst, matrix[src][dst]) for src, dst in pairs if matrix[src][dst])
             after = (steps[-1].name,) if steps else ()
             steps.append(Step(name=f"batch-{rounds.start}", sends=sends, after=after))
         return steps
@@ -40,27 +41,56 @@ class Pairwise:
         return 0
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _Bound(comm, spec)
+        return _Bound(comm, spec, self._matrix(spec))
+
+    def _matrix(self, spec: Spec) -> list[list[int]]:
+        """Bytes from rank i to rank j."""
+        return [[spec.block_bytes] * spec.ranks] * spec.ranks
+
+
+class PairwiseV(Pairwise):
+    """Of unequal blocks; nothing is sent to whom there is nothing to send."""
+
+    collective = "all_to_allv"
+
+    def _matrix(self, spec: Spec) -> list[list[int]]:
+        matrix: list[list[int]] = AllToAllV().counts(spec).tolist()
+        return matrix
+
+
+def _batches(spec: Spec) -> list[range]:
+    """The rounds (offsets to the peer) of each batch."""
+    window = spec.params["window"]
+    return [range(first, min(first + window, spec.ranks)) for first in range(1, spec.ranks, window)]
+
+
+def _slices(sizes: list[int]) -> list[slice]:
+    """Where each block lies, one after the other."""
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 class _Bound(BoundBase):
-    def __init__(self, comm: Comm, spec: Spec) -> None:
-        n = comm.size
+    def __init__(self, comm: Comm, spec: Spec, matrix: list[list[int]]) -> None:
+        n, me = comm.size, comm.rank
         self._comm = comm
-        self._ranks = n
-        self._batches = [
-            (f"batch-{rounds.start}", [((comm.rank + i) % n, (comm.rank - i) % n) for i in rounds])
-            for rounds in _batches(spec)
-        ]
+        sent, received = matrix[me], [row[me] for row in matrix]
+        at_input, at_output = _slices(sent), _slices(received)
+        self._own = at_output[me], at_input[me]
+        self._batches = []
+        for rounds in _batches(spec):
+            to = [((me + i) % n, at_input[(me + i) % n]) for i in rounds if sent[(me + i) % n]]
+            source = [((me - i) % n, at_output[(me - i) % n]) for i in rounds if received[(me - i) % n]]
+            self._batches.append((f"batch-{rounds.start}", to, source))
 
     def start(self, out: Array, inp: Array) -> Work:
         comm = self._comm
-        out_blocks, in_blocks = out.reshape(self._ranks, -1), inp.reshape(self._ranks, -1)
         work: Work = Done()
-        for step, peers in self._batches:
+        for step, to, source in self._batches:
             work.wait()
-            sends = [Message(to, in_blocks[to]) for to, _ in peers]
-            recvs = [Message(source, out_blocks[source]) for _, source in peers]
+            sends = [Message(peer, inp[where]) for peer, where in to]
+            recvs = [Message(peer, out[where]) for peer, where in source]
             work = comm.exchange(sends, recvs, step=step)
-        out_blocks[comm.rank] = in_blocks[comm.rank]
+        at_output, at_input = self._own
+        out[at_output] = inp[at_input]
         return work

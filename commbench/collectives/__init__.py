@@ -1,17 +1,35 @@
-"""Collectives: *what* is computed. A new one is one file and one line in `TABLE`."""
+"""Collectives: *what* is computed. A new one is one file and one line in `_ALL`."""
 
 from __future__ import annotations
 
+from commbench.collectives.all_gather import AllGather
 from commbench.collectives.all_to_all import AllToAll
-from commbench.collectives.base import Collective
+from commbench.collectives.all_to_allv import AllToAllV
+from commbench.collectives.base import Argument, Collective
+from commbench.collectives.broadcast import Broadcast
+from commbench.collectives.reductions import AllReduce, ReduceScatter
+from commbench.collectives.sendrecv import SendRecv
 from commbench.errors import unknown
 
-TABLE: dict[str, Collective] = {
-    "all_to_all": AllToAll(),
-}
+_ALL: tuple[Collective, ...] = (
+    AllToAll(),
+    AllToAllV(),
+    AllGather(),
+    ReduceScatter(),
+    AllReduce(),
+    Broadcast(),
+    SendRecv(),
+)
+
+TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}
 
 
 def get(name: str) -> Collective:
     if name not in TABLE:
         raise unknown("collective", name, TABLE)
     return TABLE[name]
+
+
+def arguments() -> dict[str, Argument]:
+    """Every argument of any collective: these are keys of a sweep."""
+    return {key: argument for collective in _ALL for key, argument in collective.arguments.items()}

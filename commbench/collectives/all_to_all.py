@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from commbench.bound import Need, of_messages
+from commbench.collectives.base import Moves
 from commbench.data import Bytes, block_chunks, block_key
-from commbench.spec import DTYPES, Send, Spec
-
-# nccl-tests keeps each peer's part a multiple of 16 bytes.
-BLOCK_UNIT = 16
+from commbench.spec import Send, Spec
 
 
-class AllToAll:
+class AllToAll(Moves):
     name = "all_to_all"
     adjoint = "all_to_all"
-    dtypes = tuple(DTYPES)
-
-    def round_size(self, size_bytes: int, ranks: int) -> int:
-        unit = ranks * BLOCK_UNIT
-        return size_bytes // unit * unit
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
@@ -34,9 +28,13 @@ class AllToAll:
         for src in range(spec.ranks):
             yield from block_chunks(block_key(seed, salt, src, rank), spec.block_bytes)
 
-    def traffic(self, spec: Spec) -> list[Send]:
+    def messages(self, spec: Spec) -> list[Send]:
+        """One message for each pair of ranks."""
         ranks = range(spec.ranks)
         return [Send(src, dst, spec.block_bytes) for src in ranks for dst in ranks if src != dst]
+
+    def needs(self, spec: Spec) -> list[Need]:
+        return of_messages(self.messages(spec), spec.layout)
 
     def busbw_factor(self, spec: Spec) -> float | None:
         return (spec.ranks - 1) / spec.ranks

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from commbench.bound import Need
 from commbench.data import Bytes
-from commbench.spec import Send, Spec
+from commbench.spec import DTYPES, Arguments, Spec, Value
+
+# nccl-tests keeps each rank's part a multiple of 16 bytes, so that any dtype and vector width fits.
+PART_BYTES = 16
+
+
+class Argument(NamedTuple):
+    """A key that a collective understands. `choices` is empty where the values are not a short list."""
+
+    default: Value | None
+    text: str
+    choices: tuple[str, ...] = ()
+
+
+class InPlace(NamedTuple):
+    """How input and output share one buffer: its bytes, and where each of the two begins in it."""
+
+    nbytes: int
+    output_at: int
+    input_at: int
 
 
 class Collective(Protocol):
@@ -15,14 +35,31 @@ class Collective(Protocol):
     name: str
     adjoint: str  # the collective that carries the gradient back
     dtypes: tuple[str, ...]
+    arguments: dict[str, Argument]
+    reduces: bool  # whether it computes with the elements, and so needs a dtype that the transport knows
 
-    def round_size(self, size_bytes: int, ranks: int) -> int:
-        """`size_bytes` rounded down to what this collective can split evenly; may be 0."""
+    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+        """The largest size up to `size_bytes` that can be done, and the arguments that have an effect on it.
+
+        The size may be 0. Raises `ValueError`, in words, where no size is possible on so many ranks.
+        """
+        ...
+
+    def refuses(self, spec: Spec) -> str | None:
+        """None, or why this cannot be done or checked, in words."""
         ...
 
     def input_bytes(self, spec: Spec, rank: int) -> int: ...
 
     def output_bytes(self, spec: Spec, rank: int) -> int: ...
+
+    def in_place(self, spec: Spec, rank: int) -> InPlace | None:
+        """How input and output share a buffer, as MPI_IN_PLACE and NCCL have it; None where that is not defined."""
+        ...
+
+    def repeatable(self, spec: Spec) -> bool:
+        """Whether a call on what the last one left gives the same again, so that timed calls can be checked."""
+        ...
 
     def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
         """Rank `rank`'s input for the call numbered `salt`, from the first byte to the last, in pieces."""
@@ -32,10 +69,38 @@ class Collective(Protocol):
         """Rank `rank`'s right output for the call numbered `salt`, in the same form."""
         ...
 
-    def traffic(self, spec: Spec) -> list[Send]:
+    def needs(self, spec: Spec) -> list[Need]:
         """What must travel whatever the algorithm: the ground of the bound."""
         ...
 
     def busbw_factor(self, spec: Spec) -> float | None:
         """busbw = algbw x this factor (nccl-tests, doc/PERFORMANCE.md); None where busbw means nothing."""
         ...
+
+    def mean_bytes(self, spec: Spec) -> float | None:
+        """Mean over ranks of the bytes that `size_bytes` is the maximum of; None where all ranks are alike."""
+        ...
+
+
+class Moves:
+    """What most collectives that only move data share: every dtype, no arguments, all ranks alike."""
+
+    dtypes = tuple(DTYPES)
+    arguments: dict[str, Argument] = {}
+    reduces = False
+
+    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+        unit = ranks * PART_BYTES
+        return size_bytes // unit * unit, arguments
+
+    def refuses(self, spec: Spec) -> str | None:
+        return None
+
+    def in_place(self, spec: Spec, rank: int) -> InPlace | None:
+        return None
+
+    def repeatable(self, spec: Spec) -> bool:
+        return True
+
+    def mean_bytes(self, spec: Spec) -> float | None:
+        return None

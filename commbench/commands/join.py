@@ -12,6 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
 
 from commbench import transports
 from commbench.commands import prepare, session
@@ -26,33 +30,30 @@ from commbench.store import RunFolder, repair
 from commbench.worker import run as run_rank
 from commbench.worker import start_rank
 
-_ORDER_KEY = "commbench/order"
-_SEES_KEY = "commbench/sees"  # + rank: whether it sees the run folder
+_FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
 
 
 def run(request: prepare.Request, rank: RankInfo) -> int:
     die_with_parent()
-    if reason := transports.missing("gloo"):
-        raise EnvironmentProblem(f"joining {rank.launcher} needs torch", hint=reason)
-    from commbench.transports.torch_dist import meet_by_environment
-
-    store = meet_by_environment()
+    meeting = _meeting(request, rank)
     if rank.rank != 0:
-        text = store.get(_ORDER_KEY).decode()
+        text = meeting.share("")
         if not text:  # rank 0 has said why
             return session.EXIT_USAGE
         order = Order.from_json(text)
         visible = order.folder.is_dir()
-        store.set(f"{_SEES_KEY}/{rank.rank}", "1" if visible else "")
-        return start_rank(order, rank, shared=store) if visible else session.EXIT_USAGE
+        meeting.collect(visible)
+        code = start_rank(order, rank, shared=meeting.store) if visible else session.EXIT_USAGE
+        if code:
+            time.sleep(_FAILED_RANK_STAYS_S)
+        return code
     try:
         folder, sweep, order, talk = _prepare(request, rank)
     except CommbenchError:
-        store.set(_ORDER_KEY, "")
+        meeting.share("")
         raise
-    store.set(_ORDER_KEY, order.to_json())
-    blind = [other for other in range(1, rank.size) if not store.get(f"{_SEES_KEY}/{other}")]
-    if blind:
+    meeting.share(order.to_json())
+    if blind := [other for other, sees in enumerate(meeting.collect(True)) if not sees]:
         raise EnvironmentProblem(
             f"ranks {', '.join(map(str, blind))} do not see {order.run_dir}",
             hint="put --out on a file system that all hosts share",
@@ -74,45 +75,137 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
     session.interrupt_on_sigterm()
     _Watchdog(order, end).start()
     with talk:
-        talk.progress(0, len(order.cases), None, f"joined {rank.launcher}: {rank.size} ranks")
+        talk.progress(0, len(order.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
         try:
-            run_rank(order, rank, shared=store)
+            run_rank(order, rank, shared=meeting.store)
         except KeyboardInterrupt:
-            end(Status.INTERRUPTED, f"stopped, by {rank.launcher} or by hand")
-            return session.EXIT_INTERRUPTED
+            end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
+            _leave(session.EXIT_INTERRUPTED)
         except Exception as error:
-            return end(Status.ERROR, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            _leave(end(Status.ERROR, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
     return end()
+
+
+def _leave(code: int) -> NoReturn:
+    """End at once: a library that waits for all ranks at its own end would wait for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class _Meeting(Protocol):
+    """How ranks that found each other only through their launcher agree on what to do."""
+
+    store: Any  # what a transport may want to meet by
+
+    def share(self, text: str) -> str:
+        """Rank 0's text, on every rank."""
+        ...
+
+    def collect(self, flag: bool) -> list[bool]:
+        """Every rank's flag, on rank 0."""
+        ...
+
+
+class _StoreMeeting:
+    """By a key-value store of torch, whose address the launcher gave to all."""
+
+    _TEXT = "commbench/text"
+    _FLAG = "commbench/flag"  # + rank
+
+    def __init__(self, rank: RankInfo) -> None:
+        if reason := transports.missing("gloo"):
+            raise EnvironmentProblem(f"joining {rank.started_by} needs torch", hint=reason)
+        from commbench.transports.torch_dist import meet_by_environment
+
+        self._rank = rank
+        self.store = meet_by_environment()
+
+    def share(self, text: str) -> str:
+        if self._rank.rank == 0:
+            self.store.set(self._TEXT, text)
+            return text
+        shared: str = self.store.get(self._TEXT).decode()
+        return shared
+
+    def collect(self, flag: bool) -> list[bool]:
+        self.store.set(f"{self._FLAG}/{self._rank.rank}", "1" if flag else "")
+        ranks = range(self._rank.size if self._rank.rank == 0 else 0)
+        return [bool(self.store.get(f"{self._FLAG}/{other}")) for other in ranks]
+
+
+class _MpiMeeting:
+    """By MPI, which knows its ranks."""
+
+    store = None
+
+    def __init__(self, rank: RankInfo) -> None:
+        transports.check("mpi")
+        from commbench.transports.mpi import join_world
+
+        self._comm = join_world(rank)
+
+    def share(self, text: str) -> str:
+        length = np.array([len(text.encode())])
+        self._comm.Bcast(length)
+        data = np.frombuffer(text.encode(), np.uint8).copy() if text else np.empty(int(length[0]), np.uint8)
+        self._comm.Bcast(data)
+        return data.tobytes().decode()
+
+    def collect(self, flag: bool) -> list[bool]:
+        flags = np.empty(self._comm.size, np.uint8)
+        self._comm.Allgather(np.array([flag], np.uint8), flags)
+        return [bool(other) for other in flags]
+
+
+def _meeting(request: prepare.Request, rank: RankInfo) -> _Meeting:
+    if rank.launcher == "mpiexec" or _wants_mpi(request):
+        return _MpiMeeting(rank)
+    if rank.launcher == "slurm":
+        from commbench.launch import slurm
+
+        os.environ.update(slurm.rendezvous(os.environ))
+    return _StoreMeeting(rank)
+
+
+def _wants_mpi(request: prepare.Request) -> bool:
+    """srun starts ranks of either kind, and they must know which before they can talk to each other."""
+    return "transport=mpi" in request.words
 
 
 def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
     if request.resume is not None:
-        raise UsageError("--resume cannot join a launcher", hint="resume without torchrun, on the machine of the run")
+        raise UsageError(
+            "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
+        )
     talk = Talk(quiet=request.quiet, verbose=request.verbose)
     forced = prepare.layout_of(rank)
     if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
-        raise UsageError(f"one start of {rank.launcher} is one launch", hint="leave launches out, or start it again")
+        raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
     recipe, configs = prepare.configure([*request.words, "launches=1"], forced)
-    configs = prepare.available(configs, talk)
+    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request) else ("gloo", "scripted")
+    named = any(word.startswith("transport=") for word in request.words)
+    if not named:  # a recipe for any machine: of its transports, those that these ranks can use
+        configs = [replace(item, transport=[t for t in item.transport if t in kinds] or [kinds[0]]) for item in configs]
+    launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk)
     planned = prepare.expand(configs)
     runnable = [item for item in planned if not item.skip]
     outers = {item.case.outer.key: item.case.outer for item in runnable}
     if len(outers) != 1:
         raise UsageError(
-            f"{len(outers)} set-ups were asked for, but one launch by {rank.launcher} can measure one",
+            f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
             hint="transport, nodes, ranks_per_node and env.NAME take one value here",
         )
     outer = next(iter(outers.values()))
     if outer.env:
-        raise UsageError("env.NAME comes too late here", hint=f"set the variables where {rank.launcher} is started")
+        raise UsageError("env.NAME comes too late here", hint=f"set the variables where {rank.started_by} is started")
     if outer.layout.ranks != rank.size:
         raise UsageError(
-            f"{rank.launcher} started {rank.size} ranks, but nodes x ranks_per_node is "
+            f"{rank.started_by} started {rank.size} ranks, but nodes x ranks_per_node is "
             f"{outer.nodes} x {outer.ranks_per_node} = {outer.layout.ranks}",
             hint="leave both out to take the launcher's layout",
         )
-    prepare.check_launcher(rank.launcher, planned)
-    folder = prepare.create(request, recipe, configs, planned, joined=rank.launcher)
+    folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
     sweep = session.of_run(request, folder, planned, talk)
     order = _order(folder, sweep)
     order.save()
@@ -159,6 +252,7 @@ class _Watchdog(threading.Thread):
 
     def run(self) -> None:
         events = _events(self._order)
+        failures = Tail(self._order.folder / "failures.jsonl", from_start=True)
         heard, allowed = time.monotonic(), max(self._order.timeout_s, STARTS_WITHIN_S)
         while True:
             time.sleep(1.0)
@@ -166,7 +260,9 @@ class _Watchdog(threading.Thread):
                 heard, allowed = time.monotonic(), self._order.timeout_s
                 if event["event"] == "end":
                     return
+            if failed := failures.read():
+                # This rank may be waiting for that one inside a library that does not notice.
+                first = failed[0]
+                _leave(self._end(Status.ERROR, f"rank {first['rank']} failed: {first['error']}"))
             if time.monotonic() - heard > allowed:
-                code = self._end(Status.TIMEOUT, f"no progress for {allowed:g} s")
-                sys.stdout.flush()
-                os._exit(code)
+                _leave(self._end(Status.TIMEOUT, f"no progress for {allowed:g} s"))

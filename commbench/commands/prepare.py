@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ import yaml
 import commbench
 from commbench import config, launch, metadata, plan, recipes, transports
 from commbench.console import Talk
-from commbench.errors import EnvironmentProblem, UsageError
+from commbench.errors import CommbenchError, UsageError
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.plan import PlannedCase
@@ -34,7 +35,7 @@ class Request:
     retry_failed: bool = False
     dry_run: bool = False
     show_config: bool = False
-    launcher: str = "local"
+    launcher: str = ""  # "": each transport's own
     format: str = "table"
     plots: bool = True
     quiet: bool = False
@@ -54,18 +55,33 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
     return recipe, [config.build(recipe, composed, overrides) for composed in recipes.compose(recipe, overrides)]
 
 
-def available(configs: Sequence[config.SweepConfig], talk: Talk) -> list[config.SweepConfig]:
-    """The same configs less the transports that are not installed, each named once."""
-    lacking = {name: transports.missing(name) for item in configs for name in item.transport}
-    for reason in filter(None, lacking.values()):
-        talk.note(reason)
-    kept = [replace(item, transport=[name for name in item.transport if not lacking[name]]) for item in configs]
-    kept = [item for item in kept if item.transport]
-    if not kept:
-        raise EnvironmentProblem(
-            "none of the transports asked for is installed", hint="; ".join(filter(None, lacking.values()))
-        )
-    return kept
+def choose_launchers(
+    request: Request, configs: Sequence[config.SweepConfig], talk: Talk
+) -> tuple[dict[str, str], list[config.SweepConfig]]:
+    """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
+    launchers: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    for name in dict.fromkeys(name for item in configs for name in item.transport):
+        able = transports.entry(name).launchers
+        launcher = request.launcher or able[0]
+        try:
+            transports.check(name)
+            if launcher not in able:
+                raise UsageError(
+                    f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"
+                )
+            launch.get(launcher).check()
+        except CommbenchError as error:
+            lacking[name] = f"{error}; {error.hint}"
+            problem = error
+        else:
+            launchers[name] = launcher
+    if not launchers:
+        raise problem
+    for reason in lacking.values():
+        talk.note(f"left out: {reason}")
+    kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
+    return launchers, [item for item in kept if item.transport]
 
 
 def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
@@ -76,25 +92,19 @@ def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
     return planned
 
 
-def check_launcher(launcher: str, planned: Sequence[PlannedCase]) -> None:
-    launch.get(launcher)
-    for name in sorted({item.case.outer.transport for item in planned}):
-        able = transports.entry(name).launchers
-        if launcher not in able:
-            raise UsageError(
-                f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"
-            )
-
-
 def create(
     request: Request,
     recipe: str,
     configs: Sequence[config.SweepConfig],
     planned: Sequence[PlannedCase],
+    launchers: Mapping[str, str],
     *,
     joined: str = "",
 ) -> RunFolder:
-    """The run folder, with all that can be written before the first launch. Takes its lock."""
+    """The run folder, with all that can be written before the first launch. Takes its lock.
+
+    `launchers` is the launcher of each transport; `joined` who started the ranks, if it was not the sweep.
+    """
     folder = RunFolder.create(request.out, configs[0].recipe)
     folder.lock.take()
     lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": asdict(item.case)} for item in planned]
@@ -112,8 +122,8 @@ def create(
             "status": "running",
             "recipe": recipe,
             "command": ["commbench", "sweep", *request.words],
-            "launcher": joined or request.launcher,
-            "joined": bool(joined),
+            "launchers": dict(launchers),
+            "joined": joined,
             "timeout_s": configs[0].timeout,
             "seed": configs[0].seed,
             "plan_digest": digest,
@@ -142,7 +152,7 @@ def show_config(configs: Sequence[config.SweepConfig]) -> str:
     return "# @package _global_\n" + text.replace("${", "\\${")
 
 
-def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
+def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> None:
     if request.format == "json":
         import json
 
@@ -161,10 +171,10 @@ def show_plan(request: Request, planned: Sequence[PlannedCase]) -> None:
     lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
     seconds = format_seconds(plan.estimate_s(planned))
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
-    first = runnable[0]
-    order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
-    words = launch.get(request.launcher).command(Path("RUN/logs/LAUNCH/order.json"), order)
-    lines.append(f"each launch runs: {' '.join(words)}")
+    for first in {item.outer.transport: item for item in runnable}.values():
+        order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
+        words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), order)
+        lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -59,7 +59,7 @@ def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], 
         folder,
         planned,
         seed=about["seed"],
-        launcher=about["launcher"],
+        launchers=about["launchers"],
         timeout_s=about["timeout_s"],
         reporter=Reporter(talk, output.WRITERS[request.format]()),
     )

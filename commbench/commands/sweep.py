@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import launch, metadata
+from commbench import metadata
 from commbench.commands.prepare import (
     Request,
-    available,
-    check_launcher,
+    choose_launchers,
     configure,
     create,
     expand,
@@ -40,13 +39,12 @@ def run(request: Request) -> int:
     if request.show_config:
         sys.stdout.write(show_config(configs))
         return EXIT_OK
-    configs = available(configs, talk)
+    launchers, configs = choose_launchers(request, configs, talk)
     planned = expand(configs)
-    check_launcher(request.launcher, planned)
     if request.dry_run:
-        show_plan(request, planned)
+        show_plan(request, planned, launchers)
         return EXIT_OK
-    folder = create(request, recipe, configs, planned)
+    folder = create(request, recipe, configs, planned, launchers)
     return measure(request, folder, of_run(request, folder, planned, talk), talk)
 
 
@@ -72,10 +70,10 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         )
     folder.ranks_lock.release()
     about = folder.read_json("run.json")
-    if about["launcher"] not in launch.TABLE or about.get("joined"):
+    if about["joined"]:
         raise UsageError(
-            f"{folder.run_id} was measured by ranks that {about['launcher']} started, and cannot go on without it",
-            hint=f"start a new run under {about['launcher']}",
+            f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
+            hint=f"start a new run under {about['joined']}",
         )
     planned, digest = folder.plan()
     if digest != about["plan_digest"]:

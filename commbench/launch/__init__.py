@@ -6,29 +6,43 @@ Nothing here imports torch: the parent that starts a launcher stays small.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from commbench.errors import unknown
 
 if TYPE_CHECKING:
     from commbench.launch.order import Order
 
-# name -> a module with two pure functions: `command(order_path, order)`, the words to run, and `explain(log)`, which
-# rank ended first by the launcher's own account.
+# name -> a module with `command(order_path, order)`, the words to run, and `explain(log)`, which rank ended hard by the
+# launcher's own account. It may have `environment(order)`, variables that the launcher itself needs; `check()`, which
+# raises `EnvironmentProblem` where it cannot work here; and `cancel(folder)`, to end ranks that are not below it.
 TABLE: dict[str, str] = {
     "local": "commbench.launch.local",
+    "mpiexec": "commbench.launch.mpiexec",
     "torchrun": "commbench.launch.torchrun",
 }
 
 
-class Launcher(Protocol):
-    def command(self, order_path: Path, order: Order) -> list[str]: ...
+class Launcher(NamedTuple):
+    """A launcher's functions. Those that its module does not define do nothing."""
 
-    def explain(self, log: str) -> str: ...
+    command: Callable[[Path, Order], list[str]]
+    explain: Callable[[str], str]
+    environment: Callable[[Order], dict[str, str]]
+    check: Callable[[], None]
+    cancel: Callable[[Path], None]
 
 
 def get(name: str) -> Launcher:
     if name not in TABLE:
         raise unknown("launcher", name, TABLE)
-    return cast(Launcher, importlib.import_module(TABLE[name]))
+    module = importlib.import_module(TABLE[name])
+    return Launcher(
+        command=module.command,
+        explain=module.explain,
+        environment=getattr(module, "environment", lambda order: {}),
+        check=getattr(module, "check", lambda: None),
+        cancel=getattr(module, "cancel", lambda folder: None),
+    )

@@ -16,39 +16,167 @@ class RankInfo:
     size: int
     local_rank: int
     local_size: int
-    launcher: str
-    # How to find the other ranks: "env://" (MASTER_ADDR, MASTER_PORT), or the path of a file that they share.
+    launcher: str  # as in commbench.launch.TABLE
+    started_by: str = ""  # the launcher by the name that its users know, for messages
+    # How to find the other ranks: "env://" (MASTER_ADDR, MASTER_PORT), or in a file that they share: "file:PATH" is a
+    # store itself, "address:PATH" will say where rank 0 listens. A library that knows its ranks needs none.
     rendezvous: str = "env://"
 
 
-# launcher -> variable that marks it, then the variables of rank, size, local rank, local size. First match wins.
-LAUNCHERS: dict[str, tuple[str, str, str, str, str]] = {
-    "torchrun": ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-}
+@dataclass(frozen=True, slots=True)
+class Convention:
+    """What one launcher sets: its marks (all of them), then rank, size, local rank and local size."""
+
+    launcher: str
+    started_by: str
+    marks: tuple[str, ...]
+    variables: tuple[str, str, str, str]
+
+    def marked(self, environ: Mapping[str, str]) -> bool:
+        return all(mark in environ for mark in self.marks)
+
+
+TORCHRUN = Convention(
+    "torchrun", "torchrun", ("TORCHELASTIC_RUN_ID",), ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+)
+MPI = (
+    Convention(
+        "mpiexec",
+        "Open MPI's mpiexec",
+        ("OMPI_COMM_WORLD_SIZE",),
+        (
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ),
+    ),
+    # PMI_SIZE alone is no mark: srun --mpi=pmi2 and other launchers set it too, but no place on the host.
+    Convention(
+        "mpiexec",
+        "MPICH's or Intel MPI's mpiexec",
+        ("PMI_SIZE", "MPI_LOCALRANKID"),
+        ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ),
+    Convention(
+        "mpiexec",
+        "MVAPICH's mpiexec",
+        ("MV2_COMM_WORLD_SIZE",),
+        ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE"),
+    ),
+)
+# Without a step, SLURM_PROCID is that of sbatch's shell. SLURM_NTASKS may be the job's: salloc opens its shell in a
+# step of one task, and leaves it so. The last one is a list of tasks by node.
+SRUN = Convention(
+    "slurm",
+    "srun",
+    ("SLURM_PROCID", "SLURM_STEP_ID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+# Set by more launchers than are known here; each says that this process is one of several.
+_STRAYS = ("PMI_RANK", "PMIX_RANK", "PALS_RANKID")
 
 
 def detect(environ: Mapping[str, str]) -> RankInfo | None:
     """This process's rank under the launcher that started it, or None if none did.
 
-    Raises `EnvironmentProblem` where the launcher's mark is there but its variables are missing or are no numbers.
+    The innermost launcher wins: torchrun over MPI, whose ranks it may be started by, and MPI over Slurm, whose srun
+    starts the helpers of mpiexec. Raises `EnvironmentProblem` where variables are missing, are no numbers or
+    contradict each other, and where an unknown launcher is at work: to go on would be a sweep per rank.
     """
-    for launcher, (mark, *names) in LAUNCHERS.items():
-        if mark not in environ:
-            continue
-        values = []
-        for name in names:
-            text = environ.get(name)
-            if text is None or not text.isdigit():
-                raise EnvironmentProblem(
-                    f"{mark} is set, so {launcher} seems to have started this process, but {name} is {text!r}",
-                    hint=f"start through {launcher}, or unset {mark}",
-                )
-            values.append(int(text))
-        rank, size, local_rank, local_size = values
-        if not rank < size or not local_rank < local_size <= size:
-            raise EnvironmentProblem(
-                f"{launcher} says rank {rank} of {size}, local rank {local_rank} of {local_size}, which cannot be",
-                hint="look for variables left over from another launcher",
-            )
-        return RankInfo(rank=rank, size=size, local_rank=local_rank, local_size=local_size, launcher=launcher)
-    return None
+    if TORCHRUN.marked(environ):
+        return _read(TORCHRUN, environ)
+    found = [_read(convention, environ) for convention in MPI if convention.marked(environ)]
+    for other in found[1:]:
+        _compare(found[0], other)
+    if found:
+        return found[0]
+    step = _step(environ) if SRUN.marked(environ) else None
+    strays = {name: environ[name] for name in _STRAYS if name in environ}
+    if strays and not (step and _set_by_srun(step, strays, environ)):
+        shown = ", ".join(f"{name}={value}" for name, value in strays.items())
+        raise EnvironmentProblem(
+            f"{shown}: an unknown launcher seems to have started this process",
+            hint="start ranks with torchrun, mpiexec or srun, or let commbench start them (--launcher); "
+            f"if these are left over, unset {' '.join(strays)}",
+        )
+    # A step of one task is how Slurm opens an interactive shell.
+    return step if step and step.size > 1 else None
+
+
+def _set_by_srun(step: RankInfo, strays: Mapping[str, str], environ: Mapping[str, str]) -> bool:
+    """srun --mpi=pmi2 or pmix sets such variables as well, with the values of the step."""
+    size = environ.get("PMI_SIZE", str(step.size))
+    return size == str(step.size) and all(value == str(step.rank) for value in strays.values())
+
+
+def _compare(first: RankInfo, second: RankInfo) -> None:
+    if (first.rank, first.size) != (second.rank, second.size):
+        raise EnvironmentProblem(
+            f"{first.started_by} says rank {first.rank} of {first.size}, "
+            f"{second.started_by} says rank {second.rank} of {second.size}",
+            hint="one was probably started inside the other, or with its variables; start ranks with one of them only",
+        )
+
+
+def _read(convention: Convention, environ: Mapping[str, str]) -> RankInfo:
+    *numbers, local_size = (_number(convention, environ, name) for name in convention.variables)
+    return _checked(convention, *numbers, local_size=local_size)
+
+
+def _step(environ: Mapping[str, str]) -> RankInfo:
+    """The task of a Slurm step that this process is."""
+    rank, size, local_rank, by_node = SRUN.variables
+    if size not in environ:
+        size = "SLURM_NTASKS"
+    if by_node in environ:
+        local_size = _tasks_on_node(environ, by_node, _number(SRUN, environ, "SLURM_NODEID"))
+    else:
+        local_size = _number(SRUN, environ, "SLURM_NTASKS_PER_NODE")
+    numbers = (_number(SRUN, environ, name) for name in (rank, size, local_rank))
+    return _checked(SRUN, *numbers, local_size=local_size)
+
+
+def _tasks_on_node(environ: Mapping[str, str], name: str, node: int) -> int:
+    """From a list of tasks by node: `4(x2),3` means 4, 4 and 3."""
+    counts: list[int] = []
+    try:
+        for part in environ[name].split(","):
+            count, _, times = part.rstrip(")").partition("(x")
+            counts += [int(count)] * int(times or 1)
+        return counts[node]
+    except (ValueError, IndexError):
+        raise _unusable(SRUN, environ, name) from None
+
+
+def _number(convention: Convention, environ: Mapping[str, str], name: str) -> int:
+    text = environ.get(name)
+    if text is None or not text.isdecimal():
+        raise _unusable(convention, environ, name)
+    return int(text)
+
+
+def _checked(convention: Convention, rank: int, size: int, local_rank: int, *, local_size: int) -> RankInfo:
+    if not rank < size or not local_rank < local_size <= size:
+        raise EnvironmentProblem(
+            f"{convention.started_by} says rank {rank} of {size}, local rank {local_rank} of {local_size}, "
+            "which cannot be",
+            hint="look for variables left over from another launcher",
+        )
+    return RankInfo(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        launcher=convention.launcher,
+        started_by=convention.started_by,
+    )
+
+
+def _unusable(convention: Convention, environ: Mapping[str, str], name: str) -> EnvironmentProblem:
+    marks = " and ".join(convention.marks)
+    return EnvironmentProblem(
+        f"{convention.started_by} seems to have started this process, because of {marks}, "
+        f"but {name} is {environ.get(name)!r}",
+        hint=f"start through {convention.started_by}, or unset {' '.join(convention.marks)}",
+    )

@@ -48,7 +48,12 @@ def main() -> None:
             if os.getppid() != me:
                 os._exit(1)
             info = RankInfo(
-                rank=rank, size=size, local_rank=rank, local_size=size, launcher="local", rendezvous=str(rendezvous)
+                rank=rank,
+                size=size,
+                local_rank=rank,
+                local_size=size,
+                launcher="local",
+                rendezvous=f"file:{rendezvous}",
             )
             os._exit(start_rank(order, info, shared=shared))
         ranks[pid] = rank

@@ -22,8 +22,10 @@ class TransportEntry:
     module: str
     cls: str
     requires: dict[str, str]  # module that must be importable -> what to install
-    launchers: tuple[str, ...]
+    launchers: tuple[str, ...]  # the default first
     dtypes: tuple[str, ...] = tuple(DTYPES)
+    reduces: tuple[str, ...] = tuple(DTYPES)  # dtypes that it can compute with
+    overlaps: bool = True  # whether a matrix product can run beside a call
     buffers: tuple[str, ...] = ("plain",)
 
 
@@ -32,10 +34,17 @@ TABLE: dict[str, TransportEntry] = {
         module="commbench.transports.torch_dist",
         cls="Gloo",
         requires={"torch": "pip install torch"},
-        launchers=("local", "torchrun"),
+        launchers=("local", "torchrun", "slurm"),
+    ),
+    "mpi": TransportEntry(
+        module="commbench.transports.mpi",
+        cls="Mpi",
+        requires={"mpi4py": "pip install 'commbench[mpi]' (mpi4py and the mpich wheel)"},
+        launchers=("mpiexec", "slurm"),
+        reduces=("fp32", "int32", "uint8"),  # MPI has no standard type for fp16 and bf16
     ),
     "scripted": TransportEntry(
-        module="commbench.transports.scripted", cls="Scripted", requires={}, launchers=("local",)
+        module="commbench.transports.scripted", cls="Scripted", requires={}, launchers=("local",), overlaps=False
     ),
 }
 
@@ -54,10 +63,15 @@ def missing(name: str) -> str | None:
     return None
 
 
+def check(name: str) -> None:
+    """Raises `EnvironmentProblem` that says which package a transport lacks here, if one."""
+    if reason := missing(name):
+        what, _, install = reason.partition(": ")
+        raise EnvironmentProblem(what, hint=install)
+
+
 def load(name: str) -> type[Transport]:
     """The transport's class; imports its library."""
-    reason = missing(name)
-    if reason:
-        raise EnvironmentProblem(reason.split(": ")[0], hint=reason.split(": ", 1)[1])
+    check(name)
     cls: type[Transport] = getattr(importlib.import_module(entry(name).module), entry(name).cls)
     return cls

@@ -6,7 +6,7 @@ Algorithms use only what both spell the same way, so one algorithm serves every 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -70,8 +70,28 @@ class Comm(Protocol):
         """Equal blocks: block i of `inp` goes to rank i, block i of `out` comes from rank i, the own one included."""
         ...
 
+    def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
+        """Blocks of any size, in rank order: `sent[i]` bytes go to rank i, `received[i]` come from it."""
+        ...
+
+    def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
+        """`inp` of every rank, in rank order, in `out`; in place, `inp` is the own part of `out`."""
+        ...
+
+    def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        """The own part of the combined inputs; in place, `out` is the own part of `inp`, whose rest is lost."""
+        ...
+
+    def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        """The combined inputs; in place, `out` is `inp`."""
+        ...
+
+    def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
+        """The root's `buffer` in everybody's."""
+        ...
+
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
-        """A batch of point-to-point messages, all in flight at once."""
+        """A batch of point-to-point messages, all in flight at once. None is empty; the batch may be."""
         ...
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
@@ -83,6 +103,14 @@ class Comm(Protocol):
 
     def empty(self, nbytes: int) -> Array:
         """An uninitialised buffer of bytes, of the kind that this transport moves fastest."""
+        ...
+
+    def write(self, array: Array, data: Bytes) -> None:
+        """Bytes from the host into the beginning of `array`."""
+        ...
+
+    def read(self, array: Array) -> Bytes:
+        """`array` on the host, once it is complete there."""
         ...
 
 
@@ -117,6 +145,14 @@ class Transport(Protocol):
 
     def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
         """`nbytes` bytes of `array` from `offset`, in host memory; valid until the next call."""
+        ...
+
+    def overlap(self, wanted: bool) -> None:
+        """Whether calls from now on must return before they are done, so that the caller can compute meanwhile."""
+        ...
+
+    def product(self, rows: int) -> Callable[[], Any]:
+        """A product of a `rows` x 256 with a 256 x 256 matrix in fp32, on this rank's device, ready to be called."""
         ...
 
     def barrier(self) -> None:

@@ -7,19 +7,20 @@ flipped, two blocks swapped, last call's data, an output left untouched) meets t
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from commbench.data import Bytes
+from commbench.data import OPS, Bytes, decode, encode
 from commbench.errors import UsageError, unknown
 from commbench.launch.environment import RankInfo
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
@@ -118,6 +119,12 @@ class Scripted:
 
     def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
         return cast(Bytes, array[offset : offset + nbytes])
+
+    def overlap(self, wanted: bool) -> None:
+        return None
+
+    def product(self, rows: int) -> Callable[[], Any]:
+        raise NotImplementedError("a virtual clock has nothing to compute beside; the plan skips such cases")
 
     def barrier(self) -> None:
         self.now_us = float(self.all_gather([self.now_us]).max())
@@ -230,16 +237,56 @@ class ScriptedComm:
         self.size = len(ranks)
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
-        out_blocks, in_blocks = out.reshape(self.size, -1), inp.reshape(self.size, -1)
-        peers = [peer for peer in range(self.size) if peer != self.rank]
-        sends = [Message(peer, in_blocks[peer]) for peer in peers]
-        recvs = [Message(peer, out_blocks[peer]) for peer in peers]
-        return Pending(
-            self._transport, self._ranks, sends, recvs, step, own=(out_blocks[self.rank], in_blocks[self.rank])
-        )
+        equal = [out.nbytes // self.size] * self.size  # type: ignore[attr-defined]
+        return self.all_to_allv(out, inp, equal, equal, step=step)
+
+    def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
+        outs, inps = _parts(out, received), _parts(inp, sent)
+        sends = [Message(peer, inps[peer]) for peer in self._peers() if sent[peer]]
+        recvs = [Message(peer, outs[peer]) for peer in self._peers() if received[peer]]
+        return self._pending(sends, recvs, step, lambda: _copy(outs[self.rank], inps[self.rank]))
+
+    def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
+        parts = _parts(out, [inp.nbytes] * self.size)  # type: ignore[attr-defined]
+        sends = [Message(peer, inp) for peer in self._peers()]
+        recvs = [Message(peer, parts[peer]) for peer in self._peers()]
+        return self._pending(sends, recvs, step, lambda: _copy(parts[self.rank], inp))
+
+    def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        parts = _parts(inp, [out.nbytes] * self.size)  # type: ignore[attr-defined]
+        return self._reduce(out, parts, dtype, op, step)
+
+    def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        return self._reduce(out, [inp] * self.size, dtype, op, step)
+
+    def _reduce(self, out: Array, parts: Sequence[Array], dtype: str, op: str, step: str) -> Work:
+        sends = [Message(peer, parts[peer]) for peer in self._peers()]
+        recvs = [Message(peer, np.empty(out.nbytes, dtype=np.uint8)) for peer in self._peers()]  # type: ignore[attr-defined,arg-type]
+
+        def combine() -> None:
+            arrived = {self.rank: parts[self.rank], **dict(recvs)}
+            total = decode(cast(Bytes, arrived[0]), dtype)
+            for rank in range(1, self.size):
+                total = OPS[op](total, decode(cast(Bytes, arrived[rank]), dtype))
+            out[...] = encode(total, dtype)
+
+        return self._pending(sends, recvs, step, combine)
+
+    def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
+        sends = [Message(peer, buffer) for peer in self._peers()] if self.rank == root else []
+        recvs = [] if self.rank == root else [Message(root, buffer)]
+        return self._pending(sends, recvs, step)
+
+    def _peers(self) -> list[int]:
+        return [peer for peer in range(self.size) if peer != self.rank]
+
+    def _pending(
+        self, sends: Sequence[Message], recvs: Sequence[Message], step: str, finish: Callable[[], None] | None = None
+    ) -> Pending:
+        return Pending(self._transport, self._ranks, sends, recvs, step, finish)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
-        return Pending(self._transport, self._ranks, sends, recvs, step)
+        return self._pending(sends, recvs, step)
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
         mine = next(ranks for ranks in partition if self.rank in ranks)
@@ -251,6 +298,22 @@ class ScriptedComm:
         if self._transport.counting:
             self._transport.allocated.append(nbytes)
         return cast(Array, np.empty(nbytes, dtype=np.uint8))
+
+    def write(self, array: Array, data: Bytes) -> None:
+        array[: data.size] = data
+
+    def read(self, array: Array) -> Bytes:
+        return cast(Bytes, array)
+
+
+def _parts(array: Array, sizes: Sequence[int]) -> list[Array]:
+    """Consecutive parts of `array`."""
+    ends = list(itertools.accumulate(sizes))
+    return [array[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
+def _copy(out: Array, inp: Array) -> None:
+    out[...] = inp
 
 
 class Pending:
@@ -266,14 +329,14 @@ class Pending:
         sends: Sequence[Message],
         recvs: Sequence[Message],
         step: str,
-        own: tuple[Array, Array] | None = None,
+        finish: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
         self._ranks = ranks
         self._sends = sends
         self._recvs = recvs
         self._step = step
-        self._own = own
+        self._finish = finish  # what this rank does by itself once all has arrived
         transport.pending.append(self)
 
     def wait(self) -> None:
@@ -289,6 +352,5 @@ class Pending:
             data = arrived.get(self._ranks[message.peer])
             if data is not None:
                 message.buffer[...] = np.frombuffer(data, dtype=np.uint8).reshape(message.buffer.shape)  # type: ignore[attr-defined]
-        if self._own is not None and not untouched:
-            out, inp = self._own
-            out[...] = inp
+        if self._finish is not None and not untouched:
+            self._finish()

@@ -3,28 +3,65 @@
 from __future__ import annotations
 
 import datetime
+import json
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
+from commbench.store import write_atomically
 from commbench.transports.base import Array, Comm, Message, Work, Works
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 _LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
+_MEETING = datetime.timedelta(minutes=5)  # ranks on a busy cluster start minutes apart
+
+_KINDS = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int32": torch.int32,
+    "uint8": torch.uint8,
+}
+_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "prod": dist.ReduceOp.PRODUCT,
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+}
 
 
 def meet_by_environment() -> Any:
     """The key-value store that MASTER_ADDR and MASTER_PORT name; once per process, as rank 0 may have to host it."""
     return next(rendezvous("env://"))[0]
+
+
+def meet_at(path: Path, info: RankInfo) -> Any:
+    """A store at rank 0, on a port that is free there; the others read its address in `path`."""
+    if info.rank == 0:
+        # Names are not for machines without a network.
+        host = "127.0.0.1" if info.local_size == info.size else socket.gethostname()
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_MEETING)
+        write_atomically(path, json.dumps([host, store.port]))
+        return store
+    deadline = time.monotonic() + _MEETING.total_seconds()
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"rank 0 has not told its address in {path}")
+        time.sleep(0.01)
+    host, port = json.loads(path.read_text())
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEETING)
 
 
 class TorchComm:
@@ -39,6 +76,30 @@ class TorchComm:
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         work: Work = dist.all_to_all_single(out, inp, group=self._group, async_op=True)
+        return work
+
+    def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
+        work: Work = dist.all_to_all_single(out, inp, received, sent, group=self._group, async_op=True)
+        return work
+
+    def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
+        work: Work = dist.all_gather_into_tensor(out, inp, group=self._group, async_op=True)
+        return work
+
+    def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        work: Work = dist.reduce_scatter_tensor(
+            _typed(out, dtype), _typed(inp, dtype), _OPS[op], group=self._group, async_op=True
+        )
+        return work
+
+    def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        if not in_place:
+            out[...] = inp  # torch has this collective in place only
+        work: Work = dist.all_reduce(_typed(out, dtype), _OPS[op], group=self._group, async_op=True)
+        return work
+
+    def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
+        work: Work = dist.broadcast(_typed(buffer, "uint8"), group=self._group, group_src=root, async_op=True)
         return work
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
@@ -63,6 +124,20 @@ class TorchComm:
     def empty(self, nbytes: int) -> Array:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
+    def write(self, array: Array, data: Bytes) -> None:
+        array[: data.size] = torch.from_numpy(data)
+
+    def read(self, array: Array) -> Bytes:
+        assert isinstance(array, torch.Tensor)
+        host: Bytes = array.cpu().numpy()
+        return host
+
+
+def _typed(array: Array, dtype: str) -> torch.Tensor:
+    """The same bytes as elements of `dtype`."""
+    assert isinstance(array, torch.Tensor)
+    return array.view(_KINDS[dtype])
+
 
 class Gloo:
     """CPU tensors over gloo. Blocking calls, so nothing to synchronise; the clock is the host's."""
@@ -78,12 +153,15 @@ class Gloo:
 
     def connect(self, info: RankInfo, shared: Any = None) -> None:
         self.rank, self.size = info.rank, info.size
+        kind, _, path = info.rendezvous.partition(":")
         if shared is not None:
             store = shared
-        elif info.rendezvous == "env://":
-            store = meet_by_environment()
+        elif kind == "file":
+            store = FileStore(path, info.size)
+        elif kind == "address":
+            store = meet_at(Path(path), info)
         else:
-            store = dist.FileStore(info.rendezvous, info.size)  # type: ignore[attr-defined]
+            store = meet_by_environment()
         dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=_LIBRARY_TIMEOUT)
         world = dist.group.WORLD
         assert world is not None
@@ -109,6 +187,13 @@ class Gloo:
         assert isinstance(array, torch.Tensor)
         view: Bytes = array.numpy()
         return view
+
+    def overlap(self, wanted: bool) -> None:
+        return None  # gloo's calls run on threads of its own anyway
+
+    def product(self, rows: int) -> Callable[[], Any]:
+        tokens, weights, result = (torch.ones(shape) for shape in ((rows, 256), (256, 256), (rows, 256)))
+        return lambda: torch.mm(tokens, weights, out=result)
 
     def barrier(self) -> None:
         dist.barrier()

@@ -25,9 +25,8 @@ def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
                 code = 1
                 try:
                     transport = Gloo({})
-                    info = RankInfo(
-                        rank=rank, size=size, local_rank=rank, local_size=size, launcher="bench", rendezvous=store
-                    )
+                    place = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
+                    info = RankInfo(**place, launcher="bench", rendezvous=f"file:{store}")
                     transport.connect(info)
                     result = function(transport)
                     if rank == 0:

@@ -1,98 +1,213 @@
-"""Every algorithm gives the right result on every layout, and moves exactly what it declares."""
+"""Every algorithm of every collective gives the right result on every layout, and moves exactly what it declares."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from collections import Counter
+from typing import Any
 
-from commbench import algorithms, check, collectives
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commbench import algorithms, collectives
 from commbench.algorithms.base import Algorithm
+from commbench.bound import bound_us
+from commbench.check import Checker
+from commbench.collectives.base import Collective
 from commbench.layout import Layout
 from commbench.spec import Send, Spec, traffic_split
 from commbench.transports.scripted import Scripted
+from commbench.worker import _allocate
 from tests.conftest import scripted_ranks
 
 LAYOUTS = [(1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 5), (2, 3), (3, 2), (1, 7), (2, 4), (3, 3), (3, 5), (4, 4)]
+FEW_LAYOUTS = [(1, 2), (1, 3), (2, 2), (1, 5)]
 
 
-def spec_of(algorithm: Algorithm, nodes: int, per_node: int, blocks: int = 3, **params: int) -> Spec:
+def spec_of(
+    algorithm: Algorithm, nodes: int, per_node: int, *, asked: dict[str, Any] | None = None, **more: Any
+) -> Spec:
+    """A spec with every default, but for `asked` of the collective, and `params`, `dtype` and `in_place`."""
     layout = Layout(nodes, per_node)
-    defaults = {key: default for key, (default, _) in algorithm.params.items()}
+    collective = collectives.get(algorithm.collective)
+    defaults = {key: item.default for key, item in collective.arguments.items() if item.default is not None}
+    asked_bytes = more.pop("size_bytes", layout.ranks * 16 * 3)
+    size, arguments = collective.settle(asked_bytes, layout.ranks, {**defaults, **(asked or {})})
+    params = {key: default for key, (default, _) in algorithm.params.items()} | more.pop("params", {})
     return Spec(
         collective=algorithm.collective,
-        dtype="fp32",
-        size_bytes=layout.ranks * 16 * blocks,
+        size_bytes=size,
         layout=layout,
-        params={**defaults, **params},
+        params=params,
+        arguments=arguments,
+        **{"dtype": "fp32", **more},
     )
 
 
-def variants() -> list[tuple[Algorithm, dict[str, int]]]:
-    found: list[tuple[Algorithm, dict[str, int]]] = [(a, {}) for a in algorithms.TABLE.values()]
-    pairwise = algorithms.get("all_to_all", "pairwise")
-    return [*found, (pairwise, {"window": 2}), (pairwise, {"window": 100})]
+def variants() -> list[Any]:
+    found: list[tuple[Algorithm, dict[str, Any]]] = [(a, {}) for a in algorithms.TABLE.values()]
+    for collective in ("all_to_all", "all_to_allv"):
+        pairwise = algorithms.get(collective, "pairwise")
+        found += [(pairwise, {"params": {"window": 2}}), (pairwise, {"params": {"window": 100}})]
+    return [pytest.param(a, more, id=f"{a.collective}-{a.name}-{json.dumps(more)}") for a, more in found]
+
+
+def asked_variants() -> list[Any]:
+    """What else a collective can be asked, and in place, on few layouts."""
+    found: list[tuple[Algorithm, dict[str, Any]]] = []
+    for name in algorithms.names("all_to_allv"):
+        for asked in ({"splits": "linear"}, {"splits": "zipf", "alpha": 1.5}, {"splits": "zipf", "alpha": 9.0}):
+            found.append((algorithms.get("all_to_allv", name), {"asked": asked, "size_bytes": 4000}))
+    for collective in ("all_reduce", "reduce_scatter"):
+        direct = algorithms.get(collective, "direct")
+        found += [(direct, {"asked": {"op": op}, "dtype": "int32"}) for op in ("sum", "prod", "min", "max")]
+        found += [(direct, {"dtype": dtype}) for dtype in ("fp32", "fp16", "bf16", "uint8")]
+    for collective in ("all_gather", "all_reduce", "reduce_scatter", "broadcast"):
+        found.append((algorithms.get(collective, "direct"), {"in_place": True}))
+    found.append((algorithms.get("broadcast", "direct"), {"asked": {"root": 1}}))
+    return [pytest.param(a, more, id=f"{a.collective}-{a.name}-{json.dumps(more)}") for a, more in found]
 
 
 @pytest.mark.parametrize(("nodes", "per_node"), LAYOUTS)
-@pytest.mark.parametrize(
-    ("algorithm", "params"), variants(), ids=lambda v: getattr(v, "name", None) or str(v or "default")
-)
+@pytest.mark.parametrize(("algorithm", "more"), variants())
 def test_right_result_and_exactly_the_declared_messages(
-    algorithm: Algorithm, params: dict[str, int], nodes: int, per_node: int
+    algorithm: Algorithm, more: dict[str, Any], nodes: int, per_node: int
 ) -> None:
-    spec = spec_of(algorithm, nodes, per_node, **params)
+    spec = spec_of(algorithm, nodes, per_node, **more)
     if reason := algorithm.supports(spec):
         pytest.skip(reason)
+    run_and_compare(algorithm, spec)
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), FEW_LAYOUTS)
+@pytest.mark.parametrize(("algorithm", "more"), asked_variants())
+def test_whatever_a_collective_is_asked(algorithm: Algorithm, more: dict[str, Any], nodes: int, per_node: int) -> None:
+    run_and_compare(algorithm, spec_of(algorithm, nodes, per_node, **more))
+
+
+def run_and_compare(algorithm: Algorithm, spec: Spec) -> None:
     collective = collectives.get(spec.collective)
 
     def rank(transport: Scripted) -> tuple[int, list[tuple[str, int, int, int]], list[int]]:
-        inp, out = transport.world.empty(spec.size_bytes), transport.world.empty(spec.size_bytes)
+        ((out, inp),) = _allocate(transport, collective, spec, transport.rank, 1)
         transport.allocated.clear()
         bound = algorithm.prepare(transport.world, spec)
+        checker = Checker(transport, collective, spec, transport.rank, 5)
         wrong = 0
         for salt in (1, 2):
-            check.fill_input(transport, inp, collective, spec, seed=5, salt=salt)
-            check.poison(transport, out, collective, spec, seed=5, salt=salt)
+            checker.poison(out, salt)
+            checker.fill_input(inp, salt)
+            poisoned = checker.count_wrong(out, salt)
+            wrong += not spec.in_place and poisoned != len(out) // spec.itemsize
             transport.log.clear()
             bound.start(out, inp).wait()
-            wrong += check.count_wrong(transport, out, collective, spec, seed=5, salt=salt)
-            wrong += not _unchanged(transport, inp, spec, salt)
+            wrong += checker.count_wrong(out, salt)
+            wrong += not (spec.in_place or _unchanged(checker, inp, salt))
         bound.close()
         return wrong, list(transport.log), list(transport.allocated)
 
-    results = scripted_ranks(nodes, per_node, rank)
+    results = scripted_ranks(spec.layout.nodes, spec.layout.ranks_per_node, rank)
     assert [wrong for wrong, _, _ in results] == [0] * spec.ranks
-    seen = sorted(entry for _, log, _ in results for entry in log)
-    declared = sorted((step.name, *send) for step in algorithm.steps(spec) for send in step.sends)
-    assert seen == declared
+    steps = algorithm.steps(spec)
+    if steps is not None:
+        seen = sorted(entry for _, log, _ in results for entry in log)
+        assert seen == sorted((step.name, *send) for step in steps for send in step.sends)
     assert {sum(allocated) for _, _, allocated in results} == {algorithm.scratch_bytes(spec)}
 
 
-def _unchanged(transport: Scripted, inp: object, spec: Spec, salt: int) -> bool:
+def _unchanged(checker: Checker, inp: Any, salt: int) -> bool:
     """The input is the caller's: no algorithm may write to it."""
-    expected = b"".join(
-        chunk.tobytes()
-        for chunk in collectives.get(spec.collective).input_chunks(spec, transport.rank, seed=5, salt=salt)
-    )
-    return bytes(transport.download(inp, 0, spec.size_bytes)) == expected  # type: ignore[arg-type]
+    chunks = checker.collective.input_chunks(checker.spec, checker.rank, seed=checker.seed, salt=salt)
+    return bytes(checker.transport.download(inp, 0, len(inp))) == b"".join(chunk.tobytes() for chunk in chunks)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.TABLE.values(), ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", algorithms.TABLE.values(), ids=lambda a: f"{a.collective}-{a.name}")
 def test_steps_form_a_dag_of_foreign_messages(algorithm: Algorithm) -> None:
     spec = spec_of(algorithm, 3, 2)
     known: set[str] = set()
-    for step in algorithm.steps(spec):
+    for step in algorithm.steps(spec) or []:
         assert set(step.after) <= known, "a step may only come after steps that are declared before it"
         assert step.name not in known
         known.add(step.name)
         assert all(send.src != send.dst and send.nbytes > 0 for send in step.sends)
 
 
+@st.composite
+def any_spec(draw: st.DrawFn) -> tuple[Algorithm, Spec, int]:
+    """Any algorithm that declares its messages, on any layout, of any size and splits, and the size asked for."""
+    algorithm = draw(st.sampled_from([a for a in algorithms.TABLE.values() if a.steps(spec_of(a, 2, 2)) is not None]))
+    nodes, per_node = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    ranks = nodes * per_node
+    asked: dict[str, Any] = {}
+    if algorithm.collective == "all_to_allv":
+        asked["splits"] = draw(st.sampled_from(["even", "linear", "zipf", "matrix"]))
+        asked["row_bytes"] = draw(st.sampled_from([4, 16, 1024]))
+        if asked["splits"] == "zipf":
+            asked["alpha"] = draw(st.floats(0, 4))
+            asked["experts"] = ranks * draw(st.integers(1, 3))
+        if asked["splits"] == "matrix":
+            cells = st.lists(st.integers(0, 5000).map(lambda n: 4 * n), min_size=ranks, max_size=ranks)
+            asked["matrix"] = json.dumps(draw(st.lists(cells, min_size=ranks, max_size=ranks)))
+    params = {"window": draw(st.integers(1, 6))} if "window" in algorithm.params else {}
+    size = draw(st.integers(0, 1 << 20))
+    return algorithm, spec_of(algorithm, nodes, per_node, asked=asked, params=params, size_bytes=size), size
+
+
+@given(any_spec())
+@settings(max_examples=300, deadline=None)
+def test_byte_counts_add_up(drawn: tuple[Algorithm, Spec, int]) -> None:
+    """Sizes, splits, buffers, messages and the bound agree with each other, whatever is asked."""
+    algorithm, spec, asked = drawn
+    collective: Collective = collectives.get(spec.collective)
+    ranks = range(spec.ranks)
+    inputs = [collective.input_bytes(spec, rank) for rank in ranks]
+    outputs = [collective.output_bytes(spec, rank) for rank in ranks]
+    assert sum(inputs) == sum(outputs)
+    assert max(*inputs, *outputs) == spec.size_bytes
+    if spec.arguments.get("splits") != "matrix":
+        assert asked - spec.ranks * int(spec.arguments.get("row_bytes", 16)) * spec.ranks < spec.size_bytes <= asked
+    if "row_bytes" in spec.arguments:
+        assert {value % int(spec.arguments["row_bytes"]) for value in (*inputs, *outputs)} == {0}
+    if algorithm.supports(spec) or spec.ranks == 1:
+        return
+    out_of: Counter[int] = Counter()
+    into: Counter[int] = Counter()
+    steps = algorithm.steps(spec)
+    assert steps is not None
+    for step in steps:
+        if step.name == "counts":
+            continue
+        for send in step.sends:
+            out_of[send.src] += send.nbytes
+            into[send.dst] += send.nbytes
+    kept = [_kept(spec, rank) for rank in ranks]
+    for rank in ranks:
+        assert out_of[rank] >= inputs[rank] - kept[rank] and into[rank] >= outputs[rank] - kept[rank]
+    rates = {"intra": 8.0, "inter": 0.5}
+    busiest = max((n / 8e3 for n in [*out_of.values(), *into.values()]), default=0.0)
+    # No algorithm moves less than what the bound says must move, if all links were as fast as the fastest.
+    assert bound_us(collective.needs(spec), dict.fromkeys(rates, 8.0)) <= busiest + 1e-9
+    assert bound_us(collective.needs(spec), rates) >= bound_us(collective.needs(spec), dict.fromkeys(rates, 8.0)) - 1e-9
+
+
+def _kept(spec: Spec, rank: int) -> int:
+    """Bytes that stay where they are."""
+    if spec.collective == "sendrecv":
+        return 0
+    if spec.collective == "all_to_allv":
+        from commbench import splits
+
+        return int(splits.counts(spec.ranks, spec.arguments)[rank, rank])
+    return spec.block_bytes
+
+
 def test_bruck_takes_log2_rounds_and_pairwise_n_minus_one() -> None:
     bruck, pairwise = algorithms.get("all_to_all", "bruck"), algorithms.get("all_to_all", "pairwise")
     for ranks, rounds in ((2, 1), (3, 2), (4, 2), (5, 3), (8, 3), (9, 4), (16, 4)):
-        assert len(bruck.steps(spec_of(bruck, 1, ranks))) == rounds
-        assert len(pairwise.steps(spec_of(pairwise, 1, ranks))) == ranks - 1
-    assert len(pairwise.steps(spec_of(pairwise, 1, 8, window=3))) == 3
+        assert len(bruck.steps(spec_of(bruck, 1, ranks)) or []) == rounds
+        assert len(pairwise.steps(spec_of(pairwise, 1, ranks)) or []) == ranks - 1
+    assert len(pairwise.steps(spec_of(pairwise, 1, 8, params={"window": 3})) or []) == 3
 
 
 def test_2d_sends_fewer_and_larger_messages_between_nodes() -> None:
@@ -101,7 +216,7 @@ def test_2d_sends_fewer_and_larger_messages_between_nodes() -> None:
     layout, block = spec.layout, spec.block_bytes
 
     def inter(name: str) -> list[Send]:
-        steps = algorithms.get("all_to_all", name).steps(spec)
+        steps = algorithms.get("all_to_all", name).steps(spec) or []
         return [send for step in steps for send in step.sends if layout.link(send.src, send.dst) == "inter"]
 
     assert {(len(inter("direct")), send.nbytes) for send in inter("direct")} == {(16 * 12, block)}
@@ -110,9 +225,21 @@ def test_2d_sends_fewer_and_larger_messages_between_nodes() -> None:
     assert direct == two_d  # the slow link carries the same bytes
 
 
-def test_a_file_without_a_table_line_is_noticed() -> None:
+@pytest.mark.parametrize("package", [algorithms, collectives], ids=["algorithms", "collectives"])
+def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
     from pathlib import Path
 
-    files = {path.stem for path in Path(algorithms.__file__).parent.glob("*.py")} - {"__init__", "base"}
-    listed = {type(algorithm).__module__.rpartition(".")[2] for algorithm in algorithms.TABLE.values()}
-    assert files == listed
+    files = {path.stem for path in Path(package.__file__).parent.glob("*.py")} - {"__init__", "base"}
+    assert files == {type(item).__module__.rpartition(".")[2] for item in package.TABLE.values()}
+
+
+def test_each_adjoint_is_a_collective_with_the_traffic_turned_round() -> None:
+    for collective in collectives.TABLE.values():
+        if collective.name == "broadcast":  # its adjoint, reduce, is not measured here
+            assert collective.adjoint == "reduce"
+            continue
+        back = collectives.get(collective.adjoint)
+        spec, other = (spec_of(algorithms.get(c.name, "direct"), 2, 2) for c in (collective, back))
+        for rank in range(4):
+            assert collective.input_bytes(spec, rank) == back.output_bytes(other, rank)
+            assert collective.output_bytes(spec, rank) == back.input_bytes(other, rank)

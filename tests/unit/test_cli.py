@@ -38,11 +38,12 @@ def test_a_scripted_sweep_imports_no_torch_in_the_parent_or_in_the_ranks(tmp_pat
 
 FLAGS = {
     "sweep": {
-        "-b", "--min-bytes", "-e", "--max-bytes", "-f", "--factor", "-n", "--iters", "-w", "--warmup", "-g",
-        "--ranks-per-node", "--out", "--resume", "--retry-failed", "--dry-run", "--show-config", "--launcher",
-        "--format", "--no-plots", "-q", "--quiet", "-v", "--verbose",
+        "-b", "--min-bytes", "-e", "--max-bytes", "-f", "--factor", "-n", "--iters", "-w", "--warmup",
+        "-d", "--dtype", "-o", "--op", "-r", "--root", "-g", "--ranks-per-node", "--out", "--resume",
+        "--retry-failed", "--dry-run", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet", "-v", "--verbose",
     },
     "plot": {"--out"},
+    "doctor": {"--format"},
 }  # fmt: skip
 
 
@@ -58,7 +59,7 @@ def test_choices_of_the_cli_are_those_of_the_tables() -> None:
     from commbench import launch, output
 
     assert cli._FORMATS == output.FORMATS == tuple(output.WRITERS)
-    assert set(launch.TABLE) == set(cli._LAUNCHERS)
+    assert set(launch.TABLE) | {"print"} == set(cli._LAUNCHERS)
 
 
 BAD = {

@@ -133,7 +133,7 @@ def test_slow_calls_are_heard_of_often(warmup: int, mode: str) -> None:
 def test_skew_is_how_far_apart_ranks_leave_the_barrier() -> None:
     begins = np.array([[0.0, 3.0], [10.0, 11.0], [20.0, 27.0]])
     zeros = np.zeros((3, 2))
-    result = Timing(zeros, zeros, zeros, begins, 1, 0, "iters", 1.0)
+    result = Timing(zeros, zeros, zeros, begins, {}, 1, range(3), "iters", 1.0)
     assert result.skew_us == 3.0
 
 

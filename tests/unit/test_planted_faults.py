@@ -150,7 +150,7 @@ def test_cold_buffers_that_cannot_get_past_the_cache_are_skipped(
 ) -> None:
     monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 1 << 30)
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache="cold"), [])
-    assert measurement.status is Status.SKIPPED and "cold buffers of 256 B would need" in measurement.reason
+    assert measurement.status is Status.SKIPPED and "cold pairs of 512 B would have to be" in measurement.reason
 
 
 def test_one_flipped_byte_is_one_wrong_element(tmp_path: Path) -> None:

@@ -35,23 +35,31 @@ def test_factors_in_the_docs_are_those_of_the_code() -> None:
     for name, collective in collectives.TABLE.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         shown = [float(cell) for cell in row.split("|")[3:6]]
-        specs = [Spec(collective=name, dtype="uint8", size_bytes=n * 16, layout=Layout(1, n)) for n in (2, 4, 8)]
+        specs = [even(name, n) for n in (2, 4, 8)]
         assert shown == [collective.busbw_factor(spec) for spec in specs]
 
 
-def test_the_factor_is_what_leaves_a_rank() -> None:
-    """Derivation, not repetition: the share of its buffer that one rank sends."""
-    for ranks in (2, 3, 4, 8):
-        spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=ranks * 1600, layout=Layout(1, ranks))
-        a2a = collectives.get("all_to_all")
-        sent = sum(send.nbytes for send in a2a.traffic(spec) if send.src == 0)
-        assert sent / spec.size_bytes == pytest.approx(a2a.busbw_factor(spec))
+def even(name: str, ranks: int) -> Spec:
+    """All ranks on one node, with the defaults of the collective."""
+    collective = collectives.get(name)
+    defaults = {key: item.default for key, item in collective.arguments.items() if item.default is not None}
+    size, arguments = collective.settle(ranks * 1600, ranks, defaults)
+    return Spec(collective=name, dtype="uint8", size_bytes=size, layout=Layout(1, ranks), arguments=arguments)
+
+
+@pytest.mark.parametrize("name", collectives.TABLE)
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_the_factor_is_what_a_rank_must_move(name: str, ranks: int) -> None:
+    """Derivation, not repetition: busbw is the rate of the busiest link at the bound, so it is the link's own rate."""
+    collective, spec = collectives.get(name), even(name, ranks)
+    (need,) = collective.needs(spec)
+    assert need.nbytes / spec.size_bytes == pytest.approx(collective.busbw_factor(spec))
 
 
 def test_only_the_transports_and_the_events_read_a_clock_in_ranks() -> None:
     """One timing loop: nothing else takes times, so nothing else can take them differently."""
     users = {path.name for path in SOURCES if re.search(r"perf_counter|cuda\.Event|time\.time\(", path.read_text())}
-    assert users == {"torch_dist.py"}
+    assert users == {"torch_dist.py", "mpi.py"}
 
 
 def test_layers_do_not_reach_across() -> None:

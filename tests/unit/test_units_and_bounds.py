@@ -46,21 +46,47 @@ def test_network_bound_is_the_known_ceiling(nodes: int, per_node: int, rate: flo
     layout = Layout(nodes, per_node)
     spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=layout.ranks * 1 << 20, layout=layout)
     a2a = collectives.get("all_to_all")
-    time_us = bound_us(a2a.traffic(spec), layout, {"intra": 1e9, "inter": rate})
+    time_us = bound_us(a2a.needs(spec), {"intra": 1e9, "inter": rate})
     assert gbps(spec.size_bytes, time_us) * (a2a.busbw_factor(spec) or 0) == pytest.approx(ceiling, rel=1e-3)
 
 
 def test_intra_bound_where_the_node_is_slow() -> None:
     layout = Layout(1, 4)
     spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=4 << 20, layout=layout)
-    assert bound_us(collectives.get("all_to_all").traffic(spec), layout, {"intra": 1.0, "inter": 1e9}) == pytest.approx(
+    assert bound_us(collectives.get("all_to_all").needs(spec), {"intra": 1.0, "inter": 1e9}) == pytest.approx(
         3 * (1 << 20) / 1e3
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "nodes", "per_node", "per_rank", "per_nic"),
+    [
+        ("all_gather", 1, 4, 3 / 4, 0.0),
+        ("all_gather", 2, 4, 7 / 8, 1 / 2 / 4),  # half of all parts must reach each node, over 4 NICs
+        ("reduce_scatter", 4, 2, 7 / 8, 3 / 4 / 2),
+        ("all_reduce", 2, 4, 2 * 7 / 8, 2 * 1 / 2 / 4),
+        ("broadcast", 2, 4, 1.0, 1 / 4),
+    ],
+)
+def test_shared_data_must_reach_each_node_once(
+    name: str, nodes: int, per_node: int, per_rank: float, per_nic: float
+) -> None:
+    """Ranks of a node may hand on what one of them got, so the network carries it once for all of them."""
+    size = 8 << 20
+    arguments = {"root": 0} if name == "broadcast" else {"op": "sum"}
+    spec = Spec(collective=name, dtype="fp32", size_bytes=size, layout=Layout(nodes, per_node), arguments=arguments)
+    needs = collectives.get(name).needs(spec)
+    network_only = bound_us(needs, {"intra": 1e12, "inter": 1.0})
+    assert network_only == pytest.approx(per_nic * size / 1e3, rel=1e-6, abs=1e-4)
+    both = (
+        bound_us(needs, {"intra": 3.0, "inter": 1e-9}) if nodes == 1 else bound_us(needs[:1], {"intra": 3, "inter": 1})
+    )
+    assert both == pytest.approx(per_rank * size / (3.0 if nodes == 1 else 4.0) / 1e3)
+
+
 @given(st.integers(0, 1 << 40), st.integers(1, 512))
 def test_rounding_keeps_blocks_multiples_of_16_bytes(size: int, ranks: int) -> None:
-    rounded = collectives.get("all_to_all").round_size(size, ranks)
+    rounded, _ = collectives.get("all_to_all").settle(size, ranks, {})
     assert rounded <= size and rounded % (16 * ranks) == 0 and size - rounded < 16 * ranks
 
 

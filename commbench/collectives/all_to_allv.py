@@ -1,0 +1,71 @@
+"""all_to_allv: as all_to_all, with a size of its own for each pair of ranks: what a Mixture-of-Experts layer does.
+
+`size_bytes` is the bottleneck, as in nccl-tests: the most that one rank sends or receives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from commbench import splits
+from commbench.bound import Need, of_messages
+from commbench.collectives.base import Argument, Moves
+from commbench.data import Bytes, block_chunks, block_key
+from commbench.spec import Arguments, Send, Spec
+
+
+class AllToAllV(Moves):
+    name = "all_to_allv"
+    adjoint = "all_to_allv"  # with the counts transposed
+    arguments = {
+        "splits": Argument("even", "how the bytes are split among the receivers", splits.CHOICES),
+        "alpha": Argument(1.0, "splits=zipf: the exponent; 0 is even"),
+        "experts": Argument(None, "splits=zipf: experts, in equal numbers on each rank; without it one per rank"),
+        "matrix": Argument(None, "splits=matrix: a file in nccl-tests' form"),
+        "trace": Argument(None, "splits=trace: a file of recorded token counts"),
+        "step": Argument(0, "splits=trace: which step"),
+        "row_bytes": Argument(None, "bytes of a token, which is never cut; 16 where nothing says"),
+        "send_bytes": Argument(None, "bytes that each rank sends; the size then follows from the splits"),
+    }
+
+    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+        return splits.settle(size_bytes, ranks, arguments)
+
+    def refuses(self, spec: Spec) -> str | None:
+        odd = self.counts(spec) % spec.itemsize
+        if not odd.any():
+            return None
+        i, j = (int(index[0]) for index in odd.nonzero())
+        return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are no whole number of {spec.dtype}"
+
+    def counts(self, spec: Spec) -> splits.Matrix:
+        """Bytes from rank i to rank j in row i, column j."""
+        return splits.counts(spec.ranks, spec.arguments)
+
+    def input_bytes(self, spec: Spec, rank: int) -> int:
+        return int(self.counts(spec)[rank].sum())
+
+    def output_bytes(self, spec: Spec, rank: int) -> int:
+        return int(self.counts(spec)[:, rank].sum())
+
+    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        for dst, nbytes in enumerate(self.counts(spec)[rank].tolist()):
+            yield from block_chunks(block_key(seed, salt, rank, dst), nbytes)
+
+    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        for src, nbytes in enumerate(self.counts(spec)[:, rank].tolist()):
+            yield from block_chunks(block_key(seed, salt, src, rank), nbytes)
+
+    def messages(self, spec: Spec) -> list[Send]:
+        """One message for each pair of ranks that have something to say."""
+        rows = enumerate(self.counts(spec).tolist())
+        return [Send(i, j, n) for i, row in rows for j, n in enumerate(row) if n and i != j]
+
+    def needs(self, spec: Spec) -> list[Need]:
+        return of_messages(self.messages(spec), spec.layout)
+
+    def busbw_factor(self, spec: Spec) -> float | None:
+        return (spec.ranks - 1) / spec.ranks
+
+    def mean_bytes(self, spec: Spec) -> float | None:
+        return float(self.counts(spec).sum()) / spec.ranks

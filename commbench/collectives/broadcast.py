@@ -1,0 +1,43 @@
+"""broadcast: the root's buffer on every rank. `size_bytes` is that buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from commbench.bound import Need, of_shared
+from commbench.collectives.base import PART_BYTES, Argument, InPlace, Moves
+from commbench.data import Bytes, block_chunks, block_key
+from commbench.spec import Arguments, Spec
+
+
+class Broadcast(Moves):
+    name = "broadcast"
+    adjoint = "reduce"
+    arguments = {"root": Argument(0, "the rank whose buffer is sent (in each group)")}
+
+    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+        root = arguments["root"]
+        if not isinstance(root, int) or not 0 <= root < ranks:
+            raise ValueError(f"root={root}: the ranks are 0 .. {ranks - 1}")
+        return size_bytes // PART_BYTES * PART_BYTES, arguments
+
+    def input_bytes(self, spec: Spec, rank: int) -> int:
+        return spec.size_bytes if rank == spec.arguments["root"] else 0
+
+    def output_bytes(self, spec: Spec, rank: int) -> int:
+        return spec.size_bytes
+
+    def in_place(self, spec: Spec, rank: int) -> InPlace | None:
+        return InPlace(spec.size_bytes, 0, 0)
+
+    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        yield from block_chunks(block_key(seed, salt, rank, 0), self.input_bytes(spec, rank))
+
+    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        yield from block_chunks(block_key(seed, salt, int(spec.arguments["root"]), 0), spec.size_bytes)
+
+    def needs(self, spec: Spec) -> list[Need]:
+        return of_shared(spec.size_bytes, spec.size_bytes, spec.layout)
+
+    def busbw_factor(self, spec: Spec) -> float | None:
+        return 1.0

@@ -1,0 +1,40 @@
+"""sendrecv: each rank sends its buffer to the next rank and receives that of the one before, in a ring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from commbench.bound import Need, of_messages
+from commbench.collectives.base import PART_BYTES, Moves
+from commbench.data import Bytes, block_chunks, block_key
+from commbench.spec import Arguments, Send, Spec
+
+
+class SendRecv(Moves):
+    name = "sendrecv"
+    adjoint = "sendrecv"
+
+    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+        return size_bytes // PART_BYTES * PART_BYTES, arguments
+
+    def input_bytes(self, spec: Spec, rank: int) -> int:
+        return spec.size_bytes
+
+    def output_bytes(self, spec: Spec, rank: int) -> int:
+        return spec.size_bytes
+
+    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        yield from block_chunks(block_key(seed, salt, rank, 0), spec.size_bytes)
+
+    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        yield from block_chunks(block_key(seed, salt, (rank - 1) % spec.ranks, 0), spec.size_bytes)
+
+    def messages(self, spec: Spec) -> list[Send]:
+        """One message from each rank to the next."""
+        return [Send(src, (src + 1) % spec.ranks, spec.size_bytes) for src in range(spec.ranks)]
+
+    def needs(self, spec: Spec) -> list[Need]:
+        return of_messages(self.messages(spec), spec.layout)
+
+    def busbw_factor(self, spec: Spec) -> float | None:
+        return 1.0

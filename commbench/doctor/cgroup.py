@@ -1,0 +1,77 @@
+"""Limits of control groups, version 1 and 2: of the group this process is in, and of those around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from commbench.doctor.system import System
+
+_ROOT = "/sys/fs/cgroup"
+_UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest multiple of a page
+
+
+def cpu_quota(system: System) -> float | None:
+    """CPUs' worth of time, or None without a limit: the least of all groups around this process."""
+    quotas = []
+    for folder in _folders(system, "cpu"):
+        both = system.text(f"{folder}/cpu.max")
+        if both is None:
+            both = f"{system.text(f'{folder}/cpu.cfs_quota_us')} {system.text(f'{folder}/cpu.cfs_period_us')}"
+        quota, _, period = both.partition(" ")
+        if quota.isdigit() and period.isdigit():  # otherwise "max", "-1" or not there
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
+
+
+def throttled_periods(system: System) -> int:
+    """How often the kernel has stopped this process's groups because their quota was used up."""
+    counts = [0]
+    for folder in _folders(system, "cpu"):
+        for line in (system.text(f"{folder}/cpu.stat") or "").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "nr_throttled":
+                counts.append(int(count))
+    return max(counts)
+
+
+def memory_left(system: System) -> tuple[int, int] | None:
+    """Bytes that the tightest group still allows, and its limit; None without a limit."""
+    found = []
+    for folder in _folders(system, "memory"):
+        limit = _number(system, f"{folder}/memory.max") or _number(system, f"{folder}/memory.limit_in_bytes")
+        used = _number(system, f"{folder}/memory.current") or _number(system, f"{folder}/memory.usage_in_bytes")
+        if limit is not None and limit < _UNLIMITED:
+            found.append((limit - (used or 0) + _file_cache(system, folder), limit))
+    return min(found, default=None)
+
+
+def _file_cache(system: System, folder: str) -> int:
+    """Cached files count as used, but the kernel drops them when memory is needed."""
+    stat = dict(line.split() for line in (system.text(f"{folder}/memory.stat") or "").splitlines())
+    return int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
+
+
+def _number(system: System, path: str) -> int | None:
+    text = system.text(path) or ""
+    return int(text) if text.isdigit() else None
+
+
+def _folders(system: System, controller: str) -> Iterator[str]:
+    """This process's group and the groups around it, innermost first.
+
+    Inside a container the path may be the host's, while the mount shows the group as its root: folders that are not
+    there say nothing, and the walk ends at the root in any case.
+    """
+    for line in (system.text("/proc/self/cgroup") or "0::/").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mounts = [_ROOT, f"{_ROOT}/unified"]  # the second where both versions are in use
+        elif controller in controllers.split(","):
+            mounts = [f"{_ROOT}/{controller}"]
+        else:
+            continue
+        group = PurePosixPath(path)
+        for mount in mounts:
+            for part in (group, *group.parents):
+                yield mount + str(part).rstrip("/")

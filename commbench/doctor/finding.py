@@ -1,0 +1,79 @@
+"""What a check says: a status, one line of fact, why it matters, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from commbench.doctor.system import System
+
+
+class Status(StrEnum):
+    OK = "ok"
+    NOTE = "note"  # worth knowing when numbers are read; measuring is fine
+    WARN = "warn"  # numbers will be worse, or vary more, than they need to
+    FAIL = "fail"  # something will not work
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    status: Status
+    value: str
+    why: str = ""
+    do: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """`look` returns None where the question does not arise: no GPU has no clocks."""
+
+    section: str
+    name: str
+    look: Callable[[System], Finding | None]
+
+
+def ok(value: str) -> Finding:
+    return Finding(Status.OK, value)
+
+
+def note(value: str, why: str = "", do: str = "") -> Finding:
+    return Finding(Status.NOTE, value, why, do)
+
+
+def warn(value: str, why: str, do: str) -> Finding:
+    return Finding(Status.WARN, value, why, do)
+
+
+def fail(value: str, why: str, do: str) -> Finding:
+    return Finding(Status.FAIL, value, why, do)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def some(items: list[str], most: int = 4) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def ranges(numbers: set[int]) -> str:
+    """`0-3,8`, as the kernel writes lists of CPUs."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def numbers(text: str) -> set[int]:
+    """What `ranges` writes, read."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found

@@ -1,0 +1,115 @@
+"""Environment variables and configuration files that change what is measured."""
+
+from __future__ import annotations
+
+import re
+
+from commbench import metadata
+from commbench.doctor.finding import Finding, note, ok, plural, some, warn
+from commbench.doctor.system import System
+
+# Beyond those that every run records. Slurm's are many and say where, not how: `slurm` in launchers shows them.
+_MORE = ("LD_PRELOAD", "MALLOC_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "PYTORCH_", "HIP_", "ROCR_", "RCCL_", "MV2_",
+         "HYDRA_", "PSM", "MPI4PY_")  # fmt: skip
+_WITHOUT = ("SLURM_", "COMMBENCH_")
+# Images of containers set these for building software; nothing reads them at run time.
+_WITHOUT_EFFECT = {"CUDA_HOME", "CUDA_PATH", "CUDA_VERSION", "NCCL_VERSION", "TORCH_CUDA_ARCH_LIST", "TORCH_HOME"}
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|AUTH", re.IGNORECASE)
+_LONGEST = 60
+
+# name -> (values that do it, in capitals, or none for any value; what it does)
+_SPOILERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "CUDA_LAUNCH_BLOCKING": (("1",), "every kernel waits for the one before"),
+    "TORCH_DISTRIBUTED_DEBUG": (("DETAIL",), "torch checks each collective with another one"),
+    "NCCL_DEBUG": (("TRACE",), "NCCL writes a line for every step"),
+    "NCCL_P2P_DISABLE": (("1",), "GPUs of a machine go through the host's memory"),
+    "NCCL_SHM_DISABLE": (("1",), "ranks of a machine go through the network"),
+    "NCCL_IB_DISABLE": (("1",), "NCCL leaves InfiniBand aside"),
+    "LD_PRELOAD": ((), "a library stands between the ranks and their libraries"),
+    "PYTHONDEVMODE": ((), "Python checks itself and is slower"),
+    "PYTHONMALLOC": (("DEBUG", "MALLOC_DEBUG", "PYMALLOC_DEBUG"), "Python checks its memory and is slower"),
+    "UCX_LOG_LEVEL": (("DEBUG", "TRACE", "REQ", "DATA", "ASYNC", "FUNC", "POLL"), "UCX writes while it sends"),
+}
+_CONFIGURATION = {
+    "NCCL": ("/etc/nccl.conf", "~/.nccl.conf"),
+    "UCX": ("/etc/ucx/ucx.conf", "~/.config/ucx.conf"),
+    "Open MPI": ("/etc/openmpi-mca-params.conf", "/etc/openmpi/openmpi-mca-params.conf", "~/.openmpi/mca-params.conf"),
+}
+
+
+def variables(system: System) -> Finding:
+    found = _found(system)
+    if not found:
+        return ok("none is set that changes how libraries communicate")
+    return note(
+        ", ".join(f"{name}={_short(value)}" for name, value in found.items()),
+        "they change what is measured: ranks inherit them",
+        "unset what you did not mean",
+    )
+
+
+def spoilers(system: System) -> Finding | None:
+    found = {
+        name: what
+        for name, (values, what) in _SPOILERS.items()
+        if system.environ.get(name) and (not values or system.environ[name].upper() in values)
+    }
+    if not found:
+        return None
+    return warn(
+        ", ".join(f"{name}={_short(system.environ[name])}" for name in found),
+        "; ".join(found.values()),
+        f"unset {' '.join(found)}",
+    )
+
+
+def configuration(system: System) -> Finding | None:
+    paths = {library: list(of) for library, of in _CONFIGURATION.items()}
+    if "NCCL_CONF_FILE" in system.environ:
+        paths["NCCL"] = ["/etc/nccl.conf", system.environ["NCCL_CONF_FILE"]]  # it takes the place of the one at home
+    found = []
+    for library, of in paths.items():
+        for path in of:
+            text = system.text(path.replace("~", system.home, 1))
+            lines = [line.strip() for line in (text or "").splitlines()]
+            settings = sum(1 for line in lines if line and not line.startswith(("#", "[")))
+            if settings:
+                found.append(f"{path} ({settings} for {library})")
+    if not found:
+        return None
+    return note(
+        some(found),
+        "libraries read settings from there as they do from variables, and nothing in a run folder tells",
+        "read them; remove what you did not mean",
+    )
+
+
+def threads(system: System) -> Finding:
+    value = system.environ.get("OMP_NUM_THREADS", "")
+    if not value:
+        return ok("OMP_NUM_THREADS is not set: ranks get 1")
+    cpus = len(system.allowed_cpus())
+    if value.isdigit() and int(value) > 1:
+        return note(
+            f"OMP_NUM_THREADS={value}",
+            f"ranks times threads should not be more than the {plural(cpus, 'CPU')}",
+            "unset it: ranks then get 1, as torchrun gives them",
+        )
+    return ok(f"OMP_NUM_THREADS={value}")
+
+
+def _found(system: System) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in sorted(system.environ.items())
+        if name.startswith((*metadata.ENV_PREFIXES, *_MORE))
+        and not name.startswith(_WITHOUT)
+        and name not in _WITHOUT_EFFECT
+        and not _SECRET.search(name)
+        and value
+    }
+
+
+def _short(value: str) -> str:
+    value = " ".join(value.split())
+    return value if len(value) <= _LONGEST else value[:_LONGEST] + "..."

@@ -1,0 +1,94 @@
+"""mpiexec as a subprocess: that of the MPI library which ranks load, in its own dialect."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from commbench.launch import mpi_library
+from commbench.launch.order import Order
+
+# Binding is always explicit: ranks keep the affinity of the sweep, as they do under the other launchers. Left alone,
+# MPICH would do that too, but Open MPI and Intel MPI pin every rank to a core.
+_OPTIONS = {
+    # Hydra's banner names no rank, so it is asked for all exit codes.
+    "mpich": ("-print-all-exitcodes", "-bind-to", "none"),
+    "intel": ("-print-all-exitcodes", "-genv", "I_MPI_PIN", "0"),
+    # Node by node, as the layout says, and more ranks than cores if the sweep says so.
+    "openmpi": ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"),
+}
+_HYDRA = ("mpich", "intel")
+
+
+def check() -> None:
+    """Raises `EnvironmentProblem` where there is no MPI, or no mpiexec that belongs to it."""
+    mpi_library.find()
+
+
+def command(order_path: Path, order: Order) -> list[str]:
+    library = mpi_library.find(order.outer.env)
+    layout = order.outer.layout
+    # -m mpi4py: an exception that escapes the worker aborts all ranks.
+    tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.worker", str(order_path)]
+    return words(library.family, library.mpiexec, layout.ranks, tail, per_node=layout.ranks_per_node)
+
+
+def words(dialect: str, mpiexec: str, ranks: int, tail: Sequence[str], *, per_node: int) -> list[str]:
+    """What to run. `per_node` ranks go to each host where there are several; one host may stand for all of them.
+
+    Open MPI is not told: its ppr refuses to put several declared nodes on one host, and it fills hosts in order.
+    """
+    place = ["-ppn", str(per_node)] if dialect in _HYDRA and per_node < ranks else []
+    return [mpiexec, *_OPTIONS[dialect], *place, "-n", str(ranks), *tail]
+
+
+def environment(order: Order) -> dict[str, str]:
+    """What Open MPI's mpiexec wants to see before it runs for root, as in containers; others do not look at it."""
+    if os.geteuid() != 0 or mpi_library.find(order.outer.env).family != "openmpi":
+        return {}
+    return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+_RAISED = 1  # exit code of a rank that has told itself what happened
+_KILLED = 9  # mpiexec ends the other ranks with this signal, the kernel one for which memory is lacking
+_PASSED_ON = 15  # what mpiexec was sent, it sends to all
+_OPEN_MPI_SIGNAL = re.compile(r"process rank (\d+) with PID \d+ on node \S+ exited on signal (\d+)")
+_OPEN_MPI_CODE = re.compile(r"Process name: \[\S+,(\d+)\] Exit code: (\d+)")
+_OPEN_MPI_SILENT = re.compile(r"process rank (\d+) with PID \d+ on node \S+ exiting improperly")
+_HYDRA_STATUSES = re.compile(r"\[[^\]\s]+\] (\d+(?:,\d+)*)")
+
+
+def explain(log: str) -> str:
+    """Which rank ended hard, by mpiexec's own account; "" if none did, or there is no account."""
+    text = " ".join(log.split())  # Open MPI breaks lines anywhere
+    if match := _OPEN_MPI_SIGNAL.search(text):
+        return f"rank {match[1]} was killed by signal {match[2]}"
+    if match := _OPEN_MPI_CODE.search(text):
+        return f"rank {match[1]} exited with code {match[2]}" if int(match[2]) > _RAISED else ""
+    if match := _OPEN_MPI_SILENT.search(text):
+        return f"rank {match[1]} exited without a word"
+    _, found, statuses = text.rpartition("Exit codes: ")
+    return _explain_statuses(_by_rank(statuses)) if found else ""
+
+
+def _by_rank(statuses: str) -> dict[int, int]:
+    """From Hydra's `[host] 9,0,1792 [host] ...`, which is in the order of ranks: how each one ended, if not well."""
+    values = [int(value) for group in _HYDRA_STATUSES.findall(statuses) for value in group.split(",")]
+    return {rank: value for rank, value in enumerate(values) if value not in (0, _PASSED_ON)}
+
+
+def _explain_statuses(ended: dict[int, int]) -> str:
+    """Hydra kills the other ranks, so a signal 9 tells nothing beside anything else."""
+    for rank, status in ended.items():
+        if os.WIFSIGNALED(status) and status != _KILLED:
+            return f"rank {rank} was killed by signal {os.WTERMSIG(status)}"
+    codes = {rank: os.WEXITSTATUS(status) for rank, status in ended.items() if os.WIFEXITED(status)}
+    if codes:
+        return next((f"rank {rank} exited with code {code}" for rank, code in codes.items() if code > _RAISED), "")
+    ranks = ", ".join(map(str, ended))
+    if len(ended) > 1:
+        return f"one of the ranks {ranks} was killed by signal {_KILLED}, and mpiexec then killed the others"
+    return f"rank {ranks} was killed by signal {_KILLED}" if ended else ""

@@ -1,0 +1,220 @@
+"""MPI through mpi4py: numpy buffers over whatever MPI library mpi4py loads.
+
+Calls are MPI's blocking ones, which are what programs use and what IMB and OSU time; where something is computed
+meanwhile (`overlap`), the nonblocking ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import mpi4py
+import numpy as np
+import numpy.typing as npt
+
+from commbench.data import Bytes
+from commbench.errors import EnvironmentProblem
+from commbench.launch.environment import RankInfo
+from commbench.layout import LinkClass
+from commbench.transports.base import Array, Comm, Done, Message, Work
+
+mpi4py.rc.thread_level = "funneled"  # only the thread that measures calls MPI
+from mpi4py import MPI  # noqa: E402  (initialises MPI, with the setting above)
+
+_DONE = Done()
+_KINDS = {"fp32": MPI.FLOAT, "int32": MPI.INT32_T, "uint8": MPI.UINT8_T}
+_OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "min": MPI.MIN, "max": MPI.MAX}
+
+
+class _Request:
+    """A nonblocking call; its buffers must live until it is waited for."""
+
+    def __init__(self, request: MPI.Request) -> None:
+        self._request = request
+
+    def wait(self) -> None:
+        self._request.Wait()
+
+
+class MpiComm:
+    """An MPI communicator; buffers are flat arrays of uint8."""
+
+    def __init__(self, comm: MPI.Comm, transport: Mpi) -> None:
+        self._comm = comm
+        self._transport = transport
+        self._subgroups: dict[tuple[int, ...], MpiComm] = {}  # a few per layout; they live as long as the process
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    def _call(self, blocking: Callable[..., None], nonblocking: Callable[..., MPI.Request], *arguments: Any) -> Work:
+        if self._transport.nonblocking:
+            return _Request(nonblocking(*arguments))
+        blocking(*arguments)
+        return _DONE
+
+    def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
+        return self._call(self._comm.Alltoall, self._comm.Ialltoall, inp, out)
+
+    def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
+        # Without displacements mpi4py puts blocks one after the other.
+        return self._call(
+            self._comm.Alltoallv, self._comm.Ialltoallv, [inp, sent, None, MPI.BYTE], [out, received, None, MPI.BYTE]
+        )
+
+    def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
+        return self._call(self._comm.Allgather, self._comm.Iallgather, MPI.IN_PLACE if in_place else inp, out)
+
+    def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        # MPI leaves the result of the call in place at the beginning of the buffer, so it is moved to the own part.
+        kind = _KINDS[dtype]
+        if not in_place:
+            arguments = [inp, kind], [out, kind], _OPS[op]
+            return self._call(self._comm.Reduce_scatter_block, self._comm.Ireduce_scatter_block, *arguments)
+        work = self._call(
+            self._comm.Reduce_scatter_block, self._comm.Ireduce_scatter_block, MPI.IN_PLACE, [inp, kind], _OPS[op]
+        )
+        return _Move(work, out, inp[: out.nbytes])  # type: ignore[attr-defined]
+
+    def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        kind = _KINDS[dtype]
+        source = MPI.IN_PLACE if in_place else [inp, kind]
+        return self._call(self._comm.Allreduce, self._comm.Iallreduce, source, [out, kind], _OPS[op])
+
+    def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
+        return self._call(self._comm.Bcast, self._comm.Ibcast, buffer, root)
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        comm = self._comm
+        requests = [comm.Irecv(m.buffer, m.peer) for m in recvs]
+        requests += [comm.Isend(m.buffer, m.peer) for m in sends]
+        return _Requests(requests)
+
+    def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
+        index = next((i for i, ranks in enumerate(partition) if self.rank in ranks), None)
+        if index is None:
+            raise ValueError(f"rank {self.rank} is in no group of {partition}")
+        mine = tuple(partition[index])
+        if mine not in self._subgroups:
+            self._subgroups[mine] = MpiComm(self._comm.Split(index, mine.index(self.rank)), self._transport)
+        return self._subgroups[mine]
+
+    def empty(self, nbytes: int) -> Array:
+        return cast(Array, np.empty(nbytes, dtype=np.uint8))
+
+    def write(self, array: Array, data: Bytes) -> None:
+        array[: data.size] = data
+
+    def read(self, array: Array) -> Bytes:
+        return cast(Bytes, array)
+
+
+class _Requests:
+    def __init__(self, requests: list[MPI.Request]) -> None:
+        self._requests = requests
+
+    def wait(self) -> None:
+        MPI.Request.Waitall(self._requests)
+
+
+class _Move:
+    """A call whose result must still be moved."""
+
+    def __init__(self, work: Work, out: Array, source: Array) -> None:
+        self._work = work
+        self._out = out
+        self._source = source
+
+    def wait(self) -> None:
+        self._work.wait()
+        self._out[...] = self._source
+
+
+class Mpi:
+    """Blocking calls, so nothing to synchronise; the clock is the host's."""
+
+    name = "mpi"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.rank = self.size = 0
+        self.nonblocking = False
+
+    @staticmethod
+    def before_fork(size: int) -> Any:
+        raise RuntimeError("MPI does not survive a fork; mpiexec starts its ranks")
+
+    def connect(self, info: RankInfo, shared: Any = None) -> None:
+        world = join_world(info)
+        self.rank, self.size = world.Get_rank(), world.Get_size()
+        self.world: Comm = MpiComm(world, self)
+        # Votes and barriers have a communicator of their own, so that they never meet timed messages.
+        self._votes = world.Dup()
+
+    def close(self) -> None:
+        MPI.Finalize()
+
+    def case_begins(self, labels: dict[str, Any]) -> None:
+        return None
+
+    def upload(self, array: Array, offset: int, data: Bytes) -> None:
+        array[offset : offset + data.size] = data
+
+    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
+        return cast(Bytes, array[offset : offset + nbytes])
+
+    def overlap(self, wanted: bool) -> None:
+        self.nonblocking = wanted
+
+    def product(self, rows: int) -> Callable[[], Any]:
+        tokens, weights, result = (np.ones(shape, np.float32) for shape in ((rows, 256), (256, 256), (rows, 256)))
+        return lambda: np.matmul(tokens, weights, out=result)
+
+    def barrier(self) -> None:
+        self._votes.Barrier()
+
+    def synchronize(self) -> None:
+        return None
+
+    mark = staticmethod(time.perf_counter_ns)
+
+    def between_us(self, start: int, end: int) -> float:
+        return (end - start) / 1e3
+
+    def moment_us(self, mark: int) -> float:
+        return mark / 1e3  # CLOCK_MONOTONIC: the same for all processes of a host
+
+    def host_us(self) -> float:
+        return time.perf_counter_ns() / 1e3
+
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        mine = np.asarray(values, dtype=np.float64)
+        votes = np.empty((self.size, mine.size), dtype=np.float64)
+        self._votes.Allgather(mine, votes)
+        return votes
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError) or (
+            isinstance(error, MPI.Exception) and error.Get_error_class() == MPI.ERR_NO_MEM
+        )
+
+    def versions(self) -> dict[str, str]:
+        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+        return {"mpi4py": mpi4py.__version__, "mpi": library}
+
+    def link_gbps(self) -> dict[LinkClass, float] | None:
+        return None
+
+
+def join_world(info: RankInfo) -> MPI.Intracomm:
+    """All ranks. Raises `EnvironmentProblem` where the launcher and the MPI library do not speak of the same world."""
+    world = MPI.COMM_WORLD
+    rank, size = world.Get_rank(), world.Get_size()
+    if (rank, size) != (info.rank, info.size):
+        library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
+        raise EnvironmentProblem(
+            f"the launcher started rank {info.rank} of {info.size}, but the MPI library that mpi4py loads sees "
+            f"rank {rank} of {size} ({library})",
+            hint="mpiexec and the library are of different MPIs; use the mpiexec that belongs to the library",
+        )
+    return world
