@@ -33,7 +33,7 @@ $(VENV)/.made:
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.made
 	@echo "setting up $(VENV) (once; a minute or two)"
-	$(PIP) --editable .
+	$(PIP) --editable '.[mpi]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run

@@ -12,7 +12,7 @@ import click
 from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
 
-_FORMATS = ("table", "json", "csv")  # those of commbench.output, which is not imported for --help
+_FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 
 
@@ -100,16 +100,18 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 
 
 @cli.command(short_help="Draw bandwidth and time curves of runs.")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
-def plot(runs: tuple[Path, ...], out: Path | None) -> int:
+@click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
+def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
     """Draw bandwidth and time against size, one figure for each set-up, as PNG and SVG.
 
-    With several runs, equal settings share a figure and each line names its run.
+    With several runs, equal settings share a figure and each line names its run. A file of nccl-tests (text or JSON)
+    or of OSU is drawn beside them, in the figures of the same collective and number of ranks.
     """
     from commbench.commands.plot import run
 
-    return run(runs, out)
+    return run(runs, out, ranks)
 
 
 @cli.command(

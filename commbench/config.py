@@ -180,6 +180,10 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     for value in axes["algorithm"]:
         if value != "all" and value not in known:
             raise unknown("algorithm", str(value), [*known, "all"])
+    if "algorithm" not in overrides.values:  # a recipe's algorithms may be of another collective than the user's
+        wanted = collectives.TABLE if "all" in axes["collective"] else axes["collective"]
+        able = {"all", *(name for of in wanted for name in algorithms.names(of))}
+        axes["algorithm"] = [name for name in axes["algorithm"] if name in able] or axes["algorithm"]
     for value in axes["groups"]:
         if value not in ("world", "rails"):
             block_size(str(value))

@@ -20,12 +20,9 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
-from commbench.algorithms.base import Bound
 from commbench.records import Policy
 from commbench.stats import Floats
-from commbench.transports.base import Array, Transport
-
-Pair = tuple[Array, Array]  # output, input
+from commbench.transports.base import Ready, Transport
 
 PIPELINED_CALLS = 20  # nccl-tests' -n
 PIPELINED_SAMPLE_S = 0.25  # one pipelined sample shall not take longer, if at least 2 calls fit
@@ -43,7 +40,7 @@ class Timing:
     begin_us: Floats  # when each rank left the barrier, on a clock that the ranks of one host share
     beside: dict[str, Floats]  # where a product was made beside the call: each alone, and the product beside it
     calls_per_sample: int
-    calls: range  # numbers of the timed calls: call i used pair i modulo the number of pairs
+    calls: range  # numbers of the timed calls: call i used buffers i modulo the number of pairs
     stop_reason: str  # "precision", "samples", "cap" or "iters"
     elapsed_s: float
 
@@ -71,43 +68,41 @@ class Observer:
         """After each batch: still alive."""
 
 
-def take(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], first: int, count: int, calls: int
-) -> list[list[float]]:
-    """`count` samples of `calls` calls each, on this rank: [times, host times, begins], times per call in microseconds.
+def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, each: int) -> list[list[float]]:
+    """`count` samples of `each` calls, on this rank: [times, host times, begins], times per call in microseconds.
 
     `first` numbers the first call, so that rotated buffers go on where the last batch stopped.
     """
     marks: list[tuple[Any, Any]] = []
     host: list[float] = []
-    barrier, mark, clock, start = transport.barrier, transport.mark, transport.host_us, bound.start
-    synchronize, n = transport.synchronize, len(pairs)
-    call = first
-    for _ in range(count):
+    barrier, mark, clock, synchronize = transport.barrier, transport.mark, transport.host_us, transport.synchronize
+    n = len(calls)
+    for number in range(first, first + count * each, each):
         barrier()
-        if calls == 1:
-            out, inp = pairs[call % n]
+        if each == 1:
+            call = calls[number % n]
             begin = mark()
             enter = clock()
-            work = start(out, inp)
+            work = call()
             leave = clock()
-            work.wait()
+            if work is not None:
+                work.wait()
         else:
+            turn = list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
             begin = mark()
             enter = clock()
-            for i in range(call, call + calls):
-                out, inp = pairs[i % n]
-                work = start(out, inp)
-                work.wait()
+            for call in turn:
+                work = call()
+                if work is not None:
+                    work.wait()
             leave = clock()
             synchronize()
         end = mark()
-        del work  # its destructor shall not run inside the next sample
-        call += calls
+        work = None  # its destructor shall not run inside the next sample
         marks.append((begin, end))
-        host.append((leave - enter) / calls)
+        host.append((leave - enter) / each)
     synchronize()
-    times = [transport.between_us(begin, end) / calls for begin, end in marks]
+    times = [transport.between_us(begin, end) / each for begin, end in marks]
     return [times, host, [transport.moment_us(begin) for begin, _ in marks]]
 
 
@@ -116,28 +111,29 @@ _ROWS = 16  # of the product that is timed to find how many rows last as long as
 
 
 def take_beside(
-    transport: Transport, bound: Bound, pairs: Sequence[Pair], first: int, count: int, product: Callable[[], Any]
+    transport: Transport, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any]
 ) -> list[list[float]]:
     """As `take`, one call a sample, of call and product together, followed by the three columns of `BESIDE`.
 
     Each sample makes two calls: one alone, one with the product between its start and its end.
     """
     columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
-    for call in range(first, first + 2 * count, 2):
-        alone = take(transport, bound, pairs, call, 1, 1)
+    for number in range(first, first + 2 * count, 2):
+        alone = take(transport, calls, number, 1, 1)
         transport.barrier()
         begin = transport.mark()
         product()
         end = transport.mark()
         transport.barrier()
-        out, inp = pairs[(call + 1) % len(pairs)]
+        call = calls[(number + 1) % len(calls)]
         both = transport.mark()
         enter = transport.host_us()
-        work = bound.start(out, inp)
+        work = call()
         started, leave = transport.mark(), transport.host_us()
         product()
         made = transport.mark()
-        work.wait()
+        if work is not None:
+            work.wait()
         done = transport.mark()
         transport.synchronize()
         between = transport.between_us
@@ -164,8 +160,7 @@ def _product(transport: Transport, call_us: float) -> Callable[[], Any]:
 
 def measure(
     transport: Transport,
-    bound: Bound,
-    pairs: Sequence[Pair],
+    ready: Sequence[Ready],
     policy: Policy,
     *,
     mode: str,
@@ -174,12 +169,13 @@ def measure(
 ) -> Timing:
     """Warm up, then sample until the median is known, the samples or the seconds run out. Collective.
 
-    `beside`: a matrix product beside each call, in mode `isolated`.
+    `ready` are the calls that take turns, one for each pair of buffers. `beside`: a matrix product beside each call, in
+    mode `isolated`.
     """
     collecting = gc.isenabled()
     gc.disable()  # a collection inside a sample would be measured
     try:
-        return _measure(transport, bound, pairs, policy, mode, observer, beside)
+        return _measure(transport, ready, policy, mode, observer, beside)
     finally:
         if collecting:
             gc.enable()
@@ -187,8 +183,7 @@ def measure(
 
 def _measure(
     transport: Transport,
-    bound: Bound,
-    pairs: Sequence[Pair],
+    ready: Sequence[Ready],
     policy: Policy,
     mode: str,
     observer: Observer,
@@ -217,8 +212,8 @@ def _measure(
 
     def timed(first: int, count: int, calls: int) -> list[list[float]]:
         if product is not None:
-            return take_beside(transport, bound, pairs, first, count, product)
-        return take(transport, bound, pairs, first, count, calls)
+            return take_beside(transport, ready, first, count, product)
+        return take(transport, ready, first, count, calls)
 
     cap_us = math.inf if policy.iters else policy.cap_s * 1e6
     # The first warm-up tells how long a call takes; the rest may use a quarter of the cap.

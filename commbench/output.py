@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from commbench.records import Fabric, Row, Status, to_json
 from commbench.units import format_size
 
-FORMATS = ("table", "json", "csv")
+FORMATS = ("table", "json", "csv", "nccl-tests")
 
 
 class Writer(Protocol):
@@ -69,7 +69,25 @@ class TableWriter:
         sys.stdout.flush()
 
 
-WRITERS: dict[str, type[Writer]] = {"table": TableWriter, "json": JsonWriter, "csv": CsvWriter}
+class NcclTestsWriter:
+    """The text of nccl-tests, at the end, for the programs that read it."""
+
+    def row(self, row: Row) -> None:
+        return None
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+        from commbench.formats import nccl_tests_writer
+
+        sys.stdout.write(nccl_tests_writer.write(rows, meta))
+        sys.stdout.flush()
+
+
+WRITERS: dict[str, type[Writer]] = {
+    "table": TableWriter,
+    "json": JsonWriter,
+    "csv": CsvWriter,
+    "nccl-tests": NcclTestsWriter,
+}
 
 _COLUMNS = (
     ("size", 10),
@@ -94,8 +112,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         env = tuple(row.env.items())
-        asked = tuple((name, value) for name, value in row.arguments.items() if name not in _FOLLOWS_SIZE)
-        key = (row.transport, row.collective, asked, row.in_place, row.dtype, row.mode, row.buffers, row.cache,
+        key = (row.transport, row.what, row.dtype, row.mode, row.buffers, row.cache,
                row.nodes, row.ranks, row.groups, row.overlap, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
     for members in groups.values():
@@ -114,14 +131,9 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_FOLLOWS_SIZE = ("send_bytes",)
-
-
 def describe(row: Row) -> str:
     """All that rows of one curve share: `all_reduce op=sum over gloo, fp32, isolated, ..., 2 nodes x 2 ranks`."""
-    asked = [f"{name}={value}" for name, value in row.arguments.items() if name not in _FOLLOWS_SIZE]
-    words = [f"{' '.join([row.collective, *asked])} over {row.transport}", row.dtype, row.mode]
-    words += ["in place"] if row.in_place else []
+    words = [f"{row.what} over {row.transport}", row.dtype, row.mode]
     words += [f"{row.buffers} buffers", f"{row.cache} cache", describe_layout(row.nodes, row.ranks, row.fabric)]
     words += [f"groups of {row.group_size} ({row.groups})"] if row.groups != "world" else []
     words += [f"beside a {row.overlap}"] if row.overlap != "none" else []

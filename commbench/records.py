@@ -219,8 +219,8 @@ class Row:
 
     @property
     def what(self) -> str:
-        """The collective and all that it was asked: `all_reduce op=max in place`."""
-        asked = [f"{key}={value}" for key, value in self.arguments.items()]
+        """The collective and all that it was asked, but for what follows the size: `all_reduce op=max in place`."""
+        asked = [f"{key}={value}" for key, value in self.arguments.items() if key != "send_bytes"]
         return " ".join([self.collective, *asked, *(["in place"] if self.in_place else [])])
 
 

@@ -6,6 +6,7 @@ Success is read from the rows on disk, not from exit codes: launchers rewrite th
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from commbench import launch, plan, summary
 from commbench.errors import EnvironmentProblem
+from commbench.launch import leftovers
 from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
@@ -27,6 +29,7 @@ from commbench.units import format_seconds
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
 STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
 _POLL_S = 0.05
+_GRACE_S = 5.0  # from a rank that raised to the end of the others
 _STARTS_TRIED = 2  # launches that end before their first case, in a row
 _TAIL_LINES = 8
 _LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
@@ -176,6 +179,8 @@ class Sweep:
         command = launcher.command(path, order)
         measurements = Tail(self.folder.measurements_path)
         events = Tail(order.folder / "events.jsonl", from_start=True)
+        failures = Tail(order.folder / "failures.jsonl", from_start=True)
+        until = math.inf
         outcome = Outcome()
         environment = rank_environment(launcher.environment(order) | order.outer.env)
         process = Process(command, environment, order.folder / "launcher.log")
@@ -183,6 +188,7 @@ class Sweep:
         def end() -> None:
             process.kill()
             launcher.cancel(order.folder)
+            leftovers.remove(order.folder)
 
         try:
             heard = time.monotonic()
@@ -199,6 +205,13 @@ class Sweep:
                     heard = time.monotonic()
                     self._tell(what)
                 if over:
+                    return outcome
+                if failures.read():
+                    # Its peers may wait for it inside a library that does not notice: give them a moment, no more.
+                    until = min(until, time.monotonic() + _GRACE_S)
+                if time.monotonic() > until:
+                    end()
+                    self._collect(measurements, outcome)
                     return outcome
                 allowed = self.timeout_s if outcome.seen else max(self.timeout_s, STARTS_WITHIN_S)
                 if time.monotonic() - heard > allowed:

@@ -22,6 +22,7 @@ import numpy as np
 from commbench import algorithms, check, collectives, measure, memory, transports
 from commbench.algorithms.base import Bound
 from commbench.collectives.base import Collective
+from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
@@ -29,11 +30,12 @@ from commbench.records import Case, Fabric, Measurement, Status
 from commbench.spec import Spec
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
-from commbench.transports.base import Transport
+from commbench.transports.base import Array, Ready, Transport
 from commbench.units import format_size
 
 _TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
+Pair = tuple[Array, Array]  # output, input
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
@@ -82,7 +84,7 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
 class _Job(measure.Observer):
     """One case on this rank: its buffers, its data, and whether they came out right."""
 
-    def __init__(self, checker: check.Checker, pairs: list[measure.Pair], events: Events) -> None:
+    def __init__(self, checker: check.Checker, pairs: list[Pair], events: Events) -> None:
         self.checker = checker
         self.transport = checker.transport
         self.pairs = pairs
@@ -92,9 +94,9 @@ class _Job(measure.Observer):
     def beat(self) -> None:
         self.events.beat()
 
-    def load(self, salt: int, pairs: Iterable[measure.Pair]) -> None:
+    def load(self, salt: int, pairs: Iterable[Pair]) -> None:
         """Data of the call numbered `salt` into `pairs`; outputs wrong for that call."""
-        first: measure.Pair | None = None
+        first: Pair | None = None
         for out, inp in pairs:
             if first is None or self.checker.spec.in_place:
                 # The output first: in place it holds the input.
@@ -118,12 +120,12 @@ class _Job(measure.Observer):
             self.events.beat()
         return int(self.transport.all_gather([float(mine)]).sum())
 
-    def call(self, bound: Bound, salt: int) -> int:
+    def call(self, ready: Ready, salt: int) -> int:
         """One untimed call with fresh data; the elements that it got wrong."""
         self.load(salt, self.pairs[:1])
         self.transport.barrier()
-        out, inp = self.pairs[0]
-        bound.start(out, inp).wait()
+        if (work := ready()) is not None:
+            work.wait()
         self.transport.synchronize()
         return self.wrong(salt)
 
@@ -169,7 +171,7 @@ def _measure_case(
         reason = f"{info.local_size} ranks x {format_size(needed)} on this host, {format_size(available)} available"
         return done(Status.OUT_OF_MEMORY, reason), None
 
-    pairs: list[measure.Pair] = []
+    pairs: list[Pair] = []
     bound: Bound | None = None
     failure = ""
     try:
@@ -188,18 +190,18 @@ def _measure_case(
         if failed or bound is None:
             ranks = ", ".join(map(str, failed))
             return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
-        bound.bind(pairs)
+        ready = bound.bind(pairs)
         # Groups have data of their own: a block of another group is a wrong one.
         job = _Job(check.Checker(transport, collective, spec, rank, case.seed + (group << 48)), pairs, events)
         # Two calls with different data: a result of the last call would pass the first one only.
-        if bad := job.call(bound, 1) or job.call(bound, 2):
+        if bad := job.call(ready[0], 1) or job.call(ready[0], 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
         timing = measure.measure(
-            transport, bound, pairs, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
+            transport, ready, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
         )
         # What the timed calls left in every pair that they used, then one call with fresh data.
         used = sorted({call % count for call in timing.calls[-count:]}) if collective.repeatable(spec) else []
-        if bad := job.wrong(_TIMED_SALT, used) or job.call(bound, 4):
+        if bad := job.wrong(_TIMED_SALT, used) or job.call(ready[0], 4):
             return done(Status.WRONG_RESULT, "after timing", wrong=bad), None
     finally:
         if bound is not None:
@@ -233,7 +235,7 @@ def _buffer_bytes(collective: Collective, spec: Spec, rank: int) -> int:
     return shared.nbytes if shared else collective.input_bytes(spec, rank) + collective.output_bytes(spec, rank)
 
 
-def _allocate(transport: Transport, collective: Collective, spec: Spec, rank: int, count: int) -> list[measure.Pair]:
+def _allocate(transport: Transport, collective: Collective, spec: Spec, rank: int, count: int) -> list[Pair]:
     """`count` (output, input) pairs, cut from one or two buffers: thousands of small allocations would take long."""
     inputs, outputs = collective.input_bytes(spec, rank), collective.output_bytes(spec, rank)
     shared = collective.in_place(spec, rank) if spec.in_place else None
@@ -303,6 +305,7 @@ def _describe_ranks(order: Order, transport: Transport, info: RankInfo) -> None:
         "pid": os.getpid(),
         "affinity": sorted(os.sched_getaffinity(0)),
         "launcher": info.launcher,
+        "shared_memory": leftovers.mapped(),
         "versions": transport.versions(),
     }
     write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
@@ -335,7 +338,10 @@ def main() -> None:
         raise SystemExit("commbench.worker is started by a launcher; use `commbench sweep`")
     if info.launcher != "torchrun":  # which alone says where to meet
         info = replace(info, rendezvous=f"address:{order.folder / 'address'}")
-    os._exit(start_rank(order, info))
+    code = start_rank(order, info)
+    if code or order.outer.transport != "mpi":
+        os._exit(code)
+    # MPICH takes leave of mpiexec when the process ends in the ordinary way; without that its mpiexec kills the others.
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ tests compare it, message by message, with what a counting transport saw.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Protocol
 
 from commbench.spec import Spec, Step
-from commbench.transports.base import Array, Comm, Work
+from commbench.transports.base import Array, Comm, Ready, Work
 
 
 class Bound(Protocol):
@@ -18,10 +19,10 @@ class Bound(Protocol):
 
     capturable: bool  # whether a CUDA graph may hold `start`
 
-    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> None:
-        """Collective and untimed: told which (output, input) buffers `start` will get, to register or capture them.
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        """Collective and untimed: a call for each (output, input), made as ready as it can be: registered, parsed.
 
-        `start` must also work with buffers that it was not told of.
+        A ready call does what `start` does, and gives None instead of a Work where it is done when it returns.
         """
         ...
 
@@ -38,12 +39,15 @@ class Bound(Protocol):
 
 
 class BoundBase:
-    """A Bound that owns nothing."""
+    """A Bound that owns nothing and can make nothing ready."""
 
     capturable = False
 
-    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> None:
-        return None
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        return [functools.partial(self.start, out, inp) for out, inp in pairs]
+
+    def start(self, out: Array, inp: Array) -> Work:
+        raise NotImplementedError
 
     def close(self) -> None:
         return None

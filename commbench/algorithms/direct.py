@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 from commbench.algorithms.base import Bound, BoundBase
 from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.collectives.sendrecv import SendRecv
 from commbench.spec import Spec, Step
-from commbench.transports.base import Array, Comm, Message, Work
-
-Start = Callable[[Array, Array], Work]
+from commbench.transports.base import Array, Comm, Message, Ready, Work
 
 
-class _Call(BoundBase):
-    def __init__(self, start: Start) -> None:
-        self.start = start
+class _Bound(BoundBase):
+    """One method of the communicator, whose buffers are output and input, with the same `arguments` in every call."""
+
+    def __init__(self, comm: Comm, method: str, *arguments: Any, **named: Any) -> None:
+        self._comm = comm
+        self._method = method
+        self._arguments = arguments
+        self._named = {**named, "step": "all"}
+
+    def start(self, out: Array, inp: Array) -> Work:
+        work: Work = getattr(self._comm, self._method)(out, inp, *self._arguments, **self._named)
+        return work
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        return [self._comm.ready(self._method, *pair, *self._arguments, **self._named) for pair in pairs]
 
 
 class _Direct:
@@ -32,12 +43,6 @@ class _Direct:
     def scratch_bytes(self, spec: Spec) -> int:
         return 0
 
-    def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _Call(self._start(comm, spec))
-
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        raise NotImplementedError
-
 
 class DirectAllToAll(_Direct):
     collective = "all_to_all"
@@ -45,8 +50,8 @@ class DirectAllToAll(_Direct):
     def steps(self, spec: Spec) -> list[Step] | None:
         return [Step(name="all", sends=tuple(AllToAll().messages(spec)))]
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        return lambda out, inp: comm.all_to_all(out, inp, step="all")
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Bound(comm, "all_to_all")
 
 
 class DirectAllToAllV(_Direct):
@@ -55,49 +60,52 @@ class DirectAllToAllV(_Direct):
     def steps(self, spec: Spec) -> list[Step] | None:
         return [Step(name="all", sends=tuple(AllToAllV().messages(spec)))]
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
         matrix = AllToAllV().counts(spec)
-        sent, received = matrix[comm.rank].tolist(), matrix[:, comm.rank].tolist()
-        return lambda out, inp: comm.all_to_allv(out, inp, received, sent, step="all")
+        return _Bound(comm, "all_to_allv", matrix[:, comm.rank].tolist(), matrix[comm.rank].tolist())
 
 
 class DirectAllGather(_Direct):
     collective = "all_gather"
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        in_place = spec.in_place
-        return lambda out, inp: comm.all_gather(out, inp, in_place=in_place, step="all")
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Bound(comm, "all_gather", in_place=spec.in_place)
 
 
 class DirectReduceScatter(_Direct):
     collective = "reduce_scatter"
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        dtype, op, in_place = spec.dtype, str(spec.arguments["op"]), spec.in_place
-        return lambda out, inp: comm.reduce_scatter(out, inp, dtype, op, in_place=in_place, step="all")
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Bound(comm, "reduce_scatter", spec.dtype, str(spec.arguments["op"]), in_place=spec.in_place)
 
 
 class DirectAllReduce(_Direct):
     collective = "all_reduce"
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        dtype, op, in_place = spec.dtype, str(spec.arguments["op"]), spec.in_place
-        return lambda out, inp: comm.all_reduce(out, inp, dtype, op, in_place=in_place, step="all")
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Bound(comm, "all_reduce", spec.dtype, str(spec.arguments["op"]), in_place=spec.in_place)
 
 
 class DirectBroadcast(_Direct):
+    """Libraries have it in place only, so out of place the root copies its input first."""
+
     collective = "broadcast"
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
         root = int(spec.arguments["root"])
-        copies = comm.rank == root and not spec.in_place
+        return _Broadcast(comm, root, copies=comm.rank == root and not spec.in_place)
 
-        def start(out: Array, inp: Array) -> Work:
-            if copies:
-                out[...] = inp
-            return comm.broadcast(out, root, step="all")
 
-        return start
+class _Broadcast(BoundBase):
+    def __init__(self, comm: Comm, root: int, *, copies: bool) -> None:
+        self._comm = comm
+        self._root = root
+        self._copies = copies
+
+    def start(self, out: Array, inp: Array) -> Work:
+        if self._copies:
+            out[...] = inp
+        return self._comm.broadcast(out, self._root, step="all")
 
 
 class DirectSendRecv(_Direct):
@@ -106,6 +114,14 @@ class DirectSendRecv(_Direct):
     def steps(self, spec: Spec) -> list[Step] | None:
         return [Step(name="all", sends=tuple(SendRecv().messages(spec)))]
 
-    def _start(self, comm: Comm, spec: Spec) -> Start:
-        to, source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
-        return lambda out, inp: comm.exchange([Message(to, inp)], [Message(source, out)], step="all")
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _SendRecv(comm)
+
+
+class _SendRecv(BoundBase):
+    def __init__(self, comm: Comm) -> None:
+        self._comm = comm
+        self._to, self._source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+
+    def start(self, out: Array, inp: Array) -> Work:
+        return self._comm.exchange([Message(self._to, inp)], [Message(self._source, out)], step="all")

@@ -18,6 +18,7 @@ from commbench.commands.prepare import (
 from commbench.commands.session import EXIT_OK, measure, of_run
 from commbench.console import Talk
 from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import leftovers
 from commbench.launch.environment import detect
 from commbench.plan import PlannedCase
 from commbench.records import Status
@@ -69,6 +70,8 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
             f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
         )
     folder.ranks_lock.release()
+    for attempt in sorted((folder.path / "logs").glob("*/")):
+        leftovers.remove(attempt)
     about = folder.read_json("run.json")
     if about["joined"]:
         raise UsageError(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TABLE: dict[str, str] = {
     "local": "commbench.launch.local",
     "mpiexec": "commbench.launch.mpiexec",
+    "slurm": "commbench.launch.slurm",
     "torchrun": "commbench.launch.torchrun",
 }
 

@@ -131,11 +131,11 @@ def _candidates(name: str, path: str, environment: Mapping[str, str]) -> Iterato
 def _identify(mpiexec: str, environment: Mapping[str, str]) -> tuple[str | None, str]:
     """Its family, and the first thing that it says of itself."""
     said = _output([mpiexec, "--version"], environment).strip()
-    return family(said), said.partition("\n")[0]
+    return family(said), said.partition("\n")[0] or "which cannot be run, or says nothing"
 
 
 def _output(command: list[str], environment: Mapping[str, str]) -> str:
-    """What a program prints, on stderr if nowhere else, or why it could not be run."""
+    """What a program prints, on stderr if nowhere else; "" if it cannot be run, or hangs."""
     try:
         done = subprocess.run(
             command,
@@ -147,8 +147,8 @@ def _output(command: list[str], environment: Mapping[str, str]) -> str:
             timeout=_WITHIN_S,
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # not the error, which names the path: it may look like a family
     return done.stdout or done.stderr
 
 

@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # One figure for each combination of these.
-_FIGURE_KEYS = ["collective", "transport", "nodes", "ranks", "fabric", "dtype", "mode", "buffers", "cache", "env"]
+FIGURE_KEYS = [
+    *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric"),
+    *("dtype", "mode", "buffers", "cache", "env"),
+]
 
 
 def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures by file name; none for rows without numbers. `frame` has the columns of `Row`, `run` and `label`."""
     ok = frame[frame["status"] == "ok"]
     figures = {}
-    for key, rows in ok.groupby(_FIGURE_KEYS, sort=False):
-        setting: dict[str, Any] = {name: value for name, value in zip(_FIGURE_KEYS, key, strict=True)}  # noqa: C416
+    for key, rows in ok.groupby(FIGURE_KEYS, sort=False):
+        setting: dict[str, Any] = {name: value for name, value in zip(FIGURE_KEYS, key, strict=True)}  # noqa: C416
         layout = f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
-        words = [setting["collective"], setting["transport"], layout]
+        words = [setting["what"], setting["transport"], layout]
+        words += [setting["groups"]] if setting["groups"] != "world" else []
+        words += [setting["overlap"]] if setting["overlap"] != "none" else []
         words += [setting[name] for name in ("dtype", "mode") if setting[name]]
         words += [setting["cache"]] if setting["cache"] != "warm" else []
         words += [setting["buffers"]] if setting["buffers"] != "plain" else []
@@ -89,6 +94,8 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     over_launches = (rows["interval_of"].dropna() == "launches").all()
     spread = f"over {counted}" if over_launches else f"of samples within {counted} only"
     note = f"points: median of the slowest rank's time; bars: 95 % interval {spread}"
+    if rows["interval_of"].isna().any():
+        note += "; lines without bars: as their source gives them"
     caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
     tilted = len(sizes) > UPRIGHT_TICKS
     legend_rows = -(-len(labels) // columns)
@@ -100,7 +107,9 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
 
 def _title(setting: Mapping[str, Any]) -> str:
     layout = describe_layout(setting["nodes"], setting["ranks"], setting["fabric"])
-    words = [f"{setting['collective']} over {setting['transport']}", layout, setting["dtype"], setting["mode"]]
+    words = [f"{setting['what']} over {setting['transport']}", layout, setting["dtype"], setting["mode"]]
+    words += [f"groups of {setting['group_size']} ({setting['groups']})"] if setting["groups"] != "world" else []
+    words += [f"beside a {setting['overlap']}"] if setting["overlap"] != "none" else []
     words += ["cold cache"] if setting["cache"] == "cold" else []
     words += [setting["env"]] if setting["env"] else []
     return ", ".join(words)

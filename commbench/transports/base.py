@@ -35,6 +35,10 @@ class Work(Protocol):
     def wait(self) -> Any: ...
 
 
+# A call with all its arguments. None instead of a Work: it was done when it returned.
+Ready = Callable[[], Work | None]
+
+
 class Done:
     """A Work that has nothing left to wait for."""
 
@@ -92,6 +96,10 @@ class Comm(Protocol):
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         """A batch of point-to-point messages, all in flight at once. None is empty; the batch may be."""
+        ...
+
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        """A call of the method `name` with these arguments, made as ready as it can be."""
         ...
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:

@@ -6,6 +6,7 @@ meanwhile (`overlap`), the nonblocking ones.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -18,14 +19,18 @@ from commbench.data import Bytes
 from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
-from commbench.transports.base import Array, Comm, Done, Message, Work
+from commbench.transports.base import Array, Comm, Done, Message, Ready, Work
 
 mpi4py.rc.thread_level = "funneled"  # only the thread that measures calls MPI
 from mpi4py import MPI  # noqa: E402  (initialises MPI, with the setting above)
 
 _DONE = Done()
+_PAGE = 4096
 _KINDS = {"fp32": MPI.FLOAT, "int32": MPI.INT32_T, "uint8": MPI.UINT8_T}
 _OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "min": MPI.MIN, "max": MPI.MAX}
+
+
+_Call = tuple[Callable[..., None], Callable[..., MPI.Request], tuple[Any, ...]]
 
 
 class _Request:
@@ -48,42 +53,69 @@ class MpiComm:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
-    def _call(self, blocking: Callable[..., None], nonblocking: Callable[..., MPI.Request], *arguments: Any) -> Work:
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        if name == "reduce_scatter" and named["in_place"]:  # something is left to do after MPI's call
+            return functools.partial(self.reduce_scatter, *arguments, **named)
         if self._transport.nonblocking:
-            return _Request(nonblocking(*arguments))
-        blocking(*arguments)
+            return functools.partial(getattr(self, name), *arguments, **named)
+        # mpi4py reads its own kind of buffer fastest, and no Python of ours stands between it and the timing loop.
+        known = [MPI.memory.frombuffer(item) if isinstance(item, np.ndarray) else item for item in arguments]
+        blocking, _, words = getattr(self, f"_{name}")(*known, **named)
+        return functools.partial(blocking, *words)
+
+    def _now(self, call: _Call) -> Work:
+        blocking, nonblocking, words = call
+        if self._transport.nonblocking:
+            return _Request(nonblocking(*words))
+        blocking(*words)
         return _DONE
 
+    # For each collective: MPI's blocking and nonblocking call, and their arguments.
+
+    def _all_to_all(self, out: Array, inp: Array, *, step: str) -> _Call:
+        each = out.nbytes // self.size  # type: ignore[attr-defined]
+        return self._comm.Alltoall, self._comm.Ialltoall, ((inp, each, MPI.BYTE), (out, each, MPI.BYTE))
+
+    def _all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> _Call:
+        # Without displacements mpi4py puts blocks one after the other.
+        words = (inp, sent, None, MPI.BYTE), (out, received, None, MPI.BYTE)
+        return self._comm.Alltoallv, self._comm.Ialltoallv, words
+
+    def _all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> _Call:
+        return self._comm.Allgather, self._comm.Iallgather, (MPI.IN_PLACE if in_place else inp, out)
+
+    def _reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> _Call:
+        kind = _KINDS[dtype]
+        words = (MPI.IN_PLACE, (inp, kind)) if in_place else ((inp, kind), (out, kind))
+        return self._comm.Reduce_scatter_block, self._comm.Ireduce_scatter_block, (*words, _OPS[op])
+
+    def _all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> _Call:
+        kind = _KINDS[dtype]
+        words = (MPI.IN_PLACE if in_place else (inp, kind)), (out, kind), _OPS[op]
+        return self._comm.Allreduce, self._comm.Iallreduce, words
+
+    def _broadcast(self, buffer: Array, root: int, *, step: str) -> _Call:
+        return self._comm.Bcast, self._comm.Ibcast, (buffer, root)
+
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
-        return self._call(self._comm.Alltoall, self._comm.Ialltoall, inp, out)
+        return self._now(self._all_to_all(out, inp, step=step))
 
     def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
-        # Without displacements mpi4py puts blocks one after the other.
-        return self._call(
-            self._comm.Alltoallv, self._comm.Ialltoallv, [inp, sent, None, MPI.BYTE], [out, received, None, MPI.BYTE]
-        )
+        return self._now(self._all_to_allv(out, inp, received, sent, step=step))
 
     def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
-        return self._call(self._comm.Allgather, self._comm.Iallgather, MPI.IN_PLACE if in_place else inp, out)
+        return self._now(self._all_gather(out, inp, in_place=in_place, step=step))
 
     def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
-        # MPI leaves the result of the call in place at the beginning of the buffer, so it is moved to the own part.
-        kind = _KINDS[dtype]
-        if not in_place:
-            arguments = [inp, kind], [out, kind], _OPS[op]
-            return self._call(self._comm.Reduce_scatter_block, self._comm.Ireduce_scatter_block, *arguments)
-        work = self._call(
-            self._comm.Reduce_scatter_block, self._comm.Ireduce_scatter_block, MPI.IN_PLACE, [inp, kind], _OPS[op]
-        )
-        return _Move(work, out, inp[: out.nbytes])  # type: ignore[attr-defined]
+        work = self._now(self._reduce_scatter(out, inp, dtype, op, in_place=in_place, step=step))
+        # In place MPI leaves the result at the beginning of the buffer; NCCL's place, and ours, is the own part.
+        return _Move(work, out, inp[: out.nbytes]) if in_place else work  # type: ignore[attr-defined]
 
     def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
-        kind = _KINDS[dtype]
-        source = MPI.IN_PLACE if in_place else [inp, kind]
-        return self._call(self._comm.Allreduce, self._comm.Iallreduce, source, [out, kind], _OPS[op])
+        return self._now(self._all_reduce(out, inp, dtype, op, in_place=in_place, step=step))
 
     def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
-        return self._call(self._comm.Bcast, self._comm.Ibcast, buffer, root)
+        return self._now(self._broadcast(buffer, root, step=step))
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         comm = self._comm
@@ -101,7 +133,10 @@ class MpiComm:
         return self._subgroups[mine]
 
     def empty(self, nbytes: int) -> Array:
-        return cast(Array, np.empty(nbytes, dtype=np.uint8))
+        # On a page of its own, as OSU and IMB have it: malloc's header would put every copy 16 bytes off.
+        whole = np.empty(nbytes + _PAGE, dtype=np.uint8)
+        start = -whole.ctypes.data % _PAGE
+        return cast(Array, whole[start : start + nbytes])
 
     def write(self, array: Array, data: Bytes) -> None:
         array[: data.size] = data

@@ -7,6 +7,7 @@ flipped, two blocks swapped, last call's data, an output left untouched) meets t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -24,7 +25,7 @@ from commbench.data import OPS, Bytes, decode, encode
 from commbench.errors import UsageError, unknown
 from commbench.launch.environment import RankInfo
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
-from commbench.transports.base import Array, Comm, Message, Work
+from commbench.transports.base import Array, Comm, Message, Ready, Work
 from commbench.transports.mesh import Mesh, SocketPairs
 
 FAULTS = ("flip", "swap", "stale", "untouched", "hang", "out_of_memory", "crash")
@@ -287,6 +288,9 @@ class ScriptedComm:
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         return self._pending(sends, recvs, step)
+
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        return functools.partial(getattr(self, name), *arguments, **named)
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
         mine = next(ranks for ranks in partition if self.rank in ranks)

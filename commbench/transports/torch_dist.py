@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import socket
 import time
@@ -21,7 +22,7 @@ from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.store import write_atomically
-from commbench.transports.base import Array, Comm, Message, Work, Works
+from commbench.transports.base import Array, Comm, Message, Ready, Work, Works
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 _LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
@@ -106,6 +107,9 @@ class TorchComm:
         ops = [dist.P2POp(dist.irecv, m.buffer, group=self._group, group_peer=m.peer) for m in recvs]  # type: ignore[arg-type]
         ops += [dist.P2POp(dist.isend, m.buffer, group=self._group, group_peer=m.peer) for m in sends]  # type: ignore[arg-type]
         return Works(dist.batch_isend_irecv(ops) if ops else [])
+
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        return functools.partial(getattr(self, name), *arguments, **named)
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
         mine = next((list(ranks) for ranks in partition if self.rank in ranks), None)

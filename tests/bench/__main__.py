@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import bare, harness, kills, startup
+from tests.bench import bare, harness, imb, kills, startup
 
-BENCHES = {"startup": startup.main, "harness": harness.main, "bare": bare.main, "kills": kills.main}
+BENCHES = {"startup": startup.main, "harness": harness.main, "bare": bare.main, "imb": imb.main, "kills": kills.main}
 
 
 def main() -> None:

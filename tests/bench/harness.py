@@ -45,7 +45,7 @@ def cost(transport: Any, *, iters: int | None) -> dict[str, float]:
     policy = Policy(warmup=5, iters=iters, samples_min=10, samples_max=1000, precision=0.02, cap_s=2.0, launches=1)
     watch = Stopwatch(transport)
     begin = time.perf_counter_ns()
-    timing = measure(watch, bound, pairs, policy, mode="isolated", observer=Observer())  # type: ignore[arg-type]
+    timing = measure(watch, bound.bind(pairs), policy, mode="isolated", observer=Observer())  # type: ignore[arg-type]
     total_us = (time.perf_counter_ns() - begin) / 1e3
     samples = timing.time_us.shape[0] + timing.warmup_us.shape[0]
     calls_us = float(timing.time_us[:, transport.rank].sum() + timing.warmup_us[:, transport.rank].sum())

@@ -40,9 +40,10 @@ FLAGS = {
     "sweep": {
         "-b", "--min-bytes", "-e", "--max-bytes", "-f", "--factor", "-n", "--iters", "-w", "--warmup",
         "-d", "--dtype", "-o", "--op", "-r", "--root", "-g", "--ranks-per-node", "--out", "--resume",
-        "--retry-failed", "--dry-run", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet", "-v", "--verbose",
+        "--retry-failed", "--dry-run", "--show-config", "--launcher", "--format",
+        "--no-plots", "-q", "--quiet", "-v", "--verbose",
     },
-    "plot": {"--out"},
+    "plot": {"--out", "--ranks"},
     "doctor": {"--format"},
 }  # fmt: skip
 

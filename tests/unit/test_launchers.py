@@ -308,7 +308,7 @@ def test_an_mpiexec_can_be_chosen_but_not_one_of_another_family(
     chosen = machine.program("elsewhere/mpiexec", SAYS["mpich"])
     monkeypatch.setenv(mpi_library.CHOICE, chosen)
     assert mpi_library.find().mpiexec == chosen
-    for program in (machine.program("elsewhere/other", SAYS["openmpi"]), "/does/not/exist"):
+    for program in (machine.program("elsewhere/other", SAYS["openmpi"]), "/does/not/exist/MPICH"):
         mpi_library._find.cache_clear()
         monkeypatch.setenv(mpi_library.CHOICE, program)
         with pytest.raises(EnvironmentProblem, match=rf"{mpi_library.CHOICE} is {program} \(.+\), but ranks load"):

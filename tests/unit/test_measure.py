@@ -28,7 +28,7 @@ def timing(policy: dict[str, Any], *, mode: str = "isolated", script: dict[str, 
     def rank(transport: Scripted) -> Timing:
         pairs = [(transport.world.empty(size_bytes), transport.world.empty(size_bytes))]
         bound = algorithms.get("all_to_all", "direct").prepare(transport.world, spec)
-        return measure(transport, bound, pairs, chosen, mode=mode, observer=observer or Observer())
+        return measure(transport, bound.bind(pairs), chosen, mode=mode, observer=observer or Observer())
 
     return scripted_ranks(nodes, 2, rank, script={**QUIET, **(script or {})})
 

@@ -1,0 +1,46 @@
+"""Formats of other programs: their results, read so that they can be drawn beside ours, and ours in their layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from commbench.errors import UsageError
+from commbench.formats import nccl_tests, osu
+from commbench.formats.beside import beside
+from commbench.formats.result import Result
+
+__all__ = ["Result", "beside", "read"]
+
+_KNOWN = "the text or the JSON (-J) of nccl-tests, or the text of an OSU collective latency test"
+
+
+def read(path: Path, ranks: int | None = None) -> list[Result]:
+    """The results in a file, whose format is recognised by what it holds.
+
+    `ranks` is how many ranks ran, for files that do not say. Raises `UsageError`, naming the file, the line where
+    there is one, and what was expected.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror}", hint=f"give {_KNOWN}") from error
+    try:
+        results = _read(text, ranks)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}", hint=error.hint) from None
+    if not results:
+        raise UsageError(f"{path}: there are no results in it", hint="it may be of a run that ended early")
+    return results
+
+
+def _read(text: str, ranks: int | None) -> list[Result]:
+    if text.lstrip().startswith("{"):
+        return nccl_tests.read_json(text, ranks)
+    if nccl_tests.HEADER.search(text):
+        return nccl_tests.read_text(text, ranks)
+    if re.search(r"#\s*OSU\b", text):
+        if ranks is None:
+            raise UsageError("OSU does not print how many ranks ran", hint="say it: --ranks N")
+        return osu.read_text(text, ranks)
+    raise UsageError("the format is unknown", hint=f"give {_KNOWN}")

@@ -1,0 +1,213 @@
+"""nccl-tests: the text that it prints and the JSON that -J writes, read into results."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from commbench.errors import UsageError
+from commbench.formats.result import Result, dtype_name, strip_prefix
+
+HEADER = re.compile(r"#\s*size\s+count\s+type\s")
+_RANK = re.compile(r"#\s+Rank\s+(\d+)(?:\s+Group\s+(\d+))?\s")
+_PROGRAM = re.compile(r"\b([a-z_]+)_perf(?:_mpi)?\b")
+_STARTING = "Collective test starting:"
+_COLLECTIVES = {"alltoall": "all_to_all", "alltoallv": "all_to_allv"}
+_TIMES = ("time", "cputime")
+_PROGRAM_VERSION = re.compile(r"#\s*nccl-tests version (\S+)")
+_OURS = re.compile(r"#\s*commbench: ([^,]+)")
+
+
+@dataclass
+class _Test:
+    """What the lines above a table say of it."""
+
+    source: str = "nccl-tests"
+    collective: str | None = None
+    groups: list[int] = field(default_factory=list)  # the group of each rank
+    title: str = ""  # the line that names the halves of the table
+    columns: list[str] = field(default_factory=list)
+
+
+def read_text(text: str, ranks: int | None = None) -> list[Result]:
+    """Results of one or several tests in `text`, in its order; a line gives one for each half that has a time.
+
+    Columns are taken by the names in the header, so versions may differ in them. Lines of other origin are passed
+    over. `ranks` is for files without device lines. Old versions do not print the collective: then the last
+    `NAME_perf` above the table names it, or nothing does. With -C, `time_us` is None, since the time is the CPU's.
+    Raises `UsageError`, with the number of the line, where a row is not as its header says.
+    """
+    results: list[Result] = []
+    says_collective = _STARTING in text
+    test = _Test()
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = strip_prefix(raw)
+        if (not says_collective or _STARTING in line) and (match := _PROGRAM.search(line)):
+            test.collective = _collective(match[1])
+        cells = line.split()
+        if line.lstrip().startswith("#"):
+            if HEADER.match(line.lstrip()):
+                test.columns = [name for name in line.lstrip("# ").split() if name != "timestamp"]
+                _check_header(test, number)
+            else:
+                _comment(test, line.strip())
+            if "Avg bus bandwidth" in line:
+                test = _Test()
+        elif test.columns and len(cells) > 2 and cells[0].isdigit() and cells[1].isdigit():
+            results += _row(test, cells, number, ranks)
+    return results
+
+
+def _comment(test: _Test, line: str) -> None:
+    if match := _PROGRAM_VERSION.match(line):
+        test.source = f"nccl-tests {match[1]}"
+    elif match := _OURS.match(line):
+        test.source = f"commbench {match[1]}"
+    elif line.startswith("# Using devices"):
+        test.groups = []
+    elif match := _RANK.match(line):
+        test.groups.append(int(match[2] or 0))
+    elif re.search(r"\b(in|out-of)-place\b", line):
+        test.title = line
+
+
+def _check_header(test: _Test, number: int) -> None:
+    if not set(_TIMES) & set(test.columns):
+        raise UsageError(
+            f"line {number}: no column of times among {', '.join(test.columns)}",
+            hint="expected the header of nccl-tests: size count type redop root time algbw busbw #wrong",
+        )
+
+
+def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> list[Result]:
+    starts = [index for index, name in enumerate(test.columns) if name in _TIMES]
+    try:
+        # A timestamp, the only column without a name here, comes last and is two words.
+        if len(cells) - len(test.columns) not in (0, 2):
+            raise ValueError(f"{len(cells)} values")
+        about = dict(zip(test.columns[: starts[0]], cells, strict=False))
+        of_one_half = len(starts) == 1 and "out-of-place" not in test.title
+        results = []
+        for half, start in enumerate(starts):
+            end = [*starts, len(test.columns)][half + 1]
+            values = dict(zip(test.columns[start:end], cells[start:end], strict=True))
+            numbers = {name: _number(values[name]) for name in ("time", "algbw", "busbw") if name in values}
+            if all(value is None for value in numbers.values()):
+                continue  # not measured
+            results.append(
+                _result(
+                    test.source,
+                    test.collective,
+                    len(_first_group(test.groups)) or ranks,
+                    about,
+                    in_place=half == 1 or of_one_half,
+                    time_us=numbers.get("time"),
+                    algbw_gbps=numbers.get("algbw"),
+                    busbw_gbps=numbers.get("busbw"),
+                    wrong=_wrong(values),
+                )
+            )
+    except ValueError as error:
+        raise UsageError(
+            f"line {number}: {error} where nccl-tests prints a row of {len(test.columns)}",
+            hint=f"expected {' '.join(test.columns)}",
+        ) from None
+    return results
+
+
+def _first_group(groups: Sequence[int]) -> list[int]:
+    """NCCL_TESTS_SPLIT makes communicators that run beside each other; rank 0's is the one that is shown."""
+    return [group for group in groups if group == groups[0]]
+
+
+def _wrong(values: Mapping[str, str]) -> int | None:
+    """`#wrong` counts elements. `error`, of old versions, is a difference; it has an asterisk where it is too large."""
+    if "error" in values:
+        return 1 if values["error"].endswith("*") else None
+    count = _number(values.get("#wrong", "N/A"))
+    return None if count is None else int(count)
+
+
+def _number(text: str) -> float | None:
+    value = math.nan if text == "N/A" else float(text)
+    return value if math.isfinite(value) else None
+
+
+def _collective(program: str) -> str:
+    return _COLLECTIVES.get(program, program)
+
+
+def _result(source: str, collective: str | None, ranks: int | None, about: Mapping[str, Any], **values: Any) -> Result:
+    """`about` is what a row says of both of its halves."""
+    root = int(about.get("root", -1))
+    op = about.get("redop", "none")
+    return Result(
+        source=source,
+        collective=collective,
+        ranks=ranks,
+        size_bytes=int(about["size"]),
+        dtype=dtype_name(about["type"]),
+        op=None if op == "none" or collective == "sendrecv" else op,  # sendrecv_perf names an op and uses none
+        root=None if root < 0 else root,
+        **values,
+    )
+
+
+def read_json(text: str, ranks: int | None = None) -> list[Result]:
+    """Results in a file that -J wrote (its version 3); the environment that it holds is not kept.
+
+    `ranks` is for files without devices. Raises `UsageError`, with the place, where something is missing.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"line {error.lineno}, column {error.colno}: {error.msg}",
+            hint="expected the JSON that nccl-tests writes with -J, whole: a run that ended early leaves a part of it",
+        ) from None
+    where = "args"
+    try:
+        program = _PROGRAM.search(raw["args"][0])
+        collective = _collective(program[1]) if program else None
+        where = "config"
+        ranks = _ranks(raw["config"]) or ranks
+        results = []
+        for index, line in enumerate(raw["results"]):
+            where = f"results[{index}]"
+            for half in ("out_of_place", "in_place"):
+                if values := line.get(half):
+                    wrong = values["nwrong"]
+                    results.append(
+                        _result(
+                            "nccl-tests",
+                            collective,
+                            ranks,
+                            line,
+                            in_place=half == "in_place",
+                            time_us=_number(values["time"]) if "time" in values else None,
+                            algbw_gbps=_number(values["alg_bw"]),
+                            busbw_gbps=_number(values["bus_bw"]),
+                            wrong=None if wrong is None else int(wrong),
+                        )
+                    )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        problem = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UsageError(
+            f"{where}: {problem}", hint="expected the JSON that nccl-tests writes with -J (version 3)"
+        ) from None
+    return results
+
+
+def _ranks(config: Mapping[str, Any]) -> int | None:
+    """Of rank 0's communicator. Only the first device of each process is listed."""
+    devices = config["devices"]
+    if not devices:
+        return None
+    per_process = int(config["nthreads"]) * int(config["ngpus"])
+    ranks = [device["rank"] for device in devices if device["group"] == devices[0]["group"]]
+    all_listed = any(rank % per_process for rank in ranks)
+    return len(ranks) * (1 if all_listed else per_process)

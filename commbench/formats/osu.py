@@ -1,0 +1,125 @@
+"""OSU micro-benchmarks: the text that osu_alltoall and its siblings print."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from commbench.errors import UsageError
+from commbench.formats.result import Result, busbw_factor, dtype_name, strip_prefix
+from commbench.units import gbps
+
+# The test's name, less spaces, hyphens and what is said of how it calls -> (collective, is its size per rank?).
+# OSU's size is one block where the call takes one for each rank, and the whole vector where ranks share one: also in
+# reduce_scatter, whose receive counts are shares of it.
+_TESTS = {
+    "alltoall": ("all_to_all", True),
+    "alltoallv": ("all_to_allv", True),
+    "alltoallw": ("all_to_allw", True),
+    "allgather": ("all_gather", True),
+    "allgatherv": ("all_gatherv", True),
+    "gather": ("gather", True),
+    "gatherv": ("gatherv", True),
+    "scatter": ("scatter", True),
+    "scatterv": ("scatterv", True),
+    "allreduce": ("all_reduce", False),
+    "broadcast": ("broadcast", False),
+    "reduce": ("reduce", False),
+    "reducescatter": ("reduce_scatter", False),
+    "reducescatterblock": ("reduce_scatter", False),
+}
+_TITLE = re.compile(r"#\s*OSU \w+(?:-\w+)? (?P<test>.+?) Latency Test(?:\s+v(?P<version>\S+))?", re.IGNORECASE)
+_VARIANTS = ("non-blocking", "persistent")
+# Mean over ranks of the time inside the call; of a non-blocking test the one without computation beside it.
+_TIMES = ("Avg Latency(us)", "Latency(us)", "Latency (us)", "Pure Comm.(us)")
+
+
+@dataclass
+class _Test:
+    """What the lines above a table say of it."""
+
+    source: str
+    collective: str
+    per_rank: bool
+    dtype: str | None = None
+    columns: list[str] = field(default_factory=list)
+    time: str = ""
+
+
+def read_text(text: str, ranks: int) -> list[Result]:
+    """Results of one or several tests in `text`, in its order; `ranks` ran them, which OSU does not print.
+
+    Blocking, non-blocking and persistent collectives, with or without -f, -c, -z and -T. Raises `UsageError`, with
+    the number of the line, for other tests and for lines that are not as their header says.
+    """
+    results = []
+    test: _Test | None = None
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = strip_prefix(raw).strip()
+        if line.startswith("#"):
+            if re.match(r"#\s*OSU\b", line):
+                test = _test(line, number)
+            elif test and (match := re.match(r"#\s*Datatype:\s*(\w+)", line)):
+                test.dtype = dtype_name(match[1])
+            elif test and re.match(r"#\s*Size\b", line):
+                _header(test, line, number)
+        elif test and test.columns and line[:1].isdigit():
+            results.append(_result(test, line, number, ranks))
+    return results
+
+
+def _test(line: str, number: int) -> _Test:
+    match = _TITLE.match(line)
+    words = match["test"].lower() if match else ""
+    variant = next((name for name in _VARIANTS if name in words), "")
+    name = re.sub(r"personalized exchange|[\s_-]", "", words.replace(variant, ""))
+    if match is None or name not in _TESTS:
+        raise UsageError(
+            f"line {number}: {line.strip('# ')!r} is not an OSU test that can be compared",
+            hint=f"latency tests of collectives with a size: {', '.join(sorted(_TESTS))}",
+        )
+    version = f" {match['version']}" if match["version"] else ""
+    collective, per_rank = _TESTS[name]
+    return _Test(f"OSU{version}" + (f", {variant}" if variant else ""), collective, per_rank)
+
+
+def _header(test: _Test, line: str, number: int) -> None:
+    """Column names hold single spaces; between columns there are more."""
+    test.columns = re.split(r"\s{2,}", line.lstrip("# "))
+    test.time = next((name for name in _TIMES if name in test.columns), "")
+    if not test.time:
+        raise UsageError(
+            f"line {number}: no column of times among {', '.join(test.columns)}",
+            hint=f"expected one of {', '.join(_TIMES)}",
+        )
+
+
+def _result(test: _Test, line: str, number: int, ranks: int) -> Result:
+    cells = line.split()
+    values = dict(zip(test.columns, cells, strict=False))
+    try:
+        if len(cells) != len(test.columns):
+            raise ValueError(f"{len(cells)} values")
+        size_bytes = int(values["Size"]) * (ranks if test.per_rank else 1)
+        time_us = float(values[test.time])
+    except ValueError as error:
+        raise UsageError(
+            f"line {number}: {error} where OSU prints a row of {len(test.columns)}",
+            hint=f"expected {', '.join(test.columns)}",
+        ) from None
+    algbw = gbps(size_bytes, time_us) if time_us > 0 else None
+    factor = busbw_factor(test.collective, ranks)
+    return Result(
+        source=test.source,
+        collective=test.collective,
+        ranks=ranks,
+        size_bytes=size_bytes,
+        dtype=test.dtype,
+        op=None,
+        root=None,
+        in_place=None,
+        time_us=time_us,
+        algbw_gbps=algbw,
+        busbw_gbps=None if algbw is None or factor is None else algbw * factor,
+        wrong={"Pass": 0, "Fail": 1}.get(values.get("Validation", "")),
+    )

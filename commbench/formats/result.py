@@ -1,0 +1,68 @@
+"""What a result of another program is, and the conventions that its readers share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# Names of element types in nccl-tests and MPI, where they differ from ours.
+_DTYPES = {
+    "float": "fp32",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    "double": "fp64",
+    "int": "int32",
+    "char": "int8",
+    "MPI_FLOAT": "fp32",
+    "MPI_DOUBLE": "fp64",
+    "MPI_INT": "int32",
+    "MPI_CHAR": "int8",
+}
+_SHARE_SENT = ("all_to_all", "all_to_allv", "all_to_allw", "all_gather", "all_gatherv", "reduce_scatter")
+_AT_THE_ROOT = ("gather", "gatherv", "scatter", "scatterv")
+_ONCE = ("broadcast", "reduce", "sendrecv", "hypercube")
+# What launchers write before each line: `[1,0]<stdout>:` (Open MPI), `[0] ` (MPICH), `3: ` (srun -l), `host: ` (pdsh).
+_PREFIX = re.compile(r".*?<std(?:out|err)>:|\s*\[\d+\] |\s*[\w.-]+:(?=\s)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One measured point. A field is None where the file does not say.
+
+    `size_bytes` is nccl-tests' size column, whatever the file's own convention. `time_us` is in microseconds, the
+    bandwidths in GB/s (1e9 bytes per second), as the file shows them, so they are as rounded as it shows them.
+    `wrong` counts wrong elements; where a file only says that there are some, it is 1.
+    """
+
+    source: str  # the program with its version, and the variant of the test: `nccl-tests 2.19.6`
+    collective: str | None  # by our names, where we have one
+    ranks: int | None  # of one communicator
+    size_bytes: int
+    dtype: str | None  # by our names, where we have one
+    op: str | None
+    root: int | None
+    in_place: bool | None
+    time_us: float | None
+    algbw_gbps: float | None
+    busbw_gbps: float | None
+    wrong: int | None
+
+
+def dtype_name(name: str) -> str:
+    """Our name of an element type; an unknown one keeps its own."""
+    return _DTYPES.get(name, name)
+
+
+def busbw_factor(collective: str, ranks: int) -> float | None:
+    """busbw = algbw x this factor (nccl-tests, doc/PERFORMANCE.md); None for a collective without one."""
+    if collective == "all_reduce":
+        return 2 * (ranks - 1) / ranks
+    if collective in _SHARE_SENT + _AT_THE_ROOT:
+        return (ranks - 1) / ranks
+    return 1.0 if collective in _ONCE else None
+
+
+def strip_prefix(line: str) -> str:
+    """The line as the program wrote it, without what a launcher put before it."""
+    match = _PREFIX.match(line)
+    return line[match.end() :] if match else line

@@ -1,0 +1,37 @@
+"""Shared memory that killed ranks leave behind: MPI libraries remove their files themselves, but only in a good end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from pathlib import Path
+
+_SHARED = Path("/dev/shm")
+
+
+def mapped() -> list[str]:
+    """Files of shared memory that this process has mapped now."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    paths = {line.split(maxsplit=5)[5] for line in lines if f" {_SHARED}/" in line}
+    return sorted(path for path in paths if not path.endswith(" (deleted)"))
+
+
+def remove(folder: Path) -> None:
+    """Remove what the ranks of a launch had mapped, once they are gone. `folder` is that of the launch."""
+    for description in folder.glob("rank-*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads(description.read_text())
+            if told["host"] == platform.node():
+                _remove(told.get("shared_memory", []))
+
+
+def _remove(paths: list[str]) -> None:
+    for path in map(Path, paths):
+        with contextlib.suppress(OSError):
+            if path.parent == _SHARED and path.stat().st_uid == os.getuid():
+                path.unlink()
