@@ -95,6 +95,51 @@ def only_run(parent: Path) -> Path:
     return run
 
 
+# Every collective, algorithm, split and dtype, in place where that is defined.
+EVERYTHING = (
+    *("sweep", "quick", "collective=all", "algorithm=all", "dtype=fp32,fp16,bf16,int32,uint8", "in_place=false,true"),
+    *("splits=even,linear,zipf", "root=1", "-b", "4K", "-e", "4K", "launches=1", "iters=1", "warmup=1"),
+    *("--no-plots", "--format", "json", "--quiet"),
+)
+LAYOUTS_OF_EVERYTHING = [
+    ("nodes=1", "ranks_per_node=2"),
+    ("nodes=1", "ranks_per_node=3"),
+    ("nodes=2", "ranks_per_node=2"),
+    ("nodes=1", "ranks_per_node=5"),
+]
+# Why a case may be skipped.
+FINE_TO_SKIP = (
+    *("is not defined in place", "two levels need"),
+    *("mpi cannot do reduce_scatter on", "mpi cannot do all_reduce on"),
+)
+
+
+def rows_of(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def check_everything(result: subprocess.CompletedProcess[str]) -> None:
+    """All that was not skipped for a known reason came out right."""
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(result)
+    wrong = [row for row in rows if row["status"] not in ("ok", "skipped")]
+    assert not wrong, wrong[:3]
+    odd = {row["reason"] for row in rows if row["status"] == "skipped"}
+    assert not {reason for reason in odd if not any(text in reason for text in FINE_TO_SKIP)}
+    from commbench import algorithms, collectives
+
+    ok = [row for row in rows if row["status"] == "ok"]
+    ways = {(row["collective"], row["algorithm"]) for row in ok}
+    nodes = rows[0]["nodes"]
+    assert ways == {way for way in algorithms.TABLE if nodes > 1 or way[1] != "2d_intra_first"}
+    splits = {row["arguments"]["splits"] for row in ok if row["collective"] == "all_to_allv"}
+    assert splits == {"even", "linear", "zipf"}
+    assert {row["collective"] for row in ok if row["in_place"]} == {
+        "all_gather", "all_reduce", "reduce_scatter", "broadcast"
+    }  # fmt: skip
+    assert {row["dtype"] for row in ok} == set(collectives.get("all_to_all").dtypes)
+
+
 @pytest.fixture
 def write_script(tmp_path: Path) -> Callable[..., Path]:
     """A script file for transport=scripted."""

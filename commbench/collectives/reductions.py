@@ -30,9 +30,6 @@ class _Reduction(Moves):
             return f"sums over {spec.ranks} ranks are not exact in {spec.dtype}, so they cannot be checked"
         return None
 
-    def repeatable(self, spec: Spec) -> bool:
-        return not spec.in_place or spec.arguments["op"] in ("min", "max")
-
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
@@ -64,6 +61,9 @@ class AllReduce(_Reduction):
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, 0, 0)
 
+    def repeatable(self, spec: Spec) -> bool:
+        return not spec.in_place or spec.arguments["op"] in ("min", "max")
+
     def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
         for part in range(spec.ranks):
             yield from self._combined(spec, part, seed=seed, salt=salt)
@@ -88,6 +88,9 @@ class ReduceScatter(_Reduction):
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, rank * spec.block_bytes, 0)
+
+    def repeatable(self, spec: Spec) -> bool:
+        return not spec.in_place  # the parts of the others are lost
 
     def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
         yield from self._combined(spec, rank, seed=seed, salt=salt)

@@ -14,30 +14,62 @@ from typing import Any
 import pytest
 
 from tests.bench.ranks import on_gloo
-from tests.conftest import commbench, environment, only_run
+from tests.conftest import (
+    EVERYTHING,
+    LAYOUTS_OF_EVERYTHING,
+    check_everything,
+    commbench,
+    environment,
+    only_run,
+    rows_of,
+)
 from tests.kills import family, kill_and_resume
 
-FEW = ("launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
+FEW = ("transport=gloo", "launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
 
 
-def rows_of(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in result.stdout.splitlines()]
+@pytest.mark.parametrize("layout", LAYOUTS_OF_EVERYTHING, ids="-".join)
+def test_everything_is_right(tmp_path: Path, layout: tuple[str, str]) -> None:
+    check_everything(commbench(*EVERYTHING, "transport=gloo", *layout, cwd=tmp_path, timeout=250))
 
 
-@pytest.mark.parametrize(
-    "layout", ["nodes=1 ranks_per_node=2,3,5", "nodes=2 ranks_per_node=2", "nodes=3 ranks_per_node=2"]
-)
-def test_every_algorithm_and_dtype_is_right(tmp_path: Path, layout: str) -> None:
-    words = ["dtype=fp32,fp16,bf16,int32,uint8", "algorithm=all", "window=1,2"]
-    result = commbench(
-        *("sweep", "quick", *words, *layout.split(), *FEW, "-b", "1K", "-e", "64K", "-f", "64"), cwd=tmp_path
-    )
+def test_every_operation_and_root(tmp_path: Path) -> None:
+    words = ("collective=all_reduce,reduce_scatter,broadcast", "op=sum,prod,min,max", "root=0,1,3", "dtype=int32,bf16")
+    result = commbench("sweep", "quick", *words, "in_place=false,true", *FEW, "-b", "1K", "-e", "1K", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {row["status"] for row in rows_of(result)} == {"ok"} and len(rows_of(result)) == 44
+
+
+@pytest.mark.parametrize("groups", ["rails", "blocks:2", "blocks:3"])
+def test_groups_do_it_at_the_same_time_with_data_of_their_own(tmp_path: Path, groups: str) -> None:
+    words = ("collective=all", "algorithm=all", "nodes=2", "ranks_per_node=3", f"groups={groups}")
+    result = commbench("sweep", "quick", *words, *FEW, "-b", "1K", "-e", "1K", cwd=tmp_path)
+    if groups == "blocks:2":
+        assert result.returncode == 2
+        assert "hint: blocks:2: groups of 2 would cut nodes of 3 ranks unevenly" in result.stderr
+        return
     assert result.returncode == 0, result.stderr
     rows = rows_of(result)
-    assert {row["status"] for row in rows} <= {"ok", "skipped"}
-    assert {row["algorithm"] for row in rows if row["status"] == "ok"} >= {"direct", "pairwise", "bruck"}
-    if "nodes=1" not in layout:
-        assert {row["status"] for row in rows} == {"ok"}
+    size = {"rails": 2, "blocks:3": 3}[groups]
+    ok = [row for row in rows if row["status"] == "ok"]
+    assert len({row["collective"] for row in ok}) == 7 and {row["group_size"] for row in ok} == {size}
+    direct = next(row for row in ok if (row["collective"], row["algorithm"]) == ("all_to_all", "direct"))
+    sent = 6 * direct["size_bytes"] * (size - 1) // size  # six ranks, each all but its own part
+    assert (direct["inter_bytes"], direct["intra_bytes"]) == ((sent, 0) if groups == "rails" else (0, sent))
+    assert direct["busbw_gbps"] == pytest.approx(direct["algbw_gbps"] * (size - 1) / size)
+
+
+def test_a_product_beside_the_collective(tmp_path: Path) -> None:
+    words = ("algorithm=direct", "overlap=none,matmul", "nodes=1", "ranks_per_node=2")
+    result = commbench("sweep", "quick", *words, *FEW, "-b", "64K", "-e", "64K", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    alone, beside = sorted(rows_of(result), key=lambda row: row["overlap"] != "none")
+    assert alone["comm_alone_us"] is None and alone["overlap_percent"] is None
+    assert min(beside[name] for name in ("comm_alone_us", "compute_alone_us", "compute_beside_us")) > 0
+    assert beside["comm_slowdown"] == pytest.approx(beside["time_us"] / beside["comm_alone_us"])
+    assert beside["compute_slowdown"] == pytest.approx(beside["compute_beside_us"] / beside["compute_alone_us"])
+    assert beside["time_us"] >= beside["compute_beside_us"]
+    assert 0 <= beside["overlap_percent"] <= 100
 
 
 def test_cold_buffers_and_pipelined_calls(tmp_path: Path) -> None:
@@ -89,7 +121,8 @@ def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, words: tuple[
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    words = [sys.executable, "-m", "commbench", "sweep", "quick", "launches=2", "-e", "8K", "--no-plots"]
+    words = [sys.executable, "-m", "commbench", "sweep", "quick", "transport=gloo", "launches=2", "-f", "8", "-e", "8K"]
+    words.append("--no-plots")
     sweep = subprocess.Popen(
         words, cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -122,7 +155,7 @@ def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
-    words = ["quick", "launches=2", "iters=3", "-e", "8K"]
+    words = ["quick", "transport=gloo", "launches=2", "iters=3", "-e", "8K"]
     kill_and_resume(seed, tmp_path / "out", words, longest_s=6.0)
 
 
@@ -184,7 +217,8 @@ def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals
 def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
     sweep = subprocess.Popen(
         [sys.executable, "-m", "commbench", "sweep", "quick", "--launcher", "torchrun", "launches=1", "cap=1",
-         "precision=0", "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json", "--no-plots"],
+         "-f", "8", "precision=0", "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json",
+         "--no-plots"],
         cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

