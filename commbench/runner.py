@@ -170,7 +170,8 @@ class Sweep:
             cases=tuple(cases),
             timeout_s=self.timeout_s,
             parent_pid=os.getpid(),
-            parent_started=start_time(os.getpid()),
+            # Ranks that Slurm starts may be on other hosts, where this pid is somebody else's or nobody's.
+            parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
         )
 
     def _watch(self, order: Order, what: str) -> Outcome:
@@ -186,8 +187,9 @@ class Sweep:
         process = Process(command, environment, order.folder / "launcher.log")
 
         def end() -> None:
-            process.kill()
-            launcher.cancel(order.folder)
+            if not process.ended():
+                process.kill()
+                launcher.cancel(order.folder)
             leftovers.remove(order.folder)
 
         try:
@@ -201,6 +203,8 @@ class Sweep:
                         outcome.running = event["case_id"]
                         outcome.seen.add(event["case_id"])
                     outcome.ended |= event["event"] == "end"
+                    if event["event"] == "queued":
+                        self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
                 if self._collect(measurements, outcome):
                     heard = time.monotonic()
                     self._tell(what)

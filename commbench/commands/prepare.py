@@ -16,7 +16,7 @@ import yaml
 import commbench
 from commbench import config, launch, metadata, plan, recipes, transports
 from commbench.console import Talk
-from commbench.errors import CommbenchError, UsageError
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.plan import PlannedCase
@@ -76,8 +76,10 @@ def choose_launchers(
             problem = error
         else:
             launchers[name] = launcher
-    if not launchers:
+    if not launchers and len(lacking) == 1:
         raise problem
+    if not launchers:
+        raise EnvironmentProblem("none of the transports can run here", hint=" | ".join(lacking.values()))
     for reason in lacking.values():
         talk.note(f"left out: {reason}")
     kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
@@ -176,6 +178,19 @@ def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mappi
         words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), order)
         lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def show_script(request: Request, planned: Sequence[PlannedCase]) -> None:
+    """The sweep as a job script on stdout: `commbench sweep ... --launcher print > job.sh`."""
+    from commbench.launch import script
+
+    plain = Request()
+    options = ["--out", str(request.out)] if request.out != plain.out else []
+    options += ["--format", request.format] if request.format != plain.format else []
+    options += [] if request.plots else ["--no-plots"]
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
+    text = script.text(request.words, list(outers.values()), seconds=plan.estimate_s(planned), options=options)
+    sys.stdout.write(text)
 
 
 def layout_of(rank: RankInfo) -> dict[str, int]:

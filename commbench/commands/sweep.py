@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import metadata
+from commbench import launch, metadata
 from commbench.commands.prepare import (
     Request,
     choose_launchers,
@@ -14,6 +14,7 @@ from commbench.commands.prepare import (
     expand,
     show_config,
     show_plan,
+    show_script,
 )
 from commbench.commands.session import EXIT_OK, measure, of_run
 from commbench.console import Talk
@@ -40,6 +41,9 @@ def run(request: Request) -> int:
     if request.show_config:
         sys.stdout.write(show_config(configs))
         return EXIT_OK
+    if request.launcher == "print":
+        show_script(request, expand(configs))
+        return EXIT_OK
     launchers, configs = choose_launchers(request, configs, talk)
     planned = expand(configs)
     if request.dry_run:
@@ -63,16 +67,20 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
             hint="a resumed run keeps its own plan; for another plan start a new run",
         )
     folder = RunFolder.open(request.resume)
+    about = folder.read_json("run.json")
     if not folder.lock.take():
         raise UsageError(f"{folder.path} is being measured by another commbench", hint="wait for it, or end it first")
+    attempts = sorted((folder.path / "logs").glob("*/"))
+    for name in set(about["launchers"].values()) & set(launch.TABLE):
+        for attempt in attempts:
+            launch.get(name).cancel(attempt)
     if not folder.ranks_lock.take(wait_s=RANKS_END_S):
         raise EnvironmentProblem(
             f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
         )
     folder.ranks_lock.release()
-    for attempt in sorted((folder.path / "logs").glob("*/")):
+    for attempt in attempts:
         leftovers.remove(attempt)
-    about = folder.read_json("run.json")
     if about["joined"]:
         raise UsageError(
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",

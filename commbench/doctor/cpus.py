@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.doctor import cgroup
+from commbench import cgroup
 from commbench.doctor.finding import Finding, note, numbers, ok, plural, ranges, warn
 from commbench.doctor.system import System
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from commbench.doctor import cgroup
+from commbench import cgroup
 from commbench.doctor.finding import Finding, ok, warn
 from commbench.doctor.system import System
 from commbench.units import format_size

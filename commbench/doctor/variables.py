@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from commbench import metadata
 from commbench.doctor.finding import Finding, note, ok, plural, some, warn
 from commbench.doctor.system import System
 
-# Beyond those that every run records. Slurm's are many and say where, not how: `slurm` in launchers shows them.
-_MORE = ("LD_PRELOAD", "MALLOC_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "PYTORCH_", "HIP_", "ROCR_", "RCCL_", "MV2_",
-         "HYDRA_", "PSM", "MPI4PY_")  # fmt: skip
+# Slurm's are many and say where, not how: `slurm` in launchers shows them.
 _WITHOUT = ("SLURM_", "COMMBENCH_")
 # Images of containers set these for building software; nothing reads them at run time.
 _WITHOUT_EFFECT = {"CUDA_HOME", "CUDA_PATH", "CUDA_VERSION", "NCCL_VERSION", "TORCH_CUDA_ARCH_LIST", "TORCH_HOME"}
-_SECRET = re.compile("TOKEN|KEY|SECRET|PASS|CRED|AUTH", re.IGNORECASE)
 _LONGEST = 60
 
 # name -> (values that do it, in capitals, or none for any value; what it does)
@@ -102,10 +97,10 @@ def _found(system: System) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(system.environ.items())
-        if name.startswith((*metadata.ENV_PREFIXES, *_MORE))
+        if name.startswith(metadata.ENV_PREFIXES)
         and not name.startswith(_WITHOUT)
         and name not in _WITHOUT_EFFECT
-        and not _SECRET.search(name)
+        and not metadata.SECRET.search(name)
         and value
     }
 

@@ -11,13 +11,13 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent thread ends. Call it from the main thread, before torch.
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Ask the kernel to end this process when its parent thread ends. Call it from the main thread, before torch.
 
     The setting survives exec, so it also serves between fork and exec. No effect outside Linux.
     """
     if hasattr(_libc, "prctl"):
-        _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        _libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
 
 
 def start_time(pid: int) -> str:

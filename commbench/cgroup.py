@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-
-from commbench.doctor.system import System
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 _ROOT = "/sys/fs/cgroup"
 _UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest multiple of a page
 
 
-def cpu_quota(system: System) -> float | None:
+class Texts(Protocol):
+    """Where the files are read."""
+
+    def text(self, path: str) -> str | None:
+        """The stripped content of a file, or None if it cannot be read."""
+        ...
+
+
+class Files:
+    """This machine's, or those below another root."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = Path(root)
+
+    def text(self, path: str) -> str | None:
+        try:
+            return (self._root / path.lstrip("/")).read_text().strip()
+        except OSError:
+            return None
+
+
+def cpu_quota(system: Texts) -> float | None:
     """CPUs' worth of time, or None without a limit: the least of all groups around this process."""
     quotas = []
     for folder in _folders(system, "cpu"):
@@ -24,7 +44,7 @@ def cpu_quota(system: System) -> float | None:
     return min(quotas, default=None)
 
 
-def throttled_periods(system: System) -> int:
+def throttled_periods(system: Texts) -> int:
     """How often the kernel has stopped this process's groups because their quota was used up."""
     counts = [0]
     for folder in _folders(system, "cpu"):
@@ -35,7 +55,7 @@ def throttled_periods(system: System) -> int:
     return max(counts)
 
 
-def memory_left(system: System) -> tuple[int, int] | None:
+def memory_left(system: Texts) -> tuple[int, int] | None:
     """Bytes that the tightest group still allows, and its limit; None without a limit."""
     found = []
     for folder in _folders(system, "memory"):
@@ -46,18 +66,18 @@ def memory_left(system: System) -> tuple[int, int] | None:
     return min(found, default=None)
 
 
-def _file_cache(system: System, folder: str) -> int:
+def _file_cache(system: Texts, folder: str) -> int:
     """Cached files count as used, but the kernel drops them when memory is needed."""
     stat = dict(line.split() for line in (system.text(f"{folder}/memory.stat") or "").splitlines())
     return int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
 
 
-def _number(system: System, path: str) -> int | None:
+def _number(system: Texts, path: str) -> int | None:
     text = system.text(path) or ""
     return int(text) if text.isdigit() else None
 
 
-def _folders(system: System, controller: str) -> Iterator[str]:
+def _folders(system: Texts, controller: str) -> Iterator[str]:
     """This process's group and the groups around it, innermost first.
 
     Inside a container the path may be the host's, while the mount shows the group as its root: folders that are not
