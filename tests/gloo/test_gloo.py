@@ -155,7 +155,7 @@ def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
-    words = ["quick", "transport=gloo", "launches=2", "iters=3", "-e", "8K"]
+    words = ["quick", "transport=gloo", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
     kill_and_resume(seed, tmp_path / "out", words, longest_s=6.0)
 
 

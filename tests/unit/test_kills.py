@@ -15,7 +15,7 @@ from tests.kills import kill_and_resume
 def test_kill_at_a_random_moment_then_resume(tmp_path: Path, batch: int) -> None:
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"pace_us": 1000}))
-    words = ["quick", "transport=scripted", f"script={script}", "launches=2", "iters=6", "-e", "32K"]
+    words = ["quick", "transport=scripted", f"script={script}", "launches=2", "iters=6", "-e", "32K", "-f", "8"]
     seeds = range(10 * batch, 10 * batch + 10)
     with ThreadPoolExecutor(2) as pool:
         told = list(

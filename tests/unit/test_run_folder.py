@@ -26,7 +26,7 @@ from commbench.records import Row, Status
 from commbench.store import RunFolder, append_line, read_lines, repair, write_atomically
 from tests.conftest import commbench, environment, only_run
 
-QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K")
+QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")
 
 
 @pytest.fixture(scope="module")
