@@ -175,7 +175,8 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     for key, choices in _CHOICES.items():
         for value in axes[key]:
             if value not in choices:
-                raise unknown(key, str(value), choices)
+                # As they are typed: false and true.
+                raise unknown(key, str(value), [str(c).lower() if isinstance(c, bool) else c for c in choices])
     known = sorted({name for _, name in algorithms.TABLE})
     for value in axes["algorithm"]:
         if value != "all" and value not in known:

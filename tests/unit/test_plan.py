@@ -25,7 +25,8 @@ def planned(*words: str) -> list[plan.PlannedCase]:
 @pytest.mark.parametrize("recipe", recipes.groups()["recipe"])
 def test_every_recipe_composes_and_plans(recipe: str) -> None:
     cases = planned(recipe)
-    assert cases and all(not item.skip for item in cases)
+    reasons = {item.skip for item in cases if item.skip}
+    assert len(cases) > len(reasons) and all("is not defined in place" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("sizes", recipes.groups()["sizes"])
@@ -60,7 +61,7 @@ def test_hydras_grammar_means_what_its_users_expect() -> None:
 def test_environment_values_pass_raw() -> None:
     overrides = recipes.parse_overrides(["env.NCCL_IB_HCA=^ib,a=b", "env.X='a,b'", "env.Y="])
     assert overrides.env == {"NCCL_IB_HCA": ["^ib", "a=b"], "X": ["a,b"], "Y": [""]}
-    outers = {str(item.case.outer) for item in planned("quick", "env.A=1,2", "env.B=x")}
+    outers = {str(item.case.outer) for item in planned("quick", "transport=gloo", "env.A=1,2", "env.B=x")}
     assert len(outers) == 2 and all(", B=x" in outer for outer in outers)
 
 
@@ -78,14 +79,14 @@ def test_case_ids_are_stable_and_tell_cases_apart() -> None:
 
 
 def test_sizes_round_down_and_merge() -> None:
-    cases = planned("quick", "algorithm=direct", "sizes.min=1", "sizes.max=130", "sizes.factor=1.1")
+    cases = planned("quick", "transport=gloo", "algorithm=direct", "sizes.min=1", "sizes.max=130", "sizes.factor=1.1")
     assert [item.case.size_bytes for item in cases] == [0, 64, 128]
     assert [bool(item.skip) for item in cases] == [True, False, False]
     assert "rounds down to 0" in cases[0].skip
 
 
 def test_launches_are_interleaved_in_seeded_order() -> None:
-    cases = planned("quick", "env.A=1,2", "launches=3")
+    cases = planned("quick", "transport=gloo", "env.A=1,2", "launches=3")
     order = list(plan.launches(cases, seed=4))
     assert [item.index for item in order] == [0, 0, 1, 1, 2, 2]
     assert all({order[i].outer.key, order[i + 1].outer.key} == {c.case.outer.key for c in cases} for i in (0, 2, 4))
@@ -132,3 +133,168 @@ def test_dry_run_of_ten_thousand_cases_is_small() -> None:
     )  # fmt: skip
     assert int(result.stdout.split()[0]) >= 10_000
     assert int(result.stderr.split()[-1]) < 300 * 1024
+
+
+# What a collective is asked
+
+
+def test_every_collective_and_algorithm_of_a_sweep() -> None:
+    cases = planned("quick", "transport=gloo", "collective=all", "algorithm=all")
+    ways = {(item.case.collective, item.case.algorithm) for item in cases}
+    from commbench import algorithms
+
+    assert ways == set(algorithms.TABLE)
+
+
+def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() -> None:
+    """quick names those of all_to_all; what the user types must fit, though."""
+    assert {item.case.algorithm for item in planned("quick", "collective=all_reduce")} == {"direct"}
+    with pytest.raises(UsageError, match="bruck is no algorithm of all_reduce"):
+        planned("quick", "collective=all_reduce", "algorithm=bruck")
+    with pytest.raises(UsageError, match="no algorithm of all_reduce is asked for"):
+        planned("quick", "collective=all_reduce,all_to_all", "algorithm=bruck")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("op=sum",), "op is set, but has no effect"),
+        (("collective=all_to_allv", "alpha=2"), "alpha is set, but has no effect"),
+        (("collective=all_to_allv", "splits=zipf", "step=1"), "step is set, but has no effect"),
+        (("collective=all_reduce", "window=2"), "window is set, but no algorithm"),
+        (("collective=all_reduce", "op=avg"), "unknown op 'avg'"),
+        (("collective=all_to_allv", "splits=zip"), "unknown splits 'zip'"),
+        (("collective=all_to_allv", "splits=matrix"), "splits=matrix needs a file"),
+        (("collective=all_to_allv", "splits=zipf", "alpha=-1"), "alpha is -1"),
+        (("collective=broadcast", "root=0.5"), "root is 0.5"),
+        (("groups=pairs",), "groups is 'pairs'"),
+        (("groups=blocks:0",), "groups is 'blocks:0'"),
+        (("in_place=maybe",), "unknown in_place 'maybe'"),
+        (("tokens=8",), "not set: model_dim, top_k"),
+        (("tokens=8", "top_k=2", "model_dim=64", "-b1K", "sizes.max=4K"), "unexpected argument '-b1K'"),
+        (("tokens=8", "top_k=2", "model_dim=64", "sizes.max=4K"), "sizes.max is set, but tokens"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned("quick", "transport=gloo", *words)
+
+
+def test_values_without_effect_make_no_cases_twice() -> None:
+    words = ("transport=gloo", "collective=all_to_allv", "algorithm=direct", "-e", "sizes.min=1K", "sizes.max=1K")
+    words = tuple(word for word in words if word != "-e")
+    assert len(planned("quick", *words, "splits=even,linear", "alpha=1,2,3", "splits=even,zipf")) == 4
+
+
+def test_sizes_of_a_layer() -> None:
+    cases = planned("quick", "transport=gloo", "collective=all_to_all,all_to_allv", "algorithm=direct", "dtype=bf16",
+                    "tokens=64", "model_dim=32", "top_k=1,2", "splits=even,zipf", "alpha=1.5", "experts=8")  # fmt: skip
+    sent = {
+        (item.case.collective, item.case.arguments.get("splits"), item.case.arguments.get("send_bytes"))
+        for item in cases
+    }
+    token = 32 * 2
+    assert sent == {("all_to_all", None, None)} | {
+        ("all_to_allv", splits, 64 * k * token) for splits in ("even", "zipf") for k in (1, 2)
+    }
+    even = {item.case.size_bytes for item in cases if item.case.arguments.get("splits") != "zipf"}
+    assert even == {64 * token, 2 * 64 * token}
+    zipf = [item.case for item in cases if item.case.arguments.get("splits") == "zipf"]
+    assert all(case.size_bytes > int(case.arguments["send_bytes"]) for case in zipf), "someone gets more than the mean"
+    assert all(case.size_bytes % token == 0 for case in zipf), "a token was cut"
+
+
+def test_groups_are_smaller_worlds() -> None:
+    cases = planned("quick", "transport=gloo", "algorithm=direct", "nodes=2", "ranks_per_node=4", "sizes.max=1K",
+                    "groups=world,rails,blocks:4,blocks:3,blocks:8")  # fmt: skip
+    ranks = {item.case.groups: item.case.spec.ranks for item in cases if not item.skip}
+    assert ranks == {"world": 8, "rails": 2, "blocks:4": 4, "blocks:8": 8}
+    assert [item.skip for item in cases if item.skip] == ["blocks:3: 8 ranks do not divide into groups of 3"]
+
+
+# Files that say how an exchange splits
+
+MATRIX = "# from, to\n0 16 32\n48 0 0\n16 16 64\n"
+
+
+def test_a_matrix_file_is_the_exchange(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_text(MATRIX)
+    words = ("transport=gloo", "collective=all_to_allv", "algorithm=direct", "splits=matrix", "nodes=1")
+    (item,) = planned("quick", *words, f"matrix={path}", "ranks_per_node=3")
+    case = item.case
+    assert not item.skip and case.size_bytes == 96  # rank 2 sends 96 and gets 96, all others less
+    from commbench import collectives
+
+    collective = collectives.get("all_to_allv")
+    assert [collective.input_bytes(case.spec, rank) for rank in range(3)] == [48, 48, 96]
+    assert [collective.output_bytes(case.spec, rank) for rank in range(3)] == [64, 32, 96]
+    assert collective.mean_bytes(case.spec) == 64
+    (item,) = planned("quick", *words, f"matrix={path}", "ranks_per_node=4")
+    assert item.skip == "the matrix is for 3 ranks, not 4"
+    # The content is in the case: what happens to the file later does not matter.
+    path.write_text("0 8\n8 0\n")
+    assert item.case.case_id != planned("quick", *words, f"matrix={path}", "ranks_per_node=4")[0].case.case_id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 1\n-4 0\n", "the cell from rank 1 to rank 0 is '-4'"),
+        ("0 1.5\n4 0\n", "the cell from rank 0 to rank 1 is '1.5'"),
+        ("0 4 4\n4 0\n4 4 0\n", "rank 1 has 2 cells, but there are 3 lines"),
+        ("0 4\n4 x\n", "the cell from rank 1 to rank 1 is 'x'"),
+        ("0 nan\n4 0\n", "is 'nan'"),
+        ("", "the matrix is empty"),
+        ("0 0\n0 0\n", "every cell is 0"),
+    ],
+)
+def test_a_bad_matrix_is_named_by_cell(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=message) as caught:
+        planned("quick", "collective=all_to_allv", "splits=matrix", f"matrix={path}")
+    assert str(path) in str(caught.value)
+
+
+def test_a_cell_that_cuts_an_element_is_skipped_with_the_cell(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_text("0 6\n4 0\n")
+    words = ("transport=gloo", "collective=all_to_allv", "splits=matrix", f"matrix={path}", "nodes=1")
+    cases = planned("quick", *words, "algorithm=direct", "ranks_per_node=2", "dtype=fp32,bf16")
+    reasons = {item.case.dtype: item.skip for item in cases}
+    assert reasons == {"fp32": "6 B from rank 0 to rank 1 are no whole number of fp32", "bf16": ""}
+
+
+def test_a_routing_trace(tmp_path: Path) -> None:
+    path = tmp_path / "routing.jsonl"
+    steps = [[[1, 2, 3, 4], [4, 3, 2, 1]], [[0, 0, 0, 8], [8, 0, 0, 0]]]
+    path.write_text("".join(json.dumps({"layer": 3, "counts": step}) + "\n" for step in steps))
+    words = ("transport=gloo", "collective=all_to_allv", "algorithm=direct", "splits=trace", f"trace={path}",
+             "nodes=1", "ranks_per_node=2", "dtype=bf16")  # fmt: skip
+    cases = [item.case for item in planned("quick", *words, "step=0,1", "model_dim=8")]
+    assert {case.arguments["step"]: json.loads(str(case.arguments["matrix"])) for case in cases} == {
+        0: [[3 * 16, 7 * 16], [7 * 16, 3 * 16]],  # four experts, two on each rank
+        1: [[0, 8 * 16], [8 * 16, 0]],
+    }
+    with pytest.raises(UsageError, match="nothing says how long one is"):
+        planned("quick", *words)
+    with pytest.raises(UsageError, match=r"step=2: the trace has steps 0 .. 1"):
+        planned("quick", *words, "step=2", "model_dim=8")
+    path.write_text('{"counts": [[1, 2], [3]]}\n')
+    with pytest.raises(UsageError, match="line 1: no step of a routing trace"):
+        planned("quick", *words, "model_dim=8")
+
+
+def test_a_run_with_files_and_layers_is_a_recipe_again(tmp_path: Path) -> None:
+    from commbench.commands.prepare import configure, show_config
+
+    matrix = tmp_path / "bytes.txt"
+    matrix.write_text("0 16\n32 0\n")
+    for words in (
+        ("quick", "collective=all_to_allv", "splits=matrix", f"matrix={matrix}", "nodes=1", "ranks_per_node=2"),
+        ("moe", "tokens=8", "groups=world,blocks:2", "overlap=none,matmul"),
+    ):
+        path = tmp_path / "again.yaml"
+        path.write_text(show_config(configure(words)[1]))
+        assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]

@@ -31,7 +31,7 @@ def test_no_dead_links(path: Path) -> None:
 
 
 def test_factors_in_the_docs_are_those_of_the_code() -> None:
-    text = (REPOSITORY / "docs/metrics.md").read_text()
+    text = (REPOSITORY / "docs/metrics.md").read_text().split("## Bus bandwidth")[1]
     for name, collective in collectives.TABLE.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         shown = [float(cell) for cell in row.split("|")[3:6]]
