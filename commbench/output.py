@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from commbench.records import Fabric, Row, Status, to_json
@@ -89,21 +89,41 @@ WRITERS: dict[str, type[Writer]] = {
     "nccl-tests": NcclTestsWriter,
 }
 
-_COLUMNS = (
-    ("size", 10),
-    ("algorithm", -18),
-    ("time_us", 10),
-    ("low", 10),
-    ("high", 10),
-    ("algbw", 9),
-    ("busbw", 9),
-    ("bound", 9),
-    ("of_bound", 8),
-    ("host_us", 9),
-    ("samples", 7),
-    ("stop", -9),
-    ("status", -13),
-)
+
+def _columns(rows: Sequence[Row]) -> list[tuple[str, int, Callable[[Row], str]]]:
+    """(name, width, text of a row): those of every table, and those that say something of these rows only."""
+
+    def number(field: str) -> Callable[[Row], str]:
+        return lambda row: _number(getattr(row, field))
+
+    def percent(field: str, factor: float = 1.0) -> Callable[[Row], str]:
+        return lambda row: "-" if (value := getattr(row, field)) is None else f"{factor * value:.0f}%"
+
+    columns: list[tuple[str, int, Callable[[Row], str]]] = [
+        ("size", 10, lambda row: format_size(row.size_bytes).replace(" ", "")),
+        ("algorithm", -18, lambda row: row.label.replace(" ", ",")),
+        ("time_us", 10, number("time_us")),
+        ("low", 10, number("time_us_low")),
+        ("high", 10, number("time_us_high")),
+        ("algbw", 9, number("algbw_gbps")),
+        ("busbw", 9, number("busbw_gbps")),
+    ]
+    if any(row.busbw_mean_gbps for row in rows):
+        columns.append(("of_mean", 9, number("busbw_mean_gbps")))
+    columns += [("bound", 9, number("bound_gbps")), ("of_bound", 8, percent("bound_fraction", 100))]
+    if any(row.comm_slowdown for row in rows):
+        columns += [
+            ("comm_x", 7, number("comm_slowdown")),
+            ("compute_x", 9, number("compute_slowdown")),
+            ("overlap", 7, percent("overlap_percent")),
+        ]
+    return [
+        *columns,
+        ("host_us", 9, number("host_us")),
+        ("samples", 7, lambda row: str(row.samples) if row.status is Status.OK else "-"),
+        ("stop", -9, lambda row: row.stop_reason or "-"),
+        ("status", -13, lambda row: row.status.value),
+    ]
 
 
 def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
@@ -116,16 +136,16 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
                row.nodes, row.ranks, row.groups, row.overlap, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
     for members in groups.values():
+        columns = _columns(members)
         lines += [
             "#",
             f"# {describe(members[0])}",
             f"# {_explain(members)}",
             *_warnings(members, meta),
-            "#" + "  ".join(_cell(name, width) for name, width in _COLUMNS)[1:].rstrip(),
+            "#" + "  ".join(_cell(name, width) for name, width, _ in columns)[1:].rstrip(),
         ]
         for row in sorted(members, key=lambda row: row.size_bytes):
-            cells = (_cell(text, width) for text, (_, width) in zip(_cells(row), _COLUMNS, strict=True))
-            lines.append("  ".join(cells).rstrip())
+            lines.append("  ".join(_cell(text(row), width) for _, width, text in columns).rstrip())
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
     lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
     return "\n".join(lines) + "\n"
@@ -171,27 +191,12 @@ def _explain(rows: Sequence[Row]) -> str:
         of = f"no interval: fewer than 6 samples in {launches}"
     else:
         of = f"95 % interval of samples in {launches}; the spread between launches is NOT in it"
+    if any(row.busbw_mean_gbps for row in ok):
+        of += "; busbw: of the busiest rank, of_mean: of the mean over ranks"
+    if any(row.comm_slowdown for row in ok):
+        of += "; comm_x, compute_x: how much slower than alone"
     bound = "" if any(row.bound_gbps for row in ok) else "; no bound: no link rate is declared or measured"
     return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
-
-
-def _cells(row: Row) -> list[str]:
-    size = format_size(row.size_bytes).replace(" ", "")
-    if row.status is not Status.OK:
-        return [size, row.label.replace(" ", ","), *["-"] * 10, row.status.value]
-    bound = "-" if row.bound_gbps is None else _number(row.bound_gbps)
-    fraction = "-" if row.bound_fraction is None else f"{100 * row.bound_fraction:.0f}%"
-    return [
-        size,
-        row.label.replace(" ", ","),
-        *(_number(value) for value in (row.time_us, row.time_us_low, row.time_us_high, row.algbw_gbps, row.busbw_gbps)),
-        bound,
-        fraction,
-        _number(row.host_us),
-        str(row.samples),
-        row.stop_reason or "-",
-        row.status.value,
-    ]
 
 
 def _number(value: float | None) -> str:
