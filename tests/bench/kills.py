@@ -1,4 +1,4 @@
-"""Ten seeded kills of a gloo sweep; the 90 on the scripted transport are a test."""
+"""Ten seeded kills of a sweep over gloo and MPI; the 90 on the scripted transport are a test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SEEDS = range(100, 110)
 
 
 def main() -> None:
-    words = ["quick", "launches=2", "iters=20", "-e", "64K"]
+    words = ["quick", "transport=gloo,mpi", "launches=2", "iters=20", "-e", "32K"]
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             print(kill_and_resume(seed, Path(folder) / f"kill-{seed}", words, longest_s=8.0), flush=True)

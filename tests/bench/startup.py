@@ -10,8 +10,8 @@ import time
 from commbench.units import format_size
 
 TEN_THOUSAND = (
-    "sweep quick --dry-run sizes.max=1G sizes.factor=2 dtype=fp32,fp16,bf16,int32,uint8 mode=isolated,pipelined "
-    "cache=warm,cold env.A=0,1,2,3,4,5 algorithm=all"
+    "sweep quick --dry-run transport=gloo sizes.max=1G sizes.factor=2 dtype=fp32,fp16,bf16,int32,uint8 "
+    "mode=isolated,pipelined cache=warm,cold env.A=0,1,2,3,4,5 algorithm=all"
 )
 
 

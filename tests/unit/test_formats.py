@@ -21,7 +21,7 @@ from commbench.formats import Result, beside, nccl_tests, read
 from commbench.formats.nccl_tests_writer import float_text, write
 from commbench.formats.result import busbw_factor
 from commbench.layout import Layout
-from commbench.plots.curves import curves
+from commbench.plots.curves import FIGURE_KEYS, curves
 from commbench.records import Row, Status
 from commbench.spec import Spec
 from tests.conftest import REPOSITORY, environment
@@ -387,7 +387,6 @@ def test_each_setting_is_a_test_of_its_own_and_says_what_it_is() -> None:
         {"arguments": {"splits": "zipf", "alpha": 1.2}},
         {"groups": "blocks:2", "group_size": 2},
         {"overlap": "matmul"},
-        {"fabric": "real"},
     ]
     text = write([row(), *(row(**variant) for variant in variants)], META)
     said = [line for line in text.splitlines() if line.startswith("# commbench: ")]
@@ -460,8 +459,6 @@ def test_what_is_written_is_read_again(time_us: float, parts: int, both: bool) -
 
 # Beside ours
 
-KEYS = ["collective", "transport", "nodes", "ranks", "fabric", "dtype", "mode", "buffers", "cache", "env"]
-
 
 def ours(*rows: Row) -> pd.DataFrame:
     return tables.frame(rows, "r1")
@@ -475,7 +472,7 @@ def result(**changes: Any) -> Result:
 
 def test_results_join_the_figures_that_they_compare_with() -> None:
     frame = ours(row(mode="isolated"), row(), row(size_bytes=4096), row(dtype="bf16"), row(ranks=8), row(in_place=True))
-    rows, left_out = beside([result(), result(ranks=16), result(collective=None)], "osu.txt", frame, KEYS)
+    rows, left_out = beside([result(), result(ranks=16), result(collective=None)], "osu.txt", frame, FIGURE_KEYS)
     assert left_out == ["all_to_all on 16 ranks", "unnamed collective on 4 ranks"]
     assert rows[["mode", "dtype", "ranks"]].to_numpy().tolist() == [["isolated", "fp32", 4], ["pipelined", "fp32", 4]]
     assert set(rows["label"]) == {"OSU 7.4 (osu.txt)"}
@@ -500,19 +497,19 @@ def test_results_join_the_figures_that_they_compare_with() -> None:
     ],
 )
 def test_only_equals_are_compared(change: dict[str, Any], asked: dict[str, Any], compares: bool) -> None:
-    rows, left_out = beside([result(**change)], "f", ours(row(**asked)), KEYS)
+    rows, left_out = beside([result(**change)], "f", ours(row(**asked)), FIGURE_KEYS)
     assert (len(rows), len(left_out)) == ((1, 0) if compares else (0, 1))
 
 
 def test_what_differs_is_said() -> None:
-    rows, _ = beside([result(dtype="int8")], "f", ours(row(dtype="bf16")), KEYS)
+    rows, _ = beside([result(dtype="int8")], "f", ours(row(dtype="bf16")), FIGURE_KEYS)
     assert rows["label"].tolist() == ["OSU 7.4, int8 (f)"]
-    rows, left_out = beside([result(in_place=True)], "f", ours(row()), KEYS)
+    rows, left_out = beside([result(in_place=True)], "f", ours(row()), FIGURE_KEYS)
     assert (len(rows), left_out) == (0, ["all_to_all in place on 4 ranks"])
 
 
 def test_wrong_results_and_empty_messages_are_not_drawn() -> None:
-    rows, left_out = beside([result(wrong=2), result(size_bytes=0)], "f", ours(row()), KEYS)
+    rows, left_out = beside([result(wrong=2), result(size_bytes=0)], "f", ours(row()), FIGURE_KEYS)
     assert (rows["status"].tolist(), left_out) == (["wrong_result"], [])
 
 
@@ -521,7 +518,7 @@ def test_curves_draw_them(tmp_path: Path) -> None:
     more = [result(), result(size_bytes=8192), result(source="nccl-tests", time_us=None, busbw_gbps=0.2)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows, _ = beside(more, "f", frame, KEYS)
+        rows, _ = beside(more, "f", frame, FIGURE_KEYS)
         figures = curves(pd.concat([frame, rows], ignore_index=True), META)
         for name, figure in figures.items():
             figure.savefig(tmp_path / f"{name}.png")
