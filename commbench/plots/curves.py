@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from commbench.output import describe_layout
-from commbench.plots.style import COLOURS, MARKERS, STYLES, UPRIGHT_TICKS, caption, size_axis, value_axis
+from commbench.plots.style import COLOURS, MARKERS, STYLES, caption, size_axis, tilted, value_axis
 from commbench.records import digest
 
 if TYPE_CHECKING:
@@ -97,11 +97,9 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     if rows["interval_of"].isna().any():
         note += "; lines without bars: as their source gives them"
     caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
-    tilted = len(sizes) > UPRIGHT_TICKS
     legend_rows = -(-len(labels) // columns)
-    figure.subplots_adjust(
-        left=0.085, right=0.985, top=0.82 - 0.045 * (legend_rows - 1), bottom=0.26 if tilted else 0.205, wspace=0.22
-    )
+    top, bottom = 0.82 - 0.045 * (legend_rows - 1), 0.26 if tilted(sizes) else 0.205
+    figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
     return figure
 
 

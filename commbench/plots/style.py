@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,18 +16,32 @@ from commbench.units import format_size
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", ":", "-.")  # the next eight lines
-_MOST_TICKS = 12
-UPRIGHT_TICKS = 6  # more labels than this are tilted
+_WIDEST_LABEL = 1 / 6  # of the axis; labels closer than that are tilted
+_TILTED_LABEL = 1 / 14  # and closer than that left out
+
+
+def tilted(sizes: Sequence[int]) -> bool:
+    """Whether the labels of a size axis must be tilted to fit."""
+    return len(_apart(sizes, _WIDEST_LABEL)) < len(sizes)
+
+
+def _apart(sizes: Sequence[int], least: float) -> list[int]:
+    """Sizes that are at least this part of a logarithmic axis apart, from the smallest up."""
+    gap = least * math.log2(max(sizes) / min(sizes))
+    kept: list[int] = []
+    for size in sorted(sizes):
+        if not kept or math.log2(size / kept[-1]) >= gap * 0.999:
+            kept.append(size)
+    return kept
 
 
 def size_axis(axes: Axes, sizes: Sequence[int]) -> None:
     """Logarithmic, with ticks at the sizes that were measured: 1 KiB, 4 KiB, 1 MiB."""
     axes.set_xscale("log", base=2)
-    every = -(-len(sizes) // _MOST_TICKS)
-    axes.xaxis.set_major_locator(FixedLocator(list(sizes)[::every]))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(sizes, _TILTED_LABEL)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(value)))
-    axes.tick_params(axis="x", labelrotation=35 if len(sizes) > UPRIGHT_TICKS else 0)
+    axes.tick_params(axis="x", labelrotation=35 if tilted(sizes) else 0)
     axes.set_xlabel("size (bytes of one rank's buffer)")
 
 
