@@ -65,6 +65,10 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     commbench sweep alltoall dtype=bf16 mode=isolated,pipelined
     commbench sweep quick --format json > rows.jsonl
     """
+    from commbench.launch.environment import detect
+
+    if detect(os.environ):  # as a rank: with as many threads as other launchers give, said before numpy is loaded
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     from commbench.commands import prepare
     from commbench.commands import sweep as command
 

@@ -35,6 +35,7 @@ class SweepConfig:
     in_place: list[bool]
     groups: list[str]
     overlap: list[str]
+    typed: frozenset[str]  # keys that the user set, and not a recipe
     layer: dict[str, list[int]]  # tokens, model_dim, top_k: sizes from a Mixture-of-Experts layer; empty without
     dtype: list[str]
     mode: list[str]
@@ -170,7 +171,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     for key, values in overrides.values.items():
         if key in _SCALARS and len(values) != 1:
             raise UsageError(f"{key} takes one value, not {len(values)}", hint="run one sweep for each")
-        flat[key] = values[0] if key in _SCALARS else values
+        flat[key] = values[0] if key in _SCALARS else None if values == [None] else values
     axes = {key: _axis(key, flat.get(key)) for key in _AXES}
     for key, choices in _CHOICES.items():
         for value in axes[key]:
@@ -211,10 +212,13 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         for key in collectives.arguments()
         if flat.get(key) is not None
     }
+    if "tokens" not in flat or flat["tokens"] is None:  # tokens=null alone goes back to sizes
+        flat = {key: value for key, value in flat.items() if key != "top_k" or key in overrides.values}
     layer = {
         key: [_number(key, value) for value in _axis(key, flat[key])] for key in LAYER if flat.get(key) is not None
     }
     _check_layer(layer, overrides)
+    _check_experts(layer, arguments)
     return SweepConfig(
         recipe=Path(recipe).stem,
         transport=axes["transport"],
@@ -226,6 +230,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         groups=axes["groups"],
         overlap=axes["overlap"],
         layer=layer,
+        typed=frozenset(key for key in overrides.values if flat.get(key) is not None),
         dtype=axes["dtype"],
         mode=axes["mode"],
         buffers=axes["buffers"],
@@ -277,6 +282,15 @@ def _check_layer(layer: Mapping[str, Any], overrides: Overrides) -> None:
         )
 
 
+def _check_experts(layer: Mapping[str, list[int]], arguments: Mapping[str, list[Value]]) -> None:
+    """A token cannot go to more experts than there are."""
+    top_k, experts = max(layer.get("top_k", [0])), [int(value) for value in arguments.get("experts", [])]
+    if experts and top_k > min(experts):
+        raise UsageError(
+            f"top_k is {top_k}, but there are {min(experts)} experts", hint="a token goes to different experts"
+        )
+
+
 def _axis(key: str, value: Any) -> list[Any]:
     values = list(value) if isinstance(value, list | tuple) else [value]
     if not values or any(item is None for item in values):
@@ -297,7 +311,7 @@ def _number(key: str, value: Any) -> Any:
     fits = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or isinstance(value, int))
     if not fits or not smallest <= value <= largest:
         noun = "a whole number" if kind is int else "a number"
-        raise UsageError(f"{key} is {value!r}", hint=f"{noun} from {smallest:g} to {largest:g}")
+        raise UsageError(f"{key} is {value!r}", hint=f"{noun} from {smallest} to {largest:.0f}")
     return kind(value)
 
 

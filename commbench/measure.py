@@ -78,9 +78,10 @@ def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, e
     barrier, mark, clock, synchronize = transport.barrier, transport.mark, transport.host_us, transport.synchronize
     n = len(calls)
     for number in range(first, first + count * each, each):
+        turn = list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
+        call = turn[0]
         barrier()
         if each == 1:
-            call = calls[number % n]
             begin = mark()
             enter = clock()
             work = call()
@@ -88,7 +89,6 @@ def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, e
             if work is not None:
                 work.wait()
         else:
-            turn = list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
             begin = mark()
             enter = clock()
             for call in turn:
@@ -107,7 +107,9 @@ def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, e
 
 
 BESIDE = ("comm_alone_us", "compute_alone_us", "compute_beside_us")
-_ROWS = 16  # of the product that is timed to find how many rows last as long as the call
+_RATIOS = ("comm_slowdown", "compute_slowdown", "overlap_percent")
+_MOST_ROWS = 1024  # of one product; 1 MiB of tokens
+_FITTINGS = 8  # at most, of the product to the call
 
 
 def take_beside(
@@ -145,17 +147,41 @@ def take_beside(
 
 
 def _product(transport: Transport, call_us: float) -> Callable[[], Any]:
-    """A matrix product that lasts about as long as the call, the same on all ranks."""
-    trial = transport.product(_ROWS)
-    times = []
-    for _ in range(5):
-        begin = transport.mark()
-        trial()
-        end = transport.mark()
-        transport.synchronize()
-        times.append(transport.between_us(begin, end))
-    slowest_us = float(transport.all_gather([sorted(times)[2]]).max())
-    return transport.product(max(1, round(_ROWS * call_us / max(slowest_us, 1e-3))))
+    """A matrix product, or several in turn, that last as long as the call within a tenth; the same on all ranks."""
+    rows = repeats = 1
+    for _ in range(_FITTINGS):
+        one = transport.product(rows)
+
+        def product(one: Callable[[], Any] = one, repeats: int = repeats) -> None:
+            for _ in range(repeats):
+                one()
+
+        times = []
+        for _ in range(5):
+            begin = transport.mark()
+            product()
+            end = transport.mark()
+            transport.synchronize()
+            times.append(transport.between_us(begin, end))
+        took_us = float(transport.all_gather([sorted(times)[2]]).max())
+        if 0.9 < took_us / call_us < 1.1:
+            break
+        wanted = min(max(rows * repeats * call_us / max(took_us, 1e-3), 1.0), 1e9)
+        rows = min(round(wanted), _MOST_ROWS)
+        repeats = max(1, round(wanted / rows))
+    return product
+
+
+def beside_ratios(timing: Timing) -> dict[str, float]:
+    """How much slower each was beside the other, medians over samples of ratios of maxima over ranks.
+
+    Of the two alone, the longer one is what both together take at best; OSU's overlap (osu_ialltoall) in percent.
+    """
+    both = timing.slowest_us
+    comm, compute, compute_beside = (timing.beside[name].max(axis=1) for name in BESIDE)
+    overlap = np.clip(100 - (both - compute) / comm * 100, 0, 100)
+    ratios = (both / np.maximum(comm, compute), compute_beside / compute, overlap)
+    return {name: float(np.median(ratio)) for name, ratio in zip(_RATIOS, ratios, strict=True)}
 
 
 def measure(
@@ -227,7 +253,10 @@ def _measure(
             before_us = elapsed_us
             warmup.append(batch(count, 1)[0])
             per_sample_us = (elapsed_us - before_us) / count
-        call_us = max(float(np.concatenate(warmup).max(axis=1).min()), 1e-3)
+        if beside:
+            warmup.append(batch(5, 1)[0])
+        slowest_us = np.concatenate(warmup).max(axis=1)
+        call_us = max(float(np.median(slowest_us[1:]) if beside else slowest_us.min()), 1e-3)
         if mode == "pipelined":
             calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
             per_sample_us = call_us * calls

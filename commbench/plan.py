@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from commbench import algorithms, collectives, transports
 from commbench.collectives.base import Collective
-from commbench.config import SweepConfig
+from commbench.config import LAYER, SweepConfig
 from commbench.errors import UsageError
 from commbench.records import Case, Outer, Policy
 from commbench.spec import DTYPES, Arguments
@@ -40,6 +40,11 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
         for item in cases:
             planned.setdefault(item.case.case_id, item)
     return list(planned.values())
+
+
+_MAY_BE_IDLE = frozenset(
+    {*algorithms.parameters(), *collectives.arguments(), *LAYER, "sizes.min", "sizes.max", "sizes.factor"}
+)
 
 
 def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
@@ -156,30 +161,35 @@ def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
 
 
 def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
-    """A setting that would silently have no effect is a mistake."""
-    for key in config.params:
-        if not any(key in item.case.params for item in cases):
-            takers = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
-            raise UsageError(
-                f"{key} is set, but no algorithm of this sweep takes it",
-                hint=f"it belongs to {', '.join(dict.fromkeys(takers))}",
-            )
-    for key in config.arguments:
-        # What a file says is in the matrix that is made of it.
-        used = "matrix" if key == "trace" else key
-        if not any(used in item.case.arguments for item in cases):
-            takers = [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
-            text = collectives.arguments()[key].text
-            raise UsageError(
-                f"{key} is set, but has no effect in this sweep", hint=f"it belongs to {', '.join(takers)}: {text}"
-            )
+    """What a user sets in vain is a mistake; what a recipe sets may be for another value of what the user sets."""
+    used: set[str] = set()
+    for item in cases:
+        used |= {*item.case.params, *item.case.arguments}
+        if item.case.arguments.get("splits") == "trace":
+            used.add("trace")  # of which a matrix was made
+        if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
+            used.add("model_dim")
+        if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
+            used |= {"sizes.min", "sizes.max", "sizes.factor"}
+            used |= set(LAYER) if "tokens" in config.layer else set()
+    for key in config.typed:
+        if key in used or key not in _MAY_BE_IDLE:
+            continue
+        params = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
+        takers = params or [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
+        text = collectives.arguments()[key].text if key in collectives.arguments() else ""
+        hint = f"it belongs to {', '.join(dict.fromkeys(takers))}{': ' + text if text else ''}"
+        if not takers:
+            hint = "the splits of this sweep fix its sizes" if key.startswith("sizes.") else "leave it out"
+        raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
 
 
 def _skip_reason(case: Case) -> str:
     collective, entry = collectives.get(case.collective), transports.entry(case.outer.transport)
     spec = case.spec
     if spec.ranks < 2:
-        return "one rank has nobody to exchange with"
+        where = "" if case.groups == "world" else f"groups={case.groups} of {case.outer.layout}: "
+        return f"{where}one rank has nobody to exchange with"
     if case.size_bytes == 0:
         return f"the size rounds down to 0 for {spec.ranks} ranks"
     if case.dtype not in (entry.reduces if collective.reduces else entry.dtypes):
@@ -225,6 +235,25 @@ def estimate_s(planned: Sequence[PlannedCase]) -> float:
     return sum(case.policy.cap_s * case.policy.launches for case in runnable) + 3.0 * sum(per_launch.values())
 
 
+def _axes(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """What else tells the cases apart, or is not the default."""
+    found = {
+        "collectives": {case.collective for case in cases},
+        "dtypes": {case.dtype for case in cases},
+        "modes": {case.mode for case in cases},
+        "asked": {
+            f"{key}={value}"
+            for case in cases
+            for key, value in case.arguments.items()
+            if key not in ("matrix", "send_bytes")
+        },
+        "groups": {case.groups for case in cases} - {"world"},
+        "overlap": {case.overlap for case in cases} - {"none"},
+        "in place": {"yes" for case in cases if case.in_place},
+    }
+    return {name: sorted(values) for name, values in found.items() if values}
+
+
 def describe(planned: Sequence[PlannedCase]) -> list[str]:
     """The plan in a few lines of words."""
     runnable = [item.case for item in planned if not item.skip]
@@ -238,6 +267,7 @@ def describe(planned: Sequence[PlannedCase]) -> list[str]:
         f"{len(outers)} set-up{'s' if len(outers) > 1 else ''} x {runnable[0].policy.launches} launches",
         f"sizes: {len(sizes)} from {format_size(sizes[0])} to {format_size(sizes[-1])}",
         f"algorithms: {', '.join(names)}",
+        *(f"{what}: {', '.join(values)}" for what, values in _axes(runnable).items()),
     ]
     lines += [f"set-up: {outer}" for outer in list(outers.values())[:8]]
     if len(outers) > 8:

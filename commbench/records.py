@@ -155,6 +155,9 @@ class Measurement:
     comm_alone_us: float | None = None
     compute_alone_us: float | None = None
     compute_beside_us: float | None = None
+    comm_slowdown: float | None = None  # medians over samples: see `measure.beside_ratios`
+    compute_slowdown: float | None = None
+    overlap_percent: float | None = None
     link_gbps: dict[str, float] | None = None
     fabric: str = ""
 
@@ -199,7 +202,7 @@ class Row:
     busbw_gbps: float | None
     bound_gbps: float | None
     bound_fraction: float | None
-    mean_bytes: float | None = None  # where ranks differ: the mean of what `size_bytes` is the maximum of
+    mean_bytes: float | None = None  # where ranks differ: the mean of what they send
     busbw_mean_gbps: float | None = None  # busbw of the mean
     comm_alone_us: float | None = None
     compute_alone_us: float | None = None

@@ -17,6 +17,8 @@ Matrix = npt.NDArray[np.int64]
 
 RULES = ("even", "linear", "zipf")
 CHOICES = (*RULES, "matrix", "trace")
+_DIGITS = 15  # of a count: sums of a whole matrix must fit into 64 bits
+_MOST_TOKENS = 10**9
 ROW_BYTES = 16  # of a rule, where nothing says how long a token is: what nccl-tests aligns to
 
 
@@ -151,8 +153,7 @@ def read_trace(path: str) -> str:
             rows = json.loads(line)["counts"]
             width = len(rows[0])
             good = width > 0 and all(
-                len(row) == width and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in row)
-                for row in rows
+                len(row) == width and all(type(n) is int and 0 <= n < _MOST_TOKENS for n in row) for row in rows
             )
         except (ValueError, KeyError, TypeError, IndexError):
             good = False
@@ -188,6 +189,11 @@ def _square(path: str, rows: Sequence[Sequence[str]]) -> list[list[int]]:
                 raise UsageError(
                     f"{path}: the cell from rank {i} to rank {j} is {cell!r}",
                     hint="a cell is a whole number of bytes, 0 or more",
+                )
+            if len(cell) > _DIGITS:
+                raise UsageError(
+                    f"{path}: the cell from rank {i} to rank {j} is {cell}, more bytes than any machine has",
+                    hint="a cell is a whole number of bytes",
                 )
     matrix = [[int(cell) for cell in row] for row in rows]
     if not any(map(any, matrix)):

@@ -24,6 +24,11 @@ _STOP_ORDER = ("iters", "precision", "samples", "cap")
 
 _LONGEST_TEXT = 20
 
+# Of a product beside the collective: medians over launches of each launch's own.
+_BESIDE = (
+    *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
+    *("comm_slowdown", "compute_slowdown", "overlap_percent"),
+)
 # What only a case that is `ok` has.
 _NUMBERS = (
     "time_us",
@@ -40,12 +45,7 @@ _NUMBERS = (
     "bound_gbps",
     "bound_fraction",
     "busbw_mean_gbps",
-    "comm_alone_us",
-    "compute_alone_us",
-    "compute_beside_us",
-    "comm_slowdown",
-    "compute_slowdown",
-    "overlap_percent",
+    *_BESIDE,
     "wrong",
     "stop_reason",
 )
@@ -106,8 +106,8 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
     busbw = None if factor is None else algbw * factor
     links = measurements[0].link_gbps
     bound = None
-    if links and factor is not None:
-        bound = gbps(spec.size_bytes, bound_us(collective.needs(spec), links)) * factor
+    if links and factor is not None and (least_us := bound_us(collective.needs(spec), links)):
+        bound = gbps(spec.size_bytes, least_us) * factor
     mean_bytes = collective.mean_bytes(spec)
     mean = None if factor is None or mean_bytes is None else gbps(mean_bytes, time_us) * factor
     return _row(
@@ -129,7 +129,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         bound_gbps=bound,
         bound_fraction=busbw / bound if bound and busbw else None,
         busbw_mean_gbps=mean,
-        **_beside(time_us, measurements),
+        **{name: _median([getattr(m, name) for m in measurements]) for name in _BESIDE},
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
     )
@@ -138,23 +138,6 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known and len(known) == len(values) else None
-
-
-def _beside(time_us: float, measurements: Sequence[Measurement]) -> dict[str, float | None]:
-    """What a product beside the collective cost either; OSU's overlap (osu_ialltoall) from the same times."""
-    comm = _median([m.comm_alone_us for m in measurements])
-    compute = _median([m.compute_alone_us for m in measurements])
-    beside = _median([m.compute_beside_us for m in measurements])
-    if comm is None or compute is None or beside is None:
-        return {}
-    return {
-        "comm_alone_us": comm,
-        "compute_alone_us": compute,
-        "compute_beside_us": beside,
-        "comm_slowdown": time_us / comm,
-        "compute_slowdown": beside / compute,
-        "overlap_percent": max(0.0, 100 - (time_us - compute) / comm * 100),
-    }
 
 
 def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:

@@ -22,6 +22,7 @@ import numpy as np
 from commbench import algorithms, check, collectives, measure, memory, transports
 from commbench.algorithms.base import Bound
 from commbench.collectives.base import Collective
+from commbench.errors import CommbenchError
 from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
@@ -36,6 +37,7 @@ from commbench.units import format_size
 _TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 Pair = tuple[Array, Array]  # output, input
+RANK_INTERRUPTED = 130
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
@@ -208,6 +210,7 @@ def _measure_case(
             bound.close()
     slowest = timing.slowest_us
     beside: dict[str, Any] = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
+    beside |= measure.beside_ratios(timing) if beside else {}
     if slowest.min() <= 0:
         return done(Status.ERROR, "a sample took no time: the clock cannot resolve this call; use mode=pipelined"), None
     return done(
@@ -318,10 +321,11 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
     os.dup2(log, 2)
     try:
         run(order, info, shared=shared)
-    except BaseException:
+    except KeyboardInterrupt:  # somebody's wish, and no failure
+        return RANK_INTERRUPTED
+    except BaseException as error:
         traceback.print_exc()
-        details = {"rank": info.rank, "error": traceback.format_exc(limit=0).strip().splitlines()[-1]}
-        append_line(order.folder / "failures.jsonl", json.dumps(details), durable=False)
+        _note_failure(order.folder, info.rank, error)
         return RANK_FAILED
     finally:
         sys.stdout.flush()
@@ -329,13 +333,26 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
     return 0
 
 
+def _note_failure(folder: Path, rank: int, error: BaseException) -> None:
+    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    if isinstance(error, CommbenchError):
+        text = f"{error} ({error.hint})"
+    details = {"rank": rank, "error": text}
+    append_line(folder / "failures.jsonl", json.dumps(details), durable=False)
+
+
 def main() -> None:
     die_with_parent()
-    order = Order.load(sys.argv[1])
-    exit_if_orphaned(order.parent_pid, order.parent_started)
-    info = detect(os.environ)
-    if info is None:
-        raise SystemExit("commbench.worker is started by a launcher; use `commbench sweep`")
+    try:
+        order = Order.load(sys.argv[1])
+        exit_if_orphaned(order.parent_pid, order.parent_started)
+        info = detect(os.environ)
+        if info is None:
+            raise RuntimeError("commbench.worker is started by a launcher; use `commbench sweep`")
+    except Exception as error:
+        # The other ranks may wait for this one, so the sweep must hear of it.
+        _note_failure(Path(sys.argv[1]).parent, -1, error)
+        raise
     if info.launcher != "torchrun":  # which alone says where to meet
         info = replace(info, rendezvous=f"address:{order.folder / 'address'}")
     code = start_rank(order, info)

@@ -45,12 +45,14 @@ class _Bound(BoundBase):
         self._received = comm.empty(comm.size * _COUNT_BYTES)
         self._mine = comm.empty(comm.size * _COUNT_BYTES)
         comm.write(self._mine, np.array(self._sent, dtype=np.int64).view(np.uint8))
+        self._exchange_counts = comm.ready("all_to_all", self._received, self._mine, step="counts")
 
     def start(self, out: Array, inp: Array) -> Work:
         comm = self._comm
-        comm.all_to_all(self._received, self._mine, step="counts").wait()
+        if (counts := self._exchange_counts()) is not None:
+            counts.wait()
         received = comm.read(self._received).view(np.int64).tolist()
         return comm.all_to_allv(out, inp, received, self._sent, step="data")
 
     def close(self) -> None:
-        del self._received, self._mine
+        del self._received, self._mine, self._exchange_counts

@@ -107,6 +107,11 @@ class _Broadcast(BoundBase):
             out[...] = inp
         return self._comm.broadcast(out, self._root, step="all")
 
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        if self._copies:
+            return super().bind(pairs)
+        return [self._comm.ready("broadcast", out, self._root, step="all") for out, _ in pairs]
+
 
 class DirectSendRecv(_Direct):
     collective = "sendrecv"

@@ -78,7 +78,7 @@ class Collective(Protocol):
         ...
 
     def mean_bytes(self, spec: Spec) -> float | None:
-        """Mean over ranks of the bytes that `size_bytes` is the maximum of; None where all ranks are alike."""
+        """Mean over ranks of the bytes that they send, own block included; None where all ranks are alike."""
         ...
 
 

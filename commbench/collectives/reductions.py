@@ -18,7 +18,8 @@ from commbench.spec import Spec
 
 # The largest whole number up to which every one is exact. uint8 and int32 wrap around alike in every order.
 _EXACT = {"fp32": 1 << 24, "fp16": 1 << 11, "bf16": 1 << 8, "int32": 1 << 31, "uint8": 1 << 8}
-_TWOS = 7  # at most so many ranks bring a 2 to a product, the others a 1: 2^7 is exact everywhere
+_WRAPS = ("int32", "uint8")
+_TWOS = 15  # ranks that bring twos to a product of floating-point numbers; the others bring 1 and -1
 
 
 class _Reduction(Moves):
@@ -26,7 +27,7 @@ class _Reduction(Moves):
     arguments = {"op": Argument("sum", "how elements are combined", tuple(OPS))}
 
     def refuses(self, spec: Spec) -> str | None:
-        if spec.arguments["op"] == "sum" and spec.ranks > _EXACT[spec.dtype] and not spec.dtype.endswith(("32", "8")):
+        if spec.arguments["op"] == "sum" and spec.dtype not in _WRAPS and spec.ranks > _EXACT[spec.dtype]:
             return f"sums over {spec.ranks} ranks are not exact in {spec.dtype}, so they cannot be checked"
         return None
 
@@ -104,15 +105,24 @@ class ReduceScatter(_Reduction):
 
 
 def _numbers(spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The whole numbers that `rank` brings to part `part`, in pieces."""
-    count = spec.block_bytes // spec.itemsize
-    n = spec.ranks
-    if spec.arguments["op"] == "prod":
-        # Which ranks bring a 2 is drawn anew for each element, so that each of them matters somewhere.
-        turn = max(2, n // _TWOS + 1)
-        for chunk in block_chunks(block_key(seed, salt, n, part), count):
-            yield np.where((chunk.astype(np.int64) + rank) % turn == 0, 2, 1)
-        return
-    largest = 255 if spec.arguments["op"] != "sum" else max(1, min(255, _EXACT[spec.dtype] // n))
-    for chunk in block_chunks(block_key(seed, salt, rank, part), count):
-        yield chunk.astype(np.int64) % (largest + 1)
+    """The whole numbers that `rank` brings to part `part`, in pieces: different for each rank, part and call.
+
+    They use the sign and, where sums and products wrap around, all bits, so that a wrong type is seen.
+    """
+    op, dtype = spec.arguments["op"], spec.dtype
+    itemsize = spec.itemsize if dtype in _WRAPS else 1
+    for chunk in block_chunks(block_key(seed, salt, rank, part), spec.block_bytes // spec.itemsize * itemsize):
+        if dtype in _WRAPS:
+            values = chunk.view(np.int32 if dtype == "int32" else np.uint8).astype(np.int64)
+            # Odd factors lose nothing: a product of even ones soon is 0.
+            yield values | 1 if op == "prod" else values
+            continue
+        drawn = chunk.astype(np.int64)
+        if op == "prod":
+            # 1 or 2, and its sign; the product is a power of two, which fp16 has up to 2^15.
+            yield (1 + (drawn >> 1) % 2 * (rank < _TWOS)) * (1 - drawn % 2 * 2)
+        elif op == "sum":
+            largest = max(1, min(127, _EXACT[dtype] // spec.ranks))
+            yield drawn % (2 * largest + 1) - largest
+        else:
+            yield drawn - 128

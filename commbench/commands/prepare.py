@@ -76,10 +76,11 @@ def choose_launchers(
             problem = error
         else:
             launchers[name] = launcher
-    if not launchers and len(lacking) == 1:
+    reasons = list(dict.fromkeys(lacking.values()))
+    if not launchers and len(reasons) == 1:
         raise problem
     if not launchers:
-        raise EnvironmentProblem("none of the transports can run here", hint=" | ".join(lacking.values()))
+        raise EnvironmentProblem("none of the transports can run here", hint=" | ".join(reasons))
     for reason in lacking.values():
         talk.note(f"left out: {reason}")
     kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]

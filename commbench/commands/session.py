@@ -91,7 +91,8 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     tables.write_results(folder, rows)
     tables.write_samples(folder)
     complete = len(rows) == len(sweep.planned)
-    _set_status(folder, "finished" if complete else "incomplete")
+    interrupted = any(row.status is Status.INTERRUPTED for row in rows)
+    _set_status(folder, "interrupted" if interrupted else "finished" if complete else "incomplete")
     reporter.end(rows, meta)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
@@ -106,7 +107,7 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     talk.note(
         f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
     )
-    if failed:
+    if failed and not meta["joined"]:
         talk.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
     return EXIT_FAILED if failed or not complete else EXIT_OK
 

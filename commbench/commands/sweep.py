@@ -12,6 +12,7 @@ from commbench.commands.prepare import (
     configure,
     create,
     expand,
+    layout_of,
     show_config,
     show_plan,
     show_script,
@@ -34,10 +35,12 @@ def run(request: Request) -> int:
         from commbench.commands import join
 
         return join.run(request, rank)
+    if rank is not None and rank.rank != 0:  # of a plan that all ranks could show, one shows it
+        return EXIT_OK
     talk = Talk(quiet=request.quiet, verbose=request.verbose)
     if request.resume is not None:
         return measure(request, *_resume(request, talk), talk)
-    recipe, configs = configure(request.words)
+    recipe, configs = configure(request.words, layout_of(rank) if rank else None)
     if request.show_config:
         sys.stdout.write(show_config(configs))
         return EXIT_OK

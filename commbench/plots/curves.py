@@ -50,7 +50,9 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     figure = Figure(figsize=(10.5, 4.9))
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
-    lines = list(rows.groupby("label", sort=True))  # the same colour for the same algorithm, whatever finished first
+    foreign = rows["case_id"].isna()  # of other programs: last, and grey
+    # The same colour for the same algorithm, whatever finished first.
+    lines = [*rows[~foreign].groupby("label", sort=True), *rows[foreign].groupby("label", sort=True)]
     for index, (label, unsorted) in enumerate(lines):
         line = unsorted.sort_values("size_bytes")
         # Side by side, so that no interval hides behind another.
@@ -65,6 +67,8 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
             "elinewidth": 1.0,
             "label": label,
         }
+        if line["case_id"].isna().all():
+            style |= {"color": "#777777", "linestyle": "--"}
         time, low, high = line["time_us"], line["time_us_low"], line["time_us_high"]
         latency.errorbar(at, time, yerr=[(time - low).clip(lower=0), (high - time).clip(lower=0)], **style)
         # The interval is one of times; bandwidth is computed from its ends.
@@ -78,7 +82,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
         bandwidth.plot(bound["size_bytes"], bound["bound_gbps"], **dashed)
         latency.plot(bound["size_bytes"], bound["time_us"] * bound["busbw_gbps"] / bound["bound_gbps"], **dashed)
     for axes in (bandwidth, latency):
-        size_axis(axes, sizes)
+        size_axis(axes, sizes, "busiest" if "all_to_allv" in setting["what"] else "one")
     value_axis(bandwidth, "bus bandwidth (GB/s)")
     value_axis(latency, "time (us)")
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
@@ -91,12 +95,18 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     figure.suptitle(_title(setting), fontsize=12, y=0.985)
     launches = int(rows["launches"].max())
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
-    over_launches = (rows["interval_of"].dropna() == "launches").all()
-    spread = f"over {counted}" if over_launches else f"of samples within {counted} only"
-    note = f"points: median of the slowest rank's time; bars: 95 % interval {spread}"
-    if rows["interval_of"].isna().any():
-        note += "; lines without bars: as their source gives them"
-    caption(figure, meta, note + ("" if len(bound) else "; no bound: no link rate is known"))
+    known = set(rows["interval_of"].dropna())
+    spread = f"95 % interval over {counted}" if known == {"launches"} else f"95 % interval of samples in {counted} only"
+    note = (
+        f"points: median of the slowest rank's time; bars: {spread if known else 'none, as there are too few samples'}"
+    )
+    if foreign.any():
+        note += "; grey: as its source gives it"
+    note += "" if len(bound) else "; no bound: no link rate is known"
+    cpus = len((meta.get("machine") or {}).get("affinity") or [])
+    if setting["fabric"] != "real" and 0 < cpus < setting["ranks"]:
+        note += f"\n{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU"
+    caption(figure, meta, note)
     legend_rows = -(-len(labels) // columns)
     top, bottom = 0.82 - 0.045 * (legend_rows - 1), 0.26 if tilted(sizes) else 0.205
     figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)

@@ -35,14 +35,14 @@ def _apart(sizes: Sequence[int], least: float) -> list[int]:
     return kept
 
 
-def size_axis(axes: Axes, sizes: Sequence[int]) -> None:
+def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:
     """Logarithmic, with ticks at the sizes that were measured: 1 KiB, 4 KiB, 1 MiB."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(_apart(sizes, _TILTED_LABEL)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_size(value)))
     axes.tick_params(axis="x", labelrotation=35 if tilted(sizes) else 0)
-    axes.set_xlabel("size (bytes of one rank's buffer)")
+    axes.set_xlabel(f"size (bytes of {whose} rank's buffer)" if whose == "one" else f"size (bytes of the {whose} rank)")
 
 
 def value_axis(axes: Axes, label: str) -> None:

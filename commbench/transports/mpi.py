@@ -250,6 +250,8 @@ def join_world(info: RankInfo) -> MPI.Intracomm:
         raise EnvironmentProblem(
             f"the launcher started rank {info.rank} of {info.size}, but the MPI library that mpi4py loads sees "
             f"rank {rank} of {size} ({library})",
-            hint="mpiexec and the library are of different MPIs; use the mpiexec that belongs to the library",
+            hint="start them with srun --mpi=pmi2 or --mpi=pmix, or set SLURM_MPI_TYPE, as the library needs it"
+            if info.launcher == "slurm"
+            else "mpiexec and the library are of different MPIs; use the mpiexec that belongs to the library",
         )
     return world

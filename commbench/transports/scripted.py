@@ -187,6 +187,7 @@ class Scripted:
         factor = self._launch_factor * self.script.factor.get(self._labels.get("algorithm", ""), 1.0)
         if self.script.noise:
             factor *= float(np.exp(self._random.gauss(0, self.script.noise)))
+        began = self.now_us
         for peer, payload in sends.items():
             link = self.layout.link(self.rank, peer)
             self.now_us += factor * (self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3)
@@ -195,9 +196,13 @@ class Scripted:
         stamp = np.float64(self.now_us).tobytes()
         arrived = self.mesh.exchange({peer: stamp + data for peer, data in sends.items()}, sources)
         got = {}
+        loads: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
         for peer, data in arrived.items():
             self.now_us = max(self.now_us, float(np.frombuffer(data[:8])[0]))  # not before it was sent
             got[peer] = data[8:]
+            loads[self.layout.link(self.rank, peer)] += len(data) - 8
+        for link, nbytes in loads.items():  # nor faster than this rank's own link brings it
+            self.now_us = max(self.now_us, began + factor * nbytes / self.script.gbps[link] / 1e3)
         if self.script.jitter_us:
             self.now_us += self._random.expovariate(1 / self.script.jitter_us)
         if self.script.pace_us:

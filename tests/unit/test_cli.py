@@ -87,7 +87,7 @@ BAD = {
     "sweep quick iters=0": ("iters is 0", "from 1"),
     "sweep quick seed=1,2": ("seed takes one value, not 2", "one sweep for each"),
     "sweep quick samples.min=50 samples.max=5": ("samples.min 50 is above samples.max 5", ""),
-    "sweep quick window=2 algorithm=direct": ("no algorithm of this sweep takes it", "pairwise"),
+    "sweep quick window=2 algorithm=direct": ("has no effect in this sweep", "pairwise"),
     "sweep quick window=0 algorithm=pairwise": ("no case of this sweep can run", "window=0"),
     "sweep quick nodes=1 ranks_per_node=1": ("no case of this sweep can run", "one rank"),
     "sweep quick dtype=fp32,": ("cannot read 'dtype=fp32,'", "quote"),

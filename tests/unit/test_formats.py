@@ -525,7 +525,7 @@ def test_curves_draw_them(tmp_path: Path) -> None:
     assert len(figures) == 2
     for figure in figures.values():
         names = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert names == ["OSU 7.4 (f)", "direct", "nccl-tests (f)"]
+        assert names == ["direct", "OSU 7.4 (f)", "nccl-tests (f)"]
 
 
 def test_formats_import_neither_torch_nor_pandas() -> None:

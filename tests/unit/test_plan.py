@@ -159,9 +159,11 @@ def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() ->
     ("words", "message"),
     [
         (("op=sum",), "op is set, but has no effect"),
+        (("model_dim=8",), "model_dim is set, but has no effect"),
+        (("collective=all_to_allv", "send_bytes=4096", "sizes.max=1K"), "sizes.max is set, but has no effect"),
         (("collective=all_to_allv", "alpha=2"), "alpha is set, but has no effect"),
         (("collective=all_to_allv", "splits=zipf", "step=1"), "step is set, but has no effect"),
-        (("collective=all_reduce", "window=2"), "window is set, but no algorithm"),
+        (("collective=all_reduce", "window=2"), "window is set, but has no effect"),
         (("collective=all_reduce", "op=avg"), "unknown op 'avg'"),
         (("collective=all_to_allv", "splits=zip"), "unknown splits 'zip'"),
         (("collective=all_to_allv", "splits=matrix"), "splits=matrix needs a file"),
@@ -298,3 +300,41 @@ def test_a_run_with_files_and_layers_is_a_recipe_again(tmp_path: Path) -> None:
         path = tmp_path / "again.yaml"
         path.write_text(show_config(configure(words)[1]))
         assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]
+
+
+def test_a_recipe_can_be_varied_and_its_sizes_taken_back() -> None:
+    """What moe sets for Zipf does not stand in the way of other splits, or of another collective."""
+    for word in ("splits=even", "collective=all_to_all", "splits=zipf"):
+        assert all(not item.skip for item in planned("moe", "transport=gloo", word))
+    words = ("transport=gloo", "splits=even", "tokens=null", "sizes.min=64K", "sizes.max=64K", "algorithm=direct")
+    assert {item.case.size_bytes for item in planned("moe", *words)} == {64 << 10}
+
+
+def test_a_cell_beyond_any_machine_is_an_error_of_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.txt"
+    path.write_text(f"0 {10**20}\n4 0\n")
+    with pytest.raises(UsageError, match="more bytes than any machine has"):
+        planned("quick", "collective=all_to_allv", "splits=matrix", f"matrix={path}")
+
+
+def test_linear_splits_by_hand() -> None:
+    from commbench import splits
+
+    size, asked = splits.settle(6 * 16, 3, {"splits": "linear"})
+    assert size == 96
+    assert splits.counts(3, asked).tolist() == [[16, 32, 48], [32, 48, 16], [48, 16, 32]]
+
+
+def test_zipf_bound_is_that_of_the_hot_receiver() -> None:
+    from commbench import collectives, splits
+    from commbench.bound import bound_us
+    from commbench.layout import Layout
+    from commbench.spec import Spec
+
+    size, asked = splits.settle(1 << 20, 4, {"splits": "zipf", "alpha": 2.0})
+    matrix = splits.counts(4, asked)
+    spec = Spec(collective="all_to_allv", dtype="uint8", size_bytes=size, layout=Layout(1, 4), arguments=asked)
+    hot = int(matrix.sum(axis=0).argmax())
+    into_hot = int(matrix[:, hot].sum() - matrix[hot, hot])
+    assert bound_us(collectives.get("all_to_allv").needs(spec), {"intra": 1.0, "inter": 1.0}) == into_hot / 1e3
+    assert into_hot > int(matrix.sum(axis=1).max() - matrix.diagonal().min()), "the senders are not the bottleneck"

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from commbench import algorithms
+from commbench import algorithms, check, collectives
 from commbench.algorithms.base import Bound, BoundBase
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.records import Case, Measurement, Outer, Policy, Status
 from commbench.store import RunFolder
 from commbench.transports.base import Done, Work
+from commbench.transports.scripted import ScriptedComm
 from commbench.worker import run
 from tests.conftest import ThreadRanks, in_threads
 
@@ -94,6 +95,69 @@ def test_a_library_that_stops_writing_only_while_it_is_timed_is_caught(tmp_path:
     timed = {"from_op": 2 * per_call, "to_op": (2 + POLICY.warmup + 6) * per_call}
     measurement, _ = measure(tmp_path, case, [{"kind": "untouched", "rank": 1, **timed}])
     assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "after timing")
+
+
+def case_of_any(collective: str, algorithm: str, **other: Any) -> Case:
+    found = collectives.get(collective)
+    defaults = {key: item.default for key, item in found.arguments.items() if item.default is not None}
+    groups = other.pop("groups", "world")
+    ranks = 2 if groups == "rails" else 4
+    size, arguments = found.settle(ranks * 16 * 8, ranks, {**defaults, **other.pop("arguments", {})})
+    return dataclasses.replace(
+        case_of("direct", (2, 2), **other), collective=collective, algorithm=algorithm, arguments=dict(arguments),
+        size_bytes=size, groups=groups, in_place=other.get("in_place", False),
+        params={key: default for key, (default, _) in algorithms.get(collective, algorithm).params.items()},
+    )  # fmt: skip
+
+
+def planted_in_all() -> list[tuple[str, str, str]]:
+    """Contributions to a reduction may come in any order; wrong counts have a test of their own."""
+    return [
+        (collective, algorithm, kind)
+        for collective, algorithm in algorithms.TABLE
+        for kind in ("swap", "stale", "untouched")
+        if not (kind == "swap" and collectives.get(collective).reduces) and algorithm != "counts_first"
+    ]
+
+
+@pytest.mark.parametrize(("collective", "algorithm", "kind"), planted_in_all())
+def test_every_collective_is_checked(tmp_path: Path, collective: str, algorithm: str, kind: str) -> None:
+    """Before timing, and in the timed calls alone."""
+    case = case_of_any(collective, algorithm, dtype="int32")
+    measurement, _ = measure(tmp_path / "first", case, [{"kind": kind, "rank": 1, "from_op": 0}])
+    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "before timing")
+    if kind == "stale":
+        return  # timed calls have equal data, of which the last one is as right as this one
+    steps = algorithms.get(collective, algorithm).steps(case.spec)
+    later = {"kind": kind, "rank": 1, "from_op": 2 * (len(steps) if steps else 1)}
+    measurement, _ = measure(tmp_path / "later", case, [later])
+    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "after timing")
+
+
+def test_counts_first_uses_the_counts_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An algorithm that knows the counts beforehand would not notice that other ones came."""
+    case = case_of_any("all_to_allv", "counts_first")
+    real = ScriptedComm.read
+    monkeypatch.setattr(ScriptedComm, "read", lambda self, array: (real(self, array).view("int64") - 16).view("uint8"))
+    with pytest.raises(ValueError, match=r"broadcast|reshape"):
+        measure(tmp_path, case, [])
+
+
+def test_groups_have_data_of_their_own(tmp_path: Path) -> None:
+    case = case_of_any("all_to_all", "direct", groups="rails")
+    measurement, _ = measure(tmp_path / "right", case, [])
+    assert measurement.status is Status.OK
+    seeds = {}
+
+    class Spy(check.Checker):
+        def __init__(self, transport: Any, collective: Any, spec: Any, rank: int, seed: int) -> None:
+            super().__init__(transport, collective, spec, rank, seed)
+            seeds[transport.rank] = seed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("commbench.check.Checker", Spy)
+        measure(tmp_path / "spied", case, [])
+    assert seeds[0] == seeds[2] != seeds[1] == seeds[3]  # rails of 2 nodes x 2: (0, 2) and (1, 3)
 
 
 @pytest.mark.parametrize("algorithm", algorithms.names("all_to_all"))
