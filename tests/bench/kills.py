@@ -1,4 +1,4 @@
-"""Ten seeded kills of a sweep over gloo and MPI; the 90 on the scripted transport are a test."""
+"""Ten seeded kills of a sweep over gloo and MPI; the 60 on the scripted transport are a test."""
 
 from __future__ import annotations
 

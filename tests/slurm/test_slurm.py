@@ -38,7 +38,7 @@ def why_not() -> str:
         ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"], capture_output=True, text=True, check=False
     )
     if answer.returncode:
-        return f"Slurm does not answer: {answer.stderr.strip()}"
+        return f"Slurm does not answer: {answer.stderr.strip().rpartition(chr(10))[2]}"
     idle = len(set(answer.stdout.split()))
     return "" if idle >= 2 else f"{idle} of Slurm's nodes are idle, two are needed"
 
