@@ -64,7 +64,8 @@ class Outer:
 
     def __str__(self) -> str:
         env = "".join(f", {name}={value}" for name, value in self.env.items())
-        return f"{self.transport}, {self.nodes} nodes x {self.ranks_per_node} ranks{env}"
+        nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
+        return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{env}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""60 seeded kills on the scripted transport: 0 lost, 0 twice, 0 processes left; 10 over gloo and MPI in `make bench`."""
+"""60 seeded kills on the scripted transport: 0 lost, 0 twice, 0 processes left. `make bench` adds gloo and MPI."""
 
 from __future__ import annotations
 
