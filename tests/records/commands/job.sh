@@ -13,7 +13,7 @@
 #
 # One launch of it can also be joined by hand; its intervals are then those of one launch.
 #
-# == gloo, 1 nodes x 2 ranks, NAME=a b
+# == gloo, 1 node x 2 ranks, NAME=a b
 # torchrun, on one machine:
 #   env OMP_NUM_THREADS=1 'NAME=a b' /opt/venv/bin/python -m torch.distributed.run --standalone --nproc-per-node=2 -m commbench sweep quick algorithm=direct,bruck transport=gloo nodes=1 ranks_per_node=2 --out '/shared/my runs'
 # srun, inside an allocation:
@@ -27,7 +27,7 @@
 # srun, inside an allocation:
 #   srun --nodes=2 --ntasks=4 --ntasks-per-node=2 --distribution=block --cpu-bind=none --kill-on-bad-exit=1 --export=ALL env OMP_NUM_THREADS=1 'NAME=a b' /opt/venv/bin/python -m commbench sweep quick algorithm=direct,bruck transport=gloo nodes=2 ranks_per_node=2 --out '/shared/my runs'
 #
-# == mpi, 1 nodes x 2 ranks, NAME=a b
+# == mpi, 1 node x 2 ranks, NAME=a b
 # mpiexec of MPICH:
 #   mpiexec -print-all-exitcodes -bind-to none -n 2 env OMP_NUM_THREADS=1 'NAME=a b' /opt/venv/bin/python -m commbench sweep quick algorithm=direct,bruck transport=mpi nodes=1 ranks_per_node=2 --out '/shared/my runs'
 # mpiexec of Intel MPI:
