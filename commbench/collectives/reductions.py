@@ -16,7 +16,7 @@ from commbench.collectives.base import Argument, InPlace, Moves
 from commbench.data import OPS, Bytes, block_chunks, block_key, encode
 from commbench.spec import Spec
 
-# The largest whole number up to which every one is exact. uint8 and int32 wrap around alike in every order.
+# The largest whole number up to which every one is exact. Products of uint8 and int32 wrap around, in any order.
 _EXACT = {"fp32": 1 << 24, "fp16": 1 << 11, "bf16": 1 << 8, "int32": 1 << 31, "uint8": 1 << 8}
 _WRAPS = ("int32", "uint8")
 _TWOS = 15  # ranks that bring twos to a product of floating-point numbers; the others bring 1 and -1
@@ -107,15 +107,17 @@ class ReduceScatter(_Reduction):
 def _numbers(spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Iterator[npt.NDArray[np.int64]]:
     """The whole numbers that `rank` brings to part `part`, in pieces: different for each rank, part and call.
 
-    They use the sign and, where sums and products wrap around, all bits, so that a wrong type is seen.
+    They use the sign and, where products wrap around, all bits, so that a wrong type is seen.
     """
     op, dtype = spec.arguments["op"], spec.dtype
     itemsize = spec.itemsize if dtype in _WRAPS else 1
     for chunk in block_chunks(block_key(seed, salt, rank, part), spec.block_bytes // spec.itemsize * itemsize):
         if dtype in _WRAPS:
             values = chunk.view(np.int32 if dtype == "int32" else np.uint8).astype(np.int64)
-            # Odd factors lose nothing: a product of even ones soon is 0.
-            yield values | 1 if op == "prod" else values
+            if op == "sum":  # never past the end: Open MPI's vector code saturates sums of bytes
+                yield values // spec.ranks if dtype == "int32" else values % (max(1, 255 // spec.ranks) + 1)
+            else:  # odd factors lose nothing: a product of even ones soon is 0
+                yield values | 1 if op == "prod" else values
             continue
         drawn = chunk.astype(np.int64)
         if op == "prod":
