@@ -7,7 +7,6 @@ meanwhile (`overlap`), the nonblocking ones.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.transports.base import Array, Comm, Done, Message, Ready, Work
+from commbench.transports.host_clock import HostClock
 
 mpi4py.rc.thread_level = "funneled"  # only the thread that measures calls MPI
 from mpi4py import MPI  # noqa: E402  (initialises MPI, with the setting above)
@@ -166,7 +166,7 @@ class _Move:
         self._out[...] = self._source
 
 
-class Mpi:
+class Mpi(HostClock):
     """Blocking calls, so nothing to synchronise; the clock is the host's."""
 
     name = "mpi"
@@ -207,20 +207,6 @@ class Mpi:
 
     def barrier(self) -> None:
         self._votes.Barrier()
-
-    def synchronize(self) -> None:
-        return None
-
-    mark = staticmethod(time.perf_counter_ns)
-
-    def between_us(self, start: int, end: int) -> float:
-        return (end - start) / 1e3
-
-    def moment_us(self, mark: int) -> float:
-        return mark / 1e3  # CLOCK_MONOTONIC: the same for all processes of a host
-
-    def host_us(self) -> float:
-        return time.perf_counter_ns() / 1e3
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         mine = np.asarray(values, dtype=np.float64)

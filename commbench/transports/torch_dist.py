@@ -23,6 +23,7 @@ from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.store import write_atomically
 from commbench.transports.base import Array, Comm, Message, Ready, Work, Works
+from commbench.transports.host_clock import HostClock
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 _LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
@@ -143,7 +144,7 @@ def _typed(array: Array, dtype: str) -> torch.Tensor:
     return array.view(_KINDS[dtype])
 
 
-class Gloo:
+class Gloo(HostClock):
     """CPU tensors over gloo. Blocking calls, so nothing to synchronise; the clock is the host's."""
 
     name = "gloo"
@@ -201,20 +202,6 @@ class Gloo:
 
     def barrier(self) -> None:
         dist.barrier()
-
-    def synchronize(self) -> None:
-        return None
-
-    mark = staticmethod(time.perf_counter_ns)
-
-    def between_us(self, start: int, end: int) -> float:
-        return (end - start) / 1e3
-
-    def moment_us(self, mark: int) -> float:
-        return mark / 1e3  # CLOCK_MONOTONIC: the same for all processes of a host
-
-    def host_us(self) -> float:
-        return time.perf_counter_ns() / 1e3
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
