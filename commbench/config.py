@@ -10,6 +10,7 @@ from typing import Any
 
 from commbench import algorithms, collectives, splits, transports
 from commbench.errors import UsageError, unknown
+from commbench.fabric.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate
 from commbench.layout import block_size
 from commbench.recipes import Overrides
 from commbench.spec import DTYPES, Value
@@ -18,6 +19,8 @@ from commbench.units import parse_size
 MODES = ("isolated", "pipelined")
 BUFFERS = ("plain",)
 CACHES = ("warm", "cold")
+FABRICS = ("real", "emulated")
+EMULATION = ("link", "message_overhead", "spines", "routing")
 OVERLAPS = ("none", "matmul")
 LAYER = ("tokens", "model_dim", "top_k")
 
@@ -43,6 +46,12 @@ class SweepConfig:
     cache: list[str]
     nodes: list[int]
     ranks_per_node: list[int]
+    layout: list[str]  # NxM; where there are some, nodes and ranks_per_node are not used
+    fabric: list[str]
+    link: list[str]  # of an emulated fabric, as are the next three
+    message_overhead: list[int]
+    spines: list[int]
+    routing: list[str]
     env: dict[str, list[str]]
     size_min: int
     size_max: int
@@ -65,6 +74,7 @@ class SweepConfig:
             **self.params,
             **self.arguments,
             **self.layer,
+            "layout": self.layout or None,
             "env": self.env,
             "sizes": {"min": self.size_min, "max": self.size_max, "factor": self.size_factor},
             "iters": self.iters,
@@ -98,6 +108,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "mode": MODES,
     "buffers": BUFFERS,
     "cache": CACHES,
+    "fabric": FABRICS,
+    "routing": ROUTINGS,
 }
 # key -> (type, smallest, largest)
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -112,12 +124,15 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "seed": (int, 0, 2**63 - 1),
     "sizes.factor": (float, 1, 1e15),
     "nodes": (int, 1, 100_000),
+    "message_overhead": (int, 0, MOST_OVERHEAD),
+    "spines": (int, 1, MOST_SPINES),
     "ranks_per_node": (int, 1, 1024),
     "tokens": (int, 1, 1 << 40),
     "model_dim": (int, 1, 1 << 30),
     "top_k": (int, 1, 1 << 20),
     "root": (int, 0, 1 << 30),
     "alpha": (float, 0, 100),
+    "tp": (int, 2, 1024),
     "experts": (int, 1, 1 << 30),
     "step": (int, 0, 1 << 40),
     "row_bytes": (int, 1, 1 << 40),
@@ -140,12 +155,12 @@ _SCALARS = (
     "sizes.max",
     "sizes.factor",
 )
-_AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node")
+_AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node", *EMULATION[:3])
 
 
 def keys() -> list[str]:
     """Every key that KEY=VALUE may name, but for env.NAME."""
-    return sorted([*_SCALARS, *_AXES, *LAYER, *algorithms.parameters(), *collectives.arguments()])
+    return sorted([*_SCALARS, *_AXES, "layout", *LAYER, *algorithms.parameters(), *collectives.arguments()])
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +200,10 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     if "algorithm" not in overrides.values:  # a recipe's algorithms may be of another collective than the user's
         wanted = collectives.TABLE if "all" in axes["collective"] else axes["collective"]
         able = {"all", *(name for of in wanted for name in algorithms.names(of))}
-        axes["algorithm"] = [name for name in axes["algorithm"] if name in able] or axes["algorithm"]
+        axes["algorithm"] = [name for name in axes["algorithm"] if name in able]
+        for of in wanted:  # which may have none of them
+            if not {"all", *algorithms.names(of)} & {*axes["algorithm"]}:
+                axes["algorithm"].append(algorithms.names(of)[0])
     for value in axes["groups"]:
         if value not in ("world", "rails"):
             block_size(str(value))
@@ -219,6 +237,13 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     }
     _check_layer(layer, overrides)
     _check_experts(layer, arguments)
+    for value in axes["link"]:
+        parse_rate(str(value))
+    layouts = [] if flat.get("layout") is None else [_layout(value) for value in _axis("layout", flat["layout"])]
+    if layouts and (given := [key for key in ("nodes", "ranks_per_node") if key in overrides.values]):
+        if "layout" in overrides.values:
+            raise UsageError(f"{given[0]} and layout are both set", hint="leave one of them out")
+        layouts = []  # a recipe's
     return SweepConfig(
         recipe=Path(recipe).stem,
         transport=axes["transport"],
@@ -237,6 +262,12 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         cache=axes["cache"],
         nodes=[_number("nodes", value) for value in axes["nodes"]],
         ranks_per_node=[_number("ranks_per_node", value) for value in axes["ranks_per_node"]],
+        layout=layouts,
+        fabric=axes["fabric"],
+        link=[str(value) for value in axes["link"]],
+        message_overhead=[_number("message_overhead", value) for value in axes["message_overhead"]],
+        spines=[_number("spines", value) for value in axes["spines"]],
+        routing=axes["routing"],
         env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
         size_min=size_min,
         size_max=size_max,
@@ -252,6 +283,14 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         seed=numbers["seed"],
         script=_script(flat.get("script")),
     )
+
+
+def _layout(value: Any) -> str:
+    """`4x2` as it is. Raises `UsageError` for what is no layout."""
+    nodes, _, per_node = str(value).partition("x")
+    if not (nodes.isdigit() and per_node.isdigit()):
+        raise UsageError(f"layout is {value!r}", hint="nodes x ranks per node, as in layout=4x4 or layout=2x8,4x4")
+    return f"{_number('nodes', int(nodes))}x{_number('ranks_per_node', int(per_node))}"
 
 
 def _argument(key: str, value: Any) -> Value:

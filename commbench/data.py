@@ -78,8 +78,26 @@ def encode(values: npt.NDArray[np.int64], dtype: str) -> Bytes:
     return values.astype(_NUMPY[dtype]).view(np.uint8)
 
 
+def add(out: Bytes, inp: Bytes, dtype: str) -> None:
+    """Add to the elements of `out` those of `inp`, each of which rounds once. The last axis has no gaps."""
+    if dtype != "bf16":
+        total = out.view(_NUMPY[dtype])
+        np.add(total, inp.view(_NUMPY[dtype]), out=total)
+        return
+    halves = out.view(np.uint16)
+    exact = np.asarray(_from_bf16(halves) + _from_bf16(inp.view(np.uint16)))
+    bits = exact.view(np.uint32)
+    # To the nearest, a tie to the even one; what is not a number must not round to infinity.
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    halves[...] = np.where(np.isnan(exact), 0x7FC0, rounded)
+
+
+def _from_bf16(halves: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    return (halves.astype(np.uint32) << 16).view(np.float32)
+
+
 def decode(data: Bytes, dtype: str) -> npt.NDArray[np.int64]:
     """The whole numbers of which `data` are the bytes."""
     if dtype == "bf16":
-        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.int64)
+        return _from_bf16(data.view(np.uint16)).astype(np.int64)
     return data.view(_NUMPY[dtype]).astype(np.int64)

@@ -10,7 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from commbench.fabric.emulated import Emulated
+from commbench.ratios import Ratio, describe_ratios
 from commbench.records import Fabric, Row, Status, to_json
+from commbench.stats import Verdict
 from commbench.units import format_size
 
 FORMATS = ("table", "json", "csv", "nccl-tests")
@@ -21,8 +24,8 @@ class Writer(Protocol):
         """A case has finished."""
         ...
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
-        """The sweep has ended; `rows` are all of its rows in the plan's order."""
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+        """The sweep has ended; `rows` are all of its rows in the plan's order, `ratios` are by case id."""
         ...
 
 
@@ -33,7 +36,7 @@ class JsonWriter:
         sys.stdout.write(to_json(row) + "\n")
         sys.stdout.flush()
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
         return None
 
 
@@ -54,7 +57,7 @@ class CsvWriter:
         sys.stdout.write(buffer.getvalue())
         sys.stdout.flush()
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
         return None
 
 
@@ -64,8 +67,8 @@ class TableWriter:
     def row(self, row: Row) -> None:
         return None
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
-        sys.stdout.write(table(rows, meta))
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+        sys.stdout.write(table(rows, meta, ratios))
         sys.stdout.flush()
 
 
@@ -75,7 +78,7 @@ class NcclTestsWriter:
     def row(self, row: Row) -> None:
         return None
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
         from commbench.formats import nccl_tests_writer
 
         sys.stdout.write(nccl_tests_writer.write(rows, meta))
@@ -90,7 +93,10 @@ WRITERS: dict[str, type[Writer]] = {
 }
 
 
-def _columns(rows: Sequence[Row]) -> list[tuple[str, int, Callable[[Row], str]]]:
+_VERDICTS = {None: "-", Verdict.NO_DIFFERENCE: "=", Verdict.NOT_ESTIMABLE: "?"}  # each one word
+
+
+def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str, int, Callable[[Row], str]]]:
     """(name, width, text of a row): those of every table, and those that say something of these rows only."""
 
     def number(field: str) -> Callable[[Row], str]:
@@ -117,6 +123,22 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, int, Callable[[Row], str]]]
             ("compute_x", 9, number("compute_slowdown")),
             ("overlap", 7, percent("overlap_percent")),
         ]
+    if ratios:
+        none = Ratio(baseline="")
+
+        def speedup(field: str) -> Callable[[Row], str]:
+            return lambda row: _number(getattr(ratios.get(row.case_id, none), field))
+
+        def verdict(row: Row) -> str:
+            found = ratios.get(row.case_id, none).verdict
+            return _VERDICTS.get(found, str(found))
+
+        columns += [
+            ("speedup", 8, speedup("speedup")),
+            ("x_low", 7, speedup("speedup_low")),
+            ("x_high", 7, speedup("speedup_high")),
+            ("verdict", -7, verdict),
+        ]
     return [
         *columns,
         ("host_us", 9, number("host_us")),
@@ -126,21 +148,23 @@ def _columns(rows: Sequence[Row]) -> list[tuple[str, int, Callable[[Row], str]]]
     ]
 
 
-def table(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
+def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> str:
     """Rows in groups that share everything but size and algorithm, smallest size first."""
     lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", f"# {meta['machine_text']}"]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         env = tuple(row.env.items())
-        key = (row.transport, row.what, row.dtype, row.mode, row.buffers, row.cache,
-               row.nodes, row.ranks, row.groups, row.overlap, env)  # fmt: skip
+        key = (row.transport, row.what, row.dtype, row.mode, row.buffers, row.cache, row.nodes, row.ranks,
+               row.groups, row.overlap, row.link, row.message_overhead, row.spines, row.routing, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
     for members in groups.values():
-        columns = _columns(members)
+        compared = {row.case_id: ratios[row.case_id] for row in members if row.case_id in ratios}
+        columns = _columns(members, compared)
         lines += [
             "#",
             f"# {describe(members[0])}",
             f"# {_explain(members)}",
+            *([f"# speedup: {describe_ratios(compared.values())}"] if compared else []),
             *_warnings(members, meta),
             "#" + "  ".join(_cell(name, width) for name, width, _ in columns)[1:].rstrip(),
         ]
@@ -155,6 +179,7 @@ def describe(row: Row) -> str:
     """All that rows of one curve share: `all_reduce op=sum over gloo, fp32, isolated, ..., 2 nodes x 2 ranks`."""
     words = [f"{row.what} over {row.transport}", row.dtype, row.mode]
     words += [f"{row.buffers} buffers", f"{row.cache} cache", describe_layout(row.nodes, row.ranks, row.fabric)]
+    words += [describe_emulated(dataclasses.asdict(row))] if row.fabric == Fabric.EMULATED else []
     words += [f"groups of {row.group_size} ({row.groups})"] if row.groups != "world" else []
     words += [f"beside a {row.overlap}"] if row.overlap != "none" else []
     return ", ".join([*words, *(f"{name}={value}" for name, value in row.env.items())])
@@ -164,6 +189,12 @@ def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
     """`2 nodes x 4 ranks, declared on one machine`."""
     text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"
     return text + (", declared on one machine" if fabric == Fabric.DECLARED else "")
+
+
+def describe_emulated(setting: Mapping[str, Any]) -> str:
+    """`emulated: 1gbit links, 30000 B per packet`."""
+    names = ("nodes", "link", "message_overhead", "spines", "routing")
+    return f"emulated: {Emulated(**{name: setting[name] for name in names})}"
 
 
 def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from commbench import algorithms, collectives, transports
 from commbench.collectives.base import Collective
-from commbench.config import LAYER, SweepConfig
+from commbench.config import EMULATION, LAYER, SweepConfig
 from commbench.errors import UsageError
+from commbench.fabric.emulated import MOST_NODES, ROUTINGS, Emulated
 from commbench.records import Case, Outer, Policy
 from commbench.spec import DTYPES, Arguments
 from commbench.units import format_size
@@ -43,7 +44,7 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
 
 
 _MAY_BE_IDLE = frozenset(
-    {*algorithms.parameters(), *collectives.arguments(), *LAYER, "sizes.min", "sizes.max", "sizes.factor"}
+    {*algorithms.parameters(), *collectives.arguments(), *LAYER, *EMULATION, "sizes.min", "sizes.max", "sizes.factor"}
 )
 
 
@@ -66,13 +67,15 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
                 config.in_place, config.overlap, config.mode, config.buffers, config.cache
             ):
                 for algorithm, params in _ways(config, name):
+                    demands = algorithms.get(name, algorithm).demands
+                    implied = {key: value for key, value in demands.items() if key not in config.arguments}
                     for size, arguments, reason in sizes:
                         case = Case(
                             outer=outer,
                             collective=name,
                             algorithm=algorithm,
                             params=params,
-                            arguments=dict(arguments),
+                            arguments={**arguments, **implied},
                             in_place=in_place,
                             groups=groups,
                             overlap=overlap,
@@ -88,15 +91,30 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
 
 
 def _outers(config: SweepConfig) -> Iterator[Outer]:
-    for transport, nodes, ranks_per_node in itertools.product(config.transport, config.nodes, config.ranks_per_node):
-        for values in itertools.product(*config.env.values()):
+    shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
+    shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
+    for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
+        for emulated, values in itertools.product(_fabrics(config, nodes), itertools.product(*config.env.values())):
             yield Outer(
                 transport=transport,
                 nodes=nodes,
                 ranks_per_node=ranks_per_node,
                 env=dict(zip(config.env, values, strict=True)),
                 script=config.script if transport == "scripted" else "",
+                emulated=emulated,
             )
+
+
+def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
+    """None for the real one."""
+    if "real" in config.fabric:
+        yield None
+    if "emulated" not in config.fabric:
+        return
+    for link, overhead, spines in itertools.product(config.link, config.message_overhead, config.spines):
+        # One spine leaves nothing to route.
+        for routing in config.routing if spines > 1 else ROUTINGS[:1]:
+            yield Emulated(nodes=nodes, link=link, message_overhead=overhead, spines=spines, routing=routing)
 
 
 def _sizes(
@@ -112,7 +130,7 @@ def _sizes(
             try:
                 if isinstance(layout, str):
                     raise ValueError(layout)
-                settled = (*collective.settle(size, layout.ranks, {**implied, **asked}), "")
+                settled = (*collective.settle(size, layout, {**implied, **asked}), "")
             except ValueError as error:
                 settled = (0, {**implied, **asked}, str(error))
             sizes.setdefault(repr(settled), settled)
@@ -167,6 +185,8 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         used |= {*item.case.params, *item.case.arguments}
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
+        if emulated := item.case.outer.emulated:
+            used |= {*EMULATION[:3], *(["routing"] if emulated.spines > 1 else [])}
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
             used.add("model_dim")
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
@@ -178,6 +198,8 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         params = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
         takers = params or [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
         text = collectives.arguments()[key].text if key in collectives.arguments() else ""
+        if key in EMULATION:
+            takers = ["fabric=emulated" + (" with spines above 1" if key == "routing" else "")]
         hint = f"it belongs to {', '.join(dict.fromkeys(takers))}{': ' + text if text else ''}"
         if not takers:
             hint = "the splits of this sweep fix its sizes" if key.startswith("sizes.") else "leave it out"
@@ -190,9 +212,15 @@ def _skip_reason(case: Case) -> str:
     if spec.ranks < 2:
         where = "" if case.groups == "world" else f"groups={case.groups} of {case.outer.layout}: "
         return f"{where}one rank has nobody to exchange with"
+    if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
+        return (
+            f"an emulated fabric is between 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
+        )
+    if case.outer.emulated and entry.not_emulated:
+        return f"{case.outer.transport} does not run on an emulated fabric: {entry.not_emulated}"
     if case.size_bytes == 0:
         return f"the size rounds down to 0 for {spec.ranks} ranks"
-    if case.dtype not in (entry.reduces if collective.reduces else entry.dtypes):
+    if case.dtype not in (entry.reduces if collective.reduces(case.arguments) else entry.dtypes):
         return f"{case.outer.transport} cannot do {case.collective} on {case.dtype}"
     if case.buffers not in entry.buffers:
         return f"{case.outer.transport} has no {case.buffers} buffers"
@@ -204,7 +232,11 @@ def _skip_reason(case: Case) -> str:
             if entry.overlaps
             else (f"{case.outer.transport} has nothing to compute beside")
         )
-    return collective.refuses(spec) or algorithms.get(case.collective, case.algorithm).supports(spec) or ""
+    algorithm = algorithms.get(case.collective, case.algorithm)
+    for key, value in algorithm.demands.items():
+        if case.arguments[key] != value:
+            return f"{algorithm.name} needs {key}={value}"
+    return collective.refuses(spec) or algorithm.supports(spec) or ""
 
 
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:

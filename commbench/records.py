@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from commbench.bound import LinkRate
+from commbench.fabric.emulated import Emulated
 from commbench.layout import Layout
 from commbench.spec import Spec
 
@@ -21,7 +23,8 @@ T = TypeVar("T")
 # History of the run folder's format:
 # 1  first version
 # 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
-FORMAT_VERSION = 2
+# 3  cases may be on an emulated fabric; measurements have the rates of links and what crossed them
+FORMAT_VERSION = 3
 
 
 class Status(StrEnum):
@@ -42,6 +45,7 @@ class Fabric(StrEnum):
     NONE = "none"  # there is one node
     DECLARED = "declared"  # nothing: one machine stands for several, all messages stay in it
     REAL = "real"  # a network: each node is a host of its own
+    EMULATED = "emulated"  # shaped links between network namespaces of one machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Outer:
     ranks_per_node: int
     env: dict[str, str] = field(default_factory=dict)
     script: str = ""  # of the scripted transport: its JSON
+    emulated: Emulated | None = None  # the fabric, if it is not the real one
 
     @property
     def layout(self) -> Layout:
@@ -65,7 +70,8 @@ class Outer:
     def __str__(self) -> str:
         env = "".join(f", {name}={value}" for name, value in self.env.items())
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
-        return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{env}"
+        fabric = f", emulated: {self.emulated}" if self.emulated else ""
+        return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{fabric}{env}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,8 +165,13 @@ class Measurement:
     comm_slowdown: float | None = None  # medians over samples: see `measure.beside_ratios`
     compute_slowdown: float | None = None
     overlap_percent: float | None = None
-    link_gbps: dict[str, float] | None = None
+    links: dict[str, LinkRate] | None = None  # known rates, by class of link
     fabric: str = ""
+    cpu_percent: float | None = None  # of the CPUs that ranks may use: busy while samples were taken, whoever it was
+    # Of an emulated fabric, by its links' own counters: bytes per call that left all nodes together, headers included,
+    # and how much more than the mean the busiest direction of a link had.
+    wire_bytes: float | None = None
+    link_imbalance: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +198,10 @@ class Row:
     group_size: int = 0  # ranks in one group
     overlap: str = "none"
     fabric: str  # what is between the nodes: see `Fabric`
+    link: str = ""  # of an emulated fabric: the rate of each link, and what follows as in `Emulated`
+    message_overhead: int = 0
+    spines: int = 0
+    routing: str = ""
     env: dict[str, str]
     launches: int
     samples: int
@@ -203,6 +218,8 @@ class Row:
     busbw_gbps: float | None
     bound_gbps: float | None
     bound_fraction: float | None
+    bound_us: float | None = None  # the least time that known links allow the collective
+    steps_us: float | None = None  # and this algorithm, whose messages they have to carry
     mean_bytes: float | None = None  # where ranks differ: the mean of what they send
     busbw_mean_gbps: float | None = None  # busbw of the mean
     comm_alone_us: float | None = None
@@ -213,6 +230,9 @@ class Row:
     overlap_percent: float | None = None
     inter_bytes: int | None
     intra_bytes: int | None
+    wire_bytes: float | None = None
+    link_imbalance: float | None = None
+    cpu_percent: float | None = None
     scratch_bytes: int
     wrong: int | None
     stop_reason: str | None
@@ -270,6 +290,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
             with contextlib.suppress(ValueError):
                 return _convert(name, alternative, value)
         raise ValueError(f"field {name!r} is {value!r}, expected {hint}")
+    if origin is typing.Literal and value in typing.get_args(hint):
+        return value
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type[Any], hint), value)
     if origin is dict and isinstance(value, dict):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from commbench import launch, plan, summary
+from commbench import fabric, launch, plan, summary
 from commbench.errors import EnvironmentProblem
 from commbench.launch import leftovers
 from commbench.launch.guard import start_time
@@ -178,6 +178,8 @@ class Sweep:
         path = order.save()
         launcher = self._launcher(order)
         command = launcher.command(path, order)
+        if order.outer.emulated:
+            command = fabric.wrap(command, order.outer.emulated)
         measurements = Tail(self.folder.measurements_path)
         events = Tail(order.folder / "events.jsonl", from_start=True)
         failures = Tail(order.folder / "failures.jsonl", from_start=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +17,11 @@ Floats = npt.NDArray[np.float64]
 
 LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %; below 6 no interval of launches exists
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
+PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
 _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
 _FEW = 30
-_LARGE = 2000
+_LARGE = 200
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,6 +81,67 @@ def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, flo
     else:
         low, high = (float(q) for q in np.quantile(np.median(by_launch, axis=0), _TAILS))
     return min(low, centre), max(high, centre), "samples"
+
+
+def median_ratio(baseline: Sequence[Floats], other: Sequence[Floats]) -> float | None:
+    """Median over launches of the ratio of the launch's medians: above 1, `other` is faster. None if there is none.
+
+    Launch by launch, so that what slows a whole launch cancels. Of an even number of launches the middle is the
+    geometric one: seen from the other arm, the ratio is then exactly its inverse.
+    """
+    logs = _log_ratios(baseline, other)
+    return math.exp(float(np.median(logs))) if logs.size and np.isfinite(logs).all() else None
+
+
+def ratio(
+    baseline: Sequence[Floats], other: Sequence[Floats], *, seed: int = 0
+) -> tuple[float, float, float, str] | None:
+    """`median_ratio`, its 95 % interval (low, high), and what was resampled: "launches" or "samples".
+
+    The samples of launch i of both arms are of one process group. As in `interval`, from 6 launches up launches are
+    resampled, in pairs; below that samples within each launch of each arm. None, "not estimable", without launches,
+    if one then has fewer than 6 samples, or where times are 0. low <= ratio <= high always.
+    """
+    rng = np.random.default_rng(seed)
+    logs = _log_ratios(baseline, other)
+    if not logs.size or not np.isfinite(logs).all():
+        return None
+    if logs.size >= LAUNCHES_FOR_INTERVAL:
+        of = "launches"
+        low, high = _interval_of_median(logs, _resampled_medians(logs, rng))
+    else:
+        of = "samples"
+        if any(median_ranks(samples.size) is None or samples.min() <= 0 for samples in (*baseline, *other)):
+            return None
+        # No guard for few samples: a ratio of two resampled medians takes many values; alone it covers 95 %.
+        by_launch = [
+            np.log(_resampled_medians(one, rng) / _resampled_medians(two, rng))
+            for one, two in zip(baseline, other, strict=True)
+        ]
+        low, high = (float(q) for q in np.quantile(np.median(by_launch, axis=0), _TAILS))
+    centre = float(np.median(logs))
+    return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
+
+
+def _log_ratios(baseline: Sequence[Floats], other: Sequence[Floats]) -> Floats:
+    """Not finite where a median is 0."""
+    pairs = [(float(np.median(one)), float(np.median(two))) for one, two in zip(baseline, other, strict=True)]
+    return np.array([math.log(one / two) if one > 0 and two > 0 else math.nan for one, two in pairs])
+
+
+class Verdict(StrEnum):
+    """What an interval of a ratio says."""
+
+    FASTER = "faster"
+    SLOWER = "slower"
+    NO_DIFFERENCE = "no difference"  # the interval holds 1
+    NOT_ESTIMABLE = "not estimable"  # there is no interval
+
+
+def verdict(low: float | None, high: float | None) -> Verdict:
+    if low is None or high is None:
+        return Verdict.NOT_ESTIMABLE
+    return Verdict.FASTER if low > 1 else Verdict.SLOWER if high < 1 else Verdict.NO_DIFFERENCE
 
 
 def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:

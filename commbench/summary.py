@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from commbench import algorithms, collectives, stats
-from commbench.bound import bound_us
+from commbench.bound import LinkRate, bound_us, of_messages
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import Case, Measurement, Row, Status, digest
 from commbench.spec import Value, traffic_split
@@ -29,6 +29,7 @@ _BESIDE = (
     *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
     *("comm_slowdown", "compute_slowdown", "overlap_percent"),
 )
+_METERED = ("wire_bytes", "link_imbalance", "cpu_percent")
 # What only a case that is `ok` has.
 _NUMBERS = (
     "time_us",
@@ -44,6 +45,11 @@ _NUMBERS = (
     "busbw_gbps",
     "bound_gbps",
     "bound_fraction",
+    "bound_us",
+    "steps_us",
+    "wire_bytes",
+    "link_imbalance",
+    "cpu_percent",
     "busbw_mean_gbps",
     *_BESIDE,
     "wrong",
@@ -104,10 +110,8 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
     factor = collective.busbw_factor(spec)
     algbw = gbps(spec.size_bytes, time_us)
     busbw = None if factor is None else algbw * factor
-    links = measurements[0].link_gbps
-    bound = None
-    if links and factor is not None and (least_us := bound_us(collective.needs(spec), links)):
-        bound = gbps(spec.size_bytes, least_us) * factor
+    least_us, steps_us = _bounds(case, measurements[0].links or {})
+    bound = None if least_us is None or factor is None else gbps(spec.size_bytes, least_us) * factor
     mean_bytes = collective.mean_bytes(spec)
     mean = None if factor is None or mean_bytes is None else gbps(mean_bytes, time_us) * factor
     return _row(
@@ -127,12 +131,32 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         algbw_gbps=algbw,
         busbw_gbps=busbw,
         bound_gbps=bound,
-        bound_fraction=busbw / bound if bound and busbw else None,
+        bound_fraction=least_us / time_us if least_us else None,
+        bound_us=least_us,
+        steps_us=steps_us,
         busbw_mean_gbps=mean,
         **{name: _median([getattr(m, name) for m in measurements]) for name in _BESIDE},
+        **{name: _median([getattr(m, name) for m in measurements]) for name in _METERED},
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
     )
+
+
+def _bounds(case: Case, links: Mapping[str, LinkRate]) -> tuple[float | None, float | None]:
+    """Microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
+    spec = case.spec
+    # Groups that share a node's links have a part of them each.
+    share = spec.layout.ranks_per_node / case.outer.ranks_per_node
+    least = bound_us(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
+    steps = algorithms.get(case.collective, case.algorithm).steps(spec)
+    if steps is None:
+        return least or None, None
+
+    def charged(link: LinkClass, nbytes: int) -> int:
+        return links[link].charged(nbytes) if link in links else nbytes
+
+    needs = of_messages((send for step in steps for send in step.sends), spec.layout, charged)
+    return least or None, bound_us(needs, links, spec.layout, share=share) or None
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -156,6 +180,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         mean_bytes = collectives.get(case.collective).mean_bytes(spec)
     # All groups do the same at the same time.
     groups = 1 if isinstance(within, str) else layout.ranks // within.ranks
+    emulated = case.outer.emulated
     values: dict[str, Any] = dict.fromkeys(_NUMBERS)
     values.update(numbers)
     done = [m for m in measurements if m.status is Status.OK]
@@ -180,6 +205,10 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         group_size=layout.ranks // groups,
         overlap=case.overlap,
         fabric=next((m.fabric for m in measurements if m.fabric), ""),
+        link=emulated.link if emulated else "",
+        message_overhead=emulated.message_overhead if emulated else 0,
+        spines=emulated.spines if emulated else 0,
+        routing=emulated.routing if emulated else "",
         env=case.outer.env,
         launches=len({m.launch for m in done}),
         samples=sum(m.samples for m in done),

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from commbench.ratios import Ratio
 from commbench.records import FORMAT_VERSION, Row
 from commbench.store import RunFolder, read_lines
 
@@ -32,8 +33,11 @@ _TEXTS = ("run", "label", "what")  # columns that a row itself does not have
 _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 
 
-def frame(rows: Sequence[Row], run_id: str) -> pd.DataFrame:
-    """One line per row: the columns of `Row` (dictionaries as text), `run`, `label` and `what`."""
+def frame(rows: Sequence[Row], run_id: str, ratios: Mapping[str, Ratio] | None = None) -> pd.DataFrame:
+    """One line per row: the columns of `Row` (dictionaries as text), `run`, `label`, `what`, and those of `Ratio`.
+
+    `ratios` are by case id; where a case has none, their columns are null.
+    """
     lines = []
     for row in rows:
         line = dataclasses.asdict(row)
@@ -42,19 +46,24 @@ def frame(rows: Sequence[Row], run_id: str) -> pd.DataFrame:
         line["env"] = " ".join(f"{name}={value}" for name, value in row.env.items())
         line["status"] = row.status.value
         lines.append({**line, "run": run_id, "label": row.label, "what": row.what})
-    columns = [*(f.name for f in dataclasses.fields(Row)), *_TEXTS]
+        if ratios and row.case_id in ratios:
+            lines[-1] |= dataclasses.asdict(ratios[row.case_id])
+    columns = [*(f.name for f in dataclasses.fields(Row)), *_TEXTS, *(f.name for f in dataclasses.fields(Ratio))]
     return pd.DataFrame(lines, columns=columns)
 
 
-def write_results(folder: RunFolder, rows: Sequence[Row]) -> None:
+def write_results(folder: RunFolder, rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> None:
     """Every column has its type in every run, whether it has values or not, so that runs can be read together."""
-    hints = typing.get_type_hints(Row)
-    kinds = [(f.name, _arrow_type(hints[f.name])) for f in dataclasses.fields(Row)]
-    schema = pa.schema([*kinds, *((name, pa.string()) for name in _TEXTS)])
+    schema = pa.schema([*_arrow_fields(Row), *((name, pa.string()) for name in _TEXTS), *_arrow_fields(Ratio)])
     _write(
-        pa.Table.from_pandas(frame(rows, folder.run_id), schema=schema, preserve_index=False),
+        pa.Table.from_pandas(frame(rows, folder.run_id, ratios), schema=schema, preserve_index=False),
         folder.path / "results.parquet",
     )
+
+
+def _arrow_fields(record: type[Row] | type[Ratio]) -> list[tuple[str, pa.DataType]]:
+    hints = typing.get_type_hints(record)
+    return [(field.name, _arrow_type(hints[field.name])) for field in dataclasses.fields(record)]
 
 
 def _arrow_type(hint: typing.Any) -> pa.DataType:

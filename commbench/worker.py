@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, check, collectives, measure, memory, transports
+from commbench import algorithms, check, collectives, cpu, fabric, measure, memory, transports
 from commbench.algorithms.base import Bound
 from commbench.collectives.base import Collective
 from commbench.errors import CommbenchError
@@ -64,15 +64,17 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     """Measure every case of `order` as rank `info.rank`. An exception in a rank ends it; the parent sees that."""
     folder = RunFolder(Path(order.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
+    if order.outer.emulated:
+        fabric.enter(order.outer.layout.node(info.rank))
     transport = transports.load(order.outer.transport)(order.transport_options)
     transport.connect(info, shared)
     events = Events(order, active=info.rank == 0)
     _describe_ranks(order, transport, info)
-    fabric = _fabric(order, transport)
+    found = _fabric(order, transport)
     for place, case in enumerate(order.cases):
         events.tell("begin", case_id=case.case_id)
         measurement, timing = _measure_case(order, transport, info, case, place, events)
-        measurement = replace(measurement, fabric=fabric)
+        measurement = replace(measurement, fabric=found)
         if info.rank == 0:
             if timing is not None:
                 _write_samples(folder, order, case, timing)
@@ -139,7 +141,7 @@ def _measure_case(
     spec = case.spec
     collective, algorithm = collectives.get(case.collective), algorithms.get(case.collective, case.algorithm)
     transport.case_begins({name: getattr(case, name) for name in _LABELS} | {"launch": order.launch})
-    transport.overlap(case.overlap != "none")
+    transport.overlap(case.overlap != "none" or algorithm.concurrent)
 
     def done(status: Status, reason: str = "", **values: Any) -> Measurement:
         return Measurement(
@@ -198,9 +200,11 @@ def _measure_case(
         # Two calls with different data: a result of the last call would pass the first one only.
         if bad := job.call(ready[0], 1) or job.call(ready[0], 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
+        meter = _Meter(order, transport)
         timing = measure.measure(
             transport, ready, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
         )
+        metered = meter.read(timing.calls.stop)
         # What the timed calls left in every pair that they used, then one call with fresh data.
         used = sorted({call % count for call in timing.calls[-count:]}) if collective.repeatable(spec) else []
         if bad := job.wrong(_TIMED_SALT, used) or job.call(ready[0], 4):
@@ -227,9 +231,42 @@ def _measure_case(
         wrong=0,
         scratch_bytes=algorithm.scratch_bytes(spec),
         buffer_pairs=count,
-        link_gbps={str(link): rate for link, rate in (transport.link_gbps() or {}).items()} or None,
+        links=fabric.links(order.outer.emulated) if order.outer.emulated else dict(transport.links()) or None,
+        **metered,
         **beside,
     ), timing
+
+
+class _Meter:
+    """What a measurement used beside time: the CPUs, and the links of an emulated fabric by their own counters."""
+
+    def __init__(self, order: Order, transport: Transport) -> None:
+        self._transport = transport
+        self._emulated = order.outer.emulated
+        self._speaks = transport.rank % order.outer.ranks_per_node == 0  # for its node
+        self._before, self._ticks = self._counters(), cpu.ticks()
+
+    def read(self, calls: int) -> dict[str, Any]:
+        """Collective: the fields of a measurement of `calls` calls."""
+        # All ranks have left their last call, or the counters would miss what is still under way.
+        self._transport.barrier()
+        after = self._counters()
+        used = {"cpu_percent": cpu.percent(self._ticks, cpu.ticks())}
+        if self._emulated is None:
+            return used
+        mine = [last - first for first, last in zip(self._before, after, strict=True)]
+        every = self._transport.all_gather(mine)
+        sent, links = float(every[:, : len(mine) // 2].sum()), every[every.any(axis=1)]
+        return used | {
+            "wire_bytes": sent / calls,
+            "link_imbalance": float(links.max() / links.mean()) if links.size else None,
+        }
+
+    def _counters(self) -> list[float]:
+        if self._emulated is None:
+            return []
+        values = fabric.counters(self._emulated)
+        return values if self._speaks else [0.0] * len(values)
 
 
 def _buffer_bytes(collective: Collective, spec: Spec, rank: int) -> int:
@@ -282,12 +319,13 @@ def _rounded(values: Any) -> list[list[float]]:
 def _fabric(order: Order, transport: Transport) -> Fabric:
     """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
     layout = order.outer.layout
-    hosts = [row[0] for row in transport.all_gather([float(zlib.crc32(platform.node().encode()))])]
+    host = fabric.identity() if order.outer.emulated else zlib.crc32(platform.node().encode())
+    hosts = [row[0] for row in transport.all_gather([float(host)])]
     if layout.nodes == 1 or len(set(hosts)) == 1:
-        fabric = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
-        mixed = len(set(hosts)) > 1
+        found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
+        mixed = len(set(hosts)) > 1 or order.outer.emulated is not None
     else:
-        fabric = Fabric.REAL
+        found = Fabric.EMULATED if order.outer.emulated else Fabric.REAL
         groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
         mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
     if mixed:
@@ -295,7 +333,7 @@ def _fabric(order: Order, transport: Transport) -> Fabric:
             f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
             f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
         )
-    return fabric
+    return found
 
 
 def _describe_ranks(order: Order, transport: Transport, info: RankInfo) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from commbench.algorithms.all_reduce_drop import AllReduceDrop
 from commbench.algorithms.base import Algorithm
 from commbench.algorithms.bruck import Bruck
 from commbench.algorithms.counts_first import CountsFirst
@@ -14,8 +15,14 @@ from commbench.algorithms.direct import (
     DirectReduceScatter,
     DirectSendRecv,
 )
+from commbench.algorithms.drop_gather import DropGather
+from commbench.algorithms.drop_gather_pipelined import DropGatherPipelined
+from commbench.algorithms.drop_reduce_scatter import DropReduceScatter
+from commbench.algorithms.duplicated import Duplicated
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
-from commbench.algorithms.two_d_intra_first import TwoDIntraFirst
+from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
+from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
+from commbench.algorithms.two_d_pipelined import TwoDPipelined
 from commbench.errors import unknown
 
 _ALL: tuple[Algorithm, ...] = (
@@ -23,14 +30,23 @@ _ALL: tuple[Algorithm, ...] = (
     Pairwise(),
     Bruck(),
     TwoDIntraFirst(),
+    TwoDInterFirst(),
+    TwoDPipelined(),
     DirectAllToAllV(),
     PairwiseV(),
     CountsFirst(),
+    TwoDIntraFirstV(),
+    TwoDInterFirstV(),
     DirectAllGather(),
     DirectReduceScatter(),
     DirectAllReduce(),
     DirectBroadcast(),
     DirectSendRecv(),
+    DropGather(),
+    DropGatherPipelined(),
+    Duplicated(),
+    DropReduceScatter(),
+    AllReduceDrop(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

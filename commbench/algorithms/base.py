@@ -7,11 +7,12 @@ tests compare it, message by message, with what a counting transport saw.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from commbench.spec import Spec, Step
-from commbench.transports.base import Array, Comm, Ready, Work
+from commbench.spec import Send, Spec, Step, Value
+from commbench.transports.base import Array, Comm, Ready, Work, Works
 
 
 class Bound(Protocol):
@@ -53,10 +54,73 @@ class BoundBase:
         return None
 
 
+WAIT = "wait"  # in an order: for the oldest exchange in flight
+
+
+class ProgramBound(BoundBase):
+    """A Bound whose calls are programs, made for each pair of buffers before the clock starts.
+
+    `order` names the actions of a call one after the other, `WAIT` among them; `steps_in_order` reads the same list.
+    `actions` gives what each name does: an exchange that it starts, or work of this rank alone.
+    """
+
+    def __init__(self, order: Sequence[str]) -> None:
+        self._order = order
+
+    def actions(self, out: Array, inp: Array) -> Mapping[str, Callable[[], Work | None]]:
+        raise NotImplementedError
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        return [functools.partial(_run, self._program(out, inp)) for out, inp in pairs]
+
+    def start(self, out: Array, inp: Array) -> Work:
+        return _run(self._program(out, inp))
+
+    def _program(self, out: Array, inp: Array) -> list[Callable[[], Work | None] | None]:
+        """The actions in order; None waits."""
+        actions = self.actions(out, inp)
+        return [None if name == WAIT else actions[name] for name in self._order]
+
+
+def _run(program: Sequence[Callable[[], Work | None] | None]) -> Work:
+    flying: deque[Work] = deque()
+    for action in program:
+        if action is None:
+            flying.popleft().wait()
+        elif (work := action()) is not None:
+            flying.append(work)
+    return Works(flying)
+
+
+def steps_in_order(order: Sequence[str], sends: Mapping[str, tuple[Send, ...]]) -> list[Step]:
+    """The steps of a program: those actions in `order` that are named in `sends`, `NAME` or `NAME-CHUNK`.
+
+    A step comes after all that was waited for before it was started, so what is declared to be in flight together is.
+    """
+    known: dict[str, frozenset[str]] = {}  # step -> all that is finished before it begins
+    steps: list[Step] = []
+    flying: deque[str] = deque()
+    finished: list[str] = []
+    for name in order:
+        if name == WAIT:
+            finished.append(flying.popleft())
+        elif name in sends:
+            implied = frozenset[str]().union(*(known[done] for done in finished))
+            known[name] = implied.union(finished)
+            after = tuple(done for done in finished if done not in implied)
+            number = name.rpartition("-")[2]
+            chunk = int(number) if number.isdigit() else 0
+            steps.append(Step(name=name, sends=sends[name], after=after, chunk=chunk))
+            flying.append(name)
+    return steps
+
+
 class Algorithm(Protocol):
     name: str
     collective: str
     params: dict[str, tuple[int, str]]  # parameter -> (default, what it means)
+    demands: dict[str, Value]  # argument of the collective -> the one value that it can do
+    concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
 
     def supports(self, spec: Spec) -> str | None:
         """None, or why this cannot run here, in words."""
@@ -77,3 +141,17 @@ class Algorithm(Protocol):
         the other ranks would wait for the one that failed. Ranks agree on the outcome afterwards.
         """
         ...
+
+
+class AlgorithmBase:
+    """What most share: no parameters, no demands, one exchange at a time, possible everywhere, no scratch."""
+
+    params: dict[str, tuple[int, str]] = {}
+    demands: dict[str, Value] = {}
+    concurrent = False
+
+    def supports(self, spec: Spec) -> str | None:
+        return None
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        return 0

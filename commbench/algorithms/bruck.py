@@ -7,7 +7,7 @@ whose index has bit k set by 2^k. Each byte crosses up to log2(n) links, so this
 
 from __future__ import annotations
 
-from commbench.algorithms.base import Bound, BoundBase
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work
 
@@ -23,13 +23,9 @@ def _rounds(ranks: int) -> list[tuple[int, list[tuple[int, int]]]]:
     return rounds
 
 
-class Bruck:
+class Bruck(AlgorithmBase):
     name = "bruck"
     collective = "all_to_all"
-    params: dict[str, tuple[int, str]] = {}
-
-    def supports(self, spec: Spec) -> str | None:
-        return None
 
     def steps(self, spec: Spec) -> list[Step]:
         n = spec.ranks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from commbench.algorithms.base import Bound, BoundBase
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Work
@@ -17,13 +17,9 @@ from commbench.transports.base import Array, Comm, Work
 _COUNT_BYTES = 8
 
 
-class CountsFirst:
+class CountsFirst(AlgorithmBase):
     name = "counts_first"
     collective = "all_to_allv"
-    params: dict[str, tuple[int, str]] = {}
-
-    def supports(self, spec: Spec) -> str | None:
-        return None
 
     def steps(self, spec: Spec) -> list[Step]:
         ranks = range(spec.ranks)

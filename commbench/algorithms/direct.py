@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from commbench.algorithms.base import Bound, BoundBase
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.collectives.sendrecv import SendRecv
@@ -30,18 +30,11 @@ class _Bound(BoundBase):
         return [self._comm.ready(self._method, *pair, *self._arguments, **self._named) for pair in pairs]
 
 
-class _Direct:
+class _Direct(AlgorithmBase):
     name = "direct"
-    params: dict[str, tuple[int, str]] = {}
-
-    def supports(self, spec: Spec) -> str | None:
-        return None
 
     def steps(self, spec: Spec) -> list[Step] | None:
         return None  # which way the data go is up to the library
-
-    def scratch_bytes(self, spec: Spec) -> int:
-        return 0
 
 
 class DirectAllToAll(_Direct):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import itertools
 
-from commbench.algorithms.base import Bound, BoundBase
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work
 
 
-class Pairwise:
+class Pairwise(AlgorithmBase):
     """Of equal blocks."""
 
     name = "pairwise"
@@ -36,9 +36,6 @@ class Pairwise:
             after = (steps[-1].name,) if steps else ()
             steps.append(Step(name=f"batch-{rounds.start}", sends=sends, after=after))
         return steps
-
-    def scratch_bytes(self, spec: Spec) -> int:
-        return 0
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         return _Bound(comm, spec, self._matrix(spec))

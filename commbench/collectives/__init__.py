@@ -9,6 +9,7 @@ from commbench.collectives.base import Argument, Collective
 from commbench.collectives.broadcast import Broadcast
 from commbench.collectives.reductions import AllReduce, ReduceScatter
 from commbench.collectives.sendrecv import SendRecv
+from commbench.collectives.tp_all_to_all import TpAllToAll
 from commbench.errors import unknown
 
 _ALL: tuple[Collective, ...] = (
@@ -19,6 +20,7 @@ _ALL: tuple[Collective, ...] = (
     AllReduce(),
     Broadcast(),
     SendRecv(),
+    TpAllToAll(),
 )
 
 TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}

@@ -11,6 +11,7 @@ from commbench import splits
 from commbench.bound import Need, of_messages
 from commbench.collectives.base import Argument, Moves
 from commbench.data import Bytes, block_chunks, block_key
+from commbench.layout import Layout
 from commbench.spec import Arguments, Send, Spec
 
 
@@ -28,8 +29,8 @@ class AllToAllV(Moves):
         "send_bytes": Argument(None, "bytes that each rank sends; the size then follows from the splits"),
     }
 
-    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
-        return splits.settle(size_bytes, ranks, arguments)
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
+        return splits.settle(size_bytes, layout.ranks, arguments)
 
     def refuses(self, spec: Spec) -> str | None:
         odd = self.counts(spec) % spec.itemsize

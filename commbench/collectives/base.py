@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from commbench.bound import Need
 from commbench.data import Bytes
+from commbench.layout import Layout
 from commbench.spec import DTYPES, Arguments, Spec, Value
 
 # nccl-tests keeps each rank's part a multiple of 16 bytes, so that any dtype and vector width fits.
@@ -36,12 +37,15 @@ class Collective(Protocol):
     adjoint: str  # the collective that carries the gradient back
     dtypes: tuple[str, ...]
     arguments: dict[str, Argument]
-    reduces: bool  # whether it computes with the elements, and so needs a dtype that the transport knows
 
-    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+    def reduces(self, arguments: Arguments) -> bool:
+        """Whether it computes with the elements, and so needs a dtype that the transport knows."""
+        ...
+
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         """The largest size up to `size_bytes` that can be done, and the arguments that have an effect on it.
 
-        The size may be 0. Raises `ValueError`, in words, where no size is possible on so many ranks.
+        The size may be 0. Raises `ValueError`, in words, where no size is possible on this layout.
         """
         ...
 
@@ -87,10 +91,12 @@ class Moves:
 
     dtypes = tuple(DTYPES)
     arguments: dict[str, Argument] = {}
-    reduces = False
 
-    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
-        unit = ranks * PART_BYTES
+    def reduces(self, arguments: Arguments) -> bool:
+        return False
+
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
+        unit = layout.ranks * PART_BYTES
         return size_bytes // unit * unit, arguments
 
     def refuses(self, spec: Spec) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from commbench.bound import Need, of_shared
 from commbench.collectives.base import PART_BYTES, Argument, InPlace, Moves
 from commbench.data import Bytes, block_chunks, block_key
+from commbench.layout import Layout
 from commbench.spec import Arguments, Spec
 
 
@@ -15,10 +16,10 @@ class Broadcast(Moves):
     adjoint = "reduce"
     arguments = {"root": Argument(0, "the rank whose buffer is sent (in each group)")}
 
-    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         root = arguments["root"]
-        if not isinstance(root, int) or not 0 <= root < ranks:
-            raise ValueError(f"root={root}: the ranks are 0 .. {ranks - 1}")
+        if not isinstance(root, int) or not 0 <= root < layout.ranks:
+            raise ValueError(f"root={root}: the ranks are 0 .. {layout.ranks - 1}")
         return size_bytes // PART_BYTES * PART_BYTES, arguments
 
     def input_bytes(self, spec: Spec, rank: int) -> int:

@@ -6,7 +6,7 @@ check needs no tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from commbench.bound import Need, of_shared
 from commbench.collectives.base import Argument, InPlace, Moves
 from commbench.data import OPS, Bytes, block_chunks, block_key, encode
-from commbench.spec import Spec
+from commbench.spec import DTYPES, Arguments, Spec
+
+Integers = npt.NDArray[np.int64]
 
 # The largest whole number up to which every one is exact. Products of uint8 and int32 wrap around, in any order.
 _EXACT = {"fp32": 1 << 24, "fp16": 1 << 11, "bf16": 1 << 8, "int32": 1 << 31, "uint8": 1 << 8}
@@ -23,31 +25,30 @@ _TWOS = 15  # ranks that bring twos to a product of floating-point numbers; the 
 
 
 class _Reduction(Moves):
-    reduces = True
     arguments = {"op": Argument("sum", "how elements are combined", tuple(OPS))}
 
+    def reduces(self, arguments: Arguments) -> bool:
+        return True
+
     def refuses(self, spec: Spec) -> str | None:
-        if spec.arguments["op"] == "sum" and spec.dtype not in _WRAPS and spec.ranks > _EXACT[spec.dtype]:
-            return f"sums over {spec.ranks} ranks are not exact in {spec.dtype}, so they cannot be checked"
-        return None
+        return inexact(spec.ranks, spec.dtype, str(spec.arguments["op"]))
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
     def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
         for part in range(spec.ranks):
-            for values in _numbers(spec, rank, part, seed=seed, salt=salt):
+            for values in self._numbers(spec, rank, part, seed=seed, salt=salt):
                 yield encode(values, spec.dtype)
+
+    def _numbers(self, spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Iterator[Integers]:
+        key, op = block_key(seed, salt, rank, part), str(spec.arguments["op"])
+        return numbers(key, spec.block_bytes, spec.dtype, op, rank=rank, ranks=spec.ranks)
 
     def _combined(self, spec: Spec, part: int, *, seed: int, salt: int) -> Iterator[Bytes]:
         """Part `part` of the result, in pieces."""
-        op = OPS[str(spec.arguments["op"])]
-        streams = [_numbers(spec, rank, part, seed=seed, salt=salt) for rank in range(spec.ranks)]
-        for pieces in zip(*streams, strict=True):
-            total = pieces[0]
-            for piece in pieces[1:]:
-                total = op(total, piece)
-            yield encode(total, spec.dtype)
+        streams = [self._numbers(spec, rank, part, seed=seed, salt=salt) for rank in range(spec.ranks)]
+        yield from combined(streams, spec.dtype, str(spec.arguments["op"]))
 
 
 class AllReduce(_Reduction):
@@ -104,18 +105,34 @@ class ReduceScatter(_Reduction):
         return (spec.ranks - 1) / spec.ranks
 
 
-def _numbers(spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The whole numbers that `rank` brings to part `part`, in pieces: different for each rank, part and call.
+def inexact(ranks: int, dtype: str, op: str) -> str | None:
+    """None, or why what `ranks` ranks bring cannot be combined without rounding, in words."""
+    if op == "sum" and dtype not in _WRAPS and ranks > _EXACT[dtype]:
+        return f"sums over {ranks} ranks are not exact in {dtype}, so they cannot be checked"
+    return None
 
-    They use the sign and, where products wrap around, all bits, so that a wrong type is seen.
+
+def combined(streams: Sequence[Iterator[Integers]], dtype: str, op: str) -> Iterator[Bytes]:
+    """What the numbers of several ranks give together, in pieces."""
+    for pieces in zip(*streams, strict=True):
+        total = pieces[0]
+        for piece in pieces[1:]:
+            total = OPS[op](total, piece)
+        yield encode(total, dtype)
+
+
+def numbers(key: int, nbytes: int, dtype: str, op: str, *, rank: int, ranks: int) -> Iterator[Integers]:
+    """The whole numbers that `rank` of `ranks` brings to `nbytes` of the result, in pieces.
+
+    `key` makes them different for each rank, part and call. They use the sign and, where products wrap around, all
+    bits, so that a wrong type is seen.
     """
-    op, dtype = spec.arguments["op"], spec.dtype
-    itemsize = spec.itemsize if dtype in _WRAPS else 1
-    for chunk in block_chunks(block_key(seed, salt, rank, part), spec.block_bytes // spec.itemsize * itemsize):
+    itemsize = DTYPES[dtype]
+    for chunk in block_chunks(key, nbytes // itemsize * (itemsize if dtype in _WRAPS else 1)):
         if dtype in _WRAPS:
             values = chunk.view(np.int32 if dtype == "int32" else np.uint8).astype(np.int64)
             if op == "sum":  # never past the end: Open MPI's vector code saturates sums of bytes
-                yield values // spec.ranks if dtype == "int32" else values % (max(1, 255 // spec.ranks) + 1)
+                yield values // ranks if dtype == "int32" else values % (max(1, 255 // ranks) + 1)
             else:  # odd factors lose nothing: a product of even ones soon is 0
                 yield values | 1 if op == "prod" else values
             continue
@@ -124,7 +141,7 @@ def _numbers(spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Itera
             # 1 or 2, and its sign; the product is a power of two, which fp16 has up to 2^15.
             yield (1 + (drawn >> 1) % 2 * (rank < _TWOS)) * (1 - drawn % 2 * 2)
         elif op == "sum":
-            largest = max(1, min(127, _EXACT[dtype] // spec.ranks))
+            largest = max(1, min(127, _EXACT[dtype] // ranks))
             yield drawn % (2 * largest + 1) - largest
         else:
             yield drawn - 128

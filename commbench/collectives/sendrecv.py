@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from commbench.bound import Need, of_messages
 from commbench.collectives.base import PART_BYTES, Moves
 from commbench.data import Bytes, block_chunks, block_key
+from commbench.layout import Layout
 from commbench.spec import Arguments, Send, Spec
 
 
@@ -14,7 +15,7 @@ class SendRecv(Moves):
     name = "sendrecv"
     adjoint = "sendrecv"
 
-    def settle(self, size_bytes: int, ranks: int, arguments: Arguments) -> tuple[int, Arguments]:
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         return size_bytes // PART_BYTES * PART_BYTES, arguments
 
     def input_bytes(self, spec: Spec, rank: int) -> int:

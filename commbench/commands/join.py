@@ -235,6 +235,7 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
         configs = [item for item in usable if item.transport]
     launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk)
     planned = prepare.expand(configs)
+    prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
     runnable = [item for item in planned if not item.skip]
     outers = {item.case.outer.key: item.case.outer for item in runnable}
     if len(outers) != 1:

@@ -26,10 +26,13 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     others = [(path, formats.read(path, ranks)) for path in files]
     import pandas as pd
 
-    from commbench import plots, tables
-    from commbench.plots.curves import FIGURE_KEYS
+    from commbench import plots, ratios, tables
+    from commbench.plots.settings import FIGURE_KEYS
 
-    frames = [tables.frame(of_run, folder.run_id) for of_run, folder in zip(rows, folders, strict=True)]
+    frames = [
+        tables.frame(of_run, folder.run_id, ratios.of_run(folder, of_run))
+        for of_run, folder in zip(rows, folders, strict=True)
+    ]
     if len(frames) > 1:
         for frame in frames:
             frame["label"] = frame["label"] + " (" + frame["run"] + ")"

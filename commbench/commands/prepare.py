@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 import commbench
-from commbench import config, launch, metadata, plan, recipes, transports
+from commbench import config, fabric, launch, metadata, plan, recipes, transports
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch.environment import RankInfo
@@ -23,6 +23,8 @@ from commbench.plan import PlannedCase
 from commbench.records import FORMAT_VERSION
 from commbench.store import RunFolder
 from commbench.units import format_seconds, format_size
+
+EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,36 @@ def choose_launchers(
         talk.note(f"left out: {reason}")
     kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
     return launchers, [item for item in kept if item.transport]
+
+
+def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> list[PlannedCase]:
+    """Make every emulated fabric of the plan once, so that what lacks is told before anything is measured.
+
+    The plan, with a reason to skip the cases that would not use it. Raises that reason where no case is left.
+    """
+    problems: dict[str, EnvironmentProblem] = {}  # of set-ups
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
+    for key, outer in outers.items():
+        if outer.emulated is None:
+            continue
+        if (launcher := launchers[outer.transport]) not in EMULATING:
+            raise UsageError(
+                f"fabric=emulated does not run under {launcher}: its ranks start on this machine, in networks of it",
+                hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(EMULATING)}",
+            )
+        try:
+            launch.get(launcher).check_emulated(outer.env)
+        except EnvironmentProblem as problem:
+            problems[key] = problem
+    if problems and len(problems) == len(outers):
+        raise next(iter(problems.values()))
+    for emulated in dict.fromkeys(outer.emulated for key, outer in outers.items() if key not in problems):
+        if emulated is not None:
+            fabric.check(emulated)
+    return [
+        replace(item, skip=str(problem)) if (problem := problems.get(item.case.outer.key)) and not item.skip else item
+        for item in planned
+    ]
 
 
 def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
@@ -177,6 +209,7 @@ def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mappi
     for first in {item.outer.transport: item for item in runnable}.values():
         order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
         words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), order)
+        words = fabric.wrap(words, first.outer.emulated) if first.outer.emulated else words
         lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")
 

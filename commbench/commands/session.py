@@ -16,6 +16,7 @@ from commbench import output
 from commbench.commands.prepare import Request
 from commbench.console import Talk
 from commbench.plan import PlannedCase
+from commbench.ratios import Ratio
 from commbench.records import Row, Status
 from commbench.runner import Sweep
 from commbench.store import RunFolder
@@ -36,8 +37,8 @@ class Reporter:
         self.talk.row(row)
         self._write(lambda writer: writer.row(row))
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any]) -> None:
-        self._write(lambda writer: writer.end(rows, meta))
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Ratio]) -> None:
+        self._write(lambda writer: writer.end(rows, meta, compared))
 
     def _write(self, write: Callable[[output.Writer], None]) -> None:
         if self.writer is None:
@@ -84,22 +85,23 @@ def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> in
 
 def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
-    from commbench import tables
+    from commbench import ratios, tables
 
     rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
     meta = folder.read_json("run.json")
-    tables.write_results(folder, rows)
+    compared = ratios.of_run(folder, rows)
+    tables.write_results(folder, rows, compared)
     tables.write_samples(folder)
     complete = len(rows) == len(sweep.planned)
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
     _set_status(folder, "interrupted" if interrupted else "finished" if complete else "incomplete")
-    reporter.end(rows, meta)
+    reporter.end(rows, meta, compared)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
         from commbench import plots
 
         try:
-            for path in plots.draw(tables.frame(rows, folder.run_id), meta, folder.path / "plots"):
+            for path in plots.draw(tables.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
                 talk.note(f"plot: {_short(path)}")
         except (OSError, ValueError) as error:
             talk.note(f"no plot: {error}")

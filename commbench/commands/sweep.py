@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import launch, metadata
+from commbench import launch, metadata, transports
 from commbench.commands.prepare import (
     Request,
+    check_fabrics,
     choose_launchers,
     configure,
     create,
@@ -45,10 +46,12 @@ def run(request: Request) -> int:
         sys.stdout.write(show_config(configs))
         return EXIT_OK
     if request.launcher == "print":
-        show_script(request, expand(configs))
+        planned = expand(configs)
+        check_fabrics(planned, dict.fromkeys(transports.TABLE, "print"))
+        show_script(request, planned)
         return EXIT_OK
     launchers, configs = choose_launchers(request, configs, talk)
-    planned = expand(configs)
+    planned = check_fabrics(expand(configs), launchers)
     if request.dry_run:
         show_plan(request, planned, launchers)
         return EXIT_OK
@@ -101,6 +104,7 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         if repair(path):
             talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
+    check_fabrics(items, about["launchers"])
     sweep = of_run(request, folder, items, talk)
     for row in folder.rows().values():
         if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):

@@ -6,7 +6,7 @@ Nothing here imports torch: the parent that starts a launcher stays small.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # name -> a module with `command(order_path, order)`, the words to run, and `explain(log)`, which rank ended hard by the
 # launcher's own account. It may have `environment(order)`, variables that the launcher itself needs; `check()`, which
-# raises `EnvironmentProblem` where it cannot work here; and `cancel(folder)`, to end ranks that are not below it.
+# raises `EnvironmentProblem` where it cannot work here; `check_emulated(env)`, the same for ranks with `env` on an
+# emulated fabric; and `cancel(folder)`, to end ranks that are not below it.
 TABLE: dict[str, str] = {
     "local": "commbench.launch.local",
     "mpiexec": "commbench.launch.mpiexec",
@@ -33,6 +34,7 @@ class Launcher(NamedTuple):
     explain: Callable[[str], str]
     environment: Callable[[Order], dict[str, str]]
     check: Callable[[], None]
+    check_emulated: Callable[[Mapping[str, str]], None]
     cancel: Callable[[Path], None]
 
 
@@ -45,5 +47,6 @@ def get(name: str) -> Launcher:
         explain=module.explain,
         environment=getattr(module, "environment", lambda order: {}),
         check=getattr(module, "check", lambda: None),
+        check_emulated=getattr(module, "check_emulated", lambda env: None),
         cancel=getattr(module, "cancel", lambda folder: None),
     )

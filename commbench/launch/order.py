@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commbench.fabric.network import INTERFACES
 from commbench.records import Case, Outer, from_dict
 from commbench.store import write_atomically
 
@@ -36,6 +37,7 @@ class Order:
             "layout": (layout.nodes, layout.ranks_per_node),
             "seed": self.cases[0].seed,
             "launch": self.launch,
+            "interfaces": INTERFACES if self.outer.emulated else None,
         }
 
     def to_json(self) -> str:

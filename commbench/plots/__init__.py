@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
+from commbench.plots.traffic import traffic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 # name -> function of (rows, metadata) that gives figures by file name.
 TABLE: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], dict[str, Figure]]] = {
     "curves": curves,
+    "crossover": crossover,
+    "traffic": traffic,
 }
 
 

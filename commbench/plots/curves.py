@@ -2,88 +2,97 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from commbench.output import describe_layout
-from commbench.plots.style import COLOURS, MARKERS, STYLES, caption, size_axis, tilted, value_axis
-from commbench.records import digest
+from commbench.plots.settings import (
+    FIGURE_KEYS,
+    complete,
+    file_name,
+    file_words,
+    join,
+    layout_text,
+    nodes_text,
+    title_words,
+)
+from commbench.plots.style import (
+    FOREIGN,
+    MARKERS,
+    STYLES,
+    algorithm_colour,
+    caption,
+    size_axis,
+    tilted,
+    title,
+    value_axis,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# One figure for each combination of these.
-FIGURE_KEYS = [
-    *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric"),
-    *("dtype", "mode", "buffers", "cache", "env"),
-]
+
+_NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps", "bound_us")
 
 
 def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
     """Figures by file name; none for rows without numbers. `frame` has the columns of `Row`, `run` and `label`."""
-    ok = frame[frame["status"] == "ok"]
+    ok = complete(frame[frame["status"] == "ok"])
     figures = {}
     for key, rows in ok.groupby(FIGURE_KEYS, sort=False):
         setting: dict[str, Any] = {name: value for name, value in zip(FIGURE_KEYS, key, strict=True)}  # noqa: C416
-        layout = f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
-        words = [setting["what"], setting["transport"], layout]
-        words += [setting["groups"]] if setting["groups"] != "world" else []
-        words += [setting["overlap"]] if setting["overlap"] != "none" else []
-        words += [setting[name] for name in ("dtype", "mode") if setting[name]]
-        words += [setting["cache"]] if setting["cache"] != "warm" else []
-        words += [setting["buffers"]] if setting["buffers"] != "plain" else []
-        words += [setting["env"]] if setting["env"] else []
-        figures[_file_name("-".join(words))] = _figure(rows, setting, meta)
+        words = [setting["what"], setting["transport"], layout_text(setting), *file_words(setting).values()]
+        name = file_name(words)
+        # A declared network and a real one, each of a run of its own.
+        figures[name if name not in figures else file_name([*words, setting["fabric"]])] = _figure(rows, setting, meta)
     return figures
-
-
-def _file_name(text: str) -> str:
-    """Safe and short; a hash keeps names apart that would have become the same."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
-    return name if name == text and len(name) <= 120 else f"{name[:100]}-{digest(text)[:6]}"
 
 
 def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(10.5, 4.9))
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
+    rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of nulls has no type
+    # A collective whose algorithms move unlike amounts has no busbw.
+    shown = "busbw_gbps" if rows["busbw_gbps"].notna().any() else "algbw_gbps"
     foreign = rows["case_id"].isna()  # of other programs: last, and grey
-    # The same colour for the same algorithm, whatever finished first.
+    # The same line for the same label, whatever finished first.
     lines = [*rows[~foreign].groupby("label", sort=True), *rows[foreign].groupby("label", sort=True)]
+    variants: Counter[str] = Counter()  # of one algorithm, in its colour: parameters, runs
     for index, (label, unsorted) in enumerate(lines):
         line = unsorted.sort_values("size_bytes")
         # Side by side, so that no interval hides behind another.
         at = line["size_bytes"] * 2 ** (0.12 * (index - (len(lines) - 1) / 2))
+        is_foreign = bool(line["case_id"].isna().all())
+        algorithm = "" if is_foreign else str(line["algorithm"].iloc[0])
         style: dict[str, Any] = {
-            "color": COLOURS[index % len(COLOURS)],
+            "color": FOREIGN if is_foreign else algorithm_colour(algorithm),
             "marker": MARKERS[index % len(MARKERS)],
             "markersize": 4.5,
-            "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
+            "linestyle": "--" if is_foreign else STYLES[variants[algorithm] % len(STYLES)],
             "linewidth": 1.4,
             "capsize": 2.5,
             "elinewidth": 1.0,
             "label": label,
         }
-        if line["case_id"].isna().all():
-            style |= {"color": "#777777", "linestyle": "--"}
+        variants[algorithm] += 1
         time, low, high = line["time_us"], line["time_us_low"], line["time_us_high"]
         latency.errorbar(at, time, yerr=[(time - low).clip(lower=0), (high - time).clip(lower=0)], **style)
         # The interval is one of times; bandwidth is computed from its ends.
-        busbw = line["busbw_gbps"]
-        bars = [(busbw - busbw * time / high).clip(lower=0), (busbw * time / low - busbw).clip(lower=0)]
-        bandwidth.errorbar(at, busbw, yerr=bars, **style)
-    bound = rows.dropna(subset=["bound_gbps"]).drop_duplicates("size_bytes").sort_values("size_bytes")
+        gbps = line[shown]
+        bars = [(gbps - gbps * time / high).clip(lower=0), (gbps * time / low - gbps).clip(lower=0)]
+        bandwidth.errorbar(at, gbps, yerr=bars, **style)
+    bound = rows.dropna(subset=["bound_us", shown]).drop_duplicates("size_bytes").sort_values("size_bytes")
     if len(bound):
         dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
         dashed |= {"marker": "_"} if len(bound) == 1 else {}
-        bandwidth.plot(bound["size_bytes"], bound["bound_gbps"], **dashed)
-        latency.plot(bound["size_bytes"], bound["time_us"] * bound["busbw_gbps"] / bound["bound_gbps"], **dashed)
+        bandwidth.plot(bound["size_bytes"], bound[shown] * bound["time_us"] / bound["bound_us"], **dashed)
+        latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
     for axes in (bandwidth, latency):
         size_axis(axes, sizes, "busiest" if "all_to_allv" in setting["what"] else "one")
-    value_axis(bandwidth, "bus bandwidth (GB/s)")
+    value_axis(bandwidth, f"{'bus' if shown == 'busbw_gbps' else 'algorithm'} bandwidth (GB/s)")
     value_axis(latency, "time (us)")
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
@@ -92,7 +101,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     figure.legend(
         handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.945)
     )
-    figure.suptitle(_title(setting), fontsize=12, y=0.985)
+    title(figure, _title(setting), 0.985)
     launches = int(rows["launches"].max())
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
     known = set(rows["interval_of"].dropna())
@@ -114,10 +123,4 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
 
 
 def _title(setting: Mapping[str, Any]) -> str:
-    layout = describe_layout(setting["nodes"], setting["ranks"], setting["fabric"])
-    words = [f"{setting['what']} over {setting['transport']}", layout, setting["dtype"], setting["mode"]]
-    words += [f"groups of {setting['group_size']} ({setting['groups']})"] if setting["groups"] != "world" else []
-    words += [f"beside a {setting['overlap']}"] if setting["overlap"] != "none" else []
-    words += ["cold cache"] if setting["cache"] == "cold" else []
-    words += [setting["env"]] if setting["env"] else []
-    return ", ".join(words)
+    return join(f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values())

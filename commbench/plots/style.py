@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +12,37 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from commbench import algorithms
 from commbench.units import format_size
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+# Each algorithm has its own in every figure; two may share one if no collective has both.
+_COLOURS = {
+    "direct": "#0072B2",
+    "duplicated": "#0072B2",
+    "2d_intra_first": "#D55E00",
+    "drop_gather": "#D55E00",
+    "pairwise": "#009E73",
+    "bruck": "#CC79A7",
+    "2d_inter_first": "#56B4E9",
+    "2d_pipelined": "#E69F00",
+    "drop_gather_pipelined": "#E69F00",
+}
+_FURTHER = ("#7A5195", "#8C6D31", "#C2B000", "#17736F", "#A6323A")  # of others, as their table has them
+FOREIGN = "#777777"  # results of other programs
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-STYLES = ("-", ":", "-.")  # the next eight lines
+STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of lines of one colour
 _WIDEST_LABEL = 1 / 6  # of the axis; labels closer than that are tilted
 _TILTED_LABEL = 1 / 14  # and closer than that left out
+
+
+def algorithm_colour(name: str) -> str:
+    """The same for the same algorithm, whatever else is drawn."""
+    if name in _COLOURS:
+        return _COLOURS[name]
+    others = [other for other in dict.fromkeys(name for _, name in algorithms.TABLE) if other not in _COLOURS]
+    place = others.index(name) if name in others else zlib.crc32(name.encode())
+    return _FURTHER[place % len(_FURTHER)]
 
 
 def tilted(sizes: Sequence[int]) -> bool:
@@ -51,11 +76,18 @@ def value_axis(axes: Axes, label: str) -> None:
     low, high = axes.get_ylim()
     subs = (1.0, 2.0, 5.0) if high > 20 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # enough labels to read it by
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.9g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(label)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def title(figure: Figure, text: str, y: float) -> None:
+    """At the top; smaller where it is long, and in the end on two lines."""
+    fits = figure.get_figwidth() / (0.57 / 72) * 0.98  # characters x points
+    size = min(12.0, max(9.0, fits / len(text)))
+    figure.suptitle("\n".join(textwrap.wrap(text, int(fits / size))), fontsize=size, y=y, linespacing=1.1)
 
 
 def caption(figure: Figure, meta: Mapping[str, Any], note: str) -> None:

@@ -27,6 +27,7 @@ class TransportEntry:
     reduces: tuple[str, ...] = tuple(DTYPES)  # dtypes that it can compute with
     overlaps: bool = True  # whether a matrix product can run beside a call
     buffers: tuple[str, ...] = ("plain",)
+    not_emulated: str = ""  # why it cannot run on an emulated fabric, if so
 
 
 TABLE: dict[str, TransportEntry] = {
@@ -44,7 +45,12 @@ TABLE: dict[str, TransportEntry] = {
         reduces=("fp32", "int32", "uint8"),  # MPI has no standard type for fp16 and bf16
     ),
     "scripted": TransportEntry(
-        module="commbench.transports.scripted", cls="Scripted", requires={}, launchers=("local",), overlaps=False
+        module="commbench.transports.scripted",
+        cls="Scripted",
+        requires={},
+        launchers=("local",),
+        overlaps=False,
+        not_emulated="the scripted transport has a virtual network of its own",
     ),
 }
 

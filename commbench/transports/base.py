@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from commbench.bound import LinkRate
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
@@ -95,7 +96,14 @@ class Comm(Protocol):
         ...
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
-        """A batch of point-to-point messages, all in flight at once. None is empty; the batch may be."""
+        """A batch of point-to-point messages, all in flight at once. None is empty; the batch may be.
+
+        Messages from one rank to another arrive in the order in which they are sent, within a batch and between.
+        """
+        ...
+
+    def add(self, out: Array, inp: Array, dtype: str) -> None:
+        """Add to the elements of `out` those of `inp`, on this rank alone. Rows may lie apart, elements of one not."""
         ...
 
     def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
@@ -197,6 +205,6 @@ class Transport(Protocol):
         """Versions of the libraries that are really loaded."""
         ...
 
-    def link_gbps(self) -> dict[LinkClass, float] | None:
-        """Declared rate of each link class per rank and direction in GB/s, or None where nobody declared one."""
+    def links(self) -> dict[LinkClass, LinkRate]:
+        """Declared rates; empty where nobody declared one."""
         ...

@@ -14,10 +14,13 @@ import mpi4py
 import numpy as np
 import numpy.typing as npt
 
-from commbench.data import Bytes
+from commbench.bound import LinkRate
+from commbench.data import Bytes, add
 from commbench.errors import EnvironmentProblem
+from commbench.fabric import network
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
+from commbench.transports import star
 from commbench.transports.base import Array, Comm, Done, Message, Ready, Work
 from commbench.transports.host_clock import HostClock
 
@@ -31,6 +34,14 @@ _OPS = {"sum": MPI.SUM, "prod": MPI.PROD, "min": MPI.MIN, "max": MPI.MAX}
 
 
 _Call = tuple[Callable[..., None], Callable[..., MPI.Request], tuple[Any, ...]]
+
+
+_Posts = list[tuple[Any, int]]  # of a batch of messages: the buffer, and the peer
+
+
+def _known(messages: Sequence[Message]) -> _Posts:
+    """With mpi4py's own kind of buffer."""
+    return [(MPI.memory.frombuffer(m.buffer), m.peer) for m in messages]
 
 
 class _Request:
@@ -56,6 +67,8 @@ class MpiComm:
     def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
         if name == "reduce_scatter" and named["in_place"]:  # something is left to do after MPI's call
             return functools.partial(self.reduce_scatter, *arguments, **named)
+        if name == "exchange":
+            return functools.partial(self._post, *(_known(messages) for messages in arguments))
         if self._transport.nonblocking:
             return functools.partial(getattr(self, name), *arguments, **named)
         # mpi4py reads its own kind of buffer fastest, and no Python of ours stands between it and the timing loop.
@@ -118,10 +131,16 @@ class MpiComm:
         return self._now(self._broadcast(buffer, root, step=step))
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        return self._post([(m.buffer, m.peer) for m in sends], [(m.buffer, m.peer) for m in recvs])
+
+    def _post(self, sends: _Posts, recvs: _Posts) -> Work:
         comm = self._comm
-        requests = [comm.Irecv(m.buffer, m.peer) for m in recvs]
-        requests += [comm.Isend(m.buffer, m.peer) for m in sends]
+        requests = [comm.Irecv(buffer, peer) for buffer, peer in recvs]
+        requests += [comm.Isend(buffer, peer) for buffer, peer in sends]
         return _Requests(requests)
+
+    def add(self, out: Array, inp: Array, dtype: str) -> None:
+        add(cast(Bytes, out), cast(Bytes, inp), dtype)
 
     def subgroup(self, partition: Sequence[Sequence[int]]) -> Comm:
         index = next((i for i, ranks in enumerate(partition) if self.rank in ranks), None)
@@ -166,6 +185,20 @@ class _Move:
         self._out[...] = self._source
 
 
+class _Votes:
+    """Over MPI itself."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        self._comm = comm
+        self.barrier = comm.Barrier
+
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        mine = np.asarray(values, dtype=np.float64)
+        votes = np.empty((self._comm.size, mine.size), dtype=np.float64)
+        self._comm.Allgather(mine, votes)
+        return votes
+
+
 class Mpi(HostClock):
     """Blocking calls, so nothing to synchronise; the clock is the host's."""
 
@@ -174,6 +207,8 @@ class Mpi(HostClock):
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.rank = self.size = 0
         self.nonblocking = False
+        # MPI's own messages, one and all, take the first of the interfaces of an emulated fabric.
+        self._apart = options.get("interfaces") is not None
 
     @staticmethod
     def before_fork(size: int) -> Any:
@@ -184,7 +219,11 @@ class Mpi(HostClock):
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self.world: Comm = MpiComm(world, self)
         # Votes and barriers have a communicator of their own, so that they never meet timed messages.
-        self._votes = world.Dup()
+        self._votes: _Votes | star.Star = _Votes(world.Dup())
+        if self._apart:
+            # Rank 0 is on node 0. To look for messages is what makes Open MPI go on with those under way.
+            host, probe = network.control_address(0), MPI.COMM_SELF.Iprobe
+            self._votes = star.meet(self.rank, self.size, host, lambda port: world.bcast(port), probe)
 
     def close(self) -> None:
         MPI.Finalize()
@@ -206,13 +245,10 @@ class Mpi(HostClock):
         return lambda: np.matmul(tokens, weights, out=result)
 
     def barrier(self) -> None:
-        self._votes.Barrier()
+        self._votes.barrier()
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
-        mine = np.asarray(values, dtype=np.float64)
-        votes = np.empty((self.size, mine.size), dtype=np.float64)
-        self._votes.Allgather(mine, votes)
-        return votes
+        return self._votes.all_gather(values)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError) or (
@@ -223,8 +259,8 @@ class Mpi(HostClock):
         library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
         return {"mpi4py": mpi4py.__version__, "mpi": library}
 
-    def link_gbps(self) -> dict[LinkClass, float] | None:
-        return None
+    def links(self) -> dict[LinkClass, LinkRate]:
+        return {}
 
 
 def join_world(info: RankInfo) -> MPI.Intracomm:

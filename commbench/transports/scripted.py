@@ -21,7 +21,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from commbench.data import OPS, Bytes, decode, encode
+from commbench.bound import LinkRate
+from commbench.data import OPS, Bytes, add, decode, encode
 from commbench.errors import UsageError, unknown
 from commbench.launch.environment import RankInfo
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
@@ -73,7 +74,7 @@ class Script:
 
 
 class Scripted:
-    """Buffers are flat numpy arrays of uint8. `log` and `allocated` count what algorithms do, if `counting` is set."""
+    """Buffers are flat numpy arrays of uint8. `log`, `began` and `allocated` have what algorithms do, if `counting`."""
 
     name = "scripted"
 
@@ -87,6 +88,7 @@ class Scripted:
         self.counting = False
         self.log: list[tuple[str, int, int, int]] = []  # (step, src, dst, bytes), this rank's sends
         self.allocated: list[int] = []
+        self.began: list[tuple[str, tuple[str, ...]]] = []  # step, and the steps in flight when it was started
         self.pending: list[Pending] = []  # started and not yet waited for
         self._labels: dict[str, Any] = {}
         self._operations = 0
@@ -160,8 +162,8 @@ class Scripted:
     def versions(self) -> dict[str, str]:
         return {"scripted": "1"}
 
-    def link_gbps(self) -> dict[LinkClass, float] | None:
-        return {link: self.script.gbps[link] for link in LINK_CLASSES} if self.script.declared else None
+    def links(self) -> dict[LinkClass, LinkRate]:
+        return {link: LinkRate(gbps=self.script.gbps[link]) for link in LINK_CLASSES} if self.script.declared else {}
 
     # What the communicators call.
 
@@ -177,8 +179,11 @@ class Scripted:
                 return str(fault["kind"])
         return None
 
-    def transfer(self, step: str, sends: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
-        """Move payloads between global ranks, advance the virtual clock, and apply faults to what arrives."""
+    def transfer(self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Sequence[int]) -> dict[int, bytes]:
+        """Move messages between global ranks, advance the virtual clock, and apply faults to what arrives.
+
+        What one rank sends another in one step arrives as one payload.
+        """
         match self.fault("hang", "crash"):
             case "hang":
                 time.sleep(3600)
@@ -188,13 +193,14 @@ class Scripted:
         if self.script.noise:
             factor *= float(np.exp(self._random.gauss(0, self.script.noise)))
         began = self.now_us
-        for peer, payload in sends.items():
+        for peer, payloads in sends.items():
             link = self.layout.link(self.rank, peer)
-            self.now_us += factor * (self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3)
-            if self.counting:
-                self.log.append((step, self.rank, peer, len(payload)))
+            for payload in payloads:
+                self.now_us += factor * (self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3)
+                if self.counting:
+                    self.log.append((step, self.rank, peer, len(payload)))
         stamp = np.float64(self.now_us).tobytes()
-        arrived = self.mesh.exchange({peer: stamp + data for peer, data in sends.items()}, sources)
+        arrived = self.mesh.exchange({peer: b"".join([stamp, *parts]) for peer, parts in sends.items()}, sources)
         got = {}
         loads: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
         for peer, data in arrived.items():
@@ -294,6 +300,9 @@ class ScriptedComm:
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         return self._pending(sends, recvs, step)
 
+    def add(self, out: Array, inp: Array, dtype: str) -> None:
+        add(cast(Bytes, out), cast(Bytes, inp), dtype)
+
     def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
         return functools.partial(getattr(self, name), *arguments, **named)
 
@@ -346,6 +355,8 @@ class Pending:
         self._recvs = recvs
         self._step = step
         self._finish = finish  # what this rank does by itself once all has arrived
+        if transport.counting:
+            transport.began.append((step, tuple(other._step for other in transport.pending)))
         transport.pending.append(self)
 
     def wait(self) -> None:
@@ -355,11 +366,19 @@ class Pending:
             raise RuntimeError(f"step {self._step!r} is waited for before one that was started earlier")
         self._transport.pending.pop(0)
         untouched = self._transport.fault("untouched")
-        payloads = {self._ranks[m.peer]: m.buffer.tobytes() for m in self._sends}  # type: ignore[attr-defined]
-        arrived = self._transport.transfer(self._step, payloads, [self._ranks[m.peer] for m in self._recvs])
+        payloads: dict[int, list[bytes]] = {}
+        for message in self._sends:
+            payloads.setdefault(self._ranks[message.peer], []).append(message.buffer.tobytes())  # type: ignore[attr-defined]
+        recvs: dict[int, list[Array]] = {}
         for message in self._recvs:
-            data = arrived.get(self._ranks[message.peer])
-            if data is not None:
-                message.buffer[...] = np.frombuffer(data, dtype=np.uint8).reshape(message.buffer.shape)  # type: ignore[attr-defined]
+            recvs.setdefault(self._ranks[message.peer], []).append(message.buffer)
+        arrived = self._transport.transfer(self._step, payloads, list(recvs))
+        for peer, payload in arrived.items():
+            data = np.frombuffer(payload, dtype=np.uint8)
+            sizes: list[int] = [buffer.nbytes for buffer in recvs[peer]]  # type: ignore[attr-defined]
+            if data.size != sum(sizes):
+                raise ValueError(f"{data.size} B came from rank {peer} where {sum(sizes)} B were expected")
+            for buffer, part in zip(recvs[peer], _parts(cast(Array, data), sizes), strict=True):
+                buffer[...] = part.reshape(*buffer.shape)  # type: ignore[attr-defined]
         if self._finish is not None and not untouched:
             self._finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
+from commbench.bound import LinkRate
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
@@ -27,6 +29,7 @@ from commbench.transports.host_clock import HostClock
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 _LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
+_INTERFACE = "GLOO_SOCKET_IFNAME"  # read whenever a group is made
 _MEETING = datetime.timedelta(minutes=5)  # ranks on a busy cluster start minutes apart
 
 _KINDS = {
@@ -104,6 +107,10 @@ class TorchComm:
         work: Work = dist.broadcast(_typed(buffer, "uint8"), group=self._group, group_src=root, async_op=True)
         return work
 
+    def add(self, out: Array, inp: Array, dtype: str) -> None:
+        total = _typed(out, dtype)
+        torch.add(total, _typed(inp, dtype), out=total)
+
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         ops = [dist.P2POp(dist.irecv, m.buffer, group=self._group, group_peer=m.peer) for m in recvs]  # type: ignore[arg-type]
         ops += [dist.P2POp(dist.isend, m.buffer, group=self._group, group_peer=m.peer) for m in sends]  # type: ignore[arg-type]
@@ -123,7 +130,7 @@ class TorchComm:
             group = dist.new_group(
                 [ours[rank] for rank in mine], timeout=_LIBRARY_TIMEOUT, use_local_synchronization=True
             )
-            self._subgroups[key] = TorchComm(group, self._device)
+            self._subgroups[key] = type(self)(group, self._device)
         return self._subgroups[key]
 
     def empty(self, nbytes: int) -> Array:
@@ -136,6 +143,35 @@ class TorchComm:
         assert isinstance(array, torch.Tensor)
         host: Bytes = array.cpu().numpy()
         return host
+
+
+class GlooComm(TorchComm):
+    """gloo starts messages one by one anyway, so they can do without torch's Python around each of them.
+
+    With one tag for all, gloo matches messages between two ranks in the order in which they are posted. NCCL needs the
+    grouped calls that `TorchComm.exchange` makes.
+    """
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        return _post(self._group, *_lists(sends, recvs))
+
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        if name == "exchange":
+            return functools.partial(_post, self._group, *_lists(*arguments))
+        return super().ready(name, *arguments, **named)
+
+
+_Posts = list[tuple[list[Any], int]]
+
+
+def _lists(sends: Sequence[Message], recvs: Sequence[Message]) -> tuple[_Posts, _Posts]:
+    """As a process group takes them: a list of one tensor, and the peer."""
+    return [([m.buffer], m.peer) for m in sends], [([m.buffer], m.peer) for m in recvs]
+
+
+def _post(group: dist.ProcessGroup, sends: _Posts, recvs: _Posts) -> Works:
+    works = [group.recv(tensors, peer, 0) for tensors, peer in recvs]
+    return Works([*works, *(group.send(tensors, peer, 0) for tensors, peer in sends)])
 
 
 def _typed(array: Array, dtype: str) -> torch.Tensor:
@@ -151,6 +187,8 @@ class Gloo(HostClock):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.rank = self.size = 0
+        # Where a fabric is emulated: the interfaces of data, and of votes.
+        self._interfaces: tuple[str, str] | None = options.get("interfaces")
 
     @staticmethod
     def before_fork(size: int) -> Any:
@@ -167,12 +205,18 @@ class Gloo(HostClock):
             store = meet_at(Path(path), info)
         else:
             store = meet_by_environment()
+        if self._interfaces is not None:
+            os.environ[_INTERFACE] = self._interfaces[0]
         dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=_LIBRARY_TIMEOUT)
         world = dist.group.WORLD
         assert world is not None
-        self.world: Comm = TorchComm(world, torch.device("cpu"))
-        # Votes have a group of their own, so that they never meet timed messages.
+        self.world: Comm = GlooComm(world, torch.device("cpu"))
+        # Votes and barriers have a group of their own, so that they never meet timed messages.
+        if self._interfaces is not None:
+            os.environ[_INTERFACE] = self._interfaces[1]
         self._votes = dist.new_group(timeout=_LIBRARY_TIMEOUT)
+        if self._interfaces is not None:
+            os.environ[_INTERFACE] = self._interfaces[0]
 
     def close(self) -> None:
         if dist.is_initialized():
@@ -201,7 +245,7 @@ class Gloo(HostClock):
         return lambda: torch.mm(tokens, weights, out=result)
 
     def barrier(self) -> None:
-        dist.barrier()
+        dist.barrier(group=self._votes)
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
@@ -217,5 +261,5 @@ class Gloo(HostClock):
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__, "gloo": f"in torch {torch.__version__}"}
 
-    def link_gbps(self) -> dict[LinkClass, float] | None:
-        return None
+    def links(self) -> dict[LinkClass, LinkRate]:
+        return {}

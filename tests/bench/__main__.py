@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from tests.bench import bare, harness, imb, kills, startup
+from tests.bench import bare, emulated, harness, imb, kills, startup
 
-BENCHES = {"startup": startup.main, "harness": harness.main, "bare": bare.main, "imb": imb.main, "kills": kills.main}
+BENCHES = {
+    "startup": startup.main,
+    "harness": harness.main,
+    "bare": bare.main,
+    "imb": imb.main,
+    "kills": kills.main,
+    "emulated": emulated.main,
+}
 
 
 def main() -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from commbench import algorithms, collectives
 from commbench.algorithms.base import Algorithm
-from commbench.bound import bound_us
+from commbench.bound import LinkRate, bound_us
 from commbench.check import Checker
 from commbench.collectives.base import Collective
+from commbench.collectives.tp_all_to_all import group_block_bytes
 from commbench.layout import Layout
-from commbench.spec import Send, Spec, traffic_split
+from commbench.spec import DTYPES, Send, Spec, Step, traffic_split
 from commbench.transports.scripted import Scripted
 from commbench.worker import _allocate
 from tests.conftest import scripted_ranks
@@ -32,8 +34,8 @@ def spec_of(
     layout = Layout(nodes, per_node)
     collective = collectives.get(algorithm.collective)
     defaults = {key: item.default for key, item in collective.arguments.items() if item.default is not None}
-    asked_bytes = more.pop("size_bytes", layout.ranks * 16 * 3)
-    size, arguments = collective.settle(asked_bytes, layout.ranks, {**defaults, **(asked or {})})
+    asked_bytes = more.pop("size_bytes", layout.ranks * 16 * 5)
+    size, arguments = collective.settle(asked_bytes, layout, {**defaults, **algorithm.demands, **(asked or {})})
     params = {key: default for key, (default, _) in algorithm.params.items()} | more.pop("params", {})
     return Spec(
         collective=algorithm.collective,
@@ -43,6 +45,22 @@ def spec_of(
         arguments=arguments,
         **{"dtype": "fp32", **more},
     )
+
+
+def spec_or_skip(algorithm: Algorithm, nodes: int, per_node: int, **more: Any) -> Spec:
+    """`spec_of`, where the collective and the algorithm can do it."""
+    try:
+        spec = spec_of(algorithm, nodes, per_node, **more)
+    except ValueError as reason:
+        pytest.skip(str(reason))
+    if reason := algorithm.supports(spec):
+        pytest.skip(reason)
+    return spec
+
+
+def chunked(algorithm: Algorithm) -> list[dict[str, Any]]:
+    """Every number of chunks that is tried."""
+    return [{"params": {"chunks": chunks}} for chunks in (1, 2, 3, 5, 7)] if "chunks" in algorithm.params else [{}]
 
 
 def variants() -> list[Any]:
@@ -74,10 +92,88 @@ def asked_variants() -> list[Any]:
 def test_right_result_and_exactly_the_declared_messages(
     algorithm: Algorithm, more: dict[str, Any], nodes: int, per_node: int
 ) -> None:
-    spec = spec_of(algorithm, nodes, per_node, **more)
-    if reason := algorithm.supports(spec):
-        pytest.skip(reason)
-    run_and_compare(algorithm, spec)
+    run_and_compare(algorithm, spec_or_skip(algorithm, nodes, per_node, **more))
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(n, m) for n in range(2, 9) for m in range(2, 16 // n + 1)])
+def test_2d_gives_the_same_as_direct_on_every_layout_up_to_16_ranks(nodes: int, per_node: int) -> None:
+    """Seven units of 16 bytes in a block: chunks of unequal size."""
+    for name in ("2d_intra_first", "2d_inter_first", "2d_pipelined"):
+        algorithm = algorithms.get("all_to_all", name)
+        for more in chunked(algorithm):
+            run_and_compare(algorithm, spec_of(algorithm, nodes, per_node, size_bytes=nodes * per_node * 112, **more))
+    rng, ranks = random.Random(nodes * 16 + per_node), nodes * per_node
+    matrix = [[rng.choice((0, 0, 4, 16, 100)) for _ in range(ranks)] for _ in range(ranks)]
+    matrix[rng.randrange(ranks)] = [0] * ranks
+    matrix[0][0] = 8
+    for name in ("2d_intra_first", "2d_inter_first"):
+        algorithm = algorithms.get("all_to_allv", name)
+        for asked in ({"splits": "linear"}, {"splits": "matrix", "matrix": json.dumps(matrix)}):
+            run_and_compare(algorithm, spec_of(algorithm, nodes, per_node, asked=asked, size_bytes=8000))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "per_node", "tp"),
+    [(1, 4, 2), (2, 2, 2), (1, 6, 2), (1, 6, 3), (2, 3, 3), (3, 3, 3), (2, 4, 2), (2, 4, 4), (5, 2, 2), (2, 6, 3)],
+)  # fmt: skip
+@pytest.mark.parametrize("name", algorithms.names("tp_all_to_all"))
+def test_tensor_parallel_groups_of_any_size(name: str, nodes: int, per_node: int, tp: int) -> None:
+    algorithm = algorithms.get("tp_all_to_all", name)
+    for more in chunked(algorithm):
+        spec = spec_of(algorithm, nodes, per_node, asked={"tp": tp}, size_bytes=nodes * per_node * 112, **more)
+        run_and_compare(algorithm, spec)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["drop_reduce_scatter", "all_reduce_drop"])
+def test_partial_sums_in_every_dtype(name: str, dtype: str) -> None:
+    algorithm = algorithms.get("tp_all_to_all", name)
+    for more in chunked(algorithm)[:3]:
+        run_and_compare(algorithm, spec_of(algorithm, 2, 3, dtype=dtype, size_bytes=6 * 112, **more))
+
+
+@pytest.mark.parametrize(
+    ("collective", "name", "chunks", "reason"),
+    [
+        ("all_to_all", "2d_pipelined", 0, "chunks=0: there must be at least one"),
+        ("all_to_all", "2d_pipelined", 1000, "chunks=1000: a block of 256 B has 16 pieces of 16 B to share out"),
+        (
+            "tp_all_to_all",
+            "drop_gather_pipelined",
+            17,
+            "chunks=17: a block of 512 B has 16 pieces of 32 B to share out",
+        ),
+        ("tp_all_to_all", "drop_reduce_scatter", 17, "chunks=17: a block of 512 B has 16 pieces of 32 B to share out"),
+    ],
+)
+def test_chunks_without_data_are_refused(collective: str, name: str, chunks: int, reason: str) -> None:
+    algorithm = algorithms.get(collective, name)
+    assert algorithm.supports(spec_of(algorithm, 2, 2, size_bytes=1024, params={"chunks": chunks})) == reason
+    if chunks > 16:
+        run_and_compare(algorithm, spec_of(algorithm, 2, 2, size_bytes=1024, params={"chunks": 16}))
+
+
+def test_pipelines_declare_what_is_in_flight_together() -> None:
+    """The exchange between nodes of chunk 1 needs nothing of chunk 2 inside them, and the other way round."""
+    pairs = {"2d_pipelined": ("inter-1", "intra-2"), "drop_gather_pipelined": ("exchange-2", "gather-1")}
+    pairs |= {"drop_reduce_scatter": ("exchange-1", "scatter-2")}
+    for algorithm in algorithms.TABLE.values():
+        if algorithm.name not in pairs:
+            continue
+        steps = algorithm.steps(spec_of(algorithm, 2, 2, size_bytes=4096, params={"chunks": 4})) or []
+        before = all_before(steps)
+        one, other = pairs.pop(algorithm.name)
+        assert one not in before[other] and other not in before[one]
+        assert {step.chunk for step in steps} == {0, 1, 2, 3}
+    assert not pairs
+
+
+def all_before(steps: list[Step]) -> dict[str, set[str]]:
+    """Of each step, what is finished before it begins."""
+    before: dict[str, set[str]] = {}
+    for step in steps:
+        before[step.name] = set(step.after).union(*(before[name] for name in step.after))
+    return before
 
 
 @pytest.mark.parametrize(("nodes", "per_node"), FEW_LAYOUTS)
@@ -89,10 +185,11 @@ def test_whatever_a_collective_is_asked(algorithm: Algorithm, more: dict[str, An
 def run_and_compare(algorithm: Algorithm, spec: Spec) -> None:
     collective = collectives.get(spec.collective)
 
-    def rank(transport: Scripted) -> tuple[int, list[tuple[str, int, int, int]], list[int]]:
+    def rank(transport: Scripted) -> tuple[int, Scripted]:
         ((out, inp),) = _allocate(transport, collective, spec, transport.rank, 1)
         transport.allocated.clear()
         bound = algorithm.prepare(transport.world, spec)
+        (ready,) = bound.bind([(out, inp)])
         checker = Checker(transport, collective, spec, transport.rank, 5)
         wrong = 0
         for salt in (1, 2):
@@ -101,19 +198,29 @@ def run_and_compare(algorithm: Algorithm, spec: Spec) -> None:
             poisoned = checker.count_wrong(out, salt)
             wrong += not spec.in_place and poisoned != len(out) // spec.itemsize
             transport.log.clear()
-            bound.start(out, inp).wait()
+            transport.began.clear()
+            if (work := bound.start(out, inp) if salt == 1 else ready()) is not None:
+                work.wait()
             wrong += checker.count_wrong(out, salt)
             wrong += not (spec.in_place or _unchanged(checker, inp, salt))
         bound.close()
-        return wrong, list(transport.log), list(transport.allocated)
+        return wrong, transport
 
     results = scripted_ranks(spec.layout.nodes, spec.layout.ranks_per_node, rank)
-    assert [wrong for wrong, _, _ in results] == [0] * spec.ranks
+    assert [wrong for wrong, _ in results] == [0] * spec.ranks
     steps = algorithm.steps(spec)
     if steps is not None:
-        seen = sorted(entry for _, log, _ in results for entry in log)
+        seen = sorted(entry for _, transport in results for entry in transport.log)
         assert seen == sorted((step.name, *send) for step in steps for send in step.sends)
-    assert {sum(allocated) for _, _, allocated in results} == {algorithm.scratch_bytes(spec)}
+        before = all_before(steps)
+        for _, transport in results:
+            for place, (step, flying) in enumerate(transport.began):
+                finished = {name for name, _ in transport.began[:place]} - set(flying)
+                assert before[step] == finished, f"{step} declares to come after other steps than it does"
+                assert algorithm.concurrent or not flying
+                kinds = [name.partition("-")[0] for name in (*flying, step)]
+                assert len(kinds) == len(set(kinds)), "one exchange of a kind at a time"
+    assert {sum(transport.allocated) for _, transport in results} == {algorithm.scratch_bytes(spec)}
 
 
 def _unchanged(checker: Checker, inp: Any, salt: int) -> bool:
@@ -149,7 +256,11 @@ def any_spec(draw: st.DrawFn) -> tuple[Algorithm, Spec, int]:
         if asked["splits"] == "matrix":
             cells = st.lists(st.integers(0, 5000).map(lambda n: 4 * n), min_size=ranks, max_size=ranks)
             asked["matrix"] = json.dumps(draw(st.lists(cells, min_size=ranks, max_size=ranks)))
-    params = {"window": draw(st.integers(1, 6))} if "window" in algorithm.params else {}
+    if algorithm.collective == "tp_all_to_all":
+        sizes = [tp for tp in range(2, per_node + 1) if per_node % tp == 0 and tp < ranks]
+        assume(sizes)
+        asked["tp"] = draw(st.sampled_from(sizes))
+    params = {key: draw(st.integers(1, 6)) for key in ("window", "chunks") if key in algorithm.params}
     size = draw(st.integers(0, 1 << 20))
     return algorithm, spec_of(algorithm, nodes, per_node, asked=asked, params=params, size_bytes=size), size
 
@@ -187,8 +298,10 @@ def test_byte_counts_add_up(drawn: tuple[Algorithm, Spec, int]) -> None:
     rates = {"intra": 8.0, "inter": 0.5}
     busiest = max((n / 8e3 for n in [*out_of.values(), *into.values()]), default=0.0)
     # No algorithm moves less than what the bound says must move, if all links were as fast as the fastest.
-    assert bound_us(collective.needs(spec), dict.fromkeys(rates, 8.0)) <= busiest + 1e-9
-    assert bound_us(collective.needs(spec), rates) >= bound_us(collective.needs(spec), dict.fromkeys(rates, 8.0)) - 1e-9
+    fast = bound_us(collective.needs(spec), dict.fromkeys(rates, LinkRate(gbps=8.0)), spec.layout)
+    assert fast <= busiest + 1e-9
+    links = {link: LinkRate(gbps=gbps) for link, gbps in rates.items()}
+    assert bound_us(collective.needs(spec), links, spec.layout) >= fast - 1e-9
 
 
 def _kept(spec: Spec, rank: int) -> int:
@@ -199,6 +312,8 @@ def _kept(spec: Spec, rank: int) -> int:
         from commbench import splits
 
         return int(splits.counts(spec.ranks, spec.arguments)[rank, rank])
+    if spec.collective == "tp_all_to_all":
+        return group_block_bytes(spec)
     return spec.block_bytes
 
 
@@ -239,7 +354,7 @@ def test_each_adjoint_is_a_collective_with_the_traffic_turned_round() -> None:
             assert collective.adjoint == "reduce"
             continue
         back = collectives.get(collective.adjoint)
-        spec, other = (spec_of(algorithms.get(c.name, "direct"), 2, 2) for c in (collective, back))
+        spec, other = (spec_of(algorithms.get(c.name, algorithms.names(c.name)[0]), 2, 2) for c in (collective, back))
         for rank in range(4):
             assert collective.input_bytes(spec, rank) == back.output_bytes(other, rank)
             assert collective.output_bytes(spec, rank) == back.input_bytes(other, rank)

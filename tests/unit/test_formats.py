@@ -21,7 +21,8 @@ from commbench.formats import Result, beside, nccl_tests, read
 from commbench.formats.nccl_tests_writer import float_text, write
 from commbench.formats.result import busbw_factor
 from commbench.layout import Layout
-from commbench.plots.curves import FIGURE_KEYS, curves
+from commbench.plots.curves import curves
+from commbench.plots.settings import FIGURE_KEYS
 from commbench.records import Row, Status
 from commbench.spec import Spec
 from tests.conftest import REPOSITORY, environment

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commbench import config, plan, recipes
+from commbench import algorithms, config, plan, recipes
 from commbench.errors import UsageError
 from commbench.records import Case, from_dict
 from tests.conftest import REPOSITORY
@@ -55,7 +55,7 @@ def test_hydras_grammar_means_what_its_users_expect() -> None:
     windows = planned("quick", "algorithm=pairwise", "window=range(1,4)")
     assert {item.case.params["window"] for item in windows} == {1, 2, 3}
     every = {item.case.algorithm for item in planned("quick", "algorithm=all")}
-    assert every == {"direct", "pairwise", "bruck", "2d_intra_first"}
+    assert every == {"direct", "pairwise", "bruck", "2d_intra_first", "2d_inter_first", "2d_pipelined"}
 
 
 def test_environment_values_pass_raw() -> None:
@@ -327,7 +327,7 @@ def test_linear_splits_by_hand() -> None:
 
 def test_zipf_bound_is_that_of_the_hot_receiver() -> None:
     from commbench import collectives, splits
-    from commbench.bound import bound_us
+    from commbench.bound import LinkRate, bound_us
     from commbench.layout import Layout
     from commbench.spec import Spec
 
@@ -336,5 +336,77 @@ def test_zipf_bound_is_that_of_the_hot_receiver() -> None:
     spec = Spec(collective="all_to_allv", dtype="uint8", size_bytes=size, layout=Layout(1, 4), arguments=asked)
     hot = int(matrix.sum(axis=0).argmax())
     into_hot = int(matrix[:, hot].sum() - matrix[hot, hot])
-    assert bound_us(collectives.get("all_to_allv").needs(spec), {"intra": 1.0, "inter": 1.0}) == into_hot / 1e3
+    links = dict.fromkeys(("intra", "inter"), LinkRate(gbps=1.0))
+    assert bound_us(collectives.get("all_to_allv").needs(spec), links, spec.layout) == into_hot / 1e3
     assert into_hot > int(matrix.sum(axis=1).max() - matrix.diagonal().min()), "the senders are not the bottleneck"
+
+
+TP = (
+    "quick",
+    "transport=gloo",
+    "collective=tp_all_to_all",
+    "nodes=2",
+    "ranks_per_node=4",
+    "sizes.min=64K",
+    "sizes.max=64K",
+)
+
+
+def test_each_algorithm_gets_the_input_that_it_needs() -> None:
+    cases = planned(*TP, "algorithm=all")
+    assert not any(item.skip for item in cases)
+    inputs = {item.case.algorithm: item.case.arguments["tp_input"] for item in cases}
+    partial = {"drop_reduce_scatter", "all_reduce_drop"}
+    assert inputs == {
+        name: "partial" if name in partial else "replicated" for name in algorithms.names("tp_all_to_all")
+    }
+    assert {item.case.arguments["tp"] for item in cases} == {4}, "the resolved one is stored"
+
+
+@pytest.mark.parametrize("word", ["replicated", "partial", "replicated,partial"])
+def test_an_input_that_the_user_set_stays(word: str) -> None:
+    cases = planned(*TP, "algorithm=all", f"tp_input={word}", "tp=2,4")
+    assert len(cases) == 5 * 2 * len(word.split(","))
+    for item in cases:
+        demanded = algorithms.get("tp_all_to_all", item.case.algorithm).demands["tp_input"]
+        fits = item.case.arguments["tp_input"] == demanded
+        assert item.skip == ("" if fits else f"{item.case.algorithm} needs tp_input={demanded}")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("tp=3",), "tp=3: the 4 ranks of a node do not divide into tensor-parallel groups of 3"),
+        (("nodes=1",), "tp=4: all 4 ranks are one tensor-parallel group, with no other to exchange with"),
+        (("groups=rails",), "tp=1: a tensor-parallel group is 2 ranks of a node or more, and nodes here have 1"),
+        (("sizes.min=1K", "sizes.max=1K", "algorithm=drop_gather_pipelined", "chunks=1000000"),
+         "chunks=1000000: a block of 512 B has 8 pieces of 64 B to share out"),
+        (("algorithm=drop_gather_pipelined", "chunks=0"), "chunks=0: there must be at least one"),
+        (("algorithm=all_reduce_drop", "transport=mpi", "dtype=bf16"), "mpi cannot do tp_all_to_all on bf16"),
+    ],
+)  # fmt: skip
+def test_why_tensor_parallel_groups_cannot_be(words: tuple[str, ...], reason: str) -> None:
+    assert {item.skip for item in planned(*TP, *words)} == {reason}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tp=1",), "tp is 1"),
+        (("tp=two",), "tp is 'two'"),
+        (("tp_input=whole",), "whole"),
+        (("collective=all_to_all", "tp=2"), "tp is set, but has no effect in this sweep"),
+        (("chunks=2",), "chunks is set, but has no effect in this sweep"),
+        (("algorithm=drop_gather_pipelined", "chunks=half"), "chunks is 'half'"),
+        (("algorithm=direct",), "direct is no algorithm of tp_all_to_all"),
+    ],
+)
+def test_wrong_words_about_tensor_parallel_groups(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        planned(*TP, *words)
+
+
+def test_a_recipes_algorithms_give_way_to_the_default_of_a_collective_that_has_none_of_them() -> None:
+    cases = planned("quick", "collective=tp_all_to_all,all_gather", "nodes=2")
+    found = {(item.case.collective, item.case.algorithm) for item in cases}
+    assert found == {("tp_all_to_all", "drop_gather"), ("all_gather", "direct")}

@@ -14,6 +14,7 @@ from commbench.layout import Layout
 from commbench.spec import Spec
 from tests.conftest import REPOSITORY
 
+WITHOUT_BUSBW = {"tp_all_to_all"}
 MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 SOURCES = sorted(REPOSITORY.glob("commbench/**/*.py"))
 
@@ -34,6 +35,9 @@ def test_factors_in_the_docs_are_those_of_the_code() -> None:
     text = (REPOSITORY / "docs/metrics.md").read_text().split("## Bus bandwidth")[1]
     for name, collective in collectives.TABLE.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        if name in WITHOUT_BUSBW:
+            assert "null" in row
+            continue
         shown = [float(cell) for cell in row.split("|")[3:6]]
         specs = [even(name, n) for n in (2, 4, 8)]
         assert shown == [collective.busbw_factor(spec) for spec in specs]
@@ -43,11 +47,11 @@ def even(name: str, ranks: int) -> Spec:
     """All ranks on one node, with the defaults of the collective."""
     collective = collectives.get(name)
     defaults = {key: item.default for key, item in collective.arguments.items() if item.default is not None}
-    size, arguments = collective.settle(ranks * 1600, ranks, defaults)
+    size, arguments = collective.settle(ranks * 1600, Layout(1, ranks), defaults)
     return Spec(collective=name, dtype="uint8", size_bytes=size, layout=Layout(1, ranks), arguments=arguments)
 
 
-@pytest.mark.parametrize("name", collectives.TABLE)
+@pytest.mark.parametrize("name", sorted(collectives.TABLE.keys() - WITHOUT_BUSBW))
 @pytest.mark.parametrize("ranks", [2, 3, 4, 8])
 def test_the_factor_is_what_a_rank_must_move(name: str, ranks: int) -> None:
     """Derivation, not repetition: busbw is the rate of the busiest link at the bound, so it is the link's own rate."""

@@ -71,6 +71,7 @@ def test_coverage_of_the_true_median_is_95_percent_or_more(launches: int) -> Non
 
 def test_many_samples_give_the_same_interval_by_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [np.random.default_rng(3).lognormal(0, 0.5, 1501)]
+    monkeypatch.setattr(stats, "_LARGE", 2000)
     long_way = known(samples)
     monkeypatch.setattr(stats, "_LARGE", 100)
     short_way = known(samples)
@@ -93,3 +94,96 @@ def test_relative_half_width() -> None:
     assert stats.relative_half_width(np.array([1.0, 1.0])) == math.inf
     assert stats.relative_half_width(np.full(10, 3.0)) == 0.0
     assert stats.relative_half_width(np.array([8.0, 9, 10, 10, 11, 12])) == pytest.approx(0.2)
+
+
+# Ratios
+
+
+@given(
+    st.lists(st.tuples(times, times), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_the_interval_of_a_ratio_holds_it_or_is_not_given(
+    pairs: list[tuple[list[float], list[float]]], same: bool
+) -> None:
+    baseline = [np.array(one) for one, _ in pairs]
+    other = baseline if same else [np.array(two) for _, two in pairs]
+    point, found = stats.median_ratio(baseline, other), stats.ratio(baseline, other)
+    assert point is not None and (point == 1.0 or not same)
+    back = stats.median_ratio(other, baseline)
+    assert back is not None and back * point == pytest.approx(1), "the same from the other side"
+    if len(pairs) < 6 and min(map(len, [*baseline, *other])) < 6:
+        assert found is None
+        return
+    assert found is not None
+    value, low, high, of = found
+    assert low <= value <= high and value == point
+    assert of == ("launches" if len(pairs) >= 6 else "samples")
+
+
+def test_the_ratio_is_of_each_launch_with_itself() -> None:
+    """A launch that is slow as a whole is slow in both arms: it does not blur the ratio, though it blurs the times."""
+    rng = np.random.default_rng(2)
+    drift = rng.lognormal(0, 0.5, 10)
+    baseline = [2 * factor * rng.lognormal(0, 0.01, 20) for factor in drift]
+    other = [factor * rng.lognormal(0, 0.01, 20) for factor in drift]
+    found = stats.ratio(baseline, other)
+    assert found is not None and 1.97 < found[1] < 2 < found[2] < 2.03
+    low, high, _ = known(baseline)
+    assert high > 1.3 * low
+
+
+def test_the_ratio_by_hand() -> None:
+    one = [np.array([v]) for v in (4.0, 6, 8)]
+    assert stats.median_ratio(one, [np.array([v]) for v in (2.0, 2, 2)]) == pytest.approx(3)
+    assert stats.median_ratio(one[:2], [np.array([v]) for v in (2.0, 2)]) == pytest.approx(math.sqrt(6))
+
+
+@pytest.mark.parametrize("pairs", [6, 7, 8, 10, 20])
+def test_coverage_of_the_true_ratio_over_launches(pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    hits = 0
+    for trial in range(300):
+        drift = rng.lognormal(0, 0.3, pairs)
+        baseline = [np.array([1.5 * factor * rng.lognormal(0, 0.1)]) for factor in drift]
+        other = [np.array([factor * rng.lognormal(0, 0.1)]) for factor in drift]
+        found = stats.ratio(baseline, other, seed=trial)
+        assert found is not None
+        hits += found[1] <= 1.5 <= found[2]
+    assert hits / 300 >= 0.92
+
+
+@pytest.mark.parametrize(("launches", "samples"), [(1, 6), (1, 7), (1, 20), (1, 300), (3, 8), (5, 20)])
+def test_coverage_of_the_true_ratio_over_samples(launches: int, samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    hits = 0
+    for trial in range(300):
+        baseline = [0.8 * rng.lognormal(0, 0.3, samples) for _ in range(launches)]
+        other = [rng.lognormal(0, 0.3, samples) for _ in range(launches)]
+        found = stats.ratio(baseline, other, seed=trial)
+        assert found is not None
+        hits += found[1] <= 0.8 <= found[2]
+    assert hits / 300 >= 0.9
+
+
+def test_what_has_no_ratio() -> None:
+    some, few, nothing = np.full(6, 2.0), np.full(5, 2.0), np.zeros(6)
+    assert stats.ratio([], []) is None and stats.median_ratio([], []) is None
+    assert stats.ratio([some], [few]) is None and stats.median_ratio([some], [few]) == 1.0
+    assert stats.ratio([some], [nothing]) is None and stats.median_ratio([nothing], [some]) is None
+    assert stats.ratio([nothing] * 6, [some] * 6) is None
+    assert stats.ratio([some] * 6, [few] * 6) == (1.0, 1.0, 1.0, "launches"), "only medians are resampled"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (1.01, 2.0, "faster"),
+        (0.5, 0.99, "slower"),
+        (0.9, 1.1, "no difference"),
+        (1.0, 1.1, "no difference"),
+        (None, None, "not estimable"),
+    ],
+)
+def test_verdicts(low: float | None, high: float | None, said: str) -> None:
+    assert stats.verdict(low, high) == said

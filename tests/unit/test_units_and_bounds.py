@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commbench import collectives
-from commbench.bound import bound_us
+from commbench.bound import LinkRate, bound_us, of_messages
 from commbench.data import block_chunks, block_key
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.spec import Spec
+from commbench.spec import Send, Spec
 from commbench.units import format_seconds, format_size, gbps, parse_size
 
 
@@ -37,6 +37,10 @@ def test_seconds() -> None:
     assert [format_seconds(s) for s in (0.42, 59.6, 200, 7500)] == ["0.4 s", "60 s", "3 min 20 s", "2 h 05 min"]
 
 
+def rates(**gbps: float) -> dict[str, LinkRate]:
+    return {link: LinkRate(gbps=value) for link, value in gbps.items()}
+
+
 @pytest.mark.parametrize(
     ("nodes", "per_node", "rate", "ceiling"),
     [(2, 8, 50, 93.75), (4, 8, 50, 64.58), (8, 8, 50, 56.25), (2, 8, 12.5, 23.44)],
@@ -46,16 +50,45 @@ def test_network_bound_is_the_known_ceiling(nodes: int, per_node: int, rate: flo
     layout = Layout(nodes, per_node)
     spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=layout.ranks * 1 << 20, layout=layout)
     a2a = collectives.get("all_to_all")
-    time_us = bound_us(a2a.needs(spec), {"intra": 1e9, "inter": rate})
+    time_us = bound_us(a2a.needs(spec), rates(intra=1e9, inter=rate), layout)
     assert gbps(spec.size_bytes, time_us) * (a2a.busbw_factor(spec) or 0) == pytest.approx(ceiling, rel=1e-3)
 
 
 def test_intra_bound_where_the_node_is_slow() -> None:
     layout = Layout(1, 4)
     spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=4 << 20, layout=layout)
-    assert bound_us(collectives.get("all_to_all").needs(spec), {"intra": 1.0, "inter": 1e9}) == pytest.approx(
-        3 * (1 << 20) / 1e3
+    needs = collectives.get("all_to_all").needs(spec)
+    assert bound_us(needs, rates(intra=1.0, inter=1e9), layout) == pytest.approx(3 * (1 << 20) / 1e3)
+
+
+def test_ranks_share_the_link_of_their_node() -> None:
+    """8 ranks behind one NIC of rate B: the node's traffic, not a rank's, bounds; a group of them has its share."""
+    a2a, layout = collectives.get("all_to_all"), Layout(2, 8)
+    spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=16 << 20, layout=layout)
+    per_rank = bound_us(a2a.needs(spec), rates(inter=1.0), layout)
+    of_node = {"inter": LinkRate(gbps=1.0, of="node")}
+    assert (
+        bound_us(a2a.needs(spec), of_node, layout) == pytest.approx(8 * per_rank) == pytest.approx(8 * (8 << 20) / 1e3)
     )
+    rail = Layout(2, 1)
+    one = Spec(collective="all_to_all", dtype="uint8", size_bytes=16 << 20, layout=rail)
+    assert bound_us(a2a.needs(one), of_node, rail, share=1 / 8) == pytest.approx(8 * (8 << 20) / 1e3)
+
+
+def test_what_a_link_passes_at_once_after_a_rest_is_free() -> None:
+    layout = Layout(2, 1)
+    spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=2 << 20, layout=layout)
+    link = {"inter": LinkRate(gbps=1.0, of="node", burst_bytes=1 << 18)}
+    needs = collectives.get("all_to_all").needs(spec)
+    assert bound_us(needs, link, layout) == pytest.approx(((1 << 20) - (1 << 18)) / 1e3)
+    assert bound_us(needs, {"inter": LinkRate(gbps=1.0, burst_bytes=1 << 21)}, layout) == 0.0
+
+
+def test_packets_are_charged() -> None:
+    link = LinkRate(gbps=1.0, packet_bytes=65536, packet_overhead=30000)
+    assert [link.charged(n) for n in (1, 65536, 65537)] == [30001, 95536, 125537]
+    assert LinkRate(gbps=1.0).charged(100) == 100
+    assert of_messages([Send(0, 1, 100)], Layout(2, 1), lambda link, n: 7 * n)[0].nbytes == 700
 
 
 @pytest.mark.parametrize(
@@ -76,17 +109,20 @@ def test_shared_data_must_reach_each_node_once(
     arguments = {"root": 0} if name == "broadcast" else {"op": "sum"}
     spec = Spec(collective=name, dtype="fp32", size_bytes=size, layout=Layout(nodes, per_node), arguments=arguments)
     needs = collectives.get(name).needs(spec)
-    network_only = bound_us(needs, {"intra": 1e12, "inter": 1.0})
+    layout = spec.layout
+    network_only = bound_us(needs, rates(intra=1e12, inter=1.0), layout)
     assert network_only == pytest.approx(per_nic * size / 1e3, rel=1e-6, abs=1e-4)
     both = (
-        bound_us(needs, {"intra": 3.0, "inter": 1e-9}) if nodes == 1 else bound_us(needs[:1], {"intra": 3, "inter": 1})
+        bound_us(needs, rates(intra=3.0), layout)
+        if nodes == 1
+        else bound_us(needs[:1], rates(intra=3.0, inter=1.0), layout)
     )
     assert both == pytest.approx(per_rank * size / (3.0 if nodes == 1 else 4.0) / 1e3)
 
 
 @given(st.integers(0, 1 << 40), st.integers(1, 512))
 def test_rounding_keeps_blocks_multiples_of_16_bytes(size: int, ranks: int) -> None:
-    rounded, _ = collectives.get("all_to_all").settle(size, ranks, {})
+    rounded, _ = collectives.get("all_to_all").settle(size, Layout(1, ranks), {})
     assert rounded <= size and rounded % (16 * ranks) == 0 and size - rounded < 16 * ranks
 
 

@@ -1,0 +1,89 @@
+"""Fabrics: the links underneath. The real ones, or a cluster emulated on one Linux machine (`emulated.Emulated`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from commbench.bound import LinkRate
+from commbench.errors import EnvironmentProblem
+from commbench.fabric import namespaces, network
+from commbench.fabric.emulated import Emulated
+from commbench.fabric.tools import find
+from commbench.launch.process import rank_environment
+
+_MADE_WITHIN_S = 60  # it takes half a second
+PACKET_BYTES = 65_536  # at most, with 20 bytes of IP header or more
+
+
+def wrap(command: Sequence[str], fabric: Emulated) -> list[str]:
+    """The words that run `command` with `fabric` around it; without a command they make it and take it down again."""
+    return [sys.executable, "-m", "commbench.fabric", fabric.to_json(), *command]
+
+
+def check(fabric: Emulated) -> None:
+    """Make it once. Raises `EnvironmentProblem` that says which right, program or kernel ability is missing."""
+    if sys.platform != "linux":
+        raise EnvironmentProblem(
+            f"fabric=emulated is made of Linux network namespaces, and this is {sys.platform}",
+            hint="run it on Linux, in a virtual machine or a privileged container",
+        )
+    for name in ("ip", "tc", *(["nft"] if network.sprays(fabric) else [])):
+        find(name)
+    command, environment = wrap([], fabric), rank_environment({})
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=_MADE_WITHIN_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EnvironmentProblem(
+            f"the emulated fabric was not made within {_MADE_WITHIN_S} s",
+            hint="the machine may be overloaded; try again",
+        ) from error
+    if done.returncode == 0:
+        return
+    try:
+        told = json.loads(done.stderr.strip().splitlines()[-1])
+        problem = EnvironmentProblem(told["error"], hint=told["hint"])
+    except (ValueError, IndexError, KeyError, TypeError):
+        problem = EnvironmentProblem(
+            f"the emulated fabric did not start: {done.stderr.strip()[-300:]}", hint="this is a defect of commbench"
+        )
+    raise problem
+
+
+def links(fabric: Emulated) -> dict[str, LinkRate]:
+    """Of the class `inter`; what messages inside a node cost nobody knows."""
+    return {
+        "inter": LinkRate(
+            gbps=fabric.gbps * fabric.spines,
+            of="node",
+            burst_bytes=fabric.burst_bytes * fabric.spines,
+            packet_bytes=PACKET_BYTES,
+            packet_overhead=fabric.message_overhead,
+        )
+    }
+
+
+def enter(node: int) -> None:
+    """Move this process, before it has threads that talk, into node `node`'s network."""
+    namespaces.enter(os.environ[namespaces.NODES].split(":")[node])
+
+
+def identity() -> int:
+    """A number that processes in the same network share, and no others on this machine."""
+    return Path("/proc/self/ns/net").stat().st_ino
+
+
+def counters(fabric: Emulated) -> list[float]:
+    """Bytes that this node has sent over each of its links, then bytes that came over each."""
+    table = {}
+    for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:
+        name, _, fields = line.partition(":")
+        table[name.strip()] = [float(field) for field in fields.split()]
+    names = [f"{network.DATA}{spine}" for spine in range(fabric.spines)]
+    return [table[name][column] for column in (8, 0) for name in names]

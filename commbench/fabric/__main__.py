@@ -1,0 +1,3 @@
+from commbench.fabric.namespaces import main
+
+main()

@@ -1,0 +1,70 @@
+"""Emulated: a cluster of network namespaces on one Linux machine, as a recipe describes it.
+
+Each node has one link to each spine, of rate `link` in both directions. Every packet is charged `message_overhead`
+bytes more than it has: that stands for the cost of a message. A second, unshaped link carries rendezvous and votes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from commbench.errors import UsageError
+
+ROUTINGS = ("static", "ecmp", "spray")
+MOST_NODES, MOST_SPINES, MOST_OVERHEAD = 64, 8, 1_000_000
+
+_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+_RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
+_SLOWEST, _FASTEST = 1e6, 400e9  # below, a packet takes a second; above, tc counts in whole nanoseconds per packet
+_PACKET = (
+    70_000  # the largest that the kernel hands to a link at once: 64 KiB, counted with the headers of its segments
+)
+_TIMER_S = 200e-6  # a link may wake so late; it shall have saved up enough to make up for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulated:
+    """What is between `nodes` nodes."""
+
+    nodes: int
+    link: str  # rate of each link in each direction, as tc writes it: 1gbit, 200mbit
+    message_overhead: int = 0  # bytes that a packet is charged for above its own
+    spines: int = 1
+    routing: str = "static"
+
+    @property
+    def gbps(self) -> float:
+        """GB/s of one link in one direction."""
+        return parse_rate(self.link) / 8e9
+
+    @property
+    def burst_bytes(self) -> int:
+        """What a link that has rested sends at once: a token bucket must hold the largest packet with its charge."""
+        return max(_PACKET + self.message_overhead, int(self.gbps * 1e9 * _TIMER_S))
+
+    def __str__(self) -> str:
+        """`1gbit links, 30000 B per packet, 2 spines, spray`."""
+        words = [f"{self.link} links"]
+        words += [f"{self.message_overhead} B per packet"] if self.message_overhead else []
+        words += [f"{self.spines} spines, {self.routing}"] if self.spines > 1 else []
+        return ", ".join(words)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Emulated:
+        return Emulated(**json.loads(text))
+
+
+def parse_rate(text: str) -> float:
+    """Bits per second of `1gbit`, `200mbit`, `500kbit`. Raises `UsageError`."""
+    match = _RATE.fullmatch(str(text).lower())
+    rate = float(match[1]) * _UNITS[match[2]] if match else 0.0
+    if not _SLOWEST <= rate <= _FASTEST:
+        raise UsageError(
+            f"link is {text!r}", hint="a rate from 1mbit to 400gbit, written as tc does: link=1gbit, link=200mbit"
+        )
+    return rate

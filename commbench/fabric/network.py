@@ -1,0 +1,122 @@
+"""The commands that make an emulated network, as text for `ip -batch`, `tc -batch` and `nft -f`. Pure.
+
+The *switch* namespace holds a bridge for each spine and one for control; each *node* namespace has an interface `net0`,
+`net1`, ... to each spine and one called `control`. All of them are in namespaces without names, so nothing here can
+clash with another emulation or with the machine's own network.
+"""
+
+from __future__ import annotations
+
+from commbench.fabric.emulated import Emulated
+
+CONTROL = "control"
+DATA = "net"  # and the number of the spine
+INTERFACES = f"{DATA}0", CONTROL  # whose addresses data, and votes, are sent to
+_MARK = 100  # of packets sprayed to spine 0; the others follow
+_LATENCY = "2000ms"  # a queue that long drops packets, as TCP needs it to; windows stay below
+
+
+def address(node: int) -> str:
+    """Where a node's data go to."""
+    return f"10.77.{node // 250}.{node % 250 + 1}"
+
+
+def control_address(node: int) -> str:
+    return f"10.78.{node // 250}.{node % 250 + 1}"
+
+
+def _hardware(node: int, spine: int) -> str:
+    return f"02:77:00:{node:02x}:00:{spine:02x}"
+
+
+def switch(fabric: Emulated, pids: list[int]) -> str:
+    """For `ip -batch` in the switch namespace; `pids[n]` is a process in node n's namespace."""
+    lines = [f"link add {name} type bridge mcast_snooping 0" for name in (*_spines(fabric), CONTROL)]
+    lines += [f"link set {name} up" for name in (*_spines(fabric), CONTROL)]
+    for node, pid in enumerate(pids):
+        for spine, name in enumerate(_spines(fabric)):
+            peer = f"peer name {DATA}{spine} address {_hardware(node, spine)} netns {pid}"
+            lines.append(f"link add {_port(node, spine)} type veth {peer}")
+            lines.append(f"link set {_port(node, spine)} master {name} up")
+        lines.append(f"link add n{node}c type veth peer name {CONTROL} netns {pid}")
+        lines.append(f"link set n{node}c master {CONTROL} up")
+    return "\n".join(lines) + "\n"
+
+
+def switch_shaping(fabric: Emulated) -> str:
+    """For `tc -batch` in the switch namespace: what comes to a node comes no faster than what leaves it."""
+    return "".join(_shape(fabric, _port(node, spine)) for node in range(fabric.nodes) for spine in range(fabric.spines))
+
+
+def node(fabric: Emulated, me: int) -> str:
+    """For `ip -batch` in node `me`'s namespace."""
+    others = [n for n in range(fabric.nodes) if n != me]
+    spines = range(fabric.spines)
+    lines = ["link set lo up", f"addr add {control_address(me)}/16 dev {CONTROL}", f"link set {CONTROL} up"]
+    lines.append(f"addr add {address(me)}/32 dev {DATA}0")
+    lines += [f"link set {DATA}{spine} up" for spine in spines]
+    # Neighbours are known for good: address resolution would be traffic, charged and in the middle of a measurement.
+    lines += [
+        f"neigh add {address(n)} lladdr {_hardware(n, spine)} dev {DATA}{spine} nud permanent"
+        for n in others
+        for spine in spines
+    ]
+    for n in others:
+        hops = " ".join(f"nexthop dev {DATA}{spine}" for spine in spines)
+        way = hops if fabric.routing == "ecmp" and fabric.spines > 1 else f"dev {DATA}{_static(fabric, n)}"
+        lines.append(f"route add {address(n)}/32 src {address(me)} {way}")
+    if sprays(fabric):
+        for spine in spines:
+            lines.append(f"rule add fwmark {_MARK + spine} table {_MARK + spine}")
+            lines += [
+                f"route add {address(n)}/32 src {address(me)} dev {DATA}{spine} table {_MARK + spine}" for n in others
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def node_shaping(fabric: Emulated) -> str:
+    """For `tc -batch` in a node's namespace."""
+    return "".join(_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines))
+
+
+def sprays(fabric: Emulated) -> bool:
+    return fabric.routing == "spray" and fabric.spines > 1
+
+
+def spray(fabric: Emulated) -> str:
+    """For `nft -f -` in a node's namespace: packet after packet takes the next spine."""
+    return (
+        "table ip spray {\n"
+        "  chain output {\n"
+        "    type route hook output priority mangle; policy accept;\n"
+        f"    ip daddr 10.77.0.0/16 meta mark set numgen inc mod {fabric.spines} offset {_MARK}\n"
+        "  }\n"
+        "}\n"
+    )
+
+
+def settings(fabric: Emulated) -> dict[str, str]:
+    """What each node's kernel must be set to, by path below /proc/sys/net."""
+    needed = {f"ipv4/conf/{name}/rp_filter": "0" for name in ("all", "default")} if fabric.spines > 1 else {}
+    if fabric.routing == "ecmp":
+        needed["ipv4/fib_multipath_hash_policy"] = "1"  # by connection
+    return needed
+
+
+def _static(fabric: Emulated, destination: int) -> int:
+    """The spine to a destination: its number modulo the spines, as InfiniBand's fat-tree routing has it (D-mod-K)."""
+    return destination % fabric.spines
+
+
+def _spines(fabric: Emulated) -> list[str]:
+    return [f"spine{spine}" for spine in range(fabric.spines)]
+
+
+def _port(node: int, spine: int) -> str:
+    return f"n{node}s{spine}"
+
+
+def _shape(fabric: Emulated, device: str) -> str:
+    charge = f"stab overhead {fabric.message_overhead} " if fabric.message_overhead else ""
+    rate = f"tbf rate {fabric.link} burst {fabric.burst_bytes} latency {_LATENCY}"
+    return f"qdisc add dev {device} root handle 1: {charge}{rate}\n"

@@ -1,0 +1,237 @@
+"""Which algorithm is fastest at which size and set-up: a map, with how much faster and where nobody can tell."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from commbench.plots.settings import FIGURE_KEYS, complete, file_name, file_words, join, layout_text, title_words, way
+from commbench.plots.style import algorithm_colour, caption, title
+from commbench.ratios import describe_pairs
+from commbench.stats import Verdict, verdict
+from commbench.units import format_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_MAP_KEYS = ["what", "transport", "dtype", "mode"]  # one map for each combination of these
+_ROW_KEYS = [*(key for key in FIGURE_KEYS if key not in _MAP_KEYS), "run"]  # and in it one row for each of these
+_ALGORITHMS, _SIZES = 2, 3  # at least; what is less shows in a table
+_SAME_SIZE = 1.4  # sizes that were rounded for different numbers of ranks share a column
+_FULL_COLOUR = 4.0  # the ratio from which colours get no darker
+_HATCHES = {Verdict.NO_DIFFERENCE: "////", Verdict.NOT_ESTIMABLE: "...."}
+_FONT = 8.0
+_LAYOUT = "nodes x ranks"
+_NO_BREAK = "\u00a0"
+_CELL_WIDTH = 1.2  # inches
+_NARROWEST, _BROADEST = 8.6, 16.0  # inches of a figure
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    algorithm: str
+    way: str  # the winner's name
+    ratio: float | None  # how many times faster than the other it is
+    verdict: Verdict
+
+
+def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
+    """Maps by file name; none where there is too little to compare. `frame` has the columns of `Row` and `Ratio`."""
+    if "baseline" not in frame:
+        return {}
+    known = complete(frame[(frame["status"] == "ok") & frame["baseline"].notna()])
+    figures = {}
+    for _, rows in known.groupby(_MAP_KEYS, sort=False):
+        if rows["algorithm"].nunique() >= _ALGORITHMS and rows["size_bytes"].nunique() >= _SIZES:
+            setups = [members for _, members in rows.groupby(_ROW_KEYS, sort=False)]
+            setups.sort(key=lambda members: members[["ranks", "nodes"]].to_numpy()[0].tolist())
+            settings: list[dict[Any, Any]] = [members.iloc[0].to_dict() for members in setups]
+            shared = _shared([file_words(setting) for setting in settings])
+            name = file_name(["crossover", settings[0]["what"], settings[0]["transport"], *shared.values()])
+            figures[name] = _map(setups, settings, meta)
+    return figures
+
+
+def _shared(words: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What is the same of all."""
+    return {key: text for key, text in words[0].items() if all(other[key] == text for other in words)}
+
+
+def _map(setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Figure:
+    names = _names(settings)
+    columns = _columns(setups)
+    cells = {
+        (index, column): cell
+        for index, members in enumerate(setups)
+        for size, column in columns.items()
+        if (cell := _cell(members[members["size_bytes"] == size])) is not None
+    }
+    largest = {column: size for size, column in sorted(columns.items())}  # of each column: what was asked for
+    sizes = [format_size(size) for size in largest.values()]
+    handles = _legend(cells.values())
+
+    # All in inches: a map has as many rows and columns as it has, and text does not grow with it.
+    left = 0.3 + _wide([_LAYOUT, *(line for name in names for line in name.split("\n"))], 9)
+    width = min(_BROADEST, max(_NARROWEST, left + len(sizes) * _CELL_WIDTH + 0.2))
+    cell_width = (width - left - 0.2) / len(sizes)
+    cell_height = max(0.62, 0.17 * max(name.count("\n") + 1 for name in names) + 0.08)
+    note = textwrap.wrap(_note(setups), int((width - 0.2) / (7.5 * 0.52 / 72)))
+    legend_columns = max(1, int(width / (_wide([str(handle.get_label()) for handle in handles], 9) + 0.55)))
+    top = 0.98 + 0.2 * ((len(handles) - 1) // legend_columns)
+    tilt = _wide(sizes, 9) > cell_width
+    bottom = (0.8 if tilt else 0.58) + 0.125 * (len(note) + 1)
+    height = top + len(setups) * cell_height + bottom
+
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - 0.2) / width, len(setups) * cell_height / height)
+    )
+    for (row, column), cell in cells.items():
+        _draw(axes, row, column, cell, cell_width)
+    axes.set_xlim(0, len(sizes))
+    axes.set_ylim(len(setups), 0)
+    axes.set_xticks([index + 0.5 for index in range(len(sizes))], sizes, rotation=35 if tilt else 0)
+    axes.set_yticks([index + 0.5 for index in range(len(setups))], names)
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_xlabel("size (bytes of one rank's buffer)")
+    figure.text((left - 0.05) / width, 1 - (top - 0.13) / height, _LAYOUT, fontsize=8, color="#555555", ha="right")
+    for spine in axes.spines.values():
+        spine.set_color("#bbbbbb")
+    words = _shared([title_words(setting) for setting in settings]).values()
+    heading = join(f"{settings[0]['what']} over {settings[0]['transport']}", *words)
+    title(figure, f"{heading}: the fastest algorithm", 1 - 0.16 / height)
+    figure.legend(
+        handles=handles, loc="upper center", ncols=legend_columns, frameon=False, fontsize=9, handlelength=1.6,
+        handleheight=1.1, columnspacing=1.4, bbox_to_anchor=(0.5, 1 - 0.38 / height),
+    )  # fmt: skip
+    caption(figure, meta, "\n".join(note))
+    return figure
+
+
+def _wide(texts: Sequence[str], size: float) -> float:
+    """Inches of the longest, in a font of this size."""
+    return max(map(len, texts), default=0) * size * 0.62 / 72
+
+
+def _columns(setups: Sequence[pd.DataFrame]) -> dict[int, int]:
+    """Size -> column. Sizes next to each other share one if each set-up has one of them at the most."""
+    of_setup = [{int(size) for size in members["size_bytes"]} for members in setups]
+    columns: dict[int, int] = {}
+    shared: list[int] = []
+    for size in sorted(set().union(*of_setup)):
+        alike = bool(shared) and size <= _SAME_SIZE * shared[0]
+        if alike and not any(size in sizes and sizes & set(shared) for sizes in of_setup):
+            shared.append(size)
+        else:
+            shared = [size]
+        columns[size] = len(set(columns.values())) - (len(shared) > 1)
+    return columns
+
+
+def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The layouts, and what else differs between the rows of a map."""
+    words = [{**title_words(setting), "run": str(setting["run"])} for setting in settings]
+    shared = _shared(words)
+    names = []
+    for setting, of in zip(settings, words, strict=True):
+        differing = ", ".join(text for key, text in of.items() if key not in shared and text)
+        fixed = ", ".join(text.replace(" ", _NO_BREAK) for text in differing.split(", "))  # lines end at commas
+        more = [line.replace(_NO_BREAK, " ") for line in textwrap.wrap(fixed, 30)]
+        names.append("\n".join([layout_text(setting), *more]))
+    return names
+
+
+def _cell(rows: pd.DataFrame) -> _Cell | None:
+    """The baseline against the fastest of the others; None if one of them has no numbers."""
+    others, baselines = rows[rows["pairs"].notna()], rows[rows["pairs"].isna()]
+    if not len(others) or not len(baselines):
+        return None
+    best, baseline = others.sort_values("time_us").iloc[0], baselines.iloc[0]
+    speedup = _number(best["speedup"])
+    found = verdict(_number(best["speedup_low"]), _number(best["speedup_high"]))
+    wins = best if (best["time_us"] < baseline["time_us"] if speedup is None else speedup > 1) else baseline
+    ratio = None if speedup is None else max(speedup, 1 / speedup)
+    return _Cell(wins["algorithm"], way(wins["algorithm"], wins["params"]), ratio, found)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _draw(axes: Axes, row: int, column: int, cell: _Cell, width: float) -> None:
+    known = cell.verdict not in _HATCHES
+    face = _shade(cell.algorithm, cell.ratio) if known else "#f1f1f1"
+    axes.add_patch(
+        Rectangle(
+            (column, row), 1, 1, facecolor=face, edgecolor="#ffffff" if known else "#c4c4c4",
+            hatch=_HATCHES.get(cell.verdict), linewidth=0,
+        )
+    )  # fmt: skip
+    axes.add_patch(Rectangle((column, row), 1, 1, facecolor="none", edgecolor="#ffffff", linewidth=1.6))
+    name, *params = cell.way.split(" ", 1)
+    lines = [name, *params, _ratio_text(cell)]
+    if _wide(lines, _FONT) > width:  # the colour says which
+        lines = [*(line for line in params if _wide([line], _FONT) <= width), lines[-1]]
+    box = None if known else {"facecolor": "#f1f1f1", "edgecolor": "none", "pad": 1.2}
+    axes.text(
+        column + 0.5, row + 0.5, "\n".join(lines), ha="center", va="center", fontsize=_FONT, linespacing=1.25,
+        color=_ink(face) if known else "#333333", bbox=box,
+    )  # fmt: skip
+
+
+def _ratio_text(cell: _Cell) -> str:
+    mark = {Verdict.NO_DIFFERENCE: "= ", Verdict.NOT_ESTIMABLE: "? "}.get(cell.verdict, "")
+    if cell.ratio is None:
+        return mark
+    digits = 2 if cell.ratio < 1.5 else 1 if cell.ratio < 9.95 else 0
+    return f"{mark}{cell.ratio:.{digits}f}x"
+
+
+def _shade(algorithm: str, ratio: float | None) -> tuple[float, float, float]:
+    """From pale at a ratio of 1 to the full colour, by the logarithm."""
+    part = 0.38 + 0.62 * min(1.0, math.log(ratio or 1.0) / math.log(_FULL_COLOUR))
+    red, green, blue = (1 + part * (channel - 1) for channel in to_rgb(algorithm_colour(algorithm)))
+    return red, green, blue
+
+
+def _ink(face: tuple[float, float, float] | str) -> str:
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(face))
+    return "#ffffff" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.3 else "#111111"
+
+
+def _legend(cells: Any) -> list[Patch]:
+    kinds = {cell.verdict for cell in cells}
+    winners = sorted({cell.algorithm for cell in cells if cell.verdict not in _HATCHES})
+    patches = [Patch(facecolor=_shade(name, 2.0), label=name) for name in winners]
+    for kind, hatch in _HATCHES.items():
+        if kind in kinds:
+            label = f"{'=' if kind is Verdict.NO_DIFFERENCE else '?'} {kind.value}"
+            patches.append(Patch(facecolor="#f1f1f1", edgecolor="#c4c4c4", hatch=hatch, linewidth=0, label=label))
+    return patches
+
+
+def _note(setups: Sequence[pd.DataFrame]) -> str:
+    """What a cell says, and how far to trust it."""
+    baselines = list(dict.fromkeys(str(name) for rows in setups for name in rows["baseline"]))
+    pairs = sorted({int(count) for rows in setups for count in rows["pairs"].dropna()})
+    spread = describe_pairs(pairs, {str(kind) for rows in setups for kind in rows["speedup_of"].dropna()})
+    picked = ""
+    most = max(len(members[["algorithm", "params"]].drop_duplicates()) for members in setups) - 1
+    if most > 1:
+        picked = (
+            f" The fastest of up to {most} others was picked from the same data, so its ratio is a little too good "
+            "(winner's curse): confirm it in a run of its own."
+        )
+    return (
+        f"Each cell: {' or '.join(baselines)} or the fastest other, and how many times faster it is than the other of "
+        f"both (median over launches of the ratio of times; darker: more). Hatched: the ratio's interval holds 1. "
+        f"The intervals: {spread}.{picked}"
+    )

@@ -1,0 +1,102 @@
+"""What tells figures apart, and how it is called in titles and file names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from commbench import algorithms
+from commbench.output import describe_emulated, describe_layout
+from commbench.records import Fabric, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of an emulated fabric; what a frame without these columns means.
+FABRIC_SETTINGS: dict[str, Any] = {"link": "", "message_overhead": 0, "spines": 0, "routing": ""}
+# One figure of curves for each combination of these.
+FIGURE_KEYS = [
+    *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric", *FABRIC_SETTINGS),
+    *("dtype", "mode", "buffers", "cache", "env"),
+]
+_SHORT = {"chunks": "K", "window": "W"}  # as the literature calls them
+
+
+def complete(frame: pd.DataFrame) -> pd.DataFrame:
+    """With all of `FIGURE_KEYS`, and no nulls among those of the fabric: rows with nulls would be in no group."""
+    columns: dict[str, Any] = {}
+    for name, default in FABRIC_SETTINGS.items():
+        values = frame[name] if name in frame else [None] * len(frame)
+        columns[name] = [default if value is None or value != value else value for value in values]
+    return frame.assign(**columns)
+
+
+def layout_text(setting: Mapping[str, Any]) -> str:
+    """`4x2`: nodes x ranks of each."""
+    return f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
+
+
+def emulated_text(setting: Mapping[str, Any]) -> str:
+    """`emulated: 1gbit links, 30000 B per packet`; nothing of another fabric."""
+    return describe_emulated(setting) if setting["fabric"] == Fabric.EMULATED else ""
+
+
+def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
+    """By key, what a file's name says of a setting; nothing of what is usual."""
+    emulated = re.sub(r"[^A-Za-z0-9.]+", "-", emulated_text(setting))
+    return {
+        "fabric": emulated.replace("-links", "").replace("-per-packet", ""),
+        "groups": setting["groups"] if setting["groups"] != "world" else "",
+        "overlap": setting["overlap"] if setting["overlap"] != "none" else "",
+        "dtype": setting["dtype"],
+        "mode": setting["mode"],
+        "cache": setting["cache"] if setting["cache"] != "warm" else "",
+        "buffers": setting["buffers"] if setting["buffers"] != "plain" else "",
+        "env": setting["env"],
+    }
+
+
+def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
+    """By key, what a title says of a setting besides its layout; nothing of what is usual."""
+    fabric = emulated_text(setting) or ("declared on one machine" if setting["fabric"] == Fabric.DECLARED else "")
+    groups = f"groups of {setting['group_size']} ({setting['groups']})" if setting["groups"] != "world" else ""
+    return {
+        "fabric": fabric,
+        "dtype": setting["dtype"],
+        "mode": setting["mode"],
+        "groups": groups,
+        "overlap": f"beside a {setting['overlap']}" if setting["overlap"] != "none" else "",
+        "buffers": f"{setting['buffers']} buffers" if setting["buffers"] != "plain" else "",
+        "cache": "cold cache" if setting["cache"] == "cold" else "",
+        "env": setting["env"],
+    }
+
+
+def nodes_text(setting: Mapping[str, Any]) -> str:
+    """`4 nodes x 2 ranks`."""
+    return describe_layout(setting["nodes"], setting["ranks"], "")
+
+
+def join(*texts: str) -> str:
+    return ", ".join(text for text in texts if text)
+
+
+def file_name(words: Sequence[str]) -> str:
+    """Safe and short; a hash keeps names apart that would have become the same."""
+    text = "-".join(word for word in words if word)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    return name if name == text and len(name) <= 120 else f"{name[:100]}-{digest(text)[:6]}"
+
+
+def way(algorithm: str, params: str) -> str:
+    """Short label of an algorithm with its parameters (a column of JSON): `2d_pipelined K=4`."""
+    return " ".join([algorithm, *(f"{_SHORT.get(key, key)}={value}" for key, value in json.loads(params).items())])
+
+
+def place(algorithm: str, params: str) -> tuple[int, str, list[float]]:
+    """Sorts ways as the table of algorithms has them."""
+    names = list(dict.fromkeys(name for _, name in algorithms.TABLE))
+    known = names.index(algorithm) if algorithm in names else len(names)
+    return known, algorithm, list(json.loads(params).values())

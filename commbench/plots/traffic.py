@@ -1,0 +1,133 @@
+"""What each algorithm sends over which links: bytes per call between nodes and inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from commbench.plots.settings import (
+    FABRIC_SETTINGS,
+    complete,
+    file_name,
+    file_words,
+    join,
+    layout_text,
+    nodes_text,
+    place,
+    title_words,
+    way,
+)
+from commbench.plots.style import caption, title
+from commbench.units import format_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# One figure for each combination of these: nothing else has to do with it.
+_KEYS = ["what", "transport", "nodes", "ranks", "groups", "group_size", "fabric", *FABRIC_SETTINGS]
+_USUAL = {"overlap": "none", "dtype": "", "mode": "", "buffers": "plain", "cache": "warm", "env": ""}
+_INTER, _INTRA = "#3F4A6B", "#B9C6DD"  # dark: the scarce one; no algorithm has these colours
+_BAR = 0.42  # inches
+
+
+def traffic(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures by file name; none of one node. `frame` has the columns of `Row`, with or without `wire_bytes`."""
+    ours = complete(frame[(frame["status"] == "ok") & frame["case_id"].notna() & (frame["nodes"] > 1)])
+    if "wire_bytes" not in ours:
+        ours = ours.assign(wire_bytes=float("nan"))
+    figures = {}
+    for _, rows in ours.groupby(_KEYS, sort=False):
+        setting: dict[Any, Any] = {**_USUAL, **rows.iloc[0][_KEYS].to_dict()}
+        ways = _ways(rows)
+        if any(bar is not None for bar in ways.values()):
+            words = [setting["what"], setting["transport"], layout_text(setting), *file_words(setting).values()]
+            figures[file_name(["traffic", *words])] = _figure(ways, setting, meta)
+    return figures
+
+
+def _ways(rows: pd.DataFrame) -> dict[str, dict[Any, Any] | None]:
+    """By label, the row of an algorithm's largest size, metered if one was; None where its steps are unknown."""
+    found: dict[str, dict[Any, Any] | None] = {}
+    ordered = sorted({(str(a), str(p)) for a, p in zip(rows["algorithm"], rows["params"], strict=True)}, key=_place)
+    for algorithm, params in ordered:
+        of = rows[(rows["algorithm"] == algorithm) & (rows["params"] == params)]
+        known = of.dropna(subset=["inter_bytes", "intra_bytes"])
+        metered = known.assign(metered=known["wire_bytes"].notna()).sort_values(["size_bytes", "metered"])
+        found[way(algorithm, params)] = metered.iloc[-1].to_dict() if len(metered) else None
+    return found
+
+
+def _place(names: tuple[str, str]) -> tuple[int, str, list[float]]:
+    return place(*names)
+
+
+def _figure(ways: Mapping[str, dict[Any, Any] | None], setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
+    bars = {label: row for label, row in ways.items() if row is not None}
+    largest = max(row["size_bytes"] for row in bars.values())
+    width, top, bottom = 10.5, 1.05, 1.08
+    height = top + _BAR * len(bars) + bottom
+    figure = Figure(figsize=(width, height))
+    names = [
+        label if row["size_bytes"] == largest else f"{label} ({format_size(row['size_bytes'])})"
+        for label, row in bars.items()
+    ]
+    left = 0.35 + max(map(len, names)) * 9 * 0.6 / 72
+    metered = any(_known(row["wire_bytes"]) for row in bars.values())
+    right = 3.1 if metered else 2.2  # inches for the bytes in text
+    axes = figure.add_axes((left / width, bottom / height, (width - left - right) / width, _BAR * len(bars) / height))
+    for index, row in enumerate(bars.values()):
+        data = row["ranks"] * row["size_bytes"]
+        inter, intra = row["inter_bytes"] / data, row["intra_bytes"] / data
+        first = index == 0
+        axes.barh(index, inter, 0.62, color=_INTER, label="between nodes" if first else None)
+        axes.barh(index, intra, 0.62, left=inter, color=_INTRA, label="inside nodes" if first else None)
+        texts = [format_size(row["inter_bytes"]), format_size(row["intra_bytes"])]
+        if metered:
+            wire = row["wire_bytes"]
+            texts.append(format_size(wire) if _known(wire) else "-")
+            if _known(wire):
+                axes.plot(wire / data, index, marker="D", markersize=6.5, color="#E69F00", markeredgecolor="#ffffff",
+                          linestyle="none", clip_on=False, zorder=5)  # fmt: skip
+        for column, text in enumerate(texts):
+            _beside(figure, width, height, width - right + 0.95 * (column + 1), top + _BAR * (index + 0.5), text)
+    for column, text in enumerate(["between", "inside", *(["counted"] if metered else [])]):
+        _beside(figure, width, height, width - right + 0.95 * (column + 1), top - 0.1, text, color="#555555")
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(bars)), names)
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("bytes per call, all ranks together / (ranks x size)")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if metered:
+        handles.append(axes.plot([], [], marker="D", color="#E69F00", markeredgecolor="#ffffff", linestyle="none")[0])
+        labels.append("counted on the links between nodes")
+    figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=9,
+                  bbox_to_anchor=(0.5, 1 - 0.38 / height))  # fmt: skip
+    heading = join(
+        f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values()
+    )
+    title(figure, f"{heading}: what is sent", 1 - 0.16 / height)
+    note = (
+        f"payload at {format_size(largest)} by the algorithm's own steps, own blocks excluded; it grows with the size"
+    )
+    if metered:
+        note += "; counted: by the links' counters, headers included"
+    if unknown := [label for label, row in ways.items() if row is None]:
+        note += f"\nnot shown, as a library chooses the way: {', '.join(unknown)}"
+    caption(figure, meta, note)
+    return figure
+
+
+def _beside(figure: Figure, width: float, height: float, right: float, down: float, text: str, **style: Any) -> None:
+    """A number to the right of the bars; `right` and `down` in inches from the upper left corner."""
+    figure.text(right / width, 1 - down / height, text, ha="right", va="center", fontsize=9, **style)
+
+
+def _known(value: Any) -> bool:
+    return value is not None and bool(value == value)

@@ -1,0 +1,98 @@
+"""A star of TCP connections through rank 0: votes and barriers beside a library whose messages cross the links.
+
+A rank that waits here is in no call of the library, which may still have something to send that another rank needs to
+get here. So nothing blocks: `meanwhile`, in which the library can go on, is called as long as there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+_Result = TypeVar("_Result")
+_RANK_BYTES = 4
+
+
+def meet(rank: int, size: int, host: str, share: Callable[[int], int], meanwhile: Callable[[], object]) -> Star:
+    """Collective. `host` is an address of rank 0, where it listens at a free port; `share` gives rank 0's port to all.
+
+    Raises `ConnectionError`.
+    """
+    if rank != 0:
+        star = Star(size, {0: socket.create_connection((host, share(0)))}, meanwhile)
+        star.send(0, rank.to_bytes(_RANK_BYTES))
+        return star
+    peers: dict[int, socket.socket] = {}
+    with socket.create_server((host, 0), backlog=size) as server:
+        share(server.getsockname()[1])
+        server.setblocking(False)
+        while len(peers) < size - 1:
+            end, _ = _patiently(server.accept, meanwhile)
+            who = Star(2, {-1: end}, meanwhile).receive(-1, _RANK_BYTES)
+            peers[int.from_bytes(who)] = end
+    return Star(size, dict(sorted(peers.items())), meanwhile)
+
+
+def _patiently(call: Callable[[], _Result], meanwhile: Callable[[], object]) -> _Result:
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            meanwhile()
+
+
+class Star:
+    """One end of it: rank 0 has a connection to each other rank, which have one to rank 0."""
+
+    def __init__(self, size: int, peers: Mapping[int, socket.socket], meanwhile: Callable[[], object]) -> None:
+        self._size = size
+        self._peers = peers
+        self._meanwhile = meanwhile
+        for end in peers.values():
+            end.setblocking(False)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Every rank's `values`, equally many: an array of ranks x values."""
+        mine = np.asarray(values, dtype=np.float64).tobytes()
+        if 0 in self._peers:
+            self.send(0, mine)
+            table = self.receive(0, self._size * len(mine))
+        else:
+            table = bytearray().join([mine, *(self.receive(peer, len(mine)) for peer in self._peers)])
+            # One system call after the other: none hears much later than another.
+            for peer in self._peers:
+                self.send(peer, table)
+        return np.frombuffer(table, dtype=np.float64).reshape(self._size, len(values))
+
+    def barrier(self) -> None:
+        self.all_gather((0.0,))
+
+    def send(self, peer: int, data: bytes | bytearray) -> None:
+        end, left = self._peers[peer], memoryview(data)
+        while left:
+            left = left[self._try(peer, lambda: end.send(left)) :]  # noqa: B023  (called at once)
+
+    def receive(self, peer: int, nbytes: int) -> bytearray:
+        end, data = self._peers[peer], bytearray(nbytes)
+        left = memoryview(data)
+        while left:
+            got = self._try(peer, lambda: end.recv_into(left))  # noqa: B023  (called at once)
+            if not got:
+                raise ConnectionError(f"rank {peer} is gone")
+            left = left[got:]
+        return data
+
+    def _try(self, peer: int, call: Callable[[], int]) -> int:
+        try:
+            return _patiently(call, self._meanwhile)
+        except OSError as error:
+            raise ConnectionError(f"rank {peer} is gone") from error
+
+    def close(self) -> None:
+        for end in self._peers.values():
+            end.close()

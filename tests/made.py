@@ -1,0 +1,85 @@
+"""Runs that nobody measured: planned cases with times by a rule, for tests of what comes after measuring."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from commbench import ratios, tables
+from commbench.bound import LinkRate
+from commbench.commands import prepare
+from commbench.plan import expand
+from commbench.records import Case, Measurement, Row, Status
+from commbench.store import RunFolder
+from commbench.summary import Samples, row
+
+META = {
+    "commbench_version": "1.0",
+    "run_id": "r1",
+    "machine_text": "AMD EPYC 9654, 2 CPUs, x86_64, Python 3.12.3, torch 2.13.0+cpu",
+    "machine": {"affinity": list(range(64))},
+    "started": "2026-03-01T12:00:00+00:00",
+}
+Rule = Callable[[Case], float]  # microseconds
+
+
+def planned(*words: str) -> list[Case]:
+    _, configs = prepare.configure(["quick", "transport=scripted", *words])
+    return [item.case for item in expand(configs) if not item.skip]
+
+
+def measured(
+    cases: list[Case], rule: Rule, *, noise: float = 0.02, drift: float = 0.1, wire: float | None = None
+) -> list[Measurement]:
+    """Each launch is slower or faster as a whole by `drift`, and each case in it by `noise` (sigmas of logarithms)."""
+    found = []
+    for order, case in enumerate(cases):
+        for launch in range(case.policy.launches):
+            attempt = f"{launch:03d}-{case.outer.key[:6]}-0"
+            time_us = rule(case) * _factor(attempt, drift) * _factor(f"{case.case_id}/{launch}", noise)
+            found.append(
+                Measurement(
+                    case_id=case.case_id, launch=launch, attempt=attempt, order=order, status=Status.OK, samples=20,
+                    calls_per_sample=1, time_us=time_us, time_us_mean=time_us, stop_reason="samples",
+                    links={"inter": LinkRate(gbps=0.125)}, fabric="emulated" if case.outer.emulated else "declared",
+                    wire_bytes=None if wire is None or not case.outer.emulated else wire * case.size_bytes,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _factor(seed: str, sigma: float) -> float:
+    digits = int(hashlib.sha256(seed.encode()).hexdigest()[:12], 16)
+    return float(np.exp(np.random.default_rng(digits).normal(0, sigma)))
+
+
+def frame(cases: list[Case], measurements: list[Measurement], run_id: str = "r1") -> pd.DataFrame:
+    """As a sweep of so many launches that no samples are needed gives it to the plots."""
+    samples = Samples(RunFolder(Path("/nowhere")))
+    rows = [row(case, [m for m in measurements if m.case_id == case.case_id], samples) for case in cases]
+    none = np.empty(0)
+    return tables.frame(rows, run_id, ratios.compare(cases, measurements, lambda measurement: none))
+
+
+def folder(
+    parent: Path, cases: list[Case], measurements: list[Measurement], samples: int
+) -> tuple[RunFolder, list[Row]]:
+    """A run folder with `samples` per measurement and rank, all of its cases finished."""
+    run = RunFolder.create(parent, "made")
+    run.write_plan([{"case": tables.dataclasses.asdict(case), "skip": ""} for case in cases])
+    for m in measurements:
+        run.append_measurement(m)
+        times = [[float(m.time_us or 0) * _factor(f"{m.case_id}{m.launch}/{s}", 0.05)] for s in range(samples)]
+        line = {"case_id": m.case_id, "launch": m.launch, "time_us": times, "host_us": times, "warmup_us": []}
+        with open(run.samples_path(m.attempt), "a") as file:
+            file.write(json.dumps(line) + "\n")
+    read = Samples(run)
+    rows = [row(case, [m for m in measurements if m.case_id == case.case_id], read) for case in cases]
+    for finished in rows:
+        run.append_row(finished)
+    return run, rows

@@ -1,0 +1,138 @@
+"""Emulated fabrics as text and as keys: what is asked of the kernel, and every way to ask for the impossible."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commbench import fabric
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.fabric import namespaces, network, tools
+from commbench.fabric.emulated import Emulated, parse_rate
+from tests.conftest import commbench, environment
+
+FOUR = Emulated(nodes=4, link="1gbit", message_overhead=30000)
+SPINES = {
+    name: Emulated(nodes=4, link="500mbit", spines=2, routing=name) for name in ("static", "ecmp", "spray")
+}  # fmt: skip
+
+
+def test_rates_are_what_tc_means_by_them() -> None:
+    assert [parse_rate(text) for text in ("1gbit", "200mbit", "2.5gbit", "1500kbit")] == [1e9, 2e8, 2.5e9, 1.5e6]
+    assert FOUR.gbps == 0.125
+
+
+@pytest.mark.parametrize("text", ["fast", "0gbit", "1", "1gbps", "-1gbit", "1e3mbit", "500gbit", "999kbit", ""])
+def test_rates_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="link is"):
+        parse_rate(text)
+
+
+def test_a_bucket_holds_the_largest_packet_with_its_charge() -> None:
+    """Else tbf would cut packets into frames, each of them charged, or drop them."""
+    assert FOUR.burst_bytes >= 65536 + 45 * 66 + 30000
+    assert Emulated(nodes=2, link="100gbit").burst_bytes == 2_500_000
+
+
+def test_every_node_has_a_link_to_every_spine_shaped_at_both_ends() -> None:
+    fabric = SPINES["static"]
+    text = network.switch(fabric, [11, 12, 13, 14])
+    links = [line for line in text.splitlines() if "type veth" in line]
+    assert len(links) == 4 * 2 + 4 and sum("peer name control" in line for line in links) == 4
+    assert sum(" netns 13" in line for line in links) == 3
+    assert network.switch_shaping(fabric).count("tbf rate 500mbit") == 4 * 2
+    assert network.node_shaping(fabric).count("tbf rate 500mbit") == 2
+    assert "control" not in network.switch_shaping(fabric) + network.node_shaping(fabric)
+
+
+def test_only_messages_that_cost_something_are_charged() -> None:
+    assert "stab overhead 30000 tbf" in network.node_shaping(FOUR)
+    assert "stab" not in network.node_shaping(SPINES["ecmp"])
+
+
+def test_routes() -> None:
+    static, ecmp, spray = (network.node(fabric, 1) for fabric in SPINES.values())
+    assert "route add 10.77.0.3/32 src 10.77.0.2 dev net0" in static.splitlines()
+    assert "route add 10.77.0.4/32 src 10.77.0.2 dev net1" in static.splitlines()
+    assert ecmp.count("nexthop dev net0 nexthop dev net1") == 3
+    assert "rule add fwmark 101 table 101" in spray and "10.77.0.1/32 src 10.77.0.2 dev net1 table 101" in spray
+    assert "numgen inc mod 2 offset 100" in network.spray(SPINES["spray"])
+    for text in (static, ecmp, spray):
+        assert text.count("neigh add") == 3 * 2  # to each other node, over each spine
+
+
+def test_addresses_do_not_repeat() -> None:
+    nodes = range(300)
+    assert len({network.address(n) for n in nodes} | {network.control_address(n) for n in nodes}) == 600
+
+
+def test_a_fabric_survives_its_text() -> None:
+    assert Emulated.from_json(FOUR.to_json()) == FOUR
+    assert str(FOUR) == "1gbit links, 30000 B per packet"
+    assert str(SPINES["spray"]) == "500mbit links, 2 spines, spray"
+    assert fabric.links(SPINES["spray"])["inter"].gbps == pytest.approx(0.125)
+
+
+def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools.shutil, "which", lambda name, path: None if name == "nft" else f"/usr/sbin/{name}")
+    with pytest.raises(EnvironmentProblem, match="needs the program nft") as caught:
+        fabric.check(SPINES["spray"])
+    assert caught.value.hint == "install it, e.g. apt install nftables"
+
+
+def test_missing_rights_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, *arguments: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(namespaces, "_call", refuse)
+    with pytest.raises(EnvironmentProblem, match="cannot make network namespaces") as caught:
+        namespaces.build(FOUR)
+    assert "run as root" in caught.value.hint and "apparmor_restrict_unprivileged_userns" in caught.value.hint
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are Linux's")
+def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
+    """The child tells in JSON what the kernel or a program said; the parent makes an error of it."""
+    (tmp_path / "ip").write_text("#!/bin/sh\necho 'Error: Unknown device type.' >&2\nexit 1\n")
+    (tmp_path / "ip").chmod(0o755)
+    command = fabric.wrap([], FOUR)
+    env = environment(PATH=f"{tmp_path}:/usr/bin:/bin")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    told = json.loads(done.stderr)
+    assert done.returncode == 2
+    if "cannot make network namespaces" not in told["error"]:
+        assert told["error"] == "ip refused a part of the emulated network: Error: Unknown device type."
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("fabric=emulated nodes=1", "between 2 to 64 nodes, layout 1x2 has 1"),
+        ("fabric=emulated layout=100x1", "between 2 to 64 nodes"),
+        ("fabric=emulated layout=4by4", "layout is '4by4'"),
+        ("fabric=emulated layout=0x4", "nodes is 0"),
+        ("layout=2x2 nodes=2", "nodes and layout are both set"),
+        ("fabric=emulated nodes=2 link=fast", "link is 'fast'"),
+        ("fabric=emulated nodes=2 link=900gbit", "link is '900gbit'"),
+        ("fabric=emulated nodes=2 message_overhead=-1", "message_overhead is -1"),
+        ("fabric=emulated nodes=2 spines=0", "spines is 0"),
+        ("fabric=emulated nodes=2 spines=2 routing=best", "unknown routing 'best'"),
+        ("fabric=emulated nodes=2 routing=spray", "routing is set, but has no effect"),
+        ("nodes=2 link=1gbit", "link is set, but has no effect"),
+        ("fabric=emulate nodes=2", "unknown fabric 'emulate'"),
+        ("fabric=emulated nodes=2 transport=scripted", "scripted does not run on an emulated fabric"),
+        ("fabric=emulated nodes=2 --launcher torchrun", "does not run under torchrun"),
+        ("fabric=emulated nodes=2 --launcher print", "does not run under print"),
+    ],
+)
+def test_what_cannot_be(tmp_path: Path, words: str, said: str) -> None:
+    first = [] if "transport" in words else ["transport=gloo"]
+    result = commbench("sweep", "quick", *first, *words.split(), cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    error, hint = result.stderr.strip().splitlines()[-2:]
+    assert said in error + hint and hint.startswith("hint: ")
+    assert not list(tmp_path.iterdir())
