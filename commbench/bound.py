@@ -72,9 +72,8 @@ def of_messages(
         taken = charged(link, nbytes) if charged else nbytes
         load["out", "rank", src, link] += taken
         load["in", "rank", dst, link] += taken
-        if link == "inter":
-            load["out", "node", layout.node(src), link] += taken
-            load["in", "node", layout.node(dst), link] += taken
+        load["out", "node", layout.node(src), link] += taken
+        load["in", "node", layout.node(dst), link] += taken
     busiest: dict[tuple[Owner, LinkClass], int] = {}
     for (_, of, _, link), nbytes in load.items():
         busiest[of, link] = max(busiest.get((of, link), 0), nbytes)

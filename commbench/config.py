@@ -20,7 +20,7 @@ MODES = ("isolated", "pipelined")
 BUFFERS = ("plain",)
 CACHES = ("warm", "cold")
 FABRICS = ("real", "emulated")
-EMULATION = ("link", "message_overhead", "spines", "routing")
+EMULATION = ("link", "message_overhead", "spines", "intra_link", "routing")
 OVERLAPS = ("none", "matmul")
 LAYER = ("tokens", "model_dim", "top_k")
 
@@ -48,9 +48,10 @@ class SweepConfig:
     ranks_per_node: list[int]
     layout: list[str]  # NxM; where there are some, nodes and ranks_per_node are not used
     fabric: list[str]
-    link: list[str]  # of an emulated fabric, as are the next three
+    link: list[str]  # of an emulated fabric, as are the next four
     message_overhead: list[int]
     spines: list[int]
+    intra_link: list[str]  # or "none"
     routing: list[str]
     env: dict[str, list[str]]
     size_min: int
@@ -155,7 +156,7 @@ _SCALARS = (
     "sizes.max",
     "sizes.factor",
 )
-_AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node", *EMULATION[:3])
+_AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node", *EMULATION[:-1])
 
 
 def keys() -> list[str]:
@@ -239,6 +240,9 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     _check_experts(layer, arguments)
     for value in axes["link"]:
         parse_rate(str(value))
+    for value in axes["intra_link"]:
+        if value != "none":
+            parse_rate(str(value), "intra_link")
     layouts = [] if flat.get("layout") is None else [_layout(value) for value in _axis("layout", flat["layout"])]
     if layouts and (given := [key for key in ("nodes", "ranks_per_node") if key in overrides.values]):
         if "layout" in overrides.values:
@@ -267,6 +271,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         link=[str(value) for value in axes["link"]],
         message_overhead=[_number("message_overhead", value) for value in axes["message_overhead"]],
         spines=[_number("spines", value) for value in axes["spines"]],
+        intra_link=[str(value) for value in axes["intra_link"]],
         routing=axes["routing"],
         env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
         size_min=size_min,

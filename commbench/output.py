@@ -93,6 +93,7 @@ WRITERS: dict[str, type[Writer]] = {
 }
 
 
+_BUSY_PERCENT = 90  # from there on an emulated fabric is about the CPUs
 _VERDICTS = {None: "-", Verdict.NO_DIFFERENCE: "=", Verdict.NOT_ESTIMABLE: "?"}  # each one word
 
 
@@ -105,18 +106,31 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str
     def percent(field: str, factor: float = 1.0) -> Callable[[Row], str]:
         return lambda row: "-" if (value := getattr(row, field)) is None else f"{factor * value:.0f}%"
 
+    def nbytes(field: str) -> Callable[[Row], str]:
+        return lambda row: "-" if (value := getattr(row, field)) is None else format_size(value).replace(" ", "")
+
     columns: list[tuple[str, int, Callable[[Row], str]]] = [
         ("size", 10, lambda row: format_size(row.size_bytes).replace(" ", "")),
-        ("algorithm", -18, lambda row: row.label.replace(" ", ",")),
+        ("algorithm", -max(18, *(len(row.label) for row in rows)), lambda row: row.label.replace(" ", ",")),
         ("time_us", 10, number("time_us")),
         ("low", 10, number("time_us_low")),
         ("high", 10, number("time_us_high")),
         ("algbw", 9, number("algbw_gbps")),
-        ("busbw", 9, number("busbw_gbps")),
     ]
-    if any(row.busbw_mean_gbps for row in rows):
-        columns.append(("of_mean", 9, number("busbw_mean_gbps")))
-    columns += [("bound", 9, number("bound_gbps")), ("of_bound", 8, percent("bound_fraction", 100))]
+    if any(row.bound_us for row in rows) and not any(row.busbw_gbps for row in rows):
+        columns.append(("bound_us", 9, number("bound_us")))
+    else:
+        columns.append(("busbw", 9, number("busbw_gbps")))
+        if any(row.busbw_mean_gbps for row in rows):
+            columns.append(("of_mean", 9, number("busbw_mean_gbps")))
+        columns.append(("bound", 9, number("bound_gbps")))
+    columns.append(("of_bound", 8, percent("bound_fraction", 100)))
+    if any(row.steps_us for row in rows):
+        columns.append(("steps_us", 9, number("steps_us")))
+    if rows[0].nodes > 1 and any(row.inter_bytes is not None for row in rows):
+        columns += [("inter", 8, nbytes("inter_bytes")), ("intra", 8, nbytes("intra_bytes"))]
+    if rows[0].fabric == Fabric.EMULATED:
+        columns.append(("cpu", 4, percent("cpu_percent")))
     if any(row.comm_slowdown for row in rows):
         columns += [
             ("comm_x", 7, number("comm_slowdown")),
@@ -155,7 +169,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Rat
     for row in rows:
         env = tuple(row.env.items())
         key = (row.transport, row.what, row.dtype, row.mode, row.buffers, row.cache, row.nodes, row.ranks,
-               row.groups, row.overlap, row.link, row.message_overhead, row.spines, row.routing, env)  # fmt: skip
+               row.groups, row.overlap, row.emulation, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
     for members in groups.values():
         compared = {row.case_id: ratios[row.case_id] for row in members if row.case_id in ratios}
@@ -193,7 +207,7 @@ def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
 
 def describe_emulated(setting: Mapping[str, Any]) -> str:
     """`emulated: 1gbit links, 30000 B per packet`."""
-    names = ("nodes", "link", "message_overhead", "spines", "routing")
+    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link")
     return f"emulated: {Emulated(**{name: setting[name] for name in names})}"
 
 
@@ -207,6 +221,13 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"# warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"
         )
+    if rows[0].fabric == Fabric.EMULATED:
+        busy = [row for row in rows if (row.cpu_percent or 0) > _BUSY_PERCENT]
+        if busy:
+            lines.append(
+                f"# warning: the CPUs were more than {_BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
+                "times are theirs as much as the links'"
+            )
     return lines
 
 
@@ -226,7 +247,11 @@ def _explain(rows: Sequence[Row]) -> str:
         of += "; busbw: of the busiest rank, of_mean: of the mean over ranks"
     if any(row.comm_slowdown for row in ok):
         of += "; comm_x, compute_x: how much slower than alone"
-    bound = "" if any(row.bound_gbps for row in ok) else "; no bound: no link rate is declared or measured"
+    if any(row.steps_us for row in ok):
+        of += "; steps_us: the least that the algorithm's own messages take"
+    bound = (
+        "" if any(row.bound_us or row.steps_us for row in ok) else "; no bound: no link rate is declared or measured"
+    )
     return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
 
 

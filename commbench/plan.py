@@ -111,10 +111,19 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
         yield None
     if "emulated" not in config.fabric:
         return
-    for link, overhead, spines in itertools.product(config.link, config.message_overhead, config.spines):
+    for link, overhead, spines, inside in itertools.product(
+        config.link, config.message_overhead, config.spines, config.intra_link
+    ):
         # One spine leaves nothing to route.
         for routing in config.routing if spines > 1 else ROUTINGS[:1]:
-            yield Emulated(nodes=nodes, link=link, message_overhead=overhead, spines=spines, routing=routing)
+            yield Emulated(
+                nodes=nodes,
+                link=link,
+                message_overhead=overhead,
+                spines=spines,
+                routing=routing,
+                intra_link="" if inside == "none" else inside,
+            )
 
 
 def _sizes(
@@ -186,7 +195,7 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
         if emulated := item.case.outer.emulated:
-            used |= {*EMULATION[:3], *(["routing"] if emulated.spines > 1 else [])}
+            used |= {*EMULATION[:-1], *(["routing"] if emulated.spines > 1 else [])}
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
             used.add("model_dim")
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):

@@ -202,6 +202,7 @@ class Row:
     message_overhead: int = 0
     spines: int = 0
     routing: str = ""
+    intra_link: str = ""
     env: dict[str, str]
     launches: int
     samples: int
@@ -240,6 +241,11 @@ class Row:
     @property
     def label(self) -> str:
         return _label(self.algorithm, self.params)
+
+    @property
+    def emulation(self) -> tuple[str | int, ...]:
+        """The settings of an emulated fabric; all empty on another."""
+        return self.link, self.message_overhead, self.spines, self.routing, self.intra_link
 
     @property
     def what(self) -> str:

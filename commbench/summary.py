@@ -209,6 +209,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         message_overhead=emulated.message_overhead if emulated else 0,
         spines=emulated.spines if emulated else 0,
         routing=emulated.routing if emulated else "",
+        intra_link=emulated.intra_link if emulated else "",
         env=case.outer.env,
         launches=len({m.launch for m in done}),
         samples=sum(m.samples for m in done),

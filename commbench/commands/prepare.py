@@ -100,9 +100,10 @@ def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) 
         if outer.emulated is None:
             continue
         if (launcher := launchers[outer.transport]) not in EMULATING:
+            able = [name for name in transports.entry(outer.transport).launchers if name in EMULATING]
             raise UsageError(
                 f"fabric=emulated does not run under {launcher}: its ranks start on this machine, in networks of it",
-                hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(EMULATING)}",
+                hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(able)}",
             )
         try:
             launch.get(launcher).check_emulated(outer.env)
@@ -113,10 +114,8 @@ def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) 
     for emulated in dict.fromkeys(outer.emulated for key, outer in outers.items() if key not in problems):
         if emulated is not None:
             fabric.check(emulated)
-    return [
-        replace(item, skip=str(problem)) if (problem := problems.get(item.case.outer.key)) and not item.skip else item
-        for item in planned
-    ]
+    reasons = {key: str(problem) for key, problem in problems.items()}
+    return [replace(item, skip=item.skip or reasons.get(item.case.outer.key, "")) for item in planned]
 
 
 def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:

@@ -57,8 +57,8 @@ def check(fabric: Emulated) -> None:
 
 
 def links(fabric: Emulated) -> dict[str, LinkRate]:
-    """Of the class `inter`; what messages inside a node cost nobody knows."""
-    return {
+    """Of the class `inter`, and of `intra` where it is shaped too; else nobody knows what memory does."""
+    known = {
         "inter": LinkRate(
             gbps=fabric.gbps * fabric.spines,
             of="node",
@@ -67,6 +67,9 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
             packet_overhead=fabric.message_overhead,
         )
     }
+    if fabric.intra_link:
+        known["intra"] = LinkRate(gbps=fabric.intra_gbps, of="node", burst_bytes=fabric.intra_burst_bytes)
+    return known
 
 
 def enter(node: int) -> None:

@@ -33,6 +33,7 @@ class Emulated:
     message_overhead: int = 0  # bytes that a packet is charged for above its own
     spines: int = 1
     routing: str = "static"
+    intra_link: str = ""  # rate at which the ranks of a node exchange, all together; "": as fast as memory is
 
     @property
     def gbps(self) -> float:
@@ -44,11 +45,20 @@ class Emulated:
         """What a link that has rested sends at once: a token bucket must hold the largest packet with its charge."""
         return max(_PACKET + self.message_overhead, int(self.gbps * 1e9 * _TIMER_S))
 
+    @property
+    def intra_gbps(self) -> float:
+        return parse_rate(self.intra_link, "intra_link") / 8e9
+
+    @property
+    def intra_burst_bytes(self) -> int:
+        return max(_PACKET, int(self.intra_gbps * 1e9 * _TIMER_S))
+
     def __str__(self) -> str:
         """`1gbit links, 30000 B per packet, 2 spines, spray`."""
         words = [f"{self.link} links"]
         words += [f"{self.message_overhead} B per packet"] if self.message_overhead else []
         words += [f"{self.spines} spines, {self.routing}"] if self.spines > 1 else []
+        words += [f"{self.intra_link} inside nodes"] if self.intra_link else []
         return ", ".join(words)
 
     def to_json(self) -> str:
@@ -59,12 +69,12 @@ class Emulated:
         return Emulated(**json.loads(text))
 
 
-def parse_rate(text: str) -> float:
+def parse_rate(text: str, key: str = "link") -> float:
     """Bits per second of `1gbit`, `200mbit`, `500kbit`. Raises `UsageError`."""
     match = _RATE.fullmatch(str(text).lower())
     rate = float(match[1]) * _UNITS[match[2]] if match else 0.0
     if not _SLOWEST <= rate <= _FASTEST:
         raise UsageError(
-            f"link is {text!r}", hint="a rate from 1mbit to 400gbit, written as tc does: link=1gbit, link=200mbit"
+            f"{key} is {text!r}", hint=f"a rate from 1mbit to 400gbit, written as tc does: {key}=1gbit, {key}=200mbit"
         )
     return rate

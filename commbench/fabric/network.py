@@ -76,7 +76,11 @@ def node(fabric: Emulated, me: int) -> str:
 
 def node_shaping(fabric: Emulated) -> str:
     """For `tc -batch` in a node's namespace."""
-    return "".join(_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines))
+    lines = [_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines)]
+    if fabric.intra_link:  # ranks of a node reach each other over the loopback device
+        rate = f"tbf rate {fabric.intra_link} burst {fabric.intra_burst_bytes} latency {_LATENCY}"
+        lines.append(f"qdisc add dev lo root handle 1: {rate}\n")
+    return "".join(lines)
 
 
 def sprays(fabric: Emulated) -> bool:

@@ -57,7 +57,7 @@ def _setting(row: Row) -> tuple[Any, ...]:
     """All that tells cases apart but the size and where the output lies."""
     return (
         *(row.collective, row.label, row.transport, row.mode, row.buffers, row.cache, row.dtype),
-        *(row.ranks, row.nodes, row.groups, row.overlap, tuple(row.env.items())),
+        *(row.ranks, row.nodes, row.groups, row.overlap, row.emulation, tuple(row.env.items())),
         tuple((name, value) for name, value in row.arguments.items() if name != "send_bytes"),  # which follows the size
     )
 

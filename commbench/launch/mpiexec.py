@@ -86,7 +86,7 @@ def environment(order: Order) -> dict[str, str]:
 
 def _on_nodes(order: Order, major: int) -> dict[str, str]:
     """Ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
-    folder = str(leftovers.session(order.folder))
+    folder = str(leftovers.session(order.folder).absolute())
     if major >= 5:  # which complains about the older names
         return {"PMIX_MCA_ptl_base_if_include": CONTROL, "PRTE_MCA_prte_tmpdir_base": folder}
     # Open MPI 4 comes with PMIx 3, distributions build it with a later one.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Of an emulated fabric; what a frame without these columns means.
-FABRIC_SETTINGS: dict[str, Any] = {"link": "", "message_overhead": 0, "spines": 0, "routing": ""}
+FABRIC_SETTINGS: dict[str, Any] = {"link": "", "message_overhead": 0, "spines": 0, "routing": "", "intra_link": ""}
 # One figure of curves for each combination of these.
 FIGURE_KEYS = [
     *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric", *FABRIC_SETTINGS),
@@ -47,7 +47,7 @@ def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
     """By key, what a file's name says of a setting; nothing of what is usual."""
     emulated = re.sub(r"[^A-Za-z0-9.]+", "-", emulated_text(setting))
     return {
-        "fabric": emulated.replace("-links", "").replace("-per-packet", ""),
+        "fabric": emulated.replace("-links", "").replace("-per-packet", "").replace("-inside-nodes", "-inside"),
         "groups": setting["groups"] if setting["groups"] != "world" else "",
         "overlap": setting["overlap"] if setting["overlap"] != "none" else "",
         "dtype": setting["dtype"],

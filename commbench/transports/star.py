@@ -1,11 +1,12 @@
 """A star of TCP connections through rank 0: votes and barriers beside a library whose messages cross the links.
 
 A rank that waits here is in no call of the library, which may still have something to send that another rank needs to
-get here. So nothing blocks: `meanwhile`, in which the library can go on, is called as long as there is nothing to do.
+get here. So nothing blocks for long: `meanwhile`, in which the library can go on, is called again and again.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 _Result = TypeVar("_Result")
 _RANK_BYTES = 4
+_PAUSE_S = 0.5e-3  # asleep, as other ranks may need the CPU; so long can what the library has to send be late
 
 
 def meet(rank: int, size: int, host: str, share: Callable[[int], int], meanwhile: Callable[[], object]) -> Star:
@@ -31,18 +33,25 @@ def meet(rank: int, size: int, host: str, share: Callable[[int], int], meanwhile
         share(server.getsockname()[1])
         server.setblocking(False)
         while len(peers) < size - 1:
-            end, _ = _patiently(server.accept, meanwhile)
+            end, _ = _patiently(server.accept, meanwhile, reads=[server])
             who = Star(2, {-1: end}, meanwhile).receive(-1, _RANK_BYTES)
             peers[int.from_bytes(who)] = end
     return Star(size, dict(sorted(peers.items())), meanwhile)
 
 
-def _patiently(call: Callable[[], _Result], meanwhile: Callable[[], object]) -> _Result:
+def _patiently(
+    call: Callable[[], _Result],
+    meanwhile: Callable[[], object],
+    *,
+    reads: Sequence[socket.socket] = (),
+    writes: Sequence[socket.socket] = (),
+) -> _Result:
     while True:
         try:
             return call()
         except BlockingIOError:
             meanwhile()
+            select.select(reads, writes, (), _PAUSE_S)
 
 
 class Star:
@@ -75,21 +84,21 @@ class Star:
     def send(self, peer: int, data: bytes | bytearray) -> None:
         end, left = self._peers[peer], memoryview(data)
         while left:
-            left = left[self._try(peer, lambda: end.send(left)) :]  # noqa: B023  (called at once)
+            left = left[self._try(peer, lambda: end.send(left), writes=[end]) :]  # noqa: B023  (called at once)
 
     def receive(self, peer: int, nbytes: int) -> bytearray:
         end, data = self._peers[peer], bytearray(nbytes)
         left = memoryview(data)
         while left:
-            got = self._try(peer, lambda: end.recv_into(left))  # noqa: B023  (called at once)
+            got = self._try(peer, lambda: end.recv_into(left), reads=[end])  # noqa: B023  (called at once)
             if not got:
                 raise ConnectionError(f"rank {peer} is gone")
             left = left[got:]
         return data
 
-    def _try(self, peer: int, call: Callable[[], int]) -> int:
+    def _try(self, peer: int, call: Callable[[], int], **ready: list[socket.socket]) -> int:
         try:
-            return _patiently(call, self._meanwhile)
+            return _patiently(call, self._meanwhile, **ready)
         except OSError as error:
             raise ConnectionError(f"rank {peer} is gone") from error
 

