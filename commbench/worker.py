@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, check, collectives, cpu, fabric, measure, memory, transports
+from commbench import algorithms, check, collectives, fabric, measure, memory, transports
 from commbench.algorithms.base import Bound
 from commbench.collectives.base import Collective
 from commbench.errors import CommbenchError
@@ -27,6 +27,7 @@ from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
+from commbench.meter import Meter
 from commbench.records import Case, Fabric, Measurement, Status
 from commbench.spec import Spec
 from commbench.stats import p95
@@ -200,7 +201,7 @@ def _measure_case(
         # Two calls with different data: a result of the last call would pass the first one only.
         if bad := job.call(ready[0], 1) or job.call(ready[0], 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
-        meter = _Meter(order, transport)
+        meter = Meter(order.outer, transport)
         timing = measure.measure(
             transport, ready, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
         )
@@ -235,38 +236,6 @@ def _measure_case(
         **metered,
         **beside,
     ), timing
-
-
-class _Meter:
-    """What a measurement used beside time: the CPUs, and the links of an emulated fabric by their own counters."""
-
-    def __init__(self, order: Order, transport: Transport) -> None:
-        self._transport = transport
-        self._emulated = order.outer.emulated
-        self._speaks = transport.rank % order.outer.ranks_per_node == 0  # for its node
-        self._before, self._ticks = self._counters(), cpu.ticks()
-
-    def read(self, calls: int) -> dict[str, Any]:
-        """Collective: the fields of a measurement of `calls` calls."""
-        # All ranks have left their last call, or the counters would miss what is still under way.
-        self._transport.barrier()
-        after = self._counters()
-        used = {"cpu_percent": cpu.percent(self._ticks, cpu.ticks())}
-        if self._emulated is None:
-            return used
-        mine = [last - first for first, last in zip(self._before, after, strict=True)]
-        every = self._transport.all_gather(mine)
-        sent, links = float(every[:, : len(mine) // 2].sum()), every[every.any(axis=1)]
-        return used | {
-            "wire_bytes": sent / calls,
-            "link_imbalance": float(links.max() / links.mean()) if links.size else None,
-        }
-
-    def _counters(self) -> list[float]:
-        if self._emulated is None:
-            return []
-        values = fabric.counters(self._emulated)
-        return values if self._speaks else [0.0] * len(values)
 
 
 def _buffer_bytes(collective: Collective, spec: Spec, rank: int) -> int:

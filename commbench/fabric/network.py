@@ -12,6 +12,7 @@ from commbench.fabric.emulated import Emulated
 CONTROL = "control"
 DATA = "net"  # and the number of the spine
 INTERFACES = f"{DATA}0", CONTROL  # whose addresses data, and votes, are sent to
+_DATA_ADDRESSES = "10.77.0.0/16"
 _MARK = 100  # of packets sprayed to spine 0; the others follow
 _LATENCY = "2000ms"  # a queue that long drops packets, as TCP needs it to; windows stay below
 
@@ -77,9 +78,14 @@ def node(fabric: Emulated, me: int) -> str:
 def node_shaping(fabric: Emulated) -> str:
     """For `tc -batch` in a node's namespace."""
     lines = [_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines)]
-    if fabric.intra_link:  # ranks of a node reach each other over the loopback device
-        rate = f"tbf rate {fabric.intra_link} burst {fabric.intra_burst_bytes} latency {_LATENCY}"
-        lines.append(f"qdisc add dev lo root handle 1: {rate}\n")
+    if fabric.intra_link:
+        # Ranks of a node reach each other over the loopback device, and for votes too: what is in no class is not held up.
+        burst = fabric.intra_burst_bytes
+        lines += [
+            "qdisc add dev lo root handle 1: htb\n",
+            f"class add dev lo parent 1: classid 1:1 htb rate {fabric.intra_link} burst {burst} cburst {burst}\n",
+            f"filter add dev lo parent 1: protocol ip u32 match ip dst {_DATA_ADDRESSES} flowid 1:1\n",
+        ]
     return "".join(lines)
 
 
@@ -93,7 +99,7 @@ def spray(fabric: Emulated) -> str:
         "table ip spray {\n"
         "  chain output {\n"
         "    type route hook output priority mangle; policy accept;\n"
-        f"    ip daddr 10.77.0.0/16 meta mark set numgen inc mod {fabric.spines} offset {_MARK}\n"
+        f"    ip daddr {_DATA_ADDRESSES} meta mark set numgen inc mod {fabric.spines} offset {_MARK}\n"
         "  }\n"
         "}\n"
     )

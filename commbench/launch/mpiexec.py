@@ -100,6 +100,10 @@ _PASSED_ON = 15  # what mpiexec was sent, it sends to all
 _OPEN_MPI_SIGNAL = re.compile(r"process rank (\d+) with PID \d+ on node \S+ exited on signal (\d+)")
 _OPEN_MPI_CODE = re.compile(r"Process name: \[\S+,(\d+)\] Exit code: (\d+)")
 _OPEN_MPI_SILENT = re.compile(r"process rank (\d+) with PID \d+ on node \S+ exiting improperly")
+# Over TCP a peer may see that a rank is gone, and abort, before mpiexec sees it.
+_OPEN_MPI_PEER = re.compile(
+    r'An error occurred in Socket closed .*process rank (\d+) with PID \d+ on node \S+ calling "abort"'
+)
 _HYDRA_STATUSES = re.compile(r"\[[^\]\s]+\] (\d+(?:,\d+)*)")
 
 
@@ -112,6 +116,8 @@ def explain(log: str) -> str:
         return f"rank {match[1]} exited with code {match[2]}" if int(match[2]) > _RAISED else ""
     if match := _OPEN_MPI_SILENT.search(text):
         return f"rank {match[1]} exited without a word"
+    if match := _OPEN_MPI_PEER.search(text):
+        return f"rank {match[1]} lost another rank, which was killed or crashed"
     _, found, statuses = text.rpartition("Exit codes: ")
     return _explain_statuses(_by_rank(statuses)) if found else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -47,6 +48,16 @@ def traces() -> dict[str, set[str]]:
         "interfaces": {line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]},
         **{name: {path.name for path in folder.iterdir()} for name, folder in folders.items() if folder.is_dir()},
     }
+
+
+def rank_at_work(out: Path, rank: int) -> psutil.Process:
+    """The process of a rank of the one launch, once its first case has begun: before, a launch is tried again."""
+    deadline = time.monotonic() + 60
+    while not any('"begin"' in path.read_text() for path in out.glob("2*/logs/*/events.jsonl")):
+        assert time.monotonic() < deadline, "no case has begun"
+        time.sleep(0.05)
+    (told,) = out.glob(f"2*/logs/*/rank-{rank}.json")
+    return psutil.Process(json.loads(told.read_text())["pid"])
 
 
 def round_of(seed: int, out: Path, words: list[str], *, kill: bool, longest_s: float) -> str:

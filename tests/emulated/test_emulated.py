@@ -7,17 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from commbench import fabric
 from commbench.fabric.emulated import Emulated
 from tests.conftest import commbench, environment, only_run, rows_of
-from tests.emulated.leftovers import round_of
+from tests.emulated.leftovers import rank_at_work, round_of
 from tests.kills import family
 
 EMULATED = ("transport=gloo", "fabric=emulated", "--no-plots")
@@ -53,6 +51,15 @@ def test_a_slow_link_is_what_takes_the_time(tmp_path: Path) -> None:
     )
     assert 0.7 <= row["bound_fraction"] <= 1.0
     assert (row["link"], row["message_overhead"], row["spines"]) == ("20mbit", 0, 1)
+
+
+def test_a_node_can_be_slow_inside(tmp_path: Path) -> None:
+    """Messages between ranks of a node are held up as those between nodes are; votes are not."""
+    words = ("layout=2x2", "algorithm=direct", "link=400gbit", "intra_link=20mbit", "-b", "512K", "-e", "512K")
+    (row,) = sweep(tmp_path, *words, *FEW, "iters=3")
+    assert 0.7 <= row["bound_fraction"] <= 1.0
+    (row,) = sweep(tmp_path, *words, *FEW, "iters=3", "groups=rails")
+    assert row["time_us"] < 20_000
 
 
 @pytest.mark.parametrize("routing", ["static", "ecmp", "spray"])
@@ -137,13 +144,7 @@ def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
     words = ("layout=2x2", "algorithm=direct", "launches=1", "iters=200", "-b", "1M", "-e", "1M", "link=50mbit")
     command = [sys.executable, "-m", "commbench", "sweep", "quick", *EMULATED, *words, "--out", str(tmp_path / "r")]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if list((tmp_path / "r").glob("*/logs/*/rank-3.json")):
-            break
-        time.sleep(0.05)
-    (told,) = {path.read_text() for path in (tmp_path / "r").glob("*/logs/*/rank-3.json")}
-    psutil.Process(json.loads(told)["pid"]).kill()
+    rank_at_work(tmp_path / "r", 3).kill()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "rank 3 was killed by signal 9" in said
     assert not family(str(tmp_path / "r"))

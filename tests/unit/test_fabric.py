@@ -56,7 +56,8 @@ def test_only_messages_that_cost_something_are_charged() -> None:
 
 def test_the_inside_of_a_node_can_have_a_rate_too() -> None:
     inside = Emulated(nodes=2, link="200mbit", intra_link="1600mbit")
-    assert "dev lo root handle 1: tbf rate 1600mbit burst 70000" in network.node_shaping(inside)
+    assert "dev lo parent 1: classid 1:1 htb rate 1600mbit burst 70000" in network.node_shaping(inside)
+    assert "match ip dst 10.77.0.0/16 flowid 1:1" in network.node_shaping(inside)  # votes go to 10.78
     assert "dev lo" not in network.node_shaping(FOUR)
     assert fabric.links(inside)["intra"].gbps == pytest.approx(0.2) and "intra" not in fabric.links(FOUR)
     assert str(inside) == "200mbit links, 1600mbit inside nodes"

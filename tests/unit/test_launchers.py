@@ -238,6 +238,10 @@ OPEN_MPI_4_CODE = OPEN_MPI_CODE.replace("[prterun-a-2004@1,1]", "[[5400,1],3]")
 OPEN_MPI_SILENT = (
     "prterun has exited due to process rank 1 with PID 2122 on node a exiting\nimproperly. There are three"
 )
+OPEN_MPI_PEER = """[vm:00000] *** An error occurred in Socket closed
+[vm:00000] *** reported by process [3436183553,2]
+prterun has exited due to process rank 1 with PID 18213 on node vm calling
+"abort". This may have caused other processes in the application to be"""
 HYDRA = """=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES
 =   PID 3545 RUNNING AT a
 =   EXIT CODE: 9
@@ -255,6 +259,7 @@ YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)
         (OPEN_MPI_4_CODE.format(7), "rank 3 exited with code 7"),
         (OPEN_MPI_CODE.format(1), ""),  # the rank has said why itself
         (OPEN_MPI_SILENT, "rank 1 exited without a word"),
+        (OPEN_MPI_PEER, "rank 1 lost another rank, which was killed or crashed"),
         (HYDRA.format("[a] 9,0,1792,0"), "rank 2 exited with code 7"),
         (HYDRA.format("[a:0] 9,9,11,9"), "rank 2 was killed by signal 11"),
         (HYDRA.format("[a] 9,0 \n[b] 139,9"), "rank 2 was killed by signal 11"),  # 128: it dumped core

@@ -1,0 +1,70 @@
+"""What a measurement used beside time: CPUs, whoever kept them busy, and the links of an emulated fabric."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from commbench import fabric
+from commbench.records import Outer
+from commbench.transports.base import Transport
+
+_IDLE = (3, 4)  # columns of /proc/stat: idle, and idle while something waits for a disk
+_FEWEST_TICKS = 10
+_ALL = 8  # user, nice, system, idle, iowait, irq, softirq, steal; what follows is in them already
+
+
+class Meter:
+    """What a measurement used beside time: the CPUs, and the links of an emulated fabric by their own counters."""
+
+    def __init__(self, outer: Outer, transport: Transport) -> None:
+        self._transport = transport
+        self._emulated = outer.emulated
+        self._speaks = transport.rank % outer.ranks_per_node == 0  # for its node
+        self._before, self._ticks = self._counters(), _ticks()
+
+    def read(self, calls: int) -> dict[str, Any]:
+        """Collective: the fields of a measurement of `calls` calls."""
+        # All ranks have left their last call, or the counters would miss what is still under way.
+        self._transport.barrier()
+        after = self._counters()
+        used = {"cpu_percent": _percent(self._ticks, _ticks())}
+        if self._emulated is None:
+            return used
+        mine = [last - first for first, last in zip(self._before, after, strict=True)]
+        every = self._transport.all_gather(mine)
+        sent, links = float(every[:, : len(mine) // 2].sum()), every[every.any(axis=1)]
+        return used | {
+            "wire_bytes": sent / calls,
+            "link_imbalance": float(links.max() / links.mean()) if links.size else None,
+        }
+
+    def _counters(self) -> list[float]:
+        if self._emulated is None:
+            return []
+        values = fabric.counters(self._emulated)
+        return values if self._speaks else [0.0] * len(values)
+
+
+def _ticks() -> tuple[float, float]:
+    """(busy, total) clock ticks so far of the CPUs that this process may use; zeros where the kernel does not tell."""
+    mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    busy = total = 0.0
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return 0.0, 0.0
+    for line in lines:
+        name, *fields = line.split()
+        if name in mine:
+            values = [float(field) for field in fields[:_ALL]]
+            total += sum(values)
+            busy += sum(values) - sum(values[column] for column in _IDLE)
+    return busy, total
+
+
+def _percent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+    """Busy share of the time between two readings; None where they are closer than the kernel's clock ticks."""
+    total = after[1] - before[1]
+    return 100 * (after[0] - before[0]) / total if total >= _FEWEST_TICKS else None
