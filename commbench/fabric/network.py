@@ -79,7 +79,7 @@ def node_shaping(fabric: Emulated) -> str:
     """For `tc -batch` in a node's namespace."""
     lines = [_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines)]
     if fabric.intra_link:
-        # Ranks of a node reach each other over the loopback device, and for votes too: what is in no class is not held up.
+        # Ranks of a node reach each other over the loopback device, and for votes: what is in no class is not held up.
         burst = fabric.intra_burst_bytes
         lines += [
             "qdisc add dev lo root handle 1: htb\n",

@@ -117,7 +117,7 @@ def test_table_and_csv_on_stdout_only_data(tmp_path: Path) -> None:
     data = [line for line in result.stdout.splitlines() if not line.startswith("#")]
     assert len(data) == 8 and all(len(line.split()) == 20 and line.endswith("ok") for line in data)
     header = next(line for line in result.stdout.splitlines() if line.startswith("#") and "algbw" in line)
-    assert len(header.lstrip("#").split()) == 17
+    assert len(header.lstrip("#").split()) == 20
     assert "spread between launches is NOT in it" in result.stdout
     result = commbench(*QUICK, "launches=1", "iters=4", "--no-plots", "--format", "csv", "-q", cwd=tmp_path)
     assert result.stderr == ""
