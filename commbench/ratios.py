@@ -1,7 +1,8 @@
 """How much faster one way is than another: cases of one run that differ in algorithm and parameters only.
 
 They share their launches, so each launch gives one pair of medians. The baseline of a group is the collective's
-default algorithm with its default parameters.
+default algorithm with its default parameters. Where there is one way only, the routings of an emulated fabric are
+compared with the first of them: they have launches of their own, one in each round, in an order drawn for each round.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commbench import algorithms, stats
+from commbench.fabric.emulated import ROUTINGS
 from commbench.records import Case, Measurement, Row, Status, digest
 from commbench.stats import Floats, Verdict
 from commbench.store import RunFolder
@@ -70,7 +72,20 @@ def compare(
             if case is not baseline:
                 theirs = by_group.get(case.case_id, {})
                 shared = [(ours[group], theirs[group]) for group in ours if group in theirs]
-                found[case.case_id] = _ratio(baseline, case, shared, slowest_us)
+                found[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
+    by_round: dict[str, dict[int, Measurement]] = {}
+    for measurement in latest.values():
+        by_round.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+    for members in _alike_but_for_routing([case for case in cases if case.case_id not in found]):
+        first = min(members, key=_routing)
+        name = f"routing={ROUTINGS[_routing(first)]}"
+        found[first.case_id] = Ratio(baseline=name)
+        before = by_round.get(first.case_id, {})
+        for case in members:
+            if case is not first:
+                after = by_round.get(case.case_id, {})
+                rounds = [(before[index], after[index]) for index in before if index in after]
+                found[case.case_id] = _ratio(name, case, rounds, slowest_us)
     return found
 
 
@@ -105,6 +120,21 @@ def _alike(cases: Sequence[Case]) -> list[list[Case]]:
     return [members for members in groups.values() if len(members) > 1]
 
 
+def _alike_but_for_routing(cases: Sequence[Case]) -> list[list[Case]]:
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        if case.outer.emulated is not None and case.outer.emulated.spines > 1:
+            shared = dataclasses.asdict(case)
+            del shared["outer"]["emulated"]["routing"]
+            groups.setdefault(digest(shared), []).append(case)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def _routing(case: Case) -> int:
+    assert case.outer.emulated is not None
+    return ROUTINGS.index(case.outer.emulated.routing)
+
+
 def _rank(case: Case) -> tuple[bool, int]:
     """The baseline has the lowest: the default, else what is first in the table of algorithms, and then in the plan."""
     names = algorithms.names(case.collective)
@@ -114,7 +144,7 @@ def _rank(case: Case) -> tuple[bool, int]:
 
 
 def _ratio(
-    baseline: Case,
+    baseline: str,
     case: Case,
     shared: Sequence[tuple[Measurement, Measurement]],
     slowest_us: Callable[[Measurement], Floats],
@@ -127,9 +157,9 @@ def _ratio(
             ours, theirs = [], []
     known = stats.ratio(ours, theirs, seed=case.seed)
     if speedup is None or known is None:
-        return Ratio(baseline=baseline.label, speedup=speedup, pairs=len(shared))
+        return Ratio(baseline=baseline, speedup=speedup, pairs=len(shared))
     return Ratio(
-        baseline=baseline.label,
+        baseline=baseline,
         speedup=speedup,
         # Samples on disk are rounded to nanoseconds, the medians are not: keep low <= speedup <= high.
         speedup_low=min(known[1], speedup),

@@ -12,12 +12,11 @@ from pathlib import Path
 from commbench.bound import LinkRate
 from commbench.errors import EnvironmentProblem
 from commbench.fabric import namespaces, network
-from commbench.fabric.emulated import Emulated
+from commbench.fabric.emulated import PACKET_BYTES, Emulated
 from commbench.fabric.tools import find
 from commbench.launch.process import rank_environment
 
 _MADE_WITHIN_S = 60  # it takes half a second
-PACKET_BYTES = 65_536  # at most, with 20 bytes of IP header or more
 
 
 def wrap(command: Sequence[str], fabric: Emulated) -> list[str]:

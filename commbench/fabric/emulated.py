@@ -18,9 +18,8 @@ MOST_NODES, MOST_SPINES, MOST_OVERHEAD = 64, 8, 1_000_000
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
 _SLOWEST, _FASTEST = 1e6, 400e9  # below, a packet takes a second; above, tc counts in whole nanoseconds per packet
-_PACKET = (
-    70_000  # the largest that the kernel hands to a link at once: 64 KiB, counted with the headers of its segments
-)
+PACKET_BYTES = 65_536  # the largest that the kernel hands to a link at once; it stands for many frames
+_HEADERS = 1.07  # a packet as a link counts it: with the headers of all frames that it stands for
 _TIMER_S = 200e-6  # a link may wake so late; it shall have saved up enough to make up for it
 
 
@@ -43,7 +42,7 @@ class Emulated:
     @property
     def burst_bytes(self) -> int:
         """What a link that has rested sends at once: a token bucket must hold the largest packet with its charge."""
-        return max(_PACKET + self.message_overhead, int(self.gbps * 1e9 * _TIMER_S))
+        return max(int(PACKET_BYTES * _HEADERS) + self.message_overhead, int(self.gbps * 1e9 * _TIMER_S))
 
     @property
     def intra_gbps(self) -> float:
@@ -51,7 +50,7 @@ class Emulated:
 
     @property
     def intra_burst_bytes(self) -> int:
-        return max(_PACKET, int(self.intra_gbps * 1e9 * _TIMER_S))
+        return max(int(PACKET_BYTES * _HEADERS), int(self.intra_gbps * 1e9 * _TIMER_S))
 
     def __str__(self) -> str:
         """`1gbit links, 30000 B per packet, 2 spines, spray`."""

@@ -124,7 +124,7 @@ def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: in
         _batch("ip", network.node(fabric, number))
         _batch("tc", network.node_shaping(fabric))
         if network.sprays(fabric):
-            _run([find("nft"), "-f", "-"], network.spray(fabric))
+            _run([find("nft"), "-f", "-"], network.spray(fabric, number))
 
     def told(action: Callable[[], None]) -> None:
         answer = {}

@@ -14,6 +14,7 @@ DATA = "net"  # and the number of the spine
 INTERFACES = f"{DATA}0", CONTROL  # whose addresses data, and votes, are sent to
 _DATA_ADDRESSES = "10.77.0.0/16"
 _MARK = 100  # of packets sprayed to spine 0; the others follow
+_SMALL_PACKET = 200  # bytes; with options an acknowledgement has up to 80
 _LATENCY = "2000ms"  # a queue that long drops packets, as TCP needs it to; windows stay below
 
 
@@ -93,16 +94,20 @@ def sprays(fabric: Emulated) -> bool:
     return fabric.routing == "spray" and fabric.spines > 1
 
 
-def spray(fabric: Emulated) -> str:
-    """For `nft -f -` in a node's namespace: packet after packet takes the next spine."""
-    return (
-        "table ip spray {\n"
-        "  chain output {\n"
-        "    type route hook output priority mangle; policy accept;\n"
-        f"    ip daddr {_DATA_ADDRESSES} meta mark set numgen inc mod {fabric.spines} offset {_MARK}\n"
-        "  }\n"
-        "}\n"
-    )
+def spray(fabric: Emulated, me: int) -> str:
+    """For `nft -f -` in node `me`'s namespace: to each destination, packet after packet takes the next spine.
+
+    Acknowledgements are counted apart: between large packets they would make the turns of those uneven.
+    """
+    turn = f"meta mark set numgen inc mod {fabric.spines} offset {_MARK}"
+    rules = [
+        f"    ip daddr {address(n)} meta length {which} {_SMALL_PACKET} {turn}\n"
+        for n in range(fabric.nodes)
+        if n != me
+        for which in (">", "<=")
+    ]
+    head = "table ip spray {\n  chain output {\n    type route hook output priority mangle; policy accept;\n"
+    return head + "".join(rules) + "  }\n}\n"
 
 
 def settings(fabric: Emulated) -> dict[str, str]:

@@ -158,3 +158,26 @@ def test_a_sweep_over_the_scripted_transport(tmp_path: Path) -> None:
         "crossover-all_to_all-scripted-fp32-isolated.png"
     }
     assert RunFolder.open(run).rows()
+
+
+def test_routings_are_compared_round_by_round_where_nothing_else_differs() -> None:
+    words = ("transport=gloo", "fabric=emulated", "layout=2x2", "spines=2", "routing=static,ecmp,spray", "launches=10")
+    factors = {"static": 2.0, "ecmp": 1.5, "spray": 1.0}
+
+    def by_routing(case: Case) -> float:
+        assert case.outer.emulated is not None
+        return 1000.0 * factors[case.outer.emulated.routing]
+
+    cases = planned(*words, *SMALL[2:], "algorithm=direct")
+    made = measured(cases, by_routing, drift=0.0)
+    found = ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
+    assert {ratio.baseline for ratio in found.values()} == {"routing=static"} and len(found) == 6
+    for case in cases:
+        assert case.outer.emulated is not None
+        if case.outer.emulated.routing != "static":
+            expected = 2.0 / factors[case.outer.emulated.routing]
+            assert found[case.case_id].speedup == pytest.approx(expected, rel=0.05)
+            assert found[case.case_id].pairs == 10
+    both = planned(*words, *SMALL[2:], "algorithm=direct,bruck")
+    made = measured(both, by_routing)
+    assert {ratio.baseline for ratio in ratios.compare(both, made, lambda m: np.ones(20)).values()} == {"direct"}
