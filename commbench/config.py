@@ -247,6 +247,10 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     if layouts and (given := [key for key in ("nodes", "ranks_per_node") if key in overrides.values]):
         if "layout" in overrides.values:
             raise UsageError(f"{given[0]} and layout are both set", hint="leave one of them out")
+        if len(given) == 1:
+            raise UsageError(
+                f"{given[0]} is set, and the recipe sets layout={','.join(layouts)}", hint="write layout=NxM instead"
+            )
         layouts = []  # a recipe's
     return SweepConfig(
         recipe=Path(recipe).stem,
@@ -268,10 +272,10 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         ranks_per_node=[_number("ranks_per_node", value) for value in axes["ranks_per_node"]],
         layout=layouts,
         fabric=axes["fabric"],
-        link=[str(value) for value in axes["link"]],
+        link=[str(value).lower() for value in axes["link"]],
         message_overhead=[_number("message_overhead", value) for value in axes["message_overhead"]],
         spines=[_number("spines", value) for value in axes["spines"]],
-        intra_link=[str(value) for value in axes["intra_link"]],
+        intra_link=[str(value).lower() for value in axes["intra_link"]],
         routing=axes["routing"],
         env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
         size_min=size_min,

@@ -21,6 +21,7 @@ class Meter:
     def __init__(self, outer: Outer, transport: Transport) -> None:
         self._transport = transport
         self._emulated = outer.emulated
+        self._ranks_per_node = outer.ranks_per_node
         self._speaks = transport.rank % outer.ranks_per_node == 0  # for its node
         self._before, self._ticks = self._counters(), _ticks()
 
@@ -34,10 +35,10 @@ class Meter:
             return used
         mine = [last - first for first, last in zip(self._before, after, strict=True)]
         every = self._transport.all_gather(mine)
-        sent, links = float(every[:, : len(mine) // 2].sum()), every[every.any(axis=1)]
+        sent, links = float(every[:, : len(mine) // 2].sum()), every[:: self._ranks_per_node]
         return used | {
             "wire_bytes": sent / calls,
-            "link_imbalance": float(links.max() / links.mean()) if links.size else None,
+            "link_imbalance": float(links.max() / links.mean()) if links.any() else None,
         }
 
     def _counters(self) -> list[float]:
@@ -67,4 +68,5 @@ def _ticks() -> tuple[float, float]:
 def _percent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
     """Busy share of the time between two readings; None where they are closer than the kernel's clock ticks."""
     total = after[1] - before[1]
-    return 100 * (after[0] - before[0]) / total if total >= _FEWEST_TICKS else None
+    enough = total >= _FEWEST_TICKS * len(os.sched_getaffinity(0))
+    return 100 * (after[0] - before[0]) / total if enough else None

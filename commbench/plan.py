@@ -222,9 +222,9 @@ def _skip_reason(case: Case) -> str:
         where = "" if case.groups == "world" else f"groups={case.groups} of {case.outer.layout}: "
         return f"{where}one rank has nobody to exchange with"
     if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
-        return (
-            f"an emulated fabric is between 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
-        )
+        return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
+    if case.outer.emulated and "GLOO_SOCKET_IFNAME" in case.outer.env:
+        return "on an emulated fabric gloo uses its links; env.GLOO_SOCKET_IFNAME would be overwritten"
     if case.outer.emulated and entry.not_emulated:
         return f"{case.outer.transport} does not run on an emulated fabric: {entry.not_emulated}"
     if case.size_bytes == 0:

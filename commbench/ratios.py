@@ -85,7 +85,8 @@ def compare(
             if case is not first:
                 after = by_round.get(case.case_id, {})
                 rounds = [(before[index], after[index]) for index in before if index in after]
-                found[case.case_id] = _ratio(name, case, rounds, slowest_us)
+                # Samples of two launches tell nothing of what differs between launches.
+                found[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
     return found
 
 
@@ -135,12 +136,12 @@ def _routing(case: Case) -> int:
     return ROUTINGS.index(case.outer.emulated.routing)
 
 
-def _rank(case: Case) -> tuple[bool, int]:
+def _rank(case: Case) -> tuple[bool, int, bool]:
     """The baseline has the lowest: the default, else what is first in the table of algorithms, and then in the plan."""
     names = algorithms.names(case.collective)
     place = names.index(case.algorithm)
     defaults = {key: value for key, (value, _) in algorithms.get(case.collective, case.algorithm).params.items()}
-    return place > 0 or case.params != defaults, place
+    return place > 0 or case.params != defaults, place, case.params != defaults
 
 
 def _ratio(

@@ -300,6 +300,8 @@ class Sweep:
             what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
         if not hard and not own and log.exists():
             what = self._launcher(order).explain(log.read_text(errors="replace")) or what
+        if order.outer.emulated and log.exists():
+            what = fabric.explain(log.read_text(errors="replace")) or what
         if "No space left" in what:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",

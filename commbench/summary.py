@@ -12,7 +12,7 @@ import numpy as np
 from commbench import algorithms, collectives, stats
 from commbench.bound import LinkRate, bound_us, of_messages
 from commbench.layout import LINK_CLASSES, LinkClass
-from commbench.records import Case, Measurement, Row, Status, digest
+from commbench.records import Case, Fabric, Measurement, Row, Status, digest
 from commbench.spec import Value, traffic_split
 from commbench.stats import Floats
 from commbench.store import RunFolder, read_lines
@@ -204,7 +204,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         groups=case.groups,
         group_size=layout.ranks // groups,
         overlap=case.overlap,
-        fabric=next((m.fabric for m in measurements if m.fabric), ""),
+        fabric=Fabric.EMULATED if emulated else next((m.fabric for m in measurements if m.fabric), ""),
         link=emulated.link if emulated else "",
         message_overhead=emulated.message_overhead if emulated else 0,
         spines=emulated.spines if emulated else 0,

@@ -28,7 +28,7 @@ from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.meter import Meter
-from commbench.records import Case, Fabric, Measurement, Status
+from commbench.records import Case, Fabric, Measurement, Outer, Status
 from commbench.spec import Spec
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
@@ -89,8 +89,10 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
 class _Job(measure.Observer):
     """One case on this rank: its buffers, its data, and whether they came out right."""
 
-    def __init__(self, checker: check.Checker, pairs: list[Pair], events: Events) -> None:
+    def __init__(self, checker: check.Checker, pairs: list[Pair], events: Events, outer: Outer) -> None:
         self.checker = checker
+        self.outer = outer
+        self.meter: Meter | None = None
         self.transport = checker.transport
         self.pairs = pairs
         self.events = events
@@ -116,6 +118,7 @@ class _Job(measure.Observer):
     def arm(self) -> None:
         """Data that no call has had yet, in all pairs: only timed calls can bring the right output."""
         self.load(_TIMED_SALT, self.pairs)
+        self.meter = Meter(self.outer, self.transport)
 
     def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
         """Elements wrong after the call numbered `salt`, in the outputs of the `used` pairs, all ranks together."""
@@ -197,15 +200,17 @@ def _measure_case(
             return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
         ready = bound.bind(pairs)
         # Groups have data of their own: a block of another group is a wrong one.
-        job = _Job(check.Checker(transport, collective, spec, rank, case.seed + (group << 48)), pairs, events)
+        job = _Job(
+            check.Checker(transport, collective, spec, rank, case.seed + (group << 48)), pairs, events, order.outer
+        )
         # Two calls with different data: a result of the last call would pass the first one only.
         if bad := job.call(ready[0], 1) or job.call(ready[0], 2):
             return done(Status.WRONG_RESULT, "before timing", wrong=bad), None
-        meter = Meter(order.outer, transport)
         timing = measure.measure(
             transport, ready, case.policy, mode=case.mode, observer=job, beside=case.overlap != "none"
         )
-        metered = meter.read(timing.calls.stop)
+        assert job.meter is not None
+        metered = job.meter.read(len(timing.calls))
         # What the timed calls left in every pair that they used, then one call with fresh data.
         used = sorted({call % count for call in timing.calls[-count:]}) if collective.repeatable(spec) else []
         if bad := job.wrong(_TIMED_SALT, used) or job.call(ready[0], 4):

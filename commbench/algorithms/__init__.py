@@ -45,8 +45,8 @@ _ALL: tuple[Algorithm, ...] = (
     DropGather(),
     DropGatherPipelined(),
     Duplicated(),
-    DropReduceScatter(),
     AllReduceDrop(),
+    DropReduceScatter(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

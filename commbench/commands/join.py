@@ -241,7 +241,7 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
     if len(outers) != 1:
         raise UsageError(
             f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
-            hint="transport, nodes, ranks_per_node and env.NAME take one value here",
+            hint="transport, nodes, ranks_per_node, layout and env.NAME take one value here",
         )
     outer = next(iter(outers.values()))
     if outer.env:

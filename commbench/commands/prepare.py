@@ -52,8 +52,11 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
     named = bool(words) and (recipes.is_file(words[0]) or "=" not in words[0])
     recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
     overrides = recipes.parse_overrides(rest)
-    for key, value in (forced or {}).items():
-        overrides.values.setdefault(key, [value])
+    if (
+        "layout" not in overrides.values
+    ):  # else that is what the user means, and it is compared with the ranks there are
+        for key, value in (forced or {}).items():
+            overrides.values.setdefault(key, [value])
     return recipe, [config.build(recipe, composed, overrides) for composed in recipes.compose(recipe, overrides)]
 
 

@@ -104,7 +104,11 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         if repair(path):
             talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
-    check_fabrics(items, about["launchers"])
+    for before, now in zip(items, check_fabrics(items, about["launchers"]), strict=True):
+        if now.skip != before.skip:
+            raise EnvironmentProblem(
+                f"{folder.run_id} cannot go on here: {now.skip}", hint="set the environment as it was, and resume again"
+            )
     sweep = of_run(request, folder, items, talk)
     for row in folder.rows().values():
         if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):

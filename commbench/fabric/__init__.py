@@ -46,13 +46,26 @@ def check(fabric: Emulated) -> None:
     if done.returncode == 0:
         return
     try:
-        told = json.loads(done.stderr.strip().splitlines()[-1])
-        problem = EnvironmentProblem(told["error"], hint=told["hint"])
-    except (ValueError, IndexError, KeyError, TypeError):
-        problem = EnvironmentProblem(
+        told = _told(done.stderr)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise EnvironmentProblem(
             f"the emulated fabric did not start: {done.stderr.strip()[-300:]}", hint="this is a defect of commbench"
-        )
-    raise problem
+        ) from error
+    raise EnvironmentProblem(told["error"], hint=told["hint"])
+
+
+def _told(log: str) -> dict[str, str]:
+    """What the process that makes the fabric said last."""
+    told = json.loads(log.strip().splitlines()[-1])
+    return {"error": str(told["error"]), "hint": str(told["hint"])}
+
+
+def explain(log: str) -> str:
+    """Why a launch had no fabric, from its log; "" where that is not what happened."""
+    try:
+        return "{error} ({hint})".format(**_told(log))
+    except (ValueError, IndexError, KeyError, TypeError):
+        return ""
 
 
 def links(fabric: Emulated) -> dict[str, LinkRate]:
@@ -67,7 +80,9 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
         )
     }
     if fabric.intra_link:
-        known["intra"] = LinkRate(gbps=fabric.intra_gbps, of="node", burst_bytes=fabric.intra_burst_bytes)
+        # htb lets a packet pass while it has anything left, tbf only what it has.
+        burst = fabric.intra_burst_bytes + PACKET_BYTES
+        known["intra"] = LinkRate(gbps=fabric.intra_gbps, of="node", burst_bytes=burst)
     return known
 
 

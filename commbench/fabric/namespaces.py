@@ -119,12 +119,15 @@ class _Node:
 
 def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: int) -> NoReturn:
     def set_up() -> None:
-        for path, value in network.settings(fabric).items():
-            _set(path, value)
         _batch("ip", network.node(fabric, number))
         _batch("tc", network.node_shaping(fabric))
         if network.sprays(fabric):
             _run([find("nft"), "-f", "-"], network.spray(fabric, number))
+
+    def enter_network() -> None:
+        _new_network()
+        for path, value in network.settings(fabric).items():  # now, as interfaces inherit them when they are made
+            _set(path, value)
 
     def told(action: Callable[[], None]) -> None:
         answer = {}
@@ -132,11 +135,13 @@ def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: in
             action()
         except EnvironmentProblem as problem:
             answer = {"error": str(problem), "hint": problem.hint}
+        except OSError as error:
+            answer = {"error": str(_lacking(error)), "hint": _lacking(error).hint}
         except Exception as error:
             answer = {"error": f"node {number}: {type(error).__name__}: {error}", "hint": "this is a defect"}
         os.write(to_parent, json.dumps(answer).encode() + b"\n")
 
-    told(_new_network)
+    told(enter_network)
     if os.read(from_parent, 1):
         told(set_up)
     os._exit(0)
@@ -212,7 +217,10 @@ def _run(command: list[str], text: str) -> None:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join((done.stderr or done.stdout).split())
+        kernel = "a Linux kernel with veth, bridge, sch_tbf (for intra_link sch_htb, for spray nf_tables with numgen)"
         raise EnvironmentProblem(
             f"{Path(command[0]).name} refused a part of the emulated network: {said}",
-            hint="it needs a Linux kernel with veth, bridge, sch_tbf and, for routing=spray, nf_tables with numgen",
+            hint="it needs the right CAP_NET_ADMIN; in a container: --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+            if "not permitted" in said
+            else f"it needs {kernel}",
         )

@@ -15,7 +15,8 @@ INTERFACES = f"{DATA}0", CONTROL  # whose addresses data, and votes, are sent to
 _DATA_ADDRESSES = "10.77.0.0/16"
 _MARK = 100  # of packets sprayed to spine 0; the others follow
 _SMALL_PACKET = 200  # bytes; with options an acknowledgement has up to 80
-_LATENCY = "2000ms"  # a queue that long drops packets, as TCP needs it to; windows stay below
+_QUEUE_S = 2.0  # a queue that long drops packets, as TCP needs it to; windows stay below
+_LONGEST_QUEUE = 1 << 30  # bytes; tc has 32 bits for it
 
 
 def address(node: int) -> str:
@@ -133,5 +134,6 @@ def _port(node: int, spine: int) -> str:
 
 def _shape(fabric: Emulated, device: str) -> str:
     charge = f"stab overhead {fabric.message_overhead} " if fabric.message_overhead else ""
-    rate = f"tbf rate {fabric.link} burst {fabric.burst_bytes} latency {_LATENCY}"
+    limit = min(int(fabric.gbps * 1e9 * _QUEUE_S), _LONGEST_QUEUE) + fabric.burst_bytes
+    rate = f"tbf rate {fabric.link} burst {fabric.burst_bytes} limit {limit}"
     return f"qdisc add dev {device} root handle 1: {charge}{rate}\n"

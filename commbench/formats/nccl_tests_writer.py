@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from commbench.layout import Layout
-from commbench.output import describe_layout
-from commbench.records import Row, Status
+from commbench.output import describe_emulated, describe_layout
+from commbench.records import Fabric, Row, Status
 from commbench.spec import DTYPES
 from commbench.units import format_size, gbps
 
@@ -118,6 +119,7 @@ def _describe(row: Row) -> str:
         f"{row.buffers} buffers",
         f"{row.cache} cache",
         describe_layout(row.nodes, row.ranks, row.fabric),
+        *([describe_emulated(asdict(row))] if row.fabric == Fabric.EMULATED else []),
         *([] if row.groups == "world" else [f"groups={row.groups}"]),
         *([] if row.overlap == "none" else [f"overlap={row.overlap}"]),
         *(f"{name}={value}" for settings in (row.arguments, row.env) for name, value in settings.items()),

@@ -13,7 +13,7 @@ from commbench.launch import mpiexec, slurm
 from commbench.records import Outer
 
 # Keys that hold one value in a launch that is joined: the command of each set-up says which.
-_ONE_VALUE = ("transport", "nodes", "ranks_per_node", "launches")
+_ONE_VALUE = ("transport", "nodes", "ranks_per_node", "layout", "launches")
 _DIALECTS = {"mpich": "MPICH", "intel": "Intel MPI", "openmpi": "Open MPI"}
 _PORT = 29400
 

@@ -73,7 +73,10 @@ def round_of(seed: int, out: Path, words: list[str], *, kill: bool, longest_s: f
         victim, delay = rng.choice(VICTIMS), rng.uniform(0.3, longest_s)
         time.sleep(delay)
         about = f"seed {seed}: {victim} killed after {delay:.2f} s"
-        for process in choose(victim, family(str(out)), sweep.pid):
+        ranks = [json.loads(path.read_text())["pid"] for path in out.glob("2*/logs/*/rank-*.json")]
+        alive = [psutil.Process(pid) for pid in ranks if psutil.pid_exists(pid)]
+        chosen = [rng.choice(alive)] if victim == "rank" and alive else choose(victim, family(str(out)), sweep.pid)
+        for process in chosen:
             try:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:

@@ -77,6 +77,7 @@ def test_mpiexec_as_a_child_and_joined_give_the_same_cases(tmp_path: Path) -> No
     ("words", "message"),
     [
         (("ranks_per_node=3",), "started 2 ranks, but nodes x ranks_per_node is 1 x 3"),
+        (("layout=3x1",), "started 2 ranks, but nodes x ranks_per_node is 3 x 1"),
         (("transport=gloo",), "transport gloo does not run under --launcher mpiexec"),
         (("env.A=1,2",), "2 set-ups were asked for"),
     ],

@@ -120,8 +120,8 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("fabric=emulated nodes=1", "between 2 to 64 nodes, layout 1x2 has 1"),
-        ("fabric=emulated layout=100x1", "between 2 to 64 nodes"),
+        ("fabric=emulated nodes=1", "has 2 to 64 nodes, layout 1x2 has 1"),
+        ("fabric=emulated layout=100x1", "has 2 to 64 nodes"),
         ("fabric=emulated layout=4by4", "layout is '4by4'"),
         ("fabric=emulated layout=0x4", "nodes is 0"),
         ("layout=2x2 nodes=2", "nodes and layout are both set"),
@@ -129,6 +129,8 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
         ("fabric=emulated nodes=2 link=900gbit", "link is '900gbit'"),
         ("fabric=emulated nodes=2 message_overhead=-1", "message_overhead is -1"),
         ("fabric=emulated nodes=2 intra_link=slow", "intra_link is 'slow'"),
+        ("2d_overhead ranks_per_node=8", "ranks_per_node is set, and the recipe sets layout=4x4"),
+        ("fabric=emulated layout=2x2 env.GLOO_SOCKET_IFNAME=lo", "would be overwritten"),
         ("nodes=2 intra_link=1gbit", "intra_link is set, but has no effect"),
         ("fabric=emulated nodes=2 spines=0", "spines is 0"),
         ("fabric=emulated nodes=2 spines=2 routing=best", "unknown routing 'best'"),
@@ -142,8 +144,24 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
 )
 def test_what_cannot_be(tmp_path: Path, words: str, said: str) -> None:
     first = [] if "transport" in words else ["transport=gloo"]
-    result = commbench("sweep", "quick", *first, *words.split(), cwd=tmp_path)
+    recipe = [] if words.startswith("2d_") else ["quick"]
+    result = commbench("sweep", *recipe, *words.split(), *first, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     error, hint = result.stderr.strip().splitlines()[-2:]
     assert said in error + hint and hint.startswith("hint: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_layouts_in_a_job_script_are_one_in_each_line(tmp_path: Path) -> None:
+    words = ("transport=gloo", "layout=2x2,4x1", "--launcher", "print")
+    result = commbench("sweep", "quick", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if "srun" in line and "sweep" in line]
+    assert len(lines) == 2 and not any("layout=" in line for line in lines)
+    assert "nodes=2 ranks_per_node=2" in lines[0] and "nodes=4 ranks_per_node=1" in lines[1]
+
+
+def test_a_launch_without_its_fabric_says_why() -> None:
+    log = 'noise\n{"error": "ip refused a part", "hint": "a kernel with veth"}\n'
+    assert fabric.explain(log) == "ip refused a part (a kernel with veth)"
+    assert fabric.explain("Traceback ...") == fabric.explain("") == ""

@@ -181,3 +181,11 @@ def test_routings_are_compared_round_by_round_where_nothing_else_differs() -> No
     both = planned(*words, *SMALL[2:], "algorithm=direct,bruck")
     made = measured(both, by_routing)
     assert {ratio.baseline for ratio in ratios.compare(both, made, lambda m: np.ones(20)).values()} == {"direct"}
+
+
+def test_partial_sums_are_compared_with_what_is_done_today() -> None:
+    words = ("collective=tp_all_to_all", "algorithm=drop_reduce_scatter,all_reduce_drop", "chunks=4,1")
+    found = compare(planned(*SMALL, *words, "tp_input=partial"))
+    assert {ratio.baseline for ratio in found.values()} == {"all_reduce_drop"}
+    alone = compare(planned(*SMALL, *words[:1], "algorithm=drop_reduce_scatter", words[2]))
+    assert {ratio.baseline for ratio in alone.values()} == {"drop_reduce_scatter chunks=1"}
