@@ -30,7 +30,7 @@ def cli() -> None:
 
 
 @cli.command(
-    short_help="Measure; print a table; draw curves.",
+    short_help="Measure; print a table; draw plots.",
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
@@ -56,7 +56,7 @@ def cli() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
 def sweep(words: tuple[str, ...], **options: Any) -> int:
-    """Measure collectives over sizes and algorithms, print a table, and draw curves.
+    """Measure collectives over sizes and algorithms, print a table, and draw plots.
 
     RECIPE is a name (quick, alltoall) or a YAML file; without it, `quick`. --show-config lists the keys.
 
@@ -103,7 +103,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     )
 
 
-@cli.command(short_help="Draw bandwidth and time curves of runs.")
+@cli.command(short_help="Draw the plots of runs: curves, crossover, traffic.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
 @click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
