@@ -17,7 +17,7 @@ def _lacking() -> str:
     for name, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
         if shutil.which(name, path=path) is None:
             return f"{name}, of {package}, is not here"
-    words = ["ip", "link", "add", "a", "type", "veth", "peer", "name", "b"]
+    words = ["ip", "link", "add", "name", "one", "type", "veth", "peer", "name", "two"]
     for rights in ("-n", "-Urn"):
         done = subprocess.run(["unshare", rights, *words], env={**os.environ, "PATH": path}, check=False)
         if done.returncode == 0:
