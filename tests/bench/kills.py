@@ -1,4 +1,4 @@
-"""Ten seeded kills of a sweep over gloo and MPI; the 60 on the scripted transport are a test."""
+"""Seeded kills: ten of a sweep over gloo and MPI, twenty on the scripted transport; forty more of those are a test."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from pathlib import Path
 
 from tests.kills import kill_and_resume
 
-SEEDS = range(100, 110)
+SEEDS, SCRIPTED = range(100, 110), range(40, 60)
 
 
 def main() -> None:
     words = ["quick", "transport=gloo,mpi", "launches=2", "iters=20", "-e", "32K"]
+    scripted = ["quick", "transport=scripted", "launches=2", "iters=6", "-e", "32K", "-f", "8"]
     with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "script.json"
+        script.write_text('{"pace_us": 1000}')
         for seed in SEEDS:
             print(kill_and_resume(seed, Path(folder) / f"kill-{seed}", words, longest_s=8.0), flush=True)
-    print(f"{len(SEEDS)} kills: 0 lost, 0 twice, 0 left running")
+        for seed in SCRIPTED:
+            made = [*scripted, f"script={script}"]
+            print(kill_and_resume(seed, Path(folder) / f"kill-{seed}", made, longest_s=2.4), flush=True)
+    print(f"{len(SEEDS) + len(SCRIPTED)} kills: 0 lost, 0 twice, 0 left running")

@@ -31,7 +31,7 @@ def sweep(tmp_path: Path, *words: str, **kwargs: Any) -> list[dict[str, Any]]:
 
 def test_the_links_carry_what_steps_declare(tmp_path: Path) -> None:
     """Counters of the links over 20 calls and more, messages of 256 KiB and more: the payload and its headers."""
-    words = ("layout=2x2,3x2", "collective=all_to_all,all_to_allv,tp_all_to_all", "algorithm=all", "splits=even,zipf")
+    words = ("layout=2x2,3x2", "collective=all_to_all,all_to_allv,tp_all_to_all", "algorithm=all", "splits=zipf")
     rows = sweep(tmp_path, *words, *FEW, "iters=20", "link=10gbit", "-b", "3M", "-e", "3M")
     ok = [row for row in rows if row["status"] == "ok"]
     assert {(row["collective"], row["algorithm"]) for row in ok} >= {
@@ -55,11 +55,11 @@ def test_a_slow_link_is_what_takes_the_time(tmp_path: Path) -> None:
 
 def test_a_node_can_be_slow_inside(tmp_path: Path) -> None:
     """Messages between ranks of a node are held up as those between nodes are; votes are not."""
-    words = ("layout=2x2", "algorithm=direct", "link=400gbit", "intra_link=20mbit", "-b", "512K", "-e", "512K")
+    words = ("layout=2x2", "algorithm=direct", "link=400gbit", "intra_link=40mbit", "-b", "2M", "-e", "2M")
     (row,) = sweep(tmp_path, *words, *FEW, "iters=3")
     assert 0.7 <= row["bound_fraction"] <= 1.0
     (row,) = sweep(tmp_path, *words, *FEW, "iters=3", "groups=rails")
-    assert row["time_us"] < 20_000
+    assert row["intra_bytes"] == 0 and row["bound_us"] is None and row["time_us"] < 100_000
 
 
 @pytest.mark.parametrize("routing", ["static", "ecmp", "spray"])
@@ -108,7 +108,7 @@ def test_without_root(tmp_path: Path) -> None:
     assert rows_of(done)[0]["fabric"] == "emulated"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_nothing_is_left(tmp_path: Path, seed: int) -> None:
     """Runs that end, and runs of which a process is killed at a random moment; `make bench ARGS=emulated` has 20."""
     round_of(seed, tmp_path / "out", QUICK, kill=seed % 3 != 0, longest_s=5.0)

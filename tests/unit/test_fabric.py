@@ -56,7 +56,7 @@ def test_only_messages_that_cost_something_are_charged() -> None:
 
 def test_the_inside_of_a_node_can_have_a_rate_too() -> None:
     inside = Emulated(nodes=2, link="200mbit", intra_link="1600mbit")
-    assert "dev lo parent 1: classid 1:1 htb rate 1600mbit burst 70000" in network.node_shaping(inside)
+    assert "dev lo parent 1: classid 1:1 htb rate 1600mbit burst 70123" in network.node_shaping(inside)
     assert "match ip dst 10.77.0.0/16 flowid 1:1" in network.node_shaping(inside)  # votes go to 10.78
     assert "dev lo" not in network.node_shaping(FOUR)
     assert fabric.links(inside)["intra"].gbps == pytest.approx(0.2) and "intra" not in fabric.links(FOUR)
@@ -69,7 +69,8 @@ def test_routes() -> None:
     assert "route add 10.77.0.4/32 src 10.77.0.2 dev net1" in static.splitlines()
     assert ecmp.count("nexthop dev net0 nexthop dev net1") == 3
     assert "rule add fwmark 101 table 101" in spray and "10.77.0.1/32 src 10.77.0.2 dev net1 table 101" in spray
-    assert "numgen inc mod 2 offset 100" in network.spray(SPINES["spray"])
+    rules = network.spray(SPINES["spray"], 1)
+    assert rules.count("numgen inc mod 2 offset 100") == 3 * 2 and "10.77.0.2 " not in rules
     for text in (static, ecmp, spray):
         assert text.count("neigh add") == 3 * 2  # to each other node, over each spine
 
