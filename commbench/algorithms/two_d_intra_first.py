@@ -41,13 +41,15 @@ class TwoDIntraFirst(AlgorithmBase):
 
     name = "2d_intra_first"
     collective = "all_to_all"
+    legs = ("intra", "inter")  # one after the other
 
     def supports(self, spec: Spec) -> str | None:
         return two_levels(spec.layout)
 
     def steps(self, spec: Spec) -> list[Step]:
-        intra, inter = inside_and_between(spec.layout, spec.block_bytes)
-        return [Step(name="intra", sends=intra), Step(name="inter", sends=inter, after=("intra",))]
+        sends = dict(zip(("intra", "inter"), inside_and_between(spec.layout, spec.block_bytes), strict=True))
+        first, last = self.legs
+        return [Step(name=first, sends=sends[first]), Step(name=last, sends=sends[last], after=(first,))]
 
     def scratch_bytes(self, spec: Spec) -> int:
         return spec.size_bytes
@@ -56,26 +58,30 @@ class TwoDIntraFirst(AlgorithmBase):
         return _Bound(comm, spec)
 
 
-class _Bound(BoundBase):
+class TwoLevelsBound(BoundBase):
+    """The communicators of both levels, and one buffer as large as the input."""
+
     def __init__(self, comm: Comm, spec: Spec) -> None:
         layout = spec.layout
         self._shape = layout.nodes, layout.ranks_per_node
         self._node = comm.subgroup(layout.node_groups())
         self._rail = comm.subgroup(layout.rails())
-        self._permuted = comm.empty(spec.size_bytes)
+        self._scratch = comm.empty(spec.size_bytes)
 
+    def close(self) -> None:
+        del self._scratch
+
+
+class _Bound(TwoLevelsBound):
     def start(self, out: Array, inp: Array) -> Work:
         n, m = self._shape
-        permuted = self._permuted
+        permuted = self._scratch
         # (node, local) -> (local, node): what goes to one local peer, for all nodes, lies together.
         permuted.reshape(m, n, -1)[...] = inp.reshape(n, m, -1).swapaxes(0, 1)
         self._node.all_to_all(out, permuted, step="intra").wait()
         # `out` holds (source local, node); one message per node wants (node, source local).
         permuted.reshape(n, m, -1)[...] = out.reshape(m, n, -1).swapaxes(0, 1)
         return self._rail.all_to_all(out, permuted, step="inter")
-
-    def close(self) -> None:
-        del self._permuted
 
 
 class TwoDIntraFirstV(AlgorithmBase):
