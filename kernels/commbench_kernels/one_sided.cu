@@ -1,0 +1,193 @@
+// One-sided all-to-all between GPUs that reach each other's memory. See one_sided.py for how calls are made.
+//
+// Block b of a rank works with block b of every other rank, and waits for nothing else: ranks may start in any order,
+// blocks may run one after the other, and no block waits for one of its own rank. What tells one call from the next is
+// a number, counted by each block in its own rank's memory, so that a call captured in a graph can be replayed.
+#include <system.cuh>
+
+#ifndef RANKS
+#error "RANKS: how many ranks there are"
+#endif
+
+struct Peer {
+  const char* source;  // what goes there: `sent` bytes of the own input
+  char* target;        // where to: in the peer's output
+  char* arrival;       // where what comes from there belongs: `received` bytes of the own output
+  char* scratch;       // the peer's
+  u64 sent, received;
+};
+
+struct Call {
+  Peer peers[RANKS];  // the own rank as well: its block is copied
+  u64 slot_bytes;     // of the packets from one block of one rank
+  u32 rank;
+};
+
+// The scratch of a rank, zeros at first (scratch.py has the same): the number of the last call of each block; which
+// call each block of each rank has entered; which it has left; packets.
+constexpr u32 BLOCKS = 128;
+constexpr u32 WIDTH = (RANKS + 3) / 4 * 4;  // words of one block's flags
+__device__ inline u32* calls(char* scratch) { return (u32*)scratch; }
+__device__ inline u32* entered(char* scratch) { return (u32*)scratch + BLOCKS; }
+__device__ inline u32* finished(char* scratch) { return (u32*)scratch + BLOCKS + BLOCKS * WIDTH; }
+__device__ inline char* packets(char* scratch) { return scratch + sizeof(u32) * (BLOCKS + 2 * BLOCKS * WIDTH); }
+
+// Peers in the order in which rank `rank` turns to them, itself last: all ranks start with different ones.
+__device__ inline u32 turn(u32 rank, u32 k) { return rank + k < RANKS ? rank + k : rank + k - RANKS; }
+
+// Tell block b of all ranks that this one is at call `number`, and wait until each of them is. Threads 0 .. RANKS - 1.
+template <u32* (*flags)(char*)>
+__device__ inline void meet(const Call& call, u32 number) {
+  for (u32 p = thread(); p < RANKS; p += threads()) {
+    if (p == call.rank) continue;
+    release(flags(call.peers[p].scratch) + block() * WIDTH + call.rank, number);
+    const u32* flag = flags(call.peers[call.rank].scratch) + block() * WIDTH + p;
+    while ((int)(acquire(flag) - number) < 0) idle();
+  }
+}
+
+// All ranks have come this far on their streams.
+KERNEL void handshake(const __grid_constant__ Call call) {
+  u32* counter = calls(call.peers[call.rank].scratch) + block();
+  u32 number = *counter + 1;
+  block_barrier();
+  meet<entered>(call, number);
+  if (thread() == 0) *counter = number;
+}
+
+// Elements of one tile: a thread holds UNROLL of them at a time, to have as many loads under way.
+template <class V, int UNROLL>
+struct Tile {
+  V held[UNROLL];
+
+  __device__ void read(const Peer& peer, u64 first) {
+    const V* source = (const V*)peer.source;
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+      u64 i = first + u * threads();
+      if (i < peer.sent / sizeof(V)) held[u] = load(source + i);
+    }
+  }
+
+  __device__ void write(const Peer& peer, u64 first) {
+    V* target = (V*)peer.target;
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+      u64 i = first + u * threads();
+      if (i < peer.sent / sizeof(V)) target[i] = held[u];
+    }
+  }
+};
+
+// Write every block where it belongs. No peer is written to before it has entered the call, for until then it may still
+// read its output; and the call is over when all peers have said that what they send has arrived.
+template <class V, int UNROLL>
+__device__ void store(const Call& call) {
+  const Peer* peers = call.peers;
+  u32* counter = calls(peers[call.rank].scratch) + block();
+  u32 number = *counter + 1;
+  u64 tile_size = (u64)threads() * UNROLL, first = block() * tile_size + thread();
+  u64 most = 0;
+  for (u32 p = 0; p < RANKS; ++p) most = peers[p].sent > most ? peers[p].sent : most;
+
+  Tile<V, UNROLL> tile;
+  tile.read(peers[turn(call.rank, 1)], first);  // while the others enter
+  block_barrier();                              // all threads have read the counter
+  meet<entered>(call, number);
+  block_barrier();
+  bool read = true;
+  for (; first < most / sizeof(V) + thread(); first += blocks() * tile_size) {
+    for (u32 k = 1; k <= RANKS; ++k) {
+      const Peer& peer = peers[turn(call.rank, k)];
+      if (!read) tile.read(peer, first);
+      read = false;
+      tile.write(peer, first);
+    }
+  }
+  if (sizeof(V) > 1 && block() == 0) {  // what is left of blocks that are no whole number of elements
+    for (u32 k = 1; k <= RANKS; ++k) {
+      const Peer& peer = peers[turn(call.rank, k)];
+      for (u64 i = peer.sent / sizeof(V) * sizeof(V) + thread(); i < peer.sent; i += threads())
+        peer.target[i] = peer.source[i];
+    }
+  }
+  block_barrier();  // the stores of all threads come before the flag
+  meet<finished>(call, number);
+  if (thread() == 0) *counter = number;
+}
+
+KERNEL void store_16(const __grid_constant__ Call call) { store<uint4, 4>(call); }
+KERNEL void store_4(const __grid_constant__ Call call) { store<u32, 4>(call); }
+KERNEL void store_1(const __grid_constant__ Call call) { store<unsigned char, 4>(call); }
+
+// Eight bytes from `at`, of which `left` are there. WHOLE: addresses are multiples of eight.
+template <bool WHOLE>
+__device__ inline u64 read8(const char* at, u64 left) {
+  if (WHOLE && left >= 8) return load((const u64*)at);
+  u64 data = 0;
+  for (u32 i = 0; i < 8 && i < left; ++i) data |= (u64)load((const unsigned char*)at + i) << (8 * i);
+  return data;
+}
+
+template <bool WHOLE>
+__device__ inline void write8(char* at, u64 data, u64 left) {
+  if (WHOLE && left >= 8) {
+    *(u64*)at = data;
+    return;
+  }
+  for (u32 i = 0; i < 8 && i < left; ++i) at[i] = (char)(data >> (8 * i));
+}
+
+__device__ inline u64 words(u64 nbytes) { return (nbytes + 7) / 8; }
+
+// Small blocks: no handshake. Data travel in packets into the peer's scratch and are unpacked there.
+//
+// Two sets of slots take turns. Block b writes those of call n when it has got the packets of call n - 1 from every
+// rank. Their senders were then in call n - 1, so they had finished call n - 2, the last that used the same slots. This
+// is why a block sends at least one packet to each rank, however little there is to say.
+template <bool WHOLE>
+__device__ void send_packets(const Call& call) {
+  char* own = call.peers[call.rank].scratch;
+  u32* counter = calls(own) + block();
+  u32 number = *counter + 1;
+  u64 set = (u64)block() * 2 + (number & 1), first = (u64)block() * threads() + thread(), stride = (u64)blocks() * threads();
+
+  for (u32 k = 1; k < RANKS; ++k) {
+    const Peer& peer = call.peers[turn(call.rank, k)];
+    Packet* slot = (Packet*)(packets(peer.scratch) + (set * RANKS + call.rank) * call.slot_bytes) + thread();
+    u64 i = first;
+    do {
+      u64 data = i * 8 < peer.sent ? read8<WHOLE>(peer.source + i * 8, peer.sent - i * 8) : 0;
+      if (i < words(peer.sent) || (thread() == 0 && i == first)) put(slot, data, number);
+      slot += threads();
+      i += stride;
+    } while (i < words(peer.sent));
+  }
+  const Peer& self = call.peers[call.rank];
+  for (u64 i = first; i < words(self.sent); i += stride)
+    write8<WHOLE>(self.target + i * 8, read8<WHOLE>(self.source + i * 8, self.sent - i * 8), self.sent - i * 8);
+  for (u32 k = 1; k < RANKS; ++k) {
+    u32 source = turn(call.rank, k);
+    const Peer& peer = call.peers[source];
+    const Packet* slot = (const Packet*)(packets(own) + (set * RANKS + source) * call.slot_bytes) + thread();
+    u64 i = first;
+    do {
+      if (i < words(peer.received) || (thread() == 0 && i == first)) {
+        Packet packet = get(slot);
+        while (packet.first != number || packet.second != number) {
+          idle();
+          packet = get(slot);
+        }
+        if (i < words(peer.received))
+          write8<WHOLE>(peer.arrival + i * 8, (u64)packet.high << 32 | packet.low, peer.received - i * 8);
+      }
+      slot += threads();
+      i += stride;
+    } while (i < words(peer.received));
+  }
+  block_barrier();  // all threads have read the counter, and got their packets
+  if (thread() == 0) *counter = number;
+}
+
+KERNEL void packets_8(const __grid_constant__ Call call) { send_packets<true>(call); }
+KERNEL void packets_1(const __grid_constant__ Call call) { send_packets<false>(call); }

@@ -1,0 +1,28 @@
+"""What one-sided kernels need beside input and output: flags, counters and slots, in memory that all ranks reach.
+
+`one_sided.cu` has the same layout.
+"""
+
+from __future__ import annotations
+
+BLOCKS = 128  # of threads, at most, in one call
+PACKET_BYTES = 16
+_DATA_BYTES = 8  # of a packet
+_WORD = 4
+
+
+def flag_bytes(ranks: int) -> int:
+    """Of the counter of each block, and of two flags for each block of each rank. Zeros before the first call."""
+    width = -(-ranks // 4) * 4
+    return _WORD * (BLOCKS + 2 * BLOCKS * width)
+
+
+def slot_bytes(block_bytes: int, blocks: int, threads: int) -> int:
+    """Of the packets that one block of threads sends one rank, where the largest message has `block_bytes`."""
+    words = -(-block_bytes // _DATA_BYTES)
+    return max(1, -(-words // (blocks * threads))) * threads * PACKET_BYTES
+
+
+def packet_bytes(ranks: int, slot: int, blocks: int) -> int:
+    """Of all slots: two for each block of each rank."""
+    return blocks * 2 * ranks * slot

@@ -1,0 +1,73 @@
+// kernels/commbench_kernels/system.cuh for threads of a CPU: each CUDA thread is one of them.
+#pragma once
+
+#include <atomic>
+#include <barrier>
+#include <chrono>
+#include <cstdint>
+#include <random>
+#include <thread>
+
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#define KERNEL static
+#define __device__
+#define __grid_constant__
+
+struct uint4 {
+  u32 x, y, z, w;
+};
+
+struct Place {
+  u32 thread, threads, block, blocks;
+  std::barrier<>* barrier;
+};
+inline thread_local Place here;
+
+// A thread may be late at any time, and most of all between what it tells others and what it hears from them.
+struct Delays {
+  std::mt19937 random;
+  u32 most_us = 0;
+};
+inline thread_local Delays delays;
+inline void dawdle() {
+  if (delays.most_us && delays.random() % 8 == 0)
+    std::this_thread::sleep_for(std::chrono::microseconds(delays.random() % delays.most_us));
+}
+
+inline u32 thread() { return here.thread; }
+inline u32 threads() { return here.threads; }
+inline u32 block() { return here.block; }
+inline u32 blocks() { return here.blocks; }
+inline void block_barrier() { here.barrier->arrive_and_wait(); }
+
+inline void release(u32* flag, u32 value) { std::atomic_ref(*flag).store(value, std::memory_order_release); }
+inline u32 acquire(const u32* flag) {
+  dawdle();
+  return std::atomic_ref(*const_cast<u32*>(flag)).load(std::memory_order_acquire);
+}
+
+template <class T>
+inline T load(const T* at) {
+  return *at;
+}
+
+// Two separate halves: what hardware guarantees, and no more.
+struct alignas(16) Packet {
+  u32 low, first, high, second;
+};
+inline u64* half(const Packet* at, int which) { return (u64*)at + which; }
+
+inline void put(Packet* at, u64 data, u32 number) {
+  std::atomic_ref(*half(at, 1)).store((u64)number << 32 | data >> 32, std::memory_order_relaxed);
+  std::atomic_ref(*half(at, 0)).store((u64)number << 32 | (u32)data, std::memory_order_relaxed);
+}
+inline Packet get(const Packet* at) {
+  dawdle();
+  u64 a = std::atomic_ref(*half(at, 0)).load(std::memory_order_relaxed);
+  u64 b = std::atomic_ref(*half(at, 1)).load(std::memory_order_relaxed);
+  return {(u32)a, (u32)(a >> 32), (u32)b, (u32)(b >> 32)};
+}
+
+inline void idle() { std::this_thread::yield(); }
