@@ -13,8 +13,17 @@ _WORD = 4
 
 def flag_bytes(ranks: int) -> int:
     """Of the counter of each block, and of two flags for each block of each rank. Zeros before the first call."""
-    width = -(-ranks // 4) * 4
-    return _WORD * (BLOCKS + 2 * BLOCKS * width)
+    return _WORD * (BLOCKS + 2 * BLOCKS * _width(ranks))
+
+
+def memory_flags(ranks: int, which: int) -> int:
+    """Where the flags of handshakes 0 and 1 by memory operations are: those of one block, which no kernel uses then."""
+    return _WORD * (BLOCKS + (1 + which) * BLOCKS * _width(ranks))
+
+
+def _width(ranks: int) -> int:
+    """Words of one block's flags."""
+    return -(-ranks // 4) * 4
 
 
 def slot_bytes(block_bytes: int, blocks: int, threads: int) -> int:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commbench_kernels import one_sided, scratch
 
-from commbench_kernels import scratch
 from tests.conftest import REPOSITORY
-
 
 HOST = REPOSITORY / "tests/kernels/host"
 THREADS = 8
@@ -38,8 +38,18 @@ def library(tmp_path_factory: pytest.TempPathFactory):
     return build
 
 
-def run(library: ctypes.CDLL, kernel: str, matrix: np.ndarray, *, blocks: int, resident: int, calls: int, shift: int = 0,
-        most_us: int = 200, seed: int = 0) -> int:  # fmt: skip
+def run(
+    library: ctypes.CDLL,
+    kernel: str,
+    matrix: np.ndarray,
+    *,
+    blocks: int,
+    resident: int,
+    calls: int,
+    shift: int = 0,
+    most_us: int = 200,
+    seed: int = 0,
+) -> int:
     """Wrong bytes after `calls` calls. `shift`: bytes by which input and output miss a multiple of 64."""
     ranks = len(matrix)
     slot = scratch.slot_bytes(int(matrix.max()), blocks, THREADS)
@@ -77,7 +87,8 @@ def test_every_byte_arrives(library, kernel: str, ranks: int) -> None:
 
 @pytest.mark.parametrize("kernel", ["store_1", "packets_1"])
 def test_odd_sizes_at_odd_addresses(library, kernel: str) -> None:
-    assert run(library(3), kernel, np.array([[7, 1, 0], [129, 3, 65], [31, 2, 1001]]), blocks=2, resident=2, calls=6, shift=3) == 0  # fmt: skip
+    matrix = np.array([[7, 1, 0], [129, 3, 65], [31, 2, 1001]])
+    assert run(library(3), kernel, matrix, blocks=2, resident=2, calls=6, shift=3) == 0
 
 
 @pytest.mark.parametrize("kernel", ["store_16", "store_4", "packets_8"])
@@ -95,3 +106,47 @@ def test_many_calls_without_a_pause(library, kernel: str) -> None:
 def test_the_layout_of_the_scratch_is_that_of_the_kernels() -> None:
     source = Path(REPOSITORY / "kernels/commbench_kernels/one_sided.cu").read_text()
     assert f"constexpr u32 BLOCKS = {scratch.BLOCKS};" in source
+
+
+def test_they_compile_for_gpus() -> None:
+    pytest.importorskip("cuda.bindings")
+    from commbench_kernels import compiler
+
+    try:
+        for ranks in (2, 8, 72):
+            code = compiler.compile_source("one_sided.cu", "sm_90", {"RANKS": ranks})
+            assert code.startswith(b"\x7fELF") and b"packets_8" in code
+    except RuntimeError as error:
+        if isinstance(error, compiler.CudaError):
+            raise
+        pytest.skip(str(error).splitlines()[0])
+    with pytest.raises(compiler.CudaError, match="RANKS"):
+        compiler.compile_source("one_sided.cu", "sm_90", {})
+
+
+def test_the_reference_is_an_all_to_all() -> None:
+    import torch
+
+    inputs = [torch.arange(3), torch.arange(10, 14), torch.arange(20, 22)]
+    outputs = one_sided.reference(inputs, [[1, 0, 2], [2, 1, 1], [0, 0, 2]])
+    assert [out.tolist() for out in outputs] == [[0, 10, 11], [12], [1, 2, 13, 20, 21]]
+
+
+def test_the_argument_is_the_struct_of_the_kernels() -> None:
+    """Six words of a peer, then the slot and the rank; up to 72 ranks fit where a kernel's arguments are."""
+    block = one_sided.Block(source=1, target=2, arrival=3, scratch=4, sent=5, received=6)
+    argument = one_sided._argument(1, [block, block], 7)
+    assert bytes(argument) == np.array([1, 2, 3, 4, 5, 6] * 2 + [7, 1], dtype=np.uint64).tobytes()
+    assert ctypes.sizeof(one_sided._argument(0, [block] * 72, 0)) <= 4096
+
+
+def test_the_widest_access_that_addresses_allow() -> None:
+    block = one_sided.Block(source=64, target=128, arrival=256, scratch=0, sent=5, received=6)
+    assert one_sided._alignment([block]) == 16
+    assert one_sided._alignment([block, dataclasses.replace(block, target=8)]) == 8
+    assert one_sided._alignment([dataclasses.replace(block, arrival=255)]) == 1
+
+
+def test_a_roofline_is_the_link_and_the_handshakes() -> None:
+    assert one_sided.least_us(400_000, 400, 1, packets=False) == 3
+    assert one_sided.least_us(400_000, 400, 1, packets=True) == 3

@@ -60,8 +60,9 @@ struct alignas(16) Packet {
 inline u64* half(const Packet* at, int which) { return (u64*)at + which; }
 
 inline void put(Packet* at, u64 data, u32 number) {
-  std::atomic_ref(*half(at, 1)).store((u64)number << 32 | data >> 32, std::memory_order_relaxed);
   std::atomic_ref(*half(at, 0)).store((u64)number << 32 | (u32)data, std::memory_order_relaxed);
+  dawdle();
+  std::atomic_ref(*half(at, 1)).store((u64)number << 32 | data >> 32, std::memory_order_relaxed);
 }
 inline Packet get(const Packet* at) {
   dawdle();
