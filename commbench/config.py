@@ -16,8 +16,8 @@ from commbench.recipes import Overrides
 from commbench.spec import DTYPES, Value
 from commbench.units import parse_size
 
-MODES = ("isolated", "pipelined")
-BUFFERS = ("plain",)
+MODES = ("isolated", "pipelined", "graph")
+BUFFERS = ("plain", "registered", "symmetric")
 CACHES = ("warm", "cold")
 FABRICS = ("real", "emulated")
 EMULATION = ("link", "message_overhead", "spines", "intra_link", "routing")

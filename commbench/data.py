@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,14 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 CHUNK_BYTES = 1 << 20  # small enough to stay in cache while it is mixed
+
+
+class Block(NamedTuple):
+    """`nbytes` bytes that follow from `key`."""
+
+    key: int
+    nbytes: int
+
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -45,8 +54,14 @@ def words(key: int, count: int) -> npt.NDArray[np.uint64]:
 
 
 @functools.cache
-def _table() -> npt.NDArray[np.uint64]:
+def table() -> npt.NDArray[np.uint64]:
+    """The words of which, each combined with one of `piece_words`, every block is made."""
     return words(0, CHUNK_BYTES // 8)
+
+
+def piece_words(key: int, nbytes: int) -> list[int]:
+    """One random word for each piece of the block of `key`."""
+    return [_mix((key + _GAMMA * (piece + 1)) & _MASK) for piece in range(-(-nbytes // CHUNK_BYTES))]
 
 
 def block_chunks(key: int, nbytes: int) -> Iterator[Bytes]:
@@ -55,10 +70,9 @@ def block_chunks(key: int, nbytes: int) -> Iterator[Bytes]:
     One table of random words, combined with one random word per (block, piece): a piece in a wrong place differs in
     every word, a shifted one in almost all, for the price of one pass where hashing each word takes eight.
     """
-    for start in range(0, nbytes, CHUNK_BYTES):
-        piece = min(CHUNK_BYTES, nbytes - start)
-        word = np.uint64(_mix((key + _GAMMA * (start // CHUNK_BYTES + 1)) & _MASK))
-        yield (_table()[: -(-piece // 8)] ^ word).view(np.uint8)[:piece]
+    for number, word in enumerate(piece_words(key, nbytes)):
+        piece = min(CHUNK_BYTES, nbytes - number * CHUNK_BYTES)
+        yield (table()[: -(-piece // 8)] ^ np.uint64(word)).view(np.uint8)[:piece]
 
 
 # What a reduction does with two whole numbers.

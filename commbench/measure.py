@@ -2,6 +2,7 @@
 
 isolated   one call is one sample: barrier, mark, call, mark. The headline is the maximum over ranks.
 pipelined  n calls back to back between two marks, one synchronisation, divided by n: what nccl-tests does by default.
+graph      as isolated, of a CUDA graph of n calls, divided by n: what nccl-tests does with -G.
 
 Beside a matrix product, one sample is three isolated ones in turn: the call alone, the product alone, and both.
 
@@ -22,9 +23,10 @@ import numpy as np
 from commbench import stats
 from commbench.records import Policy
 from commbench.stats import Floats
-from commbench.transports.base import Ready, Transport
+from commbench.transports.base import Ready, Timer, Transport
 
 PIPELINED_CALLS = 20  # nccl-tests' -n
+GRAPH_CALLS = 20  # in one graph; as many pairs of buffers take turns in it at the most
 PIPELINED_SAMPLE_S = 0.25  # one pipelined sample shall not take longer, if at least 2 calls fit
 FEWEST_SAMPLES = 3  # even where the cap is spent
 BEAT_S = 5.0  # a batch shall end by then, so that a slow case is told from a hung one
@@ -51,9 +53,10 @@ class Timing:
         return slowest
 
     @property
-    def skew_us(self) -> float:
-        """Median over samples of the time between the first and the last rank leaving the barrier."""
-        return float(np.median(self.begin_us.max(axis=1) - self.begin_us.min(axis=1)))
+    def skew_us(self) -> float | None:
+        """Median over samples of the time between the first and the last rank leaving the barrier, if clocks tell."""
+        skew = float(np.median(self.begin_us.max(axis=1) - self.begin_us.min(axis=1)))
+        return None if math.isnan(skew) else skew
 
 
 class Observer:
@@ -68,20 +71,23 @@ class Observer:
         """After each batch: still alive."""
 
 
-def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, each: int) -> list[list[float]]:
+def take(
+    timer: Timer, calls: Sequence[Ready], first: int, count: int, each: int, whole: Ready | None = None
+) -> list[list[float]]:
     """`count` samples of `each` calls, on this rank: [times, host times, begins], times per call in microseconds.
 
-    `first` numbers the first call, so that rotated buffers go on where the last batch stopped.
+    `first` numbers the first call, so that rotated buffers go on where the last batch stopped. `whole` makes `each`
+    calls at once.
     """
     marks: list[tuple[Any, Any]] = []
     host: list[float] = []
-    barrier, mark, clock, synchronize = transport.barrier, transport.mark, transport.host_us, transport.synchronize
+    barrier, mark, clock, synchronize = timer.barrier, timer.mark, timer.host_us, timer.synchronize
     n = len(calls)
     for number in range(first, first + count * each, each):
-        turn = list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
+        turn = [whole] if whole else list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
         call = turn[0]
         barrier()
-        if each == 1:
+        if len(turn) == 1:
             begin = mark()
             enter = clock()
             work = call()
@@ -102,8 +108,8 @@ def take(transport: Transport, calls: Sequence[Ready], first: int, count: int, e
         marks.append((begin, end))
         host.append((leave - enter) / each)
     synchronize()
-    times = [transport.between_us(begin, end) / each for begin, end in marks]
-    return [times, host, [transport.moment_us(begin) for begin, _ in marks]]
+    times = [timer.between_us(begin, end) / each for begin, end in marks]
+    return [times, host, [timer.moment_us(begin) for begin, _ in marks]]
 
 
 BESIDE = ("comm_alone_us", "compute_alone_us", "compute_beside_us")
@@ -113,7 +119,7 @@ _FITTINGS = 8  # at most, of the product to the call
 
 
 def take_beside(
-    transport: Transport, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any]
+    timer: Timer, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any]
 ) -> list[list[float]]:
     """As `take`, one call a sample, of call and product together, followed by the three columns of `BESIDE`.
 
@@ -121,32 +127,32 @@ def take_beside(
     """
     columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
     for number in range(first, first + 2 * count, 2):
-        alone = take(transport, calls, number, 1, 1)
-        transport.barrier()
-        begin = transport.mark()
+        alone = take(timer, calls, number, 1, 1)
+        timer.barrier()
+        begin = timer.mark()
         product()
-        end = transport.mark()
-        transport.barrier()
+        end = timer.mark()
+        timer.barrier()
         call = calls[(number + 1) % len(calls)]
-        both = transport.mark()
-        enter = transport.host_us()
+        both = timer.mark()
+        enter = timer.host_us()
         work = call()
-        started, leave = transport.mark(), transport.host_us()
+        started, leave = timer.mark(), timer.host_us()
         product()
-        made = transport.mark()
+        made = timer.mark()
         if work is not None:
             work.wait()
-        done = transport.mark()
-        transport.synchronize()
-        between = transport.between_us
-        values = [between(both, done), leave - enter, transport.moment_us(both)]
+        done = timer.mark()
+        timer.synchronize()
+        between = timer.between_us
+        values = [between(both, done), leave - enter, timer.moment_us(both)]
         values += [alone[0][0], between(begin, end), between(started, made)]
         for column, value in zip(columns, values, strict=True):
             column.append(value)
     return columns
 
 
-def _product(transport: Transport, call_us: float) -> Callable[[], Any]:
+def _product(transport: Transport, timer: Timer, call_us: float) -> Callable[[], Any]:
     """A matrix product, or several in turn, that last as long as the call within a tenth; the same on all ranks."""
     rows = repeats = 1
     for _ in range(_FITTINGS):
@@ -158,11 +164,11 @@ def _product(transport: Transport, call_us: float) -> Callable[[], Any]:
 
         times = []
         for _ in range(5):
-            begin = transport.mark()
+            begin = timer.mark()
             product()
-            end = transport.mark()
-            transport.synchronize()
-            times.append(transport.between_us(begin, end))
+            end = timer.mark()
+            timer.synchronize()
+            times.append(timer.between_us(begin, end))
         took_us = float(transport.all_gather([sorted(times)[2]]).max())
         if 0.9 < took_us / call_us < 1.1:
             break
@@ -215,8 +221,9 @@ def _measure(
     observer: Observer,
     beside: bool,
 ) -> Timing:
+    timer = transport.timer(mode)
     transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for that
-    started = transport.host_us()
+    started = timer.host_us()
     warmup: list[Floats] = []  # times of each batch, samples x ranks
     batches: list[Floats] = []  # of timed samples: columns x samples x ranks
     elapsed_us = 0.0
@@ -228,24 +235,25 @@ def _measure(
         mine = timed(called, count, calls)
         called += count * calls
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
-        votes = transport.all_gather([transport.host_us() - started, *itertools.chain(*mine)])
+        votes = transport.all_gather([timer.host_us() - started, *itertools.chain(*mine)])
         elapsed_us = float(votes[:, 0].max())
         observer.beat()
         columns: Floats = votes[:, 1:].reshape(-1, len(mine), count).transpose(1, 2, 0)
         return columns
 
     product: Callable[[], Any] | None = None
+    whole: Ready | None = None
 
     def timed(first: int, count: int, calls: int) -> list[list[float]]:
         if product is not None:
-            return take_beside(transport, ready, first, count, product)
-        return take(transport, ready, first, count, calls)
+            return take_beside(timer, ready, first, count, product)
+        return take(timer, ready, first, count, calls, whole)
 
     cap_us = math.inf if policy.iters else policy.cap_s * 1e6
     # The first warm-up tells how long a call takes; the rest may use a quarter of the cap.
     calls = 1
     per_sample_us = math.inf  # unknown: the first batch is one sample
-    if policy.warmup or mode == "pipelined" or beside:
+    if policy.warmup or mode != "isolated" or beside:
         warmup.append(batch(1, 1)[0])
         per_sample_us = elapsed_us
         affordable = int(min(cap_us / 4, 1e15) / max(per_sample_us, 1e-3))
@@ -260,14 +268,18 @@ def _measure(
         if mode == "pipelined":
             calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
             per_sample_us = call_us * calls
+        if mode == "graph":
+            calls = GRAPH_CALLS
+            whole = transport.capture([ready[call % len(ready)] for call in range(calls)])
+            per_sample_us = call_us * calls
         if beside:
-            product = _product(transport, call_us)
+            product = _product(transport, timer, call_us)
             calls = 2
             per_sample_us *= 4
-    paused = transport.host_us()
+    paused = timer.host_us()
     observer.arm()
     transport.barrier()
-    started += transport.host_us() - paused
+    started += timer.host_us() - paused
     first_call = called
 
     reason = ""

@@ -38,6 +38,6 @@ def last_level_cache_bytes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> 
     return max(sizes, default=_DEFAULT_CACHE_BYTES)
 
 
-def buffer_pairs(pair_bytes: int, *, cold: bool) -> int:
+def buffer_pairs(pair_bytes: int, cache_bytes: int, *, cold: bool) -> int:
     """How many (output, input) pairs take turns: one, or as many as fill twice the last-level cache, at least two."""
-    return max(2, -(-2 * last_level_cache_bytes() // pair_bytes)) if cold else 1
+    return max(2, -(-2 * cache_bytes // pair_bytes)) if cold else 1

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from commbench import algorithms, collectives, transports
+from commbench.algorithms.base import Algorithm
 from commbench.collectives.base import Collective
 from commbench.config import EMULATION, LAYER, SweepConfig
 from commbench.errors import UsageError
@@ -67,6 +68,8 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
                 config.in_place, config.overlap, config.mode, config.buffers, config.cache
             ):
                 for algorithm, params in _ways(config, name):
+                    if _pointless(config, outer, algorithms.get(name, algorithm), buffers):
+                        continue
                     demands = algorithms.get(name, algorithm).demands
                     implied = {key: value for key, value in demands.items() if key not in config.arguments}
                     for size, arguments, reason in sizes:
@@ -88,6 +91,14 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
                             policy=policy,
                         )
                         yield PlannedCase(case=case, skip=reason or _skip_reason(case))
+
+
+def _pointless(config: SweepConfig, outer: Outer, algorithm: Algorithm, buffers: str) -> bool:
+    """Combinations that nobody means: they would be skipped, and the reader of the results would have to skip them."""
+    if not algorithm.one_sided:
+        return False
+    unwanted = "all" in config.algorithm and not transports.entry(outer.transport).one_sided
+    return unwanted or (buffers != "symmetric" and "symmetric" in config.buffers)
 
 
 def _outers(config: SweepConfig) -> Iterator[Outer]:
@@ -233,6 +244,8 @@ def _skip_reason(case: Case) -> str:
         return f"{case.outer.transport} cannot do {case.collective} on {case.dtype}"
     if case.buffers not in entry.buffers:
         return f"{case.outer.transport} has no {case.buffers} buffers"
+    if case.mode not in entry.modes:
+        return f"{case.outer.transport} has no mode {case.mode}"
     if case.in_place and collective.in_place(spec, 0) is None:
         return f"{case.collective} is not defined in place"
     if case.overlap != "none" and (not entry.overlaps or case.mode != "isolated"):
@@ -242,6 +255,8 @@ def _skip_reason(case: Case) -> str:
             else (f"{case.outer.transport} has nothing to compute beside")
         )
     algorithm = algorithms.get(case.collective, case.algorithm)
+    if algorithm.one_sided and not entry.one_sided:
+        return f"over {case.outer.transport} no rank can write into the memory of another"
     for key, value in algorithm.demands.items():
         if case.arguments[key] != value:
             return f"{algorithm.name} needs {key}={value}"

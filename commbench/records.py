@@ -168,6 +168,8 @@ class Measurement:
     links: dict[str, LinkRate] | None = None  # known rates, by class of link
     fabric: str = ""
     cpu_percent: float | None = None  # of the CPUs that ranks may use: busy while samples were taken, whoever it was
+    clock_mhz: float | None = None  # of the slowest GPU, right after the timed calls
+    slowed_ranks: list[int] | None = None  # whose GPUs were then held back: their files in logs/ say by what
     # Of an emulated fabric, by its links' own counters: bytes per call that left all nodes together, headers included,
     # and how much more than the mean the busiest direction of a link had.
     wire_bytes: float | None = None
@@ -303,6 +305,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     if origin is dict and isinstance(value, dict):
         inner = typing.get_args(hint)[1]
         return {key: _convert(f"{name}.{key}", inner, item) for key, item in value.items()}
+    if origin is list and isinstance(value, list):
+        return [_convert(name, typing.get_args(hint)[0], item) for item in value]
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return hint(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

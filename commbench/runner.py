@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from commbench import fabric, launch, plan, summary
+from commbench import fabric, launch, plan, summary, trace
 from commbench.errors import EnvironmentProblem
 from commbench.launch import leftovers
 from commbench.launch.guard import start_time
@@ -285,6 +285,9 @@ class Sweep:
         """The first failing rank and its last lines, for a person."""
         if outcome.timed_out:
             where = "" if outcome.seen else " (it did not even start a case)"
+            if found := trace.told(order.folder):
+                rank, doing, path = found
+                where += f"; rank {rank} was in {doing}: {path.relative_to(self.folder.path)}"
             return f"no progress for {format_seconds(self.timeout_s)}{where}"
         log = order.folder / "launcher.log"
         what = "the launcher ended early"

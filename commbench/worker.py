@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, check, collectives, fabric, measure, memory, transports
+from commbench import algorithms, buffers, check, collectives, fabric, measure, memory, transports
 from commbench.algorithms.base import Bound
-from commbench.collectives.base import Collective
+from commbench.buffers import Pair
 from commbench.errors import CommbenchError
 from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo, detect
@@ -29,33 +30,37 @@ from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.meter import Meter
 from commbench.records import Case, Fabric, Measurement, Outer, Status
-from commbench.spec import Spec
 from commbench.stats import p95
 from commbench.store import RunFolder, append_line, write_atomically
-from commbench.transports.base import Array, Ready, Transport
+from commbench.trace import Tracer
+from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
 
 _TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
-Pair = tuple[Array, Array]  # output, input
 RANK_INTERRUPTED = 130
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
 class Events:
-    """Rank 0's running commentary, by which the parent knows what is going on and what hangs."""
+    """A rank's running commentary. By that of rank 0 the parent knows what goes on; each leaves a trace if it hangs."""
 
-    def __init__(self, order: Order, *, active: bool) -> None:
+    def __init__(self, order: Order, rank: int) -> None:
         self._path = order.folder / "events.jsonl"
-        self._active = active
+        self._active = rank == 0
         self._last = 0.0
         self.timeout_s = order.timeout_s
+        self.doing = "the start"
+        self.tracer = Tracer(order.folder / f"trace-rank-{rank}.txt", order.timeout_s, lambda: self.doing)
+        self.tracer.start()
 
     def tell(self, event: str, **details: Any) -> None:
+        self.tracer.beat()
         if self._active:
             append_line(self._path, json.dumps({"event": event, **details}), durable=False)
 
     def beat(self) -> None:
+        self.tracer.beat()
         if time.monotonic() - self._last > min(1.0, self.timeout_s / 10):
             self._last = time.monotonic()
             self.tell("beat")
@@ -67,12 +72,14 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
     if order.outer.emulated:
         fabric.enter(order.outer.layout.node(info.rank))
+    events = Events(order, info.rank)  # after entering the network, which a thread from before would not see
     transport = transports.load(order.outer.transport)(order.transport_options)
     transport.connect(info, shared)
-    events = Events(order, active=info.rank == 0)
-    _describe_ranks(order, transport, info)
+    before = transport.device.condition()
+    _describe_rank(order, transport, info, {"before": before})
     found = _fabric(order, transport)
     for place, case in enumerate(order.cases):
+        events.doing = f"{case.label}, {format_size(case.size_bytes)}"
         events.tell("begin", case_id=case.case_id)
         measurement, timing = _measure_case(order, transport, info, case, place, events)
         measurement = replace(measurement, fabric=found)
@@ -83,7 +90,10 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
         # Nobody begins the next case before this one is on disk.
         transport.all_gather([0.0])
     events.tell("end")
+    if before:
+        _describe_rank(order, transport, info, {"before": before, "after": transport.device.condition()})
     transport.close()
+    events.tracer.stop()
 
 
 class _Job(measure.Observer):
@@ -162,33 +172,37 @@ def _measure_case(
     partition = order.outer.layout.partition(case.groups)
     group = next(index for index, ranks in enumerate(partition) if info.rank in ranks)
     rank = partition[group].index(info.rank)
-    needed = _buffer_bytes(collective, spec, rank)
+    needed = buffers.nbytes(collective, spec, rank)
     # Uneven exchanges differ between ranks, and all must rotate over equally many buffers.
     largest = int(transport.all_gather([float(needed)]).max())
-    count = memory.buffer_pairs(largest, cold=case.cache == "cold")
+    count = memory.buffer_pairs(largest, transport.device.cache_bytes(), cold=case.cache == "cold")
+    if case.mode == "graph":
+        count = min(count, measure.GRAPH_CALLS)
     if count > memory.MOST_PAIRS:
         return done(
             Status.SKIPPED,
             f"cold pairs of {format_size(largest)} would have to be {count} to get past the cache, "
             f"at most {memory.MOST_PAIRS} are made",
         ), None
-    needed = needed * count + algorithm.scratch_bytes(spec)
+    # Others find their place in symmetric buffers because those are alike on all ranks.
+    widest = largest if case.buffers == "symmetric" else None
+    needed = (widest or needed) * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
-    available = memory.available_bytes()
-    if transport.all_gather([float(needed * info.local_size > available)]).any():
-        reason = f"{info.local_size} ranks x {format_size(needed)} on this host, {format_size(available)} available"
-        return done(Status.OUT_OF_MEMORY, reason), None
+    lacking = transport.device.lacks(needed, info.local_size)
+    if transport.all_gather([float(bool(lacking))]).any():
+        return done(Status.OUT_OF_MEMORY, lacking or "another rank lacks memory, see its log"), None
 
     pairs: list[Pair] = []
     bound: Bound | None = None
     failure = ""
     try:
-        pairs = _allocate(transport, collective, spec, rank, count)
+        pairs = buffers.allocate(transport, collective, spec, rank, count, one_sided=algorithm.one_sided)
     except Exception as error:
         failure = _allocation_failure(transport, error)
     failed = _failed_ranks(transport, failure)
     if not failed:
         try:
+            transport.publish()
             comm = transport.world if case.groups == "world" else transport.world.subgroup(partition)
             bound = algorithm.prepare(comm, spec)
         except Exception as error:
@@ -198,6 +212,8 @@ def _measure_case(
         if failed or bound is None:
             ranks = ", ".join(map(str, failed))
             return done(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}"), None
+        if case.mode == "graph" and not bound.capturable:
+            return done(Status.SKIPPED, f"{case.algorithm} looks at data on the host, which no graph can hold"), None
         ready = bound.bind(pairs)
         # Groups have data of their own: a block of another group is a wrong one.
         job = _Job(
@@ -239,26 +255,22 @@ def _measure_case(
         buffer_pairs=count,
         links=fabric.links(order.outer.emulated) if order.outer.emulated else dict(transport.links()) or None,
         **metered,
+        **_clock(transport),
         **beside,
     ), timing
 
 
-def _buffer_bytes(collective: Collective, spec: Spec, rank: int) -> int:
-    """Bytes of one pair of input and output."""
-    shared = collective.in_place(spec, rank) if spec.in_place else None
-    return shared.nbytes if shared else collective.input_bytes(spec, rank) + collective.output_bytes(spec, rank)
-
-
-def _allocate(transport: Transport, collective: Collective, spec: Spec, rank: int, count: int) -> list[Pair]:
-    """`count` (output, input) pairs, cut from one or two buffers: thousands of small allocations would take long."""
-    inputs, outputs = collective.input_bytes(spec, rank), collective.output_bytes(spec, rank)
-    shared = collective.in_place(spec, rank) if spec.in_place else None
-    if shared:
-        whole = transport.world.empty(shared.nbytes * count)
-        starts = [(i * shared.nbytes + shared.output_at, i * shared.nbytes + shared.input_at) for i in range(count)]
-        return [(whole[o : o + outputs], whole[i : i + inputs]) for o, i in starts]
-    out, inp = transport.world.empty(outputs * count), transport.world.empty(inputs * count)
-    return [(out[i * outputs : (i + 1) * outputs], inp[i * inputs : (i + 1) * inputs]) for i in range(count)]
+def _clock(transport: Transport) -> dict[str, Any]:
+    """How fast the slowest rank's device runs right after the timed calls, and whether something held one back."""
+    found = transport.device.condition()
+    if not transport.all_gather([float(bool(found))]).all():
+        return {}
+    clocks = transport.all_gather([found.get("clock_mhz") or math.nan, float(bool(found.get("slowed_by")))])
+    slowest = float(clocks[:, 0].min())
+    return {
+        "clock_mhz": None if math.isnan(slowest) else slowest,
+        "slowed_ranks": [rank for rank, row in enumerate(clocks) if row[1]],
+    }
 
 
 def _allocation_failure(transport: Transport, error: Exception) -> str:
@@ -310,8 +322,11 @@ def _fabric(order: Order, transport: Transport) -> Fabric:
     return found
 
 
-def _describe_ranks(order: Order, transport: Transport, info: RankInfo) -> None:
-    """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request."""
+def _describe_rank(order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any]) -> None:
+    """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request.
+
+    `condition` of the device, before and after the cases.
+    """
     description = {
         "rank": info.rank,
         "size": info.size,
@@ -322,6 +337,7 @@ def _describe_ranks(order: Order, transport: Transport, info: RankInfo) -> None:
         "launcher": info.launcher,
         "shared_memory": leftovers.mapped(),
         "versions": transport.versions(),
+        "device": {**transport.device.identity(), **condition},
     }
     write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
 

@@ -19,6 +19,7 @@ from commbench.algorithms.drop_gather import DropGather
 from commbench.algorithms.drop_gather_pipelined import DropGatherPipelined
 from commbench.algorithms.drop_reduce_scatter import DropReduceScatter
 from commbench.algorithms.duplicated import Duplicated
+from commbench.algorithms.one_sided import SymmCopyEngine, SymmCopyEngineV, SymmStore, SymmStoreV
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
@@ -32,11 +33,15 @@ _ALL: tuple[Algorithm, ...] = (
     TwoDIntraFirst(),
     TwoDInterFirst(),
     TwoDPipelined(),
+    SymmStore(),
+    SymmCopyEngine(),
     DirectAllToAllV(),
     PairwiseV(),
     CountsFirst(),
     TwoDIntraFirstV(),
     TwoDInterFirstV(),
+    SymmStoreV(),
+    SymmCopyEngineV(),
     DirectAllGather(),
     DirectReduceScatter(),
     DirectAllReduce(),

@@ -40,9 +40,9 @@ class Bound(Protocol):
 
 
 class BoundBase:
-    """A Bound that owns nothing and can make nothing ready."""
+    """A Bound that owns nothing and can make nothing ready. It never looks at data, so a graph may hold its calls."""
 
-    capturable = False
+    capturable = True
 
     def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
         return [functools.partial(self.start, out, inp) for out, inp in pairs]
@@ -121,6 +121,7 @@ class Algorithm(Protocol):
     params: dict[str, tuple[int, str]]  # parameter -> (default, what it means)
     demands: dict[str, Value]  # argument of the collective -> the one value that it can do
     concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
+    one_sided: bool  # whether ranks write into each other's memory
 
     def supports(self, spec: Spec) -> str | None:
         """None, or why this cannot run here, in words."""
@@ -149,6 +150,7 @@ class AlgorithmBase:
     params: dict[str, tuple[int, str]] = {}
     demands: dict[str, Value] = {}
     concurrent = False
+    one_sided = False
 
     def supports(self, spec: Spec) -> str | None:
         return None

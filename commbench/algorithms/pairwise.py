@@ -61,7 +61,7 @@ def _batches(spec: Spec) -> list[range]:
     return [range(first, min(first + window, spec.ranks)) for first in range(1, spec.ranks, window)]
 
 
-def _slices(sizes: list[int]) -> list[slice]:
+def slices(sizes: list[int]) -> list[slice]:
     """Where each block lies, one after the other."""
     ends = list(itertools.accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
@@ -72,7 +72,7 @@ class _Bound(BoundBase):
         n, me = comm.size, comm.rank
         self._comm = comm
         sent, received = matrix[me], [row[me] for row in matrix]
-        at_input, at_output = _slices(sent), _slices(received)
+        at_input, at_output = slices(sent), slices(received)
         self._own = at_output[me], at_input[me]
         self._batches = []
         for rounds in _batches(spec):

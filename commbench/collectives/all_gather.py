@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from commbench.bound import Need, of_shared
-from commbench.collectives.base import InPlace, Moves
-from commbench.data import Bytes, block_chunks, block_key
+from commbench.collectives.base import Blocks, InPlace
+from commbench.data import Block, block_key
 from commbench.spec import Spec
 
 
-class AllGather(Moves):
+class AllGather(Blocks):
     name = "all_gather"
     adjoint = "reduce_scatter"
 
@@ -23,12 +23,12 @@ class AllGather(Moves):
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, 0, rank * spec.block_bytes)
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from block_chunks(block_key(seed, salt, rank, 0), spec.block_bytes)
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        yield Block(block_key(seed, salt, rank, 0), spec.block_bytes)
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         for src in range(spec.ranks):
-            yield from block_chunks(block_key(seed, salt, src, 0), spec.block_bytes)
+            yield Block(block_key(seed, salt, src, 0), spec.block_bytes)
 
     def needs(self, spec: Spec) -> list[Need]:
         n, nodes = spec.ranks, spec.layout.nodes

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from commbench.bound import Need, of_messages
-from commbench.collectives.base import Moves
-from commbench.data import Bytes, block_chunks, block_key
+from commbench.collectives.base import Blocks
+from commbench.data import Block, block_key
 from commbench.spec import Send, Spec
 
 
-class AllToAll(Moves):
+class AllToAll(Blocks):
     name = "all_to_all"
     adjoint = "all_to_all"
 
@@ -20,13 +20,13 @@ class AllToAll(Moves):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         for dst in range(spec.ranks):
-            yield from block_chunks(block_key(seed, salt, rank, dst), spec.block_bytes)
+            yield Block(block_key(seed, salt, rank, dst), spec.block_bytes)
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         for src in range(spec.ranks):
-            yield from block_chunks(block_key(seed, salt, src, rank), spec.block_bytes)
+            yield Block(block_key(seed, salt, src, rank), spec.block_bytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message for each pair of ranks."""

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 from commbench import splits
 from commbench.bound import Need, of_messages
-from commbench.collectives.base import Argument, Moves
-from commbench.data import Bytes, block_chunks, block_key
+from commbench.collectives.base import Argument, Blocks
+from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.spec import Arguments, Send, Spec
 
 
-class AllToAllV(Moves):
+class AllToAllV(Blocks):
     name = "all_to_allv"
     adjoint = "all_to_allv"  # with the counts transposed
     arguments = {
@@ -49,13 +49,13 @@ class AllToAllV(Moves):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return int(self.counts(spec)[:, rank].sum())
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         for dst, nbytes in enumerate(self.counts(spec)[rank].tolist()):
-            yield from block_chunks(block_key(seed, salt, rank, dst), nbytes)
+            yield Block(block_key(seed, salt, rank, dst), nbytes)
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         for src, nbytes in enumerate(self.counts(spec)[:, rank].tolist()):
-            yield from block_chunks(block_key(seed, salt, src, rank), nbytes)
+            yield Block(block_key(seed, salt, src, rank), nbytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message for each pair of ranks that have something to say."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from commbench.bound import Need
-from commbench.data import Bytes
+from commbench.data import Block, Bytes, block_chunks
 from commbench.layout import Layout
 from commbench.spec import DTYPES, Arguments, Spec, Value
 
@@ -73,6 +73,14 @@ class Collective(Protocol):
         """Rank `rank`'s right output for the call numbered `salt`, in the same form."""
         ...
 
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+        """Where the input is nothing but blocks, one after the other: those, for a device that makes data itself."""
+        ...
+
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+        """The same of the right output."""
+        ...
+
     def needs(self, spec: Spec) -> list[Need]:
         """What must travel whatever the algorithm: the ground of the bound."""
         ...
@@ -110,3 +118,27 @@ class Moves:
 
     def mean_bytes(self, spec: Spec) -> float | None:
         return None
+
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+        return None
+
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+        return None
+
+
+class Blocks(Moves):
+    """Of these, what moves whole blocks of data, whose bytes mean nothing to it."""
+
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        raise NotImplementedError
+
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        raise NotImplementedError
+
+    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        for block in self.input_blocks(spec, rank, seed=seed, salt=salt):
+            yield from block_chunks(*block)
+
+    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+        for block in self.expected_blocks(spec, rank, seed=seed, salt=salt):
+            yield from block_chunks(*block)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from commbench.bound import Need, of_shared
-from commbench.collectives.base import PART_BYTES, Argument, InPlace, Moves
-from commbench.data import Bytes, block_chunks, block_key
+from commbench.collectives.base import PART_BYTES, Argument, Blocks, InPlace
+from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.spec import Arguments, Spec
 
 
-class Broadcast(Moves):
+class Broadcast(Blocks):
     name = "broadcast"
     adjoint = "reduce"
     arguments = {"root": Argument(0, "the rank whose buffer is sent (in each group)")}
@@ -31,11 +31,11 @@ class Broadcast(Moves):
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, 0, 0)
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from block_chunks(block_key(seed, salt, rank, 0), self.input_bytes(spec, rank))
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        yield Block(block_key(seed, salt, rank, 0), self.input_bytes(spec, rank))
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from block_chunks(block_key(seed, salt, int(spec.arguments["root"]), 0), spec.size_bytes)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        yield Block(block_key(seed, salt, int(spec.arguments["root"]), 0), spec.size_bytes)
 
     def needs(self, spec: Spec) -> list[Need]:
         return of_shared(spec.size_bytes, spec.size_bytes, spec.layout)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from commbench.bound import Need, of_messages
-from commbench.collectives.base import PART_BYTES, Moves
-from commbench.data import Bytes, block_chunks, block_key
+from commbench.collectives.base import PART_BYTES, Blocks
+from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.spec import Arguments, Send, Spec
 
 
-class SendRecv(Moves):
+class SendRecv(Blocks):
     name = "sendrecv"
     adjoint = "sendrecv"
 
@@ -24,11 +24,11 @@ class SendRecv(Moves):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from block_chunks(block_key(seed, salt, rank, 0), spec.size_bytes)
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        yield Block(block_key(seed, salt, rank, 0), spec.size_bytes)
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from block_chunks(block_key(seed, salt, (rank - 1) % spec.ranks, 0), spec.size_bytes)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+        yield Block(block_key(seed, salt, (rank - 1) % spec.ranks, 0), spec.size_bytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message from each rank to the next."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 import commbench
-from commbench import config, fabric, launch, metadata, plan, recipes, transports
+from commbench import config, fabric, gpus, launch, metadata, plan, recipes, transports
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch.environment import RankInfo
@@ -52,12 +53,28 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
     named = bool(words) and (recipes.is_file(words[0]) or "=" not in words[0])
     recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
     overrides = recipes.parse_overrides(rest)
-    if (
-        "layout" not in overrides.values
-    ):  # else that is what the user means, and it is compared with the ranks there are
+    if recipe == "quick" and _on_gpus(overrides.values.get("transport")):
+        recipe = "quick_gpu"
+    composed = recipes.compose(recipe, overrides)
+    if forced is None and not {"layout", "nodes", "ranks_per_node"} & {*overrides.values}:
+        forced = _gpu_layout(overrides.values.get("transport") or [item["transport"] for item in composed])
+    if "layout" not in overrides.values:  # else that is what the user means; it is compared with the ranks there are
         for key, value in (forced or {}).items():
             overrides.values.setdefault(key, [value])
-    return recipe, [config.build(recipe, composed, overrides) for composed in recipes.compose(recipe, overrides)]
+    return recipe, [config.build(recipe, item, overrides) for item in composed]
+
+
+def _on_gpus(asked: Sequence[Any] | None) -> bool:
+    """Whether a recipe for any machine should use GPUs: the transports are those that the user names, if any."""
+    return asked == ["nccl"] or (asked is None and gpus.count(os.environ) > 1 and not transports.missing("nccl"))
+
+
+def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
+    """One rank for each GPU of this machine, where all transports need GPUs and there are some."""
+    found = gpus.count(os.environ)
+    known = [name for name in names if isinstance(name, str) and name in transports.TABLE]
+    everywhere = bool(names) and len(known) == len(names) and all(transports.entry(name).gpus for name in known)
+    return {"nodes": 1, "ranks_per_node": found} if everywhere and found else {}
 
 
 def choose_launchers(
@@ -175,8 +192,10 @@ def create(
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """One line for captions: `AMD EPYC, 2 CPUs, x86_64, Python 3.11.7, torch 2.13.0`."""
+    """One line for captions: `AMD EPYC, 2 CPUs, x86_64, 2 x NVIDIA H200, Python 3.11.7, torch 2.13.0`."""
     words = [machine["cpu"] or "unknown CPU", f"{machine['cpus']} CPUs", machine["machine"]]
+    models = Counter(gpu["name"] for gpu in machine.get("gpus") or ())
+    words += [f"{count} x {name}" for name, count in models.items()]
     words.append(f"Python {machine['python']}")
     if version := machine["packages"].get("torch"):
         words.append(f"torch {version}")

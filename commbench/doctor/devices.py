@@ -6,19 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from commbench.doctor.finding import Finding, note, ok, plural, ranges, some, warn
-from commbench.doctor.nvml import Gpu
 from commbench.doctor.system import System
+from commbench.gpus import Gpu, slowdowns
 from commbench.units import format_size
-
-# Bits of nvmlClocksEventReasons that cost speed. Idle, application clocks and display are no loss.
-_SLOWED_BY = {
-    0x04: "power limit",
-    0x08: "hardware slowdown",
-    0x10: "slowest GPU of a synchronised group",
-    0x20: "temperature (driver)",
-    0x40: "temperature (hardware)",
-    0x80: "power brake",
-}
 
 
 def gpus(system: System) -> Finding:
@@ -97,8 +87,7 @@ def slowed(system: System) -> Finding | None:
         return None
     found = []
     for index, gpu in enumerate(system.gpus.gpus):
-        reasons = [reason for bit, reason in _SLOWED_BY.items() if (gpu.slowed_by or 0) & bit]
-        if reasons:
+        if reasons := slowdowns(gpu.slowed_by or 0):
             found.append(f"GPU {index}: {', '.join(reasons)}")
     if found:
         return warn(

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commbench import transports
-from commbench.doctor import nvml
+from commbench import gpus, transports
+from commbench.gpus import Gpus
 
 if TYPE_CHECKING:
     from commbench.launch.mpi_library import MpiLibrary
@@ -186,8 +186,8 @@ class System:
         return Torch(**json.loads(done.stdout.splitlines()[-1]), seconds=seconds)
 
     @functools.cached_property
-    def gpus(self) -> nvml.Gpus:
-        return nvml.read()
+    def gpus(self) -> Gpus:
+        return gpus.read()
 
     @functools.cached_property
     def mpi_library(self) -> MpiLibrary:

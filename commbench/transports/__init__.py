@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from commbench import gpus
 from commbench.errors import EnvironmentProblem, unknown
 from commbench.spec import DTYPES
 
@@ -26,7 +28,10 @@ class TransportEntry:
     dtypes: tuple[str, ...] = tuple(DTYPES)
     reduces: tuple[str, ...] = tuple(DTYPES)  # dtypes that it can compute with
     overlaps: bool = True  # whether a matrix product can run beside a call
+    modes: tuple[str, ...] = ("isolated", "pipelined")
     buffers: tuple[str, ...] = ("plain",)
+    gpus: bool = False  # whether each rank needs one
+    one_sided: bool = False  # whether ranks can write into each other's memory
     not_emulated: str = ""  # why it cannot run on an emulated fabric, if so
 
 
@@ -43,6 +48,17 @@ TABLE: dict[str, TransportEntry] = {
         requires={"mpi4py": "pip install 'commbench[mpi]' (mpi4py and the mpich wheel)"},
         launchers=("mpiexec", "slurm"),
         reduces=("fp32", "int32", "uint8"),  # MPI has no standard type for fp16 and bf16
+    ),
+    "nccl": TransportEntry(
+        module="commbench.transports.nccl",
+        cls="Nccl",
+        requires={"torch": "pip install torch", "cuda.bindings": "pip install 'commbench[gpu]' (cuda-bindings)"},
+        launchers=("local", "torchrun", "slurm"),
+        modes=("isolated", "pipelined", "graph"),
+        buffers=("plain", "registered", "symmetric"),
+        one_sided=True,
+        gpus=True,
+        not_emulated="its ranks reach each other over NVLink and PCIe, whatever network they are in",
     ),
     "scripted": TransportEntry(
         module="commbench.transports.scripted",
@@ -63,10 +79,19 @@ def entry(name: str) -> TransportEntry:
 
 def missing(name: str) -> str | None:
     """None, or one line that says which package a transport lacks here; imports nothing."""
+    if entry(name).gpus and not gpus.count(os.environ):
+        return f"transport {name} needs GPUs, and none is to be seen here: see nvidia-smi, and CUDA_VISIBLE_DEVICES"
     for module, install in entry(name).requires.items():
-        if importlib.util.find_spec(module) is None:
+        if not _installed(module):
             return f"transport {name} needs {module}, which is not installed: {install}"
     return None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def check(name: str) -> None:

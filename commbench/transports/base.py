@@ -16,6 +16,7 @@ from commbench.bound import LinkRate
 from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
+from commbench.transports.device import Device
 
 
 class Array(Protocol):
@@ -63,6 +64,42 @@ class Message(NamedTuple):
 
     peer: int
     buffer: Array
+
+
+class Route(NamedTuple):
+    """What one rank exchanges with one peer by one-sided writes: parts of buffers, in bytes."""
+
+    source: slice  # of the own input: what goes to the peer
+    target: slice  # of the peer's output: where that belongs
+    arrival: slice  # of the own output: where what comes from the peer belongs
+
+
+class Puts(Protocol):
+    """A one-sided exchange, ready for any pair of buffers."""
+
+    def ready(self, out: Array, inp: Array) -> Ready:
+        """A call on these buffers. `out` was made by `Comm.empty`, at the same time by all ranks."""
+        ...
+
+    def close(self) -> None:
+        """Free what it needed. No call may be under way."""
+        ...
+
+
+class TwoSided:
+    """A communicator that cannot write into the memory of other ranks; the plan knows."""
+
+    def puts(
+        self,
+        engine: str,
+        routes: Sequence[Route],
+        largest: int,
+        params: Mapping[str, int],
+        *,
+        scratch_bytes: int,
+        step: str,
+    ) -> Puts:
+        raise NotImplementedError("no rank reaches the memory of another over this transport")
 
 
 class Comm(Protocol):
@@ -117,8 +154,31 @@ class Comm(Protocol):
         """
         ...
 
-    def empty(self, nbytes: int) -> Array:
-        """An uninitialised buffer of bytes, of the kind that this transport moves fastest."""
+    def puts(
+        self,
+        engine: str,
+        routes: Sequence[Route],
+        largest: int,
+        params: Mapping[str, int],
+        *,
+        scratch_bytes: int,
+        step: str,
+    ) -> Puts:
+        """Collective, untimed: every rank writes into the outputs of the others, in one step of an algorithm.
+
+        `routes` has one entry for each rank of this communicator, the own one included. `engine` moves the bytes:
+        "store" or "packets" (threads of the GPU), "copies" (its copy engines). `largest` is the largest message between
+        any two ranks; `params` are the algorithm's. `scratch_bytes` are allocated, for flags and slots. A rank is
+        written to only after it has entered the call.
+        """
+        ...
+
+    def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
+        """An uninitialised buffer of bytes, of one of the kinds that the transport's entry lists.
+
+        "registered" and "symmetric" ones are ready after `Transport.publish`. `one_sided`: others write into it.
+        Symmetric ones have the same number of bytes on all ranks.
+        """
         ...
 
     def write(self, array: Array, data: Bytes) -> None:
@@ -130,6 +190,37 @@ class Comm(Protocol):
         ...
 
 
+class Timer(Protocol):
+    """The clock of one mode, and the barrier before each sample."""
+
+    # Between the first and the last rank leaving the barrier, at most, where `moment_us` cannot tell.
+    skew_us: float | None
+
+    def barrier(self) -> None:
+        """Untimed, before each sample: what follows begins at the same time on all ranks."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until all that this rank has enqueued is done (nothing to do where calls block)."""
+        ...
+
+    def mark(self) -> Any:
+        """A point in time on the clock that samples are taken with (an event on a GPU)."""
+        ...
+
+    def between_us(self, start: Any, end: Any) -> float:
+        """Microseconds between two marks; may be called after `synchronize` only."""
+        ...
+
+    def moment_us(self, mark: Any) -> float:
+        """When a mark was, microseconds on a clock that all ranks of one host share; NaN where there is none."""
+        ...
+
+    def host_us(self) -> float:
+        """The host's clock, microseconds since an arbitrary point."""
+        ...
+
+
 class Transport(Protocol):
     """One rank's end of a library that moves bytes, with the clock and the votes that measuring needs."""
 
@@ -137,6 +228,7 @@ class Transport(Protocol):
     rank: int
     size: int
     world: Comm
+    device: Device
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options` is what `Order.transport_options` gives."""
@@ -171,28 +263,24 @@ class Transport(Protocol):
         """A product of a `rows` x 256 with a 256 x 256 matrix in fp32, on this rank's device, ready to be called."""
         ...
 
+    def timer(self, mode: str) -> Timer:
+        """How samples of a mode are timed. Collective."""
+        ...
+
+    def capture(self, calls: Sequence[Ready]) -> Ready:
+        """All `calls`, one after the other, as one call: a CUDA graph. They have been made before."""
+        ...
+
+    def publish(self) -> None:
+        """Collective, untimed: registered and symmetric buffers made since the last time become usable."""
+        ...
+
     def barrier(self) -> None:
-        """Untimed, before each sample."""
+        """All ranks have done all that they have enqueued."""
         ...
 
     def synchronize(self) -> None:
         """Wait until all that this rank has enqueued is done (nothing to do where calls block)."""
-        ...
-
-    def mark(self) -> Any:
-        """A point in time on the clock that samples are taken with (an event on a GPU)."""
-        ...
-
-    def between_us(self, start: Any, end: Any) -> float:
-        """Microseconds between two marks; may be called after `synchronize` only."""
-        ...
-
-    def moment_us(self, mark: Any) -> float:
-        """When a mark was, microseconds on a clock that all ranks of one host share."""
-        ...
-
-    def host_us(self) -> float:
-        """The host's clock, microseconds since an arbitrary point."""
         ...
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+from commbench.transports.device import Host
+
+if TYPE_CHECKING:
+    from commbench.transports.base import Ready, Timer
 
 
 class HostClock:
     """Samples are taken with CLOCK_MONOTONIC, which is the same for all processes of a host."""
 
+    device = Host()
+    skew_us: float | None = None
     mark = staticmethod(time.perf_counter_ns)
+
+    def timer(self, mode: str) -> Timer:
+        return cast("Timer", self)
+
+    def capture(self, calls: Sequence[Ready]) -> Ready:
+        raise NotImplementedError("graphs hold what a GPU does; the plan skips such cases")
+
+    def publish(self) -> None:
+        return None
 
     def synchronize(self) -> None:
         return None

@@ -21,7 +21,7 @@ from commbench.fabric import network
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.transports import star
-from commbench.transports.base import Array, Comm, Done, Message, Ready, Work
+from commbench.transports.base import Array, Comm, Done, Message, Ready, TwoSided, Work
 from commbench.transports.host_clock import HostClock
 
 mpi4py.rc.thread_level = "funneled"  # only the thread that measures calls MPI
@@ -54,7 +54,7 @@ class _Request:
         self._request.Wait()
 
 
-class MpiComm:
+class MpiComm(TwoSided):
     """An MPI communicator; buffers are flat arrays of uint8."""
 
     def __init__(self, comm: MPI.Comm, transport: Mpi) -> None:
@@ -151,7 +151,7 @@ class MpiComm:
             self._subgroups[mine] = MpiComm(self._comm.Split(index, mine.index(self.rank)), self._transport)
         return self._subgroups[mine]
 
-    def empty(self, nbytes: int) -> Array:
+    def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
         # On a page of its own, as OSU and IMB have it: malloc's header would put every copy 16 bytes off.
         whole = np.empty(nbytes + _PAGE, dtype=np.uint8)
         start = -whole.ctypes.data % _PAGE

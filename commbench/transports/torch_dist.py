@@ -1,4 +1,4 @@
-"""torch.distributed as a transport: gloo now, and the part that nccl will share."""
+"""torch.distributed as a transport: gloo, and what nccl shares with it."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from commbench.data import Bytes
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.store import write_atomically
-from commbench.transports.base import Array, Comm, Message, Ready, Work, Works
+from commbench.transports.base import Array, Comm, Message, Ready, TwoSided, Work, Works
 from commbench.transports.host_clock import HostClock
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
-_LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
+LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
 _INTERFACE = "GLOO_SOCKET_IFNAME"  # read whenever a group is made
 _MEETING = datetime.timedelta(minutes=5)  # ranks on a busy cluster start minutes apart
 
-_KINDS = {
+KINDS = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
     "int32": torch.int32,
     "uint8": torch.uint8,
 }
-_OPS = {
+OPS = {
     "sum": dist.ReduceOp.SUM,
     "prod": dist.ReduceOp.PRODUCT,
     "min": dist.ReduceOp.MIN,
@@ -69,7 +69,24 @@ def meet_at(path: Path, info: RankInfo) -> Any:
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEETING)
 
 
-class TorchComm:
+def meet(info: RankInfo) -> Any:
+    """The store at which the ranks of a launch meet."""
+    kind, _, path = info.rendezvous.partition(":")
+    if kind == "file":
+        return FileStore(path, info.size)
+    return meet_at(Path(path), info) if kind == "address" else meet_by_environment()
+
+
+def gather(group: dist.ProcessGroup, size: int, values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """`Transport.all_gather` over a group of CPU tensors."""
+    mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
+    votes = torch.empty(size, mine.numel(), dtype=torch.float64)
+    dist.all_gather(list(votes), mine, group=group)
+    array: npt.NDArray[np.float64] = votes.numpy()
+    return array
+
+
+class TorchComm(TwoSided):
     """A process group; buffers are flat uint8 tensors on `device`."""
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
@@ -93,23 +110,23 @@ class TorchComm:
 
     def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
         work: Work = dist.reduce_scatter_tensor(
-            _typed(out, dtype), _typed(inp, dtype), _OPS[op], group=self._group, async_op=True
+            typed(out, dtype), typed(inp, dtype), OPS[op], group=self._group, async_op=True
         )
         return work
 
     def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
         if not in_place:
             out[...] = inp  # torch has this collective in place only
-        work: Work = dist.all_reduce(_typed(out, dtype), _OPS[op], group=self._group, async_op=True)
+        work: Work = dist.all_reduce(typed(out, dtype), OPS[op], group=self._group, async_op=True)
         return work
 
     def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
-        work: Work = dist.broadcast(_typed(buffer, "uint8"), group=self._group, group_src=root, async_op=True)
+        work: Work = dist.broadcast(typed(buffer, "uint8"), group=self._group, group_src=root, async_op=True)
         return work
 
     def add(self, out: Array, inp: Array, dtype: str) -> None:
-        total = _typed(out, dtype)
-        torch.add(total, _typed(inp, dtype), out=total)
+        total = typed(out, dtype)
+        torch.add(total, typed(inp, dtype), out=total)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         ops = [dist.P2POp(dist.irecv, m.buffer, group=self._group, group_peer=m.peer) for m in recvs]  # type: ignore[arg-type]
@@ -128,12 +145,16 @@ class TorchComm:
             ours = dist.get_process_group_ranks(self._group)
             # Only the members of a group create it, so that groups of groups work; torch names it after its ranks.
             group = dist.new_group(
-                [ours[rank] for rank in mine], timeout=_LIBRARY_TIMEOUT, use_local_synchronization=True
+                [ours[rank] for rank in mine], timeout=LIBRARY_TIMEOUT, use_local_synchronization=True
             )
-            self._subgroups[key] = type(self)(group, self._device)
+            self._subgroups[key] = self._of(group, mine)
         return self._subgroups[key]
 
-    def empty(self, nbytes: int) -> Array:
+    def _of(self, group: dist.ProcessGroup, ranks: Sequence[int]) -> TorchComm:
+        """The communicator of `group`: `ranks` of this one."""
+        return type(self)(group, self._device)
+
+    def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def write(self, array: Array, data: Bytes) -> None:
@@ -153,18 +174,18 @@ class GlooComm(TorchComm):
     """
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
-        return _post(self._group, *_lists(sends, recvs))
+        return _post(self._group, *lists(sends, recvs))
 
     def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
         if name == "exchange":
-            return functools.partial(_post, self._group, *_lists(*arguments))
+            return functools.partial(_post, self._group, *lists(*arguments))
         return super().ready(name, *arguments, **named)
 
 
 _Posts = list[tuple[list[Any], int]]
 
 
-def _lists(sends: Sequence[Message], recvs: Sequence[Message]) -> tuple[_Posts, _Posts]:
+def lists(sends: Sequence[Message], recvs: Sequence[Message]) -> tuple[_Posts, _Posts]:
     """As a process group takes them: a list of one tensor, and the peer."""
     return [([m.buffer], m.peer) for m in sends], [([m.buffer], m.peer) for m in recvs]
 
@@ -174,10 +195,10 @@ def _post(group: dist.ProcessGroup, sends: _Posts, recvs: _Posts) -> Works:
     return Works([*works, *(group.send(tensors, peer, 0) for tensors, peer in sends)])
 
 
-def _typed(array: Array, dtype: str) -> torch.Tensor:
+def typed(array: Array, dtype: str) -> torch.Tensor:
     """The same bytes as elements of `dtype`."""
     assert isinstance(array, torch.Tensor)
-    return array.view(_KINDS[dtype])
+    return array.view(KINDS[dtype])
 
 
 class Gloo(HostClock):
@@ -196,25 +217,17 @@ class Gloo(HostClock):
 
     def connect(self, info: RankInfo, shared: Any = None) -> None:
         self.rank, self.size = info.rank, info.size
-        kind, _, path = info.rendezvous.partition(":")
-        if shared is not None:
-            store = shared
-        elif kind == "file":
-            store = FileStore(path, info.size)
-        elif kind == "address":
-            store = meet_at(Path(path), info)
-        else:
-            store = meet_by_environment()
+        store = shared if shared is not None else meet(info)
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[0]
-        dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=_LIBRARY_TIMEOUT)
+        dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT)
         world = dist.group.WORLD
         assert world is not None
         self.world: Comm = GlooComm(world, torch.device("cpu"))
         # Votes and barriers have a group of their own, so that they never meet timed messages.
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[1]
-        self._votes = dist.new_group(timeout=_LIBRARY_TIMEOUT)
+        self._votes = dist.new_group(timeout=LIBRARY_TIMEOUT)
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[0]
 
@@ -248,11 +261,7 @@ class Gloo(HostClock):
         dist.barrier(group=self._votes)
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
-        mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
-        votes = torch.empty(self.size, mine.numel(), dtype=torch.float64)
-        dist.all_gather(list(votes), mine, group=self._votes)
-        array: npt.NDArray[np.float64] = votes.numpy()
-        return array
+        return gather(self._votes, self.size, values)
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         # The CPU allocator raises a plain RuntimeError.

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from commbench import algorithms, collectives
+from commbench import algorithms, buffers, collectives
 from commbench.algorithms.base import Algorithm
 from commbench.bound import LinkRate, bound_us
 from commbench.check import Checker
@@ -20,7 +20,6 @@ from commbench.collectives.tp_all_to_all import group_block_bytes
 from commbench.layout import Layout
 from commbench.spec import DTYPES, Send, Spec, Step, traffic_split
 from commbench.transports.scripted import Scripted
-from commbench.worker import _allocate
 from tests.conftest import scripted_ranks
 
 LAYOUTS = [(1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 5), (2, 3), (3, 2), (1, 7), (2, 4), (3, 3), (3, 5), (4, 4)]
@@ -43,6 +42,7 @@ def spec_of(
         layout=layout,
         params=params,
         arguments=arguments,
+        buffers="symmetric" if algorithm.one_sided else "plain",
         **{"dtype": "fp32", **more},
     )
 
@@ -68,6 +68,8 @@ def variants() -> list[Any]:
     for collective in ("all_to_all", "all_to_allv"):
         pairwise = algorithms.get(collective, "pairwise")
         found += [(pairwise, {"params": {"window": 2}}), (pairwise, {"params": {"window": 100}})]
+        store = algorithms.get(collective, "symm_store")
+        found += [(store, {"params": {"packet_bytes": 0}}), (store, {"params": {"ctas": 3}})]
     return [pytest.param(a, more, id=f"{a.collective}-{a.name}-{json.dumps(more)}") for a, more in found]
 
 
@@ -186,7 +188,7 @@ def run_and_compare(algorithm: Algorithm, spec: Spec) -> None:
     collective = collectives.get(spec.collective)
 
     def rank(transport: Scripted) -> tuple[int, Scripted]:
-        ((out, inp),) = _allocate(transport, collective, spec, transport.rank, 1)
+        ((out, inp),) = buffers.allocate(transport, collective, spec, transport.rank, 1, one_sided=algorithm.one_sided)
         transport.allocated.clear()
         bound = algorithm.prepare(transport.world, spec)
         (ready,) = bound.bind([(out, inp)])

@@ -6,7 +6,6 @@ import errno
 import json
 import resource
 import sys
-import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import pytest
 
 from commbench.commands import doctor as command
-from commbench.doctor import CHECKS, Finding, Status, examine, finding, nvml
-from commbench.doctor.nvml import Gpu, Gpus
+from commbench.doctor import CHECKS, Finding, Status, examine, finding
 from commbench.doctor.system import System, Torch
 from commbench.errors import EnvironmentProblem
+from commbench.gpus import Gpu, Gpus
 from commbench.launch.mpi_library import MpiLibrary
 
 GI = 1 << 30
@@ -532,46 +531,6 @@ def test_torch_is_asked_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pyt
     )
     (package / "__init__.py").write_text("raise ImportError('libc10.so: cannot open')")
     assert System().torch.error == "ImportError: libc10.so: cannot open"
-
-
-class NVMLError(Exception):
-    pass
-
-
-def fake_nvml(**replaced: Any) -> types.SimpleNamespace:
-    def refuse(*_: Any) -> Any:
-        raise NVMLError("Not Supported")
-
-    functions = {
-        "Init": lambda: None, "Shutdown": lambda: None, "SystemGetDriverVersion": lambda: b"470.1",
-        "DeviceGetCount": lambda: 1, "DeviceGetHandleByIndex": lambda index: index, "DeviceGetName": lambda _: b"T4",
-        "DeviceGetMemoryInfo": lambda _: types.SimpleNamespace(total=16 * GI), "DeviceGetMigMode": refuse,
-        "DeviceGetPersistenceMode": lambda _: 0, "DeviceGetEccMode": lambda _: [1, 1],
-        "DeviceGetTotalEccErrors": refuse,
-        "DeviceGetComputeRunningProcesses": lambda _: [types.SimpleNamespace(pid=9), types.SimpleNamespace(pid=8)],
-        "DeviceGetGraphicsRunningProcesses": lambda _: [types.SimpleNamespace(pid=9)],
-        "DeviceGetEnforcedPowerLimit": lambda _: 70000, **replaced,
-    }  # fmt: skip
-    constants = dict.fromkeys(("NVML_MEMORY_ERROR_TYPE_UNCORRECTED", "NVML_VOLATILE_ECC", "NVML_CLOCK_SM"), 0)
-    named = {f"nvml{name}": function for name, function in functions.items()}
-    return types.SimpleNamespace(NVMLError=NVMLError, **constants, **named)
-
-
-def test_gpus_tell_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
-    # Functions that this nvidia-ml-py does not have, and those that the GPU refuses, are None.
-    gpu = Gpu(name="T4", memory_bytes=16 * GI, persistence=False, ecc=True, processes=(8, 9), power_limit_w=70.0)
-    assert nvml.read() == Gpus(driver="470.1", gpus=(gpu,))
-
-
-def test_no_gpus_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse() -> None:
-        raise NVMLError("Driver Not Loaded")
-
-    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(Init=refuse))
-    assert nvml.read() == Gpus(reason="Driver Not Loaded")
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert nvml.read() == Gpus(reason="nvidia-ml-py is not installed", installed=False)
 
 
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

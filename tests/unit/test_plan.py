@@ -143,7 +143,26 @@ def test_every_collective_and_algorithm_of_a_sweep() -> None:
     ways = {(item.case.collective, item.case.algorithm) for item in cases}
     from commbench import algorithms
 
-    assert ways == set(algorithms.TABLE)
+    one_sided = {way for way, algorithm in algorithms.TABLE.items() if algorithm.one_sided}
+    assert ways == set(algorithms.TABLE) - one_sided  # whose skipped rows nobody wants to read
+    on_gpus = planned("gpu", "collective=all", "algorithm=all")
+    assert {(item.case.collective, item.case.algorithm) for item in on_gpus} == set(algorithms.TABLE)
+    assert {item.case.buffers for item in on_gpus if item.case.algorithm == "symm_store"} == {"symmetric"}
+    assert {item.case.buffers for item in on_gpus if item.case.algorithm == "direct"} == {
+        "plain", "registered", "symmetric",
+    }  # fmt: skip
+
+
+def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commbench.gpus.count", lambda environ: 4)
+    monkeypatch.setattr("commbench.transports.missing", lambda name: None)
+    cases = planned("quick")
+    assert {(item.case.outer.transport, str(item.case.outer.layout)) for item in cases} == {("nccl", "1x4")}
+    assert {item.case.outer.transport for item in planned("quick", "transport=gloo")} == {"gloo"}
+    assert {str(item.case.outer.layout) for item in planned("quick", "ranks_per_node=2")} == {"1x2"}
+    assert {str(item.case.outer.layout) for item in planned("gpu")} == {"1x4"}
+    monkeypatch.setattr("commbench.gpus.count", lambda environ: 1)
+    assert "nccl" not in {item.case.outer.transport for item in planned("quick")}
 
 
 def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() -> None:

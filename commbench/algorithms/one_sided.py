@@ -1,0 +1,134 @@
+"""symm_store, symm_copy_engine: every rank writes its blocks into the outputs of the others, with nobody receiving.
+
+For ranks that reach each other's memory: GPUs of one host. The output must be symmetric memory.
+
+symm_store        threads of the GPU store: one kernel, with a handshake before and after. Blocks of up to
+                  `packet_bytes` travel as packets instead, which need none (the LL protocol of NCCL, one-sided).
+symm_copy_engine  the copy engines move the blocks while all multiprocessors compute; the own block is copied meanwhile.
+
+A rank is written to only after it has entered the call, as until then its output may still be read. The call is over
+when all that is sent to it has arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from commbench_kernels import one_sided, scratch
+
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
+from commbench.algorithms.pairwise import slices
+from commbench.collectives.all_to_all import AllToAll
+from commbench.collectives.all_to_allv import AllToAllV
+from commbench.spec import Send, Spec, Step
+from commbench.splits import Matrix
+from commbench.transports.base import Array, Comm, Done, Ready, Route, Work
+
+
+class _OneSided(AlgorithmBase):
+    one_sided = True
+    collective = "all_to_all"
+
+    def supports(self, spec: Spec) -> str | None:
+        if spec.layout.nodes != 1:
+            return "ranks write into each other's memory, so all of them must be on one node"
+        if spec.buffers != "symmetric":
+            return "others write into the output: it needs buffers=symmetric"
+        return None
+
+    def steps(self, spec: Spec) -> list[Step]:
+        return [Step(name="all", sends=tuple(self._messages(spec)))]
+
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Bound(comm, spec, self._engine(spec), self._matrix(spec), self.scratch_bytes(spec))
+
+    def _engine(self, spec: Spec) -> str:
+        raise NotImplementedError
+
+    def _messages(self, spec: Spec) -> list[Send]:
+        return AllToAll().messages(spec)
+
+    def _matrix(self, spec: Spec) -> Matrix:
+        """Bytes from rank i to rank j."""
+        return np.full((spec.ranks, spec.ranks), spec.block_bytes, dtype=np.int64)
+
+
+class _Uneven(_OneSided):
+    collective = "all_to_allv"
+
+    def _messages(self, spec: Spec) -> list[Send]:
+        return AllToAllV().messages(spec)
+
+    def _matrix(self, spec: Spec) -> Matrix:
+        return AllToAllV().counts(spec)
+
+
+class SymmStore(_OneSided):
+    name = "symm_store"
+    params = {
+        "ctas": (0, "thread blocks of a one-sided kernel; 0: by the size"),
+        "packet_bytes": (65536, "messages up to this many bytes go as packets, without handshakes"),
+    }
+
+    def supports(self, spec: Spec) -> str | None:
+        if not 0 <= spec.params["ctas"] <= scratch.BLOCKS:
+            return f"ctas={spec.params['ctas']}: 1 to {scratch.BLOCKS}, or 0 to choose by the size"
+        return super().supports(spec)
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        flags = scratch.flag_bytes(spec.ranks)
+        if self._engine(spec) != "packets":
+            return flags
+        largest = int(self._matrix(spec).max())
+        blocks = spec.params["ctas"] or one_sided.packet_blocks(largest)
+        slot = scratch.slot_bytes(largest, blocks, one_sided.THREADS)
+        return flags + scratch.packet_bytes(spec.ranks, slot, blocks)
+
+    def _engine(self, spec: Spec) -> str:
+        return "packets" if int(self._matrix(spec).max()) <= spec.params["packet_bytes"] else "store"
+
+
+class SymmStoreV(_Uneven, SymmStore):
+    pass
+
+
+class SymmCopyEngine(_OneSided):
+    name = "symm_copy_engine"
+    params = {"memops": (1, "1: ranks meet by stream memory operations, which need no multiprocessor; 0: by a kernel")}
+
+    def supports(self, spec: Spec) -> str | None:
+        if spec.params["memops"] not in (0, 1):
+            return f"memops={spec.params['memops']}: 0 or 1"
+        return super().supports(spec)
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        return scratch.flag_bytes(spec.ranks)
+
+    def _engine(self, spec: Spec) -> str:
+        return "copies"
+
+
+class SymmCopyEngineV(_Uneven, SymmCopyEngine):
+    pass
+
+
+class _Bound(BoundBase):
+    def __init__(self, comm: Comm, spec: Spec, engine: str, matrix: Matrix, scratch_bytes: int) -> None:
+        rows = matrix.tolist()
+        me = comm.rank
+        sources = slices(rows[me])
+        arrivals = slices([row[me] for row in rows])
+        targets = [slices([row[peer] for row in rows])[me] for peer in range(comm.size)]
+        routes = [Route(*parts) for parts in zip(sources, targets, arrivals, strict=True)]
+        largest = int(matrix.max())
+        self._puts = comm.puts(engine, routes, largest, spec.params, scratch_bytes=scratch_bytes, step="all")
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        return [self._puts.ready(out, inp) for out, inp in pairs]
+
+    def start(self, out: Array, inp: Array) -> Work:
+        return self._puts.ready(out, inp)() or Done()
+
+    def close(self) -> None:
+        self._puts.close()

@@ -1,0 +1,335 @@
+"""NCCL, through torch.distributed: one GPU for each rank.
+
+Collectives run on the current stream, and only where something shall run beside them on NCCL's own. Buffers are
+plain, registered with NCCL, or symmetric: windows of NCCL for its own collectives, and torch's symmetric memory for
+one-sided ones.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import (
+    AllgatherOptions,
+    AllreduceOptions,
+    AllToAllOptions,
+    BroadcastOptions,
+    ReduceScatterOptions,
+)
+
+from commbench.bound import LinkRate
+from commbench.data import Bytes
+from commbench.errors import EnvironmentProblem
+from commbench.launch.environment import RankInfo
+from commbench.layout import LinkClass
+from commbench.transports.base import Array, Comm, Done, Message, Puts, Ready, Route, Timer, Work, Works
+from commbench.transports.cuda_device import Cuda
+from commbench.transports.cuda_timer import EventTimer, HostTimer
+from commbench.transports.gpu_puts import GpuPuts, Meeting, copy_rate_gbps
+from commbench.transports.peer_memory import PeerMemory
+from commbench.transports.torch_dist import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
+
+_DONE = Done()
+_LARGE = 256 << 20  # bytes of a case after which the garbage is collected: closures may hold buffers
+_PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
+
+
+class NcclComm(TorchComm):
+    def __init__(self, group: dist.ProcessGroup, transport: Nccl, members: Sequence[int]) -> None:
+        """`members`: the world's ranks of this group, in its order."""
+        super().__init__(group, transport.cuda)
+        self._calls: Any = group  # whose methods torch types in part
+        self._transport = transport
+        self._members = list(members)
+
+    def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
+        return self._all_to_all(out, inp, [], [])
+
+    def all_to_allv(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int], *, step: str) -> Work:
+        return self._all_to_all(out, inp, list(received), list(sent))
+
+    def _all_to_all(self, out: Array, inp: Array, received: list[int], sent: list[int]) -> Work:
+        options = AllToAllOptions()
+        options.asyncOp = self._transport.beside
+        return self._calls.alltoall_base(out, inp, received, sent, options) or _DONE
+
+    def all_gather(self, out: Array, inp: Array, *, in_place: bool, step: str) -> Work:
+        options = AllgatherOptions()
+        options.asyncOp = self._transport.beside
+        return self._calls._allgather_base(out, inp, options) or _DONE
+
+    def reduce_scatter(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        options = ReduceScatterOptions()
+        options.reduceOp = dist.ReduceOp(OPS[op])
+        options.asyncOp = self._transport.beside
+        return self._calls._reduce_scatter_base(typed(out, dtype), typed(inp, dtype), options) or _DONE
+
+    def all_reduce(self, out: Array, inp: Array, dtype: str, op: str, *, in_place: bool, step: str) -> Work:
+        if not in_place:
+            out[...] = inp
+        options = AllreduceOptions()
+        options.reduceOp = dist.ReduceOp(OPS[op])
+        options.asyncOp = self._transport.beside
+        return self._calls.allreduce([typed(out, dtype)], options) or _DONE
+
+    def broadcast(self, buffer: Array, root: int, *, step: str) -> Work:
+        options = BroadcastOptions()
+        options.rootRank, options.rootTensor = root, 0
+        options.asyncOp = self._transport.beside
+        return self._calls.broadcast([typed(buffer, "uint8")], options) or _DONE
+
+    def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
+        return self._post(*lists(sends, recvs))
+
+    def _post(self, sends: Sequence[tuple[list[Any], int]], recvs: Sequence[tuple[list[Any], int]]) -> Work:
+        """One group of calls for NCCL, on a stream of its own: nothing in it waits for another."""
+        if not sends and not recvs:
+            return _DONE
+        group = self._calls
+        group._start_coalescing(self._device)
+        for tensors, peer in recvs:
+            group.recv(tensors, peer, 0)
+        for tensors, peer in sends:
+            group.send(tensors, peer, 0)
+        work = group._end_coalescing(self._device)
+        return Works([work] if work is not None else [])
+
+    def ready(self, name: str, *arguments: Any, **named: Any) -> Ready:
+        if name == "exchange":
+            return functools.partial(self._post, *lists(*arguments))
+        if name == "all_to_all":  # no Python of ours between the timing loop and the library
+            options = AllToAllOptions()
+            options.asyncOp = self._transport.beside
+            return functools.partial(self._calls.alltoall_base, *arguments, [], [], options)
+        return super().ready(name, *arguments, **named)
+
+    def puts(
+        self,
+        engine: str,
+        routes: Sequence[Route],
+        largest: int,
+        params: Mapping[str, int],
+        *,
+        scratch_bytes: int,
+        step: str,
+    ) -> Puts:
+        transport = self._transport
+        return GpuPuts(
+            transport.memory, transport.cuda.index, self._members, self.rank, engine, routes, largest, params,
+            scratch_bytes=scratch_bytes, beside=transport.beside,
+        )  # fmt: skip
+
+    def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
+        if buffers == "plain":
+            return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+        if buffers == "symmetric" and one_sided:
+            return self._transport.memory.allocate(nbytes)
+        return self._transport.windows.allocate(nbytes, symmetric=buffers == "symmetric")
+
+    def write(self, array: Array, data: Bytes) -> None:
+        array[: data.size] = torch.from_numpy(data).to(self._device)
+
+    def _of(self, group: dist.ProcessGroup, ranks: Sequence[int]) -> TorchComm:
+        return NcclComm(group, self._transport, [self._members[rank] for rank in ranks])
+
+
+class Windows:
+    """Buffers registered with NCCL: its allocator's memory, one pool for each, so that no order of theirs matters."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
+        self._backend: Any = group._get_backend(device)
+        self._device = device
+        self._pools: list[tuple[Any, bool]] = []
+        self._published = 0
+
+    def allocate(self, nbytes: int, *, symmetric: bool) -> torch.Tensor:
+        pool = torch.cuda.MemPool(self._backend.mem_allocator)
+        with torch.cuda.use_mem_pool(pool):
+            tensor = torch.empty(max(nbytes, 1), dtype=torch.uint8, device=self._device)
+        self._pools.append((pool, symmetric))
+        return tensor
+
+    def publish(self) -> None:
+        """Collective where a pool is symmetric."""
+        for pool, symmetric in self._pools[self._published :]:
+            self._backend.register_mem_pool(pool, symmetric)
+        self._published = len(self._pools)
+
+    def release(self) -> None:
+        """The buffers are used no more."""
+        for pool, _ in self._pools[: self._published]:
+            self._backend.deregister_mem_pool(pool)
+        self._pools.clear()
+        self._published = 0
+
+
+class Nccl:
+    name = "nccl"
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.rank = self.size = 0
+        self.beside = False  # whether collectives run on a stream of NCCL's, beside what follows
+        self._last_bytes = 0
+        self._timers: dict[str, Timer] = {}
+
+    @staticmethod
+    def before_fork(size: int) -> Any:
+        return None  # CUDA must not be touched before the fork; importing torch does not
+
+    def connect(self, info: RankInfo, shared: Any = None) -> None:
+        self.rank, self.size = info.rank, info.size
+        self.cuda = torch.device("cuda", _device_index(info))
+        torch.cuda.set_device(self.cuda)
+        # Not the default stream: NCCL's copy engines refuse it, and a graph cannot be captured on it.
+        torch.cuda.set_stream(torch.cuda.Stream())
+        self.device = Cuda(self.cuda.index)
+        store = shared if shared is not None else meet(info)
+        dist.init_process_group(
+            "nccl", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT, device_id=self.cuda
+        )
+        world = dist.group.WORLD
+        assert world is not None
+        # Votes and barriers have a group of their own, on the host.
+        self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
+        self.memory = PeerMemory(world.group_name, self.cuda, self._agree)
+        self.windows = Windows(world, self.cuda)
+        self.world: Comm = NcclComm(world, self, range(info.size))
+        self._one_host = info.local_size == info.size
+        self._reaches_all = self._agree(self._one_host and _reaches_peers(self.cuda.index, info))
+        self._meeting = Meeting(self.memory, self.cuda.index, self.rank) if self._reaches_all else None
+        self._one = torch.zeros(1, device=self.cuda)
+        self._all_reduce_one()  # connects the ranks
+        torch.cuda.synchronize()
+        self._links: dict[LinkClass, LinkRate] = {}
+        if self._reaches_all and info.size > 1:
+            rate = copy_rate_gbps(self.memory, self._meeting, self.cuda.index, self.rank, info.size)
+            # The same on all ranks: what the slowest does.
+            self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
+
+    def close(self) -> None:
+        torch.cuda.synchronize()
+        self.barrier()
+        self.windows.release()
+        self.memory.forget()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def case_begins(self, labels: dict[str, Any]) -> None:
+        torch.cuda.synchronize()
+        self.windows.release()
+        self.memory.forget([self._meeting.scratch] if self._meeting else [])
+        if self._last_bytes >= _LARGE:
+            gc.collect()
+        self._last_bytes = int(labels["size_bytes"])
+
+    def upload(self, array: Array, offset: int, data: Bytes) -> None:
+        array[offset : offset + data.size] = torch.from_numpy(data).to(self.cuda)
+
+    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
+        part = array[offset : offset + nbytes]
+        assert isinstance(part, torch.Tensor)
+        host: Bytes = part.cpu().numpy()
+        return host
+
+    def overlap(self, wanted: bool) -> None:
+        self.beside = wanted
+
+    def product(self, rows: int) -> Callable[[], Any]:
+        shapes = ((rows, _PRODUCT), (_PRODUCT, _PRODUCT), (rows, _PRODUCT))
+        tokens, weights, result = (torch.randn(shape, device=self.cuda).bfloat16() for shape in shapes)
+        return lambda: torch.mm(tokens, weights, out=result)
+
+    def timer(self, mode: str) -> Timer:
+        kind = "host" if mode == "pipelined" else "events"
+        if kind not in self._timers:
+            if kind == "host":
+                self._timers[kind] = HostTimer(self._latest, one_host=self._one_host)
+            else:
+                self._timers[kind] = EventTimer(self._meeting or self._all_reduce_one, self.barrier)
+        return self._timers[kind]
+
+    def capture(self, calls: Sequence[Ready]) -> Ready:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            for call in calls:
+                if (work := call()) is not None:
+                    work.wait()
+        self.barrier()  # nobody replays before all have captured
+        graph.replay()  # the first time costs more
+        torch.cuda.synchronize()
+        return graph.replay
+
+    def publish(self) -> None:
+        self.windows.publish()
+        self.memory.publish()
+
+    def barrier(self) -> None:
+        torch.cuda.synchronize()
+        dist.barrier(group=self._votes)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        return gather(self._votes, self.size, values)
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        text = str(error)
+        return (
+            isinstance(error, MemoryError | torch.OutOfMemoryError)
+            or "out of memory" in text
+            or "ncclMemAlloc failed" in text
+        )
+
+    def versions(self) -> dict[str, str]:
+        loaded = torch.cuda.nccl.version()
+        return {
+            "torch": torch.__version__,
+            "nccl": ".".join(map(str, loaded)) if isinstance(loaded, tuple) else str(loaded),
+            "cuda": str(torch.version.cuda),
+        }
+
+    def links(self) -> dict[LinkClass, LinkRate]:
+        return self._links
+
+    def _agree(self, mine: bool) -> bool:
+        return bool(self.all_gather([float(mine)]).all())
+
+    def _latest(self, value: float) -> float:
+        return float(self.all_gather([value]).max())
+
+    def _all_reduce_one(self) -> None:
+        options = AllreduceOptions()
+        options.asyncOp = False
+        world = dist.group.WORLD
+        assert world is not None
+        world.allreduce([self._one], options)
+
+
+def _device_index(info: RankInfo) -> int:
+    """Of the GPU of this rank: the launcher may show it all of the host's, or its own alone."""
+    count = torch.cuda.device_count()
+    if count == 1 and info.local_size > 1:
+        return 0
+    if info.local_rank >= count:
+        raise EnvironmentProblem(
+            f"rank {info.rank} is number {info.local_rank + 1} on its host, where {count} GPUs can be seen",
+            hint="start as many ranks on a host as it has GPUs: ranks_per_node, or see CUDA_VISIBLE_DEVICES",
+        )
+    return info.local_rank
+
+
+def _reaches_peers(index: int, info: RankInfo) -> bool:
+    """Whether this GPU can read and write the memory of all others of the host, as far as this process sees them."""
+    others = [other for other in range(torch.cuda.device_count()) if other != index]
+    return len(others) + 1 >= info.local_size and all(
+        torch.cuda.can_device_access_peer(index, other) for other in others[: info.local_size]
+    )
