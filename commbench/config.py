@@ -19,7 +19,7 @@ from commbench.units import parse_size
 MODES = ("isolated", "pipelined", "graph")
 BUFFERS = ("plain", "registered", "symmetric")
 CACHES = ("warm", "cold")
-FABRICS = ("real", "emulated")
+FABRICS = ("real", "emulated", "virtual")
 EMULATION = ("link", "message_overhead", "spines", "intra_link", "routing")
 OVERLAPS = ("none", "matmul")
 LAYER = ("tokens", "model_dim", "top_k")

@@ -202,6 +202,8 @@ def describe(row: Row) -> str:
 def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
     """`2 nodes x 4 ranks, declared on one machine`."""
     text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"
+    if fabric == Fabric.VIRTUAL:
+        return f"{text}, virtual hosts of one machine"
     return text + (", declared on one machine" if fabric == Fabric.DECLARED else "")
 
 

@@ -105,7 +105,9 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
     shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
     shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
-        for emulated, values in itertools.product(_fabrics(config, nodes), itertools.product(*config.env.values())):
+        fabrics = [(emulated, False) for emulated in _fabrics(config, nodes)]
+        fabrics += [(None, True)] if "virtual" in config.fabric else []
+        for (emulated, virtual), values in itertools.product(fabrics, itertools.product(*config.env.values())):
             yield Outer(
                 transport=transport,
                 nodes=nodes,
@@ -113,6 +115,7 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
                 env=dict(zip(config.env, values, strict=True)),
                 script=config.script if transport == "scripted" else "",
                 emulated=emulated,
+                virtual_hosts=virtual,
             )
 
 
@@ -234,6 +237,10 @@ def _skip_reason(case: Case) -> str:
         return f"{where}one rank has nobody to exchange with"
     if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
         return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
+    if case.outer.virtual_hosts and not entry.virtual_hosts:
+        return f"{case.outer.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
+    if case.outer.virtual_hosts and case.outer.nodes < 2:
+        return f"virtual hosts are at least 2, layout {case.outer.layout} has {case.outer.nodes}"
     if case.outer.emulated and "GLOO_SOCKET_IFNAME" in case.outer.env:
         return "on an emulated fabric gloo uses its links; env.GLOO_SOCKET_IFNAME would be overwritten"
     if case.outer.emulated and entry.not_emulated:

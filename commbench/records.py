@@ -24,7 +24,9 @@ T = TypeVar("T")
 # 1  first version
 # 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
 # 3  cases may be on an emulated fabric; measurements have the rates of links and what crossed them
-FORMAT_VERSION = 3
+# 4  cases may be on virtual hosts, in CUDA graphs, on registered and symmetric buffers; measurements have GPU clocks
+FORMAT_VERSION = 4
+READABLE = (3, 4)
 
 
 class Status(StrEnum):
@@ -45,6 +47,7 @@ class Fabric(StrEnum):
     NONE = "none"  # there is one node
     DECLARED = "declared"  # nothing: one machine stands for several, all messages stay in it
     REAL = "real"  # a network: each node is a host of its own
+    VIRTUAL = "virtual"  # NCCL's network transport inside one machine, of which it believes that it is several
     EMULATED = "emulated"  # shaped links between network namespaces of one machine
 
 
@@ -58,6 +61,7 @@ class Outer:
     env: dict[str, str] = field(default_factory=dict)
     script: str = ""  # of the scripted transport: its JSON
     emulated: Emulated | None = None  # the fabric, if it is not the real one
+    virtual_hosts: bool = False  # whether NCCL is told that each node is a host of its own
 
     @property
     def layout(self) -> Layout:
@@ -65,12 +69,12 @@ class Outer:
 
     @property
     def key(self) -> str:
-        return digest(dataclasses.asdict(self))
+        return digest(_identity(dataclasses.asdict(self)))
 
     def __str__(self) -> str:
         env = "".join(f", {name}={value}" for name, value in self.env.items())
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
-        fabric = f", emulated: {self.emulated}" if self.emulated else ""
+        fabric = f", emulated: {self.emulated}" if self.emulated else ", virtual hosts" if self.virtual_hosts else ""
         return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{fabric}{env}"
 
 
@@ -110,7 +114,8 @@ class Case:
     @property
     def case_id(self) -> str:
         """The same for the same measurement, whenever and wherever it is made."""
-        return digest(dataclasses.asdict(self))
+        values = dataclasses.asdict(self)
+        return digest({**values, "outer": _identity(values["outer"])})
 
     @property
     def spec(self) -> Spec:
@@ -254,6 +259,11 @@ class Row:
         """The collective and all that it was asked, but for what follows the size: `all_reduce op=max in place`."""
         asked = [f"{key}={value}" for key, value in self.arguments.items() if key != "send_bytes"]
         return " ".join([self.collective, *asked, *(["in place"] if self.in_place else [])])
+
+
+def _identity(outer: dict[str, Any]) -> dict[str, Any]:
+    """Less what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
+    return {key: value for key, value in outer.items() if key != "virtual_hosts" or value}
 
 
 def _label(algorithm: str, params: dict[str, int]) -> str:

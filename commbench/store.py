@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from commbench.errors import CorruptFile, UsageError
-from commbench.records import FORMAT_VERSION, Case, Measurement, Row, digest, from_dict, parse_line, to_json
+from commbench.records import READABLE, Case, Measurement, Row, digest, from_dict, parse_line, to_json
 
 T = TypeVar("T")
 
@@ -146,9 +146,9 @@ class RunFolder:
         folder = cls(path.resolve())
         about = folder.read_json("run.json")
         version = about.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise UsageError(
-                f"{path} has format {version}, this commbench reads {FORMAT_VERSION}",
+                f"{path} has format {version}, this commbench reads {min(READABLE)} to {max(READABLE)}",
                 hint="use the commbench version that wrote it",
             )
         if missing := {"plan_digest", "machine", "launchers", "joined", "timeout_s", "seed", "started"} - about.keys():

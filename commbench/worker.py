@@ -309,6 +309,8 @@ def _fabric(order: Order, transport: Transport) -> Fabric:
     hosts = [row[0] for row in transport.all_gather([float(host)])]
     if layout.nodes == 1 or len(set(hosts)) == 1:
         found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
+        if order.outer.virtual_hosts:
+            found = Fabric.VIRTUAL
         mixed = len(set(hosts)) > 1 or order.outer.emulated is not None
     else:
         found = Fabric.EMULATED if order.outer.emulated else Fabric.REAL

@@ -37,6 +37,7 @@ class Order:
             "layout": (layout.nodes, layout.ranks_per_node),
             "seed": self.cases[0].seed,
             "launch": self.launch,
+            "virtual_hosts": self.outer.virtual_hosts,
             "interfaces": INTERFACES if self.outer.emulated else None,
         }
 

@@ -38,6 +38,9 @@ def layout_text(setting: Mapping[str, Any]) -> str:
     return f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
 
 
+_FABRICS = {Fabric.DECLARED: "declared on one machine", Fabric.VIRTUAL: "virtual hosts of one machine"}
+
+
 def emulated_text(setting: Mapping[str, Any]) -> str:
     """`emulated: 1gbit links, 30000 B per packet`; nothing of another fabric."""
     return describe_emulated(setting) if setting["fabric"] == Fabric.EMULATED else ""
@@ -60,7 +63,7 @@ def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
 
 def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
     """By key, what a title says of a setting besides its layout; nothing of what is usual."""
-    fabric = emulated_text(setting) or ("declared on one machine" if setting["fabric"] == Fabric.DECLARED else "")
+    fabric = emulated_text(setting) or _FABRICS.get(setting["fabric"], "")
     groups = f"groups of {setting['group_size']} ({setting['groups']})" if setting["groups"] != "world" else ""
     return {
         "fabric": fabric,

@@ -32,6 +32,7 @@ class TransportEntry:
     buffers: tuple[str, ...] = ("plain",)
     gpus: bool = False  # whether each rank needs one
     one_sided: bool = False  # whether ranks can write into each other's memory
+    virtual_hosts: bool = False  # whether it can be told that one host is several
     not_emulated: str = ""  # why it cannot run on an emulated fabric, if so
 
 
@@ -58,6 +59,7 @@ TABLE: dict[str, TransportEntry] = {
         buffers=("plain", "registered", "symmetric"),
         one_sided=True,
         gpus=True,
+        virtual_hosts=True,
         not_emulated="its ranks reach each other over NVLink and PCIe, whatever network they are in",
     ),
     "scripted": TransportEntry(

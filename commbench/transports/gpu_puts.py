@@ -22,8 +22,7 @@ Launch = Callable[[int], None]  # of something on the stream with this handle
 class Meeting:
     """All ranks' streams meet: what follows begins when every rank has come this far."""
 
-    def __init__(self, memory: PeerMemory, index: int, rank: int) -> None:
-        ranks = len(memory.addresses(probe)) if (probe := memory.zeros(16)) is not None else 0
+    def __init__(self, memory: PeerMemory, index: int, rank: int, ranks: int) -> None:
         self.scratch = memory.zeros(scratch.flag_bytes(ranks))
         self._index = index
         self._launch = one_sided.handshake(index, rank, memory.addresses(self.scratch))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,25 @@ from commbench.bound import LinkRate
 from commbench.data import Bytes
 from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
-from commbench.layout import LinkClass
+from commbench.layout import Layout, LinkClass
 from commbench.transports.base import Array, Comm, Done, Message, Puts, Ready, Route, Timer, Work, Works
 from commbench.transports.cuda_device import Cuda
 from commbench.transports.cuda_timer import EventTimer, HostTimer
 from commbench.transports.gpu_puts import GpuPuts, Meeting, copy_rate_gbps
 from commbench.transports.peer_memory import PeerMemory
 from commbench.transports.torch_dist import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
+from commbench.transports.windows import Windows
 
 _DONE = Done()
 _LARGE = 256 << 20  # bytes of a case after which the garbage is collected: closures may hold buffers
+# Sockets over the loopback, whatever other networks there are.
+_VIRTUAL_NETWORK = {
+    "NCCL_NET": "Socket",
+    "NCCL_IB_DISABLE": "1",
+    "NCCL_MNNVL_ENABLE": "0",
+    "NCCL_SOCKET_IFNAME": "=lo",
+    "NCCL_SOCKET_FAMILY": "AF_INET",
+}
 _PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
 
 
@@ -140,42 +151,14 @@ class NcclComm(TorchComm):
         return NcclComm(group, self._transport, [self._members[rank] for rank in ranks])
 
 
-class Windows:
-    """Buffers registered with NCCL: its allocator's memory, one pool for each, so that no order of theirs matters."""
-
-    def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        self._backend: Any = group._get_backend(device)
-        self._device = device
-        self._pools: list[tuple[Any, bool]] = []
-        self._published = 0
-
-    def allocate(self, nbytes: int, *, symmetric: bool) -> torch.Tensor:
-        pool = torch.cuda.MemPool(self._backend.mem_allocator)
-        with torch.cuda.use_mem_pool(pool):
-            tensor = torch.empty(max(nbytes, 1), dtype=torch.uint8, device=self._device)
-        self._pools.append((pool, symmetric))
-        return tensor
-
-    def publish(self) -> None:
-        """Collective where a pool is symmetric."""
-        for pool, symmetric in self._pools[self._published :]:
-            self._backend.register_mem_pool(pool, symmetric)
-        self._published = len(self._pools)
-
-    def release(self) -> None:
-        """The buffers are used no more."""
-        for pool, _ in self._pools[: self._published]:
-            self._backend.deregister_mem_pool(pool)
-        self._pools.clear()
-        self._published = 0
-
-
 class Nccl:
     name = "nccl"
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.rank = self.size = 0
         self.beside = False  # whether collectives run on a stream of NCCL's, beside what follows
+        self._layout = Layout(*options["layout"])
+        self._virtual_hosts: bool = options.get("virtual_hosts", False)
         self._last_bytes = 0
         self._timers: dict[str, Timer] = {}
 
@@ -185,7 +168,10 @@ class Nccl:
 
     def connect(self, info: RankInfo, shared: Any = None) -> None:
         self.rank, self.size = info.rank, info.size
-        self.cuda = torch.device("cuda", _device_index(info))
+        if self._virtual_hosts:
+            self._pretend(info)
+        place = replace(info, local_rank=self._layout.local(info.rank)) if self._virtual_hosts else info
+        self.cuda = torch.device("cuda", _device_index(place))
         torch.cuda.set_device(self.cuda)
         # Not the default stream: NCCL's copy engines refuse it, and a graph cannot be captured on it.
         torch.cuda.set_stream(torch.cuda.Stream())
@@ -202,8 +188,9 @@ class Nccl:
         self.windows = Windows(world, self.cuda)
         self.world: Comm = NcclComm(world, self, range(info.size))
         self._one_host = info.local_size == info.size
-        self._reaches_all = self._agree(self._one_host and _reaches_peers(self.cuda.index, info))
-        self._meeting = Meeting(self.memory, self.cuda.index, self.rank) if self._reaches_all else None
+        reaches = self._one_host and not self._virtual_hosts and _reaches_peers(self.cuda.index, info)
+        self._reaches_all = self._agree(reaches)
+        self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size) if self._reaches_all else None
         self._one = torch.zeros(1, device=self.cuda)
         self._all_reduce_one()  # connects the ranks
         torch.cuda.synchronize()
@@ -212,6 +199,15 @@ class Nccl:
             rate = copy_rate_gbps(self.memory, self._meeting, self.cuda.index, self.rank, info.size)
             # The same on all ranks: what the slowest does.
             self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
+
+    def _pretend(self, info: RankInfo) -> None:
+        """Make each node of the layout a host of its own for NCCL, which goes through its network transport then.
+
+        Ranks of several nodes may share a GPU. What the user has set of this stays.
+        """
+        os.environ["NCCL_HOSTID"] = f"commbench-{self._layout.node(info.rank)}"
+        for name, value in _VIRTUAL_NETWORK.items():
+            os.environ.setdefault(name, value)
 
     def close(self) -> None:
         torch.cuda.synchronize()

@@ -8,11 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch._C._distributed_c10d import _SymmetricMemory
 
 Agree = Callable[[bool], bool]  # whether all ranks say yes
+
+
+class _Known(NamedTuple):
+    start: int
+    nbytes: int
+    bases: list[int]  # where it begins on each rank, for this rank to write to
+    handle: Any  # the mapping lives as long as this
 
 
 class PeerMemory:
@@ -24,7 +32,7 @@ class PeerMemory:
         self._device = device
         self._agree = agree
         self._new: list[torch.Tensor] = []
-        self._known: list[tuple[int, int, list[int]]] = []  # where it begins, bytes, where it begins on each rank
+        self._known: list[_Known] = []
         # torch's socket is named after the process, and a killed one with the same number may have left it.
         Path(os.environ.get("TMPDIR", "/tmp"), f"symm_mem-{os.getpid()}").unlink(missing_ok=True)
 
@@ -53,22 +61,19 @@ class PeerMemory:
         """Collective: let others reach what was allocated since the last time."""
         for tensor in self._new:
             handle = _SymmetricMemory.rendezvous(tensor, self._group)
-            bases = list(handle.buffer_ptrs)
-            self._known.append((tensor.data_ptr(), tensor.numel(), bases))
-            # The tensor owns the memory, the mapping lives as long as this handle.
-            tensor.commbench_handle = handle  # type: ignore[attr-defined]
+            self._known.append(_Known(tensor.data_ptr(), tensor.numel(), list(handle.buffer_ptrs), handle))
         self._new.clear()
 
     def addresses(self, tensor: torch.Tensor) -> list[int]:
         """Where the memory of `tensor`, or of a part of one, is on each rank, for this rank to write to."""
         at = tensor.data_ptr()
-        for start, nbytes, bases in reversed(self._known):  # an address may have been used before
+        for start, nbytes, bases, _ in reversed(self._known):  # an address may have been used before
             if start <= at and at + tensor.numel() <= start + nbytes:
                 return [base + at - start for base in bases]
         raise ValueError("other ranks do not reach this buffer: make it with empty(..., buffers='symmetric')")
 
     def forget(self, tensors: Sequence[torch.Tensor] = ()) -> None:
-        """Forget all allocations but those of `tensors`; their owners may drop them now."""
+        """Forget all allocations but those of `tensors`: others are not reached any more, and free once dropped."""
         kept = {tensor.data_ptr() for tensor in tensors}
-        self._known = [item for item in self._known if item[0] in kept]
+        self._known = [item for item in self._known if item.start in kept]
         self._new.clear()

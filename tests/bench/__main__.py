@@ -2,7 +2,8 @@
 
 make bench                      everything (some minutes)
 make bench ARGS="bare kills"    some of it
-make bench ARGS="nccl -h"       beside nccl-tests, on GPUs; what follows `nccl` are its arguments
+make bench ARGS="nccl -h"       on GPUs, beside nccl-tests; what follows `nccl` are its arguments
+make bench ARGS="stress -h"     on GPUs, one-sided calls under random delays; likewise
 """
 
 from __future__ import annotations
@@ -11,18 +12,17 @@ import importlib
 import sys
 
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
-BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated", "nccl")
+BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated")
+ON_GPUS = ("nccl", "stress")
 
 
 def main() -> None:
     names = sys.argv[1:] or list(BENCHES)
-    if names[0] == "nccl":
-        from tests.bench import nccl
-
-        sys.exit(nccl.main(names[1:]))
+    if names[0] in ON_GPUS:
+        sys.exit(importlib.import_module(f"tests.bench.{names[0]}").main(names[1:]))
     for name in names:
         if name not in BENCHES:
-            sys.exit(f"error: unknown bench {name!r}; known: {', '.join(BENCHES)}")
+            sys.exit(f"error: unknown bench {name!r}; known: {', '.join([*BENCHES, *ON_GPUS])}")
     for name in names:
         print(f"## {name}", flush=True)
         importlib.import_module(f"tests.bench.{name}").main()

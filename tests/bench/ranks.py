@@ -1,21 +1,23 @@
-"""Forked gloo ranks for benchmarks: function(transport) on each; rank 0's result comes back as JSON."""
+"""Forked ranks for benchmarks: function(transport) on each; rank 0's result comes back as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from commbench import transports
 from commbench.launch.environment import RankInfo
 
 
-def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
+def on_ranks(name: str, size: int, function: Callable[[Any], Any]) -> Any:
+    """On `size` ranks of the transport `name`, which must meet at a file: gloo, nccl."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from commbench.transports.torch_dist import Gloo
-
+    made = transports.load(name)
     with tempfile.TemporaryDirectory() as folder:
         store, answer = str(Path(folder) / "store"), Path(folder) / "answer"
         pids = []
@@ -24,7 +26,7 @@ def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
             if pid == 0:
                 code = 1
                 try:
-                    transport = Gloo({})
+                    transport = made({"layout": (1, size)})
                     place = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
                     info = RankInfo(**place, launcher="bench", rendezvous=f"file:{store}")
                     transport.connect(info)
@@ -33,6 +35,8 @@ def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
                         answer.write_text(json.dumps(result))
                     transport.barrier()
                     code = 0
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     os._exit(code)
             pids.append(pid)
@@ -40,3 +44,7 @@ def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
         if any(codes):
             raise RuntimeError(f"ranks ended with {codes}")
         return json.loads(answer.read_text())
+
+
+def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
+    return on_ranks("gloo", size, function)
