@@ -82,7 +82,7 @@ def take(
     marks: list[tuple[Any, Any]] = []
     host: list[float] = []
     barrier, mark, clock, synchronize = timer.barrier, timer.mark, timer.host_us, timer.synchronize
-    n = len(calls)
+    drains, n = timer.drains, len(calls)
     for number in range(first, first + count * each, each):
         turn = [whole] if whole else list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
         call = turn[0]
@@ -94,6 +94,8 @@ def take(
             leave = clock()
             if work is not None:
                 work.wait()
+            if drains:
+                synchronize()
         else:
             begin = mark()
             enter = clock()

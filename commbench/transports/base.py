@@ -195,6 +195,8 @@ class Timer(Protocol):
 
     # Between the first and the last rank leaving the barrier, at most, where `moment_us` cannot tell.
     skew_us: float | None
+    # Whether a call goes on when its work was waited for, so that a mark must come after `synchronize`.
+    drains: bool
 
     def barrier(self) -> None:
         """Untimed, before each sample: what follows begins at the same time on all ranks."""

@@ -23,6 +23,8 @@ _SKEW_SAMPLES = 20
 
 
 class EventTimer:
+    drains = False  # marks are on the stream
+
     def __init__(self, meet: Callable[[], object], together: Callable[[], None]) -> None:
         """`meet` makes the ranks' streams meet; `together` returns on all ranks when all have called it."""
         self._meet = meet
@@ -86,6 +88,7 @@ class EventTimer:
 class HostTimer:
     mark = staticmethod(time.perf_counter_ns)
     skew_us: float | None = None
+    drains = True
 
     def __init__(self, agree: Callable[[float], float], *, one_host: bool) -> None:
         """`agree` gives the largest of all ranks' values, and so makes them meet."""

@@ -10,7 +10,7 @@ import torch
 from commbench_kernels import compiler, one_sided, scratch
 from commbench_kernels.one_sided import Block
 
-from commbench.transports.base import Array, Ready, Route, Work
+from commbench.transports.base import Array, Ready, Route, Timer, Work
 from commbench.transports.peer_memory import PeerMemory
 
 _RATE_BYTES = 512 << 20  # of each copy with which the ceiling is measured
@@ -122,20 +122,17 @@ class GpuPuts:
         messages = [(block.target, block.source, block.sent) for block in order if block.sent]
         own = blocks[rank]
         second = torch.cuda.Stream()
-        forked, joined = torch.cuda.Event(), torch.cuda.Event()
 
         def launch(stream: int) -> None:
             if own.sent:
-                forked.record()
-                second.wait_event(forked)
+                second.wait_stream(torch.cuda.current_stream())
                 _copy(own.target, own.source, own.sent, second.cuda_stream)
-                joined.record(second)
             enter(stream)
             for target, source, nbytes in messages:
                 _copy(target, source, nbytes, stream)
             leave(stream)
             if own.sent:
-                torch.cuda.current_stream().wait_event(joined)
+                torch.cuda.current_stream().wait_stream(second)
 
         return launch
 
@@ -150,12 +147,11 @@ class _Joined:
         torch.cuda.current_stream().wait_event(self._done)
 
 
-def copy_rate_gbps(memory: PeerMemory, meeting: Meeting | None, index: int, rank: int, size: int) -> float:
+def copy_rate_gbps(memory: PeerMemory, meeting: Meeting, timer: Timer, index: int, rank: int, size: int) -> float:
     """Collective: what the copy engine of each GPU writes into the next one's memory, all at the same time.
 
     The ceiling beside which results stand. 0 where there is no memory to measure it with.
     """
-    assert meeting is not None
     try:
         target = memory.zeros(_RATE_BYTES)
     except MemoryError:
@@ -165,15 +161,13 @@ def copy_rate_gbps(memory: PeerMemory, meeting: Meeting | None, index: int, rank
     to = memory.addresses(target)[(rank + 1) % size]
     best = 0.0
     for _ in range(3):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        meeting()
-        begin.record()
+        timer.barrier()
+        begin = timer.mark()
         for _ in range(_RATE_COPIES):
             _copy(to, source.data_ptr(), _RATE_BYTES, _stream(index))
-        end.record()
-        meeting()
-        torch.cuda.synchronize()
-        best = max(best, _RATE_COPIES * _RATE_BYTES / begin.elapsed_time(end) / 1e6)
+        end = timer.mark()
+        timer.synchronize()
+        best = max(best, _RATE_COPIES * _RATE_BYTES / timer.between_us(begin, end) / 1e3)
     memory.forget([meeting.scratch])
     return best
 

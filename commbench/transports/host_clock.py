@@ -17,6 +17,7 @@ class HostClock:
 
     device = Host()
     skew_us: float | None = None
+    drains = False
     mark = staticmethod(time.perf_counter_ns)
 
     def timer(self, mode: str) -> Timer:

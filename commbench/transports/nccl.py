@@ -189,14 +189,16 @@ class Nccl:
         self.world: Comm = NcclComm(world, self, range(info.size))
         self._one_host = info.local_size == info.size
         reaches = self._one_host and not self._virtual_hosts and _reaches_peers(self.cuda.index, info)
-        self._reaches_all = self._agree(reaches)
-        self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size) if self._reaches_all else None
+        self._meeting: Meeting | None = None
+        if self._agree(reaches):
+            self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size)
         self._one = torch.zeros(1, device=self.cuda)
         self._all_reduce_one()  # connects the ranks
         torch.cuda.synchronize()
         self._links: dict[LinkClass, LinkRate] = {}
-        if self._reaches_all and info.size > 1:
-            rate = copy_rate_gbps(self.memory, self._meeting, self.cuda.index, self.rank, info.size)
+        if self._meeting is not None and info.size > 1:
+            timer = self.timer("isolated")
+            rate = copy_rate_gbps(self.memory, self._meeting, timer, self.cuda.index, self.rank, info.size)
             # The same on all ranks: what the slowest does.
             self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
 

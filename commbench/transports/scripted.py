@@ -79,6 +79,7 @@ class Scripted:
     name = "scripted"
     device = Host()
     skew_us: float | None = None
+    drains = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.script = Script.from_json(options.get("script", ""))
