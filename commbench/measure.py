@@ -166,6 +166,7 @@ def _product(transport: Transport, timer: Timer, call_us: float) -> Callable[[],
 
         times = []
         for _ in range(5):
+            timer.barrier()
             begin = timer.mark()
             product()
             end = timer.mark()

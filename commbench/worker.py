@@ -73,6 +73,13 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     if order.outer.emulated:
         fabric.enter(order.outer.layout.node(info.rank))
     events = Events(order, info.rank)  # after entering the network, which a thread from before would not see
+    try:
+        _run_cases(order, info, shared, folder, events)
+    finally:
+        events.tracer.stop()
+
+
+def _run_cases(order: Order, info: RankInfo, shared: Any, folder: RunFolder, events: Events) -> None:
     transport = transports.load(order.outer.transport)(order.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
@@ -93,7 +100,6 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     if before:
         _describe_rank(order, transport, info, {"before": before, "after": transport.device.condition()})
     transport.close()
-    events.tracer.stop()
 
 
 class _Job(measure.Observer):
@@ -169,6 +175,8 @@ def _measure_case(
             **values,
         )
 
+    if algorithm.one_sided and not transport.reaches_peers:
+        return done(Status.SKIPPED, "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"), None
     partition = order.outer.layout.partition(case.groups)
     group = next(index for index, ranks in enumerate(partition) if info.rank in ranks)
     rank = partition[group].index(info.rank)

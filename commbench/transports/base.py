@@ -231,6 +231,7 @@ class Transport(Protocol):
     size: int
     world: Comm
     device: Device
+    reaches_peers: bool  # whether ranks can write into each other's memory here; the same on all
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options` is what `Order.transport_options` gives."""

@@ -70,6 +70,7 @@ class EventTimer:
             end = self.mark()
             self.synchronize()
             times.append(self.between_us(begin, end))
+        self._since = self._enqueued  # these were no sample
         return _CALIBRATION_CYCLES / min(times)
 
     def _skew(self) -> float:

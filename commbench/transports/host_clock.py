@@ -16,6 +16,7 @@ class HostClock:
     """Samples are taken with CLOCK_MONOTONIC, which is the same for all processes of a host."""
 
     device = Host()
+    reaches_peers = False
     skew_us: float | None = None
     drains = False
     mark = staticmethod(time.perf_counter_ns)

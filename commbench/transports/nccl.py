@@ -190,7 +190,8 @@ class Nccl:
         self._one_host = info.local_size == info.size
         reaches = self._one_host and not self._virtual_hosts and _reaches_peers(self.cuda.index, info)
         self._meeting: Meeting | None = None
-        if self._agree(reaches):
+        self.reaches_peers = self._agree(reaches)
+        if self.reaches_peers:
             self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size)
         self._one = torch.zeros(1, device=self.cuda)
         self._all_reduce_one()  # connects the ranks

@@ -66,7 +66,7 @@ class PeerMemory:
 
     def addresses(self, tensor: torch.Tensor) -> list[int]:
         """Where the memory of `tensor`, or of a part of one, is on each rank, for this rank to write to."""
-        at = tensor.data_ptr()
+        at = tensor.untyped_storage().data_ptr() + tensor.storage_offset()  # data_ptr is 0 where nothing is in it
         for start, nbytes, bases, _ in reversed(self._known):  # an address may have been used before
             if start <= at and at + tensor.numel() <= start + nbytes:
                 return [base + at - start for base in bases]

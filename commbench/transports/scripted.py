@@ -78,6 +78,7 @@ class Scripted:
 
     name = "scripted"
     device = Host()
+    reaches_peers = True
     skew_us: float | None = None
     drains = False
 
