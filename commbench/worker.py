@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import platform
 import sys
 import time
 import traceback
-import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, buffers, check, collectives, fabric, measure, memory, transports
+from commbench import algorithms, buffers, check, collectives, fabric, found, measure, memory, transports
 from commbench.algorithms.base import Bound
 from commbench.buffers import Pair
 from commbench.errors import CommbenchError
-from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
 from commbench.meter import Meter
-from commbench.records import Case, Fabric, Measurement, Outer, Status
+from commbench.records import Case, Measurement, Outer, Status
 from commbench.stats import p95
-from commbench.store import RunFolder, append_line, write_atomically
+from commbench.store import RunFolder, append_line
 from commbench.trace import Tracer
 from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
@@ -83,13 +79,13 @@ def _run_cases(order: Order, info: RankInfo, shared: Any, folder: RunFolder, eve
     transport = transports.load(order.outer.transport)(order.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
-    _describe_rank(order, transport, info, {"before": before})
-    found = _fabric(order, transport)
+    found.describe_rank(order, transport, info, {"before": before})
+    between = found.fabric_of(order, transport)
     for place, case in enumerate(order.cases):
         events.doing = f"{case.label}, {format_size(case.size_bytes)}"
         events.tell("begin", case_id=case.case_id)
         measurement, timing = _measure_case(order, transport, info, case, place, events)
-        measurement = replace(measurement, fabric=found)
+        measurement = replace(measurement, fabric=between)
         if info.rank == 0:
             if timing is not None:
                 _write_samples(folder, order, case, timing)
@@ -98,7 +94,7 @@ def _run_cases(order: Order, info: RankInfo, shared: Any, folder: RunFolder, eve
         transport.all_gather([0.0])
     events.tell("end")
     if before:
-        _describe_rank(order, transport, info, {"before": before, "after": transport.device.condition()})
+        found.describe_rank(order, transport, info, {"before": before, "after": transport.device.condition()})
     transport.close()
 
 
@@ -263,22 +259,9 @@ def _measure_case(
         buffer_pairs=count,
         links=fabric.links(order.outer.emulated) if order.outer.emulated else dict(transport.links()) or None,
         **metered,
-        **_clock(transport),
+        **found.clock(transport),
         **beside,
     ), timing
-
-
-def _clock(transport: Transport) -> dict[str, Any]:
-    """How fast the slowest rank's device runs right after the timed calls, and whether something held one back."""
-    found = transport.device.condition()
-    if not transport.all_gather([float(bool(found))]).all():
-        return {}
-    clocks = transport.all_gather([found.get("clock_mhz") or math.nan, float(bool(found.get("slowed_by")))])
-    slowest = float(clocks[:, 0].min())
-    return {
-        "clock_mhz": None if math.isnan(slowest) else slowest,
-        "slowed_ranks": [rank for rank, row in enumerate(clocks) if row[1]],
-    }
 
 
 def _allocation_failure(transport: Transport, error: Exception) -> str:
@@ -308,48 +291,6 @@ def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.
 
 def _rounded(values: Any) -> list[list[float]]:
     return [[round(value, 3) for value in row] for row in values.tolist()]
-
-
-def _fabric(order: Order, transport: Transport) -> Fabric:
-    """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
-    layout = order.outer.layout
-    host = fabric.identity() if order.outer.emulated else zlib.crc32(platform.node().encode())
-    hosts = [row[0] for row in transport.all_gather([float(host)])]
-    if layout.nodes == 1 or len(set(hosts)) == 1:
-        found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
-        if order.outer.virtual_hosts:
-            found = Fabric.VIRTUAL
-        mixed = len(set(hosts)) > 1 or order.outer.emulated is not None
-    else:
-        found = Fabric.EMULATED if order.outer.emulated else Fabric.REAL
-        groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
-        mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
-    if mixed:
-        raise RuntimeError(
-            f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
-            f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
-        )
-    return found
-
-
-def _describe_rank(order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any]) -> None:
-    """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request.
-
-    `condition` of the device, before and after the cases.
-    """
-    description = {
-        "rank": info.rank,
-        "size": info.size,
-        "local_rank": info.local_rank,
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "affinity": sorted(os.sched_getaffinity(0)),
-        "launcher": info.launcher,
-        "shared_memory": leftovers.mapped(),
-        "versions": transport.versions(),
-        "device": {**transport.device.identity(), **condition},
-    }
-    write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
 
 
 def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
