@@ -1,4 +1,4 @@
-"""Seeded kills: ten of a sweep over gloo and MPI, twenty on the scripted transport; forty more of those are a test."""
+"""Seeded kills: ten of a sweep over gloo and MPI, forty on the scripted transport; twenty more of those are a test."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.kills import kill_and_resume
 
-SEEDS, SCRIPTED = range(100, 110), range(40, 60)
+SEEDS, SCRIPTED = range(100, 110), range(20, 60)
 
 
 def main() -> None:
