@@ -3,7 +3,7 @@
 make bench                      everything (some minutes)
 make bench ARGS="bare kills"    some of it
 make bench ARGS="nccl -h"       on GPUs, beside nccl-tests; what follows `nccl` are its arguments
-make bench ARGS="stress -h"     on GPUs, one-sided calls under random delays; likewise
+make bench ARGS="stress -h"     on GPUs, calls under random delays, all of them checked; likewise
 """
 
 from __future__ import annotations

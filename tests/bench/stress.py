@@ -1,4 +1,4 @@
-"""One-sided calls on GPUs, back to back, with random delays on each rank, every byte of every call checked.
+"""One-sided calls on GPUs, and two communicators of NCCL, back to back under random delays, every byte checked.
 
 Before each call its input becomes the complement of what it was, so that the last result of the same buffers is wrong
 everywhere; right after it the input is overwritten and the output read, with a delay before or after at random. So a
@@ -99,18 +99,56 @@ def stress(transport: Any, spec: Spec, algorithm: str, calls: int, seed: int) ->
     return {"wrong": total, "seconds": seconds}
 
 
+def two_communicators(transport: Any, nbytes: int, calls: int, seed: int) -> dict[str, float]:
+    """Exchanges of two communicators of NCCL in flight together, as pipelined algorithms have them."""
+    import torch
+
+    transport.case_begins({"size_bytes": nbytes})
+    transport.overlap(True)
+    comms = [transport.world, transport.world.subgroup([list(range(transport.size))])]
+    chance, rank, size = random.Random(f"{seed}/{transport.rank}"), transport.rank, transport.size
+    part = nbytes // size
+    inputs, outputs = ([comm.empty(part * size) for comm in comms] for _ in range(2))
+    wrong = torch.zeros((), dtype=torch.int64, device=inputs[0].device)
+    transport.barrier()
+    began = time.perf_counter()
+    for number in range(calls):
+        works = []
+        for which, comm in enumerate(comms):  # the same order on all ranks
+            for peer in range(size):
+                inputs[which][peer * part : (peer + 1) * part].fill_((number + 3 * which + 16 * rank + peer) % 251)
+            if chance.random() < 0.1:
+                torch.cuda._sleep(chance.randrange(1, LONGEST_DELAY_US * 2000))
+            works.append(comm.all_to_all(outputs[which], inputs[which], step="all"))
+        for which, work in enumerate(works):
+            work.wait()
+            for peer in range(size):
+                right = (number + 3 * which + 16 * peer + rank) % 251
+                wrong += (outputs[which][peer * part : (peer + 1) * part] != right).sum()
+        if number % VOTE_AFTER == VOTE_AFTER - 1:
+            transport.barrier()
+    total = float(transport.all_gather([float(wrong)]).sum())
+    transport.overlap(False)
+    return {"wrong": total, "seconds": time.perf_counter() - began}
+
+
 def run(ranks: int, calls: int, seed: int, *, most_bytes: int = 1 << 40) -> list[dict[str, Any]]:
     def each(transport: Any) -> list[dict[str, Any]]:
         found = []
+
+        def tell(label: str, size: int, made: int, result: dict[str, float]) -> None:
+            found.append({"way": label, "size": size, "calls": made, **result})
+            if transport.rank == 0:
+                print(f"{label:<45} {format_size(size):>9} {made:>8} calls, "
+                      f"{result['wrong']:.0f} wrong, {result['seconds']:.1f} s", flush=True)  # fmt: skip
+
         for collective, algorithm, params, text in WAYS:
             spec = spec_of(collective, algorithm, params, min(parse_size(text), most_bytes), ranks)
             result = stress(transport, spec, algorithm, calls, seed)
             label = " ".join([collective, algorithm, *(f"{key}={value}" for key, value in params.items())])
-            found.append({"way": label, "size": spec.size_bytes, "calls": calls, **result})
-            if transport.rank == 0:
-                last = found[-1]
-                print(f"{label:<45} {format_size(spec.size_bytes):>9} {calls:>8} calls, "
-                      f"{last['wrong']:.0f} wrong, {last['seconds']:.1f} s", flush=True)  # fmt: skip
+            tell(label, spec.size_bytes, calls, result)
+        few, nbytes = max(1, calls // 20), min(1 << 20, most_bytes)
+        tell("two communicators in flight", nbytes, few, two_communicators(transport, nbytes, few, seed))
         return found
 
     answer: list[dict[str, Any]] = on_ranks("nccl", ranks, each)

@@ -117,6 +117,11 @@ class Now:
     limit = 1 << 62  # bytes of one allocation
 
 
+class Idle(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 class Recorder(TorchDispatchMode):
     """Copies become part of the graph; views are made."""
 
@@ -340,15 +345,15 @@ def patch_driver(libraries: dict[int, Path]) -> None:
     driver.cuLaunchKernel, driver.cuMemcpyDtoDAsync, driver.cuStreamBatchMemOp = launch_kernel, copy, batch
 
 
-def cuda(size: int, *, reach: bool) -> SimpleNamespace:
-    """torch.cuda of a machine with `size` GPUs."""
+def cuda(gpus_here: int, *, reach: bool) -> SimpleNamespace:
+    """torch.cuda of a machine with so many GPUs."""
     properties = SimpleNamespace(L2_cache_size=4096, uuid="0-1-2")
     return SimpleNamespace(
         Stream=Stream, ExternalStream=lambda handle: Stream.known[handle], Event=Event, CUDAGraph=Graph, graph=capture,
         stream=use_stream, set_stream=lambda stream: setattr(Now, "stream", stream), current_stream=lambda: Now.stream,
         is_current_stream_capturing=lambda: Graph.capturing is not None and Now.stream in Graph.capturing.streams,
         synchronize=lambda: refuse_capturing("cudaDeviceSynchronize"), empty_cache=lambda: None,
-        set_device=lambda device: None, device_count=lambda: size, _sleep=lambda cycles: range(cycles),
+        set_device=lambda device: None, device_count=lambda: gpus_here, _sleep=lambda cycles: range(cycles),
         can_device_access_peer=lambda one, other: reach and one != other,
         mem_get_info=lambda index: (1 << 40, 1 << 40), get_device_name=lambda index: "fake",
         get_device_properties=lambda index: properties, nccl=SimpleNamespace(version=lambda: (2, 28, 9)),
@@ -356,7 +361,13 @@ def cuda(size: int, *, reach: bool) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def install(folder: Path, rank: int, size: int, libraries: dict[int, Path], *, reach: bool, limit: int) -> None:
+def before_fork() -> None:
+    """Let torch import what modes need, which takes a second or two, once for all ranks."""
+    with Idle():
+        torch.zeros(4)[:2].copy_(torch.ones(2))
+
+
+def install(folder: Path, rank: int, gpus_here: int, libraries: dict[int, Path], *, reach: bool, limit: int) -> None:
     """In a process of its own, for good. `limit`: bytes above which no allocation succeeds; `reach`: peers' memory."""
     from commbench import gpus, measure, transports
     from commbench.transports import cuda_device, cuda_timer, gpu_puts, nccl, peer_memory, windows
@@ -365,7 +376,7 @@ def install(folder: Path, rank: int, size: int, libraries: dict[int, Path], *, r
     Now.limit = limit
     raw_stream = Overlay(torch._C, _cuda_getCurrentRawStream=lambda index: Now.stream.cuda_stream)
     fake = Overlay(
-        torch, cuda=cuda(size, reach=reach), _C=raw_stream, empty=empty,
+        torch, cuda=cuda(gpus_here, reach=reach), _C=raw_stream, empty=empty,
         device=lambda kind, index: torch.device("cpu", index),
     )  # fmt: skip
     for module in (cuda_device, cuda_timer, gpu_puts, nccl, peer_memory, windows):
@@ -383,7 +394,7 @@ def install(folder: Path, rank: int, size: int, libraries: dict[int, Path], *, r
 
 
 def init_process_group(backend: str, *, device_id: torch.device, **named: Any) -> None:
-    assert backend == "nccl" and device_id.index == named["rank"]
+    assert backend == "nccl" and 0 <= device_id.index <= named["rank"]
     dist.init_process_group("gloo", **named)
 
 

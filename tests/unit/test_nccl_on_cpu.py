@@ -28,9 +28,11 @@ from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent
 from commbench.launch.order import Order
 from commbench.plan import expand
-from commbench.records import Case, Measurement, Status
+from commbench.records import Case, Fabric, Measurement, Status
 from commbench.store import RunFolder
+from commbench.transports import cuda_timer
 from commbench.transports.cuda_device import BlockGenerator
+from commbench.transports.cuda_timer import EventTimer
 from commbench.worker import start_rank
 from tests.conftest import REPOSITORY
 from tests.unit import fake_cuda
@@ -53,6 +55,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     compilers = [
         subprocess.Popen([compiler, *flags, f"-DRANKS={ranks}", "-o", str(path)]) for ranks, path in paths.items()
     ]
+    fake_cuda.before_fork()
     assert not any(process.wait(timeout=50) for process in compilers)
     return paths
 
@@ -61,7 +64,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 def launch(tmp_path: Path, libraries: dict[int, Path]) -> Launch:
     """Measures the cases of a recipe's words in one launch of forked ranks; all of them, in the plan's order."""
 
-    def measured(*words: str, limits: dict[int, int] | None = None, reach: bool = True) -> list[Any]:
+    def measured(*words: str, limits: dict[int, int] | None = None, **machine: Any) -> list[Any]:
         cases = planned(*words)
         folder = RunFolder.create(tmp_path, "test")
         outer = cases[0].outer
@@ -70,7 +73,7 @@ def launch(tmp_path: Path, libraries: dict[int, Path]) -> Launch:
         )
         order.save()
         with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
-            codes = forked(order, Path(shared), libraries, limits or {}, reach=reach)
+            codes = forked(order, Path(shared), libraries, limits or {}, **machine)
         logs = "\n".join(path.read_text() for path in sorted(order.folder.glob("rank-*.log")))
         assert not any(codes), f"ranks ended with {codes}\n{logs}"
         found = {measurement.case_id: measurement for measurement in folder.measurements()}
@@ -86,7 +89,7 @@ def planned(*words: str) -> list[Case]:
 
 
 def forked(
-    order: Order, shared: Path, libraries: dict[int, Path], limits: dict[int, int], *, reach: bool
+    order: Order, shared: Path, libraries: dict[int, Path], limits: dict[int, int], *, reach: bool = True, gpus: int = 0
 ) -> list[int | None]:
     size = order.outer.layout.ranks
     pids = []
@@ -97,7 +100,7 @@ def forked(
             try:
                 die_with_parent()
                 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not pytest's: into the rank's log
-                fake_cuda.install(shared, rank, size, libraries, reach=reach, limit=limits.get(rank, 1 << 62))
+                fake_cuda.install(shared, rank, gpus or size, libraries, reach=reach, limit=limits.get(rank, 1 << 62))
                 place: dict[str, Any] = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
                 store = f"file:{order.folder / 'store'}"
                 code = start_rank(order, RankInfo(**place, launcher="local", rendezvous=store))
@@ -184,7 +187,7 @@ def test_a_product_beside_it(launch: Launch) -> None:
 
 def test_other_collectives(launch: Launch) -> None:
     names = "all_gather,reduce_scatter,all_reduce,broadcast,sendrecv"
-    words = (f"collective={names}", "algorithm=direct", "in_place=false,true", "ranks_per_node=3", "dtype=bf16,int32")
+    words = (f"collective={names}", "algorithm=direct", "in_place=false,true", "ranks_per_node=3", "dtype=bf16")
     found = launch(*words, "mode=isolated,graph", "buffers=registered", "nodes=1", "sizes.min=960", "sizes.max=960")
     check(found, ways={"direct"})
     assert {case.collective for case, _ in found} == set(names.split(","))
@@ -199,10 +202,25 @@ def test_groups_and_two_levels(launch: Launch) -> None:
 
 
 def test_without_peer_memory_the_library_still_runs(launch: Launch) -> None:
-    words = ("collective=all_to_all", "algorithm=direct,pairwise", "ranks_per_node=2", "sizes.min=96", "sizes.max=96")
-    found = launch(*words, *MODES, reach=False)
-    check(found, ways={"direct", "pairwise window=1"})
-    assert all(measurement.links is None for _, measurement in found)
+    words = ("collective=all_to_all", "ranks_per_node=2", "sizes.min=96", "sizes.max=96", *MODES, *PARAMS)
+    found = launch(*words, reach=False)
+    library = [(case, measurement) for case, measurement in found if case.label not in ONE_SIDED]
+    check(library, ways={"direct", "pairwise window=1", "bruck"})
+    assert all(measurement.links is None for _, measurement in library)
+    assert {(m.status, "reach" in m.reason) for case, m in found if case.label in ONE_SIDED} == {(Status.SKIPPED, True)}
+
+
+def test_virtual_hosts_share_the_gpus_of_one(launch: Launch) -> None:
+    words = (
+        "fabric=virtual",
+        "nodes=2",
+        "ranks_per_node=2",
+        "collective=all_to_all",
+        "algorithm=direct,2d_intra_first",
+    )
+    found = launch(*words, "sizes.min=4096", "sizes.max=4096", "buffers=plain,symmetric", "mode=isolated", gpus=2)
+    check(found, ways={"direct", "2d_intra_first"})
+    assert {measurement.fabric for _, measurement in found} == {Fabric.VIRTUAL}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +245,32 @@ def test_memory_that_one_rank_lacks_ends_that_case_alone(launch: Launch, words: 
     assert found[512].status is Status.OK
     assert found[largest].status is Status.OUT_OF_MEMORY, found[largest].reason
     assert found[largest].reason.startswith("rank 0, 1: MemoryError" if scratch else "rank 1: ")
+
+
+def test_samples_do_not_begin_with_the_longest_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_timer, "torch", fake_cuda.Overlay(torch, cuda=fake_cuda.cuda(1, reach=True)))
+    spins = [EventTimer(lambda: None, lambda: None)._spin_us for _ in range(5)]
+    assert min(spins) < cuda_timer._FIRST_SPIN_US
+
+
+def test_what_is_pretended_is_as_strict_as_cuda() -> None:
+    torn, one, other = fake_cuda.Graph(), fake_cuda.Stream(), fake_cuda.Stream()
+    with pytest.raises(RuntimeError, match="not joined"), fake_cuda.capture(torn, one, "thread_local"):
+        other.wait_stream(one)
+        fake_cuda.enqueue(other.cuda_stream, lambda: None)
+    joined, made = fake_cuda.Graph(), torch.zeros(2)
+    with fake_cuda.capture(joined, one, "thread_local"):
+        other.wait_stream(one)
+        one.wait_stream(other)
+        made[1:] = torch.ones(1)
+        with pytest.raises(RuntimeError, match="is captured"):
+            one.synchronize()
+        with pytest.raises(RuntimeError, match="not part"):
+            fake_cuda.enqueue(fake_cuda.Stream().cuda_stream, lambda: None)
+    assert made.tolist() == [0, 0]
+    joined.replay()
+    assert made.tolist() == [0, 1]
+    assert all(hasattr(torch.cuda, name) for name in vars(fake_cuda.cuda(1, reach=True)))
 
 
 MIB = data.CHUNK_BYTES
