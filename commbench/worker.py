@@ -35,6 +35,7 @@ from commbench.units import format_size
 _TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 RANK_INTERRUPTED = 130
+_kept: list[BaseException] = []  # errors, whose frames hold buffers that a broken GPU could not free without an abort
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
@@ -171,8 +172,8 @@ def _measure_case(
             **values,
         )
 
-    if algorithm.one_sided and not transport.reaches_peers:
-        return done(Status.SKIPPED, "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"), None
+    if lacking := transport.lacks(case.buffers, one_sided=algorithm.one_sided):
+        return done(Status.SKIPPED, lacking), None
     partition = order.outer.layout.partition(case.groups)
     group = next(index for index, ranks in enumerate(partition) if info.rank in ranks)
     rank = partition[group].index(info.rank)
@@ -236,9 +237,11 @@ def _measure_case(
         if bad := job.wrong(_TIMED_SALT, used) or job.call(ready[0], 4):
             return done(Status.WRONG_RESULT, "after timing", wrong=bad), None
     finally:
-        if bound is not None:
+        # After an exception, what is enqueued may wait for ranks that do not come.
+        if bound is not None and sys.exception() is None:
             bound.close()
     slowest = timing.slowest_us
+    skew_us = timing.skew_us if timing.skew_us is not None else transport.timer(case.mode).skew_us
     beside: dict[str, Any] = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
     beside |= measure.beside_ratios(timing) if beside else {}
     if slowest.min() <= 0:
@@ -252,7 +255,7 @@ def _measure_case(
         time_us_mean=float(np.median(timing.time_us.mean(axis=1))),
         time_us_p95=p95(slowest),
         host_us=float(np.median(timing.host_us.max(axis=1))),
-        skew_us=timing.skew_us if info.local_size == info.size else None,
+        skew_us=skew_us if info.local_size == info.size else None,
         stop_reason=timing.stop_reason,
         wrong=0,
         scratch_bytes=algorithm.scratch_bytes(spec),
@@ -305,6 +308,7 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
     except BaseException as error:
         traceback.print_exc()
         _note_failure(order.folder, info.rank, error)
+        _kept.append(error)
         return RANK_FAILED
     finally:
         sys.stdout.flush()

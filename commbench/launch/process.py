@@ -54,9 +54,9 @@ def rank_environment(extra: Mapping[str, str]) -> dict[str, str]:
     OMP_NUM_THREADS is set to 1 where it is unset, as torchrun does, so that all launchers give ranks the same number
     of threads.
     """
-    root = str(Path(commbench.__file__).resolve().parent.parent)
+    root = Path(commbench.__file__).resolve().parent.parent
     path = os.environ.get("PYTHONPATH", "")
-    if root not in site.getsitepackages():  # a checkout that is not installed
-        path = os.pathsep.join(filter(None, [root, path]))
+    if str(root) not in site.getsitepackages():  # a checkout that is not installed
+        path = os.pathsep.join(filter(None, [str(root), str(root / "kernels"), path]))
     # Ranks import what the sweep imports: no numpy.py that happens to lie in the current folder.
     return {"OMP_NUM_THREADS": "1", **os.environ, **extra, "PYTHONSAFEPATH": "1", "PYTHONPATH": path}

@@ -231,7 +231,6 @@ class Transport(Protocol):
     size: int
     world: Comm
     device: Device
-    reaches_peers: bool  # whether ranks can write into each other's memory here; the same on all
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """`options` is what `Order.transport_options` gives."""
@@ -272,6 +271,10 @@ class Transport(Protocol):
 
     def capture(self, calls: Sequence[Ready]) -> Ready:
         """All `calls`, one after the other, as one call: a CUDA graph. They have been made before."""
+        ...
+
+    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+        """Why such buffers cannot be had on this machine, in words, the same on all ranks; "" if they can."""
         ...
 
     def publish(self) -> None:

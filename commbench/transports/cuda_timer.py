@@ -17,8 +17,9 @@ import torch
 
 _FIRST_SPIN_US = 300.0
 _LONGEST_SPIN_US = 5000.0  # a call that waits for the GPU on the host would ask for ever more
-_START_IN_NS = 100_000
+_START_IN_NS = 1_000_000  # several times what it takes to agree on it
 _CALIBRATION_CYCLES = 2_000_000
+_CALIBRATION_S = 0.4  # an idle GPU runs at a fifth of its clock
 _SKEW_SAMPLES = 20
 
 
@@ -62,16 +63,20 @@ class EventTimer:
         return time.perf_counter_ns() / 1e3
 
     def _calibrate(self) -> float:
-        """Cycles that `torch.cuda._sleep` spins in a microsecond."""
-        times = []
-        for _ in range(3):
+        """Cycles that `torch.cuda._sleep` spins in a microsecond, once the clock has risen.
+
+        At the highest clock seen, so that a spin is never shorter than asked for.
+        """
+        rates: list[float] = []
+        until = time.monotonic() + _CALIBRATION_S
+        while len(rates) < 3 or time.monotonic() < until:
             begin = self.mark()
             torch.cuda._sleep(_CALIBRATION_CYCLES)
             end = self.mark()
             self.synchronize()
-            times.append(self.between_us(begin, end))
+            rates.append(_CALIBRATION_CYCLES / self.between_us(begin, end))
         self._since = self._enqueued  # these were no sample
-        return _CALIBRATION_CYCLES / min(times)
+        return max(rates)
 
     def _skew(self) -> float:
         """What it takes to meet when all are there: the last rank leaves the barrier no later after the first."""

@@ -46,9 +46,13 @@ class GpuPuts:
         params: Mapping[str, int],
         *,
         scratch_bytes: int,
-        beside: bool,
+        aside: torch.cuda.Stream | None,
+        second: torch.cuda.Stream,
     ) -> None:
-        """`members`: the ranks of the world in this communicator; `beside`: calls run on a stream of their own."""
+        """`members`: the ranks of the world in this communicator.
+
+        Calls run on the stream `aside`, or on the current one; copies inside the GPU on `second`.
+        """
         self._memory, self._index, self._members, self._rank = memory, index, members, rank
         self._engine, self._routes, self._params = engine, routes, params
         if engine == "packets":
@@ -58,7 +62,11 @@ class GpuPuts:
             self._ctas = params["ctas"] or one_sided.store_blocks(largest)
         self._scratch = memory.zeros(scratch_bytes)
         self._scratches = self._of(memory.addresses(self._scratch))
-        self._aside = torch.cuda.Stream() if beside else None
+        self._aside, self._second = aside, second
+        if engine == "copies" and params["memops"]:
+            self._meet = [one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1)]
+        elif engine == "copies":
+            self._meet = [one_sided.handshake(index, rank, self._scratches)] * 2
         self._last: int | None = None  # the stream of the last call
 
     def close(self) -> None:
@@ -114,14 +122,11 @@ class GpuPuts:
     def _copies(self, blocks: Sequence[Block]) -> Launch:
         """By the copy engines. The own block is copied meanwhile, on a second stream."""
         ranks, rank = len(blocks), self._rank
-        if self._params["memops"]:
-            enter, leave = (one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1))
-        else:
-            enter = leave = one_sided.handshake(self._index, rank, self._scratches)
+        enter, leave = self._meet
         order = [blocks[(rank + k) % ranks] for k in range(1, ranks)]
         messages = [(block.target, block.source, block.sent) for block in order if block.sent]
         own = blocks[rank]
-        second = torch.cuda.Stream()
+        second = self._second
 
         def launch(stream: int) -> None:
             if own.sent:

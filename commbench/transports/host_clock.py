@@ -16,7 +16,6 @@ class HostClock:
     """Samples are taken with CLOCK_MONOTONIC, which is the same for all processes of a host."""
 
     device = Host()
-    reaches_peers = False
     skew_us: float | None = None
     drains = False
     mark = staticmethod(time.perf_counter_ns)
@@ -26,6 +25,9 @@ class HostClock:
 
     def capture(self, calls: Sequence[Ready]) -> Ready:
         raise NotImplementedError("graphs hold what a GPU does; the plan skips such cases")
+
+    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+        return ""
 
     def publish(self) -> None:
         return None

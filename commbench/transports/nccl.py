@@ -134,7 +134,7 @@ class NcclComm(TorchComm):
         transport = self._transport
         return GpuPuts(
             transport.memory, transport.cuda.index, self._members, self.rank, engine, routes, largest, params,
-            scratch_bytes=scratch_bytes, beside=transport.beside,
+            scratch_bytes=scratch_bytes, aside=transport.aside if transport.beside else None, second=transport.second,
         )  # fmt: skip
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
@@ -175,6 +175,8 @@ class Nccl:
         torch.cuda.set_device(self.cuda)
         # Not the default stream: NCCL's copy engines refuse it, and a graph cannot be captured on it.
         torch.cuda.set_stream(torch.cuda.Stream())
+        # Made once: torch has 32 and hands them out in turn.
+        self.aside, self.second = torch.cuda.Stream(), torch.cuda.Stream()
         self.device = Cuda(self.cuda.index)
         store = shared if shared is not None else meet(info)
         dist.init_process_group(
@@ -186,12 +188,13 @@ class Nccl:
         self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
         self.memory = PeerMemory(world.group_name, self.cuda, self._agree)
         self.windows = Windows(world, self.cuda)
+        without = self.windows.missing()
+        self._no_windows = "" if self._agree(not without) else without or "NCCL cannot register memory on another rank"
         self.world: Comm = NcclComm(world, self, range(info.size))
         self._one_host = info.local_size == info.size
         reaches = self._one_host and not self._virtual_hosts and _reaches_peers(self.cuda.index, info)
         self._meeting: Meeting | None = None
-        self.reaches_peers = self._agree(reaches)
-        if self.reaches_peers:
+        if self._agree(reaches):
             self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size)
         self._one = torch.zeros(1, device=self.cuda)
         self._all_reduce_one()  # connects the ranks
@@ -222,10 +225,10 @@ class Nccl:
 
     def case_begins(self, labels: dict[str, Any]) -> None:
         torch.cuda.synchronize()
-        self.windows.release()
-        self.memory.forget([self._meeting.scratch] if self._meeting else [])
         if self._last_bytes >= _LARGE:
             gc.collect()
+        self.windows.release()
+        self.memory.forget([self._meeting.scratch] if self._meeting else [])
         self._last_bytes = int(labels["size_bytes"])
 
     def upload(self, array: Array, offset: int, data: Bytes) -> None:
@@ -265,6 +268,11 @@ class Nccl:
         graph.replay()  # the first time costs more
         torch.cuda.synchronize()
         return graph.replay
+
+    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+        if one_sided:
+            return "" if self._meeting else "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"
+        return "" if buffers == "plain" else self._no_windows
 
     def publish(self) -> None:
         self.windows.publish()

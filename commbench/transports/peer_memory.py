@@ -33,6 +33,8 @@ class PeerMemory:
         self._agree = agree
         self._new: list[torch.Tensor] = []
         self._known: list[_Known] = []
+        # Read at each rendezvous: without it torch switches NVLink multicast on.
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
         # torch's socket is named after the process, and a killed one with the same number may have left it.
         Path(os.environ.get("TMPDIR", "/tmp"), f"symm_mem-{os.getpid()}").unlink(missing_ok=True)
 
@@ -44,21 +46,25 @@ class PeerMemory:
 
     def zeros(self, nbytes: int) -> torch.Tensor:
         """Collective: published, and zero on all ranks before any goes on. All ranks raise if one lacks the memory."""
-        failure: RuntimeError | None = None
+        failure = ""
         tensor: torch.Tensor | None = None
         try:
             tensor = self.allocate(nbytes)
             tensor.zero_()
             torch.cuda.synchronize()
         except RuntimeError as error:
-            failure = error
-        if not self._agree(failure is None) or tensor is None:
-            raise MemoryError(f"no {nbytes} bytes of symmetric memory on some rank") from failure
+            if "out of memory" not in str(error):
+                raise
+            failure = str(error)  # and not the error, whose frames hold the buffers of the case
+        if not self._agree(not failure) or tensor is None:
+            raise MemoryError(f"no {nbytes} bytes of symmetric memory on some rank: {failure or 'see the others'}")
         self.publish()
         return tensor
 
     def publish(self) -> None:
         """Collective: let others reach what was allocated since the last time."""
+        if self._new:
+            torch.cuda.synchronize()  # torch clears them on a stream of its own
         for tensor in self._new:
             handle = _SymmetricMemory.rendezvous(tensor, self._group)
             self._known.append(_Known(tensor.data_ptr(), tensor.numel(), list(handle.buffer_ptrs), handle))

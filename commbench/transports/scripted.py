@@ -78,7 +78,6 @@ class Scripted:
 
     name = "scripted"
     device = Host()
-    reaches_peers = True
     skew_us: float | None = None
     drains = False
 
@@ -138,6 +137,9 @@ class Scripted:
 
     def capture(self, calls: Sequence[Ready]) -> Ready:
         raise NotImplementedError("a virtual clock has no graphs; the plan skips such cases")
+
+    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+        return ""
 
     def publish(self) -> None:
         return None

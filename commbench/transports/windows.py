@@ -17,6 +17,13 @@ class Windows:
         self._pools: list[tuple[Any, bool]] = []
         self._published = 0
 
+    def missing(self) -> str:
+        """Why NCCL's allocator does not work here, in its words; "" if it does."""
+        try:
+            return "" if self._backend.mem_allocator is not None else "NCCL has no allocator here"
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+
     def allocate(self, nbytes: int, *, symmetric: bool) -> torch.Tensor:
         pool = torch.cuda.MemPool(self._backend.mem_allocator)
         with torch.cuda.use_mem_pool(pool):

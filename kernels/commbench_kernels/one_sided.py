@@ -7,8 +7,8 @@ store     each rank waits until the others have entered the call, stores its blo
           one link latency each.
 packets   small blocks: each eight bytes travel with the number of the call into slots at the receiver, who unpacks
           them. No handshake, so one link latency, for twice the bytes.
-copies    the copy engines move the blocks, the stream's memory operations (or one small kernel) do the handshakes: no
-          SM moves data.
+copies    the copy engines move what goes to others, the stream's memory operations (or one small kernel) do the
+          handshakes: no SM moves that.
 
 `reference` is what all of them compute, in plain torch.
 """
@@ -16,6 +16,7 @@ copies    the copy engines move the blocks, the stream's memory operations (or o
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ def packet_blocks(largest: int) -> int:
     return max(1, min(64, -(-largest // (THREADS * 8))))
 
 
+@functools.cache
 def _call_type(ranks: int) -> type[ctypes.Structure]:
     u64 = ctypes.c_uint64
 

@@ -18,7 +18,7 @@ def flag_bytes(ranks: int) -> int:
 
 def memory_flags(ranks: int, which: int) -> int:
     """Where the flags of handshakes 0 and 1 by memory operations are: those of one block, which no kernel uses then."""
-    return _WORD * (BLOCKS + (1 + which) * BLOCKS * _width(ranks))
+    return _WORD * (BLOCKS + which * BLOCKS * _width(ranks))
 
 
 def _width(ranks: int) -> int:

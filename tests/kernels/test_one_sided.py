@@ -106,6 +106,11 @@ def test_many_calls_without_a_pause(library, kernel: str) -> None:
 def test_the_layout_of_the_scratch_is_that_of_the_kernels() -> None:
     source = Path(REPOSITORY / "kernels/commbench_kernels/one_sided.cu").read_text()
     assert f"constexpr u32 BLOCKS = {scratch.BLOCKS};" in source
+    for ranks in (2, 3, 8, 72):
+        counters, end = 4 * scratch.BLOCKS, scratch.flag_bytes(ranks)
+        first, second = (scratch.memory_flags(ranks, which) for which in (0, 1))
+        assert counters <= first and first + 4 * ranks <= second and second + 4 * ranks <= end
+        assert end % scratch.PACKET_BYTES == 0  # where packets begin
 
 
 def test_they_compile_for_gpus() -> None:
