@@ -1,4 +1,4 @@
-"""The transport nccl without a GPU: its own code, over what tests/unit/fake_cuda.py pretends."""
+"""The transport nccl without a GPU: its own code, over what fake_cuda.py and fake_nccl.py pretend."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from commbench.transports.cuda_device import BlockGenerator
 from commbench.transports.cuda_timer import EventTimer
 from commbench.worker import start_rank
 from tests.conftest import REPOSITORY
-from tests.unit import fake_cuda
+from tests.unit import fake_cuda, fake_nccl
 
 pytestmark = pytest.mark.timeout(60)
 LONGEST_S = 50.0
@@ -100,7 +100,7 @@ def forked(
             try:
                 die_with_parent()
                 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not pytest's: into the rank's log
-                fake_cuda.install(shared, rank, gpus or size, libraries, reach=reach, limit=limits.get(rank, 1 << 62))
+                fake_nccl.install(shared, rank, gpus or size, libraries, reach=reach, limit=limits.get(rank, 1 << 62))
                 place: dict[str, Any] = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
                 store = f"file:{order.folder / 'store'}"
                 code = start_rank(order, RankInfo(**place, launcher="local", rendezvous=store))
@@ -249,6 +249,7 @@ def test_memory_that_one_rank_lacks_ends_that_case_alone(launch: Launch, words: 
 
 def test_samples_do_not_begin_with_the_longest_spin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_timer, "torch", fake_cuda.Overlay(torch, cuda=fake_cuda.cuda(1, reach=True)))
+    monkeypatch.setattr(cuda_timer, "_CALIBRATION_S", 0)
     spins = [EventTimer(lambda: None, lambda: None)._spin_us for _ in range(5)]
     assert min(spins) < cuda_timer._FIRST_SPIN_US
 
