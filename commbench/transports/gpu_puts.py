@@ -173,6 +173,8 @@ def copy_rate_gbps(memory: PeerMemory, meeting: Meeting, timer: Timer, index: in
         end = timer.mark()
         timer.synchronize()
         best = max(best, _RATE_COPIES * _RATE_BYTES / timer.between_us(begin, end) / 1e3)
+    timer.barrier()  # the neighbour may still copy into what is dropped here
+    timer.synchronize()
     memory.forget([meeting.scratch])
     return best
 
