@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 import torch
 
+from commbench.transports.host_clock import HostMarks
+
 _FIRST_SPIN_US = 300.0
 _LONGEST_SPIN_US = 5000.0  # a call that waits for the GPU on the host would ask for ever more
 _START_IN_NS = 1_000_000  # several times what it takes to agree on it
@@ -91,9 +93,7 @@ class EventTimer:
         return statistics.median(times)
 
 
-class HostTimer:
-    mark = staticmethod(time.perf_counter_ns)
-    skew_us: float | None = None
+class HostTimer(HostMarks):
     drains = True
 
     def __init__(self, agree: Callable[[float], float], *, one_host: bool) -> None:
@@ -110,12 +110,3 @@ class HostTimer:
 
     def synchronize(self) -> None:
         torch.cuda.current_stream().synchronize()
-
-    def between_us(self, start: int, end: int) -> float:
-        return (end - start) / 1e3
-
-    def moment_us(self, mark: int) -> float:
-        return mark / 1e3
-
-    def host_us(self) -> float:
-        return time.perf_counter_ns() / 1e3

@@ -12,13 +12,28 @@ if TYPE_CHECKING:
     from commbench.transports.base import Ready, Timer
 
 
-class HostClock:
-    """Samples are taken with CLOCK_MONOTONIC, which is the same for all processes of a host."""
+class HostMarks:
+    """Times of CLOCK_MONOTONIC, which is the same for all processes of a host."""
+
+    skew_us: float | None = None
+    mark = staticmethod(time.perf_counter_ns)
+
+    def between_us(self, start: int, end: int) -> float:
+        return (end - start) / 1e3
+
+    def moment_us(self, mark: int) -> float:
+        return mark / 1e3
+
+    def host_us(self) -> float:
+        return time.perf_counter_ns() / 1e3
+
+
+class OnHost:
+    """What a transport is that moves the host's memory with calls that block: its own timer, and no graphs."""
 
     device = Host()
     skew_us: float | None = None
     drains = False
-    mark = staticmethod(time.perf_counter_ns)
 
     def timer(self, mode: str) -> Timer:
         return cast("Timer", self)
@@ -35,11 +50,6 @@ class HostClock:
     def synchronize(self) -> None:
         return None
 
-    def between_us(self, start: int, end: int) -> float:
-        return (end - start) / 1e3
 
-    def moment_us(self, mark: int) -> float:
-        return mark / 1e3
-
-    def host_us(self) -> float:
-        return time.perf_counter_ns() / 1e3
+class HostClock(OnHost, HostMarks):
+    """Samples are taken with the host's clock."""

@@ -24,8 +24,8 @@ from commbench.data import Bytes
 from commbench.errors import UsageError, unknown
 from commbench.launch.environment import RankInfo
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
-from commbench.transports.base import Array, Comm, Ready, Timer
-from commbench.transports.device import Host
+from commbench.transports.base import Array, Comm
+from commbench.transports.host_clock import OnHost
 from commbench.transports.mesh import Mesh, SocketPairs
 from commbench.transports.scripted_comm import Pending, ScriptedComm
 
@@ -73,13 +73,10 @@ class Script:
         return cls(**raw)
 
 
-class Scripted:
+class Scripted(OnHost):
     """Buffers are flat numpy arrays of uint8. `log`, `began` and `allocated` have what algorithms do, if `counting`."""
 
     name = "scripted"
-    device = Host()
-    skew_us: float | None = None
-    drains = False
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.script = Script.from_json(options.get("script", ""))
@@ -132,23 +129,8 @@ class Scripted:
     def product(self, rows: int) -> Callable[[], Any]:
         raise NotImplementedError("a virtual clock has nothing to compute beside; the plan skips such cases")
 
-    def timer(self, mode: str) -> Timer:
-        return self
-
-    def capture(self, calls: Sequence[Ready]) -> Ready:
-        raise NotImplementedError("a virtual clock has no graphs; the plan skips such cases")
-
-    def lacks(self, buffers: str, *, one_sided: bool) -> str:
-        return ""
-
-    def publish(self) -> None:
-        return None
-
     def barrier(self) -> None:
         self.now_us = float(self.all_gather([self.now_us]).max())
-
-    def synchronize(self) -> None:
-        return None
 
     def mark(self) -> float:
         return self.now_us
