@@ -194,6 +194,8 @@ def _measure_case(
     needed = (widest or needed) * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
     lacking = transport.device.lacks(needed, info.local_size)
+    if lacking:
+        sys.stderr.write(f"{case.label}, {format_size(case.size_bytes)}: {lacking}\n")
     if transport.all_gather([float(bool(lacking))]).any():
         return done(Status.OUT_OF_MEMORY, lacking or "another rank lacks memory, see its log"), None
 

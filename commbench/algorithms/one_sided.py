@@ -23,7 +23,7 @@ from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.spec import Send, Spec, Step
 from commbench.splits import Matrix
-from commbench.transports.base import Array, Comm, Done, Ready, Route, Work
+from commbench.transports.base import Array, Comm, Done, PutPlan, Ready, Route, Work
 
 
 class _OneSided(AlgorithmBase):
@@ -121,8 +121,15 @@ class _Bound(BoundBase):
         arrivals = slices([row[me] for row in rows])
         targets = [slices([row[peer] for row in rows])[me] for peer in range(comm.size)]
         routes = [Route(*parts) for parts in zip(sources, targets, arrivals, strict=True)]
-        largest = int(matrix.max())
-        self._puts = comm.puts(engine, routes, largest, spec.params, scratch_bytes=scratch_bytes, step="all")
+        plan = PutPlan(
+            engine=engine,
+            routes=routes,
+            largest=int(matrix.max()),
+            params=spec.params,
+            scratch_bytes=scratch_bytes,
+            step="all",
+        )
+        self._puts = comm.puts(plan)
 
     def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
         return [self._puts.ready(out, inp) for out, inp in pairs]

@@ -7,6 +7,7 @@ Algorithms use only what both spell the same way, so one algorithm serves every 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -74,6 +75,18 @@ class Route(NamedTuple):
     arrival: slice  # of the own output: where what comes from the peer belongs
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutPlan:
+    """A one-sided exchange: every rank writes into the outputs of the others, in one step of an algorithm."""
+
+    engine: str  # "store" or "packets" (threads of the GPU), "copies" (its copy engines)
+    routes: Sequence[Route]  # one for each rank of the communicator, the own one included
+    largest: int  # bytes of the largest message between any two ranks
+    params: Mapping[str, int]  # of the algorithm
+    scratch_bytes: int  # for flags and slots
+    step: str
+
+
 class Puts(Protocol):
     """A one-sided exchange, ready for any pair of buffers."""
 
@@ -89,16 +102,7 @@ class Puts(Protocol):
 class TwoSided:
     """A communicator that cannot write into the memory of other ranks; the plan knows."""
 
-    def puts(
-        self,
-        engine: str,
-        routes: Sequence[Route],
-        largest: int,
-        params: Mapping[str, int],
-        *,
-        scratch_bytes: int,
-        step: str,
-    ) -> Puts:
+    def puts(self, plan: PutPlan) -> Puts:
         raise NotImplementedError("no rank reaches the memory of another over this transport")
 
 
@@ -154,22 +158,10 @@ class Comm(Protocol):
         """
         ...
 
-    def puts(
-        self,
-        engine: str,
-        routes: Sequence[Route],
-        largest: int,
-        params: Mapping[str, int],
-        *,
-        scratch_bytes: int,
-        step: str,
-    ) -> Puts:
-        """Collective, untimed: every rank writes into the outputs of the others, in one step of an algorithm.
+    def puts(self, plan: PutPlan) -> Puts:
+        """Collective, untimed: an exchange by one-sided writes, with scratch of its own.
 
-        `routes` has one entry for each rank of this communicator, the own one included. `engine` moves the bytes:
-        "store" or "packets" (threads of the GPU), "copies" (its copy engines). `largest` is the largest message between
-        any two ranks; `params` are the algorithm's. `scratch_bytes` are allocated, for flags and slots. A rank is
-        written to only after it has entered the call.
+        A rank is written to only after it has entered the call.
         """
         ...
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from commbench_kernels import compiler, one_sided, scratch
 from commbench_kernels.one_sided import Block
 
-from commbench.transports.base import Array, Ready, Route, Timer, Work
+from commbench.transports.base import Array, PutPlan, Ready, Timer, Work
 from commbench.transports.peer_memory import PeerMemory
 
 _RATE_BYTES = 512 << 20  # of each copy with which the ceiling is measured
@@ -40,12 +40,8 @@ class GpuPuts:
         index: int,
         members: Sequence[int],
         rank: int,
-        engine: str,
-        routes: Sequence[Route],
-        largest: int,
-        params: Mapping[str, int],
+        plan: PutPlan,
         *,
-        scratch_bytes: int,
         aside: torch.cuda.Stream | None,
         second: torch.cuda.Stream,
     ) -> None:
@@ -54,13 +50,14 @@ class GpuPuts:
         Calls run on the stream `aside`, or on the current one; copies inside the GPU on `second`.
         """
         self._memory, self._index, self._members, self._rank = memory, index, members, rank
-        self._engine, self._routes, self._params = engine, routes, params
+        self._engine, self._routes = plan.engine, plan.routes
+        engine, largest, params = plan.engine, plan.largest, plan.params
         if engine == "packets":
             self._ctas = params["ctas"] or one_sided.packet_blocks(largest)
             self._slot = scratch.slot_bytes(largest, self._ctas, one_sided.THREADS)
         elif engine == "store":
             self._ctas = params["ctas"] or one_sided.store_blocks(largest)
-        self._scratch = memory.zeros(scratch_bytes)
+        self._scratch = memory.zeros(plan.scratch_bytes)
         self._scratches = self._of(memory.addresses(self._scratch))
         self._aside, self._second = aside, second
         if engine == "copies" and params["memops"]:

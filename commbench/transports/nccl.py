@@ -31,7 +31,7 @@ from commbench.data import Bytes
 from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
 from commbench.layout import Layout, LinkClass
-from commbench.transports.base import Array, Comm, Done, Message, Puts, Ready, Route, Timer, Work, Works
+from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
 from commbench.transports.cuda_device import Cuda
 from commbench.transports.cuda_timer import EventTimer, HostTimer
 from commbench.transports.gpu_puts import GpuPuts, Meeting, copy_rate_gbps
@@ -121,20 +121,11 @@ class NcclComm(TorchComm):
             return functools.partial(self._calls.alltoall_base, *arguments, [], [], options)
         return super().ready(name, *arguments, **named)
 
-    def puts(
-        self,
-        engine: str,
-        routes: Sequence[Route],
-        largest: int,
-        params: Mapping[str, int],
-        *,
-        scratch_bytes: int,
-        step: str,
-    ) -> Puts:
+    def puts(self, plan: PutPlan) -> Puts:
         transport = self._transport
         return GpuPuts(
-            transport.memory, transport.cuda.index, self._members, self.rank, engine, routes, largest, params,
-            scratch_bytes=scratch_bytes, aside=transport.aside if transport.beside else None, second=transport.second,
+            transport.memory, transport.cuda.index, self._members, self.rank, plan,
+            aside=transport.aside if transport.beside else None, second=transport.second,
         )  # fmt: skip
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:

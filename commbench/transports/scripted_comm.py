@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from commbench.data import OPS, Bytes, add, decode, encode
-from commbench.transports.base import Array, Comm, Message, Puts, Ready, Route, Work
+from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
 
 if TYPE_CHECKING:
     from commbench.transports.scripted import Scripted
@@ -87,23 +87,14 @@ class ScriptedComm:
         mine = next(ranks for ranks in partition if self.rank in ranks)
         return ScriptedComm(self._transport, [self._ranks[rank] for rank in mine])
 
-    def puts(
-        self,
-        engine: str,
-        routes: Sequence[Route],
-        largest: int,
-        params: Mapping[str, int],
-        *,
-        scratch_bytes: int,
-        step: str,
-    ) -> Puts:
-        mine = [float(edge) for route in routes for edge in (route.target.start, route.target.stop)]
+    def puts(self, plan: PutPlan) -> Puts:
+        mine = [float(edge) for route in plan.routes for edge in (route.target.start, route.target.stop)]
         edges = self._transport.all_gather(mine)[:, 2 * self.rank : 2 * self.rank + 2].astype(int)
         for peer, (start, stop) in zip(self._ranks, edges[self._ranks].tolist(), strict=True):
-            if slice(start, stop) != routes[self._ranks.index(peer)].arrival:
+            if slice(start, stop) != plan.routes[self._ranks.index(peer)].arrival:
                 raise ValueError(f"rank {peer} writes to {start} .. {stop}, where something else belongs")
-        self.empty(scratch_bytes)
-        return _ScriptedPuts(self, routes, step)
+        self.empty(plan.scratch_bytes)
+        return _ScriptedPuts(self, plan)
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
         if self._transport.fault("out_of_memory"):
@@ -122,10 +113,10 @@ class ScriptedComm:
 class _ScriptedPuts:
     """One-sided writes as messages; the network is the same."""
 
-    def __init__(self, comm: ScriptedComm, routes: Sequence[Route], step: str) -> None:
+    def __init__(self, comm: ScriptedComm, plan: PutPlan) -> None:
         self._comm = comm
-        self._routes = routes
-        self._step = step
+        self._routes = plan.routes
+        self._step = plan.step
 
     def ready(self, out: Array, inp: Array) -> Ready:
         return functools.partial(self._start, out, inp)
