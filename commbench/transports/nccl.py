@@ -49,6 +49,8 @@ _VIRTUAL_NETWORK = {
     "NCCL_SOCKET_IFNAME": "=lo",
     "NCCL_SOCKET_FAMILY": "AF_INET",
 }
+# NCCL looks at every eleventh call of a communicator which graphs are gone (GROUP_MAX_RECLAIM_STEPS).
+_RECLAIMED_AFTER = 12
 _PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
 
 
@@ -59,6 +61,7 @@ class NcclComm(TorchComm):
         self._calls: Any = group  # whose methods torch types in part
         self._transport = transport
         self._members = list(members)
+        transport.comms.append(self)
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         return self._all_to_all(out, inp, [], [])
@@ -121,6 +124,13 @@ class NcclComm(TorchComm):
             return functools.partial(self._calls.alltoall_base, *arguments, [], [], options)
         return super().ready(name, *arguments, **named)
 
+    def reclaim(self, something: torch.Tensor) -> None:
+        """Let NCCL give up what graphs of its calls held, once they are gone."""
+        options = AllreduceOptions()
+        options.asyncOp = False
+        for _ in range(_RECLAIMED_AFTER):
+            self._calls.allreduce([something], options)
+
     def puts(self, plan: PutPlan) -> Puts:
         transport = self._transport
         return GpuPuts(
@@ -152,6 +162,8 @@ class Nccl:
         self._virtual_hosts: bool = options.get("virtual_hosts", False)
         self._last_bytes = 0
         self._timers: dict[str, Timer] = {}
+        self.comms: list[NcclComm] = []  # in the order in which they were made, which is alike on all their ranks
+        self._graphs: list[torch.cuda.CUDAGraph] = []  # of this case
 
     @staticmethod
     def before_fork(size: int) -> Any:
@@ -208,6 +220,7 @@ class Nccl:
 
     def close(self) -> None:
         torch.cuda.synchronize()
+        self._drop_graphs()
         self.barrier()
         self.windows.release()
         self.memory.forget()
@@ -218,9 +231,26 @@ class Nccl:
         torch.cuda.synchronize()
         if self._last_bytes >= _LARGE:
             gc.collect()
+        self._drop_graphs()
         self.windows.release()
         self.memory.forget([self._meeting.scratch] if self._meeting else [])
         self._last_bytes = int(labels["size_bytes"])
+
+    def _drop_graphs(self) -> None:
+        """Before the buffers of a case that captured are freed.
+
+        NCCL registers what the calls in a graph work on, by its address, until it notices that the graph is gone.
+        Memory got at the same address meanwhile would be taken for what was there before, and peers would write into
+        what is freed: wrong data and no error, seen with NCCL 2.28.9 on buffers registered by the next case.
+        """
+        if not self._graphs:
+            return
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs.clear()
+        for comm in self.comms:
+            comm.reclaim(self._one)
+        torch.cuda.synchronize()
 
     def upload(self, array: Array, offset: int, data: Bytes) -> None:
         array[offset : offset + data.size] = torch.from_numpy(data).to(self.cuda)
@@ -255,6 +285,7 @@ class Nccl:
             for call in calls:
                 if (work := call()) is not None:
                     work.wait()
+        self._graphs.append(graph)
         self.barrier()  # nobody replays before all have captured
         graph.replay()  # the first time costs more
         torch.cuda.synchronize()

@@ -81,6 +81,7 @@ class Graph:
         self.calls: list[Callable[[], Any]] = []
         self.streams: list[Stream] = []  # the first is where capturing began
         self.loose: set[Stream] = set()  # that nobody has joined
+        self.gone = False
 
     def add(self, stream: Stream, call: Callable[[], Any]) -> None:
         if stream not in self.streams:
@@ -101,6 +102,10 @@ class Graph:
         assert self.calls and not self.loose
         for call in self.calls:
             call()
+
+    def reset(self) -> None:
+        refuse_capturing("cudaGraphExecDestroy")
+        self.calls, self.gone = [], True
 
 
 class Now:

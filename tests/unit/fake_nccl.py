@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,7 @@ class Backend:
         Now.unregistered -= pool.places
 
     def deregister_mem_pool(self, pool: Pool) -> None:
+        assert not any(calls.held for calls in Calls.made), "NCCL still holds what a graph worked on"
         self._registered.remove(pool)
 
 
@@ -65,9 +66,22 @@ def where(item: Any) -> list[int]:
 class Calls:
     """A process group as NCCL's is called. gloo has no groups of messages, and always gives a Work."""
 
+    made: ClassVar[list[Calls]] = []
+
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
         self._posts: list[Callable[[], Any]] | None = None
+        self.held: list[Graph] = []  # that the communicator does not know to be gone
+        self._eager = 0
+        Calls.made.append(self)
+
+    def _called(self) -> None:
+        if Graph.capturing is not None:
+            self.held.append(Graph.capturing)
+            return
+        self._eager += 1
+        if self._eager % 11 == 0:  # as NCCL 2.28 does
+            self.held = [graph for graph in self.held if not graph.gone]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         assert name in ("alltoall_base", "_allgather_base", "_reduce_scatter_base", "allreduce", "broadcast"), name
@@ -75,6 +89,7 @@ class Calls:
         def call(*arguments: Any) -> Any:
             assert not {at for item in arguments for at in where(item)} & Now.unregistered, "not published"
             function = functools.partial(getattr(self._group, name), *arguments)
+            self._called()
             if arguments[-1].asyncOp and Graph.capturing is None:
                 return function()
             enqueue(Now.stream.cuda_stream, lambda: function().wait())
@@ -97,6 +112,7 @@ class Calls:
     def _end_coalescing(self, device: torch.device) -> Any:
         posts, self._posts = self._posts, None
         assert posts
+        self._called()
         works: list[Any] = []
         if Graph.capturing is None:
             works = [post() for post in posts]
