@@ -307,7 +307,7 @@ def _measure(
         width = stats.relative_half_width(slowest)
         aim = min(width / policy.precision, 2.0) ** 2 if policy.precision > 0 else 4.0
         growth = max(aim - 1, 0.25)
-        if slowest.size >= policy.samples_min and width <= policy.precision:
+        if slowest.size >= policy.samples_min and policy.precision > 0 and width <= policy.precision:
             reason = "precision"
         elif slowest.size >= policy.samples_max:
             reason = "samples"

@@ -35,6 +35,8 @@ class CountsFirst(AlgorithmBase):
 
 
 class _Bound(BoundBase):
+    capturable = False
+
     def __init__(self, comm: Comm, spec: Spec) -> None:
         self._comm = comm
         self._sent: list[int] = AllToAllV().counts(spec)[comm.rank].tolist()

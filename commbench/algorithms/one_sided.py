@@ -2,9 +2,10 @@
 
 For ranks that reach each other's memory: GPUs of one host. The output must be symmetric memory.
 
-symm_store        threads of the GPU store: one kernel, with a handshake before and after. Blocks of up to
-                  `packet_bytes` travel as packets instead, which need none (the LL protocol of NCCL, one-sided).
-symm_copy_engine  the copy engines move the blocks while all multiprocessors compute; the own block is copied meanwhile.
+symm_store        threads of the GPU store: one kernel, with a handshake before and after. Ranks that send no more than
+                  `packet_bytes` do so in packets instead, which need none (the LL protocol of NCCL, one-sided).
+symm_copy_engine  the copy engines move the blocks while all multiprocessors compute; the own block is copied meanwhile,
+                  by a copy engine or by a few multiprocessors.
 
 A rank is written to only after it has entered the call, as until then its output may still be read. The call is over
 when all that is sent to it has arrived.
@@ -41,9 +42,13 @@ class _OneSided(AlgorithmBase):
         return [Step(name="all", sends=tuple(self._messages(spec)))]
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _Bound(comm, spec, self._engine(spec), self._matrix(spec), self.scratch_bytes(spec))
+        return _Bound(comm, spec, self._engine(spec), self._shape(spec), self._matrix(spec), self.scratch_bytes(spec))
 
     def _engine(self, spec: Spec) -> str:
+        raise NotImplementedError
+
+    def _shape(self, spec: Spec) -> tuple[int, int]:
+        """Thread blocks, and threads in each."""
         raise NotImplementedError
 
     def _messages(self, spec: Spec) -> list[Send]:
@@ -67,8 +72,11 @@ class _Uneven(_OneSided):
 class SymmStore(_OneSided):
     name = "symm_store"
     params = {
-        "ctas": (0, "thread blocks of a one-sided kernel; 0: by the size"),
-        "packet_bytes": (65536, "messages up to this many bytes go as packets, without handshakes"),
+        "ctas": (0, "thread blocks of a one-sided kernel, rounded up to a multiple of the ranks; 0: by the size"),
+        "packet_bytes": (
+            262144,
+            "ranks that send no more than this to all others do so in packets, without handshakes",
+        ),
     }
 
     def supports(self, spec: Spec) -> str | None:
@@ -80,13 +88,20 @@ class SymmStore(_OneSided):
         flags = scratch.flag_bytes(spec.ranks)
         if self._engine(spec) != "packets":
             return flags
-        largest = int(self._matrix(spec).max())
-        blocks = spec.params["ctas"] or one_sided.packet_blocks(largest)
-        slot = scratch.slot_bytes(largest, blocks, one_sided.THREADS)
+        blocks, threads = self._shape(spec)
+        slot = scratch.slot_bytes(int(self._matrix(spec).max()), blocks, threads)
         return flags + scratch.packet_bytes(spec.ranks, slot, blocks)
 
     def _engine(self, spec: Spec) -> str:
-        return "packets" if int(self._matrix(spec).max()) <= spec.params["packet_bytes"] else "store"
+        matrix = self._matrix(spec)
+        most = int((matrix.sum(axis=1) - matrix.diagonal()).max())
+        return "packets" if most <= spec.params["packet_bytes"] else "store"
+
+    def _shape(self, spec: Spec) -> tuple[int, int]:
+        largest, ctas = int(self._matrix(spec).max()), spec.params["ctas"]
+        if self._engine(spec) == "packets":
+            return ctas or one_sided.packet_blocks(largest), one_sided.THREADS
+        return one_sided.store_shape(spec.ranks, largest, ctas)
 
 
 class SymmStoreV(_Uneven, SymmStore):
@@ -95,11 +110,16 @@ class SymmStoreV(_Uneven, SymmStore):
 
 class SymmCopyEngine(_OneSided):
     name = "symm_copy_engine"
-    params = {"memops": (1, "1: ranks meet by stream memory operations, which need no multiprocessor; 0: by a kernel")}
+    params = {
+        "memops": (1, "1: ranks meet by stream memory operations, which need no multiprocessor; 0: by a kernel"),
+        "own_ctas": (0, "thread blocks that copy the own block; 0: a copy engine does"),
+    }
 
     def supports(self, spec: Spec) -> str | None:
         if spec.params["memops"] not in (0, 1):
             return f"memops={spec.params['memops']}: 0 or 1"
+        if not 0 <= spec.params["own_ctas"] <= scratch.BLOCKS:
+            return f"own_ctas={spec.params['own_ctas']}: up to {scratch.BLOCKS}, or 0 for a copy engine"
         return super().supports(spec)
 
     def scratch_bytes(self, spec: Spec) -> int:
@@ -108,13 +128,18 @@ class SymmCopyEngine(_OneSided):
     def _engine(self, spec: Spec) -> str:
         return "copies"
 
+    def _shape(self, spec: Spec) -> tuple[int, int]:
+        return spec.params["own_ctas"], one_sided.THREADS
+
 
 class SymmCopyEngineV(_Uneven, SymmCopyEngine):
     pass
 
 
 class _Bound(BoundBase):
-    def __init__(self, comm: Comm, spec: Spec, engine: str, matrix: Matrix, scratch_bytes: int) -> None:
+    def __init__(
+        self, comm: Comm, spec: Spec, engine: str, shape: tuple[int, int], matrix: Matrix, scratch_bytes: int
+    ) -> None:
         rows = matrix.tolist()
         me = comm.rank
         sources = slices(rows[me])
@@ -125,6 +150,8 @@ class _Bound(BoundBase):
             engine=engine,
             routes=routes,
             largest=int(matrix.max()),
+            ctas=shape[0],
+            threads=shape[1],
             params=spec.params,
             scratch_bytes=scratch_bytes,
             step="all",

@@ -82,6 +82,8 @@ class PutPlan:
     engine: str  # "store" or "packets" (threads of the GPU), "copies" (its copy engines)
     routes: Sequence[Route]  # one for each rank of the communicator, the own one included
     largest: int  # bytes of the largest message between any two ranks
+    ctas: int  # thread blocks, the same on all ranks
+    threads: int  # in each
     params: Mapping[str, int]  # of the algorithm
     scratch_bytes: int  # for flags and slots
     step: str

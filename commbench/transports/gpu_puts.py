@@ -51,18 +51,15 @@ class GpuPuts:
         """
         self._memory, self._index, self._members, self._rank = memory, index, members, rank
         self._engine, self._routes = plan.engine, plan.routes
-        engine, largest, params = plan.engine, plan.largest, plan.params
-        if engine == "packets":
-            self._ctas = params["ctas"] or one_sided.packet_blocks(largest)
-            self._slot = scratch.slot_bytes(largest, self._ctas, one_sided.THREADS)
-        elif engine == "store":
-            self._ctas = params["ctas"] or one_sided.store_blocks(largest)
+        self._ctas, self._threads = plan.ctas, plan.threads
+        if plan.engine == "packets":
+            self._slot = scratch.slot_bytes(plan.largest, plan.ctas, one_sided.THREADS)
         self._scratch = memory.zeros(plan.scratch_bytes)
         self._scratches = self._of(memory.addresses(self._scratch))
         self._aside, self._second = aside, second
-        if engine == "copies" and params["memops"]:
+        if plan.engine == "copies" and plan.params["memops"]:
             self._meet = [one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1)]
-        elif engine == "copies":
+        elif plan.engine == "copies":
             self._meet = [one_sided.handshake(index, rank, self._scratches)] * 2
         self._last: int | None = None  # the stream of the last call
 
@@ -87,7 +84,7 @@ class GpuPuts:
         if self._engine == "packets":
             launch: Launch = one_sided.packets(self._index, self._rank, blocks, ctas=self._ctas, slot_bytes=self._slot)
         elif self._engine == "store":
-            launch = one_sided.store(self._index, self._rank, blocks, ctas=self._ctas)
+            launch = one_sided.store(self._index, self._rank, blocks, ctas=self._ctas, threads=self._threads)
         else:
             launch = self._copies(blocks)
         # The buffers must outlive the call.
@@ -117,18 +114,21 @@ class GpuPuts:
         self._last = stream
 
     def _copies(self, blocks: Sequence[Block]) -> Launch:
-        """By the copy engines. The own block is copied meanwhile, on a second stream."""
+        """By the copy engines. The own block is copied meanwhile, on a second stream: by one of them, or by SMs."""
         ranks, rank = len(blocks), self._rank
         enter, leave = self._meet
         order = [blocks[(rank + k) % ranks] for k in range(1, ranks)]
         messages = [(block.target, block.source, block.sent) for block in order if block.sent]
         own = blocks[rank]
         second = self._second
+        copy_own: Launch = functools.partial(_copy, own.target, own.source, own.sent)
+        if self._ctas:
+            copy_own = one_sided.own(self._index, rank, blocks, ctas=self._ctas)
 
         def launch(stream: int) -> None:
             if own.sent:
                 second.wait_stream(torch.cuda.current_stream())
-                _copy(own.target, own.source, own.sent, second.cuda_stream)
+                copy_own(second.cuda_stream)
             enter(stream)
             for target, source, nbytes in messages:
                 _copy(target, source, nbytes, stream)

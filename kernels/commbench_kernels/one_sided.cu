@@ -35,28 +35,23 @@ __device__ inline char* packets(char* scratch) { return scratch + sizeof(u32) * 
 // Peers in the order in which rank `rank` turns to them, itself last: all ranks start with different ones.
 __device__ inline u32 turn(u32 rank, u32 k) { return rank + k < RANKS ? rank + k : rank + k - RANKS; }
 
-// Tell block b of all ranks that this one is at call `number`, and wait until each of them is. Threads 0 .. RANKS - 1.
-template <u32* (*flags)(char*)>
-__device__ inline void meet(const Call& call, u32 number) {
+// All ranks have come this far on their streams. One block.
+KERNEL void handshake(const __grid_constant__ Call call) {
+  char* own = call.peers[call.rank].scratch;
+  u32 number = *calls(own) + 1;
+  block_barrier();  // all threads have read the counter
   for (u32 p = thread(); p < RANKS; p += threads()) {
     if (p == call.rank) continue;
-    release(flags(call.peers[p].scratch) + block() * WIDTH + call.rank, number);
-    const u32* flag = flags(call.peers[call.rank].scratch) + block() * WIDTH + p;
-    while ((int)(acquire(flag) - number) < 0) idle();
+    release(entered(call.peers[p].scratch) + call.rank, number);
+    while ((int)(acquire(entered(own) + p) - number) < 0) idle();
   }
-}
-
-// All ranks have come this far on their streams.
-KERNEL void handshake(const __grid_constant__ Call call) {
-  u32* counter = calls(call.peers[call.rank].scratch) + block();
-  u32 number = *counter + 1;
-  block_barrier();
-  meet<entered>(call, number);
-  if (thread() == 0) *counter = number;
+  if (thread() == 0) *calls(own) = number;
 }
 
 // Elements of one tile: a thread holds UNROLL of them at a time, to have as many loads under way.
-template <class V, int UNROLL>
+constexpr int UNROLL = 4;
+
+template <class V>
 struct Tile {
   V held[UNROLL];
 
@@ -79,46 +74,66 @@ struct Tile {
   }
 };
 
-// Write every block where it belongs. No peer is written to before it has entered the call, for until then it may still
-// read its output; and the call is over when all peers have said that what they send has arrived.
-template <class V, int UNROLL>
-__device__ void store(const Call& call) {
-  const Peer* peers = call.peers;
-  u32* counter = calls(peers[call.rank].scratch) + block();
-  u32 number = *counter + 1;
-  u64 tile_size = (u64)threads() * UNROLL, first = block() * tile_size + thread();
-  u64 most = 0;
-  for (u32 p = 0; p < RANKS; ++p) most = peers[p].sent > most ? peers[p].sent : most;
-
-  Tile<V, UNROLL> tile;
-  tile.read(peers[turn(call.rank, 1)], first);  // while the others enter
-  block_barrier();                              // all threads have read the counter
-  meet<entered>(call, number);
-  block_barrier();
-  bool read = true;
-  for (; first < most / sizeof(V) + thread(); first += blocks() * tile_size) {
-    for (u32 k = 1; k <= RANKS; ++k) {
-      const Peer& peer = peers[turn(call.rank, k)];
-      if (!read) tile.read(peer, first);
-      read = false;
-      tile.write(peer, first);
-    }
+// Blocks of threads `part`, `part` + 1, ... of `parts` copy one peer's message. The first tile has been read.
+template <class V>
+__device__ void move(const Peer& peer, u64 part, u64 parts, Tile<V>& tile) {
+  u64 tile_size = (u64)threads() * UNROLL, end = peer.sent / sizeof(V);
+  for (u64 first = part * tile_size; first < end;) {
+    tile.write(peer, first + thread());
+    first += parts * tile_size;
+    tile.read(peer, first + thread());
   }
-  if (sizeof(V) > 1 && block() == 0) {  // what is left of blocks that are no whole number of elements
-    for (u32 k = 1; k <= RANKS; ++k) {
-      const Peer& peer = peers[turn(call.rank, k)];
-      for (u64 i = peer.sent / sizeof(V) * sizeof(V) + thread(); i < peer.sent; i += threads())
-        peer.target[i] = peer.source[i];
-    }
-  }
-  block_barrier();  // the stores of all threads come before the flag
-  meet<finished>(call, number);
-  if (thread() == 0) *counter = number;
+  if (part == 0)  // what is left of a message that is no whole number of elements
+    for (u64 i = end * sizeof(V) + thread(); i < peer.sent; i += threads()) peer.target[i] = peer.source[i];
 }
 
-KERNEL void store_16(const __grid_constant__ Call call) { store<uint4, 4>(call); }
-KERNEL void store_4(const __grid_constant__ Call call) { store<u32, 4>(call); }
-KERNEL void store_1(const __grid_constant__ Call call) { store<unsigned char, 4>(call); }
+// Write every message where it belongs. A block of threads serves one peer: the k-th in its rank's order, itself the
+// last. No peer is written to before it has entered the call, for until then it may still read its output; and the call
+// is over when what comes from the rank of which this one is the k-th peer has arrived. So a block has two to talk to,
+// and only its own number among their blocks. There are as many blocks for each peer.
+template <class V>
+__device__ void store(const Call& call) {
+  const Peer* peers = call.peers;
+  char* own = peers[call.rank].scratch;
+  u32* counter = calls(own) + block();
+  u32 number = *counter + 1, word = block() * WIDTH;
+  u32 k = 1 + block() % RANKS, to = turn(call.rank, k), from = turn(call.rank, RANKS - k);
+  u64 part = block() / RANKS, parts = blocks() / RANKS;
+
+  Tile<V> tile;
+  tile.read(peers[to], part * threads() * UNROLL + thread());  // while the others enter
+  block_barrier();                                             // all threads have read the counter
+  if (k < RANKS && thread() == 0) {
+    release(entered(peers[from].scratch) + word, number);
+    while ((int)(acquire(entered(own) + word) - number) < 0) idle();
+  }
+  block_barrier();
+  move(peers[to], part, parts, tile);
+  block_barrier();  // the stores of all threads come before the flag
+  if (thread() != 0) return;
+  if (k < RANKS) {
+    release(finished(peers[to].scratch) + word, number);
+    while ((int)(acquire(finished(own) + word) - number) < 0) idle();
+  }
+  *counter = number;
+}
+
+KERNEL void store_16(const __grid_constant__ Call call) { store<uint4>(call); }
+KERNEL void store_4(const __grid_constant__ Call call) { store<u32>(call); }
+KERNEL void store_1(const __grid_constant__ Call call) { store<unsigned char>(call); }
+
+// The own message alone, while copy engines move the others.
+template <class V>
+__device__ void copy_own(const Call& call) {
+  Tile<V> tile;
+  const Peer& self = call.peers[call.rank];
+  tile.read(self, (u64)block() * threads() * UNROLL + thread());
+  move(self, block(), blocks(), tile);
+}
+
+KERNEL void own_16(const __grid_constant__ Call call) { copy_own<uint4>(call); }
+KERNEL void own_4(const __grid_constant__ Call call) { copy_own<u32>(call); }
+KERNEL void own_1(const __grid_constant__ Call call) { copy_own<unsigned char>(call); }
 
 // Eight bytes from `at`, of which `left` are there. WHOLE: addresses are multiples of eight.
 template <bool WHOLE>

@@ -3,12 +3,13 @@
 Two ways for a kernel to do it, and one without kernels:
 
 store     each rank waits until the others have entered the call, stores its blocks into their outputs, and waits until
-          they say that theirs are there. Roofline: the link, if as many SMs store as it takes, and two handshakes of
-          one link latency each.
+          they say that theirs are there. As many SMs serve each peer, the rank itself among them. Roofline: the link,
+          if as many SMs store as it takes, and two handshakes of one link latency each.
 packets   small blocks: each eight bytes travel with the number of the call into slots at the receiver, who unpacks
           them. No handshake, so one link latency, for twice the bytes.
 copies    the copy engines move what goes to others, the stream's memory operations (or one small kernel) do the
-          handshakes: no SM moves that.
+          handshakes: no SM moves that. The own block can be left to a few SMs: a copy engine that has it to do at
+          the same time is 2 to 4 % slower with the others (two H200).
 
 `reference` is what all of them compute, in plain torch.
 """
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SOURCE = "one_sided.cu"
 THREADS = 512
 _UNROLL = 4  # elements that one thread of `store` holds at a time, as in the source
+_FEW_BYTES = 8 << 20  # up to this many, half the threads in a block make more blocks, which start sooner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +59,23 @@ def least_us(sent: int, link_gbps: float, latency_us: float, *, packets: bool) -
     return moved / link_gbps / 1e3 + (latency_us if packets else 2 * latency_us)
 
 
-def store_blocks(largest: int) -> int:
-    """Blocks of threads that store messages of up to `largest` bytes: one for each tile, up to a part of the SMs."""
-    return max(1, min(32, -(-largest // (THREADS * _UNROLL * 16))))
+def store_shape(ranks: int, largest: int, ctas: int = 0) -> tuple[int, int]:
+    """Blocks, and threads in each, that store messages of up to `largest` bytes; `ctas`: blocks that are asked for.
+
+    A multiple of `ranks`, one for each tile, and almost all SMs where that pays (measured on two H200: 16 blocks get
+    95 % of what 128 get from 64 MiB up).
+    """
+    sent = largest * (ranks - 1)
+    threads = THREADS // 2 if sent <= _FEW_BYTES else THREADS
+    tiles = ranks * -(-largest // (threads * _UNROLL * 16))
+    wanted = ctas or min(tiles, 32 if sent < _FEW_BYTES // 2 else scratch.BLOCKS)
+    most = scratch.BLOCKS // ranks * ranks
+    return max(ranks, min(most, -(-wanted // ranks) * ranks)), threads
 
 
 def packet_blocks(largest: int) -> int:
     """Blocks of threads that send messages of up to `largest` bytes as packets: one for each thread, if possible."""
-    return max(1, min(64, -(-largest // (THREADS * 8))))
+    return max(1, min(scratch.BLOCKS, -(-largest // (THREADS * 8))))
 
 
 @functools.cache
@@ -98,11 +109,21 @@ def _alignment(blocks: Sequence[Block]) -> int:
     return merged & -merged
 
 
-def store(device: int, rank: int, blocks: Sequence[Block], *, ctas: int) -> compiler.Launch:
-    """A call by stores. `blocks`: one for each rank, in rank order."""
-    width = next(width for width in (16, 4, 1) if _alignment(blocks) >= width)
-    kernel = compiler.kernel(SOURCE, f"store_{width}", device, RANKS=len(blocks))
+def store(device: int, rank: int, blocks: Sequence[Block], *, ctas: int, threads: int = THREADS) -> compiler.Launch:
+    """A call by stores. `blocks`: one for each rank, in rank order. `ctas`: alike on all, a multiple of the ranks."""
+    kernel = compiler.kernel(SOURCE, f"store_{_width(blocks)}", device, RANKS=len(blocks))
+    return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=threads)
+
+
+def own(device: int, rank: int, blocks: Sequence[Block], *, ctas: int) -> compiler.Launch:
+    """The own block's part of a call, without any handshake."""
+    kernel = compiler.kernel(SOURCE, f"own_{_width(blocks)}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=THREADS)
+
+
+def _width(blocks: Sequence[Block]) -> int:
+    """Bytes that a thread may move at a time."""
+    return next(width for width in (16, 4, 1) if _alignment(blocks) >= width)
 
 
 def packets(device: int, rank: int, blocks: Sequence[Block], *, ctas: int, slot_bytes: int) -> compiler.Launch:

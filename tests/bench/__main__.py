@@ -4,6 +4,7 @@ make bench                      everything (some minutes)
 make bench ARGS="bare kills"    some of it
 make bench ARGS="nccl -h"       on GPUs, beside nccl-tests; what follows `nccl` are its arguments
 make bench ARGS="stress -h"     on GPUs, calls under random delays, all of them checked; likewise
+make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM all_to_all_vdev; likewise
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
 BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated")
-ON_GPUS = ("nccl", "stress")
+ON_GPUS = ("nccl", "stress", "vdev")
 
 
 def main() -> None:

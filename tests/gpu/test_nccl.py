@@ -29,9 +29,17 @@ def rows(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def told(found: list[dict]) -> str:
+    """Of the failed cases, what tells them apart."""
+    keys = ("status", "reason", "collective", "algorithm", "params", "mode", "buffers", "dtype", "size_bytes", "wrong")
+    return "\n".join(
+        str({key: row.get(key) for key in keys}) for row in found if row["status"] not in ("ok", "skipped")
+    )
+
+
 def swept(tmp_path: Path, *words: str, code: int = 0) -> list[dict]:
     result = commbench("sweep", "gpu", *words, *QUICK, cwd=tmp_path)
-    assert result.returncode == code, result.stderr
+    assert result.returncode == code, result.stderr + told(rows(result.stdout))
     return rows(result.stdout)
 
 
@@ -48,7 +56,7 @@ def test_every_way_is_right(tmp_path: Path, collective: str) -> None:
 
 
 def test_other_collectives_are_right(tmp_path: Path) -> None:
-    found = swept(tmp_path, "collective=all", "algorithm=direct", "dtype=fp32,bf16", "-b", "64K", "-e", "64K")
+    found = swept(tmp_path, "collective=all", "algorithm=all", "dtype=fp32,bf16", "-b", "64K", "-e", "64K")
     assert {row["status"] for row in found} <= {"ok", "skipped"}
 
 

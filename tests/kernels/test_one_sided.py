@@ -81,6 +81,8 @@ KERNELS = {"store_16": 16, "store_4": 4, "store_1": 1, "packets_8": 8, "packets_
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_every_byte_arrives(library, kernel: str, ranks: int) -> None:
     for blocks, resident in ((1, 1), (3, 3), (3, 1)):  # all at once, and one after the other
+        if kernel.startswith("store"):  # for each peer
+            blocks, resident = blocks * ranks, resident * ranks if resident > 1 else 1
         for matrix in (even(ranks, 16), even(ranks, 4096), uneven(ranks, KERNELS[kernel])):
             assert run(library(ranks), kernel, matrix, blocks=blocks, resident=resident, calls=6) == 0
 
@@ -88,7 +90,7 @@ def test_every_byte_arrives(library, kernel: str, ranks: int) -> None:
 @pytest.mark.parametrize("kernel", ["store_1", "packets_1"])
 def test_odd_sizes_at_odd_addresses(library, kernel: str) -> None:
     matrix = np.array([[7, 1, 0], [129, 3, 65], [31, 2, 1001]])
-    assert run(library(3), kernel, matrix, blocks=2, resident=2, calls=6, shift=3) == 0
+    assert run(library(3), kernel, matrix, blocks=6, resident=6, calls=6, shift=3) == 0
 
 
 @pytest.mark.parametrize("kernel", ["store_16", "store_4", "packets_8"])
@@ -101,6 +103,22 @@ def test_what_is_no_whole_number_of_elements(library, kernel: str) -> None:
 @pytest.mark.parametrize("kernel", ["store_16", "packets_8"])
 def test_many_calls_without_a_pause(library, kernel: str) -> None:
     assert run(library(2), kernel, even(2, 256), blocks=2, resident=2, calls=400, most_us=0) == 0
+
+
+@pytest.mark.parametrize(("kernel", "nbytes"), [("own_16", 1007), ("own_1", 333)])
+def test_the_own_block_alone(library, kernel: str, nbytes: int) -> None:
+    matrix = np.array([[nbytes, 0], [0, 16]])
+    assert run(library(2), kernel, matrix, blocks=3, resident=3, calls=4) == 0
+
+
+def test_every_peer_has_as_many_blocks() -> None:
+    for ranks in (2, 3, 8, 72):
+        for largest in (0, 1, 1 << 14, 1 << 20, 1 << 24, 1 << 32):
+            for ctas in (0, 1, 16, 128):
+                blocks, threads = one_sided.store_shape(ranks, largest, ctas)
+                assert blocks % ranks == 0 and ranks <= blocks <= scratch.BLOCKS and threads in (256, 512)
+    assert one_sided.store_shape(2, 1 << 15) == (4, 256) and one_sided.store_shape(2, 1 << 25) == (128, 512)
+    assert one_sided.store_shape(8, 1 << 25, 20) == (24, 512)
 
 
 def test_the_layout_of_the_scratch_is_that_of_the_kernels() -> None:

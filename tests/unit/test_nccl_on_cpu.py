@@ -138,9 +138,9 @@ def check(found: list[tuple[Case, Measurement]], *, ways: set[str]) -> None:
 
 MODES = ("mode=isolated,pipelined,graph", "buffers=plain,registered,symmetric", "nodes=1")
 ONE_SIDED = {f"symm_store ctas=0 packet_bytes={n}" for n in (0, 65536)} | {
-    f"symm_copy_engine memops={n}" for n in (0, 1)
+    f"symm_copy_engine memops={n} own_ctas={m}" for n in (0, 1) for m in (0, 2)
 }
-PARAMS = ("algorithm=all", "packet_bytes=0,65536", "memops=0,1")
+PARAMS = ("algorithm=all", "packet_bytes=0,65536", "memops=0,1", "own_ctas=0,2")
 
 
 @pytest.mark.parametrize(("ranks", "sizes"), [(2, (96, 12345)), (3, (12345,))])

@@ -11,7 +11,8 @@ static const struct {
   const char* name;
   Kernel kernel;
 } KERNELS[] = {{"store_16", store_16}, {"store_4", store_4},     {"store_1", store_1},
-               {"packets_8", packets_8}, {"packets_1", packets_1}, {"handshake", handshake}};
+               {"packets_8", packets_8}, {"packets_1", packets_1}, {"handshake", handshake},
+               {"own_16", own_16},       {"own_4", own_4},         {"own_1", own_1}};
 
 // 0, or 1 where there is no such kernel.
 extern "C" int launch(const char* name, const Call* call, u32 blocks, u32 threads) {

@@ -25,6 +25,8 @@ static Kernel find(const std::string& name) {
   if (name == "store_16") return store_16;
   if (name == "store_4") return store_4;
   if (name == "store_1") return store_1;
+  if (name == "own_16") return own_16;
+  if (name == "own_1") return own_1;
   if (name == "packets_8") return packets_8;
   if (name == "packets_1") return packets_1;
   return nullptr;
