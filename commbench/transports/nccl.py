@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,7 @@ _VIRTUAL_NETWORK = {
 }
 # NCCL looks at every eleventh call of a communicator which graphs are gone (GROUP_MAX_RECLAIM_STEPS).
 _RECLAIMED_AFTER = 12
+_DESTROYED_AFTER_S = 0.005  # CUDA may tell NCCL from a thread of its own
 _PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
 
 
@@ -248,6 +250,7 @@ class Nccl:
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()
+        time.sleep(_DESTROYED_AFTER_S)
         for comm in self.comms:
             comm.reclaim(self._one)
         torch.cuda.synchronize()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 SOURCE = "one_sided.cu"
 THREADS = 512
 _UNROLL = 4  # elements that one thread of `store` holds at a time, as in the source
-_FEW_BYTES = 8 << 20  # up to this many, half the threads in a block make more blocks, which start sooner
+_MANY_BYTES = 4 << 20  # for which more than a quarter of the SMs pays
+_LITTLE_BYTES = 128 << 10  # for one block to send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +64,14 @@ def store_shape(ranks: int, largest: int, ctas: int = 0) -> tuple[int, int]:
     """Blocks, and threads in each, that store messages of up to `largest` bytes; `ctas`: blocks that are asked for.
 
     A multiple of `ranks`, one for each tile, and almost all SMs where that pays (measured on two H200: 16 blocks get
-    95 % of what 128 get from 64 MiB up).
+    95 % of what 128 get from 64 MiB up). Half the threads where a block has little to do, as it starts sooner.
     """
     sent = largest * (ranks - 1)
-    threads = THREADS // 2 if sent <= _FEW_BYTES else THREADS
-    tiles = ranks * -(-largest // (threads * _UNROLL * 16))
-    wanted = ctas or min(tiles, 32 if sent < _FEW_BYTES // 2 else scratch.BLOCKS)
+    tiles = ranks * -(-largest // (THREADS // 2 * _UNROLL * 16))
+    wanted = ctas or min(tiles, 32 if sent < _MANY_BYTES else scratch.BLOCKS)
     most = scratch.BLOCKS // ranks * ranks
-    return max(ranks, min(most, -(-wanted // ranks) * ranks)), threads
+    blocks = max(ranks, min(most, -(-wanted // ranks) * ranks))
+    return blocks, THREADS // 2 if sent <= blocks * _LITTLE_BYTES else THREADS
 
 
 def packet_blocks(largest: int) -> int:

@@ -202,7 +202,7 @@ def ours(args: argparse.Namespace, gpus: int, sizes: tuple[int, int], runs: Path
     shared = {"transport": "nccl", "nodes": "1", "ranks_per_node": str(gpus), "launches": "1", "cap": args.cap}
     shared |= {"sizes.min": str(sizes[0]), "sizes.max": str(sizes[1]), "sizes.factor": str(args.factor)}
     every = {"algorithm": "direct,symm_store,symm_copy_engine", "mode": "isolated,pipelined,graph"}
-    plans = {"all": every | {"buffers": "plain,registered,symmetric"}}
+    plans = {"all": every | {"buffers": "plain,registered,symmetric", "own_ctas": "0,16"}}
     if args.cta:
         copies = {"algorithm": "direct", "mode": "pipelined,graph", "buffers": "symmetric"}
         plans[CTA] = copies | {f"env.{CTA.split('=')[0]}": CTA.split("=")[1]}
