@@ -213,6 +213,8 @@ def ours(args: argparse.Namespace, gpus: int, sizes: tuple[int, int], runs: Path
     for name, plan in plans.items():
         # --set may change any key of the first sweep; the second is what it is called, and takes the others.
         keys = shared | plan | {key: value for key, value in given.items() if name == "all" or key not in plan}
+        if "symm_copy_engine" not in keys["algorithm"]:
+            keys.pop("own_ctas", None)  # which would have no effect
         words = ["gpu", *(f"{key}={value}" for key, value in keys.items())]
         words += ["--out", str(runs), "--no-plots", "--format", "json"]
         pieces.append(Piece(OURS, name, commbench_command(words), env, args.our_timeout))
