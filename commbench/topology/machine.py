@@ -1,0 +1,47 @@
+"""What a machine is made of, as far as placing ranks goes: CPUs, NUMA nodes, GPUs, network cards, and who is near whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NumaNode:
+    index: int  # of the kernel; they need not be consecutive
+    cpus: tuple[int, ...]  # that are online
+    memory_bytes: int | None = None  # None: not told
+    distances: tuple[int, ...] = ()  # to each node of the machine, in its order; 10 is itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    kind: str  # "gpu", "nic"
+    name: str  # GPU0, mlx5_0, eth0
+    model: str = ""
+    pci_bus_id: str = ""  # 0000:17:00.0; "" where it is on no PCI bus
+    pci_path: tuple[str, ...] = ()  # bus ids from the host bridge down to the device
+    numa_node: int | None = None  # None: the kernel does not say (-1 in sysfs)
+    cpus: tuple[int, ...] = ()  # that the kernel calls local
+    speed: str = ""  # of a card's link, in words: 200 Gbit/s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    cpus: tuple[int, ...]  # that are online
+    nodes: tuple[NumaNode, ...]
+    gpus: tuple[Device, ...] = ()  # in the order of their PCI bus ids, as CUDA_DEVICE_ORDER=PCI_BUS_ID counts them
+    nics: tuple[Device, ...] = ()
+    notes: tuple[str, ...] = ()  # what could not be read, and why
+
+    def node(self, index: int) -> NumaNode:
+        """Raises KeyError where the machine has no such node."""
+        for node in self.nodes:
+            if node.index == index:
+                return node
+        raise KeyError(index)
+
+    def near(self, device: Device) -> NumaNode | None:
+        """The NUMA node that a device hangs on. A machine with one node leaves no question; None: nobody knows."""
+        if device.numa_node is not None and device.numa_node >= 0:
+            return self.node(device.numa_node)
+        return self.nodes[0] if len(self.nodes) == 1 else None
