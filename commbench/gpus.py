@@ -11,9 +11,11 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 # Bits of nvmlClocksEventReasons that cost speed. Idle, application clocks and display are no loss.
@@ -25,6 +27,8 @@ _SLOWED_BY = {
     0x40: "temperature (hardware)",
     0x80: "power brake",
 }
+_SWITCHES = (2, 255, None)  # kinds of a link's other end: a switch, one of no known kind, not told
+_P2P_OVER_NVLINK = 2
 _LIBRARY = "libnvidia-ml.so.1"
 _Ask = Callable[..., Any]  # a function's name and its arguments after the device; None where it is not told
 
@@ -36,6 +40,7 @@ class Gpu:
     name: str
     uuid: str | None = None
     pci_bus_id: str | None = None
+    numa_node: int | None = None  # whose memory is nearest
     memory_bytes: int | None = None
     mig: bool | None = None
     persistence: bool | None = None
@@ -111,6 +116,18 @@ def condition(gpu: int | str) -> dict[str, Any]:
             "temperature_c": ask("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU),
             "power_w": _watts(ask("nvmlDeviceGetPowerUsage")),
         }
+    except Exception:
+        return {}
+
+
+def nvlinks() -> dict[tuple[int, int], int]:
+    """How many NVLinks join two GPUs, by their places in `read().gpus`, the lower one first. Never raises.
+
+    Through switches every GPU reaches every other with all its links, so that the count is the smaller one of the two.
+    """
+    try:
+        with _opened() as library:
+            return _nvlinks(library)
     except Exception:
         return {}
 
@@ -198,7 +215,8 @@ def _gpu(library: Any, index: int) -> Gpu:
     return Gpu(
         name=_text(ask("nvmlDeviceGetName") or "unknown"),
         uuid=_text(ask("nvmlDeviceGetUUID")),
-        pci_bus_id=_text(pci.busId) if pci else None,
+        pci_bus_id=_bus_id(pci),
+        numa_node=_first_bit(ask("nvmlDeviceGetMemoryAffinity", 16, 0)),
         memory_bytes=memory.total if memory else None,
         mig=_flag(ask("nvmlDeviceGetMigMode")),
         persistence=_flag(ask("nvmlDeviceGetPersistenceMode")),
@@ -218,6 +236,31 @@ def _gpu(library: Any, index: int) -> Gpu:
         power_limit_w=_watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
         default_power_limit_w=_watts(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
     )
+
+
+def _nvlinks(library: Any) -> dict[tuple[int, int], int]:
+    handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())]
+    asks = [_asker(library, handle) for handle in handles]
+    places = {_bus_id(ask("nvmlDeviceGetPciInfo")): place for place, ask in enumerate(asks)}
+    straight: Counter[tuple[int, int]] = Counter()
+    switched: Counter[int] = Counter()
+    for place, ask in enumerate(asks):
+        for link in range(library.NVML_NVLINK_MAX_LINKS):
+            if not ask("nvmlDeviceGetNvLinkState", link):
+                continue
+            remote = _bus_id(ask("nvmlDeviceGetNvLinkRemotePciInfo", link))
+            if remote and remote in places:
+                straight[place, places[remote]] += 1
+            elif ask("nvmlDeviceGetNvLinkRemoteDeviceType", link) in _SWITCHES:
+                switched[place] += 1
+    found = {}
+    for first, second in combinations(range(len(handles)), 2):
+        count = straight[first, second]
+        if not count and asks[first]("nvmlDeviceGetP2PStatus", handles[second], _P2P_OVER_NVLINK) in (None, 0):
+            count = min(switched[first], switched[second])
+        if count:
+            found[first, second] = count
+    return found
 
 
 def _asker(library: Any, device: Any) -> _Ask:
@@ -246,6 +289,16 @@ def _flag(value: Any) -> bool | None:
     """Of a mode, or of the pair (current, pending)."""
     value = value[0] if isinstance(value, list | tuple) else value
     return None if value is None else bool(value)
+
+
+def _first_bit(words: Sequence[int] | None) -> int | None:
+    """Of a set of bits in words of 64; None where there is none, or more than one."""
+    bits = [64 * place + bit for place, word in enumerate(words or ()) for bit in range(64) if int(word) >> bit & 1]
+    return bits[0] if len(bits) == 1 else None
+
+
+def _bus_id(pci: Any) -> Any:
+    return _text(pci.busId) if pci else None
 
 
 def _watts(milliwatts: int | None) -> float | None:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from commbench.cpulist import numbers as numbers  # checks find all they need here
+from commbench.cpulist import ranges as ranges
 from commbench.doctor.system import System
 
 
@@ -57,23 +59,3 @@ def some(items: list[str], most: int = 4) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
-
-
-def ranges(numbers: set[int]) -> str:
-    """`0-3,8`, as the kernel writes lists of CPUs."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
-        else:
-            parts.append([number])
-    return ",".join("-".join(map(str, part)) for part in parts)
-
-
-def numbers(text: str) -> set[int]:
-    """What `ranges` writes, read."""
-    found: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found

@@ -24,9 +24,9 @@ def beside(
     """Rows for the figures of `ours` that compare with `results`, and in words what no figure compares with.
 
     `ours` is of `tables.frame`, and `keys` are its columns that tell figures apart. Each result is drawn in every
-    figure that has rows of its collective, ranks and place of the output, if there are such in those of its dtype
-    only. Its name says what it is, and in the end `label`. Like ours, bandwidth (GB/s) is computed from the time (us).
-    Intervals are null.
+    figure that has rows of its collective, ranks and place of the output, captured in a graph or not like it, if there
+    are such in those of its dtype only. Its name says what it is, and in the end `label`. Like ours, bandwidth (GB/s)
+    is computed from the time (us). Intervals are null.
     """
     import pandas as pd
 
@@ -41,6 +41,7 @@ def beside(
         of_dtype = [figure for figure in fitting if figure["dtype"] == result.dtype]
         if not fitting:
             place = " in place" if result.in_place else ""
+            place += " in a graph" if result.graph else ""
             left_out.add(f"{result.collective or 'unnamed collective'}{place} on {result.ranks or 'unknown'} ranks")
         elif result.size_bytes:  # nccl-tests rounds sizes down, to 0 where there are too few bytes for all ranks
             numbers = _numbers(result)
@@ -64,6 +65,7 @@ def _compares(result: Result, figure: Mapping[Any, Any]) -> bool:
         (figure["collective"], figure["ranks"]) == (result.collective, result.ranks)
         and bool(figure["in_place"]) == bool(result.in_place)
         and (figure["groups"], figure["overlap"]) == ("world", "none")
+        and result.graph in (None, figure.get("mode") == "graph")
         and all(name in known and known[name] in (None, value) for name, value in asked.items())
     )
 

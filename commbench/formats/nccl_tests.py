@@ -18,6 +18,7 @@ _PROGRAM = re.compile(r"\b([a-z_]+)_perf(?:_mpi)?\b")
 _STARTING = "Collective test starting:"
 _COLLECTIVES = {"alltoall": "all_to_all", "alltoallv": "all_to_allv"}
 _TIMES = ("time", "cputime")
+_GRAPH = re.compile(r"^# nThread .*\bgraph: (\d+)")  # calls in a graph
 _PROGRAM_VERSION = re.compile(r"#\s*nccl-tests version (\S+)")
 _OURS = re.compile(r"#\s*commbench: ([^,]+)")
 
@@ -29,6 +30,7 @@ class _Test:
     source: str = "nccl-tests"
     collective: str | None = None
     groups: list[int] = field(default_factory=list)  # the group of each rank
+    graph: bool | None = None
     title: str = ""  # the line that names the halves of the table
     columns: list[str] = field(default_factory=list)
 
@@ -67,6 +69,8 @@ def _comment(test: _Test, line: str) -> None:
         test.source = f"nccl-tests {match[1]}"
     elif match := _OURS.match(line):
         test.source = f"commbench {match[1]}"
+    elif match := _GRAPH.search(line):
+        test.graph = match[1] != "0"
     elif line.startswith("# Using devices"):
         test.groups = []
     elif match := _RANK.match(line):
@@ -109,6 +113,7 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
                     algbw_gbps=numbers.get("algbw"),
                     busbw_gbps=numbers.get("busbw"),
                     wrong=_wrong(values),
+                    graph=test.graph,
                 )
             )
     except ValueError as error:

@@ -95,9 +95,10 @@ def _parameters(rows: Sequence[Row]) -> str:
     sizes = sorted({row.size_bytes for row in rows})
     # All timed calls of the case with the most of them: their number differs between sizes.
     calls = max(row.samples * (row.calls_per_sample or 0) for row in rows)
+    graph = max(row.calls_per_sample or 0 if row.mode == "graph" else 0 for row in rows)
     return (
         f"# nThread 1 nGpus 1 minBytes {sizes[0]} maxBytes {sizes[-1]} step: {_step(sizes)} warmup iters: -1 "
-        f"iters: {calls} agg iters: 1 validation: 1 graph: 0 unalign: 0"
+        f"iters: {calls} agg iters: 1 validation: 1 graph: {graph} unalign: 0"
     )
 
 

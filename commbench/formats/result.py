@@ -46,6 +46,7 @@ class Result:
     algbw_gbps: float | None
     busbw_gbps: float | None
     wrong: int | None
+    graph: bool | None = None  # whether calls were captured in a CUDA graph
 
 
 def dtype_name(name: str) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_LEGEND_LINE = 0.195  # inches
 _NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps", "bound_us")
 
 
@@ -51,7 +52,7 @@ def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(10.5, 4.9))
+    figure = Figure()
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
     rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of nulls has no type
@@ -92,16 +93,23 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
         latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
     for axes in (bandwidth, latency):
         size_axis(axes, sizes, "busiest" if "all_to_allv" in setting["what"] else "one")
+    # Far below what is measured the bound of small sizes says nothing, and takes the room.
+    latency.set_yscale("log")
+    latency.set_ylim(bottom=rows["time_us"].min() / 3)
     value_axis(bandwidth, f"{'bus' if shown == 'busbw_gbps' else 'algorithm'} bandwidth (GB/s)")
     value_axis(latency, "time (us)")
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     handles, labels = latency.get_legend_handles_labels()
     columns = max(1, min(len(labels), 6, 110 // (max(map(len, labels)) + 6)))
+    lines_more = _LEGEND_LINE * (-(-len(labels) // columns) - 1)
+    height = 4.9 + lines_more
+    figure.set_size_inches(10.5, height)
     figure.legend(
-        handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, bbox_to_anchor=(0.5, 0.945)
-    )
-    title(figure, _title(setting), 0.985)
+        handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, borderpad=0,
+        bbox_to_anchor=(0.5, 1 - 0.33 / height),
+    )  # fmt: skip
+    title(figure, _title(setting), 1 - 0.075 / height)
     launches = int(rows["launches"].max())
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
     known = set(rows["interval_of"].dropna())
@@ -116,8 +124,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     if setting["fabric"] != "real" and 0 < cpus < setting["ranks"]:
         note += f"\n{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU"
     caption(figure, meta, note)
-    legend_rows = -(-len(labels) // columns)
-    top, bottom = 0.82 - 0.045 * (legend_rows - 1), 0.26 if tilted(sizes) else 0.205
+    top, bottom = 1 - (0.88 + lines_more) / height, (1.27 if tilted(sizes) else 1.0) / height
     figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
     return figure
 

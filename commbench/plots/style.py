@@ -74,7 +74,9 @@ def value_axis(axes: Axes, label: str) -> None:
     """Logarithmic, with plain numbers: 0.5, 20, 1000."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high > 20 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)  # enough labels to read it by
+    subs = (
+        (1.0,) if high > 1e4 * low else (1.0, 2.0, 5.0) if high > 20 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    )  # enough labels to read it by
     axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.9g}"))
     axes.yaxis.set_minor_locator(NullLocator())

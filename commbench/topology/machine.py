@@ -22,7 +22,18 @@ class Device:
     pci_path: tuple[str, ...] = ()  # bus ids from the host bridge down to the device
     numa_node: int | None = None  # None: the kernel does not say (-1 in sysfs)
     cpus: tuple[int, ...] = ()  # that the kernel calls local
-    speed: str = ""  # of a card's link, in words: 200 Gbit/s
+    speed: str = ""  # of a card's link, in words: 200 Gbit/s; "down" where it has none
+    link: str = ""  # of a card: InfiniBand, RoCE, Ethernet
+    netdevs: tuple[str, ...] = ()  # of a card: the interfaces on its PCI function
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvLinks:
+    """Between two GPUs, by name; through switches, as many as both have."""
+
+    first: str
+    second: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +42,7 @@ class Machine:
     nodes: tuple[NumaNode, ...]
     gpus: tuple[Device, ...] = ()  # in the order of their PCI bus ids, as CUDA_DEVICE_ORDER=PCI_BUS_ID counts them
     nics: tuple[Device, ...] = ()
+    nvlinks: tuple[NvLinks, ...] = ()  # each pair once, in the order of `gpus`
     notes: tuple[str, ...] = ()  # what could not be read, and why
 
     def node(self, index: int) -> NumaNode:

@@ -23,6 +23,7 @@ _START_IN_NS = 1_000_000  # several times what it takes to agree on it
 _CALIBRATION_CYCLES = 2_000_000
 _CALIBRATION_S = 0.4  # an idle GPU runs at a fifth of its clock
 _SKEW_SAMPLES = 20
+_SKEW_MEETINGS = 10
 
 
 class EventTimer:
@@ -81,16 +82,20 @@ class EventTimer:
         return max(rates)
 
     def _skew(self) -> float:
-        """What it takes to meet when all are there: the last rank leaves the barrier no later after the first."""
+        """What it takes to meet when all are there: the last rank leaves the barrier no later after the first.
+
+        Of several meetings in a row, less the first, as a pair of events costs more than what is between them.
+        """
         times = []
-        for _ in range(_SKEW_SAMPLES):
+        for meetings in (1, 1 + _SKEW_MEETINGS) * _SKEW_SAMPLES:
             self.barrier()
             begin = self.mark()
-            self._meet()
+            for _ in range(meetings):
+                self._meet()
             end = self.mark()
             self.synchronize()
             times.append(self.between_us(begin, end))
-        return statistics.median(times)
+        return max(0.0, (statistics.median(times[1::2]) - statistics.median(times[::2])) / _SKEW_MEETINGS)
 
 
 class HostTimer(HostMarks):

@@ -62,6 +62,7 @@ def test_nccl_tests_of_today() -> None:
         algbw_gbps=192.63,
         busbw_gbps=96.31,
         wrong=0,
+        graph=False,
     )
     assert values(results[3], "in_place", "time_us", "busbw_gbps", "wrong") == (True, 20.64, 101.58, None)
 
@@ -505,6 +506,8 @@ def test_only_equals_are_compared(change: dict[str, Any], asked: dict[str, Any],
 def test_what_differs_is_said() -> None:
     rows, _ = beside([result(dtype="int8")], "f", ours(row(dtype="bf16")), FIGURE_KEYS)
     assert rows["label"].tolist() == ["OSU 7.4, int8 (f)"]
+    rows, left_out = beside([result(graph=True), result(graph=False)], "f", ours(row(mode="isolated")), FIGURE_KEYS)
+    assert len(rows) == 1 and "in a graph" in left_out[0]
     rows, left_out = beside([result(in_place=True)], "f", ours(row()), FIGURE_KEYS)
     assert (len(rows), left_out) == (0, ["all_to_all in place on 4 ranks"])
 
