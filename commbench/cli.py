@@ -25,7 +25,9 @@ def cli() -> None:
     commbench sweep                     measure with the recipe `quick`: any machine, under a minute
     commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
     commbench plot results/latest       draw a run again
+    commbench stragglers results/latest slow ranks and links; needs commbench sweep pairs
     commbench doctor                    what would spoil a measurement here, and what to do about it
+    commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     """
 
 
@@ -119,6 +121,53 @@ def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
 
 
 @cli.command(
+    short_help="Two runs, case by case: has anything become slower?",
+    epilog="Exit codes: 0 nothing regressed, 1 something did, 2 usage, or other machines.",
+)
+@click.argument("before", type=click.Path(path_type=Path), metavar="RUN_A")
+@click.argument("after", type=click.Path(path_type=Path), metavar="RUN_B")
+@click.option("--threshold", type=click.FloatRange(0, 10), default=0.05, show_default=True, metavar="PART",
+              help="A regression is slower for certain, and by more than this.")  # fmt: skip
+@click.option("--allow-mismatch", is_flag=True, help="Compare runs of different machines.")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the ratios: .png or .svg.")
+@click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
+def compare(before: Path, after: Path, **options: Any) -> int:
+    """Ratio of times, RUN_A over RUN_B, of every case that both have, with its 95 % interval.
+
+    Better and worse are intervals that do not hold 1. Either may be a file of nccl-tests or of OSU; those have no
+    intervals.
+
+    \b
+    commbench compare results/20260301-before results/latest
+    commbench compare results/latest nccl-tests.txt --plot ratio.png
+    """
+    from commbench.commands.compare import run
+
+    return run(before, after, **options)
+
+
+@cli.command(
+    short_help="Name slow ranks and slow links.",
+    epilog="Exit codes: 0 nothing stands out, 1 something does, 2 usage.",
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--effect", type=float, default=1.3, show_default=True, metavar="X",
+              help="How many times slower counts as slow.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+def stragglers(runs: tuple[Path, ...], effect: float, format_: str) -> int:
+    """Look for ranks and links that are slower than the others, in runs of `commbench sweep pairs` or any others.
+
+    A slow rank is slow with ranks of its own node too; a node's slow link shows only on messages that cross it.
+    Launches of several runs of the same set-up are taken together.
+    """
+    from commbench.commands.stragglers import run
+
+    return run(runs, format_, effect)
+
+
+@cli.command(
     short_help="What this machine has, and what would spoil a measurement.",
     epilog="Exit codes: 0 fine, 1 a check failed.",
 )
@@ -129,6 +178,27 @@ def doctor(format_: str) -> int:
     from commbench.commands.doctor import run
 
     return run(format_)
+
+
+@cli.command(short_help="GPUs, network cards, NUMA nodes, and what is near what.")
+@click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the machine: FILE.png or FILE.svg.")
+@click.option("--record", type=click.Path(path_type=Path), metavar="DIR",
+              help="Write the machine down in a new folder, to read it elsewhere.")  # fmt: skip
+@click.option("--root", type=click.Path(path_type=Path), default=Path("/"), metavar="DIR",
+              help="Read a machine that was recorded, not this one.")  # fmt: skip
+def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> int:
+    """Show how GPUs, network cards and NUMA nodes of this machine hang together, as nvidia-smi topo -m does.
+
+    \b
+    commbench topo --plot machine.png
+    commbench topo --record my-machine          # for a bug report: small files, no addresses
+    commbench topo --root my-machine            # the same answer, anywhere
+    """
+    from commbench.commands.topo import run
+
+    return run(format_, root, plot, record)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commbench import algorithms, collectives, splits, transports
+from commbench import algorithms, binding, collectives, splits, transports
 from commbench.errors import UsageError, unknown
-from commbench.fabric.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate
+from commbench.fabric.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate, parse_slow_link
 from commbench.layout import block_size
 from commbench.recipes import Overrides
 from commbench.spec import DTYPES, Value
@@ -20,7 +20,7 @@ MODES = ("isolated", "pipelined", "graph")
 BUFFERS = ("plain", "registered", "symmetric")
 CACHES = ("warm", "cold")
 FABRICS = ("real", "emulated", "virtual")
-EMULATION = ("link", "message_overhead", "spines", "intra_link", "routing")
+EMULATION = ("link", "message_overhead", "spines", "intra_link", "slow_link", "routing")
 OVERLAPS = ("none", "matmul")
 LAYER = ("tokens", "model_dim", "top_k")
 
@@ -48,11 +48,15 @@ class SweepConfig:
     ranks_per_node: list[int]
     layout: list[str]  # NxM; where there are some, nodes and ranks_per_node are not used
     fabric: list[str]
-    link: list[str]  # of an emulated fabric, as are the next four
+    link: list[str]  # of an emulated fabric, as are the next five
     message_overhead: list[int]
     spines: list[int]
     intra_link: list[str]  # or "none"
+    slow_link: list[str]  # or "none"
     routing: list[str]
+    binding: list[str]
+    cpu_masks: str  # of binding=explicit
+    binding_memory: bool
     env: dict[str, list[str]]
     size_min: int
     size_max: int
@@ -77,6 +81,8 @@ class SweepConfig:
             **self.layer,
             "layout": self.layout or None,
             "env": self.env,
+            "cpu_masks": self.cpu_masks or None,
+            "binding_memory": self.binding_memory,
             "sizes": {"min": self.size_min, "max": self.size_max, "factor": self.size_factor},
             "iters": self.iters,
             "warmup": self.warmup,
@@ -111,6 +117,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "cache": CACHES,
     "fabric": FABRICS,
     "routing": ROUTINGS,
+    "binding": binding.POLICIES,
 }
 # key -> (type, smallest, largest)
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -138,6 +145,7 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "step": (int, 0, 1 << 40),
     "row_bytes": (int, 1, 1 << 40),
     "send_bytes": (int, 1, 1 << 50),
+    "round": (int, 0, 1 << 40),
 }
 # Arguments that name a file, which is stored by its content: a run must not change with the file.
 _FILES = {"matrix": splits.read_matrix, "trace": splits.read_trace}
@@ -152,6 +160,8 @@ _SCALARS = (
     "timeout",
     "seed",
     "script",
+    "cpu_masks",
+    "binding_memory",
     "sizes.min",
     "sizes.max",
     "sizes.factor",
@@ -243,6 +253,9 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     for value in axes["intra_link"]:
         if value != "none":
             parse_rate(str(value), "intra_link")
+    for value in axes["slow_link"]:
+        if value != "none":
+            parse_slow_link(str(value))
     layouts = [] if flat.get("layout") is None else [_layout(value) for value in _axis("layout", flat["layout"])]
     if layouts and (given := [key for key in ("nodes", "ranks_per_node") if key in overrides.values]):
         if "layout" in overrides.values:
@@ -276,7 +289,11 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         message_overhead=[_number("message_overhead", value) for value in axes["message_overhead"]],
         spines=[_number("spines", value) for value in axes["spines"]],
         intra_link=[str(value).lower() for value in axes["intra_link"]],
+        slow_link=[str(value).lower() for value in axes["slow_link"]],
         routing=axes["routing"],
+        binding=axes["binding"],
+        cpu_masks=binding.check_keys(axes["binding"], flat.get("cpu_masks")),
+        binding_memory=binding.memory_wanted(flat.get("binding_memory")),
         env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
         size_min=size_min,
         size_max=size_max,
@@ -309,7 +326,7 @@ def _argument(key: str, value: Any) -> Value:
     if key in _FILES:
         text = str(value)
         return text if text.startswith("[") else _FILES[key](text)  # a run's config.yaml holds the content itself
-    if key in _NUMBERS:
+    if key in _NUMBERS and not (key == "round" and value == "all"):
         number: Value = _number(key, value)
         return number
     return str(value)

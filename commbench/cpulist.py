@@ -1,25 +1,32 @@
-"""Lists of CPUs, as the kernel and taskset write them: `0-3,8`."""
+"""Lists of CPUs as the kernel and taskset write them: `0-3,8`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection
+
+_LARGEST = 65_535  # far above what the kernel knows; a typing error shall not fill the memory
+_PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
-def ranges(numbers: Iterable[int]) -> str:
-    """`0-3,8`, as the kernel writes lists of CPUs."""
+def text(cpus: Collection[int]) -> str:
+    """`0-3,8`; "" for none."""
     parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1][1:] = [number]
+    for cpu in sorted(set(cpus)):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1][1:] = [cpu]
         else:
-            parts.append([number])
+            parts.append([cpu])
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def numbers(text: str) -> set[int]:
-    """What `ranges` writes, read. Raises ValueError for anything else."""
+def parse(words: str) -> tuple[int, ...]:
+    """What `text` writes, ascending. Raises `ValueError` for what is no such list, the empty one included."""
     found: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found |= set(range(int(first), int(last or first) + 1))
-    return found
+    for part in words.replace(" ", "").split(","):
+        match = _PART.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last <= _LARGEST:
+            raise ValueError(f"{part!r} is no CPU and no range of CPUs")
+        found |= set(range(first, last + 1))
+    return tuple(sorted(found))

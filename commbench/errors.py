@@ -28,6 +28,13 @@ class CorruptFile(CommbenchError):
     """A file on disk does not hold what commbench wrote there."""
 
 
+def said(error: BaseException) -> str:
+    """An error of any kind in one line."""
+    if isinstance(error, CommbenchError):
+        return f"{error} ({error.hint})"
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
 def unknown(kind: str, value: str, allowed: Iterable[str], *, hint: str = "") -> UsageError:
     """The error for a name that is not in a table: names the nearest ones, or lists them all."""
     names = sorted(allowed)

@@ -7,21 +7,29 @@ import math
 import os
 import platform
 import zlib
+from collections.abc import Collection
 from typing import Any
 
-from commbench import fabric
+from commbench import cpulist, fabric
+from commbench.affinity import Found
+from commbench.errors import EnvironmentProblem
 from commbench.launch import leftovers
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
+from commbench.launch.placing import Place
 from commbench.records import Fabric
 from commbench.store import write_atomically
 from commbench.transports.base import Transport
 
+_WORD = 32  # bits that a float holds for certain
 
-def describe_rank(order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any]) -> None:
+
+def describe_rank(
+    order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any], **counted: dict[str, Any]
+) -> None:
     """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request.
 
-    `condition` of the device, before and after the cases.
+    `condition` of the device, before and after the cases; `counted`: what else is known after them.
     """
     description = {
         "rank": info.rank,
@@ -34,6 +42,8 @@ def describe_rank(order: Order, transport: Transport, info: RankInfo, condition:
         "shared_memory": leftovers.mapped(),
         "versions": transport.versions(),
         "device": {**transport.device.identity(), **condition},
+        "environment": {name: os.environ.get(name) for name in order.outer.env},
+        **counted,
     }
     write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
 
@@ -58,6 +68,42 @@ def fabric_of(order: Order, transport: Transport) -> Fabric:
             f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
         )
     return found
+
+
+def places(transport: Transport, mine: Found) -> tuple[list[str], list[str]]:
+    """The CPUs of every rank, and the NUMA nodes to which its memory is bound; one list where all are alike."""
+    memory = mine.memory_nodes if mine.memory == "bind" else ()
+    return _gather_sets(transport, mine.cpus), _gather_sets(transport, memory)
+
+
+def _gather_sets(transport: Transport, mine: Collection[int]) -> list[str]:
+    """Lists of numbers, by rank. Ranks exchange floats, so they go as words of bits."""
+    words = int(transport.all_gather([float(max(mine, default=0) // _WORD + 1)]).max())
+    bits = [float(sum(1 << number % _WORD for number in mine if number // _WORD == word)) for word in range(words)]
+    sets = [
+        [word * _WORD + bit for word, value in enumerate(row) for bit in range(_WORD) if int(value) >> bit & 1]
+        for row in transport.all_gather(bits)
+    ]
+    texts = [cpulist.text(numbers) or "-" for numbers in sets]
+    return texts[:1] if len(set(texts)) == 1 else texts
+
+
+def check_places(transport: Transport, seat: Place) -> None:
+    """Raises on all ranks if one of them is not any more where it was put: what was measured meanwhile is void."""
+    if seat.placement is None:
+        return
+    problem: EnvironmentProblem | None = None
+    try:
+        seat.check("after a case")
+    except EnvironmentProblem as error:
+        problem = error
+    moved = [str(rank) for rank, row in enumerate(transport.all_gather([float(problem is not None)])) if row[0]]
+    if problem is not None:
+        raise problem
+    if moved:
+        raise EnvironmentProblem(
+            f"binding={seat.policy} did not stay in effect on rank {', '.join(moved)}", hint="its log says what it is"
+        )
 
 
 def clock(transport: Transport) -> dict[str, Any]:

@@ -94,9 +94,24 @@ def count(environ: Mapping[str, str] = os.environ) -> int:
         with _opened() as library:
             total: int = library.nvmlDeviceGetCount()
             wanted = environ.get("CUDA_VISIBLE_DEVICES")
-            return total if wanted is None else _visible(library, wanted, total)
+            return total if wanted is None else len(_visible(library, wanted, total))
     except Exception:
         return 0
+
+
+def visible(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
+    """UUID and PCI bus id of the GPUs that a process which starts with this environment can use. Never raises.
+
+    In the order of CUDA_DEVICE_ORDER=PCI_BUS_ID, which is CUDA's own where all GPUs are of one model.
+    """
+    try:
+        with _opened() as library:
+            total: int = library.nvmlDeviceGetCount()
+            wanted = environ.get("CUDA_VISIBLE_DEVICES")
+            chosen = range(total) if wanted is None else _visible(library, wanted, total)
+            return [_identify(library, gpu) for gpu in chosen]
+    except Exception:
+        return []
 
 
 def condition(gpu: int | str) -> dict[str, Any]:
@@ -167,21 +182,32 @@ def _kept_open(pid: int, gpu: int | str) -> tuple[Any, Any]:
     return library, library.nvmlDeviceGetHandleByUUID(gpu if gpu.startswith(("GPU-", "MIG-")) else f"GPU-{gpu}")
 
 
-def _visible(library: Any, words: str, total: int) -> int:
-    """How many GPUs CUDA_VISIBLE_DEVICES=`words` leaves, by CUDA's rules.
+def _visible(library: Any, words: str, total: int) -> list[int | str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES=`words` leaves, by CUDA's rules.
 
     The list ends before its first unknown entry, or the first of another kind; naming a GPU twice hides all.
     """
-    kinds, chosen = set(), set()
+    kinds: set[str] = set()
+    chosen: list[int | str] = []
     for word in words.split(","):
         kind, gpu = _named(library, word.strip(), total)
         kinds.add(kind)
         if gpu is None or len(kinds) > 1:
             break
         if gpu in chosen:
-            return 0
-        chosen.add(gpu)
-    return len(chosen)
+            return []
+        chosen.append(gpu)
+    return chosen
+
+
+def _identify(library: Any, gpu: int | str) -> tuple[str, str]:
+    """A part of a GPU (MIG) has a UUID of its own, and the place of the whole."""
+    if isinstance(gpu, int):
+        whole = device = library.nvmlDeviceGetHandleByIndex(gpu)
+    else:
+        device = library.nvmlDeviceGetHandleByUUID(gpu)
+        whole = library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device)
+    return _text(library.nvmlDeviceGetUUID(device)), _text(library.nvmlDeviceGetPciInfo(whole).busId)
 
 
 def _named(library: Any, word: str, total: int) -> tuple[str, int | str | None]:

@@ -111,6 +111,7 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str
 
     columns: list[tuple[str, int, Callable[[Row], str]]] = [
         ("size", 10, lambda row: format_size(row.size_bytes).replace(" ", "")),
+        *([("round", 5, lambda row: str(row.arguments["round"]))] if "round" in rows[0].arguments else []),
         ("algorithm", -max(18, *(len(row.label) for row in rows)), lambda row: row.label.replace(" ", ",")),
         ("time_us", 10, number("time_us")),
         ("low", 10, number("time_us_low")),
@@ -169,7 +170,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Rat
     for row in rows:
         env = tuple(row.env.items())
         key = (row.transport, row.what, row.dtype, row.mode, row.buffers, row.cache, row.nodes, row.ranks,
-               row.groups, row.overlap, row.emulation, env)  # fmt: skip
+               row.groups, row.overlap, row.emulation, row.binding_text, env)  # fmt: skip
         groups.setdefault(key, []).append(row)
     for members in groups.values():
         compared = {row.case_id: ratios[row.case_id] for row in members if row.case_id in ratios}
@@ -196,6 +197,7 @@ def describe(row: Row) -> str:
     words += [describe_emulated(dataclasses.asdict(row))] if row.fabric == Fabric.EMULATED else []
     words += [f"groups of {row.group_size} ({row.groups})"] if row.groups != "world" else []
     words += [f"beside a {row.overlap}"] if row.overlap != "none" else []
+    words += [row.binding_text] if row.binding_text else []
     return ", ".join([*words, *(f"{name}={value}" for name, value in row.env.items())])
 
 
@@ -209,7 +211,7 @@ def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
 
 def describe_emulated(setting: Mapping[str, Any]) -> str:
     """`emulated: 1gbit links, 30000 B per packet`."""
-    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link")
+    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
     return f"emulated: {Emulated(**{name: setting[name] for name in names})}"
 
 

@@ -12,7 +12,7 @@ from commbench.algorithms.base import Algorithm
 from commbench.collectives.base import Collective
 from commbench.config import EMULATION, LAYER, SweepConfig
 from commbench.errors import UsageError
-from commbench.fabric.emulated import MOST_NODES, ROUTINGS, Emulated
+from commbench.fabric.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
 from commbench.records import Case, Outer, Policy
 from commbench.spec import DTYPES, Arguments
 from commbench.units import format_size
@@ -44,8 +44,18 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
     return list(planned.values())
 
 
+_OF_BINDING = {"cpu_masks": "binding=explicit", "binding_memory": "a binding other than none"}
 _MAY_BE_IDLE = frozenset(
-    {*algorithms.parameters(), *collectives.arguments(), *LAYER, *EMULATION, "sizes.min", "sizes.max", "sizes.factor"}
+    {
+        *algorithms.parameters(),
+        *collectives.arguments(),
+        *LAYER,
+        *EMULATION,
+        *_OF_BINDING,
+        "sizes.min",
+        "sizes.max",
+        "sizes.factor",
+    }
 )
 
 
@@ -107,7 +117,8 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
         fabrics = [(emulated, False) for emulated in _fabrics(config, nodes)]
         fabrics += [(None, True)] if "virtual" in config.fabric else []
-        for (emulated, virtual), values in itertools.product(fabrics, itertools.product(*config.env.values())):
+        env = itertools.product(*config.env.values())
+        for (emulated, virtual), values, policy in itertools.product(fabrics, env, config.binding):
             yield Outer(
                 transport=transport,
                 nodes=nodes,
@@ -116,6 +127,9 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
                 script=config.script if transport == "scripted" else "",
                 emulated=emulated,
                 virtual_hosts=virtual,
+                binding=policy,
+                cpu_masks=config.cpu_masks if policy == "explicit" else "",
+                binding_memory=config.binding_memory or policy == "none",
             )
 
 
@@ -125,8 +139,8 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
         yield None
     if "emulated" not in config.fabric:
         return
-    for link, overhead, spines, inside in itertools.product(
-        config.link, config.message_overhead, config.spines, config.intra_link
+    for link, overhead, spines, inside, slow in itertools.product(
+        config.link, config.message_overhead, config.spines, config.intra_link, config.slow_link
     ):
         # One spine leaves nothing to route.
         for routing in config.routing if spines > 1 else ROUTINGS[:1]:
@@ -137,6 +151,7 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
                 spines=spines,
                 routing=routing,
                 intra_link="" if inside == "none" else inside,
+                slow_link="" if slow == "none" else slow,
             )
 
 
@@ -148,8 +163,9 @@ def _sizes(
     axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
     sizes: dict[str, tuple[int, Arguments, str]] = {}
     for values in itertools.product(*axes.values()):
-        asked = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
-        for size, implied in _asked_sizes(config, collective, dtype):
+        given = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
+        each = [given] if isinstance(layout, str) else collective.variants(given, layout)
+        for asked, (size, implied) in itertools.product(each, _asked_sizes(config, collective, dtype)):
             try:
                 if isinstance(layout, str):
                     raise ValueError(layout)
@@ -210,6 +226,8 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
             used.add("trace")  # of which a matrix was made
         if emulated := item.case.outer.emulated:
             used |= {*EMULATION[:-1], *(["routing"] if emulated.spines > 1 else [])}
+        used |= {"binding_memory"} if item.case.outer.binding != "none" else set()
+        used |= {"cpu_masks"} if item.case.outer.cpu_masks else set()
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
             used.add("model_dim")
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
@@ -223,6 +241,8 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         text = collectives.arguments()[key].text if key in collectives.arguments() else ""
         if key in EMULATION:
             takers = ["fabric=emulated" + (" with spines above 1" if key == "routing" else "")]
+        if key in _OF_BINDING:
+            takers = [_OF_BINDING[key]]
         hint = f"it belongs to {', '.join(dict.fromkeys(takers))}{': ' + text if text else ''}"
         if not takers:
             hint = "the splits of this sweep fix its sizes" if key.startswith("sizes.") else "leave it out"
@@ -237,6 +257,10 @@ def _skip_reason(case: Case) -> str:
         return f"{where}one rank has nobody to exchange with"
     if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
         return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
+    if case.outer.emulated and case.outer.emulated.slow_link:
+        node, _, _ = parse_slow_link(case.outer.emulated.slow_link)
+        if node >= case.outer.nodes:
+            return f"slow_link={case.outer.emulated.slow_link}: the nodes are 0 .. {case.outer.nodes - 1}"
     if case.outer.virtual_hosts and not entry.virtual_hosts:
         return f"{case.outer.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
     if case.outer.virtual_hosts and case.outer.nodes < 2:

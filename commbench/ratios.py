@@ -1,8 +1,9 @@
 """How much faster one way is than another: cases of one run that differ in algorithm and parameters only.
 
 They share their launches, so each launch gives one pair of medians. The baseline of a group is the collective's
-default algorithm with its default parameters. Where there is one way only, the routings of an emulated fabric are
-compared with the first of them: they have launches of their own, one in each round, in an order drawn for each round.
+default algorithm with its default parameters. Where there is one way only, the routings of an emulated fabric or the
+environments are compared with the first of them: they have launches of their own, one in each round, in an order drawn
+for each round.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, stats
+from commbench import algorithms, binding, stats
 from commbench.fabric.emulated import ROUTINGS
 from commbench.records import Case, Measurement, Row, Status, digest
 from commbench.stats import Floats, Verdict
@@ -76,17 +78,18 @@ def compare(
     by_round: dict[str, dict[int, Measurement]] = {}
     for measurement in latest.values():
         by_round.setdefault(measurement.case_id, {})[measurement.launch] = measurement
-    for members in _alike_but_for_routing([case for case in cases if case.case_id not in found]):
-        first = min(members, key=_routing)
-        name = f"routing={ROUTINGS[_routing(first)]}"
-        found[first.case_id] = Ratio(baseline=name)
-        before = by_round.get(first.case_id, {})
-        for case in members:
-            if case is not first:
-                after = by_round.get(case.case_id, {})
-                rounds = [(before[index], after[index]) for index in before if index in after]
-                # Samples of two launches tell nothing of what differs between launches.
-                found[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
+    for axis in _AXES:
+        for members in _alike_but_for(axis, [case for case in cases if case.case_id not in found]):
+            first = min(members, key=axis.place)
+            name = axis.setting(first)
+            found[first.case_id] = Ratio(baseline=name)
+            before = by_round.get(first.case_id, {})
+            for case in members:
+                if case is not first:
+                    after = by_round.get(case.case_id, {})
+                    rounds = [(before[index], after[index]) for index in before if index in after]
+                    # Samples of two launches tell nothing of what differs between launches.
+                    found[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
     return found
 
 
@@ -121,19 +124,52 @@ def _alike(cases: Sequence[Case]) -> list[list[Case]]:
     return [members for members in groups.values() if len(members) > 1]
 
 
-def _alike_but_for_routing(cases: Sequence[Case]) -> list[list[Case]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    """One that takes a launch for each setting."""
+
+    setting: Callable[[Case], str]  # in words; "" where a case has none
+    without: Callable[[dict[str, Any]], None]  # takes it out of a case
+    place: Callable[[Case], int] = lambda case: 0  # the baseline has the lowest, or else is the first in the plan
+
+
+def _routing(case: Case) -> str:
+    emulated = case.outer.emulated
+    return f"routing={emulated.routing}" if emulated is not None and emulated.spines > 1 else ""
+
+
+def _environment(case: Case) -> str:
+    return ", ".join(f"{name}={value}" for name, value in case.outer.env.items())
+
+
+def _without_binding(case: dict[str, Any]) -> None:
+    for name in ("binding", "cpu_masks", "binding_memory"):
+        del case["outer"][name]
+
+
+_AXES = (
+    _Axis(
+        setting=_routing,
+        without=lambda case: case["outer"]["emulated"].pop("routing"),
+        place=lambda case: ROUTINGS.index(case.outer.emulated.routing) if case.outer.emulated else 0,
+    ),
+    _Axis(
+        setting=lambda case: case.outer.binding_text or "binding=none",
+        without=_without_binding,
+        place=lambda case: binding.POLICIES.index(case.outer.binding),
+    ),
+    _Axis(setting=_environment, without=lambda case: case["outer"].pop("env")),
+)
+
+
+def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
     groups: dict[str, list[Case]] = {}
     for case in cases:
-        if case.outer.emulated is not None and case.outer.emulated.spines > 1:
+        if axis.setting(case):
             shared = dataclasses.asdict(case)
-            del shared["outer"]["emulated"]["routing"]
+            axis.without(shared)
             groups.setdefault(digest(shared), []).append(case)
     return [members for members in groups.values() if len(members) > 1]
-
-
-def _routing(case: Case) -> int:
-    assert case.outer.emulated is not None
-    return ROUTINGS.index(case.outer.emulated.routing)
 
 
 def _rank(case: Case) -> tuple[bool, int, bool]:

@@ -55,6 +55,10 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
             name, value = _split_env(word)
             result.env[name] = value
             continue
+        if word.startswith("cpu_masks="):  # as raw: neither its ; nor its , means anything to Hydra
+            text = word.partition("=")[2].strip("'\"")
+            result.values["cpu_masks"] = [None if text == "null" else text]
+            continue
         if word.startswith(("+", "~")):
             key = word.lstrip("+~").split("=")[0]
             raise UsageError(

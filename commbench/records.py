@@ -25,8 +25,9 @@ T = TypeVar("T")
 # 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
 # 3  cases may be on an emulated fabric; measurements have the rates of links and what crossed them
 # 4  cases may be on virtual hosts, in CUDA graphs, on registered and symmetric buffers; measurements have GPU clocks
-FORMAT_VERSION = 4
-READABLE = (3, 4)
+# 5  ranks may be bound to CPUs and memory; measurements have the CPUs and memory that ranks really had
+FORMAT_VERSION = 5
+READABLE = (3, 4, 5)
 
 
 class Status(StrEnum):
@@ -62,6 +63,9 @@ class Outer:
     script: str = ""  # of the scripted transport: its JSON
     emulated: Emulated | None = None  # the fabric, if it is not the real one
     virtual_hosts: bool = False  # whether NCCL is told that each node is a host of its own
+    binding: str = "none"  # a policy of commbench.binding
+    cpu_masks: str = ""  # of binding=explicit: a list of CPUs for each rank of a host
+    binding_memory: bool = True  # whether the binding is one of memory too
 
     @property
     def layout(self) -> Layout:
@@ -75,7 +79,12 @@ class Outer:
         env = "".join(f", {name}={value}" for name, value in self.env.items())
         nodes = f"{self.nodes} node{'s' if self.nodes > 1 else ''}"
         fabric = f", emulated: {self.emulated}" if self.emulated else ", virtual hosts" if self.virtual_hosts else ""
-        return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{fabric}{env}"
+        bound = f", {self.binding_text}" if self.binding_text else ""
+        return f"{self.transport}, {nodes} x {self.ranks_per_node} ranks{fabric}{bound}{env}"
+
+    @property
+    def binding_text(self) -> str:
+        return binding_text(self.binding, self.cpu_masks, self.binding_memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +181,9 @@ class Measurement:
     overlap_percent: float | None = None
     links: dict[str, LinkRate] | None = None  # known rates, by class of link
     fabric: str = ""
+    # Read back: lists of CPUs and of the NUMA nodes to which memory is bound, by rank; one for all who have the same.
+    rank_cpus: list[str] | None = None
+    rank_memory: list[str] | None = None
     cpu_percent: float | None = None  # of the CPUs that ranks may use: busy while samples were taken, whoever it was
     clock_mhz: float | None = None  # of the slowest GPU, right after the timed calls
     slowed_ranks: list[int] | None = None  # whose GPUs were then held back: their files in logs/ say by what
@@ -210,7 +222,13 @@ class Row:
     spines: int = 0
     routing: str = ""
     intra_link: str = ""
+    slow_link: str = ""
     env: dict[str, str]
+    binding: str = "none"
+    cpu_masks: str = ""
+    binding_memory: bool = True
+    rank_cpus: str = ""  # read back: the CPUs of every rank, or one list for all; "" where nobody looked
+    rank_memory: str = ""  # and the NUMA nodes to which its memory was bound; "-" for a rank's that was not
     launches: int
     samples: int
     time_us: float | None
@@ -252,18 +270,39 @@ class Row:
     @property
     def emulation(self) -> tuple[str | int, ...]:
         """The settings of an emulated fabric; all empty on another."""
-        return self.link, self.message_overhead, self.spines, self.routing, self.intra_link
+        return self.link, self.message_overhead, self.spines, self.routing, self.intra_link, self.slow_link
+
+    @property
+    def binding_text(self) -> str:
+        return binding_text(self.binding, self.cpu_masks, self.binding_memory)
 
     @property
     def what(self) -> str:
-        """The collective and all that it was asked, but for what follows the size: `all_reduce op=max in place`."""
-        asked = [f"{key}={value}" for key, value in self.arguments.items() if key != "send_bytes"]
+        """The collective and all that it was asked, but for what follows the size: `all_reduce op=max in place`.
+
+        Nor has it the round of a schedule: all rounds together are what was asked.
+        """
+        asked = [f"{key}={value}" for key, value in self.arguments.items() if key not in ("send_bytes", "round")]
         return " ".join([self.collective, *asked, *(["in place"] if self.in_place else [])])
+
+
+# Fields of `Outer` that version 3 did not know, and what they were then.
+_LATER = {"virtual_hosts": False, "binding": "none", "cpu_masks": "", "binding_memory": True}
 
 
 def _identity(outer: dict[str, Any]) -> dict[str, Any]:
     """Less what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
-    return {key: value for key, value in outer.items() if key != "virtual_hosts" or value}
+    if (emulated := outer["emulated"]) and not emulated["slow_link"]:
+        outer = {**outer, "emulated": {key: value for key, value in emulated.items() if key != "slow_link"}}
+    return {key: value for key, value in outer.items() if key not in _LATER or value != _LATER[key]}
+
+
+def binding_text(binding: str, cpu_masks: str, binding_memory: bool) -> str:
+    """`binding=pci`, `binding=explicit 0-3;4-7`, `binding=block CPUs only`; "" for none."""
+    if binding == "none":
+        return ""
+    words = [f"binding={binding}", cpu_masks, "" if binding_memory else "CPUs only"]
+    return " ".join(word for word in words if word)
 
 
 def _label(algorithm: str, params: dict[str, int]) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from commbench import fabric, launch, plan, summary, trace
+from commbench import effective, fabric, launch, plan, summary, trace
 from commbench.errors import EnvironmentProblem
-from commbench.launch import leftovers
+from commbench.launch import leftovers, placing
 from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
@@ -82,6 +83,7 @@ class Sweep:
                 self._needed[case.case_id] = self._needed.get(case.case_id, 0) + 1
         self._cases = {item.case.case_id: item.case for item in planned}
         self._done: dict[str, dict[int, Measurement]] = {}  # case -> launch -> measurement
+        self._noted: set[str] = set()  # what ranks had to say, once each
         self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
         self._samples = summary.Samples(folder)
         self._measured_now = 0
@@ -169,6 +171,8 @@ class Sweep:
             outer=item.outer,
             cases=tuple(cases),
             timeout_s=self.timeout_s,
+            host=platform.node(),
+            placements=tuple(placing.of_launch(item.outer, self.launchers[item.outer.transport])),
             parent_pid=os.getpid(),
             # Ranks that Slurm starts may be on other hosts, where this pid is somebody else's or nobody's.
             parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
@@ -185,7 +189,10 @@ class Sweep:
         failures = Tail(order.folder / "failures.jsonl", from_start=True)
         until = math.inf
         outcome = Outcome()
-        environment = rank_environment(launcher.environment(order) | order.outer.env)
+        asked = order.outer.env
+        environment = effective.applied(rank_environment(launcher.environment(order)), asked)
+        if order.outer.transport == "nccl":
+            environment = {**environment, **effective.nccl_log(order.folder, asked, environment)}
         process = Process(command, environment, order.folder / "launcher.log")
 
         def end() -> None:
@@ -205,6 +212,9 @@ class Sweep:
                         outcome.running = event["case_id"]
                         outcome.seen.add(event["case_id"])
                     outcome.ended |= event["event"] == "end"
+                    if event["event"] == "note" and event["text"] not in self._noted:
+                        self._noted.add(event["text"])
+                        self.reporter.note(event["text"])
                     if event["event"] == "queued":
                         self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
                 if self._collect(measurements, outcome):

@@ -123,6 +123,33 @@ def ratio(
     return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
 
 
+def unpaired_ratio(
+    before: Sequence[Floats], after: Sequence[Floats], *, seed: int = 0
+) -> tuple[float, float, float, str] | None:
+    """Ratio of the `median_of_medians` of two runs, with its 95 % interval, and what was resampled.
+
+    Above 1, `after` is faster. Launches of the two have nothing to do with each other, so each run's are resampled on
+    their own: the bootstrap then covers 95.7 to 96.6 % at 6 to 15 launches (simulated), and needs no guard. With fewer
+    than 6 in one of them samples are, as in `interval`; None, "not estimable", if a launch has fewer than 6, or where
+    times are 0. low <= ratio <= high always.
+    """
+    rng = np.random.default_rng(seed)
+    if not before or not after or any(not samples.size or samples.min() <= 0 for samples in (*before, *after)):
+        return None
+    of = "launches" if min(len(before), len(after)) >= LAUNCHES_FOR_INTERVAL else "samples"
+    replicates = []
+    for arm in (before, after):
+        if of == "launches":
+            replicates.append(_resampled_medians(np.array([np.median(samples) for samples in arm]), rng))
+        elif any(median_ranks(samples.size) is None for samples in arm):
+            return None
+        else:
+            replicates.append(np.median([_resampled_medians(samples, rng) for samples in arm], axis=0))
+    centre = math.log(median_of_medians(before) / median_of_medians(after))
+    low, high = (float(q) for q in np.quantile(np.log(replicates[0] / replicates[1]), _TAILS))
+    return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
+
+
 def _log_ratios(baseline: Sequence[Floats], other: Sequence[Floats]) -> Floats:
     """Not finite where a median is 0."""
     pairs = [(float(np.median(one)), float(np.median(two))) for one, two in zip(baseline, other, strict=True)]

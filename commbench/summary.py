@@ -210,7 +210,13 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         spines=emulated.spines if emulated else 0,
         routing=emulated.routing if emulated else "",
         intra_link=emulated.intra_link if emulated else "",
+        slow_link=emulated.slow_link if emulated else "",
         env=case.outer.env,
+        binding=case.outer.binding,
+        cpu_masks=case.outer.cpu_masks,
+        binding_memory=case.outer.binding_memory,
+        rank_cpus=_read_back([m.rank_cpus for m in done]),
+        rank_memory=_read_back([m.rank_memory for m in done]),
         launches=len({m.launch for m in done}),
         samples=sum(m.samples for m in done),
         inter_bytes=None if traffic is None else traffic["inter"] * groups,
@@ -219,6 +225,11 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         scratch_bytes=scratch,
         **values,
     )
+
+
+def _read_back(launches: Sequence[list[str] | None]) -> str:
+    """Lists by rank, with blanks between them; those of launches that differ, with bars."""
+    return " | ".join(dict.fromkeys(" ".join(found) for found in launches if found))
 
 
 def _short(value: Value) -> Value:

@@ -17,10 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, buffers, check, collectives, fabric, found, measure, memory, transports
+from commbench import (
+    algorithms,
+    buffers,
+    check,
+    collectives,
+    effective,
+    fabric,
+    found,
+    measure,
+    memory,
+    routing,
+    transports,
+)
 from commbench.algorithms.base import Bound
 from commbench.buffers import Pair
-from commbench.errors import CommbenchError
+from commbench.errors import said
+from commbench.launch import placing
 from commbench.launch.environment import RankInfo, detect
 from commbench.launch.guard import die_with_parent, exit_if_orphaned
 from commbench.launch.order import Order
@@ -67,35 +80,57 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
     """Measure every case of `order` as rank `info.rank`. An exception in a rank ends it; the parent sees that."""
     folder = RunFolder(Path(order.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
+    seat = placing.take(order, info)
     if order.outer.emulated:
         fabric.enter(order.outer.layout.node(info.rank))
     events = Events(order, info.rank)  # after entering the network, which a thread from before would not see
     try:
-        _run_cases(order, info, shared, folder, events)
+        _run_cases(order, info, shared, folder, events, seat)
     finally:
         events.tracer.stop()
 
 
-def _run_cases(order: Order, info: RankInfo, shared: Any, folder: RunFolder, events: Events) -> None:
+def _run_cases(
+    order: Order, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placing.Place
+) -> None:
+    asked = order.outer.env
+    effective.check(asked, os.environ)
+    ports = routing.ports() if info.local_rank == 0 else {}
     transport = transports.load(order.outer.transport)(order.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
-    found.describe_rank(order, transport, info, {"before": before})
+    seat.check_gpu(transport.device.identity())
+    placed = seat.check("after the ranks have connected")
+    binding = seat.describe(placed)
+    found.describe_rank(order, transport, info, {"before": before}, binding=binding)
+    cpus, memory = found.places(transport, placed)
+    if routing.asked(asked) and not ports and info.rank == 0:
+        events.tell("note", text=f"no InfiniBand or RoCE port on this host, so that {', '.join(asked)} decides nothing")
     between = found.fabric_of(order, transport)
     for place, case in enumerate(order.cases):
         events.doing = f"{case.label}, {format_size(case.size_bytes)}"
         events.tell("begin", case_id=case.case_id)
         measurement, timing = _measure_case(order, transport, info, case, place, events)
-        measurement = replace(measurement, fabric=between)
+        measurement = replace(measurement, fabric=between, rank_cpus=cpus, rank_memory=memory)
+        found.check_places(transport, seat)
         if info.rank == 0:
             if timing is not None:
-                _write_samples(folder, order, case, timing)
+                _write_samples(folder, order, case, timing, one_clock=info.local_size == info.size)
             folder.append_measurement(measurement)
         # Nobody begins the next case before this one is on disk.
         transport.all_gather([0.0])
+    counted = routing.growth(ports, routing.ports()) if ports else {}
+    if counted and routing.asked(asked) and info.rank == 0:
+        events.tell("note", text=f"{routing.mode(asked) or 'routing'}: {routing.evidence(counted)}")
+    told = effective.nccl_told(order.folder)
+    if told is not None and info.rank == 0 and (text := effective.silence(asked, told)):
+        events.tell("note", text=text)
     events.tell("end")
-    if before:
-        found.describe_rank(order, transport, info, {"before": before, "after": transport.device.condition()})
+    after = {"after": transport.device.condition()} if before else {}
+    if after or counted or told:
+        found.describe_rank(
+            order, transport, info, {"before": before, **after}, binding=binding, ports=counted, told=told or {}
+        )
     transport.close()
 
 
@@ -281,8 +316,14 @@ def _failed_ranks(transport: Transport, failure: str) -> list[int]:
     return [rank for rank, row in enumerate(transport.all_gather([float(bool(failure))])) if row[0]]
 
 
-def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.Timing) -> None:
-    """Before the measurement's own line: samples without it are ignored, it without samples would be a loss."""
+def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.Timing, *, one_clock: bool) -> None:
+    """Before the measurement's own line: samples without it are ignored, it without samples would be a loss.
+
+    `one_clock`: all ranks are on one host, so that it can be told who left the barrier when.
+    """
+    begins = timing.begin_us - timing.begin_us.min(axis=1, keepdims=True)
+    # Of two ranks one waits for the other; of all of them only the slowest counts.
+    told = one_clock and case.collective == "pairs" and bool(np.isfinite(begins).all())
     line = {
         "case_id": case.case_id,
         "launch": order.launch,
@@ -290,6 +331,7 @@ def _write_samples(folder: RunFolder, order: Order, case: Case, timing: measure.
         "time_us": _rounded(timing.time_us),
         "host_us": _rounded(timing.host_us),
         **{name: _rounded(times) for name, times in timing.beside.items()},
+        **({"begin_us": _rounded(begins)} if told else {}),
     }
     append_line(folder.samples_path(order.attempt), json.dumps(line, separators=(",", ":")))
 
@@ -319,10 +361,7 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
 
 
 def _note_failure(folder: Path, rank: int, error: BaseException) -> None:
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if isinstance(error, CommbenchError):
-        text = f"{error} ({error.hint})"
-    details = {"rank": rank, "error": text}
+    details = {"rank": rank, "error": said(error)}
     append_line(folder / "failures.jsonl", json.dumps(details), durable=False)
 
 

@@ -12,6 +12,7 @@ from commbench.algorithms.direct import (
     DirectAllToAll,
     DirectAllToAllV,
     DirectBroadcast,
+    DirectPairs,
     DirectReduceScatter,
     DirectSendRecv,
 )
@@ -47,6 +48,7 @@ _ALL: tuple[Algorithm, ...] = (
     DirectAllReduce(),
     DirectBroadcast(),
     DirectSendRecv(),
+    DirectPairs(),
     DropGather(),
     DropGatherPipelined(),
     Duplicated(),

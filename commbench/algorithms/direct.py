@@ -8,6 +8,7 @@ from typing import Any
 from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
+from commbench.collectives.pairs import Pairs, peers
 from commbench.collectives.sendrecv import SendRecv
 from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Message, Ready, Work
@@ -113,13 +114,32 @@ class DirectSendRecv(_Direct):
         return [Step(name="all", sends=tuple(SendRecv().messages(spec)))]
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _SendRecv(comm)
+        return _TwoSided(comm, (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size)
 
 
-class _SendRecv(BoundBase):
-    def __init__(self, comm: Comm) -> None:
+class DirectPairs(_Direct):
+    collective = "pairs"
+
+    def steps(self, spec: Spec) -> list[Step] | None:
+        return [Step(name="all", sends=tuple(Pairs().messages(spec)))]
+
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _TwoSided(comm, *peers(spec, comm.rank))
+
+
+class _TwoSided(BoundBase):
+    """The whole input to one rank, the whole output from one; None where there is nobody."""
+
+    def __init__(self, comm: Comm, to: int | None, source: int | None) -> None:
         self._comm = comm
-        self._to, self._source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        self._to, self._source = to, source
 
     def start(self, out: Array, inp: Array) -> Work:
-        return self._comm.exchange([Message(self._to, inp)], [Message(self._source, out)], step="all")
+        return self._comm.exchange(*self._messages(out, inp), step="all")
+
+    def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
+        return [self._comm.ready("exchange", *self._messages(*pair), step="all") for pair in pairs]
+
+    def _messages(self, out: Array, inp: Array) -> tuple[list[Message], list[Message]]:
+        sends = [] if self._to is None else [Message(self._to, inp)]
+        return sends, [] if self._source is None else [Message(self._source, out)]

@@ -7,6 +7,7 @@ from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.collectives.base import Argument, Collective
 from commbench.collectives.broadcast import Broadcast
+from commbench.collectives.pairs import Pairs
 from commbench.collectives.reductions import AllReduce, ReduceScatter
 from commbench.collectives.sendrecv import SendRecv
 from commbench.collectives.tp_all_to_all import TpAllToAll
@@ -20,6 +21,7 @@ _ALL: tuple[Collective, ...] = (
     AllReduce(),
     Broadcast(),
     SendRecv(),
+    Pairs(),
     TpAllToAll(),
 )
 

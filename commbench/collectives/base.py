@@ -42,6 +42,10 @@ class Collective(Protocol):
         """Whether it computes with the elements, and so needs a dtype that the transport knows."""
         ...
 
+    def variants(self, arguments: Arguments, layout: Layout) -> Iterator[Arguments]:
+        """What `arguments` ask for, one after the other, where one of them stands for several values."""
+        ...
+
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         """The largest size up to `size_bytes` that can be done, and the arguments that have an effect on it.
 
@@ -102,6 +106,9 @@ class Moves:
 
     def reduces(self, arguments: Arguments) -> bool:
         return False
+
+    def variants(self, arguments: Arguments, layout: Layout) -> Iterator[Arguments]:
+        yield arguments
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         unit = layout.ranks * PART_BYTES

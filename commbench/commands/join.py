@@ -20,8 +20,8 @@ import numpy as np
 from commbench import transports
 from commbench.commands import prepare, session
 from commbench.console import Talk, print_error
-from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch import leftovers
+from commbench.errors import EnvironmentProblem, UsageError, said
+from commbench.launch import leftovers, placing
 from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent
 from commbench.launch.order import Order
@@ -66,9 +66,11 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
         )
     assert isinstance(sweep.reporter, session.Reporter)
     reporter = sweep.reporter
+    only_once = threading.Lock()
 
     def end(status: Status | None = None, reason: str = "") -> int:
         """Finish with what is on disk, after noting why the running case ended."""
+        only_once.acquire()  # whoever comes second, main thread or watchdog, waits for the end of the process
         # The launcher ends all ranks as soon as one is gone; it grants half a minute, which is plenty.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -89,7 +91,7 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
             end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
             _leave(session.EXIT_INTERRUPTED)
         except Exception as error:
-            _leave(end(Status.ERROR, f"{type(error).__name__}: {str(error).splitlines()[0]}"))
+            _leave(end(Status.ERROR, said(error)))
     return end()
 
 
@@ -236,12 +238,13 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
     launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk)
     planned = prepare.expand(configs)
     prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
+    placing.check(planned, launchers, talk.note, joined=rank.local_size)
     runnable = [item for item in planned if not item.skip]
     outers = {item.case.outer.key: item.case.outer for item in runnable}
     if len(outers) != 1:
         raise UsageError(
             f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
-            hint="transport, nodes, ranks_per_node, layout and env.NAME take one value here",
+            hint="transport, nodes, ranks_per_node, layout, binding and env.NAME take one value here",
         )
     outer = next(iter(outers.values()))
     if outer.env:

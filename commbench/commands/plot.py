@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench import formats
+from commbench import formats, matrices
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.records import Status, digest
@@ -48,12 +48,15 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     meta = folders[0].read_json("run.json")
     machines = {folder.read_json("run.json")["machine_text"] for folder in folders}
     meta["machine_text"] = " / ".join(sorted(machines))
+    meta["pairs"] = matrices.of_runs(folders)
     target = out or folders[0].path / "plots"
     # A figure of several sources never takes the place of the first one's own.
     sources = [*(folder.run_id for folder in folders), *map(str, files)]
     prefix = f"compare-{digest(sources)[:6]}-" if len(sources) > 1 else ""
     try:
         paths = plots.draw(pd.concat(drawn, ignore_index=True), meta, target, prefix=prefix)
+        if meta["pairs"]:
+            paths += matrices.write(meta["pairs"], target, prefix)
     except OSError as error:
         raise UsageError(
             f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import sys
@@ -18,11 +19,13 @@ import commbench
 from commbench import config, fabric, gpus, launch, metadata, plan, recipes, transports
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.launch import placing
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.plan import PlannedCase
 from commbench.records import FORMAT_VERSION
 from commbench.store import RunFolder
+from commbench.topology import describe, sysfs
 from commbench.units import format_seconds, format_size
 
 EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold
@@ -167,7 +170,13 @@ def create(
     (folder.path / "config.yaml").write_text(show_config(configs))
     folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
     outers = {item.case.outer.key: item.case.outer for item in planned}
-    folder.write_json("topology.json", {"layouts": [asdict(outer.layout) for outer in outers.values()]})
+    folder.write_json(
+        "topology.json",
+        {
+            "layouts": [asdict(outer.layout) for outer in outers.values()],
+            "machine": describe.dictionary(sysfs.read()),  # of the host that began the run
+        },
+    )
     folder.write_json(
         "run.json",
         {
@@ -225,6 +234,10 @@ def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mappi
     runnable = [item.case for item in planned if not item.skip]
     most = max(case.size_bytes * case.outer.layout.ranks * 2 for case in runnable)
     lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
+    outers = {case.outer.key: case.outer for case in runnable}
+    if any(outer.binding != "none" for outer in outers.values()):
+        told = (placing.describe(outer, launchers[outer.transport]) for outer in outers.values())
+        lines += dict.fromkeys(itertools.chain.from_iterable(told))
     seconds = format_seconds(plan.estimate_s(planned))
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
     for first in {item.outer.transport: item for item in runnable}.values():

@@ -85,13 +85,15 @@ def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> in
 
 def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
-    from commbench import ratios, tables
+    from commbench import matrices, ratios, tables
 
     rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
     meta = folder.read_json("run.json")
     compared = ratios.of_run(folder, rows)
     tables.write_results(folder, rows, compared)
     tables.write_samples(folder)
+    meta["pairs"] = matrices.of_runs([folder])
+    matrices.write(meta["pairs"], folder.path)
     complete = len(rows) == len(sweep.planned)
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
     _set_status(folder, "interrupted" if interrupted else "finished" if complete else "incomplete")

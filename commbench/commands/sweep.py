@@ -21,7 +21,7 @@ from commbench.commands.prepare import (
 from commbench.commands.session import EXIT_OK, measure, of_run
 from commbench.console import Talk
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch import leftovers
+from commbench.launch import leftovers, placing
 from commbench.launch.environment import detect
 from commbench.plan import PlannedCase
 from commbench.records import Status
@@ -51,7 +51,7 @@ def run(request: Request) -> int:
         show_script(request, planned)
         return EXIT_OK
     launchers, configs = choose_launchers(request, configs, talk)
-    planned = check_fabrics(expand(configs), launchers)
+    planned = placing.check(check_fabrics(expand(configs), launchers), launchers, talk.note)
     if request.dry_run:
         show_plan(request, planned, launchers)
         return EXIT_OK

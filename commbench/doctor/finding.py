@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from commbench.cpulist import numbers as numbers  # checks find all they need here
-from commbench.cpulist import ranges as ranges
+from commbench import cpulist
 from commbench.doctor.system import System
 
 
@@ -59,3 +58,13 @@ def some(items: list[str], most: int = 4) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
+
+
+def ranges(numbers: set[int]) -> str:
+    """`0-3,8`, as the kernel writes lists of CPUs."""
+    return cpulist.text(numbers)
+
+
+def numbers(text: str) -> set[int]:
+    """What `ranges` writes, read."""
+    return set(cpulist.parse(text)) if text else set()

@@ -15,8 +15,10 @@ from commbench.errors import UsageError
 ROUTINGS = ("static", "ecmp", "spray")
 MOST_NODES, MOST_SPINES, MOST_OVERHEAD = 64, 8, 1_000_000
 
+_MOST_SLOWDOWN = 1000.0
 _UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _RATE = re.compile(r"(\d+(?:\.\d+)?)(kbit|mbit|gbit)")
+_SLOW_LINK = re.compile(r"node(\d+):(\d+(?:\.\d+)?)(?::(in|out|both))?")
 _SLOWEST, _FASTEST = 1e6, 400e9  # below, a packet takes a second; above, tc counts in whole nanoseconds per packet
 PACKET_BYTES = 65_536  # the largest that the kernel hands to a link at once; it stands for many frames
 _HEADERS = 1.07  # a packet as a link counts it: with the headers of all frames that it stands for
@@ -33,6 +35,7 @@ class Emulated:
     spines: int = 1
     routing: str = "static"
     intra_link: str = ""  # rate at which the ranks of a node exchange, all together; "": as fast as memory is
+    slow_link: str = ""  # a defect: the node whose links are slower, how many times, and in which direction if in one
 
     @property
     def gbps(self) -> float:
@@ -52,12 +55,20 @@ class Emulated:
     def intra_burst_bytes(self) -> int:
         return max(int(PACKET_BYTES * _HEADERS), int(self.intra_gbps * 1e9 * _TIMER_S))
 
+    def slowdown(self, node: int, direction: str) -> float:
+        """How many times slower node `node`'s links are in one direction: `out` or `in`."""
+        if not self.slow_link:
+            return 1.0
+        slow, factor, only = parse_slow_link(self.slow_link)
+        return factor if slow == node and only in ("both", direction) else 1.0
+
     def __str__(self) -> str:
         """`1gbit links, 30000 B per packet, 2 spines, spray`."""
         words = [f"{self.link} links"]
         words += [f"{self.message_overhead} B per packet"] if self.message_overhead else []
         words += [f"{self.spines} spines, {self.routing}"] if self.spines > 1 else []
         words += [f"{self.intra_link} inside nodes"] if self.intra_link else []
+        words += [f"slow link {self.slow_link}"] if self.slow_link else []
         return ", ".join(words)
 
     def to_json(self) -> str:
@@ -77,3 +88,15 @@ def parse_rate(text: str, key: str = "link") -> float:
             f"{key} is {text!r}", hint=f"a rate from 1mbit to 400gbit, written as tc does: {key}=1gbit, {key}=200mbit"
         )
     return rate
+
+
+def parse_slow_link(text: str) -> tuple[int, float, str]:
+    """Node, factor and direction of `node2:3`, `node2:3:out`. Raises `UsageError`."""
+    match = _SLOW_LINK.fullmatch(str(text).lower())
+    if not match or not 1 <= float(match[2]) <= _MOST_SLOWDOWN:
+        raise UsageError(
+            f"slow_link is {text!r}",
+            hint=f"node, how many times slower (1 to {_MOST_SLOWDOWN:.0f}), and in or out if not both: "
+            "slow_link=node2:3, slow_link=node2:3:out",
+        )
+    return int(match[1]), float(match[2]), match[3] or "both"

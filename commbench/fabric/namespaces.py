@@ -120,7 +120,7 @@ class _Node:
 def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: int) -> NoReturn:
     def set_up() -> None:
         _batch("ip", network.node(fabric, number))
-        _batch("tc", network.node_shaping(fabric))
+        _batch("tc", network.node_shaping(fabric, number))
         if network.sprays(fabric):
             _run([find("nft"), "-f", "-"], network.spray(fabric, number))
 

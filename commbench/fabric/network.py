@@ -48,7 +48,11 @@ def switch(fabric: Emulated, pids: list[int]) -> str:
 
 def switch_shaping(fabric: Emulated) -> str:
     """For `tc -batch` in the switch namespace: what comes to a node comes no faster than what leaves it."""
-    return "".join(_shape(fabric, _port(node, spine)) for node in range(fabric.nodes) for spine in range(fabric.spines))
+    return "".join(
+        _shape(fabric, _port(node, spine), fabric.slowdown(node, "in"))
+        for node in range(fabric.nodes)
+        for spine in range(fabric.spines)
+    )
 
 
 def node(fabric: Emulated, me: int) -> str:
@@ -77,9 +81,9 @@ def node(fabric: Emulated, me: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def node_shaping(fabric: Emulated) -> str:
-    """For `tc -batch` in a node's namespace."""
-    lines = [_shape(fabric, f"{DATA}{spine}") for spine in range(fabric.spines)]
+def node_shaping(fabric: Emulated, me: int) -> str:
+    """For `tc -batch` in node `me`'s namespace."""
+    lines = [_shape(fabric, f"{DATA}{spine}", fabric.slowdown(me, "out")) for spine in range(fabric.spines)]
     if fabric.intra_link:
         # Ranks of a node reach each other over the loopback device, and for votes: what is in no class is not held up.
         burst = fabric.intra_burst_bytes
@@ -132,8 +136,9 @@ def _port(node: int, spine: int) -> str:
     return f"n{node}s{spine}"
 
 
-def _shape(fabric: Emulated, device: str) -> str:
+def _shape(fabric: Emulated, device: str, slowdown: float) -> str:
     charge = f"stab overhead {fabric.message_overhead} " if fabric.message_overhead else ""
     limit = min(int(fabric.gbps * 1e9 * _QUEUE_S), _LONGEST_QUEUE) + fabric.burst_bytes
-    rate = f"tbf rate {fabric.link} burst {fabric.burst_bytes} limit {limit}"
+    rate = fabric.link if slowdown == 1 else f"{int(fabric.gbps * 8e9 / slowdown)}bit"
+    rate = f"tbf rate {rate} burst {fabric.burst_bytes} limit {limit}"
     return f"qdisc add dev {device} root handle 1: {charge}{rate}\n"

@@ -58,7 +58,7 @@ def _setting(row: Row) -> tuple[Any, ...]:
     """All that tells cases apart but the size and where the output lies."""
     return (
         *(row.collective, row.label, row.transport, row.mode, row.buffers, row.cache, row.dtype),
-        *(row.ranks, row.nodes, row.groups, row.overlap, row.emulation, tuple(row.env.items())),
+        *(row.ranks, row.nodes, row.groups, row.overlap, row.emulation, row.binding_text, tuple(row.env.items())),
         tuple((name, value) for name, value in row.arguments.items() if name != "send_bytes"),  # which follows the size
     )
 
@@ -123,6 +123,7 @@ def _describe(row: Row) -> str:
         *([describe_emulated(asdict(row))] if row.fabric == Fabric.EMULATED else []),
         *([] if row.groups == "world" else [f"groups={row.groups}"]),
         *([] if row.overlap == "none" else [f"overlap={row.overlap}"]),
+        *([row.binding_text] if row.binding_text else []),
         *(f"{name}={value}" for settings in (row.arguments, row.env) for name, value in settings.items()),
     ]
     return f"# commbench: {', '.join(words)}"

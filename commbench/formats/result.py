@@ -20,7 +20,7 @@ _DTYPES = {
 }
 _SHARE_SENT = ("all_to_all", "all_to_allv", "all_to_allw", "all_gather", "all_gatherv", "reduce_scatter")
 _AT_THE_ROOT = ("gather", "gatherv", "scatter", "scatterv")
-_ONCE = ("broadcast", "reduce", "sendrecv", "hypercube")
+_ONCE = ("broadcast", "reduce", "sendrecv", "pairs", "hypercube")
 # What launchers write before each line: `[1,0]<stdout>:` (Open MPI), `[0] ` (MPICH), `3: ` (srun -l), `host: ` (pdsh).
 _PREFIX = re.compile(r".*?<std(?:out|err)>:|\s*\[\d+\] |\s*[\w.-]+:(?=\s)")
 

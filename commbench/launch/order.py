@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from commbench.binding import Placement
 from commbench.fabric.network import INTERFACES
 from commbench.records import Case, Outer, from_dict
 from commbench.store import write_atomically
@@ -22,6 +23,8 @@ class Order:
     cases: tuple[Case, ...]
     timeout_s: float = 120.0  # without progress
     parent_pid: int = 0
+    host: str = ""  # of the sweep, for whose ranks it has worked out the places, by local rank
+    placements: tuple[Placement, ...] = ()
     parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
 
     @property
@@ -49,6 +52,7 @@ class Order:
         raw = json.loads(text)
         raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
         raw["outer"] = from_dict(Outer, raw["outer"])
+        raw["placements"] = tuple(_placement(place) for place in raw["placements"])
         return Order(**raw)
 
     def save(self) -> Path:
@@ -60,3 +64,13 @@ class Order:
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Order:
         return Order.from_json(Path(path).read_text())
+
+
+def _placement(raw: dict[str, Any]) -> Placement:
+    nodes = raw["memory_nodes"]
+    return Placement(
+        cpus=tuple(raw["cpus"]),
+        memory_nodes=None if nodes is None else tuple(nodes),
+        why=raw["why"],
+        gpu=raw["gpu"],
+    )

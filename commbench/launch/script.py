@@ -8,12 +8,12 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from commbench import transports
+from commbench import effective, transports
 from commbench.launch import mpiexec, slurm
 from commbench.records import Outer
 
 # Keys that hold one value in a launch that is joined: the command of each set-up says which.
-_ONE_VALUE = ("transport", "nodes", "ranks_per_node", "layout", "launches")
+_ONE_VALUE = ("transport", "nodes", "ranks_per_node", "layout", "binding", "cpu_masks", "binding_memory", "launches")
 _DIALECTS = {"mpich": "MPICH", "intel": "Intel MPI", "openmpi": "Open MPI"}
 _PORT = 29400
 
@@ -48,14 +48,22 @@ def text(
         "#",
         "# One launch of it can also be joined by hand; its intervals are then those of one launch.",
     ]
+    # A recipe may say so, and then each command has to.
+    bound = any(outer.binding != "none" for outer in outers)
     for outer in outers:
-        lines += ["#", *(f"# {line}" for line in _by_hand(words, options, outer, python, environ))]
+        narrowed = _narrowed(words, outer, bound)
+        lines += ["#", *(f"# {line}" for line in _by_hand(words, narrowed, options, outer, python, environ))]
     command = [python, "-m", "commbench", "sweep", *words, *options, "--launcher", "slurm"]
     return "\n".join([*lines, "", f"exec {_quoted(command)}", ""])
 
 
 def _by_hand(
-    words: Sequence[str], options: Sequence[str], outer: Outer, python: str, environ: Mapping[str, str]
+    words: Sequence[str],
+    narrowed: Sequence[str],
+    options: Sequence[str],
+    outer: Outer,
+    python: str,
+    environ: Mapping[str, str],
 ) -> Iterator[str]:
     """Lines that say how to start one set-up under each launcher that its transport can do with."""
     yield f"== {' '.join(str(outer).split())}"
@@ -64,9 +72,10 @@ def _by_hand(
         yield f"Not by hand: the recipe itself sets {', '.join(own)}."
         return
     layout = outer.layout
-    sweep = ["commbench", "sweep", *_narrowed(words, outer), *options]
-    variables = {"OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1"), **outer.env}
-    setting = ["env", *(f"{name}={value}" for name, value in variables.items())]
+    sweep = ["commbench", "sweep", *narrowed, *options]
+    variables = effective.applied({"OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1")}, outer.env)
+    without = [word for name, value in outer.env.items() if value == effective.UNSET for word in ("-u", name)]
+    setting = ["env", *without, *(f"{name}={value}" for name, value in variables.items())]
     rank = [*setting, python, "-m", *sweep]
     able = transports.entry(outer.transport).launchers
     if "torchrun" in able:
@@ -90,10 +99,15 @@ def _by_hand(
         yield f"Not by hand: transport {outer.transport} runs under --launcher {' or '.join(able)} only."
 
 
-def _narrowed(words: Sequence[str], outer: Outer) -> list[str]:
-    """The words for one set-up alone."""
-    kept = [word for word in words if not word.startswith("env.") and word.partition("=")[0] not in _ONE_VALUE]
-    return [*kept, f"transport={outer.transport}", f"nodes={outer.nodes}", f"ranks_per_node={outer.ranks_per_node}"]
+def _narrowed(words: Sequence[str], outer: Outer, bound: bool) -> list[str]:
+    """The words for one set-up alone, with its binding where some are bound."""
+    keys = [word.partition("=")[0] if "=" in word else "" for word in words]  # the recipe has none
+    kept = [word for word, key in zip(words, keys, strict=True) if key not in _ONE_VALUE and key[:4] != "env."]
+    place = [f"transport={outer.transport}", f"nodes={outer.nodes}", f"ranks_per_node={outer.ranks_per_node}"]
+    place += [f"binding={outer.binding}"] if bound else []
+    place += [f"cpu_masks={outer.cpu_masks}"] if outer.cpu_masks else []
+    place += [] if outer.binding_memory else ["binding_memory=off"]
+    return [*kept, *place]
 
 
 def _quoted(words: Sequence[str]) -> str:

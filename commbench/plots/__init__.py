@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
+from commbench.plots.pairs import heat_maps, rows_without
 from commbench.plots.traffic import traffic
 
 if TYPE_CHECKING:
@@ -19,12 +20,17 @@ TABLE: dict[str, Callable[[pd.DataFrame, Mapping[str, Any]], dict[str, Figure]]]
     "curves": curves,
     "crossover": crossover,
     "traffic": traffic,
+    "pairs": heat_maps,
 }
 
 
 def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path, *, prefix: str = "") -> list[Path]:
-    """Draw every plot that the rows allow, as PNG and SVG; returns the PNG files."""
+    """Draw every plot that the rows allow, as PNG and SVG; returns the PNG files.
+
+    `meta` is what run.json says, and under `pairs` the matrices of the runs.
+    """
     written = []
+    frame = rows_without(frame)
     for function in TABLE.values():
         for name, figure in function(frame, meta).items():
             out.mkdir(parents=True, exist_ok=True)

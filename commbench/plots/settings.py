@@ -9,25 +9,34 @@ from typing import TYPE_CHECKING, Any
 
 from commbench import algorithms
 from commbench.output import describe_emulated, describe_layout
-from commbench.records import Fabric, digest
+from commbench.records import Fabric, binding_text, digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Of an emulated fabric; what a frame without these columns means.
-FABRIC_SETTINGS: dict[str, Any] = {"link": "", "message_overhead": 0, "spines": 0, "routing": "", "intra_link": ""}
+FABRIC_SETTINGS: dict[str, Any] = {
+    "link": "",
+    "message_overhead": 0,
+    "spines": 0,
+    "routing": "",
+    "intra_link": "",
+    "slow_link": "",
+}
+# And of what ranks were bound to.
+BINDING_SETTINGS: dict[str, Any] = {"binding": "none", "cpu_masks": "", "binding_memory": True}
 # One figure of curves for each combination of these.
 FIGURE_KEYS = [
     *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric", *FABRIC_SETTINGS),
-    *("dtype", "mode", "buffers", "cache", "env"),
+    *("dtype", "mode", "buffers", "cache", *BINDING_SETTINGS, "env"),
 ]
 _SHORT = {"chunks": "K", "window": "W"}  # as the literature calls them
 
 
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
-    """With all of `FIGURE_KEYS`, and no nulls among those of the fabric: rows with nulls would be in no group."""
+    """With all of `FIGURE_KEYS`, and no nulls in those that old runs lack: rows with nulls would be in no group."""
     columns: dict[str, Any] = {}
-    for name, default in FABRIC_SETTINGS.items():
+    for name, default in {**FABRIC_SETTINGS, **BINDING_SETTINGS}.items():
         values = frame[name] if name in frame else [None] * len(frame)
         columns[name] = [default if value is None or value != value else value for value in values]
     return frame.assign(**columns)
@@ -46,6 +55,11 @@ def emulated_text(setting: Mapping[str, Any]) -> str:
     return describe_emulated(setting) if setting["fabric"] == Fabric.EMULATED else ""
 
 
+def _bound(setting: Mapping[str, Any]) -> str:
+    """`binding=pci`; nothing where ranks were as they were started, or it makes no difference."""
+    return binding_text(**{name: setting.get(name, default) for name, default in BINDING_SETTINGS.items()})
+
+
 def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
     """By key, what a file's name says of a setting; nothing of what is usual."""
     emulated = re.sub(r"[^A-Za-z0-9.]+", "-", emulated_text(setting))
@@ -57,6 +71,7 @@ def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
         "mode": setting["mode"],
         "cache": setting["cache"] if setting["cache"] != "warm" else "",
         "buffers": setting["buffers"] if setting["buffers"] != "plain" else "",
+        "binding": _bound(setting).removeprefix("binding="),
         "env": setting["env"],
     }
 
@@ -73,6 +88,7 @@ def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
         "overlap": f"beside a {setting['overlap']}" if setting["overlap"] != "none" else "",
         "buffers": f"{setting['buffers']} buffers" if setting["buffers"] != "plain" else "",
         "cache": "cold cache" if setting["cache"] == "cold" else "",
+        "binding": _bound(setting),
         "env": setting["env"],
     }
 

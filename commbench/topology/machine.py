@@ -1,4 +1,4 @@
-"""What a machine is made of, as far as placing ranks goes: CPUs, NUMA nodes, GPUs, network cards, and who is near whom."""
+"""What a machine is made of, as far as placing ranks goes: CPUs, NUMA nodes, GPUs, network cards, who is near whom."""
 
 from __future__ import annotations
 

@@ -34,6 +34,9 @@ _FAULT_MATCHES = ("algorithm", "collective", "dtype", "size_bytes", "mode", "lau
 
 _FAULT_KEYS = ("kind", "rank", "from_op", "to_op", *_FAULT_MATCHES)  # operations of this rank, counted within a case
 
+_SLOW_KEYS = ("factor", "from", "to", "node", "direction")
+_DIRECTIONS = ("out", "in", "both")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
@@ -46,6 +49,9 @@ class Script:
     jitter_us: float = 0.0  # mean of an exponential delay of each rank by itself, per operation
     launch_noise: float = 0.0  # sigma of the logarithm, drawn once per launch
     pace_us: float = 0.0  # real time that each operation takes, for tests that interrupt it
+    # Defects: times of all that a rank does are multiplied, those of messages between these ranks or nodes are.
+    slow_ranks: dict[str, float] = field(default_factory=dict)
+    slow_links: tuple[dict[str, Any], ...] = ()  # factor, and `from` and `to` (ranks) or `node` and `direction`
     declared: bool = True  # whether the rates are told as link rates, so that results have a bound
     faults: tuple[dict[str, Any], ...] = ()  # kind, rank, from_op, and what of the case must match
 
@@ -57,7 +63,10 @@ class Script:
             raise UsageError(
                 f"the script is no JSON: {error}", hint="see docs/guide.md, 'The scripted transport'"
             ) from error
-        if not isinstance(raw, dict) or not all(isinstance(fault, dict) for fault in raw.get("faults", ())):
+        tables = (
+            [entry for key in ("faults", "slow_links") for entry in raw.get(key, ())] if isinstance(raw, dict) else []
+        )
+        if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in tables):
             raise UsageError("the script is no JSON object", hint="see docs/guide.md, 'The scripted transport'")
         known = [f.name for f in fields(cls)]
         for key in raw:
@@ -69,7 +78,13 @@ class Script:
             for key in fault:
                 if key not in _FAULT_KEYS:
                     raise unknown("key of a fault", key, _FAULT_KEYS)
-        raw["faults"] = tuple(raw.get("faults", ()))
+        for link in raw.get("slow_links", ()):
+            for key in link:
+                if key not in _SLOW_KEYS:
+                    raise unknown("key of a slow link", key, _SLOW_KEYS)
+            if link.get("direction", "both") not in _DIRECTIONS:
+                raise unknown("direction of a slow link", str(link["direction"]), _DIRECTIONS)
+        raw["faults"], raw["slow_links"] = tuple(raw.get("faults", ())), tuple(raw.get("slow_links", ()))
         return cls(**raw)
 
 
@@ -193,19 +208,26 @@ class Scripted(OnHost):
         for peer, payloads in sends.items():
             link = self.layout.link(self.rank, peer)
             for payload in payloads:
-                self.now_us += factor * (self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3)
+                took_us = self.script.alpha_us[link] + len(payload) / self.script.gbps[link] / 1e3
+                self.now_us += factor * self._slowed(peer) * took_us
                 if self.counting:
                     self.log.append((step, self.rank, peer, len(payload)))
+        slowness = self.script.slow_ranks.get(str(self.rank), 1.0)
+        self.now_us = began + (self.now_us - began) * slowness
         stamp = np.float64(self.now_us).tobytes()
         arrived = self.mesh.exchange({peer: b"".join([stamp, *parts]) for peer, parts in sends.items()}, sources)
         got = {}
         loads: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
+        last_us = began
         for peer, data in arrived.items():
-            self.now_us = max(self.now_us, float(np.frombuffer(data[:8])[0]))  # not before it was sent
+            last_us = max(last_us, float(np.frombuffer(data[:8])[0]))
+            self.now_us = max(self.now_us, last_us)  # not before it was sent
             got[peer] = data[8:]
             loads[self.layout.link(self.rank, peer)] += len(data) - 8
         for link, nbytes in loads.items():  # nor faster than this rank's own link brings it
             self.now_us = max(self.now_us, began + factor * nbytes / self.script.gbps[link] / 1e3)
+        if slowness != 1 and arrived:  # what it gets takes it longer, too
+            self.now_us = max(self.now_us, began + (last_us - began) * slowness)
         if self.script.jitter_us:
             self.now_us += self._random.expovariate(1 / self.script.jitter_us)
         if self.script.pace_us:
@@ -213,6 +235,20 @@ class Scripted(OnHost):
         faulty = self._spoil(step, got)
         self._operations += 1
         return faulty
+
+    def _slowed(self, peer: int) -> float:
+        """By how much the links to global rank `peer` multiply the time of a message."""
+        factor = 1.0
+        for link in self.script.slow_links:
+            if "node" in link:
+                inside = self.layout.link(self.rank, peer) == "intra"
+                ends = {"out": [self.layout.node(self.rank)], "in": [self.layout.node(peer)]}
+                ends["both"] = ends["out"] + ends["in"]
+                if not inside and link["node"] in ends[link.get("direction", "both")]:
+                    factor = max(factor, link["factor"])
+            elif link.get("from", self.rank) == self.rank and link.get("to", peer) == peer:
+                factor = max(factor, link["factor"])
+        return factor
 
     def _spoil(self, step: str, got: dict[int, bytes]) -> dict[int, bytes]:
         kind = self.fault("flip", "swap", "stale", "untouched")

@@ -13,7 +13,7 @@ import importlib
 import sys
 
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
-BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated")
+BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated", "stragglers")
 ON_GPUS = ("nccl", "stress", "vdev")
 
 

@@ -185,3 +185,23 @@ def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Pa
         assert told["versions"]["mpi"]
     dry = commbench("sweep", "quick", "transport=mpi", "--dry-run", cwd=tmp_path)
     assert "-bind-to none" in dry.stdout or "--bind-to none" in dry.stdout or "I_MPI_PIN 0" in dry.stdout
+
+
+def test_a_launcher_that_pins_ranks_does_not_win_silently(tmp_path: Path) -> None:
+    """MPICH pins each rank to a core here; a binding that wants other CPUs is an error that names both."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2 or mpi_library.find().family != "mpich":
+        pytest.skip("needs two CPUs, and MPICH's words")
+    masks = f"{cpus[1]};{cpus[0]}"
+    words = (*FEW, "--format", "json", "nodes=1", "ranks_per_node=2", "binding=explicit", f"cpu_masks={masks}")
+    for how, code in (("none", 0), ("core", 1)):
+        command = [how if word == "none" else word for word in joined(2, *words, "binding_memory=off")]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        )
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert done.returncode == code, done.stderr
+        if how == "none":
+            assert {(row["status"], row["rank_cpus"]) for row in rows} == {("ok", masks.replace(";", " "))}
+        else:
+            assert rows == [] and "binding=explicit wants CPUs" in done.stderr and "pinned to" in done.stderr

@@ -45,6 +45,8 @@ FLAGS = {
     },
     "plot": {"--out", "--ranks"},
     "doctor": {"--format"},
+    "stragglers": {"--effect", "--format"},
+    "topo": {"--format", "--plot", "--record", "--root"},
 }  # fmt: skip
 
 

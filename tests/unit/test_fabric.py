@@ -45,20 +45,32 @@ def test_every_node_has_a_link_to_every_spine_shaped_at_both_ends() -> None:
     assert len(links) == 4 * 2 + 4 and sum("peer name control" in line for line in links) == 4
     assert sum(" netns 13" in line for line in links) == 3
     assert network.switch_shaping(fabric).count("tbf rate 500mbit") == 4 * 2
-    assert network.node_shaping(fabric).count("tbf rate 500mbit") == 2
-    assert "control" not in network.switch_shaping(fabric) + network.node_shaping(fabric)
+    assert network.node_shaping(fabric, 0).count("tbf rate 500mbit") == 2
+    assert "control" not in network.switch_shaping(fabric) + network.node_shaping(fabric, 0)
 
 
 def test_only_messages_that_cost_something_are_charged() -> None:
-    assert "stab overhead 30000 tbf" in network.node_shaping(FOUR)
-    assert "stab" not in network.node_shaping(SPINES["ecmp"])
+    assert "stab overhead 30000 tbf" in network.node_shaping(FOUR, 0)
+    assert "stab" not in network.node_shaping(SPINES["ecmp"], 0)
+
+
+def test_one_node_can_have_a_slow_link() -> None:
+    """A defect to look for: that node's own ends are slower, in the direction that was asked for."""
+    both, out = (Emulated(nodes=4, link="900mbit", slow_link=text) for text in ("node2:3", "node2:3:out"))
+    assert [network.node_shaping(both, node).count("rate 300000000bit") for node in range(4)] == [0, 0, 1, 0]
+    assert network.switch_shaping(both).count("rate 300000000bit") == 1
+    assert "dev n2s0 root handle 1: tbf rate 300000000bit" in network.switch_shaping(both)
+    assert network.node_shaping(out, 2) == network.node_shaping(both, 2)
+    assert "300000000bit" not in network.switch_shaping(out)
+    assert str(out) == "900mbit links, slow link node2:3:out"
+    assert fabric.links(both) == fabric.links(Emulated(nodes=4, link="900mbit")), "the bound is of the healthy links"
 
 
 def test_the_inside_of_a_node_can_have_a_rate_too() -> None:
     inside = Emulated(nodes=2, link="200mbit", intra_link="1600mbit")
-    assert "dev lo parent 1: classid 1:1 htb rate 1600mbit burst 70123" in network.node_shaping(inside)
-    assert "match ip dst 10.77.0.0/16 flowid 1:1" in network.node_shaping(inside)  # votes go to 10.78
-    assert "dev lo" not in network.node_shaping(FOUR)
+    assert "dev lo parent 1: classid 1:1 htb rate 1600mbit burst 70123" in network.node_shaping(inside, 0)
+    assert "match ip dst 10.77.0.0/16 flowid 1:1" in network.node_shaping(inside, 0)  # votes go to 10.78
+    assert "dev lo" not in network.node_shaping(FOUR, 0)
     assert fabric.links(inside)["intra"].gbps == pytest.approx(0.2) and "intra" not in fabric.links(FOUR)
     assert str(inside) == "200mbit links, 1600mbit inside nodes"
 
@@ -132,6 +144,10 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
         ("fabric=emulated nodes=2 intra_link=slow", "intra_link is 'slow'"),
         ("2d_overhead ranks_per_node=8", "ranks_per_node is set, and the recipe sets layout=4x4"),
         ("fabric=emulated layout=2x2 env.GLOO_SOCKET_IFNAME=lo", "would be overwritten"),
+        ("fabric=emulated nodes=2 slow_link=node1", "slow_link is 'node1'"),
+        ("fabric=emulated nodes=2 slow_link=node1:0.5", "slow_link is 'node1:0.5'"),
+        ("fabric=emulated nodes=2 slow_link=node2:3", "the nodes are 0 .. 1"),
+        ("nodes=2 slow_link=node1:3", "slow_link is set, but has no effect"),
         ("nodes=2 intra_link=1gbit", "intra_link is set, but has no effect"),
         ("fabric=emulated nodes=2 spines=0", "spines is 0"),
         ("fabric=emulated nodes=2 spines=2 routing=best", "unknown routing 'best'"),

@@ -262,6 +262,7 @@ def row(**changes: Any) -> Row:
         "overlap": "none",
         "fabric": "declared",
         "env": {},
+        "binding": "none",
         "launches": 2,
         "samples": 40,
         "calls_per_sample": 20,
@@ -386,6 +387,7 @@ def test_each_setting_is_a_test_of_its_own_and_says_what_it_is() -> None:
         {"cache": "cold"},
         {"dtype": "bf16"},
         {"env": {"GLOO_DEVICE": "x"}},
+        {"binding": "explicit", "cpu_masks": "0;1", "binding_memory": True},
         {"arguments": {"splits": "zipf", "alpha": 1.2}},
         {"groups": "blocks:2", "group_size": 2},
         {"overlap": "matmul"},
@@ -397,7 +399,14 @@ def test_each_setting_is_a_test_of_its_own_and_says_what_it_is() -> None:
         "# commbench: direct over gloo, pipelined, plain buffers, warm cache, 2 nodes x 2 ranks, "
         "declared on one machine"
     )
-    for words in ("bruck radix=4 over", "GLOO_DEVICE=x", "splits=zipf, alpha=1.2", "groups=blocks:2", "overlap=matmul"):
+    for words in (
+        "bruck radix=4 over",
+        "GLOO_DEVICE=x",
+        "splits=zipf, alpha=1.2",
+        "groups=blocks:2",
+        "overlap=matmul",
+        "explicit 0;1",
+    ):
         assert any(words in line for line in said)
 
 

@@ -142,6 +142,20 @@ def test_cuda_visible_devices(visible: str | None, count: int, driver: Callable[
     assert gpus.count({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == count
 
 
+def test_which_gpus_a_process_sees(driver: Callable[[Any], None]) -> None:
+    # Whatever part of a GPU (MIG) it is, its place on the bus is that of the whole.
+    whole = {"DeviceGetDeviceHandleFromMigDeviceHandle": lambda _: 2}
+    driver(modern(**whole, DeviceGetUUID=lambda gpu: gpu if isinstance(gpu, str) else UUIDS[gpu].encode()))
+    every = [(uuid, f"00000000:0{index}:00.0") for index, uuid in enumerate(UUIDS)]
+    assert gpus.visible({}) == every
+    assert gpus.visible({"CUDA_VISIBLE_DEVICES": "GPU-b,GPU-aa11"}) == [every[2], every[0]], "in the order asked"
+    assert gpus.visible({"CUDA_VISIBLE_DEVICES": "2,0,9,1"}) == [every[2], every[0]]
+    assert gpus.visible({"CUDA_VISIBLE_DEVICES": "MIG-1"}) == [("MIG-1", every[2][1])]
+    assert gpus.visible({"CUDA_VISIBLE_DEVICES": ""}) == gpus.visible({"CUDA_VISIBLE_DEVICES": "1,1"}) == []
+    driver(modern(DeviceGetCount=refuse))
+    assert gpus.visible({}) == []
+
+
 def test_nvml_is_closed_after_each_question_and_kept_open_for_conditions(driver: Callable[[Any], None]) -> None:
     calls: list[str] = []
     driver(modern(Init=lambda: calls.append("init"), Shutdown=lambda: calls.append("shutdown")))

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -14,12 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from commbench import algorithms, plots
+from commbench.matrices import Matrix
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
+from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FABRIC_SETTINGS
 from commbench.plots.style import algorithm_colour
 from commbench.plots.traffic import traffic
 from commbench.records import Case
+from commbench.store import RunFolder
+from commbench.summary import Samples, row
 from tests.made import META, frame, measured, planned
 
 SIZES = ("sizes.min=1K", "sizes.max=64K", "sizes.factor=8")
@@ -201,3 +206,31 @@ def test_a_collective_without_busbw_is_drawn_by_its_algbw() -> None:
             inside(figure)
     figure, *_ = curves(rows, META).values()
     assert figure.axes[0].get_ylabel() == "algorithm bandwidth (GB/s)" and figure.axes[0].lines
+
+
+@pytest.mark.parametrize(("nodes", "per_node", "size"), [(4, 2, 1 << 20), (1, 8, 1024), (2, 8, 4096), (16, 8, 1 << 20)])
+def test_the_heat_map_has_all_pairs_and_names_its_nodes(nodes: int, per_node: int, size: int) -> None:
+    words = (f"nodes={nodes}", f"ranks_per_node={per_node}", f"sizes.min={size}", f"sizes.max={size}")
+    cases = planned("collective=pairs", "algorithm=direct", "round=0", *words)
+    made_rows = frame(cases, measured(cases, lambda case: 10.0))
+    times = np.random.default_rng(1).uniform(10, 30, (2, nodes * per_node, nodes * per_node))
+    times[:, np.arange(nodes * per_node), np.arange(nodes * per_node)] = np.nan
+    row_of_case = row(cases[0], measured(cases, lambda case: 10.0), Samples(RunFolder(Path("/nowhere"))))
+    matrix = Matrix(key="k", row=row_of_case, layout=cases[0].outer.layout, time_us=times)
+    ((name, figure),) = heat_maps(made_rows, {**META, "pairs": [matrix]}).items()
+    assert name.startswith("pairs-schedule-tournament-") and f"{nodes}x{per_node}" in name
+    axes, bar = figure.axes
+    assert axes.images[0].get_array().shape == (nodes * per_node,) * 2
+    numbers = [text for text in axes.texts if text.get_text().replace(".", "").isdigit()]
+    ranks = nodes * per_node
+    assert len(numbers) == (ranks * (ranks - 1) if ranks <= 16 else 0)
+    if ranks <= 32 and nodes > 1:
+        assert {f"node {node}" for node in range(nodes)} <= {text.get_text() for text in axes.texts}
+    assert "GB/s" in bar.get_ylabel() if size >= 64 * 1024 else "time" in bar.get_ylabel()
+    assert len(bar.get_yticks()) >= 2
+    inside(figure)
+
+
+def test_rounds_of_pairs_have_no_curves(tmp_path: Path) -> None:
+    cases = planned("collective=pairs", "algorithm=direct", "round=all", "nodes=2", "ranks_per_node=2")
+    assert plots.draw(frame(cases, measured(cases, lambda case: 10.0)), META, tmp_path) == []

@@ -15,6 +15,7 @@ from commbench import output, ratios, tables
 from commbench.cli import _main
 from commbench.ratios import Ratio
 from commbench.records import Case, Row
+from commbench.stats import Verdict
 from commbench.store import RunFolder
 from tests.conftest import commbench, only_run
 from tests.made import META, folder, measured, planned
@@ -56,7 +57,7 @@ def test_only_what_shares_everything_else_is_compared() -> None:
     cases = planned(*SMALL, *axes)
     found = compare(cases)
     assert len(found) == len(cases) == 32
-    assert not compare(planned(*SMALL, "dtype=fp32,bf16", "env.X=a,b", "algorithm=direct")), "nothing to compare with"
+    assert not compare(planned(*SMALL, "dtype=fp32,bf16", "env.X=a", "algorithm=direct")), "nothing to compare with"
     splits = planned(*SMALL, "collective=all_to_allv", "algorithm=direct,pairwise", "splits=even,linear")
     by_arguments = {tuple(case.arguments.items()) for case in splits}
     assert len(by_arguments) > 1 and sum(r.pairs is None for r in compare(splits).values()) == len(splits) / 2
@@ -181,6 +182,19 @@ def test_routings_are_compared_round_by_round_where_nothing_else_differs() -> No
     both = planned(*words, *SMALL[2:], "algorithm=direct,bruck")
     made = measured(both, by_routing)
     assert {ratio.baseline for ratio in ratios.compare(both, made, lambda m: np.ones(20)).values()} == {"direct"}
+
+
+def test_environments_are_compared_round_by_round_where_nothing_else_differs() -> None:
+    words = ("env.NCCL_X=unset,4,8", "launches=10", *SMALL[2:])
+    factors = {"unset": 2.0, "4": 1.0, "8": 2.0}
+    cases = planned("transport=gloo", *words, "algorithm=direct")
+    made = measured(cases, lambda case: 1000.0 * factors[case.outer.env["NCCL_X"]], drift=0.0)
+    found = ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
+    assert {ratio.baseline for ratio in found.values()} == {"NCCL_X=unset"} and len(found) == len(cases)
+    for case in cases:
+        if (value := case.outer.env["NCCL_X"]) != "unset":
+            assert found[case.case_id].speedup == pytest.approx(2.0 / factors[value], rel=0.05)
+    assert {ratio.verdict for ratio in found.values()} == {None, Verdict.FASTER, Verdict.NO_DIFFERENCE}
 
 
 def test_partial_sums_are_compared_with_what_is_done_today() -> None:

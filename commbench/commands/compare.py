@@ -1,0 +1,84 @@
+"""`commbench compare`: is the second run faster or slower than the first, and by how much for certain?"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from commbench import compare, stats
+from commbench.compare import Compared, Outcome
+from commbench.console import stderr_console
+from commbench.errors import UsageError
+from commbench.units import format_size
+
+
+def run(
+    first: Path, second: Path, *, threshold: float, allow_mismatch: bool, format_: str, plot: Path | None,
+    ranks: int | None = None,
+) -> int:  # fmt: skip
+    """1 if a case regressed by more than `threshold`."""
+    before, after = compare.load(first, ranks), compare.load(second, ranks)
+    forbidding, telling = compare.mismatches(before, after)
+    if forbidding and not allow_mismatch:
+        raise UsageError(
+            f"these runs are of different machines: {'; '.join(forbidding)}",
+            hint="--allow-mismatch compares them all the same",
+        )
+    found = compare.compare(before, after)
+    if not found:
+        raise UsageError(
+            f"{first} and {second} have no case in common",
+            hint="a case is the same where collective, algorithm, parameters, transport, layout, size and settings are",
+        )
+    for text in [*forbidding, *telling]:
+        stderr_console().print(f"differs: {text}", markup=False)
+    if format_ == "json":
+        for item in found:
+            line = {**dataclasses.asdict(item), "outcome": item.outcome, "regressed": item.regressed(threshold)}
+            sys.stdout.write(json.dumps(line) + "\n")
+    else:
+        sys.stdout.write(table(found, first, second, threshold))
+    if plot is not None:
+        from commbench.plots import ratio
+
+        stderr_console().print(f"plot: {ratio.draw(found, plot, f'{first} / {second}', threshold)}", markup=False)
+    return int(any(item.regressed(threshold) for item in found))
+
+
+def table(found: Sequence[Compared], first: Path, second: Path, threshold: float) -> str:
+    width = max(9, *(len(item.label) for item in found))
+    lines = [
+        f"# before: {first}",
+        f"# after:  {second}",
+        "# ratio: time before / time after, above 1 the second is faster; 95 % interval: launches of each run resampled"
+        " (samples where one has fewer than 6)",
+    ]
+    for set_up in dict.fromkeys(item.set_up for item in found):
+        members = sorted((item for item in found if item.set_up == set_up), key=lambda item: item.size_bytes)
+        lines += ["#", f"# {set_up}"]
+        lines.append(f"#{'size':>9}  {'algorithm':<{width}}  {'before_us':>10}  {'after_us':>10}  {'ratio':>7}  "
+                     f"{'low':>7}  {'high':>7}  {'of':<8}  outcome")  # fmt: skip
+        for item in members:
+            ends = [f"{end:7.3f}" if end is not None else f"{'-':>7}" for end in (item.low, item.high)]
+            lines.append(
+                f"{format_size(item.size_bytes).replace(' ', ''):>10}  {item.label:<{width}}  {item.before_us:10.4g}  "
+                f"{item.after_us:10.4g}  {item.ratio:7.3f}  {'  '.join(ends)}  {item.interval_of or '-':<8}  "
+                f"{item.outcome}{', regressed' if item.regressed(threshold) else ''}"
+            )
+    counts = Counter(item.outcome for item in found)
+    worse = sum(item.regressed(threshold) for item in found)
+    lines.append(
+        f"# {len(found)} cases: {', '.join(f'{counts[outcome]} {outcome}' for outcome in Outcome)}; "
+        f"{worse} regressed by more than {100 * threshold:g} %"
+    )
+    estimated = sum(item.low is not None for item in found)
+    if (by_chance := 0.025 * estimated) >= 0.5:
+        lines.append(f"# by chance alone some {by_chance:.1f} would be called worse, and as many better")
+    few = {count for item in found for count in item.launches if item.interval_of}
+    if few and min(few) < stats.LAUNCHES_FOR_INTERVAL:
+        lines.append("# the spread between launches is not in intervals of samples: 6 launches and more have it")
+    return "\n".join(lines) + "\n"

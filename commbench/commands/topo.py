@@ -1,0 +1,44 @@
+"""`commbench topo`: what this machine, or a recorded one, is made of, and what is near what."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from commbench.console import stderr_console
+from commbench.errors import UsageError
+from commbench.topology import describe, sysfs
+from commbench.topology.record import record as write_down
+
+_PICTURES = (".png", ".svg")
+
+
+def run(format: str, root: Path, plot: Path | None = None, record: Path | None = None) -> int:
+    """Prints the machine; draws it to `plot` and writes it down in `record` where these are given."""
+    if plot is not None and plot.suffix.lower() not in _PICTURES:
+        raise UsageError(
+            f"--plot {str(plot)!r}: unknown kind of picture {plot.suffix!r}", hint="end the name in .png or .svg"
+        )
+    console = stderr_console()
+    if record is None:
+        machine = sysfs.read(root)
+    else:
+        machine, count = write_down(root, record)
+        console.print(f"recorded: {record}, {count} small files; read it with: commbench topo --root {record}")
+    if format == "json":
+        sys.stdout.write(json.dumps(describe.dictionary(machine)) + "\n")
+    else:
+        sys.stdout.write(describe.table(machine))
+    sys.stdout.flush()
+    if plot is not None:
+        from commbench.plots.machine import draw
+
+        try:
+            draw(machine, plot)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {str(plot)!r}: {error.strerror}", hint="choose a folder that is there, and yours"
+            ) from error
+        console.print(f"plot: {plot}")
+    return 0

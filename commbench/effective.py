@@ -1,0 +1,66 @@
+"""What of the environment that was asked has really reached a rank, and what a library says that it has read.
+
+`env.NAME=a,b` is a launch for each value; `unset` means without the variable.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from commbench.errors import EnvironmentProblem
+
+UNSET = "unset"
+_TOLD = re.compile(r"\b(NCCL_\w+) set by environment to (.*?)\.?\s*$", re.MULTILINE)
+
+
+def applied(environ: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with the variables of a launch."""
+    values = {**environ, **asked}
+    return {name: value for name, value in values.items() if asked.get(name) != UNSET}
+
+
+def check(asked: Mapping[str, str], environ: Mapping[str, str]) -> None:
+    """Raises `EnvironmentProblem` where a rank has not got what the launch shall be about."""
+    for name, value in asked.items():
+        have = environ.get(name)
+        if have != (None if value == UNSET else value):
+            raise EnvironmentProblem(
+                f"env.{name}={value} was asked, and this rank has {'none' if have is None else repr(have)}",
+                hint="the launcher does not hand it on, or sets it itself: see what it exports to other hosts",
+            )
+
+
+def nccl_log(folder: Path, asked: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables with which NCCL writes down what it reads, where the launch is about some of its own.
+
+    Nothing where somebody else has asked for a log of NCCL.
+    """
+    if not any(name.startswith("NCCL_") for name in asked) or "NCCL_DEBUG" in {**environ, **asked}:
+        return {}
+    return {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_SUBSYS": "ENV", "NCCL_DEBUG_FILE": str(folder / "nccl-%h-%p.txt")}
+
+
+def nccl_told(folder: Path) -> dict[str, str] | None:
+    """The variables that NCCL in this process says it has read, with what it made of them; None: nobody asked it."""
+    if not os.environ.get("NCCL_DEBUG_FILE", "").startswith(f"{folder}/nccl-"):
+        return None
+    path = folder / f"nccl-{platform.node().split('.')[0]}-{os.getpid()}.txt"
+    try:
+        return dict(_TOLD.findall(path.read_text(errors="replace")))
+    except OSError:
+        return {}
+
+
+def silence(asked: Mapping[str, str], told: Mapping[str, str]) -> str:
+    """In words, which of NCCL's variables it has said nothing of; "" if none."""
+    names = [name for name, value in asked.items() if name.startswith("NCCL_") and value != UNSET and name not in told]
+    if not names:
+        return ""
+    return (
+        f"NCCL has not said that it reads {', '.join(names)}: misspelt, not known to this version, "
+        "or not looked at in these cases"
+    )

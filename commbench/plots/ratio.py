@@ -1,0 +1,53 @@
+"""Ratios of two runs against size: a line for each algorithm, bars for the interval, 1 in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from commbench.compare import Compared
+from commbench.plots.style import MARKERS, STYLES, algorithm_colour, size_axis, title, value_axis
+
+_WHAT = "before / after\nabove 1: faster"
+
+
+def draw(found: Sequence[Compared], path: Path, names: str, threshold: float) -> Path:
+    """One panel for each set-up, at most eight, into `path` (.png or .svg)."""
+    set_ups = list(dict.fromkeys(item.set_up for item in found))[:8]
+    height = 0.4 + 3.2 * len(set_ups)
+    figure = Figure(figsize=(9, height))
+    panels = figure.subplots(len(set_ups), 1, squeeze=False)[:, 0]
+    for axes, set_up in zip(panels, set_ups, strict=True):
+        members = [item for item in found if item.set_up == set_up]
+        sizes = sorted({item.size_bytes for item in members})
+        labels = list(dict.fromkeys(item.label for item in members))
+        for index, label in enumerate(labels):
+            line = sorted((item for item in members if item.label == label), key=lambda item: item.size_bytes)
+            at = [item.size_bytes * 2 ** (0.12 * (index - (len(labels) - 1) / 2)) for item in line]
+            low = [item.ratio - (item.low if item.low is not None else item.ratio) for item in line]
+            high = [(item.high if item.high is not None else item.ratio) - item.ratio for item in line]
+            algorithm = label.split()[0]
+            axes.errorbar(
+                at, [item.ratio for item in line], yerr=[low, high], label=label, capsize=2.5, linewidth=1.2,
+                marker=MARKERS[index % len(MARKERS)], markersize=4.5, color=algorithm_colour(algorithm),
+                linestyle=STYLES[[other.split()[0] for other in labels[:index]].count(algorithm) % len(STYLES)],
+            )  # fmt: skip
+        axes.axhline(1, color="#444444", linewidth=1)
+        axes.axhspan(1 / (1 + threshold), 1 + threshold, color="#000000", alpha=0.06, linewidth=0)
+        bottom, top = axes.get_ylim()
+        if bottom > 0 and top < 2 * bottom:  # too little for the ticks of a logarithmic axis
+            axes.set_ylabel(_WHAT)
+            axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+        else:
+            value_axis(axes, _WHAT)
+        size_axis(axes, sizes)
+        axes.set_title(set_up, fontsize=9)
+        axes.legend(frameon=False, fontsize=8, ncols=4)
+    title(figure, names, 1 - 0.08 / height)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,1 @@
+"""Stragglers: slow ranks and slow links, named from samples, with evidence."""
