@@ -52,7 +52,7 @@ def run(paths: Sequence[Path], format: str, effect: float) -> int:
     counts = [suspects.count(table.layout) for table in tables]
     tests = sum(counts) + sum(item.excess.shape[1] for item in others)
     parts = [
-        _of_matrix(table, own, Search(table.time_us, table.layout, min_effect=effect, tests=tests).run())
+        _of_matrix(table, own, Search(table.time_us, table.layout, min_effect=effect, tests=tests))
         for table, own in zip(tables, counts, strict=True)
     ]
     parts += [_of_ranks(item, ranks.search(item, min_effect=effect, tests=tests)) for item in others]
@@ -66,7 +66,7 @@ def run(paths: Sequence[Path], format: str, effect: float) -> int:
     return EXIT_NAMED if named else EXIT_NOTHING
 
 
-def _of_matrix(table: Matrix, tests: int, found: list[Finding]) -> Part:
+def _of_matrix(table: Matrix, tests: int, search: Search) -> Part:
     row = table.row
     part = Part(
         what=f"{describe(row)}, {format_size(table.size_bytes)}",
@@ -74,8 +74,14 @@ def _of_matrix(table: Matrix, tests: int, found: list[Finding]) -> Part:
         size_bytes=table.size_bytes,
         layout=table.layout,
         tests=tests,
-        found=found,
+        found=search.run(),
     )
+    if unclear := search.unclear:
+        part.notes.append(
+            f"{format_size(table.size_bytes)}: {unclear.name} took {unclear.ratio:.2f}x as long; of "
+            f"{table.launches} launch{'es' if table.launches > 1 else ''} nobody can tell whether it always does: "
+            "measure with launches=6"
+        )
     if table.launches < 2:
         part.notes.append("what was slow in one launch may have passed since: launches=6 tells")
     if row.nodes == 2:
@@ -147,8 +153,7 @@ def _known(part: Part, named: Sequence[tuple[Part, Finding]]) -> list[str]:
 
 def _ratio(finding: Finding) -> str:
     between = f" [{finding.low:.2f}, {finding.high:.2f}]" if finding.low and finding.high else ""
-    of = {"launches": "", "messages": " (interval of messages)", None: " (no interval: too few launches)"}
-    return f"{finding.ratio:.2f}x{between}{of[finding.interval_of]}"
+    return f"{finding.ratio:.2f}x{between}{' (interval of messages)' if finding.interval_of == 'messages' else ''}"
 
 
 def _evidence(finding: Finding, part: Part) -> list[str]:
@@ -159,6 +164,8 @@ def _evidence(finding: Finding, part: Part) -> list[str]:
     ]
     if finding.messages and finding.time_us:
         lines[-1] += f" ({finding.messages} messages against {finding.usual_messages})"
+    if finding.other_way is not None:
+        lines.append(f"the other way: {finding.other_way:.2f}x")
     if "slowest_share" in finding.about:
         fair = 1 / (finding.usual_messages + 1)
         lines.append(f"the slowest of all in {finding.about['slowest_share']:.0%} of samples, {fair:.0%} by chance")

@@ -79,14 +79,12 @@ def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
         others = np.delete(np.arange(centre.size), rank)
         level = float(np.median(centre[others]))
         spread = max(_MAD * float(np.median(np.abs(centre[others] - level))), _LEAST_SPREAD)
-        chance = min(1.0, tests * float(t.sf((centre[rank] - level) / (_MEDIAN * spread), _TAIL)))
+        chance = min(1.0, tests * float(t.sf((centre[rank] - level) / (_MEDIAN * spread), min(_TAIL, others.size - 1))))
         per_launch = np.exp(ranks.excess[:, rank] - np.median(ranks.excess[:, others], axis=1))
         slow = int((np.log(per_launch) >= least / 2).sum())
         ratio, enough = float(np.median(per_launch)), len(per_launch) >= stats.LAUNCHES_FOR_INTERVAL
         known = stats.interval([np.array([value]) for value in per_launch]) if enough else None
-        if chance > CHANCE or 2 * slow <= len(per_launch) or ratio < min_effect or (known and known[0] <= 1):
-            continue
-        if known is None and slow < len(per_launch):
+        if chance > CHANCE or 2 * slow <= len(per_launch) or ratio < min_effect or known is None or known[0] <= 1:
             continue
         found.append(
             Finding(
@@ -94,9 +92,10 @@ def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
                 name=f"rank {rank}" + (f" (node {ranks.outer.layout.node(rank)})" if ranks.outer.nodes > 1 else ""),
                 about={"ranks": [rank], "direction": "both", "slowest_share": round(float(ranks.slowest[rank]), 3)},
                 ratio=ratio,
-                low=min(known[0], ratio) if known else None,
-                high=max(known[1], ratio) if known else None,
-                interval_of="launches" if known else None,
+                low=min(known[0], ratio),
+                high=max(known[1], ratio),
+                interval_of="launches",
+                other_way=None,
                 launches=len(per_launch),
                 launches_slow=slow,
                 chance=chance,

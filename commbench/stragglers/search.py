@@ -5,7 +5,8 @@ nodes, between them) has one usual time, the median of the messages that no culp
 messages; it is judged by how much of the deviation (sum of absolute residuals) goes if it is believed. The best
 suspect is named, if its slow-down is large enough, cannot be chance, and was there launch after launch; what it
 touches is then left out, and the rest is searched again. So a link that is slow because its rank is slow has no
-second name, and what hides behind a culprit is found after that was repaired.
+second name, and what hides behind a culprit is found after that was repaired. Where launches are too few for an
+interval nobody is named, but `Search.unclear` says who would be.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from commbench.stragglers.suspects import Suspect
 
 MIN_EFFECT = 1.3
 CHANCE = 0.05  # of naming anybody in a healthy system, all suspects of all matrices together
-_TAIL = 5  # degrees of freedom: times have heavier tails than a normal distribution
+_TAIL = 5  # degrees of freedom, at the most: times have heavier tails than a normal distribution
 _LEAST_USUAL = 0.2  # of a class must be left to compare with
 _LEAST_SPREAD = 0.01  # of logarithms: nobody's clock and code are more alike than that
 _MAD = 1.4826  # makes a median absolute deviation a standard deviation, if normal
@@ -43,9 +44,10 @@ class Finding:
     name: str
     about: dict[str, Any]
     ratio: float
-    low: float | None  # 95 % interval
+    low: float | None  # 95 % interval; null only where nothing is named
     high: float | None
     interval_of: str | None  # "launches", or "messages" of all launches where those are few
+    other_way: float | None  # the ratio of the messages in the other direction, where it is slow in one only
     launches: int
     launches_slow: int  # in which it was at least half of the least effect, in logarithms
     chance: float  # at most, that a healthy system shows this anywhere
@@ -75,6 +77,8 @@ class Search:
         self._centre[known] = np.nanmedian(self._logs[:, known], axis=0)
         self._explained = np.zeros(known.size, dtype=bool)
         self._reached = np.zeros(known.size, dtype=bool)  # where a culprit may have a hand in
+        self._owned = np.zeros(known.size, dtype=bool)  # all that a slow rank or node has
+        self.unclear: Finding | None = None
 
     def run(self) -> list[Finding]:
         chosen: list[Suspect] = []
@@ -82,7 +86,11 @@ class Search:
         while best := self._best(everyone):
             chosen.append(best)
             self._explained[best.cells] = True
-            self._reached[best.cells if best.reach is None else best.reach] = True
+            self._reached[best.reach] = True
+            if best.kind != "link":
+                self._owned[best.reach] = True
+        if doubtful := self._best(everyone, certain=False):
+            self.unclear = self._finding(doubtful, self._open(doubtful), certain=False)
         found = []
         for suspect in chosen:  # each again, now that no other culprit disturbs what it is compared with
             others = [other.cells for other in chosen if other is not suspect]
@@ -91,19 +99,23 @@ class Search:
             found += [finding] if finding is not None else []
         return found
 
-    def _best(self, everyone: Sequence[Suspect]) -> Suspect | None:
+    def _open(self, suspect: Suspect) -> npt.NDArray[np.int64]:
+        """Its cells that are known and that nobody explains yet."""
+        return suspect.cells[~self._explained[suspect.cells] & (self._class[suspect.cells] >= 0)]
+
+    def _best(self, everyone: Sequence[Suspect], *, certain: bool = True) -> Suspect | None:
         candidates: dict[bytes, tuple[float, Suspect, npt.NDArray[np.int64]]] = {}
         off = self._excess()
         for suspect in self._candidates(everyone, off):
-            cells = suspect.cells[~self._explained[suspect.cells] & (self._class[suspect.cells] >= 0)]
-            if cells.size and not (suspect.small and self._reached[cells].any()):
+            cells = self._open(suspect)
+            if cells.size and not self._owned[cells].all() and not (suspect.small and self._reached[cells].any()):
                 candidates.setdefault(cells.tobytes(), (float(off[cells].sum()), suspect, cells))
         best: tuple[float, Suspect] | None = None
         for most, suspect, cells in sorted(candidates.values(), key=lambda item: -item[0]):
             if best is not None and 2 * most < best[0]:
                 break  # about all that it can gain; twice that, as usual times change a little with who is believed
             gain = self._gain(cells)
-            if (best is None or gain > best[0]) and self._finding(suspect, cells) is not None:
+            if (best is None or gain > best[0]) and self._finding(suspect, cells, certain=certain):
                 best = gain, suspect
         return best[1] if best else None
 
@@ -154,8 +166,11 @@ class Search:
             gain += float(before - np.abs(rest - level).sum() - np.abs(mine - level - effect).sum())
         return gain
 
-    def _finding(self, suspect: Suspect, cells: npt.NDArray[np.int64]) -> Finding | None:
-        """What is to be said against a suspect by these of its cells, None if that is not enough."""
+    def _finding(self, suspect: Suspect, cells: npt.NDArray[np.int64], *, certain: bool = True) -> Finding | None:
+        """What is to be said against a suspect by these of its cells, None if that is not enough.
+
+        `certain`: nothing is said without an interval.
+        """
         cells = cells[self._class[cells] >= 0]
         usual = self._usual(cells) if cells.size else None
         if usual is None:
@@ -174,7 +189,7 @@ class Search:
         slow = int((np.log(ratios) >= self._least / 2).sum())
         if 2 * slow <= len(ratios) or (interval is not None and interval[0] <= 1):
             return None
-        if interval is None and slow < len(ratios):
+        if interval is None and (certain or slow < len(ratios)):
             return None
         rest = self._rest(cells)
         names = {link: LINK_CLASSES[link] for link in usual}
@@ -187,6 +202,7 @@ class Search:
             low=min(interval[0], ratio) if interval else None,
             high=max(interval[1], ratio) if interval else None,
             interval_of=interval[2] if interval else None,
+            other_way=self._other_way(suspect, usual),
             launches=len(ratios),
             launches_slow=slow,
             chance=chance,
@@ -197,18 +213,26 @@ class Search:
             cells=frozenset(suspect.cells.tolist()),
         )
 
+    def _other_way(self, suspect: Suspect, usual: dict[int, float]) -> float | None:
+        cells = np.setdiff1d(suspect.reach, suspect.cells)
+        cells = cells[np.isin(self._class[cells], list(usual)) & ~self._explained[cells]]
+        if not cells.size:
+            return None
+        return float(np.exp(np.median(self._centre[cells] - np.array([usual[link] for link in self._class[cells]]))))
+
     def _p(self, cells: npt.NDArray[np.int64], usual: dict[int, float], effects: dict[int, float]) -> float:
         """One-sided: that the median of so many messages of a healthy class is so far off."""
         from scipy.stats import t  # half a second, which only this command needs
 
         rest = self._rest(cells)
-        scores = []
+        scores, free = [], 0
         for link, level in usual.items():
             left = np.abs(self._centre[rest & (self._class == link)] - level)
             mine = np.abs(self._centre[cells[self._class[cells] == link]] - level - effects[link])
             spread = max(_MAD * float(np.median(np.concatenate([left, mine]))), _LEAST_SPREAD)
+            free += left.size - 1
             scores.append(effects[link] / (_MEDIAN * spread / math.sqrt(mine.size)))
-        return float(t.sf(sum(scores) / math.sqrt(len(scores)), _TAIL))
+        return float(t.sf(sum(scores) / math.sqrt(len(scores)), min(_TAIL, free)))
 
     def _interval(self, cells: npt.NDArray[np.int64]) -> tuple[Floats, tuple[float, float, str] | None]:
         """The slow-down in each launch, and the 95 % interval of its median with what it is of, if there is one."""

@@ -27,9 +27,9 @@ class Suspect:
     name: str
     cells: Cells
     about: dict[str, Any]  # the same in numbers: ranks, nodes, direction
+    reach: Cells  # in both directions
     everywhere: bool = False
     small: bool = False
-    reach: Cells | None = None  # in both directions; None: its cells
 
 
 def classes(layout: Layout) -> npt.NDArray[np.int64]:
