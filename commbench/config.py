@@ -209,7 +209,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         if value != "all" and value not in known:
             raise unknown("algorithm", str(value), [*known, "all"])
     if "algorithm" not in overrides.values:  # a recipe's algorithms may be of another collective than the user's
-        wanted = collectives.TABLE if "all" in axes["collective"] else axes["collective"]
+        wanted = collectives.EVERY if "all" in axes["collective"] else axes["collective"]
         able = {"all", *(name for of in wanted for name in algorithms.names(of))}
         axes["algorithm"] = [name for name in axes["algorithm"] if name in able]
         for of in wanted:  # which may have none of them

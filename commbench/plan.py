@@ -69,7 +69,7 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
         cap_s=config.cap,
         launches=config.launches,
     )
-    wanted = list(collectives.TABLE) if "all" in config.collective else config.collective
+    wanted = list(collectives.EVERY) if "all" in config.collective else config.collective
     _reject_unknown_ways(config, wanted)
     for outer in _outers(config):
         for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):

@@ -26,6 +26,8 @@ _ALL: tuple[Collective, ...] = (
 )
 
 TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}
+# What `all` stands for: what programs call. `pairs` looks at links, with many cases.
+EVERY = tuple(name for name in TABLE if name != "pairs")
 
 
 def get(name: str) -> Collective:
