@@ -28,6 +28,7 @@ from commbench.stragglers.suspects import Suspect
 MIN_EFFECT = 1.3
 CHANCE = 0.05  # of naming anybody in a healthy system, all suspects of all matrices together
 _TAIL = 5  # degrees of freedom, at the most: times have heavier tails than a normal distribution
+_MOST = 0.75  # of a suspect's messages must be slow: half of them are the mark of somebody else
 _LEAST_USUAL = 0.2  # of a class must be left to compare with
 _LEAST_SPREAD = 0.01  # of logarithms: nobody's clock and code are more alike than that
 _MAD = 1.4826  # makes a median absolute deviation a standard deviation, if normal
@@ -77,7 +78,6 @@ class Search:
         self._centre[known] = np.nanmedian(self._logs[:, known], axis=0)
         self._explained = np.zeros(known.size, dtype=bool)
         self._reached = np.zeros(known.size, dtype=bool)  # where a culprit may have a hand in
-        self._owned = np.zeros(known.size, dtype=bool)  # all that a slow rank or node has
         self.unclear: Finding | None = None
 
     def run(self) -> list[Finding]:
@@ -85,10 +85,9 @@ class Search:
         everyone = suspects.shared(self._layout)
         while best := self._best(everyone):
             chosen.append(best)
-            self._explained[best.cells] = True
+            # A rank that is slow to receive may be slow to send, to another degree: nothing of it judges others.
+            self._explained[best.cells if best.kind == "link" else best.reach] = True
             self._reached[best.reach] = True
-            if best.kind != "link":
-                self._owned[best.reach] = True
         if doubtful := self._best(everyone, certain=False):
             self.unclear = self._finding(doubtful, self._open(doubtful), certain=False)
         found = []
@@ -108,7 +107,7 @@ class Search:
         off = self._excess()
         for suspect in self._candidates(everyone, off):
             cells = self._open(suspect)
-            if cells.size and not self._owned[cells].all() and not (suspect.small and self._reached[cells].any()):
+            if cells.size and not (suspect.small and self._reached[cells].any()):
                 candidates.setdefault(cells.tobytes(), (float(off[cells].sum()), suspect, cells))
         best: tuple[float, Suspect] | None = None
         for most, suspect, cells in sorted(candidates.values(), key=lambda item: -item[0]):
@@ -182,6 +181,8 @@ class Search:
             return None  # only a part of it can be seen, and that part has a name of its own
         if np.median(excess) < self._least or min(effects.values()) < self._least / 2:
             return None
+        if np.mean(excess >= self._least / 2) < _MOST:
+            return None
         chance = min(1.0, self._tests * self._p(cells, usual, effects))
         if chance > CHANCE:
             return None
@@ -215,7 +216,7 @@ class Search:
 
     def _other_way(self, suspect: Suspect, usual: dict[int, float]) -> float | None:
         cells = np.setdiff1d(suspect.reach, suspect.cells)
-        cells = cells[np.isin(self._class[cells], list(usual)) & ~self._explained[cells]]
+        cells = cells[np.isin(self._class[cells], list(usual))]
         if not cells.size:
             return None
         return float(np.exp(np.median(self._centre[cells] - np.array([usual[link] for link in self._class[cells]]))))
@@ -229,10 +230,20 @@ class Search:
         for link, level in usual.items():
             left = np.abs(self._centre[rest & (self._class == link)] - level)
             mine = np.abs(self._centre[cells[self._class[cells] == link]] - level - effects[link])
-            spread = max(_MAD * float(np.median(np.concatenate([left, mine]))), _LEAST_SPREAD)
+            # A few messages may be alike by chance: not more than launches let them be.
+            spread = max(_MAD * float(np.median(np.concatenate([left, mine]))), self._noise(link), _LEAST_SPREAD)
             free += left.size - 1
             scores.append(effects[link] / (_MEDIAN * spread / math.sqrt(mine.size)))
         return float(t.sf(sum(scores) / math.sqrt(len(scores)), min(_TAIL, free)))
+
+    def _noise(self, link: int) -> float:
+        """Standard error of a cell of a class, by how much its launches differ; 0 of one launch."""
+        launches = len(self._logs)
+        apart = np.abs(self._logs[:, self._class == link] - self._centre[self._class == link])
+        if launches < 2 or not np.isfinite(apart).any():
+            return 0.0
+        spread = _MAD * float(np.nanmedian(apart)) * math.sqrt(launches / (launches - 1))
+        return _MEDIAN * spread / math.sqrt(launches)
 
     def _interval(self, cells: npt.NDArray[np.int64]) -> tuple[Floats, tuple[float, float, str] | None]:
         """The slow-down in each launch, and the 95 % interval of its median with what it is of, if there is one."""
