@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# All tests that start ranks run on one of the two workers.
+TWO_AT_ONCE := -n 2 --dist loadgroup
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DELETE_ON_ERROR:
@@ -14,7 +16,7 @@ sweep: $(VENV)/.run ## measure all-to-all on this machine and draw the curves: m
 	$(BIN)/commbench sweep $(ARGS)
 
 test: $(VENV)/.dev ## run the tests: make test ARGS="tests/unit -k stats"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(or $(ARGS),$(TWO_AT_ONCE))
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

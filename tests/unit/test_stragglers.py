@@ -166,7 +166,7 @@ def test_suspects_are_counted() -> None:
 
 # Seeded runs of the scripted transport: its ranks are threads, its data and its timing loop those of every sweep.
 
-WORDS = ("nodes=4", "ranks_per_node=2", "algorithm=direct", "warmup=1", "iters=5")
+WORDS = ("nodes=4", "ranks_per_node=2", "algorithm=direct", "warmup=0", "iters=3")
 PAIRS = ("collective=pairs", "round=all", "direction=there,back", "sizes.min=4K", "sizes.max=4K", "launches=6", *WORDS)
 
 
