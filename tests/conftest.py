@@ -159,6 +159,7 @@ def write_script(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The folder is the tier: tests/unit -> unit, tests/gloo -> gloo.
 

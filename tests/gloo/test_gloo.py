@@ -77,7 +77,8 @@ def test_cold_buffers_and_pipelined_calls(tmp_path: Path) -> None:
     run = only_run(tmp_path / "results")
     measured = [json.loads(line) for line in (run / "measurements.jsonl").read_text().splitlines()]
     assert len(measured) == 8 and min(line["buffer_pairs"] for line in measured) > 1
-    modes = {case["case_id"]: case["mode"] for case in map(json.loads, (run / "plan.jsonl").read_text().splitlines())}
+    planned = map(json.loads, (run / "plan.jsonl").read_text().splitlines())
+    modes = {item["case_id"]: item["case"]["mode"] for item in planned}
     calls = {(modes[line["case_id"]], line["calls_per_sample"] > 1) for line in measured}
     assert calls == {("isolated", False), ("pipelined", True)}
 
