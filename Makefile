@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# All tests that start ranks run on one of the two workers.
-TWO_AT_ONCE := -n 2 --dist loadgroup
+# Tests that start ranks never run beside each other: they would share cores and links.
+WITHOUT_RANKS := unit or kernels
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test check bench clean help
+.PHONY: sweep test .with-ranks .without-ranks check bench clean help
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -16,7 +16,17 @@ sweep: $(VENV)/.run ## measure all-to-all on this machine and draw the curves: m
 	$(BIN)/commbench sweep $(ARGS)
 
 test: $(VENV)/.dev ## run the tests: make test ARGS="tests/unit -k stats"
-	$(BIN)/python -m pytest $(or $(ARGS),$(TWO_AT_ONCE))
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target .with-ranks .without-ranks
+endif
+
+.with-ranks:
+	$(BIN)/python -m pytest -m "not ($(WITHOUT_RANKS))"
+
+.without-ranks:
+	$(BIN)/python -m pytest -m "$(WITHOUT_RANKS)"
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

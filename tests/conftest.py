@@ -159,15 +159,8 @@ def write_script(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder is the tier: tests/unit -> unit, tests/gloo -> gloo.
-
-    Side by side (`-n 2 --dist loadgroup`) all tests that start ranks stay on one worker, so that two of them never
-    share the cores and their links; it is the longest group and so comes first.
-    """
+    """The folder is the tier: tests/unit -> unit, tests/gloo -> gloo."""
     for item in items:
         tier = Path(item.path).parent.name
         item.add_marker(getattr(pytest.mark, tier))
-        if tier not in {"unit", "kernels"}:
-            item.add_marker(pytest.mark.xdist_group("ranks"))

@@ -119,6 +119,7 @@ class Algorithm(Protocol):
     name: str
     collective: str
     params: dict[str, tuple[int, str]]  # parameter -> (default, what it means)
+    tries: dict[str, tuple[int, ...]]  # parameter -> values that tuning tries, if there is a choice
     demands: dict[str, Value]  # argument of the collective -> the one value that it can do
     concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
     one_sided: bool  # whether ranks write into each other's memory
@@ -148,6 +149,7 @@ class AlgorithmBase:
     """What most share: no parameters, no demands, one exchange at a time, possible everywhere, no scratch."""
 
     params: dict[str, tuple[int, str]] = {}
+    tries: dict[str, tuple[int, ...]] = {}
     demands: dict[str, Value] = {}
     concurrent = False
     one_sided = False

@@ -14,6 +14,7 @@ from commbench.spec import Spec
 class DropGatherPipelined(DropGather):
     name = "drop_gather_pipelined"
     params = {"chunks": (4, "pieces of every block, of which one is exchanged while the one before is gathered")}
+    tries = {"chunks": (2, 4, 8)}
     concurrent = True
 
     def supports(self, spec: Spec) -> str | None:

@@ -78,6 +78,7 @@ class SymmStore(_OneSided):
             "ranks that send no more than this to all others do so in packets, without handshakes",
         ),
     }
+    tries = {"ctas": (0, 8, 32)}
 
     def supports(self, spec: Spec) -> str | None:
         if not 0 <= spec.params["ctas"] <= scratch.BLOCKS:

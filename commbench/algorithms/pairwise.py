@@ -21,6 +21,7 @@ class Pairwise(AlgorithmBase):
     name = "pairwise"
     collective = "all_to_all"
     params = {"window": (1, "rounds of send/recv in flight together")}
+    tries = {"window": (1, 2, 4)}
 
     def supports(self, spec: Spec) -> str | None:
         window = spec.params["window"]

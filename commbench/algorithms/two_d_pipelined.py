@@ -28,6 +28,7 @@ class TwoDPipelined(AlgorithmBase):
     name = "2d_pipelined"
     collective = "all_to_all"
     params = {"chunks": (4, "pieces of every block, of which one is exchanged beside the next")}
+    tries = {"chunks": (2, 4, 8)}
     concurrent = True
 
     def supports(self, spec: Spec) -> str | None:

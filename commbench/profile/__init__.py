@@ -1,0 +1,137 @@
+"""Profile: what tuning has learnt on one system, in one JSON file that other programs load.
+
+A profile has *scopes*, each a set-up that was tuned (transport, versions, GPU, layout, fabric, launch settings), and
+*choices*: for a collective and a range of sizes of one scope, the algorithm that was proven better there than the
+default, or the default itself. Ranges have no gaps, and the last one is open. docs/profile.md describes every field;
+docs/profile.schema.json is the same for machines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from commbench.spec import Value
+
+FORMAT = "commbench-profile"
+# History of the format:
+# 1  first version
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Where choices hold. What is empty or null is not asked for; the scope that asks for most wins."""
+
+    id: str  # by which choices name it
+    transport: str
+    nodes: int | None
+    ranks_per_node: int | None
+    versions: dict[str, str] = field(default_factory=dict)  # of loaded libraries: torch, nccl, mpi
+    gpu: str = ""  # model, as the driver names it
+    fabric: str = ""  # of an emulated one, its settings; "" is a real one
+    # How ranks have to be started: `commbench exec` and the exports do it.
+    env: dict[str, str] = field(default_factory=dict)  # "unset": without the variable
+    binding: str = "none"
+    cpu_masks: str = ""  # of binding=explicit
+    binding_memory: bool = True
+
+    def __str__(self) -> str:
+        layout = f"{self.nodes or 'any'} nodes x {self.ranks_per_node or 'any'} ranks"
+        words = [self.transport, *(f"{name} {version}" for name, version in self.versions.items()), self.gpu, layout]
+        words += [f"emulated: {self.fabric}" if self.fabric else ""]
+        words += [f"binding={self.binding}" if self.binding != "none" else ""]
+        words += [f"{name}={value}" for name, value in self.env.items()]
+        return ", ".join(word for word in words if word)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Why a choice was made at one size: the chosen way against the default, in launches that measured both."""
+
+    size_bytes: int
+    dtype: str
+    default: str  # its label
+    default_us: float  # medians over launches
+    chosen_us: float
+    ratio: float  # default / chosen, median over launches: above 1 the choice is faster
+    low: float | None  # its 95 % interval; null: not estimable
+    high: float | None
+    interval_of: str | None
+    pairs: int  # launches, or pairs of adjacent launches, that measured both
+    p: float | None  # one-sided, of no gain, by Wilcoxon's signed-rank test; Holm-adjusted over all that is claimed
+    apparent: float | None  # of the A-A control at this size: the default against itself, which has no gain
+    candidates: int  # ways that were searched
+    run: str  # the id of the run folder that holds the samples
+    verdict: str  # "confirmed"; else why the default was kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """An algorithm with its parameters."""
+
+    algorithm: str
+    params: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return " ".join([self.algorithm, *(f"{key}={value}" for key, value in self.params.items())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The way to take for a collective whose size is in `min_bytes .. max_bytes`, both included.
+
+    `size_bytes` is nccl-tests' size column: max(bytes sent, bytes received) by one rank, own share included.
+    """
+
+    scope: str  # id
+    collective: str
+    min_bytes: int
+    max_bytes: int | None  # null: open
+    algorithm: str
+    params: dict[str, int] = field(default_factory=dict)
+    buffers: str = "plain"  # that the way needs: `Communicator.empty` makes them
+    on_plain: Way | None = None  # the best way on buffers from elsewhere, where the choice needs others
+    captured: bool = False  # for calls in a CUDA graph
+    arguments: dict[str, Value] = field(default_factory=dict)  # of the collective: tp, tp_input, op
+    scratch_bytes: int = 0  # per rank, at the largest size that was tuned
+    evidence: list[Evidence] = field(default_factory=list)  # ascending sizes; none where nothing was tuned
+
+    @property
+    def way(self) -> Way:
+        return Way(algorithm=self.algorithm, params=self.params)
+
+    @property
+    def label(self) -> str:
+        return self.way.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A candidate that was not taken, and why."""
+
+    scope: str
+    collective: str
+    label: str  # the way, with its buffers and launch settings where they are not the default
+    sizes: list[int]
+    why: str  # wrong_result, timeout, out_of_memory, error, skipped; slower, pruned, not confirmed
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    scopes: list[Scope]
+    choices: list[Choice]
+    refused: list[Refused] = field(default_factory=list)
+    created: str = ""  # UTC, ISO 8601
+    commbench_version: str = ""
+    machine: str = ""  # one line
+    command: list[str] = field(default_factory=list)
+    minimum_gain: float = 0.03  # that the lower end of an interval had to show
+    seconds: float = 0.0  # that tuning took
+
+    def scope(self, id: str) -> Scope:
+        return next(scope for scope in self.scopes if scope.id == id)
+
+    def of_scope(self, id: str) -> list[Choice]:
+        return [choice for choice in self.choices if choice.scope == id]

@@ -1,0 +1,112 @@
+"""Which scope of a profile a program is in, and what differs where it is in none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from commbench.effective import UNSET
+from commbench.errors import CommbenchError
+from commbench.profile import Profile, Scope
+
+# What `commbench exec` and the launches of a sweep tell their ranks, as nobody could find it out afterwards.
+BINDING_VARIABLE = "COMMBENCH_BINDING"
+FABRIC_VARIABLE = "COMMBENCH_FABRIC"
+PROFILE_VARIABLE = "COMMBENCH_PROFILE"  # the file's path
+
+
+class OutOfScope(CommbenchError):
+    """A profile that was made elsewhere: no scope of it fits what is here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """What a program finds around it; scopes are compared with this."""
+
+    transport: str
+    nodes: int
+    ranks_per_node: int
+    versions: dict[str, str] = field(default_factory=dict)
+    gpu: str = ""
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fabric(self) -> str:
+        return self.environ.get(FABRIC_VARIABLE, "")
+
+    @property
+    def binding(self) -> str:
+        return self.environ.get(BINDING_VARIABLE, "none")
+
+
+def differences(scope: Scope, here: Here) -> list[str]:
+    """What `scope` asks for and is not so here, in words; none: it fits."""
+    found = [
+        (name, wanted, have)
+        for name, wanted, have in (
+            ("transport", scope.transport, here.transport),
+            ("nodes", scope.nodes, here.nodes),
+            ("ranks per node", scope.ranks_per_node, here.ranks_per_node),
+            *(
+                (f"{name} version", version, here.versions.get(name, "none"))
+                for name, version in scope.versions.items()
+            ),
+            ("GPU", scope.gpu or here.gpu, here.gpu or "none"),
+            ("fabric", scope.fabric or "a real one", here.fabric or "a real one"),
+            ("binding", scope.binding, here.binding),
+            *((name, value, here.environ.get(name, UNSET)) for name, value in scope.env.items()),
+        )
+        if wanted is not None and wanted != have
+    ]
+    return [f"{name}: the profile is for {wanted}, here is {have}" for name, wanted, have in found]
+
+
+def specificity(scope: Scope) -> int:
+    """How much a scope asks for: of those that fit, the one that asks for most is taken."""
+    asked = (scope.nodes, scope.ranks_per_node, scope.gpu, scope.fabric, scope.binding != "none")
+    return sum(map(bool, asked)) + len(scope.versions) + len(scope.env)
+
+
+def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name: str = "the profile") -> Scope:
+    """The most specific scope that fits; with `allow_mismatch` else the one with the fewest differences.
+
+    Another transport, or another layout than the choices were made for, is never allowed to match silently: the
+    caller asked for it. Raises `OutOfScope` with the differences listed.
+    """
+    fitting = [scope for scope in profile.scopes if not differences(scope, here)]
+    if fitting:
+        return max(fitting, key=specificity)
+    nearest = min(profile.scopes, key=lambda scope: len(differences(scope, here)), default=None)
+    if nearest is None:
+        raise OutOfScope(f"{name} has no scope", hint="tune again: commbench tune --out FILE")
+    if allow_mismatch and nearest.transport == here.transport:
+        return nearest
+    told = "; ".join(differences(nearest, here))
+    raise OutOfScope(
+        f"{name} was not made for this set-up: {told}",
+        hint=f"tune here, or {_remedy(nearest, here)}insist with allow_mismatch=True",
+    )
+
+
+def _remedy(scope: Scope, here: Here) -> str:
+    launch = any(here.environ.get(name, UNSET) != value for name, value in scope.env.items())
+    return "start with `commbench exec --profile FILE -- ...`, or " if launch or scope.binding != here.binding else ""
+
+
+def only(profile: Profile, wanted: str, name: str) -> Scope:
+    """The scope with the id `wanted`, or the only one. Raises where that is not clear; for exports and `exec`."""
+    if wanted:
+        for scope in profile.scopes:
+            if scope.id == wanted:
+                return scope
+        raise OutOfScope(f"{name} has no scope {wanted!r}", hint=f"its scopes: {_listed(profile.scopes)}")
+    if len(profile.scopes) != 1:
+        raise OutOfScope(
+            f"{name} has {len(profile.scopes)} scopes, and which is meant is not clear",
+            hint=f"choose one with --scope: {_listed(profile.scopes)}",
+        )
+    return profile.scopes[0]
+
+
+def _listed(scopes: Sequence[Scope]) -> str:
+    return "; ".join(f"{scope.id} ({scope})" for scope in scopes)

@@ -1,0 +1,45 @@
+"""Looking a choice up: no file, no lock, a bisection."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+
+from commbench.profile import Choice, Profile
+from commbench.spec import Value
+
+
+class Curve:
+    """The choices of one collective over all sizes."""
+
+    def __init__(self, choices: Sequence[Choice]) -> None:
+        self.choices = sorted(choices, key=lambda choice: choice.min_bytes)
+        self._starts = [choice.min_bytes for choice in self.choices]
+
+    def at(self, size_bytes: int) -> Choice:
+        return self.choices[bisect_right(self._starts, size_bytes) - 1]
+
+    @property
+    def arguments(self) -> Mapping[str, Value]:
+        return self.choices[0].arguments
+
+
+class Table:
+    """All choices of one scope."""
+
+    def __init__(self, profile: Profile, scope: str) -> None:
+        groups: dict[tuple[str, bool, str], list[Choice]] = {}
+        for choice in profile.of_scope(scope):
+            key = choice.collective, choice.captured, repr(sorted(choice.arguments.items()))
+            groups.setdefault(key, []).append(choice)
+        self._curves = {key: Curve(choices) for key, choices in groups.items()}
+
+    def curve(
+        self, collective: str, *, captured: bool = False, arguments: Mapping[str, Value] | None = None
+    ) -> Curve | None:
+        """Where nothing was tuned for calls in a graph, what was tuned for others; None: nothing was tuned."""
+        asked = repr(sorted((arguments or {}).items()))
+        for kind in (captured, False):
+            if found := self._curves.get((collective, kind, asked)):
+                return found
+        return None
