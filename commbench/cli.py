@@ -13,6 +13,7 @@ from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
+_EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 
 
@@ -24,8 +25,10 @@ def cli() -> None:
     \b
     commbench sweep                     measure with the recipe `quick`: any machine, under a minute
     commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
+    commbench tune quick budget=5m      find what is provably better than the default; write a profile
     commbench plot results/latest       draw a run again
     commbench stragglers results/latest slow ranks and links; needs commbench sweep pairs
+    commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     """
@@ -105,6 +108,65 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     )
 
 
+@cli.command(
+    short_help="Find what is provably better than the default; write a profile.",
+    epilog="Exit codes: 0 there is a profile, 2 usage or environment, 130 interrupted.",
+)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size (sizes.min): 8, 32K, 1MiB.")
+@click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size (sizes.max).")
+@click.option("-f", "--factor", metavar="N", help="From one size to the next (sizes.factor).")
+@click.option("-d", "--dtype", metavar="TYPE", help="Element type (dtype): fp32, bf16, ...")
+@click.option("-g", "--ranks-per-node", metavar="N", help="Ranks on each node (ranks_per_node).")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="The profile; default: profile.json beside the samples.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Parent of the folder with the samples.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print what would be tried and measure nothing.")
+@click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
+@click.option(
+    "--launcher", type=click.Choice(_LAUNCHERS[:-1]), help="Starts the ranks; default: local, for MPI mpiexec."
+)
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of what is printed on stdout; json: a choice a line.")  # fmt: skip
+@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+def tune(words: tuple[str, ...], **options: Any) -> int:
+    """Search algorithms and settings, confirm the best in fresh launches, and write a profile.
+
+    Keys are those of `commbench sweep`; what is not set is searched: every algorithm, its parameters, the kinds of
+    buffers. env.NAME=unset,a,b and binding=none,pci are searched too, the first of each is the default. budget=10m is
+    the time for all of it, gain=0.03 the least gain that is worth a change.
+
+    \b
+    commbench tune quick budget=5m --out profile.json
+    commbench tune gpu env.NCCL_MIN_P2P_NCHANNELS=unset,8,32 budget=20m --out profile.json
+    """
+    from commbench.commands import prepare
+    from commbench.commands import tune as command
+
+    short = {
+        "sizes.min": options["min_bytes"],
+        "sizes.max": options["max_bytes"],
+        "sizes.factor": options["factor"],
+        "dtype": options["dtype"],
+        "ranks_per_node": options["ranks_per_node"],
+    }
+    request = prepare.Request(
+        words=(*words, *(f"{key}={value}" for key, value in short.items() if value is not None)),
+        out=options["results"],
+        dry_run=options["dry_run"],
+        show_config=options["show_config"],
+        launcher=options["launcher"] or "",
+        format=options["format_"],
+        plots=not options["no_plots"],
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+    )
+    return command.run(request, options["out"])
+
+
 @cli.command(short_help="Draw the plots of runs: curves, crossover, traffic.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
@@ -165,6 +227,66 @@ def stragglers(runs: tuple[Path, ...], effect: float, format_: str) -> int:
     from commbench.commands.stragglers import run
 
     return run(runs, format_, effect)
+
+
+@cli.command(short_help="What messages and bytes cost, fitted to runs.")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the model here as well, as JSON.")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
+    """Fit what a step, a message and a byte cost on each class of link, and set every case beside its prediction.
+
+    Runs of `algorithm=direct` and of `collective=pairs` at several sizes are enough; docs/model.md has the formulas.
+    """
+    from commbench.commands.model import run
+
+    return run(runs, format_, out)
+
+
+@cli.command(
+    short_help="A profile for other programs: env, nccl-conf, launchers, ...",
+    epilog="Exit codes: 0 fine, 2 no usable profile, or it cannot be said in that format.",
+)
+@click.argument("profile", type=click.Path(path_type=Path), metavar="PROFILE")
+@click.option("--format", "format_", type=click.Choice(_EXPORTS), required=True, help="Of what is written.")
+@click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to; default: stdout.")
+def export(profile: Path, format_: str, scope: str, out: Path | None) -> int:
+    """Write what a tuned profile says in the words of another program.
+
+    \b
+    commbench export p.json --format env > p.env          # . ./p.env, where ranks are started
+    commbench export p.json --format nccl-conf --out nccl.conf
+    commbench export p.json --format srun --out start.sh  # sh start.sh python train.py
+    """
+    from commbench.commands.export import run
+
+    return run(profile, format_=format_, scope=scope, out=out)
+
+
+@cli.command(
+    "exec",
+    short_help="Run a program as a profile asks: settings, CPUs, memory.",
+    epilog="Exit codes: those of the program, 2 where it cannot be started so.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--profile", required=True, type=click.Path(path_type=Path), metavar="FILE", help="As tune wrote it.")
+@click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
+@click.option("--dry-run", is_flag=True, help="Print the settings and the rank's place, and start nothing.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARGUMENTS]")
+def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) -> int:
+    """Become PROGRAM, in the environment and on the CPUs that the profile asks for.
+
+    A binding is that of a rank, so exec goes under the launcher, not above it:
+
+    \b
+    torchrun --nproc-per-node=8 --no-python commbench exec --profile p.json -- python train.py
+    mpiexec -n 8 commbench exec --profile p.json -- ./program
+    """
+    from commbench.commands.exec import run
+
+    return run(profile, command, wanted=scope, dry_run=dry_run)
 
 
 @cli.command(

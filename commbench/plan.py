@@ -297,8 +297,9 @@ def _skip_reason(case: Case) -> str:
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
     """All launches in the order in which they run.
 
-    Round by round, so that slow drift meets every outer point alike; within a round the outer points, and within a
-    launch the cases, are in an order drawn from the seed.
+    Round by round, so that slow drift meets every outer point alike; within a launch the cases are in an order drawn
+    from the seed, and within a round the outer points are, too: every second round has the reverse of the one before,
+    so that each of two that are compared comes first as often as the other.
     """
     by_outer: dict[str, list[Case]] = {}
     for item in planned:
@@ -307,7 +308,9 @@ def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
     rounds = max((case.policy.launches for cases in by_outer.values() for case in cases), default=0)
     for index in range(rounds):
         outers = list(by_outer)
-        random.Random(f"{seed}/{index}").shuffle(outers)
+        random.Random(f"{seed}/{index - index % 2}").shuffle(outers)
+        if index % 2:
+            outers.reverse()
         for key in outers:
             cases = [case for case in by_outer[key] if index < case.policy.launches]
             random.Random(f"{seed}/{index}/{key}").shuffle(cases)

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
 from commbench.plan import Launch, PlannedCase
+from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE
 from commbench.records import Case, Measurement, Row, Status, from_dict
 from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.store import RunFolder, repair
@@ -68,8 +69,12 @@ class Sweep:
         launchers: Mapping[str, str],
         timeout_s: float,
         reporter: Reporter,
+        alike: Callable[[Case], str] | None = None,
     ) -> None:
-        """`launchers` is the launcher of each transport."""
+        """`launchers` is the launcher of each transport.
+
+        `alike`, if there is one, names what a case tries: after a hang, nothing of the same name is tried again.
+        """
         self.folder = folder
         self.planned = planned
         self.launchers = launchers
@@ -83,6 +88,7 @@ class Sweep:
                 self._needed[case.case_id] = self._needed.get(case.case_id, 0) + 1
         self._cases = {item.case.case_id: item.case for item in planned}
         self._done: dict[str, dict[int, Measurement]] = {}  # case -> launch -> measurement
+        self._alike = alike
         self._noted: set[str] = set()  # what ranks had to say, once each
         self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
         self._samples = summary.Samples(folder)
@@ -190,7 +196,10 @@ class Sweep:
         until = math.inf
         outcome = Outcome()
         asked = order.outer.env
-        environment = effective.applied(rank_environment(launcher.environment(order)), asked)
+        told = {BINDING_VARIABLE: order.outer.binding}
+        if order.outer.emulated:
+            told[FABRIC_VARIABLE] = str(order.outer.emulated)
+        environment = effective.applied({**rank_environment(launcher.environment(order)), **told}, asked)
         if order.outer.transport == "nccl":
             environment = {**environment, **effective.nccl_log(order.folder, asked, environment)}
         process = Process(command, environment, order.folder / "launcher.log")
@@ -274,6 +283,12 @@ class Sweep:
         self.folder.append_row(row)
         self.rows[row.case_id] = row
         self.reporter.row(row)
+        if self._alike is not None and row.status is Status.TIMEOUT:
+            name = self._alike(self._cases[row.case_id])
+            for case_id in self._needed.keys() - self.rows.keys():
+                if self._alike(self._cases[case_id]) == name:
+                    reason = f"not tried: at {row.size_bytes} B it hung"
+                    self._finish(summary.skipped_row(self._cases[case_id], reason))
 
     def _fail(self, order: Order, case: Case, status: Status, reason: str) -> None:
         """Write the measurement that the ranks could not write themselves."""

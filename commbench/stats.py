@@ -123,6 +123,36 @@ def ratio(
     return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
 
 
+@functools.lru_cache(maxsize=64)
+def _signed_rank_depth(n: int) -> int:
+    """How many Walsh averages lie outside a 95 % interval on either side, plus one; 0 below n = 6.
+
+    From the exact distribution of Wilcoxon's signed-rank statistic: subsets of 1 .. n by their sum.
+    """
+    counts = np.zeros(n * (n + 1) // 2 + 1)
+    counts[0] = 1.0
+    for rank in range(1, n + 1):
+        counts[rank:] = counts[rank:] + counts[:-rank]
+    below = np.cumsum(counts) / 2.0**n  # P(T <= t)
+    return int(np.searchsorted(below, _TAILS[0], side="right"))
+
+
+def paired_ratio(logs: Floats) -> tuple[float, float | None, float | None]:
+    """Ratio from paired observations of its logarithm, with the 95 % interval: (ratio, low, high).
+
+    The Hodges-Lehmann estimate, the median of the averages of all pairs of observations, and the interval that belongs
+    to Wilcoxon's signed-rank test (Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3.2 and 3.3):
+    as robust against launches that went wrong as the median, and for ten pairs half as wide. Low and high are None below
+    6 observations. `logs` has at least one.
+    """
+    rows, columns = np.triu_indices(logs.size)
+    walsh = np.sort((logs[rows] + logs[columns]) / 2)
+    depth = _signed_rank_depth(logs.size)
+    if depth < 1:
+        return math.exp(float(np.median(walsh))), None, None
+    return math.exp(float(np.median(walsh))), math.exp(float(walsh[depth - 1])), math.exp(float(walsh[-depth]))
+
+
 def unpaired_ratio(
     before: Sequence[Floats], after: Sequence[Floats], *, seed: int = 0
 ) -> tuple[float, float, float, str] | None:

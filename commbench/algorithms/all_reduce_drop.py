@@ -10,7 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound
-from commbench.algorithms.drop_gather import DropGatherBound, drop_gather_order
+from commbench.algorithms.drop_gather import DropGatherBound, drop_gather_order, slice_unit
+from commbench.collectives.tp_all_to_all import group_block_bytes
+from commbench.pieces import uncuttable
 from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Work
 
@@ -19,6 +21,9 @@ class AllReduceDrop(AlgorithmBase):
     name = "all_reduce_drop"
     collective = "tp_all_to_all"
     demands = {"tp_input": "partial"}
+
+    def supports(self, spec: Spec) -> str | None:
+        return uncuttable(group_block_bytes(spec), 1, slice_unit(spec))
 
     def steps(self, spec: Spec) -> list[Step] | None:
         return None

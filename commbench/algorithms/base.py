@@ -21,7 +21,7 @@ class Bound(Protocol):
     capturable: bool  # whether a CUDA graph may hold `start`
 
     def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
-        """Collective and untimed: a call for each (output, input), made as ready as it can be: registered, parsed.
+        """Untimed, without a word to other ranks: a call for each (output, input), made as ready as it can be.
 
         A ready call does what `start` does, and gives None instead of a Work where it is done when it returns.
         """

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
 from commbench.collectives.tp_all_to_all import expert_parallel, group_block_bytes, tensor_parallel, tp_of
-from commbench.pieces import UNIT_BYTES, cut
+from commbench.pieces import UNIT_BYTES, cut, uncuttable
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 
@@ -26,6 +26,9 @@ class DropGather(AlgorithmBase):
     name = "drop_gather"
     collective = "tp_all_to_all"
     demands = {"tp_input": "replicated"}
+
+    def supports(self, spec: Spec) -> str | None:
+        return uncuttable(group_block_bytes(spec), 1, slice_unit(spec))
 
     def steps(self, spec: Spec) -> list[Step]:
         chunks = spec.params.get("chunks", 1)

@@ -53,7 +53,7 @@ class Evidence:
     default: str  # its label
     default_us: float  # medians over launches
     chosen_us: float
-    ratio: float  # default / chosen, median over launches: above 1 the choice is faster
+    ratio: float  # default / chosen, launch by launch (Hodges-Lehmann): above 1 the choice is faster
     low: float | None  # its 95 % interval; null: not estimable
     high: float | None
     interval_of: str | None

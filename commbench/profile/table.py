@@ -43,3 +43,10 @@ class Table:
             if found := self._curves.get((collective, kind, asked)):
                 return found
         return None
+
+    def curves(self, collective: str, *, captured: bool = False) -> list[Curve]:
+        """What was tuned for a collective, whatever its arguments; as `curve` does for calls in a graph."""
+        for kind in (captured, False):
+            if found := [curve for key, curve in self._curves.items() if key[:2] == (collective, kind)]:
+                return found
+        return []

@@ -36,6 +36,7 @@ _FAULT_KEYS = ("kind", "rank", "from_op", "to_op", *_FAULT_MATCHES)  # operation
 
 _SLOW_KEYS = ("factor", "from", "to", "node", "direction")
 _DIRECTIONS = ("out", "in", "both")
+_SPIKE_KEYS = ("chance", "factor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,10 @@ class Script:
     factor: dict[str, float] = field(default_factory=dict)  # algorithm -> its times are multiplied by this
     noise: float = 0.0  # sigma of the logarithm, per operation
     jitter_us: float = 0.0  # mean of an exponential delay of each rank by itself, per operation
+    autocorrelation: float = 0.0  # of `noise`, from one operation to the next: 0 is white, towards 1 it wanders
     launch_noise: float = 0.0  # sigma of the logarithm, drawn once per launch
+    case_noise: float = 0.0  # the same for each case of a launch: buffers and connections are never the same twice
+    spikes: dict[str, float] = field(default_factory=dict)  # chance of an operation, and the factor of its time then
     pace_us: float = 0.0  # real time that each operation takes, for tests that interrupt it
     # Defects: times of all that a rank does are multiplied, those of messages between these ranks or nodes are.
     slow_ranks: dict[str, float] = field(default_factory=dict)
@@ -78,6 +82,9 @@ class Script:
             for key in fault:
                 if key not in _FAULT_KEYS:
                     raise unknown("key of a fault", key, _FAULT_KEYS)
+        for key in raw.get("spikes", {}):
+            if key not in _SPIKE_KEYS:
+                raise unknown("key of spikes", key, _SPIKE_KEYS)
         for link in raw.get("slow_links", ()):
             for key in link:
                 if key not in _SLOW_KEYS:
@@ -123,6 +130,9 @@ class Scripted(OnHost):
         self._random = random.Random(f"{self.seed}/{self.launch}/{self.rank}")
         drift = random.Random(f"{self.seed}/{self.launch}").gauss(0, self.script.launch_noise)
         self._launch_factor = float(np.exp(drift))
+        self._cases = random.Random(f"{self.seed}/{self.launch}/cases")  # the same on all ranks
+        self._case_factor = 1.0
+        self._wander = 0.0  # of the logarithm, from one operation to the next
 
     def close(self) -> None:
         return None
@@ -131,6 +141,7 @@ class Scripted(OnHost):
         self._labels = labels
         self._operations = 0
         self._last.clear()
+        self._case_factor = math.exp(self._cases.gauss(0, self.script.case_noise))
 
     def upload(self, array: Array, offset: int, data: Bytes) -> None:
         array[offset : offset + data.size] = data
@@ -201,9 +212,8 @@ class Scripted(OnHost):
                 time.sleep(3600)
             case "crash":
                 os._exit(7)
-        factor = self._launch_factor * self.script.factor.get(self._labels.get("algorithm", ""), 1.0)
-        if self.script.noise:
-            factor *= float(np.exp(self._random.gauss(0, self.script.noise)))
+        factor = self._launch_factor * self._case_factor
+        factor *= self.script.factor.get(self._labels.get("algorithm", ""), 1.0) * self._noise()
         began = self.now_us
         for peer, payloads in sends.items():
             link = self.layout.link(self.rank, peer)
@@ -235,6 +245,15 @@ class Scripted(OnHost):
         faulty = self._spoil(step, got)
         self._operations += 1
         return faulty
+
+    def _noise(self) -> float:
+        """Of one operation: lognormal, with memory if the script says so, and now and then a spike."""
+        script = self.script
+        if script.noise:
+            rho = script.autocorrelation
+            self._wander = rho * self._wander + math.sqrt(1 - rho * rho) * self._random.gauss(0, script.noise)
+        spike = bool(script.spikes) and self._random.random() < script.spikes.get("chance", 0.0)
+        return math.exp(self._wander) * (script.spikes.get("factor", 1.0) if spike else 1.0)
 
     def _slowed(self, peer: int) -> float:
         """By how much the links to global rank `peer` multiply the time of a message."""

@@ -1,0 +1,49 @@
+"""A fitted setting in words."""
+
+from __future__ import annotations
+
+from commbench.model.fitted import Fitted
+from commbench.units import format_size
+
+MEANINGS = {
+    "step_us": "each step of an algorithm",
+    "alpha_intra_us": "a message inside a node",
+    "beta_intra_us_per_kib": "a KiB inside a node",
+    "alpha_inter_us": "a message between nodes",
+    "beta_inter_us_per_kib": "a KiB between nodes",
+    "cpu_rank_us": "processors: each rank that takes part in a step",
+    "cpu_message_us": "processors: each message",
+    "cpu_us_per_kib": "processors: each KiB",
+    "burst_us": "what a link that has rested carries at once",
+    "call_us": "each call, beside its steps",
+}
+
+
+def lines(fitted: Fitted) -> list[str]:
+    found = [
+        f"{fitted.text}: {fitted.form.describe()}",
+        f"  {fitted.observations} cases, {fitted.points} of them different; r2 {fitted.r2:.4f}; a new case is within "
+        f"{100 * 1.96 * fitted.spread:.0f} % for 95 % of those left out",
+    ]
+    width = max(len(MEANINGS[name]) for name in fitted.costs)
+    for name, value in fitted.costs.items():
+        unit = "us per KiB" if name.endswith("kib") else "us"
+        if name in fitted.unknown:
+            found.append(f"  {MEANINGS[name]:<{width}}  not measured")
+            continue
+        low, high = fitted.intervals[name]
+        rate = f" ({1.024 / value:.3g} GB/s)" if name.startswith("beta") and value > 0 else ""
+        found.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} {unit} [{low:.4g}, {high:.4g}]{rate}")
+    for scale, errors in fitted.left_out.items():
+        if errors:
+            each = ", ".join(f"{value} {100 * error:.1f} %" for value, error in errors.items())
+            found.append(f"  median error of each {scale} that was left out: {each}")
+    scales = fitted.scales
+    found.append(
+        f"  measured up to {format_size(scales.size_bytes)}, messages of {format_size(scales.message_bytes)}, "
+        f"{scales.ranks} ranks"
+    )
+    if fitted.mixed:
+        named = ", ".join(fitted.mixed)
+        found.append(f"  cannot be told apart: {named}: measure pairs as well, or another number of ranks")
+    return [*found, *(f"  {note}" for note in fitted.notes)]

@@ -1,0 +1,132 @@
+"""Loads: what each step of an algorithm asks of ranks, nodes and machines, as arrays.
+
+A load is a row of `COLUMNS`: how many ranks take part, and messages and KiB over each class of link. Each resource has
+the rows of all its owners (every rank, every node, in either direction); a step takes a resource as long as the
+costliest of its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from commbench import algorithms
+from commbench.records import Case
+from commbench.spec import Step
+from commbench.stats import Floats
+
+COLUMNS = ("ranks", "messages_intra", "kib_intra", "messages_inter", "kib_inter")
+# Of each resource: whose loads are added up, and which columns count.
+RESOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "rank": ("rank", (1, 2, 3, 4)),  # a rank serves both classes of link in turn
+    "rank_intra": ("rank", (1, 2)),
+    "rank_inter": ("rank", (3, 4)),
+    "node_inter": ("node", (3, 4)),  # ranks share their node's link
+    "node_cpu": ("host", (0, 1, 2, 3, 4)),
+    "machine_cpu": ("machine", (0, 1, 2, 3, 4)),  # one machine stands for all nodes
+}
+_KIB = 1024.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loads:
+    """Of one case. `rows` is steps x resources x rows x columns, padded with zeros; `after[s, t]`: s waits for t."""
+
+    rows: Floats
+    after: npt.NDArray[np.bool_]
+    largest_message_bytes: int
+
+    @property
+    def identity(self) -> bytes:
+        """The same for cases that move the same."""
+        return repr(self.rows.shape).encode() + self.rows.tobytes() + self.after.tobytes()
+
+
+def of_case(case: Case) -> Loads | None:
+    """None where nobody knows what moves, because a library chooses the way, or where nothing does."""
+    spec = case.spec
+    algorithm = algorithms.get(case.collective, case.algorithm)
+    if algorithm.supports(spec) is not None:
+        return None
+    steps = algorithm.steps(spec)
+    if not steps or not any(step.sends for step in steps):
+        return None
+    # Groups that work at the same time share their nodes and the machine.
+    sharing = {
+        "rank": 1.0,
+        "node": case.outer.ranks_per_node / spec.layout.ranks_per_node,
+        "host": case.outer.ranks_per_node / spec.layout.ranks_per_node,
+        "machine": case.outer.layout.ranks / spec.layout.ranks,
+    }
+    place = {step.name: number for number, step in enumerate(steps)}
+    after = np.zeros((len(steps), len(steps)), dtype=bool)
+    found: list[list[Floats]] = []
+    for number, step in enumerate(steps):
+        after[number, [place[name] for name in step.after]] = True
+        owned = _owned(step, case)
+        rows = []
+        for owner, columns in RESOURCES.values():
+            counted = np.zeros_like(owned[owner])
+            counted[:, columns] = owned[owner][:, columns]
+            rows.append(_costliest(counted * sharing[owner]))
+        found.append(rows)
+    most = max(len(rows) for step_rows in found for rows in step_rows)
+    padded = np.zeros((len(steps), len(RESOURCES), most, len(COLUMNS)))
+    for number, step_rows in enumerate(found):
+        for resource, rows_of in enumerate(step_rows):
+            padded[number, resource, : len(rows_of)] = rows_of
+    largest = max(send.nbytes for step in steps for send in step.sends)
+    return Loads(rows=padded, after=after, largest_message_bytes=largest)
+
+
+def _owned(step: Step, case: Case) -> dict[str, Floats]:
+    """Rows of every rank and node, out and in; of every host, and of one machine, sent only: a message counts once."""
+    layout = case.spec.layout
+    rank = np.zeros((2 * layout.ranks, len(COLUMNS)))
+    node = np.zeros((2 * layout.nodes, len(COLUMNS)))
+    host = np.zeros((layout.nodes, len(COLUMNS)))
+    busy: set[int] = set()
+    for src, dst, nbytes in step.sends:
+        column = 1 if layout.link(src, dst) == "intra" else 3
+        load = 1.0, nbytes / _KIB
+        for owner in (rank[2 * src], rank[2 * dst + 1]):
+            owner[column : column + 2] += load
+        for owner in (node[2 * layout.node(src)], node[2 * layout.node(dst) + 1], host[layout.node(src)]):
+            owner[column : column + 2] += load
+        busy |= {src, dst}
+    for member in busy:
+        host[layout.node(member), 0] += 1
+    return {"rank": rank, "node": node, "host": host, "machine": host.sum(axis=0, keepdims=True)}
+
+
+def _costliest(rows: Floats) -> Floats:
+    """Only rows that could be the costliest: none is below another in every column."""
+    unique = np.unique(rows, axis=0)[::-1]
+    kept: list[Floats] = []
+    for row in unique:  # in descending order, so that nothing later dominates what was kept
+        if not any((row <= other).all() for other in kept):
+            kept.append(row)
+    return np.array(kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Loads of several cases in one array: cases x steps x resources x rows x columns."""
+
+    rows: Floats
+    after: npt.NDArray[np.bool_]
+
+
+def batch(items: Sequence[Loads]) -> Batch:
+    steps = max(item.rows.shape[0] for item in items)
+    most = max(item.rows.shape[2] for item in items)
+    rows = np.zeros((len(items), steps, len(RESOURCES), most, len(COLUMNS)))
+    after = np.zeros((len(items), steps, steps), dtype=bool)
+    for number, item in enumerate(items):
+        n, _, m, _ = item.rows.shape
+        rows[number, :n, :, :m] = item.rows
+        after[number, :n, :n] = item.after
+    return Batch(rows=rows, after=after)

@@ -1,0 +1,80 @@
+"""What a profile gains over the defaults, against size: one panel for each curve, bars for the 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from commbench.plots.style import MARKERS, algorithm_colour, size_axis, title, value_axis
+from commbench.profile import Choice, Evidence, Profile
+
+_MOST_PANELS = 8
+_UNCHANGED = "#888888"
+
+
+def draw(profile: Profile, folder: Path) -> list[Path]:
+    """`gains.png` and `gains.svg`; nothing of a profile without evidence."""
+    panels: dict[str, list[Choice]] = {}
+    for choice in profile.choices:
+        if choice.evidence:
+            asked = " ".join(f"{key}={value}" for key, value in choice.arguments.items())
+            how = "in a CUDA graph" if choice.captured else ""
+            name = ", ".join(word for word in (choice.collective, asked, how, str(profile.scope(choice.scope))) if word)
+            panels.setdefault(name, []).append(choice)
+    panels = dict(list(panels.items())[:_MOST_PANELS])
+    if not panels:
+        return []
+    height = 0.6 + 3.2 * len(panels)
+    figure = Figure(figsize=(9, height))
+    axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
+        _panel(axes, choices, profile.minimum_gain)
+        axes.set_title(name, fontsize=8)
+    title(figure, f"Gain of the profile over the default; {profile.machine}", 1 - 0.08 / height)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / height))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "gains.png", folder / "gains.svg"]
+    for path in paths:
+        figure.savefig(path, dpi=150)
+    return paths
+
+
+def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
+    points = [(choice, one) for choice in sorted(choices, key=lambda c: c.min_bytes) for one in choice.evidence]
+    axes.plot([one.size_bytes for _, one in points], [one.ratio for _, one in points], color="#bbbbbb", linewidth=1)
+    labels = list(dict.fromkeys(_label(choice, one) for choice, one in points))
+    for index, label in enumerate(labels):
+        mine = [(choice, one) for choice, one in points if _label(choice, one) == label]
+        ratios = [one.ratio for _, one in mine]
+        low = [one.ratio - (one.low if one.low is not None else one.ratio) for _, one in mine]
+        high = [(one.high if one.high is not None else one.ratio) - one.ratio for _, one in mine]
+        kept = mine[0][1].verdict != "confirmed"
+        axes.errorbar(
+            [one.size_bytes for _, one in mine], ratios, yerr=[low, high], label=label, capsize=2.5, linestyle="none",
+            marker=MARKERS[index % len(MARKERS)], markersize=5.5,
+            color=_UNCHANGED if kept else algorithm_colour(mine[0][0].algorithm),
+        )  # fmt: skip
+    controls = [(one.size_bytes, one.apparent) for _, one in points if one.apparent is not None]
+    if controls:
+        axes.plot(*zip(*controls, strict=True), "x", color="#444444", markersize=4, label="default beside itself (A-A)")
+    axes.axhline(1, color="#444444", linewidth=1)
+    axes.axhspan(1, 1 + minimum, color="#000000", alpha=0.06, linewidth=0)
+    what = "default / choice\nabove 1: faster"
+    bottom, top = axes.get_ylim()
+    if bottom > 0 and top < 2 * bottom:  # too little for the ticks of a logarithmic axis
+        axes.set_ylabel(what)
+        axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    else:
+        value_axis(axes, what)
+    size_axis(axes, sorted({one.size_bytes for _, one in points}))
+    axes.legend(frameon=False, fontsize=8, ncols=3)
+
+
+def _label(choice: Choice, one: Evidence) -> str:
+    kept = one.verdict != "confirmed"
+    buffers = f", {choice.buffers}" if choice.buffers != "plain" else ""
+    return f"{choice.label}{buffers}" + (" (default kept)" if kept else "")

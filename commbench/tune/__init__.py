@@ -1,0 +1,54 @@
+"""Tuning: search many ways, confirm the best of each in fresh launches, and keep the default where nothing is proven.
+
+The best of many noisy measurements looks better than it is, and a fast way may deliver wrong data. So every candidate
+is checked at every size before it is timed; what the search finds is measured again, beside the default, in launches
+that the search has not seen; and the default beside itself goes through the same, to show what no gain looks like.
+docs/tuning.md says how to use it, docs/metrics.md how the numbers are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from commbench.records import Case, Status
+
+MINIMUM_GAIN = 0.03  # that the lower end of the interval must show before the default is given up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a stage measured of one case."""
+
+    status: Status
+    reason: str = ""
+    time_us: Mapping[int, float] = field(default_factory=dict)  # launch -> median of its samples
+
+
+class Measurer(Protocol):
+    """Measures cases in fresh launches, interleaved; a run folder each time, or in tests whatever is planted."""
+
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
+        """By case id. `stage` names the run folder."""
+        ...
+
+    @property
+    def run(self) -> str:
+        """The id of the last run folder."""
+        ...
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since tuning began."""
+        ...
+
+    @property
+    def start_s(self) -> float:
+        """Seconds that a launch took to start, in the stages so far."""
+        ...
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds that a measurement took beyond its cap: buffers, data, checks."""
+        ...

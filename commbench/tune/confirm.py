@@ -1,0 +1,78 @@
+"""Confirmation: is what the search found really better than the default? Statistics only.
+
+Two arms are compared launch by launch, as samples of one launch are correlated: the logarithm of the ratio of their
+medians is one observation. A claim needs ten of them, Wilcoxon's one-sided signed-rank test at 5 % after Holm's
+correction over all claims, and the 95 % interval that belongs to that test with its lower end above the least gain
+that is worth a change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from commbench import stats
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """That one arm is faster than another."""
+
+    pairs: int
+    ratio: float  # time of the first / time of the second: above 1 the second is faster
+    low: float | None
+    high: float | None
+    p: float | None  # one-sided, of no gain; None: too few pairs
+
+    def gains(self, minimum: float, p: float | None) -> str:
+        """ "confirmed", or why not; `p` is adjusted for all claims that are made."""
+        if self.pairs < stats.PAIRS_FOR_CLAIM:
+            return f"not confirmed: {self.pairs} pairs of launches, a claim takes {stats.PAIRS_FOR_CLAIM}"
+        if self.low is None or self.low <= 1 + minimum:
+            least = "not estimable" if self.low is None else f"{self.low:.3f}"
+            return f"not confirmed: the interval's lower end is {least}, above {1 + minimum:.3f} is asked for"
+        if p is None or p > LEVEL:
+            return f"not confirmed: p is {p}, at most {LEVEL} is asked for"
+        return "confirmed"
+
+
+def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:
+    """`first` and `second`: launch -> median time, microseconds. Launches that only one of them has do not count."""
+    shared = sorted(launch for launch in set(first) & set(second) if first[launch] > 0 and second[launch] > 0)
+    if not shared:
+        return Claim(pairs=0, ratio=math.nan, low=None, high=None, p=None)
+    logs = np.array([math.log(first[launch] / second[launch]) for launch in shared])
+    ratio, low, high = stats.paired_ratio(logs)
+    return Claim(pairs=len(shared), ratio=ratio, low=low, high=high, p=signed_rank(logs))
+
+
+def signed_rank(logs: stats.Floats) -> float | None:
+    """Wilcoxon's one-sided p that `logs` are not above 0; None of fewer than 5."""
+    if logs.size < 5:
+        return None
+    if not logs.any():
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(logs, alternative="greater").pvalue)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Holm-adjusted p-values, in the same order; None stays, and counts as a claim that failed.
+
+    S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6 (1979).
+    """
+    order = sorted(range(len(values)), key=lambda i: 1.0 if values[i] is None else float(values[i] or 0.0))
+    adjusted: list[float | None] = [None] * len(values)
+    worst = 0.0
+    for place, index in enumerate(order):
+        p = values[index]
+        if p is not None:
+            worst = max(worst, min(1.0, p * (len(values) - place)))
+            adjusted[index] = worst
+    return adjusted

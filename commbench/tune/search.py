@@ -1,0 +1,137 @@
+"""Successive halving: many candidates measured a little, the better half a little more, and so on.
+
+Jamieson and Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016. What is
+known of links predicts the worst candidates first, and those are not measured at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from commbench.records import Case, Policy, Status
+from commbench.tune import Found, Measurer
+from commbench.tune.space import Problem, identity, way
+
+_LAUNCHES = (1, 2, 3)  # of each rung
+_KEPT = (0.5, 0.34)  # of the candidates of a problem, after the first rung and after the second
+_FEWEST = 3
+_MOST = 12
+_NEAR = 1.1  # times the best: kept too
+_PRUNED = 2.5  # times what the best is predicted to take, at the least: not measured
+_LEAST_CAP_S = 0.03
+_SHARES = (0.4, 0.3, 0.3)  # of the time for the search
+
+
+@dataclass(slots=True)
+class Ledger:
+    """All that is known of every case so far."""
+
+    medians: dict[str, list[float]] = field(default_factory=dict)  # identity -> median of each launch
+    failed: dict[str, tuple[Status, str]] = field(default_factory=dict)  # identity -> how, and why
+    banned: dict[str, tuple[Status, str]] = field(default_factory=dict)  # way -> for all sizes
+
+    def add(self, cases: Iterable[Case], found: Mapping[str, Found]) -> None:
+        for case in cases:
+            one = found.get(case.case_id)
+            if one is None:
+                continue
+            if one.status is Status.OK:
+                self.medians.setdefault(identity(case), []).extend(one.time_us.values())
+                continue
+            self.failed.setdefault(identity(case), (one.status, one.reason))
+            # A way that is wrong once is not trusted at another size, and one that hangs would cost its timeout again.
+            if one.status in (Status.WRONG_RESULT, Status.TIMEOUT):
+                self.banned.setdefault(way(case), (one.status, one.reason))
+
+    def usable(self, case: Case) -> bool:
+        return identity(case) not in self.failed and way(case) not in self.banned
+
+    def time_us(self, case: Case) -> float:
+        """Median over launches; infinite where nothing is known or it failed."""
+        medians = self.medians.get(identity(case))
+        return float(np.median(medians)) if medians and self.usable(case) else float("inf")
+
+
+Predict = Callable[[Case], tuple[float, float] | None]  # the interval of the time, microseconds
+
+
+def pruned(problem: Problem, predict: Predict) -> dict[str, str]:
+    """Identities that are not worth a measurement, with the reason; never the default."""
+    known = {identity(case): bounds for case in problem.candidates if (bounds := predict(case))}
+    if not known:
+        return {}
+    best = min(high for _, high in known.values())
+    return {
+        name: f"predicted to take {low:.0f} us at the least, the best {best:.0f} us at the most"
+        for name, (low, _) in known.items()
+        if low > _PRUNED * best and name != identity(problem.default)
+    }
+
+
+def search(
+    problems: Sequence[Problem],
+    measurer: Measurer,
+    ledger: Ledger,
+    policy: Policy,
+    *,
+    budget_s: float,
+    predict: Predict | None = None,
+    refuse: Callable[[Case, str, str], None],
+) -> dict[str, list[Case]]:
+    """For each problem, by key, the candidates that were left, the fastest first. `budget_s` is for all rungs.
+
+    `refuse` is told of every candidate that is not measured, or not any more: (case, why, reason).
+    """
+    alive = {problem.key: list(problem.candidates) for problem in problems}
+    if predict is not None:
+        for problem in problems:
+            hopeless = pruned(problem, predict)
+            for case in alive[problem.key]:
+                if reason := hopeless.get(identity(case)):
+                    refuse(case, "pruned", reason)
+            alive[problem.key] = [case for case in alive[problem.key] if identity(case) not in hopeless]
+    left_s = budget_s
+    for rung, launches in enumerate(_LAUNCHES):
+        share_s = left_s * _SHARES[rung] / sum(_SHARES[rung:])
+        open_problems = [problem for problem in problems if len(alive[problem.key]) > 1]
+        cases = [case for problem in open_problems for case in alive[problem.key]]
+        if not cases:
+            break
+        began_s = measurer.spent_s
+        cap_s = cap(measurer, cases, launches, share_s, policy.cap_s)
+        made = [with_policy(case, policy, launches=launches, cap_s=cap_s) for case in cases]
+        ledger.add(made, measurer.measure(f"search-{rung + 1}", made))
+        left_s -= measurer.spent_s - began_s
+        for problem in open_problems:
+            alive[problem.key] = _survivors(problem, alive[problem.key], ledger, rung)
+    return {
+        problem.key: sorted((case for case in alive[problem.key] if ledger.usable(case)), key=ledger.time_us)
+        for problem in problems
+    }
+
+
+def cap(measurer: Measurer, cases: Sequence[Case], launches: int, seconds: float, most_s: float) -> float:
+    """Seconds that each measurement may take so that all `cases` in `launches` launches fit into `seconds`."""
+    starts = launches * len({case.outer.key for case in cases}) * measurer.start_s
+    each = (seconds - starts) / (launches * len(cases)) - measurer.overhead_s
+    return min(max(each, _LEAST_CAP_S), most_s)
+
+
+def with_policy(case: Case, policy: Policy, *, launches: int, cap_s: float) -> Case:
+    return replace(case, policy=replace(policy, launches=launches, cap_s=round(cap_s, 4)))
+
+
+def _survivors(problem: Problem, cases: Sequence[Case], ledger: Ledger, rung: int) -> list[Case]:
+    """The default always stays: others are compared with it."""
+    ranked = sorted((case for case in cases if ledger.usable(case)), key=ledger.time_us)
+    if rung >= len(_KEPT) or not ranked:
+        return ranked
+    kept = min(max(_FEWEST, round(len(ranked) * _KEPT[rung])), _MOST)
+    best = ledger.time_us(ranked[0])
+    near = [case for case in ranked[kept:_MOST] if ledger.time_us(case) <= _NEAR * best]
+    left = ranked[:kept] + near
+    default = identity(problem.default)
+    return left + [case for case in ranked if identity(case) == default and case not in left]

@@ -1,0 +1,186 @@
+"""What there is to search: for each thing to do, the ways to do it, of which one is the default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from commbench import algorithms, plan, transports
+from commbench.config import SweepConfig
+from commbench.errors import UsageError
+from commbench.plan import PlannedCase
+from commbench.records import Case, Outer, digest
+from commbench.spec import Value
+
+_LAUNCH_KEYS = ("env", "binding", "cpu_masks", "binding_memory")  # of an outer point: what starts of ranks decide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One collective at one size in one scope."""
+
+    key: str
+    default: Case
+    candidates: tuple[Case, ...]  # all that can run here, the default among them
+    skipped: tuple[PlannedCase, ...] = ()
+
+    @property
+    def collective(self) -> str:
+        return self.default.collective
+
+    @property
+    def arguments(self) -> dict[str, Value]:
+        return self.default.arguments
+
+    @property
+    def captured(self) -> bool:
+        return self.default.mode == "graph"
+
+    @property
+    def size_bytes(self) -> int:
+        return self.default.size_bytes
+
+    @property
+    def curve(self) -> str:
+        """The same for all sizes of one thing to do."""
+        return repr((self.collective, sorted(self.arguments.items()), self.captured))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """What one scope of the profile will be about."""
+
+    outers: tuple[Outer, ...]  # that differ in how ranks are started; the default first
+    problems: tuple[Problem, ...]
+
+    @property
+    def default(self) -> Outer:
+        return self.outers[0]
+
+
+def identity(case: Case) -> str:
+    """Of what is measured, however long and however often."""
+    values = dataclasses.asdict(case)
+    del values["policy"]
+    return digest(values)
+
+
+def way(case: Case) -> str:
+    """Of a candidate, at whatever size: its algorithm, parameters, buffers and start."""
+    return digest([case.algorithm, case.params, case.buffers, case.outer.key])
+
+
+def label(case: Case, default: Outer) -> str:
+    """The way in words, with what is not the default."""
+    outer = case.outer
+    words = [case.label, f"{case.buffers} buffers" if case.buffers != "plain" else ""]
+    words += [outer.binding_text if outer.binding_text != default.binding_text else ""]
+    words += [f"{name}={value}" for name, value in outer.env.items() if default.env.get(name) != value]
+    return ", ".join(word for word in words if word)
+
+
+def regions(configs: Iterable[SweepConfig]) -> list[Region]:
+    """Raises `UsageError` for what cannot be tuned."""
+    wide: list[PlannedCase] = []
+    plain: list[PlannedCase] = []
+    for config in configs:
+        _check(config)
+        wide += plan.expand([_widened(config)])
+        plain += plan.expand([replace(config, algorithm=["all"], params={}, buffers=["plain"], typed=frozenset())])
+    defaults = _defaults(plain)
+    grouped: dict[str, dict[str, list[PlannedCase]]] = {}
+    for item in {item.case.case_id: item for item in [*plain_defaults(defaults), *wide]}.values():
+        grouped.setdefault(_region(item.case), {}).setdefault(_problem(item.case), []).append(item)
+    found = []
+    for region in grouped.values():
+        problems = [problem for key, items in region.items() if (problem := _made(key, items, defaults.get(key)))]
+        if problems:
+            outers = dict.fromkeys(case.outer.key for problem in problems for case in problem.candidates)
+            by_key = {case.outer.key: case.outer for problem in problems for case in problem.candidates}
+            first = problems[0].default.outer.key
+            ordered = [first, *(key for key in outers if key != first)]
+            problems.sort(key=lambda problem: (problem.curve, problem.size_bytes))
+            found.append(Region(outers=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
+    if not found:
+        reasons = sorted({item.skip for item in wide if item.skip})
+        raise UsageError("nothing of this can be tuned here", hint="; ".join(reasons[:3]) or "see --dry-run")
+    return found
+
+
+def plain_defaults(defaults: dict[str, Case]) -> list[PlannedCase]:
+    return [PlannedCase(case=case) for case in defaults.values()]
+
+
+def _check(config: SweepConfig) -> None:
+    for key, values, allowed in (
+        ("groups", config.groups, "world"),
+        ("overlap", config.overlap, "none"),
+        ("in_place", config.in_place, False),
+    ):
+        if values != [allowed]:
+            raise UsageError(
+                f"{key}={','.join(map(str, values))} cannot be tuned",
+                hint=f"a profile is for {key}={allowed}; leave it out",
+            )
+    if len(config.dtype) > 1:
+        raise UsageError(f"dtype={','.join(config.dtype)}: tuning takes one", hint="tune each, with a profile each")
+    if len([mode for mode in config.mode if mode != "graph"]) > 1:
+        raise UsageError(
+            f"mode={','.join(config.mode)}: tuning takes one way to time calls outside of graphs",
+            hint="mode=isolated, mode=pipelined, mode=graph, or one of the first two with graph",
+        )
+
+
+def _widened(config: SweepConfig) -> SweepConfig:
+    """With the values to try of every axis that the user has not set."""
+    params = dict(config.params)
+    for algorithm in algorithms.TABLE.values():
+        for key, values in algorithm.tries.items():
+            if key not in config.typed:
+                params[key] = sorted({*params.get(key, []), *values})
+    buffers = config.buffers
+    if "buffers" not in config.typed:
+        buffers = list(dict.fromkeys(kind for name in config.transport for kind in transports.entry(name).buffers))
+    return replace(
+        config,
+        algorithm=config.algorithm if "algorithm" in config.typed else ["all"],
+        params=params,
+        buffers=buffers,
+    )
+
+
+def _defaults(planned: Sequence[PlannedCase]) -> dict[str, Case]:
+    """The default of each problem: of what can run, the first in the table of algorithms, as ranks start by default."""
+    found: dict[str, Case] = {}
+    for item in planned:
+        key = _problem(item.case)
+        if not item.skip and (key not in found or _place(item.case) < _place(found[key])):
+            found[key] = item.case
+    return found
+
+
+def _place(case: Case) -> int:
+    return algorithms.names(case.collective).index(case.algorithm)
+
+
+def _region(case: Case) -> str:
+    """Of what a scope is about: the set-up less what can be chosen when ranks are started."""
+    outer = dataclasses.asdict(case.outer)
+    for key in _LAUNCH_KEYS:
+        del outer[key]
+    return digest(outer)
+
+
+def _problem(case: Case) -> str:
+    values = dataclasses.asdict(case)
+    for key in ("algorithm", "params", "buffers", "policy", "outer"):
+        del values[key]
+    return digest([values, _region(case)])
+
+
+def _made(key: str, items: Sequence[PlannedCase], default: Case | None) -> Problem | None:
+    if default is None:
+        return None
+    runnable = tuple(item.case for item in items if not item.skip)
+    return Problem(key=key, default=default, candidates=runnable, skipped=tuple(item for item in items if item.skip))
