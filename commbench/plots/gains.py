@@ -27,14 +27,14 @@ def draw(profile: Profile, folder: Path) -> list[Path]:
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
         return []
-    height = 0.6 + 3.2 * len(panels)
+    height = 0.4 + 3.2 * len(panels)
     figure = Figure(figsize=(9, height))
     axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
         _panel(axes, choices, profile.minimum_gain)
         axes.set_title(name, fontsize=8)
     title(figure, f"Gain of the profile over the default; {profile.machine}", 1 - 0.08 / height)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / height))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 / height))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "gains.png", folder / "gains.svg"]
     for path in paths:

@@ -90,7 +90,9 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
         plain += plan.expand([replace(config, algorithm=["all"], params={}, buffers=["plain"], typed=frozenset())])
     defaults = _defaults(plain)
     grouped: dict[str, dict[str, list[PlannedCase]]] = {}
-    for item in {item.case.case_id: item for item in [*plain_defaults(defaults), *wide]}.values():
+    for item in {
+        item.case.case_id: item for item in [*(PlannedCase(case=case) for case in defaults.values()), *wide]
+    }.values():
         grouped.setdefault(_region(item.case), {}).setdefault(_problem(item.case), []).append(item)
     found = []
     for region in grouped.values():
@@ -102,14 +104,17 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
             ordered = [first, *(key for key in outers if key != first)]
             problems.sort(key=lambda problem: (problem.curve, problem.size_bytes))
             found.append(Region(outers=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
+    others = [case for region in found for problem in region.problems for case in problem.candidates]
+    if found and all(case.case_id in {one.case_id for one in defaults.values()} for case in others):
+        reasons = sorted({item.skip for item in wide if item.skip})
+        raise UsageError(
+            "nothing of this can be tuned: only the default can run",
+            hint="; ".join(reasons[:3]) or "leave algorithm= away, to search all of them",
+        )
     if not found:
         reasons = sorted({item.skip for item in wide if item.skip})
         raise UsageError("nothing of this can be tuned here", hint="; ".join(reasons[:3]) or "see --dry-run")
     return found
-
-
-def plain_defaults(defaults: dict[str, Case]) -> list[PlannedCase]:
-    return [PlannedCase(case=case) for case in defaults.values()]
 
 
 def _check(config: SweepConfig) -> None:

@@ -162,9 +162,10 @@ class Tuner:
     def _confirm(self, arms: Sequence[_Arms], outer: Outer) -> tuple[dict[str, Found], str]:
         """All arms of all problems, in launches of their own; by identity."""
         wanted = {identity(case): case for one in arms for case in self._measured(one, outer)}
-        if not any(one.challengers for one in arms):
-            self._note("nothing was faster than the default in the search")
         left_s = max(0.0, self._ends_s - self._measurer.spent_s)
+        if not any(one.challengers for one in arms):
+            self._note("nothing was faster than the default in the search; the control alone is left")
+            left_s = 0.0
         pairs, cap_s = self._size_of_confirmation(list(wanted.values()), left_s)
         made = {name: with_policy(case, self._policy, launches=pairs, cap_s=cap_s) for name, case in wanted.items()}
         found = self._measurer.measure("confirm", list(made.values()))

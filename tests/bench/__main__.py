@@ -13,7 +13,9 @@ import importlib
 import sys
 
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
-BENCHES = ("startup", "harness", "bare", "imb", "kills", "emulated", "stragglers")
+BENCHES = (
+    "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
+)  # fmt: skip
 ON_GPUS = ("nccl", "stress", "vdev")
 
 

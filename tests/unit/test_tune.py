@@ -52,7 +52,7 @@ def test_one_percent_is_not_taken(where: space.Region) -> None:
 
 def test_of_200_tunings_without_a_difference_hardly_one_adopts_anything(where: space.Region) -> None:
     taken = [adopted(tune(Ruled(lambda case: 100.0, seed), where)) for seed in range(200)]
-    assert sum(map(bool, taken)) <= 10
+    assert sum(map(bool, taken)) <= 2  # 10 would be 5 %; without the interval, or without the test, it is 4 to 10
 
 
 def test_the_search_alone_would_have_taken_noise(where: space.Region) -> None:
@@ -193,6 +193,8 @@ def test_holm_and_the_signed_rank() -> None:
         (["dtype=fp32,bf16"], "dtype=fp32,bf16"),
         (["overlap=matmul"], "overlap=matmul"),
         (["budgt=8m"], "budgt"),
+        (["nodes=1", "algorithm=2d_intra_first"], "two levels need"),
+        (["--out", "/nowhere/p.json"], "/nowhere/p.json"),
     ],
 )
 def test_what_cannot_be_tuned(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
