@@ -360,7 +360,8 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
         return hint(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    plain = isinstance(hint, type) and hint is not float  # one that is not finite is no number
+    if plain and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ValueError(f"field {name!r} is {value!r}, expected {getattr(hint, '__name__', hint)}")
 

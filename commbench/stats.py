@@ -142,8 +142,8 @@ def paired_ratio(logs: Floats) -> tuple[float, float | None, float | None]:
 
     The Hodges-Lehmann estimate, the median of the averages of all pairs of observations, and the interval that belongs
     to Wilcoxon's signed-rank test (Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3.2 and 3.3):
-    as robust against launches that went wrong as the median, and for ten pairs half as wide. Low and high are None below
-    6 observations. `logs` has at least one.
+    about as robust against launches that went wrong as the median, and narrower for ten pairs. Low and high are None
+    below 6 observations. `logs` has at least one.
     """
     rows, columns = np.triu_indices(logs.size)
     walsh = np.sort((logs[rows] + logs[columns]) / 2)

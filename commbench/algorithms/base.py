@@ -136,6 +136,10 @@ class Algorithm(Protocol):
         """Bytes per rank that `prepare` allocates through `Comm.empty`."""
         ...
 
+    def multiprocessors(self, spec: Spec) -> int | None:
+        """Of a GPU, that a call takes at the most; None where a library decides, or no GPU is at work."""
+        ...
+
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         """Collective and untimed: sub-groups first, then scratch, then rendezvous.
 
@@ -159,3 +163,6 @@ class AlgorithmBase:
 
     def scratch_bytes(self, spec: Spec) -> int:
         return 0
+
+    def multiprocessors(self, spec: Spec) -> int | None:
+        return None

@@ -44,6 +44,9 @@ class _OneSided(AlgorithmBase):
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         return _Bound(comm, spec, self._engine(spec), self._shape(spec), self._matrix(spec), self.scratch_bytes(spec))
 
+    def multiprocessors(self, spec: Spec) -> int:
+        return self._shape(spec)[0]
+
     def _engine(self, spec: Spec) -> str:
         raise NotImplementedError
 

@@ -36,7 +36,7 @@ class Scope:
     binding_memory: bool = True
 
     def __str__(self) -> str:
-        layout = f"{self.nodes or 'any'} nodes x {self.ranks_per_node or 'any'} ranks"
+        layout = f"{self.nodes or 'any'} node{'' if self.nodes == 1 else 's'} x {self.ranks_per_node or 'any'} ranks"
         words = [self.transport, *(f"{name} {version}" for name, version in self.versions.items()), self.gpu, layout]
         words += [f"emulated: {self.fabric}" if self.fabric else ""]
         words += [f"binding={self.binding}" if self.binding != "none" else ""]
@@ -95,6 +95,7 @@ class Choice:
     captured: bool = False  # for calls in a CUDA graph
     arguments: dict[str, Value] = field(default_factory=dict)  # of the collective: tp, tp_input, op
     scratch_bytes: int = 0  # per rank, at the largest size that was tuned
+    multiprocessors: int | None = None  # of a GPU, that it takes at the most; null: the library chooses, or no GPU
     evidence: list[Evidence] = field(default_factory=list)  # ascending sizes; none where nothing was tuned
 
     @property

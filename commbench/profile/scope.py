@@ -51,7 +51,7 @@ def differences(scope: Scope, here: Here) -> list[str]:
                 (f"{name} version", version, here.versions.get(name, "none"))
                 for name, version in scope.versions.items()
             ),
-            ("GPU", scope.gpu or here.gpu, here.gpu or "none"),
+            ("GPU", scope.gpu or here.gpu or "none", here.gpu or "none"),
             ("fabric", scope.fabric or "a real one", here.fabric or "a real one"),
             ("binding", scope.binding, here.binding),
             *((name, value, here.environ.get(name, UNSET)) for name, value in scope.env.items()),

@@ -102,6 +102,7 @@ def _choice(scope: str, run: Sequence[Decision], first: int, last: int | None) -
         captured=largest.problem.captured,
         arguments=dict(largest.problem.arguments),
         scratch_bytes=algorithm.scratch_bytes(case.spec),
+        multiprocessors=algorithm.multiprocessors(case.spec),
         evidence=[one.evidence for one in run],
     )
 

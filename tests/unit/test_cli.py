@@ -46,7 +46,10 @@ FLAGS = {
     "plot": {"--out", "--ranks"},
     "doctor": {"--format"},
     "stragglers": {"--effect", "--format"},
+    "model": {"--format", "--out"},
     "topo": {"--format", "--plot", "--record", "--root"},
+    "export": {"--format", "--scope", "--out"},
+    "exec": {"--profile", "--scope", "--dry-run"},
 }  # fmt: skip
 
 

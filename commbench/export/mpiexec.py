@@ -1,0 +1,46 @@
+"""`mpiexec`: of Open MPI, MPICH and Intel MPI, each in its own words; the script asks which one it has found."""
+
+from __future__ import annotations
+
+from commbench import binding
+from commbench.export.source import Exported, Source
+from commbench.export.starting import Shell, joined, nodes, per_node, rank, ranks, script, told
+from commbench.profile import Scope
+
+
+def write(source: Source) -> Exported:
+    scope = source.scope
+    masks = _user(scope)
+    size = ["-n", ranks(scope)]
+    place = [] if nodes(scope) == "1" else ["-ppn", per_node(scope)]
+    # Open MPI: node by node, in the order of ranks; slots are not counted where there is one node.
+    spread = ["--map-by", "slot"] if nodes(scope) == "1" else ["--map-by", _ppr(scope)]
+    open_mpi = ["--bind-to", "none", *spread, *size, *rank(source)]
+    intel = ["-genv", "I_MPI_PIN", "0", *place, *size, *rank(source)]
+    mpich = ["-bind-to", masks or "none", *place, *size, *rank(source)]
+    commands = [
+        'case "$(mpiexec --version 2>&1)" in',
+        '*"Open MPI"* | *OpenRTE* | *PRRTE*)',
+        f"    exec mpiexec {joined(open_mpi)} ;;",
+        '*"Intel(R) MPI"*)',
+        f"    exec mpiexec {joined(intel)} ;;",
+        "*) # MPICH, and what is derived from it",
+        f"    exec mpiexec {joined(mpich)} ;;",
+        "esac",
+    ]
+    about = told(scope, "mpiexec")
+    if masks:
+        about = f"{told(scope, 'mpiexec of MPICH', bound=True)}; the others have no words for it"
+    return script(source, "mpiexec", commands, about)
+
+
+def _ppr(scope: Scope) -> str:
+    count = per_node(scope)
+    return Shell(f"ppr:{count}:node") if isinstance(count, Shell) else f"ppr:{count}:node"
+
+
+def _user(scope: Scope) -> str:
+    """Hydra's words for masks: numbers of CPUs as the kernel counts them. It binds no memory."""
+    if scope.binding != "explicit" or scope.binding_memory:
+        return ""
+    return "user:" + ",".join("+".join(map(str, mask)) for mask in binding.parse_masks(scope.cpu_masks))

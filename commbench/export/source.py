@@ -1,0 +1,83 @@
+"""What exporters are given, what they give back, and comments that no value of a profile can end."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import textwrap
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from commbench.effective import UNSET
+from commbench.profile import Profile, Scope
+from commbench.profile.scope import only
+
+# NCCL's tuner reads lines of 255 bytes; what is longer becomes a second line, which would not be a comment.
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Source:
+    """A profile that is to be exported, and where it is."""
+
+    profile: Profile
+    path: Path
+    wanted: str = ""  # id of a scope; "": the only one
+    python: str = sys.executable  # of ranks, which is this one where nodes share their files
+
+    @functools.cached_property
+    def scope(self) -> Scope:
+        """Raises `OutOfScope` where it is not clear which one is meant."""
+        return only(self.profile, self.wanted, str(self.path))
+
+    def heading(self, what: str) -> list[str]:
+        """Comments that begin a file: what it is, and of which profile."""
+        return [
+            *comment(what),
+            *comment(f"Written by {self._writer} from {self.path}, scope {self.scope.id}:"),
+            *comment(f"  {self.scope}"),
+        ]
+
+    @property
+    def _writer(self) -> str:
+        return f"commbench {self.profile.commbench_version}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    text: str
+    notes: list[str] = field(default_factory=list)  # what the format could not say, for stderr
+
+
+def lines(*parts: list[str]) -> str:
+    return "".join(f"{line}\n" for part in parts for line in part)
+
+
+def comment(text: str) -> list[str]:
+    """Lines that begin with #, in ASCII, whatever is in `text`."""
+    plain = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
+    indent = " " * (len(plain) - len(plain.lstrip(" ")))
+    wrapped = textwrap.wrap(
+        plain, _WIDTH, initial_indent="# ", subsequent_indent=f"# {indent}  ", break_on_hyphens=False
+    )
+    return wrapped or ["#"]
+
+
+def unbound(scope: Scope) -> list[str]:
+    """A note where the scope has a binding, for formats that hold none."""
+    if scope.binding == "none":
+        return []
+    return [
+        f"binding={scope.binding} is not in it: start ranks with commbench exec, "
+        "or see --format mpiexec, srun and torchrun"
+    ]
+
+
+def without(scope: Scope) -> list[str]:
+    """The variables that must not be set."""
+    return [name for name, value in scope.env.items() if value == UNSET]
+
+
+def settings(scope: Scope) -> dict[str, str]:
+    """The variables that must be set."""
+    return {name: value for name, value in scope.env.items() if value != UNSET}

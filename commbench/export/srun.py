@@ -1,0 +1,32 @@
+"""`srun`: a step of a Slurm allocation."""
+
+from __future__ import annotations
+
+from commbench import binding
+from commbench.export.source import Exported, Source
+from commbench.export.starting import joined, nodes, option, per_node, rank, ranks, script, told
+from commbench.profile import Scope
+
+# As commbench.launch.slurm starts its own: block, so that ranks are numbered node by node.
+_STEP = ("--distribution=block", "--kill-on-bad-exit=1", "--export=ALL")
+
+
+def write(source: Source) -> Exported:
+    scope = source.scope
+    bind = _masks(scope)
+    size = [
+        option("--nodes=", nodes(scope)),
+        option("--ntasks=", ranks(scope)),
+        option("--ntasks-per-node=", per_node(scope)),
+    ]
+    command = joined(["srun", *size, *_STEP, *(bind or ["--cpu-bind=none"]), *rank(source)])
+    return script(source, "srun", [f"exec {command}"], told(scope, "srun", bound=bool(bind)))
+
+
+def _masks(scope: Scope) -> list[str]:
+    """Obeyed where Slurm has task/affinity; an error of srun's where the job has not got the whole node."""
+    if scope.binding != "explicit":
+        return []
+    masks = (sum(1 << cpu for cpu in mask) for mask in binding.parse_masks(scope.cpu_masks))
+    memory = ["--mem-bind=local"] if scope.binding_memory else []
+    return ["--cpu-bind=mask_cpu:" + ",".join(map(hex, masks)), *memory]

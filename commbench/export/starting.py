@@ -1,0 +1,79 @@
+"""What the exports for launchers share: a POSIX script that starts a program's ranks as a scope wants them.
+
+Ranks that are bound are started through `commbench exec`, which places each one on the machine that it is on, and reads
+it back. Where the launcher has words of its own for the same binding it is told them too. That alone would not do: srun
+without task/affinity says that it cannot bind, and goes on; and what a rank has in COMMBENCH_BINDING shall be so. Other
+ranks are started through `env`, and need no commbench.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from commbench.export.source import Exported, Source, comment, lines, settings, without
+from commbench.profile import Scope
+from commbench.profile.scope import BINDING_VARIABLE, PROFILE_VARIABLE
+
+PROGRAM = '"$@"'
+
+
+class Shell(str):
+    """Words for a shell that are not to be quoted: of this package's own making, never of a profile's."""
+
+
+def joined(words: Sequence[str]) -> str:
+    return " ".join(word if isinstance(word, Shell) else shlex.quote(word) for word in words)
+
+
+def nodes(scope: Scope) -> str:
+    return str(scope.nodes) if scope.nodes else Shell('"$NODES"')
+
+
+def per_node(scope: Scope) -> str:
+    return str(scope.ranks_per_node) if scope.ranks_per_node else Shell('"$RANKS_PER_NODE"')
+
+
+def ranks(scope: Scope) -> str:
+    if scope.nodes and scope.ranks_per_node:
+        return str(scope.nodes * scope.ranks_per_node)
+    return Shell(f"$(({scope.nodes or 'NODES'} * {scope.ranks_per_node or 'RANKS_PER_NODE'}))")
+
+
+def option(name: str, value: str) -> str:
+    """`NAME=VALUE` as one word."""
+    return Shell(name + value) if isinstance(value, Shell) else name + value
+
+
+def rank(source: Source) -> list[str]:
+    """What a launcher starts."""
+    scope, path = source.scope, str(source.path.absolute())
+    if scope.binding != "none":
+        return [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id, "--", Shell(PROGRAM)]
+    unset = [word for name in without(scope) for word in ("-u", name)]
+    values = {**settings(scope), BINDING_VARIABLE: scope.binding, PROFILE_VARIABLE: path}
+    return ["env", *unset, *(f"{name}={value}" for name, value in values.items()), Shell(PROGRAM)]
+
+
+def script(source: Source, launcher: str, commands: Sequence[str], about: str) -> Exported:
+    scope = source.scope
+    head = source.heading(f"Starts the ranks of a program with {launcher}: sh THIS-FILE PROGRAM ARGUMENTS")
+    sizes = (("NODES", scope.nodes, "nodes"), ("RANKS_PER_NODE", scope.ranks_per_node, "ranks on each node"))
+    asked = [f': "${{{name}:?how many {what}? The profile does not say}}"' for name, value, what in sizes if not value]
+    body = [
+        "set -eu",
+        f'[ $# -gt 0 ] || {{ echo "usage: sh $0 PROGRAM ARGUMENTS, which {launcher} starts" >&2; exit 2; }}',
+    ]
+    notes = [f"the scope was tuned on an emulated fabric ({scope.fabric}), which {launcher} does not make"]
+    text = "#!/bin/sh\n" + lines(head, comment(about), body, asked, list(commands))
+    return Exported(text, notes if scope.fabric else [])
+
+
+def told(scope: Scope, launcher: str, *, bound: bool = False) -> str:
+    """Who binds ranks; `bound`: the launcher does as well."""
+    if scope.binding == "none":
+        return f"no binding: ranks keep the CPUs that {launcher} gives them"
+    memory = " with memory" if scope.binding_memory else ""
+    if bound:
+        return f"binding={scope.binding}{memory}: {launcher} is asked for it, and commbench exec sees to it"
+    return f"binding={scope.binding}{memory}: {launcher} has no words for it, so commbench exec does it"
