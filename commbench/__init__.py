@@ -1,3 +1,39 @@
 """commbench: measure AllToAll honestly, find what is provably better, and hand it to other programs."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from commbench.communicators.communicator import Communicator
+    from commbench.communicators.loaded import LoadedProfile
+
 __version__ = "0.1.0"
+
+
+def load_profile(path: str | Path) -> LoadedProfile:
+    """A profile that `commbench tune` wrote: `load_profile("profile.json").communicator()`. docs/communicator.md.
+
+    Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile.
+    """
+    from commbench.communicators.loaded import load
+
+    return load(path)
+
+
+def communicator(
+    group: dist.ProcessGroup | None = None,
+    profile: LoadedProfile | str | Path | None = None,
+    *,
+    allow_mismatch: bool = False,
+) -> Communicator:
+    """Collective over `group` (None: all ranks): its collectives by `profile`, or by the default ways without one."""
+    if profile is None:
+        from commbench.communicators.make import make
+
+        return make(group, None, "")
+    loaded = load_profile(profile) if isinstance(profile, str | Path) else profile
+    return loaded.communicator(group, allow_mismatch=allow_mismatch)

@@ -24,6 +24,8 @@ def uncuttable(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> str | None:
     """None, or why a block of `nbytes` cannot be cut into `chunks` pieces, in words."""
     if chunks < 1:
         return f"chunks={chunks}: there must be at least one"
+    if nbytes % unit:
+        return f"a block of {nbytes} B is no whole number of pieces of {unit} B"
     if chunks > nbytes // unit:
         return f"chunks={chunks}: a block of {nbytes} B has {nbytes // unit} pieces of {unit} B to share out"
     return None

@@ -65,6 +65,7 @@ class GpuPuts:
 
     def close(self) -> None:
         torch.cuda.synchronize()
+        self._memory.release(self._scratch)  # all that others write here has arrived with the last call
         del self._scratch
 
     def ready(self, out: Array, inp: Array) -> Ready:

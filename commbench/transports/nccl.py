@@ -164,6 +164,7 @@ class Nccl:
         self._virtual_hosts: bool = options.get("virtual_hosts", False)
         self._last_bytes = 0
         self._timers: dict[str, Timer] = {}
+        self._meeting: Meeting | None = None
         self.comms: list[NcclComm] = []  # in the order in which they were made, which is alike on all their ranks
         self._graphs: list[torch.cuda.CUDAGraph] = []  # of this case
 
@@ -191,17 +192,10 @@ class Nccl:
         assert world is not None
         # Votes and barriers have a group of their own, on the host.
         self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
-        self.memory = PeerMemory(world.group_name, self.cuda, self._agree)
-        self.windows = Windows(world, self.cuda)
-        without = self.windows.missing()
-        self._no_windows = "" if self._agree(not without) else without or "NCCL cannot register memory on another rank"
-        self.world: Comm = NcclComm(world, self, range(info.size))
         self._one_host = info.local_size == info.size
-        reaches = self._one_host and not self._virtual_hosts and _reaches_peers(self.cuda.index, info)
-        self._meeting: Meeting | None = None
-        if self._agree(reaches):
+        self._open(world, one_host=self._one_host and not self._virtual_hosts)
+        if self._one_sided:
             self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size)
-        self._one = torch.zeros(1, device=self.cuda)
         self._all_reduce_one()  # connects the ranks
         torch.cuda.synchronize()
         self._links: dict[LinkClass, LinkRate] = {}
@@ -210,6 +204,16 @@ class Nccl:
             rate = copy_rate_gbps(self.memory, self._meeting, timer, self.cuda.index, self.rank, info.size)
             # The same on all ranks: what the slowest does.
             self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
+
+    def _open(self, group: dist.ProcessGroup, *, one_host: bool) -> None:
+        """Collective: memory that NCCL knows, memory that peers reach, and the communicator of `group`."""
+        self.memory = PeerMemory(group.group_name, self.cuda, self._agree)
+        self.windows = Windows(group, self.cuda)
+        without = self.windows.missing()
+        self._no_windows = "" if self._agree(not without) else without or "NCCL cannot register memory on another rank"
+        self.world: Comm = NcclComm(group, self, range(self.size))
+        self._one_sided = self._agree(one_host and _reaches_peers(self.cuda.index, self.size))
+        self._one = torch.zeros(1, device=self.cuda)
 
     def _pretend(self, info: RankInfo) -> None:
         """Make each node of the layout a host of its own for NCCL, which goes through its network transport then.
@@ -250,6 +254,10 @@ class Nccl:
         for graph in self._graphs:
             graph.reset()
         self._graphs.clear()
+        self._reclaim()
+
+    def _reclaim(self) -> None:
+        """Collective. The graphs are gone already."""
         time.sleep(_DESTROYED_AFTER_S)
         for comm in self.comms:
             comm.reclaim(self._one)
@@ -296,7 +304,7 @@ class Nccl:
 
     def lacks(self, buffers: str, *, one_sided: bool) -> str:
         if one_sided:
-            return "" if self._meeting else "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"
+            return "" if self._one_sided else "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"
         return "" if buffers == "plain" else self._no_windows
 
     def publish(self) -> None:
@@ -359,9 +367,7 @@ def _device_index(info: RankInfo) -> int:
     return info.local_rank
 
 
-def _reaches_peers(index: int, info: RankInfo) -> bool:
-    """Whether this GPU can read and write the memory of all others of the host, as far as this process sees them."""
+def _reaches_peers(index: int, ranks: int) -> bool:
+    """Whether this GPU can read and write the memory of the others, `ranks` with it, as far as this process sees."""
     others = [other for other in range(torch.cuda.device_count()) if other != index]
-    return len(others) + 1 >= info.local_size and all(
-        torch.cuda.can_device_access_peer(index, other) for other in others[: info.local_size]
-    )
+    return len(others) + 1 >= ranks and all(torch.cuda.can_device_access_peer(index, other) for other in others[:ranks])

@@ -78,6 +78,14 @@ class PeerMemory:
                 return [base + at - start for base in bases]
         raise ValueError("other ranks do not reach this buffer: make it with empty(..., buffers='symmetric')")
 
+    def withdraw(self) -> None:
+        """What was allocated since the last time is not published: another rank lacks the memory."""
+        self._new.clear()
+
+    def release(self, tensor: torch.Tensor) -> None:
+        """Forget one allocation. Nobody writes into it any more."""
+        self._known = [item for item in self._known if item.start != tensor.data_ptr()]
+
     def forget(self, tensors: Sequence[torch.Tensor] = ()) -> None:
         """Forget all allocations but those of `tensors`: others are not reached any more, and free once dropped."""
         kept = {tensor.data_ptr() for tensor in tensors}

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from commbench.bound import LinkRate
 from commbench.data import Bytes
+from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
 from commbench.store import write_atomically
@@ -38,6 +39,10 @@ KINDS = {
     "bf16": torch.bfloat16,
     "int32": torch.int32,
     "uint8": torch.uint8,
+    # What sweeps do not measure, and programs have.
+    "fp64": torch.float64,
+    "int64": torch.int64,
+    "int8": torch.int8,
 }
 OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -77,12 +82,14 @@ def meet(info: RankInfo) -> Any:
     return meet_at(Path(path), info) if kind == "address" else meet_by_environment()
 
 
-def gather(group: dist.ProcessGroup, size: int, values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """`Transport.all_gather` over a group of CPU tensors."""
-    mine = torch.from_numpy(np.asarray(values, dtype=np.float64))
-    votes = torch.empty(size, mine.numel(), dtype=torch.float64)
+def gather(
+    group: dist.ProcessGroup, size: int, values: Sequence[float], device: torch.device | None = None
+) -> npt.NDArray[np.float64]:
+    """`Transport.all_gather` over a group, by way of the memory of `device`; None: of the host."""
+    mine = torch.from_numpy(np.asarray(values, dtype=np.float64)).to(device)
+    votes = torch.empty(size, mine.numel(), dtype=torch.float64, device=device)
     dist.all_gather(list(votes), mine, group=group)
-    array: npt.NDArray[np.float64] = votes.numpy()
+    array: npt.NDArray[np.float64] = votes.cpu().numpy()
     return array
 
 
@@ -143,10 +150,13 @@ class TorchComm(TwoSided):
         key = tuple(mine)
         if key not in self._subgroups:
             ours = dist.get_process_group_ranks(self._group)
+            _check_names(self)
             # Only the members of a group create it, so that groups of groups work; torch names it after its ranks.
+            # The backend is the parent's: a program's default group may have another.
             group = dist.new_group(
-                [ours[rank] for rank in mine], timeout=LIBRARY_TIMEOUT, use_local_synchronization=True
-            )
+                [ours[rank] for rank in mine], timeout=LIBRARY_TIMEOUT, backend=dist.get_backend(self._group),
+                use_local_synchronization=True,
+            )  # fmt: skip
             self._subgroups[key] = self._of(group, mine)
         return self._subgroups[key]
 
@@ -164,6 +174,17 @@ class TorchComm(TwoSided):
         assert isinstance(array, torch.Tensor)
         host: Bytes = array.cpu().numpy()
         return host
+
+
+def _check_names(comm: TorchComm) -> None:
+    """Collective. torch puts the number of a rank's groups into the name of the next: with different ones it hangs."""
+    counts = gather(comm._group, comm.size, [len(dist.distributed_c10d._world.pg_names)], comm._device)[:, 0]
+    if len({*counts.tolist()}) > 1:
+        raise EnvironmentProblem(
+            f"the ranks are in {', '.join(str(int(count)) for count in counts)} process groups each, and where that "
+            "differs torch does not bring them together in a new one",
+            hint="let each rank be in as many groups as the others, or prepare() before they differ",
+        )
 
 
 class GlooComm(TorchComm):

@@ -37,6 +37,10 @@ class Windows:
             self._backend.register_mem_pool(pool, symmetric)
         self._published = len(self._pools)
 
+    def withdraw(self) -> None:
+        """What was allocated since the last time is not published: another rank lacks the memory."""
+        del self._pools[self._published :]
+
     def release(self) -> None:
         """The buffers are used no more."""
         for pool, _ in self._pools[: self._published]:

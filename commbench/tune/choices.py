@@ -100,7 +100,7 @@ def _choice(scope: str, run: Sequence[Decision], first: int, last: int | None) -
         buffers=case.buffers,
         on_plain=None if plain is None else Way(algorithm=plain.algorithm, params=dict(plain.params)),
         captured=largest.problem.captured,
-        arguments=dict(largest.problem.arguments),
+        arguments=largest.problem.shape,
         scratch_bytes=algorithm.scratch_bytes(case.spec),
         multiprocessors=algorithm.multiprocessors(case.spec),
         evidence=[one.evidence for one in run],

@@ -13,6 +13,7 @@ from commbench.plan import PlannedCase
 from commbench.records import Case, Outer, digest
 from commbench.spec import Value
 
+_OF_SIZE = ("send_bytes", "matrix", "row_bytes")  # arguments of an uneven exchange that follow from how much it moves
 _LAUNCH_KEYS = ("env", "binding", "cpu_masks", "binding_memory")  # of an outer point: what starts of ranks decide
 
 
@@ -34,6 +35,11 @@ class Problem:
         return self.default.arguments
 
     @property
+    def shape(self) -> dict[str, Value]:
+        """The arguments that are the same at every size."""
+        return {key: value for key, value in self.arguments.items() if key not in _OF_SIZE}
+
+    @property
     def captured(self) -> bool:
         return self.default.mode == "graph"
 
@@ -44,7 +50,7 @@ class Problem:
     @property
     def curve(self) -> str:
         """The same for all sizes of one thing to do."""
-        return repr((self.collective, sorted(self.arguments.items()), self.captured))
+        return repr((self.collective, sorted(self.shape.items()), self.captured))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,7 +225,7 @@ def patch_driver(libraries: dict[int, Path]) -> None:
 def install(folder: Path, rank: int, gpus_here: int, libraries: dict[int, Path], *, reach: bool, limit: int) -> None:
     """In a process of its own, for good. `limit`: bytes above which no allocation succeeds; `reach`: peers' memory."""
     from commbench import gpus, measure, transports
-    from commbench.transports import cuda_device, cuda_timer, gpu_puts, nccl, peer_memory, windows
+    from commbench.transports import cuda_device, cuda_timer, gpu_puts, joined_nccl, nccl, peer_memory, windows
 
     torch.set_num_threads(1)
     Now.limit = limit
@@ -234,7 +234,7 @@ def install(folder: Path, rank: int, gpus_here: int, libraries: dict[int, Path],
         torch, cuda=cuda(gpus_here, reach=reach), _C=raw_stream, empty=empty,
         device=lambda kind, index: torch.device("cpu", index),
     )  # fmt: skip
-    for module in (cuda_device, cuda_timer, gpu_puts, nccl, peer_memory, windows):
+    for module in (cuda_device, cuda_timer, gpu_puts, joined_nccl, nccl, peer_memory, windows):
         assert module.torch is torch and module.__name__ in sys.modules
         module.torch = fake
     nccl.dist = Overlay(dist, init_process_group=init_process_group)

@@ -154,6 +154,15 @@ def test_beyond_twice_the_largest_size_the_default_comes_back() -> None:
     ]
 
 
+def test_sizes_of_an_uneven_exchange_are_one_curve() -> None:
+    where = region(*SIZES, "collective=all_to_allv", "splits=zipf", "alpha=1.2")
+    tuned = tune(Ruled(lambda case: 100.0, 0), where)
+    assert len({problem.size_bytes for problem in where.problems}) == 3
+    assert [(choice.arguments, choice.max_bytes) for choice in tuned.choices] == [
+        ({"splits": "zipf", "alpha": 1.2}, None)
+    ]
+
+
 def test_the_model_rules_out_but_never_the_default() -> None:
     (problem, *_) = region(*SIZES).problems
     bounds = {"direct": (1000.0, 1100.0), "bruck": (90.0, 110.0), "pairwise window=1": (300.0, 320.0)}

@@ -1,0 +1,213 @@
+"""The communicator: collectives on a program's tensors, by the ways that a profile has for them.
+
+All ranks of its group make the same calls in the same order, each from one thread. A call on tensors that have been
+seen goes straight to the algorithm; of others the tensors are checked, the choice is looked up, and what it needs is
+prepared at the first call of its kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from commbench import collectives
+from commbench.communicators import requests
+from commbench.communicators.calls import Calls
+from commbench.communicators.choose import PEER, PLAIN, Ask, Chooser
+from commbench.communicators.explain import Setting, explain
+from commbench.communicators.prepared import Pending
+from commbench.communicators.requests import Place, Request
+from commbench.errors import UsageError
+from commbench.layout import Layout
+from commbench.spec import Value
+from commbench.transports.joined import Joined
+
+if TYPE_CHECKING:
+    from commbench.communicators.gradients import Gradients
+
+Tensor = torch.Tensor
+_REQUESTS: dict[str, Callable[..., Request]] = {
+    function.__name__: function
+    for function in (
+        requests.all_to_all,
+        requests.all_to_allv,
+        requests.all_gather,
+        requests.reduce_scatter,
+        requests.all_reduce,
+        requests.broadcast,
+        requests.tp_all_to_all,
+    )
+}
+
+
+class Communicator:
+    """Collectives over one process group. `LoadedProfile.communicator` and `commbench.communicator` make it.
+
+    `out` and `inp` are contiguous tensors of one dtype on `device`. A call on a GPU is enqueued on the current stream,
+    one on a CPU is done when it returns. With `async_op=True` it returns a `Pending`, whose `wait()` must come before
+    the buffers are used again. Tensors that do not fit raise `UsageError`, and nothing is sent.
+    """
+
+    def __init__(self, transport: Joined, layout: Layout, chooser: Chooser, setting: Setting) -> None:
+        self.rank, self.size, self.layout = transport.rank, transport.size, layout
+        self.device = transport.place
+        on_cpu, index = transport.place.type == "cpu", transport.place.index
+        self._place = Place(transport.rank, transport.size, layout, transport.place, on_cpu, index)
+        self._transport, self._chooser, self._setting = transport, chooser, setting
+        self._calls = Calls(transport, chooser)
+        self._seen, self._run = self._calls.seen, self._calls.run
+
+    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        """Block i of `inp` goes to rank i, block i of `out` comes from rank i: `size` equal blocks, in memory order.
+
+        Any shapes of the same number of elements, a multiple of `size`.
+        """
+        seen = self._seen.get(("all_to_all", id(out), id(inp)))
+        if seen is not None and not async_op and seen.again(out, inp):
+            return None
+        return self._run(requests.all_to_all(self._place, out, inp), async_op=async_op)
+
+    def all_to_allv(
+        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
+        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
+    ) -> Pending | None:  # fmt: skip
+        """Rows of dimension 0: `sent[i]` of `inp` go to rank i, `received[i]` of `out` come from it, in rank order.
+
+        `matrix[i][j]` is what rank i sends to rank j, in rows and the same on all ranks: see `exchange_counts`. Without
+        it no rank knows how much the others move, so they can agree on the library's own call only.
+        """
+        if matrix is None:
+            seen = self._seen.get(("all_to_allv", id(out), id(inp), tuple(received), tuple(sent)))
+            if seen is not None and not async_op and seen.again(out, inp):
+                return None
+        return self._run(requests.all_to_allv(self._place, out, inp, received, sent, matrix), async_op=async_op)
+
+    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        """Every rank's `inp`, in rank order, in `out`: `size` times its elements. `inp` may be its part of `out`."""
+        seen = self._seen.get(("all_gather", id(out), id(inp)))
+        if seen is not None and not async_op and seen.again(out, inp):
+            return None
+        return self._run(requests.all_gather(self._place, out, inp), async_op=async_op)
+
+    def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
+        """Part `rank` of all ranks' `inp`, combined by `op`: sum, prod, min, max. `out` may be that part of `inp`."""
+        seen = self._seen.get(("reduce_scatter", id(out), id(inp), op))
+        if seen is not None and not async_op and seen.again(out, inp):
+            return None
+        return self._run(requests.reduce_scatter(self._place, out, inp, op), async_op=async_op)
+
+    def all_reduce(
+        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
+    ) -> Pending | None:
+        """All ranks' `inp`, combined by `op`: sum, prod, min, max. Without `inp`, `out` is both."""
+        inp = out if inp is None else inp
+        seen = self._seen.get(("all_reduce", id(out), id(inp), op))
+        if seen is not None and not async_op and seen.again(out, inp):
+            return None
+        return self._run(requests.all_reduce(self._place, out, inp, op), async_op=async_op)
+
+    def broadcast(self, tensor: Tensor, root: int = 0, *, async_op: bool = False) -> Pending | None:
+        """Rank `root`'s `tensor` in everybody's."""
+        seen = self._seen.get(("broadcast", id(tensor), id(tensor), root))
+        if seen is not None and not async_op and seen.again(tensor, tensor):
+            return None
+        return self._run(requests.broadcast(self._place, tensor, root), async_op=async_op)
+
+    def tp_all_to_all(
+        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
+    ) -> Pending | None:
+        """An all-to-all between tensor-parallel groups of `tp` consecutive ranks of a node (None: all of a node).
+
+        Block d of `inp`, of `size / tp` equal ones, goes to group d, and each rank of a group ends with the same `out`.
+        Ranks of a group hold the same `inp` (`tp_input="replicated"`), or each a summand of it (`"partial"`).
+        """
+        seen = self._seen.get(("tp_all_to_all", id(out), id(inp), tp, tp_input))
+        if seen is not None and not async_op and seen.again(out, inp):
+            return None
+        return self._run(requests.tp_all_to_all(self._place, out, inp, tp, tp_input), async_op=async_op)
+
+    @functools.cached_property
+    def autograd(self) -> Gradients:
+        """The collectives as functions of their input, which carry gradients back by their adjoints."""
+        from commbench.communicators.gradients import Gradients
+
+        return Gradients(self)
+
+    def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
+        """Collective: every rank's `sent`, so that row i, column j is what rank i sends to rank j.
+
+        `received` is a column of it: what a Mixture-of-Experts layer has to exchange anyway. Waits on the host.
+        """
+        return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
+
+    def prepare(self, collective: str, *given: Any, **named: Any) -> None:
+        """Collective: all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`.
+
+        On a GPU calls in a CUDA graph are prepared too, as inside of a capture it would be too late.
+        """
+        if collective not in _REQUESTS:
+            raise UsageError(f"prepare: collective is {collective!r}", hint=f"one of {', '.join(_REQUESTS)}")
+        self._calls.prepare(_REQUESTS[collective](self._place, *given, **named))
+
+    def empty(
+        self, shape: int | Sequence[int], dtype: torch.dtype | None = None, *, collective: str = "all_to_all",
+        size_bytes: int | None = None, captured: bool = False, **arguments: Value,
+    ) -> Tensor:  # fmt: skip
+        """An uninitialised tensor in the memory that the choice for this collective and size needs.
+
+        `size_bytes`: the call's, where it is not this tensor's own (the input of an all_gather); `captured`: for calls
+        in a CUDA graph. Where that memory is registered or symmetric this is collective, of one size on all ranks, and
+        the memory is kept until `close`. Raises `MemoryError` on all ranks where one lacks it.
+        """
+        self._calls.check_open()
+        lengths = (shape,) if isinstance(shape, int) else tuple(shape)
+        dtype = dtype or torch.get_default_dtype()
+        nbytes = math.prod(lengths) * dtype.itemsize
+        asked = tuple(sorted(arguments.items()))
+        name = collectives.get(collective).name
+        captured = captured and self._chooser.captures(name)
+        memory = self._chooser.memory(Ask(name, "uint8", size_bytes or nbytes, asked, captured=captured))
+        buffers, one_sided = ("symmetric", True) if memory == PEER else (memory, False)
+        lacking = "" if memory == PLAIN else self._transport.lacks(buffers, one_sided=one_sided)
+        if lacking:
+            self._setting.lacking[buffers] = lacking
+        if memory == PLAIN or lacking or not nbytes:
+            return torch.empty(lengths, dtype=dtype, device=self.device)
+        flat = self._allocate(nbytes, buffers, one_sided=one_sided)
+        self._calls.owned[flat.untyped_storage().data_ptr()] = flat, memory
+        return flat[:nbytes].view(dtype).view(lengths)
+
+    def _allocate(self, nbytes: int, buffers: str, *, one_sided: bool) -> Tensor:
+        """Collective."""
+        failure, flat = "", None
+        try:
+            flat = self._transport.world.empty(nbytes, buffers, one_sided=one_sided)
+        except Exception as error:
+            if not self._transport.is_out_of_memory(error):
+                raise
+            failure = str(error).splitlines()[0]
+        if self._transport.all_gather([float(bool(failure))]).any():
+            self._transport.withdraw()
+            raise MemoryError(f"no {nbytes} bytes of {buffers} memory: {failure or 'another rank lacks it'}")
+        self._transport.publish()
+        assert isinstance(flat, torch.Tensor)
+        return flat
+
+    def explain(self) -> str:
+        """Where this is, what differs from the profile's scope, and of each kind of call the way, its evidence, why."""
+        return explain(self._setting, self._calls.told)
+
+    def close(self) -> None:
+        """Collective: free what was made. Graphs that hold calls must be gone; the group stays the program's."""
+        self._calls.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:  # after an exception other ranks may not come
+            self.close()

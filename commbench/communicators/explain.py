@@ -1,0 +1,66 @@
+"""What a communicator does and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from commbench.communicators.choose import Ask, Chosen, described, named
+from commbench.layout import Layout
+from commbench.profile import Choice, Evidence, Scope
+from commbench.profile.scope import Here
+from commbench.units import format_size
+
+_CONFIRMED = "confirmed"
+
+
+@dataclass(slots=True, kw_only=True)
+class Setting:
+    """Where a communicator is, and what it goes by."""
+
+    here: Here
+    layout: Layout
+    note: str = ""  # why the layout is not what one might expect
+    profile: str = ""  # its name; "" without one
+    scope: Scope | None = None
+    differences: list[str] = field(default_factory=list)  # that the user insisted on
+    lacking: dict[str, str] = field(default_factory=dict)  # buffers that a choice needs -> why there are none
+
+
+def explain(setting: Setting, seen: Mapping[Ask, Chosen]) -> str:
+    """One line for each kind of call that was made or prepared: collective, size, way, evidence, why."""
+    here = setting.here
+    versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
+    lines = [f"here: {here.transport} ({versions}), {', '.join(filter(None, [here.gpu, _nodes(setting.layout)]))}"]
+    lines += [f"note: {setting.note}"] if setting.note else []
+    if setting.scope is None:
+        lines.append("profile: none")
+    else:
+        lines.append(f"profile: {setting.profile}, scope {setting.scope.id} ({setting.scope})")
+    lines += [f"insisted, though {difference}" for difference in setting.differences]
+    lines += [f"{buffers} buffers are plain here: {reason}" for buffers, reason in setting.lacking.items()]
+    for ask, chosen in sorted(seen.items(), key=lambda item: (named(item[0]), item[0].size_bytes)):
+        lines.append(f"{described(ask)}: {chosen.way.label}")
+        lines.append(f"    why: {chosen.why}")
+        if chosen.choice is not None:
+            lines += [f"    evidence: {text}" for text in _evidence(chosen.choice, ask.size_bytes)]
+    return "\n".join(lines)
+
+
+def _nodes(layout: Layout) -> str:
+    return f"{layout.nodes} nodes x {layout.ranks_per_node} ranks"
+
+
+def _evidence(choice: Choice, size_bytes: int) -> list[str]:
+    """At the tuned size nearest below, or the smallest."""
+    if not choice.evidence:
+        return ["none: this size was not tuned"]
+    below = [item for item in choice.evidence if item.size_bytes <= size_bytes]
+    return [_said(choice, below[-1] if below else choice.evidence[0])]
+
+
+def _said(choice: Choice, item: Evidence) -> str:
+    interval = "no interval" if item.low is None or item.high is None else f"{item.low:.2f} .. {item.high:.2f}"
+    words = f"{choice.label} {item.ratio:.2f} times as fast as {item.default} ({interval}, {item.pairs} pairs) "
+    words += f"at {format_size(item.size_bytes)}: {item.default_us:.4g} -> {item.chosen_us:.4g} us"
+    return words if item.verdict == _CONFIRMED else f"{words}; {item.verdict}"

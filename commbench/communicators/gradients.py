@@ -1,0 +1,113 @@
+"""The collectives as differentiable functions. Each collective names its adjoint; algorithms know nothing of this.
+
+What is differentiated is the sum of all ranks' losses. Where ranks of a tensor-parallel group hold the same tensor,
+they compute the same loss, which counts once: gradients of replicated tensors are replicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from commbench import collectives
+
+if TYPE_CHECKING:
+    from commbench.communicators.communicator import Communicator
+
+
+class _Step(NamedTuple):
+    """A collective with all its arguments but the tensors."""
+
+    comm: Communicator
+    collective: str
+    shape: tuple[int, ...]  # of the input
+    arguments: Mapping[str, Any] = {}
+
+    def output_shape(self) -> tuple[int, ...]:
+        first, *rest = self.shape or (1,)
+        match self.collective:
+            case "all_gather":
+                return (first * self.comm.size, *rest)
+            case "reduce_scatter":
+                return (first // self.comm.size, *rest)
+            case "all_to_allv":
+                return (sum(self.arguments["received"]), *rest)
+        return self.shape
+
+    def adjoint(self) -> _Step:
+        arguments = dict(self.arguments)
+        if self.collective == "all_to_allv":
+            arguments |= {"received": self.arguments["sent"], "sent": self.arguments["received"]}
+            if (matrix := self.arguments["matrix"]) is not None:
+                arguments["matrix"] = [list(column) for column in zip(*matrix, strict=True)]
+        if self.collective == "tp_all_to_all":
+            # The gradient of a sum is that of each summand, and it is the same on all ranks of the group.
+            arguments["tp_input"] = "replicated"
+        name = collectives.get(self.collective).adjoint
+        return _Step(self.comm, name, self.output_shape(), arguments)
+
+    def __call__(self, inp: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(self.output_shape(), dtype=inp.dtype, device=inp.device)
+        getattr(self.comm, self.collective)(out, inp, **self.arguments)
+        return out
+
+
+class _Apply(torch.autograd.Function):
+    """The gradient is the adjoint of the same function, so it can be differentiated in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, inp: torch.Tensor, step: _Step) -> torch.Tensor:
+        ctx.step = step
+        return step(inp.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        return _apply(gradient.contiguous(), ctx.step.adjoint()).reshape(ctx.step.shape), None
+
+
+def _apply(inp: torch.Tensor, step: _Step) -> torch.Tensor:
+    out: torch.Tensor = _Apply.apply(inp, step)  # type: ignore[no-untyped-call]
+    return out
+
+
+class Gradients:
+    """`out = comm.autograd.all_to_all(inp)`. All ranks also go back together: every rank's loss needs a gradient.
+
+    Inputs are contiguous. Outputs are new tensors in plain memory.
+    """
+
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+
+    def all_to_all(self, inp: torch.Tensor) -> torch.Tensor:
+        """`size` equal blocks; of the shape of `inp`. Its adjoint is itself."""
+        return self._of("all_to_all", inp)
+
+    def all_to_allv(
+        self, inp: torch.Tensor, received: Sequence[int], sent: Sequence[int], *,
+        matrix: Sequence[Sequence[int]] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Rows of dimension 0; `sum(received)` of them come. Its adjoint is itself with the counts swapped."""
+        return self._of("all_to_allv", inp, received=list(received), sent=list(sent), matrix=matrix)
+
+    def all_gather(self, inp: torch.Tensor) -> torch.Tensor:
+        """`size` times the rows of `inp`. Its adjoint is reduce_scatter."""
+        return self._of("all_gather", inp)
+
+    def reduce_scatter(self, inp: torch.Tensor) -> torch.Tensor:
+        """The sum's part `rank`, of dimension 0, which `size` divides. Its adjoint is all_gather."""
+        return self._of("reduce_scatter", inp)
+
+    def all_reduce(self, inp: torch.Tensor) -> torch.Tensor:
+        """The sum. Its adjoint is itself: every rank's loss depends on every rank's input."""
+        return self._of("all_reduce", inp)
+
+    def tp_all_to_all(self, inp: torch.Tensor, *, tp: int | None = None, tp_input: str = "replicated") -> torch.Tensor:
+        """Between tensor-parallel groups; of the shape of `inp`. Its adjoint is itself, between replicated tensors."""
+        return self._of("tp_all_to_all", inp, tp=tp, tp_input=tp_input)
+
+    def _of(self, collective: str, inp: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        return _apply(inp, _Step(self._comm, collective, tuple(inp.shape), arguments))

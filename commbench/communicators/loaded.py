@@ -1,0 +1,35 @@
+"""A profile as programs load it. No torch is imported before a communicator is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commbench.profile import Profile, file
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+    from commbench.communicators.communicator import Communicator
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProfile:
+    profile: Profile
+    name: str = "the profile"  # by which errors and `explain` call it
+
+    def communicator(self, group: dist.ProcessGroup | None = None, *, allow_mismatch: bool = False) -> Communicator:
+        """Collective over `group` (None: all ranks): a communicator that takes the profile's ways.
+
+        Raises `OutOfScope` on all ranks, with the differences listed, where the profile was made for another set-up;
+        `allow_mismatch` takes the nearest scope of the same transport all the same.
+        """
+        from commbench.communicators.make import make
+
+        return make(group, self.profile, self.name, allow_mismatch=allow_mismatch)
+
+
+def load(path: str | Path) -> LoadedProfile:
+    """Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile."""
+    return LoadedProfile(file.load(Path(path)), str(path))

@@ -1,0 +1,156 @@
+"""Calls that have been prepared: the way that each kind of them takes, kept as long as there is room."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+from commbench.algorithms.base import Bound
+from commbench.communicators.choose import Ask, Chosen, described, named
+from commbench.errors import UsageError
+from commbench.transports.base import Array, Ready, Work
+from commbench.transports.joined import Joined
+
+KEPT = 64  # of equal sizes
+KEPT_UNEVEN = 16  # of uneven exchanges, whose counts change
+
+
+class Pending:
+    """A call that was started with `async_op=True`."""
+
+    def __init__(self, work: Work | None, buffers: Sequence[object]) -> None:
+        self._work = work
+        self._buffers: Sequence[object] = buffers  # in use until then
+
+    def wait(self) -> None:
+        """Return when the buffers may be used again; on a GPU: when the current stream may. More than once is fine."""
+        work, self._work = self._work, None
+        if work is not None:
+            work.wait()
+        self._buffers = ()
+
+
+class Prepared:
+    """One kind of call, bound to the way that was chosen for it."""
+
+    def __init__(self, ask: Ask, chosen: Chosen, bound: Bound | None, *, beside: bool) -> None:
+        """`bound` is None where the library does an uneven exchange: then counts may change with every call."""
+        self.ask, self.chosen = ask, chosen
+        self.counted = bound is None
+        if bound is not None:
+            self.bound = bound
+        self.beside = beside  # whether the library's calls shall run beside the current stream
+        # Calls share scratch, so that one ends before the next begins.
+        self.alone = chosen.algorithm.scratch_bytes(chosen.spec) > 0
+        self.used = 0  # number of the last call, the same on all ranks
+        self.captured = False  # a graph holds calls of it
+        self.flying: Pending | None = None
+        self.keys: set[tuple[object, ...]] = set()  # of the calls on tensors that have been seen
+        self.stream: int | None = None  # of the last call, on a GPU
+        self._kept: dict[tuple[int, int], Ready] = {}  # calls on the communicator's own buffers, by address
+
+    def ready(self, pair: tuple[Array, Array], at: tuple[int, int]) -> Ready:
+        """The call on buffers of the communicator's, which live as long as it does; made once."""
+        if at not in self._kept:
+            (self._kept[at],) = self.bound.bind([pair])
+        return self._kept[at]
+
+    def land(self) -> None:
+        """Wait for the call that is in flight."""
+        flying, self.flying = self.flying, None
+        if flying is not None:
+            flying.wait()
+
+    def close(self) -> None:
+        self.land()
+        self._kept.clear()
+        if not self.counted:
+            self.bound.close()
+
+
+class Cache:
+    """What has been prepared. All ranks make the same calls, so all of them keep and forget the same."""
+
+    def __init__(self, transport: Joined, forget: Callable[[Prepared], None]) -> None:
+        """`forget` is told what is closed."""
+        self._transport, self._forget = transport, forget
+        self._even: dict[tuple[object, ...], Prepared] = {}  # by `Ask`
+        self._uneven: dict[tuple[object, ...], Prepared] = {}  # with the matrix in it
+        # The library's own calls need no preparation, and so need not be the same on all ranks.
+        self._library: dict[tuple[object, ...], Prepared] = {}
+
+    def get(self, ask: tuple[object, ...]) -> Prepared | None:
+        return self._even.get(ask) or self._library.get(ask)
+
+    def uneven(self, ask: Ask) -> Prepared | None:
+        return self._uneven.get(ask)
+
+    def library(self, ask: Ask, chosen: Chosen) -> Prepared:
+        """The library's own call: not collective. Of an uneven exchange nothing is bound, as counts may change."""
+        if len(self._library) >= KEPT:
+            self._forget(self._library.pop(next(iter(self._library))))
+        self._transport.overlap(ask.asynchronous)
+        counted = ask.collective == "all_to_allv"
+        bound = None if counted else chosen.algorithm.prepare(self._transport.world, chosen.spec)
+        made = self._library[ask] = Prepared(ask, chosen, bound, beside=ask.asynchronous)
+        return made
+
+    def add(self, ask: Ask, chosen: Chosen) -> Prepared:
+        """Collective: prepare `ask`, and forget what was used longest ago if it gets too much.
+
+        No votes are taken over counts, which may be others in every call.
+        """
+        transport, algorithm, votes = self._transport, chosen.algorithm, ask.matrix is None
+        if transport.capturing():
+            raise UsageError(
+                f"{described(ask)}: not prepared before the capture",
+                hint=f"call comm.prepare({ask.collective!r}, ...) with the same tensors before the graph is captured",
+            )
+        if votes:
+            _same_everywhere(transport, ask, chosen)
+        beside = ask.asynchronous or algorithm.concurrent
+        transport.overlap(beside)
+        failure, bound = "", None
+        try:
+            bound = algorithm.prepare(transport.world, chosen.spec)
+        except Exception as error:
+            if not votes or not transport.is_out_of_memory(error):
+                raise
+            failure = str(error).splitlines()[0]
+        failed = votes and bool(transport.all_gather([float(bool(failure))]).any())
+        if failed or bound is None:
+            if bound is not None:
+                bound.close()
+            raise MemoryError(
+                f"{named(ask)}, {chosen.way.label}: {failure or 'another rank lacks memory, see its log'}"
+            )
+        prepared = Prepared(ask, chosen, bound, beside=beside)
+        kept, most = (self._even, KEPT) if ask.matrix is None else (self._uneven, KEPT_UNEVEN)
+        self._make_room(kept, most)
+        kept[ask] = prepared
+        return prepared
+
+    def _make_room(self, kept: dict[tuple[object, ...], Prepared], most: int) -> None:
+        """A graph would go on using what is freed, so what one holds stays."""
+        free = [ask for ask, prepared in kept.items() if not prepared.captured]
+        if len(kept) >= most and free:
+            oldest = kept.pop(min(free, key=lambda ask: kept[ask].used))
+            self._forget(oldest)
+            oldest.close()
+
+    def close(self) -> None:
+        for kept in (self._even, self._uneven, self._library):
+            for prepared in kept.values():
+                prepared.close()
+            kept.clear()
+
+
+def _same_everywhere(transport: Joined, ask: Ask, chosen: Chosen) -> None:
+    """Collective. Raises where ranks are about to prepare different things, which would hang."""
+    text = f"{ask} {chosen.way.label}"
+    number = float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
+    if len({*transport.all_gather([number])[:, 0].tolist()}) > 1:
+        raise UsageError(
+            f"the ranks call different things: this one {described(ask)}: {chosen.way.label}",
+            hint="all ranks make the same calls in the same order, on the same kinds of buffers",
+        )

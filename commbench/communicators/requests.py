@@ -1,0 +1,228 @@
+"""What a caller asks for: tensors and counts, checked before a library sees them. Nothing here talks to other ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from commbench import collectives
+from commbench.communicators.choose import Matrix, size_of
+from commbench.errors import UsageError
+from commbench.layout import Layout
+from commbench.spec import Value
+from commbench.transports.torch_dist import KINDS, OPS
+
+_STRIDED = torch.strided
+_NAMES = {kind: name for name, kind in KINDS.items()}  # dtypes that can be combined
+
+
+class Place(NamedTuple):
+    """Where calls are made."""
+
+    rank: int
+    size: int
+    layout: Layout
+    device: torch.device
+
+    on_cpu: bool
+    gpu: int | None  # its index
+
+    def fine(self, tensor: torch.Tensor) -> bool:
+        """Whether nothing is wrong with it, in half a microsecond. It may be right although this says no."""
+        return (
+            isinstance(tensor, torch.Tensor)
+            and (tensor.is_cpu if self.on_cpu else tensor.get_device() == self.gpu)
+            and tensor.layout is _STRIDED
+            and tensor.is_contiguous()
+            and not tensor.requires_grad
+        )
+
+
+class Request(NamedTuple):
+    """A call that may be made."""
+
+    collective: str
+    out: torch.Tensor
+    inp: torch.Tensor
+    size_bytes: int  # nccl-tests' column; 0 where the ranks do not know it
+    key: tuple[object, ...] = ()  # what tells it from other calls on the same tensors
+    dtype: str = "uint8"  # of a reduction
+    arguments: tuple[tuple[str, Value], ...] = ()
+    in_place: bool = False
+    counts: tuple[list[int], list[int]] | None = None  # of all_to_allv: bytes received and sent, by rank
+    matrix: Matrix | None = None  # bytes from rank i to rank j
+
+
+def all_to_all(place: Place, out: torch.Tensor, inp: torch.Tensor) -> Request:
+    _check("all_to_all", place, out, inp)
+    _equal_blocks("all_to_all", out, inp, place.size)
+    return Request("all_to_all", out, inp, inp.nbytes)
+
+
+def all_to_allv(
+    place: Place, out: torch.Tensor, inp: torch.Tensor, received: Sequence[int], sent: Sequence[int],
+    matrix: Sequence[Sequence[int]] | None = None,
+) -> Request:  # fmt: skip
+    name = "all_to_allv"
+    _check(name, place, out, inp)
+    if out.dim() == 0 or out.shape[1:] != inp.shape[1:]:
+        raise UsageError(
+            f"{name}: out is {tuple(out.shape)}, inp is {tuple(inp.shape)}",
+            hint="counts are of rows, so all dimensions but the first are the same in both",
+        )
+    for what, counts, which, tensor in (("received", received, "out", out), ("sent", sent, "inp", inp)):
+        if len(counts) != place.size or min(counts) < 0:
+            raise UsageError(
+                f"{name}: {what} is {list(counts)}", hint=f"{place.size} counts of 0 or more, one for each rank"
+            )
+        if sum(counts) != tensor.shape[0]:
+            raise UsageError(
+                f"{name}: {what} adds up to {sum(counts)} rows, and {which} has {tensor.shape[0]}",
+                hint=f"give {which} as many rows as {what} says",
+            )
+    _apart(name, out, inp)
+    row = inp.itemsize
+    for length in inp.shape[1:]:
+        row *= length
+    nbytes = [count * row for count in received], [count * row for count in sent]
+    key = tuple(received), tuple(sent)
+    if matrix is None:
+        return Request(name, out, inp, 0, key, counts=nbytes)
+    mine, column = list(matrix[place.rank]), [line[place.rank] for line in matrix]
+    if len(matrix) != place.size or mine != list(sent) or column != list(received):
+        raise UsageError(
+            f"{name}: by matrix rank {place.rank} sends {mine} and receives {column}, by the counts it sends "
+            f"{list(sent)} and receives {list(received)}",
+            hint="matrix[i][j] is what rank i sends to rank j, in rows, the same on all ranks: see exchange_counts",
+        )
+    known = tuple(tuple(int(count) * row for count in line) for line in matrix)
+    return Request(name, out, inp, size_of(known), key, counts=nbytes, matrix=known)
+
+
+def all_gather(place: Place, out: torch.Tensor, inp: torch.Tensor) -> Request:
+    _check("all_gather", place, out, inp)
+    in_place = _parts("all_gather", place, out, inp, ("out", "inp"))
+    return Request("all_gather", out, inp, out.nbytes, in_place=in_place)
+
+
+def reduce_scatter(place: Place, out: torch.Tensor, inp: torch.Tensor, op: str = "sum") -> Request:
+    _check("reduce_scatter", place, out, inp)
+    dtype = _combined("reduce_scatter", inp, op)
+    in_place = _parts("reduce_scatter", place, inp, out, ("inp", "out"))
+    return Request("reduce_scatter", out, inp, inp.nbytes, (op,), dtype, (("op", op),), in_place)
+
+
+def all_reduce(place: Place, out: torch.Tensor, inp: torch.Tensor | None = None, op: str = "sum") -> Request:
+    inp = out if inp is None else inp
+    _check("all_reduce", place, out, inp)
+    dtype = _combined("all_reduce", inp, op)
+    in_place = out.data_ptr() == inp.data_ptr() and out.numel() == inp.numel()
+    if not in_place:
+        _equal_blocks("all_reduce", out, inp, 1)
+    return Request("all_reduce", out, inp, inp.nbytes, (op,), dtype, (("op", op),), in_place)
+
+
+def broadcast(place: Place, tensor: torch.Tensor, root: int = 0) -> Request:
+    _check("broadcast", place, tensor)
+    if not 0 <= root < place.size:
+        raise UsageError(f"broadcast: root is {root}", hint=f"the ranks of the group are 0 .. {place.size - 1}")
+    return Request("broadcast", tensor, tensor, tensor.nbytes, (root,), arguments=(("root", root),), in_place=True)
+
+
+def tp_all_to_all(
+    place: Place, out: torch.Tensor, inp: torch.Tensor, tp: int | None = None, tp_input: str = "replicated"
+) -> Request:
+    name = "tp_all_to_all"
+    _check(name, place, out, inp)
+    if tp_input not in ("replicated", "partial"):
+        raise UsageError(f"{name}: tp_input is {tp_input!r}", hint="replicated or partial")
+    dtype = _combined(name, inp, "sum") if tp_input == "partial" else "uint8"
+    asked: dict[str, Value] = {"tp_input": tp_input, **({} if tp is None else {"tp": tp})}
+    try:
+        _, settled = collectives.get(name).settle(inp.nbytes, place.layout, asked)
+    except ValueError as error:
+        raise UsageError(
+            f"{name}: {error}", hint="tp divides the ranks of a node, and is less than all ranks"
+        ) from error
+    _equal_blocks(name, out, inp, place.size // int(settled["tp"]))
+    return Request(name, out, inp, inp.nbytes, (tp, tp_input), dtype, tuple(sorted(settled.items())))
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as flat bytes, in no graph of autograd's."""
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _check(name: str, place: Place, *tensors: torch.Tensor) -> None:
+    """Raises `UsageError` for what no collective can do with: the wrong kind, device, layout or dtype."""
+    if all(map(place.fine, tensors)) and tensors[0].dtype is tensors[-1].dtype:
+        return
+    what = ("out", "inp") if len(tensors) == 2 else ("tensor",)
+    for which, tensor in zip(what, tensors, strict=True):
+        if not isinstance(tensor, torch.Tensor):
+            raise UsageError(f"{name}: {which} is a {type(tensor).__name__}", hint="give torch tensors")
+        if tensor.device != place.device:
+            raise UsageError(
+                f"{name}: {which} is on {tensor.device}, and this communicator is on {place.device}",
+                hint=f"move it with .to({str(place.device)!r}), or make it with comm.empty()",
+            )
+        if tensor.layout is not torch.strided or not tensor.is_contiguous():
+            strides = f", strides {tensor.stride()}" if tensor.layout is torch.strided else f", {tensor.layout}"
+            raise UsageError(
+                f"{name}: {which} is not contiguous: shape {tuple(tensor.shape)}{strides}",
+                hint="call .contiguous() yourself: commbench never copies unasked",
+            )
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise UsageError(
+                f"{name}: {which} requires a gradient, which would be lost here",
+                hint=f"comm.autograd.{name}(inp) carries it; else call under torch.no_grad(), or with .detach()",
+            )
+    if tensors[0].dtype is not tensors[-1].dtype:
+        raise UsageError(f"{name}: out is {tensors[0].dtype}, inp is {tensors[1].dtype}", hint="give both one dtype")
+
+
+def _combined(name: str, tensor: torch.Tensor, op: str) -> str:
+    """The dtype's name, as specs have it."""
+    if op not in OPS:
+        raise UsageError(f"{name}: op is {op!r}", hint=f"one of {', '.join(OPS)}")
+    if tensor.dtype not in _NAMES:
+        raise UsageError(f"{name} does not combine {tensor.dtype}", hint=f"one of {', '.join(map(str, _NAMES))}")
+    return _NAMES[tensor.dtype]
+
+
+def _equal_blocks(name: str, out: torch.Tensor, inp: torch.Tensor, blocks: int) -> None:
+    if out.numel() != inp.numel():
+        raise UsageError(
+            f"{name}: out has {out.numel()} elements {tuple(out.shape)}, inp has {inp.numel()} {tuple(inp.shape)}",
+            hint="give both the same number of elements",
+        )
+    if inp.numel() % blocks:
+        raise UsageError(
+            f"{name}: {inp.numel()} elements {tuple(inp.shape)} are no {blocks} equal blocks",
+            hint=f"pad to a multiple of {blocks} elements, or use all_to_allv",
+        )
+    _apart(name, out, inp)
+
+
+def _parts(name: str, place: Place, whole: torch.Tensor, part: torch.Tensor, names: tuple[str, str]) -> bool:
+    """`whole` has the parts of all ranks. Whether `part` is this rank's own one in it."""
+    if whole.numel() != part.numel() * place.size:
+        raise UsageError(
+            f"{name}: {names[0]} has {whole.numel()} elements {tuple(whole.shape)}, {names[1]} has {part.numel()} "
+            f"{tuple(part.shape)}",
+            hint=f"with {place.size} ranks {names[0]} has {place.size} times the elements of {names[1]}",
+        )
+    if part.data_ptr() == whole.data_ptr() + place.rank * part.nbytes:
+        return True
+    _apart(name, whole, part)
+    return False
+
+
+def _apart(name: str, one: torch.Tensor, two: torch.Tensor) -> None:
+    at, other = one.data_ptr(), two.data_ptr()
+    if one.nbytes and two.nbytes and at < other + two.nbytes and other < at + one.nbytes:
+        raise UsageError(f"{name}: out and inp overlap in memory", hint="give it a buffer apart: torch.empty_like(inp)")
