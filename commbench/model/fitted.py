@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from commbench.fabric import links
+from commbench.layout import LINK_CLASSES
 from commbench.model import fitting
 from commbench.model.fitting import Point
 from commbench.model.forms import CALL, Form
 from commbench.model.loads import Loads, batch
 from commbench.model.observe import Observation, describe_setting
+from commbench.model.skew import Skews
 from commbench.records import Case
 from commbench.stats import Floats
 from commbench.units import format_size
@@ -22,6 +24,7 @@ from commbench.units import format_size
 FEWEST_POINTS = 5
 REACH = 2.0  # times the largest measured scale, up to which a prediction has no warning
 _TWO_SIDED = 1.96  # standard deviations of a normal distribution that hold 95 %
+_OF_MEDIAN = math.pi / 2  # variance of a median over that of a mean, of normal deviates
 _DIGITS = 8
 
 
@@ -54,16 +57,19 @@ class Fitted:
     unknown: tuple[str, ...]  # costs that no point has: nothing of that class of link was measured
     mixed: tuple[str, ...]  # costs that cannot be told apart
     r2: float  # of logarithms of times, over all observations
+    r2_by_link: dict[str, float]  # over those that stay inside nodes, and those that cross links between them
+    r2_possible: float | None  # what launches that differ leave of it, about; null of one launch
     spread: float  # standard deviation of the logarithm of a left-out point over its prediction
     left_out: dict[str, dict[str, float]]  # scale -> value -> median relative error of what was left out
     scales: Scales
+    skews: Skews
     observations: int
     points: int
     notes: tuple[str, ...] = field(default=())
 
     def predict(self, case: Case, loads: Loads) -> Prediction | None:
         """None where a class of link takes part that was never measured."""
-        one = batch([loads])
+        one = batch([loads], [self.skews.of(case.outer.layout.ranks)])
         if any(self._needs(name, loads) for name in self.unknown):
             return None
         costs = np.array([list(self.costs.values()), *self.replicates])
@@ -106,6 +112,7 @@ class Fitted:
             **raw,
             "form": Form(**form),
             "scales": Scales(**raw["scales"]),
+            "skews": Skews({int(ranks): float(us) for ranks, us in raw["skews"]["by_ranks"].items()}),
             "intervals": {name: (float(low), float(high)) for name, (low, high) in raw["intervals"].items()},
         }
         for name in ("unknown", "mixed", "notes"):
@@ -117,7 +124,6 @@ def forms(items: Sequence[Point]) -> list[Form]:
     """What is worth trying. On an emulated fabric it is known that the ranks of a node share its link."""
     cases = [observation.case for point in items for observation in point.observations]
     emulated = cases[0].outer.emulated
-    deep = len({point.loads.rows.shape[0] for point in items}) > 1
     several = any(case.outer.nodes > 1 for case in cases)
     owners: tuple[str, ...] = ("serial", "rank", "node") if several else ("serial",)
     cpus: tuple[str, ...] = ("machine", "node") if several else ("machine",)
@@ -127,13 +133,15 @@ def forms(items: Sequence[Point]) -> list[Form]:
     plain = [Form(owner, "", math.inf) for owner in owners]
     found = [*plain, *shared]
     if emulated is not None:
-        found = [Form(form.links, form.cpu, form.power, burst=True) for form in found]
-    return [*found, *(Form(f.links, f.cpu, f.power, f.burst, call=True) for f in found)] if deep else found
+        # Every packet is charged there, also those that only answer.
+        found = [replace(form, burst=True, replies=replies) for replies in (False, True) for form in found]
+    return found
 
 
 def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) -> Fitted:
     """At least `FEWEST_POINTS` points are needed, of two sizes or more."""
-    items = fitting.points(pairs)
+    skews = Skews.measured([observation for observation, _ in pairs])
+    items = fitting.points(pairs, skews)
     case = items[0].observations[0].case
     emulated = case.outer.emulated
     burst_us = 0.0
@@ -141,8 +149,10 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
         rate = links(emulated)["inter"]
         burst_us = rate.burst_bytes / rate.gbps / 1e3
     solution = fitting.choose(forms(items), items, burst_us)
+    if len({point.loads.rows.shape[0] for point in items}) > 1:  # else a call and its step are one
+        solution = fitting.choose([solution.form, replace(solution.form, call=True)], items, burst_us)
     form, names = solution.form, solution.form.costs
-    loads = batch([point.loads for point in items])
+    loads = fitting.gathered(items)
     there = fitting.learnable(form, loads)
     sets = fitting.replicates(solution, items, seed)
     low, high = np.quantile(sets, (0.025, 0.975), axis=0)
@@ -163,6 +173,8 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
         unknown=tuple(name for name, known in zip(names, there, strict=True) if not known and name != CALL),
         mixed=tuple(fitting.undetermined(solution, items)),
         r2=_r2(items, predicted),
+        r2_by_link=_by_link(items, predicted),
+        r2_possible=_possible(items, predicted),
         spread=_spread(items, predicted, left),
         left_out={
             scale: {value: _rounded(float(np.median(np.abs(np.expm1(errors))))) for value, errors in found.items()}
@@ -173,6 +185,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
             message_bytes=max(point.loads.largest_message_bytes for point in items),
             ranks=max(observation.case.outer.layout.ranks for observation, _ in pairs),
         ),
+        skews=skews,
         observations=len(pairs),
         points=len(items),
     )
@@ -184,6 +197,31 @@ def _r2(items: Sequence[Point], predicted: Floats) -> float:
     everything = np.concatenate(measured)
     total = float(((everything - everything.mean()) ** 2).sum())
     return _rounded(1 - float((errors**2).sum()) / total) if total > 0 else 0.0
+
+
+def _by_link(items: Sequence[Point], predicted: Floats) -> dict[str, float]:
+    crosses = np.array([fitting.has_inter(point.loads) for point in items])
+    found: dict[str, float] = {}
+    for link, there in zip(LINK_CLASSES, (~crosses, crosses), strict=True):
+        of_link = [point for point, is_there in zip(items, there, strict=True) if is_there]
+        if sum(len(point.observations) for point in of_link) > 2:
+            found[link] = _r2(of_link, predicted[there])
+    return found
+
+
+def _possible(items: Sequence[Point], predicted: Floats) -> float | None:
+    """The r2 of a model that is right but for what differs from launch to launch: of medians of so many of them.
+
+    An estimate, and of heavy tails a low one; it is not less than what was reached.
+    """
+    medians, errors = [], []
+    for line in (line[np.isfinite(line)] for point in items for line in point.logs):
+        medians.append(float(np.median(line)))
+        if line.size > 1:
+            errors.append(_OF_MEDIAN * float(np.var(line, ddof=1)) / line.size)
+    if not errors or np.var(medians) == 0:
+        return None
+    return max(_rounded(1 - float(np.mean(errors)) / float(np.var(medians))), _r2(items, predicted))
 
 
 def _spread(items: Sequence[Point], predicted: Floats, left: Mapping[str, Mapping[str, Floats]]) -> float:

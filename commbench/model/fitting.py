@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,13 @@ import numpy.typing as npt
 from commbench.model.forms import BURST, CALL, Form
 from commbench.model.loads import RESOURCES, Batch, Loads, batch
 from commbench.model.observe import Observation
+from commbench.model.skew import Skews
 from commbench.stats import Floats
 
 _FORGIVEN = 0.15  # relative error from which the loss is linear
 _FINE_ENOUGH = 0.02  # of a relative error: what halves it further is no reason for a more involved form
 _REPLICATES = 60
+_MOST_SKEW = 0.8  # of a time
 _TINY_US = 1e-9
 _EVALUATIONS = 60
 
@@ -33,6 +35,7 @@ class Point:
     loads: Loads
     observations: tuple[Observation, ...]
     logs: Floats
+    skew_us: float = 0.0
 
     @property
     def log_us(self) -> float:
@@ -47,7 +50,11 @@ class Point:
         return str(self.observations[0].case.outer.layout)
 
 
-def points(pairs: Sequence[tuple[Observation, Loads]]) -> list[Point]:
+def gathered(items: Sequence[Point]) -> Batch:
+    return batch([point.loads for point in items], [point.skew_us for point in items])
+
+
+def points(pairs: Sequence[tuple[Observation, Loads]], skews: Skews) -> list[Point]:
     groups: dict[bytes, list[tuple[Observation, Loads]]] = {}
     for observation, loads in pairs:
         # Of the same loads in another layout or size no copy: they are left out one by one.
@@ -59,7 +66,12 @@ def points(pairs: Sequence[tuple[Observation, Loads]]) -> list[Point]:
         logs = np.full((len(members), most), np.nan)
         for line, (observation, _) in zip(logs, members, strict=True):
             line[: len(observation.launches_us)] = np.log(observation.launches_us)
-        found.append(Point(loads=members[0][1], observations=tuple(o for o, _ in members), logs=logs))
+        observation, loads = members[0]
+        skew_us = skews.of(observation.case.outer.layout.ranks)
+        # The constant of the slowest case is no reason for another to take less than nothing.
+        skew_us = min(skew_us, _MOST_SKEW * float(np.exp(np.nanmedian(logs))))
+        observed = tuple(observation for observation, _ in members)
+        found.append(Point(loads=loads, observations=observed, logs=logs, skew_us=skew_us))
     return found
 
 
@@ -138,7 +150,8 @@ def _units(form: Form, loads: Batch, log_us: Floats) -> Floats:
 def _sums(form: Form, loads: Batch) -> Floats:
     """points x costs: how often each cost would be paid if nothing ran beside anything else."""
     unit = np.eye(len(form.costs))
-    added = Form(form.links, form.cpu, 1.0, form.burst, form.call)
+    loads = replace(loads, skew_us=np.zeros(len(loads.rows)))
+    added = replace(form, power=1.0)
     return added.time_us(unit, loads).T
 
 
@@ -158,7 +171,8 @@ def starts(form: Form, loads: Batch, log_us: Floats, burst_us: float) -> list[Fl
     sums = _sums(form, loads)
     relative = sums / np.exp(log_us)[:, None]
     scale = np.maximum(relative.max(axis=0), 1e-12)
-    linear = nnls(relative / scale, np.ones(len(log_us)))[0] / scale
+    rest = 1 - loads.skew_us / np.exp(log_us)
+    linear = nnls(relative / scale, rest)[0] / scale
     parts = _units(form, loads, log_us) * 0.3
     there = learnable(form, loads)
     found = []
@@ -174,7 +188,7 @@ def starts(form: Form, loads: Batch, log_us: Floats, burst_us: float) -> list[Fl
 
 def choose(forms: Sequence[Form], items: Sequence[Point], burst_us: float) -> Solution:
     """The form with the least criterion, of those that have fewer costs than there are points."""
-    loads, log_us = batch([point.loads for point in items]), np.array([point.log_us for point in items])
+    loads, log_us = gathered(items), np.array([point.log_us for point in items])
     found = []
     for form in forms:
         there = learnable(form, loads)
@@ -186,7 +200,7 @@ def choose(forms: Sequence[Form], items: Sequence[Point], burst_us: float) -> So
 
 def again(solution: Solution, items: Sequence[Point], log_us: Floats) -> Floats:
     """The costs of the same form from other points or times, from where the first fit ended."""
-    loads = batch([point.loads for point in items])
+    loads = gathered(items)
     fixed = ~learnable(solution.form, loads)
     guess = np.where(solution.costs > 0, solution.costs, _units(solution.form, loads, log_us) * 1e-3)
     return solve(solution.form, loads, log_us, [np.where(fixed, solution.costs, guess)], fixed).costs
@@ -227,23 +241,23 @@ def _medians(logs: Floats) -> Floats:
 def left_out(solution: Solution, items: Sequence[Point], of: Callable[[Point], str]) -> dict[str, Floats]:
     """For each value of `of`: logarithms of predicted over measured time of its points, by a fit without them."""
     found: dict[str, Floats] = {}
-    values = list(dict.fromkeys(of(point) for point in items))
+    values = list(dict.fromkeys(of(point) for point in sorted(items, key=lambda point: point.size_bytes)))
     for value in values if len(values) > 1 else ():
         rest = [point for point in items if of(point) != value]
         without = [point for point in items if of(point) == value]
-        loads = batch([point.loads for point in rest])
+        loads = gathered(rest)
         enough = learnable(solution.form, loads)
-        if enough.sum() >= len(rest) or (learnable(solution.form, batch([p.loads for p in items])) & ~enough).any():
+        if enough.sum() >= len(rest) or (learnable(solution.form, gathered(items)) & ~enough).any():
             continue  # nothing is left to know some cost from
         costs = again(solution, rest, np.array([point.log_us for point in rest]))
-        predicted = solution.form.time_us(costs[None], batch([point.loads for point in without]))[0]
+        predicted = solution.form.time_us(costs[None], gathered(without))[0]
         found[value] = np.log(predicted) - np.array([point.log_us for point in without])
     return found
 
 
 def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
     """Costs that the points cannot tell apart: some change of them together changes hardly any time."""
-    loads = batch([point.loads for point in items])
+    loads = gathered(items)
     used = np.flatnonzero(solution.costs > 0)
     steps = solution.costs[used] * 1e-4
     sets = np.tile(solution.costs, (len(used) + 1, 1))
@@ -259,5 +273,6 @@ def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def has_inter(items: Sequence[Loads]) -> bool:
-    return any(item.rows[:, list(RESOURCES).index("rank_inter")].any() for item in items)
+def has_inter(loads: Loads) -> bool:
+    """Whether anything crosses links between nodes."""
+    return bool(loads.rows[:, list(RESOURCES).index("rank_inter")].any())

@@ -26,6 +26,7 @@ _LINK: dict[str, tuple[int, ...]] = {
     "alpha_inter_us": (3,),
     "beta_inter_us_per_kib": (4,),
 }
+_REPLY: dict[str, tuple[int, ...]] = {"reply_inter_us": (5,), "reply_inter_us_per_kib": (6,)}
 _CPU: dict[str, tuple[int, ...]] = {"cpu_rank_us": (0,), "cpu_message_us": (1, 3), "cpu_us_per_kib": (2, 4)}
 _LINKS = {
     "serial": ("rank", "rank"),
@@ -46,12 +47,14 @@ class Form:
     cpu: str = ""
     power: float = math.inf
     burst: bool = False
+    replies: bool = False  # whether a message between nodes costs something in the other direction, too
     call: bool = False  # whether a call costs something that its steps do not
 
     @property
     def costs(self) -> tuple[str, ...]:
         """Names of the parameters, all of them 0 or more, in microseconds or microseconds per KiB."""
         names = [STEP, *_LINK]
+        names += list(_REPLY) if self.replies else []
         names += list(_CPU) if self.cpu else []
         names += [BURST] if self.burst else []
         return tuple([*names, CALL] if self.call else names)
@@ -61,7 +64,7 @@ class Form:
         names = self.costs
         rates = np.zeros((len(costs), len(RESOURCES), len(COLUMNS)))
         resources = list(RESOURCES)
-        for name, columns in _LINK.items():
+        for name, columns in {**_LINK, **(_REPLY if self.replies else {})}.items():
             owner = _LINKS[self.links][0 if "intra" in name else 1]
             rates[:, resources.index(owner), columns] = costs[:, [names.index(name)]]
         if self.cpu:
@@ -96,7 +99,7 @@ class Form:
             free = np.where(loaded[:, step], begun + load_us[:, :, step], free)
             took = np.where(loaded[:, step], np.maximum(free - start, 0.0), 0.0)
             finish[:, :, step] = np.where(there, start[..., 0] + _norm(took, self.power), ready)
-        total: Floats = finish.max(axis=-1)
+        total: Floats = finish.max(axis=-1) + batch.skew_us
         if self.call:
             total = total + costs[:, [names.index(CALL)]]
         return total

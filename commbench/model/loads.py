@@ -18,13 +18,16 @@ from commbench.records import Case
 from commbench.spec import Step
 from commbench.stats import Floats
 
-COLUMNS = ("ranks", "messages_intra", "kib_intra", "messages_inter", "kib_inter")
+COLUMNS = (
+    *("ranks", "messages_intra", "kib_intra", "messages_inter", "kib_inter"),
+    *("replies_inter", "reply_kib_inter"),  # messages and KiB that go the other way, for which something comes back
+)
 # Of each resource: whose loads are added up, and which columns count.
 RESOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
-    "rank": ("rank", (1, 2, 3, 4)),  # a rank serves both classes of link in turn
+    "rank": ("rank", (1, 2, 3, 4, 5, 6)),  # a rank serves both classes of link in turn
     "rank_intra": ("rank", (1, 2)),
-    "rank_inter": ("rank", (3, 4)),
-    "node_inter": ("node", (3, 4)),  # ranks share their node's link
+    "rank_inter": ("rank", (3, 4, 5, 6)),
+    "node_inter": ("node", (3, 4, 5, 6)),  # ranks share their node's link
     "node_cpu": ("host", (0, 1, 2, 3, 4)),
     "machine_cpu": ("machine", (0, 1, 2, 3, 4)),  # one machine stands for all nodes
 }
@@ -46,8 +49,11 @@ class Loads:
 
 
 def of_case(case: Case) -> Loads | None:
-    """None where nobody knows what moves, because a library chooses the way, or where nothing does."""
-    spec = case.spec
+    """None where the case cannot run, nothing moves, or nobody knows what, because a library chooses the way."""
+    try:
+        spec = case.spec
+    except ValueError:  # the layout has no such groups
+        return None
     algorithm = algorithms.get(case.collective, case.algorithm)
     if algorithm.supports(spec) is not None:
         return None
@@ -96,6 +102,9 @@ def _owned(step: Step, case: Case) -> dict[str, Floats]:
             owner[column : column + 2] += load
         for owner in (node[2 * layout.node(src)], node[2 * layout.node(dst) + 1], host[layout.node(src)]):
             owner[column : column + 2] += load
+        if column == 3:  # announcements and acknowledgements leave the receiver and come to the sender
+            for owner in (rank[2 * dst], rank[2 * src + 1], node[2 * layout.node(dst)], node[2 * layout.node(src) + 1]):
+                owner[5:7] += load
         busy |= {src, dst}
     for member in busy:
         host[layout.node(member), 0] += 1
@@ -114,13 +123,17 @@ def _costliest(rows: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Loads of several cases in one array: cases x steps x resources x rows x columns."""
+    """Loads of several cases in one array: cases x steps x resources x rows x columns.
+
+    `skew_us`: of each case, what ranks wait for each other because they begin at different times.
+    """
 
     rows: Floats
     after: npt.NDArray[np.bool_]
+    skew_us: Floats
 
 
-def batch(items: Sequence[Loads]) -> Batch:
+def batch(items: Sequence[Loads], skew_us: Sequence[float] = ()) -> Batch:
     steps = max(item.rows.shape[0] for item in items)
     most = max(item.rows.shape[2] for item in items)
     rows = np.zeros((len(items), steps, len(RESOURCES), most, len(COLUMNS)))
@@ -129,4 +142,4 @@ def batch(items: Sequence[Loads]) -> Batch:
         n, _, m, _ = item.rows.shape
         rows[number, :n, :, :m] = item.rows
         after[number, :n, :n] = item.after
-    return Batch(rows=rows, after=after)
+    return Batch(rows=rows, after=after, skew_us=np.array(skew_us if len(skew_us) else np.zeros(len(items))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,26 +13,37 @@ from commbench.store import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A measured case: microseconds of each launch, the median over samples of the maximum over ranks."""
+    """A measured case: microseconds of each launch, the median over samples of the maximum over ranks.
+
+    `skew_us`: how long after the first rank the last one left the barrier before a call, None where nobody knows.
+    """
 
     case: Case
     launches_us: tuple[float, ...]
+    skew_us: float | None = None
 
 
 def observe(folder: RunFolder) -> list[Observation]:
     """The finished cases of a run, in the order of its plan. What failed or was skipped tells nothing."""
     times: dict[str, dict[int, float]] = {}
+    skews: dict[str, list[float]] = {}
     for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
         if measurement.status is Status.OK and measurement.time_us:
             times.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us
+            if measurement.skew_us is not None:
+                skews.setdefault(measurement.case_id, []).append(measurement.skew_us)
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
-    return list(_observations(folder, finished, times))
-
-
-def _observations(folder: RunFolder, finished: set[str], times: dict[str, dict[int, float]]) -> Iterator[Observation]:
+    found = []
     for case, _ in folder.plan()[0]:
         if case.case_id in finished and (of_case := times.get(case.case_id)):
-            yield Observation(case=case, launches_us=tuple(of_case[launch] for launch in sorted(of_case)))
+            found.append(
+                Observation(
+                    case=case,
+                    launches_us=tuple(of_case[launch] for launch in sorted(of_case)),
+                    skew_us=statistics.median(skews[case.case_id]) if case.case_id in skews else None,
+                )
+            )
+    return found
 
 
 def setting(case: Case) -> str:

@@ -155,7 +155,7 @@ def test_beyond_twice_the_largest_size_the_default_comes_back() -> None:
 
 
 def test_sizes_of_an_uneven_exchange_are_one_curve() -> None:
-    where = region(*SIZES, "collective=all_to_allv", "splits=zipf", "alpha=1.2")
+    where = region(*SIZES, "collective=all_to_allv", "splits=zipf", "alpha=1.2", "experts=4")
     tuned = tune(Ruled(lambda case: 100.0, 0), where)
     assert len({problem.size_bytes for problem in where.problems}) == 3
     assert [(choice.arguments, choice.max_bytes) for choice in tuned.choices] == [

@@ -1,0 +1,85 @@
+"""`commbench model`: what messages and bytes cost, fitted to finished runs, and what that says of their cases."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from commbench import model
+from commbench.console import stderr_console
+from commbench.model import Model, Observation
+from commbench.store import RunFolder
+from commbench.units import format_size
+
+
+def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
+    observations = [item for path in paths for item in model.observe(RunFolder.open(path))]
+    fitted = model.fit(observations)
+    if out is not None:
+        out.write_text(json.dumps(fitted.as_dict()) + "\n")
+    if format_ == "json":
+        sys.stdout.write(json.dumps(_as_json(fitted, observations)) + "\n")
+    else:
+        sys.stdout.write(table(fitted, observations))
+    if fitted.notes:
+        for note in fitted.notes:
+            stderr_console().print(f"note: {note}", markup=False)
+    return 0
+
+
+def _measured_us(observation: Observation) -> float:
+    return float(np.median(observation.launches_us))
+
+
+def _as_json(fitted: Model, observations: Sequence[Observation]) -> dict[str, object]:
+    cases = []
+    for observation in observations:
+        case, found = observation.case, fitted.predict(observation.case)
+        cases.append(
+            {
+                "case_id": case.case_id,
+                "collective": case.collective,
+                "algorithm": case.algorithm,
+                "params": case.params,
+                "nodes": case.outer.nodes,
+                "ranks_per_node": case.outer.ranks_per_node,
+                "size_bytes": case.size_bytes,
+                "time_us": _measured_us(observation),
+                "predicted_us": found.time_us if found else None,
+                "predicted_us_low": found.low_us if found else None,
+                "predicted_us_high": found.high_us if found else None,
+                "warning": found.warning if found else None,
+            }
+        )
+    return {"r2": fitted.r2, "model": fitted.as_dict(), "cases": cases}
+
+
+def table(fitted: Model, observations: Sequence[Observation]) -> str:
+    """The costs in words, then each observation beside its prediction; alike rounds of pairs as one line."""
+    lines = [f"# {line}" for line in fitted.describe()]
+    groups: dict[tuple[str, str, int], list[Observation]] = {}
+    for observation in observations:
+        case = observation.case
+        name = f"{case.collective} {case.label}"
+        groups.setdefault((name, str(case.outer.layout), case.size_bytes), []).append(observation)
+    width = max(len(name) for name, _, _ in groups)
+    lines.append(
+        f"#{'size':>9}  {'layout':<7} {'what':<{width}}  {'cases':>5}  "
+        f"{'measured_us':>11}  {'model_us':>10}  {'error':>7}"
+    )
+    for (name, layout, size), members in groups.items():
+        known = [(item, found) for item in members if (found := fitted.predict(item.case))]
+        measured = float(np.median([_measured_us(item) for item in members]))
+        head = f"{format_size(size).replace(' ', ''):>10}  {layout:<7} {name:<{width}}  "
+        head += f"{len(members):>5}  {measured:11.4g}"
+        if known:
+            errors = [found.time_us / _measured_us(item) - 1 for item, found in known]
+            model_us = float(np.median([found.time_us for _, found in known]))
+            lines.append(f"{head}  {model_us:10.4g}  {100 * float(np.median(errors)):+6.1f}%")
+        else:
+            lines.append(f"{head}  {'-':>10}  {'-':>7}")
+    return "\n".join(lines) + "\n"
