@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Tests that start ranks never run beside each other: they would share cores and links.
-WITHOUT_RANKS := unit or kernels
+WITHOUT_RANKS := unit or kernels or moe
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DELETE_ON_ERROR:

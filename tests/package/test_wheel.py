@@ -34,7 +34,7 @@ def test_recipes_licence_and_entry_point_are_in_it(site: Path) -> None:
     (metadata,) = site.glob("commbench-*.dist-info")
     assert "commbench = commbench.cli:main" in (metadata / "entry_points.txt").read_text()
     assert (metadata / "licenses/LICENSE").is_file()
-    assert {path.name for path in site.iterdir()} == {"commbench", "commbench_kernels", metadata.name}
+    assert {path.name for path in site.iterdir()} == {"commbench", "commbench_kernels", "moe_ref", metadata.name}
     assert {"one_sided.cu", "system.cuh", "py.typed"} <= {path.name for path in (site / "commbench_kernels").iterdir()}
 
 
