@@ -1,0 +1,226 @@
+"""Tokens into the buffer that is sent, and back: four ways to do the same, and one table of them.
+
+Each way is made for a routing and has two halves, both with gradients:
+
+    dispatch    tokens [T, D] -> buffer [E, C, D], or [rows, D] for dropless (`Routing.buffer_shape`)
+    combine     what experts made of the buffer, same shape -> tokens [T, D]: sum over k of weight x row
+
+Row c of expert e is the token that has slot c there, rows that nobody took are 0, and tokens without any slot get 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from commbench.errors import UsageError, unknown
+from moe_ref.routing import Routing
+
+
+class Moves(Protocol):
+    """What a way is, once it is made for a routing."""
+
+    def __init__(self, routing: Routing) -> None: ...
+
+    def dispatch(self, x_TD: Tensor) -> Tensor: ...
+
+    def combine(self, buffer: Tensor) -> Tensor: ...
+
+
+class Loop:
+    """One row at a time: the oracle of the others. Not for use."""
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self.rows = routing.rows_TK().tolist()
+
+    def dispatch(self, x_TD: Tensor) -> Tensor:
+        _check_tokens(self.routing, x_TD)
+        found = [x_TD.new_zeros(x_TD.shape[1]) for _ in range(self.routing.rows)]
+        for token, rows in enumerate(self.rows):
+            for row in rows:
+                if row >= 0:
+                    found[row] = x_TD[token]
+        buffer_RD = torch.stack(found) if found else x_TD.new_zeros(0, x_TD.shape[1])
+        return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
+
+    def combine(self, buffer: Tensor) -> Tensor:
+        buffer_RD = _check_buffer(self.routing, buffer)
+        found = []
+        for token, rows in enumerate(self.rows):
+            y_D = buffer_RD.new_zeros(buffer_RD.shape[1])
+            for k, row in enumerate(rows):
+                if row >= 0:
+                    y_D = y_D + self.routing.weights_TK[token, k].to(buffer_RD.dtype) * buffer_RD[row]
+            found.append(y_D)
+        return torch.stack(found) if found else buffer_RD.new_zeros(0, buffer_RD.shape[1])
+
+
+class FairseqEinsum:
+    """Products with dense one-hot tensors [T, E C], as in GShard (arXiv 2006.16668, 3.2), fairseq and DeepSpeed.
+
+    E C is about k f T, so time is O(T^2 k f D) and memory O(T^2 k f), whatever E is. Kept as it is, since it is the
+    baseline that published gains are over. Weights are rounded to the tokens' dtype, as in fairseq.
+
+    One difference to fairseq: its mask is `weights != 0`, so a weight that underflowed to 0 leaves its slot empty; here
+    the slot is filled, as in the other ways.
+    """
+
+    dtype: torch.dtype | None = None  # of the products; null: the tokens'
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self._dense: tuple[Tensor, Tensor] | None = None
+        self._dtype: torch.dtype | None = None
+
+    def dispatch(self, x_TD: Tensor) -> Tensor:
+        _check_tokens(self.routing, x_TD)
+        taken_TR, _ = self._tensors(x_TD.dtype)
+        product = self.dtype or x_TD.dtype
+        buffer_RD = taken_TR.t().to(product) @ x_TD.to(product)
+        return buffer_RD.to(x_TD.dtype).view(self.routing.buffer_shape(x_TD.shape[1]))
+
+    def combine(self, buffer: Tensor) -> Tensor:
+        buffer_RD = _check_buffer(self.routing, buffer)
+        _, weights_TR = self._tensors(buffer.dtype)
+        product = self.dtype or buffer.dtype
+        return (weights_TR.to(product) @ buffer_RD.to(product)).to(buffer.dtype)
+
+    def _tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Who takes which row, as bool, and with which weight: both [T, rows], made once."""
+        if self._dense is None or self._dtype != dtype:
+            routing = self.routing
+            weights_TK = routing.weights_TK.to(dtype)
+            taken_TR = torch.zeros(routing.tokens, routing.rows, dtype=torch.bool, device=weights_TK.device)
+            weights_TR = torch.zeros_like(taken_TR, dtype=dtype)
+            for k in range(routing.top_k):
+                at_TR = self._one_hot(k)
+                taken_TR = taken_TR | at_TR
+                weights_TR = weights_TR + at_TR * weights_TK[:, k, None]
+            self._dense, self._dtype = (taken_TR, weights_TR), dtype
+        return self._dense
+
+    def _one_hot(self, k: int) -> Tensor:
+        """[T, rows] of bool, true at the row of choice k."""
+        routing = self.routing
+        device = routing.slots_TK.device
+        if routing.capacity is None:
+            at_TR: Tensor = routing.rows_TK()[:, k, None] == torch.arange(routing.rows, device=device)
+            return at_TR
+        expert_TE = routing.experts_TK[:, k, None] == torch.arange(routing.experts, device=device)
+        slot_TC = routing.slots_TK[:, k, None] == torch.arange(routing.capacity, device=device)
+        return (expert_TE[:, :, None] & slot_TC[:, None, :]).view(routing.tokens, routing.rows)
+
+
+class FairseqEinsumTC(FairseqEinsum):
+    """The same with its products in bf16, which tensor cores do: so that fp32 tokens do not make the baseline slower
+    than it has to be. Good to bf16's 8 bits."""
+
+    dtype = torch.bfloat16
+
+
+class Sparse:
+    """By indices: O(T K D) time, O(E C + T K) memory beside the buffer itself, and no atomic additions.
+
+    Both ways gather: tokens look up their rows, and rows look up their token in the inverse map. So each half is the
+    other's gradient, sums have a fixed order, and the buffer is written once, empty rows included. Weights multiply in
+    the wider of their dtype and the buffer's.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self.rows_TK = routing.rows_TK()
+        choices = torch.arange(self.rows_TK.numel(), device=self.rows_TK.device)
+        # Choices without a row all write to one behind the last, which is cut off.
+        into = torch.where(self.rows_TK < 0, routing.rows, self.rows_TK).flatten()
+        self.choice_R = choices.new_full((routing.rows + 1,), -1).scatter(0, into, choices)[: routing.rows]
+
+    def dispatch(self, x_TD: Tensor) -> Tensor:
+        _check_tokens(self.routing, x_TD)
+        buffer_RD: Tensor = _Dispatch.apply(x_TD, self.rows_TK, self.choice_R)
+        return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
+
+    def combine(self, buffer: Tensor) -> Tensor:
+        buffer_RD = _check_buffer(self.routing, buffer)
+        y_TD: Tensor = _Combine.apply(buffer_RD, self.routing.weights_TK, self.rows_TK, self.choice_R)
+        return y_TD
+
+
+TABLE: dict[str, type[Moves]] = {
+    "loop": Loop,
+    "fairseq_einsum": FairseqEinsum,
+    "fairseq_einsum_tc": FairseqEinsumTC,
+    "sparse": Sparse,
+}
+
+
+def get(name: str) -> type[Moves]:
+    """The way of this name: make it with a routing. Raises `UsageError` for a name that is not in the table."""
+    if name not in TABLE:
+        raise unknown("dispatch", name, TABLE)
+    return TABLE[name]
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_TK)
+        return _gather(x_TD, torch.where(choice_R < 0, -1, choice_R // rows_TK.shape[1]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
+        (rows_TK,) = ctx.saved_tensors
+        wide = torch.promote_types(grad_RD.dtype, torch.float32)
+        grad_TD = torch.zeros(len(rows_TK), grad_RD.shape[1], dtype=wide, device=grad_RD.device)
+        for k in range(rows_TK.shape[1]):  # k temporaries of [T, D] one after the other, not [T, K, D]
+            grad_TD += _gather(grad_RD, rows_TK[:, k])
+        return grad_TD.to(grad_RD.dtype), None, None
+
+
+class _Combine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
+        ctx.save_for_backward(buffer_RD, weights_TK, rows_TK, choice_R)
+        wide = torch.promote_types(buffer_RD.dtype, weights_TK.dtype)
+        y_TD = torch.zeros(len(rows_TK), buffer_RD.shape[1], dtype=wide, device=buffer_RD.device)
+        for k in range(rows_TK.shape[1]):
+            y_TD += weights_TK[:, k, None] * _gather(buffer_RD, rows_TK[:, k])
+        return y_TD.to(buffer_RD.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        buffer_RD, weights_TK, rows_TK, choice_R = ctx.saved_tensors
+        weights_R1 = _gather(weights_TK.reshape(-1, 1), choice_R)
+        token_R = torch.where(choice_R < 0, -1, choice_R // rows_TK.shape[1])
+        grad_RD = (weights_R1 * _gather(grad_TD, token_R)).to(buffer_RD.dtype)
+        wide_TD = grad_TD.to(torch.promote_types(buffer_RD.dtype, weights_TK.dtype))
+        by_choice = [(_gather(buffer_RD, rows_TK[:, k]) * wide_TD).sum(1) for k in range(rows_TK.shape[1])]
+        return grad_RD, torch.stack(by_choice, dim=1).to(weights_TK.dtype), None, None
+
+
+def _gather(from_ND: Tensor, index_M: Tensor) -> Tensor:
+    """Row index_M[i] of from_ND in row i, zeros where the index is -1: [M, D]."""
+    if not len(from_ND):
+        return from_ND.new_zeros(len(index_M), from_ND.shape[1])
+    return from_ND.index_select(0, index_M.clamp(min=0)).masked_fill_(index_M[:, None] < 0, 0)
+
+
+def _check_tokens(routing: Routing, x_TD: Tensor) -> None:
+    if x_TD.dim() != 2 or len(x_TD) != routing.tokens:
+        raise UsageError(f"tokens of shape {list(x_TD.shape)} for a routing of {routing.tokens} tokens",
+                         hint=f"[{routing.tokens}, D]")  # fmt: skip
+
+
+def _check_buffer(routing: Routing, buffer: Tensor) -> Tensor:
+    """The buffer as [rows, D]."""
+    width = buffer.shape[-1] if buffer.dim() else 0
+    if tuple(buffer.shape) != routing.buffer_shape(width):
+        rows = [routing.rows] if routing.capacity is None else [routing.experts, routing.capacity]
+        raise UsageError(f"a buffer of shape {list(buffer.shape)} for a routing with rows of shape {rows}",
+                         hint=f"[{', '.join(map(str, rows))}, D], what the exchange back gives")  # fmt: skip
+    return buffer.reshape(routing.rows, width)

@@ -1,0 +1,176 @@
+"""Experts of one rank, over equal blocks (batched GEMM) or over sorted tokens (grouped GEMM); and how they are shared.
+
+Shapes: E_g experts of this rank, written E in suffixes here; N rows of each, from all ranks; D model; H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from commbench.errors import UsageError, unknown
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+}
+_ALIGNED = 16  # bytes: what torch's grouped product asks of rows
+
+
+def experts_per_rank(experts: int, ranks: int) -> int:
+    """E_g = E / W. Rank r has experts r E_g .. (r + 1) E_g - 1. Raises `UsageError` where E does not divide."""
+    if experts < 1 or ranks < 1 or experts % ranks:
+        raise UsageError(f"experts={experts} do not divide among {ranks} ranks", hint="a multiple of the ranks")
+    return experts // ranks
+
+
+def by_expert(received_WECD: Tensor) -> Tensor:
+    """What an all-to-all of dispatch buffers gives, [W, E_g, C, D], source rank first, as the experts' [E_g, W C, D].
+
+    Each expert then has one block of rows, whatever W (Tutel's flexible all-to-all, arXiv 2206.03382, 3.1).
+    """
+    ranks, experts, capacity, width = received_WECD.shape
+    return received_WECD.transpose(0, 1).reshape(experts, ranks * capacity, width)
+
+
+def by_source(out_END: Tensor, ranks: int) -> Tensor:
+    """The way back: [E_g, W C, D] as [W, E_g, C, D]. Raises `UsageError` where rows do not divide."""
+    experts, rows, width = out_END.shape
+    if rows % ranks:
+        raise UsageError(f"{rows} rows of each expert in {list(out_END.shape)} do not divide among {ranks} ranks",
+                         hint="[E_g, W C, D]")  # fmt: skip
+    return out_END.view(experts, ranks, rows // ranks, width).transpose(0, 1).contiguous()
+
+
+def refusal(x_ND: Tensor, weight_EDH: Tensor) -> str | None:
+    """Why torch's grouped product would not do this, in words, or null. It would refuse, or fail in backward."""
+    if not hasattr(functional, "grouped_mm"):
+        return f"torch {torch.__version__} has no grouped_mm"
+    dtype = x_ND.dtype
+    on_gpu = x_ND.is_cuda
+    if on_gpu and torch.cuda.get_device_capability(x_ND.device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or more"
+    if dtype not in ((torch.bfloat16,) if on_gpu else (torch.bfloat16, torch.float16, torch.float32)):
+        return f"it does not take {dtype} on {x_ND.device.type}"
+    if weight_EDH.dtype != dtype:
+        return f"tokens are {dtype} and weights {weight_EDH.dtype}"
+    if not len(x_ND):
+        return "there are no rows"
+    if any(length * x_ND.element_size() % _ALIGNED for length in weight_EDH.shape[1:]):
+        return f"rows of {list(weight_EDH.shape[1:])} elements are no multiples of {_ALIGNED} bytes"
+    return None
+
+
+def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
+    """[N, H]: rows of expert e, which are sorted by expert and counts_E[e] in number, times weight e.
+
+    torch's grouped_mm where it takes them; else a loop over experts, for which the host waits for the counts.
+    """
+    if refusal(x_ND, weight_EDH) is None:
+        y_NH: Tensor = functional.grouped_mm(x_ND.contiguous(), weight_EDH, offs=counts_E.cumsum(0).to(torch.int32))
+        if y_NH.requires_grad:
+            # A gradient that was expanded from a scalar has strides of 0, and the backward pass would refuse it.
+            y_NH.register_hook(Tensor.contiguous)
+        return y_NH
+    parts = x_ND.split(counts_E.tolist())
+    return torch.cat([part @ weight for part, weight in zip(parts, weight_EDH, strict=True)])
+
+
+class Experts(nn.Module):
+    """What the experts of a rank share. `forward` takes equal blocks [E_g, N, D], or sorted rows [N, D] with counts."""
+
+    def __init__(self, experts: int, width: int, hidden: int) -> None:
+        super().__init__()
+        for name, value in (("experts", experts), ("width", width), ("hidden", hidden)):
+            if value < 1:
+                raise UsageError(f"{name}={value} is below 1", hint="1 or more")
+        self.experts, self.width, self.hidden = experts, width, hidden
+
+    def forward(self, x: Tensor, counts_E: Tensor | None = None) -> Tensor:
+        """The experts' output, of x's shape.
+
+        counts_E: int64 [E_g], rows of each expert, for sorted rows. Raises `UsageError` for a shape that does not fit.
+        """
+        if counts_E is None:
+            if x.dim() != 3 or x.shape[0] != self.experts or x.shape[2] != self.width:
+                raise UsageError(
+                    f"blocks of shape {list(x.shape)} for {self.experts} experts of width {self.width}",
+                    hint=f"[{self.experts}, N, {self.width}], or [N, {self.width}] with counts",
+                )
+        elif x.dim() != 2 or x.shape[1] != self.width or counts_E.shape != (self.experts,):
+            raise UsageError(f"rows of shape {list(x.shape)} with counts of shape {list(counts_E.shape)} "
+                             f"for {self.experts} experts of width {self.width}",
+                             hint=f"[N, {self.width}] and [{self.experts}]")  # fmt: skip
+        return self._compute(x, counts_E)
+
+    def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _weight(self, inside: int, out: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Tensor:
+        bound = inside**-0.5
+        start = torch.empty(self.experts, inside, out, dtype=dtype).uniform_(-bound, bound, generator=generator)
+        return nn.Parameter(start)
+
+    def _product(self, x: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, counts_E: Tensor | None) -> Tensor:
+        if counts_E is None:
+            return torch.bmm(x, weight_EIO) if bias_EO is None else torch.baddbmm(bias_EO[:, None], x, weight_EIO)
+        y_NO = grouped_mm(x, weight_EIO, counts_E)
+        # output_size: or the host would wait for the sum of the counts.
+        return y_NO if bias_EO is None else y_NO + bias_EO.repeat_interleave(counts_E, 0, output_size=len(x))
+
+
+class FFN(Experts):
+    """activation(x w1 + b1) w2 + b2 for each expert: fairseq's and Tutel's `ffn`."""
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        *,
+        activation: str = "gelu",
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """experts: E_g; width: D; hidden: H. generator: on the CPU, another one on each rank."""
+        super().__init__(experts, width, hidden)
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        self.activation = activation
+        self.w1_EDH = self._weight(width, hidden, dtype, generator)
+        self.w2_EHD = self._weight(hidden, width, dtype, generator)
+        self.b1_EH = nn.Parameter(torch.zeros(experts, hidden, dtype=dtype)) if bias else None
+        self.b2_ED = nn.Parameter(torch.zeros(experts, width, dtype=dtype)) if bias else None
+
+    def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
+        hidden = ACTIVATIONS[self.activation](self._product(x, self.w1_EDH, self.b1_EH, counts_E))
+        return self._product(hidden, self.w2_EHD, self.b2_ED, counts_E)
+
+
+class SwiGLU(Experts):
+    """(silu(x w_gate) * x w_up) w_down for each expert, no biases (Shazeer, arXiv 2002.05202; Tutel's `llama_ffn`)."""
+
+    def __init__(
+        self,
+        experts: int,
+        width: int,
+        hidden: int,
+        *,
+        dtype: torch.dtype | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """experts: E_g; width: D; hidden: H. generator: on the CPU, another one on each rank."""
+        super().__init__(experts, width, hidden)
+        self.gate_EDH = self._weight(width, hidden, dtype, generator)
+        self.up_EDH = self._weight(width, hidden, dtype, generator)
+        self.down_EHD = self._weight(hidden, width, dtype, generator)
+
+    def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
+        gate = self._product(x, self.gate_EDH, None, counts_E)
+        up = self._product(x, self.up_EDH, None, counts_E)
+        return self._product(functional.silu(gate) * up, self.down_EHD, None, counts_E)

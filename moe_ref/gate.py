@@ -1,0 +1,273 @@
+"""The gate: scores, choices, capacity, slots and weights, in one readable pass over the rules of three systems."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from commbench.errors import UsageError, unknown
+from moe_ref import losses, slots
+from moe_ref.capacity import Capacity
+from moe_ref.routing import Routing, count
+
+SECOND = ("all", "sampling", "random")
+NORMALISE = ("after", "before", "never")
+ROUTERS = ("linear", "cosine")
+LOSSES = ("gshard", "gshard_all", "importance_load", "z")
+DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "fp64": torch.float64, "input": None}
+_COSINE_STEEPEST = math.log(100.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateConfig:
+    """What a gate does. The defaults are Tutel's, but for `normalise`.
+
+    experts, top_k: E and K, with K <= E.
+    capacity: the rule for C.
+    order: who is served first (`slots.ORDERS`).
+    second: experts after the first. `all`: the K best. `sampling`: the best stays, the others are drawn in proportion
+        to their scores without replacement (Gumbel noise; fairseq, DeepSpeed top-2). `random`: the K best, of which
+        each but the first is taken with probability min(1, 2 weight) only (GShard 3.1, fairseq).
+    normalise: whether weights are divided by their sum over the choices that found a slot (`after` dropping: fairseq,
+        DeepSpeed) or over all K (`before`: Tutel, fairseq on request), or `never`. K = 1 is never normalised, as in all
+        three, or the gate would get no gradient from the tokens.
+    dtype: of the gate's parameters and arithmetic: `fp32`, `fp64`, or `input`'s.
+    router: `linear`: x W, no bias. `cosine`: cosine similarity of a projection to `cosine_dim` with one vector an
+        expert, times a learnt steepness of at most 100 that starts at 1 / `cosine_temperature` (Tutel; Chi et al.,
+        arXiv 2204.09179).
+    jitter, dropout: on the gate's input, in training: times U(1 - jitter, 1 + jitter); elements set to 0 with
+        probability `dropout` (Switch Transformers, arXiv 2101.03961, appendix C).
+    noise: in training, logits + noise N(0, 1) / E (V-MoE, arXiv 2106.05974; Tutel). Choices, scores and the GShard
+        loss see it; importance and the z loss do not.
+    losses: of `LOSSES`, each a name in `Routing.losses`; `gshard_all` counts all K choices.
+
+    Raises `UsageError` for what cannot be meant, with the names and numbers.
+    """
+
+    experts: int
+    top_k: int = 2
+    capacity: Capacity = field(default_factory=Capacity)
+    order: str = "position"
+    second: str = "all"
+    normalise: str = "after"
+    dtype: str = "fp32"
+    router: str = "linear"
+    cosine_dim: int = 256
+    cosine_temperature: float = 0.5
+    jitter: float = 0.0
+    dropout: float = 0.0
+    noise: float = 0.0
+    losses: tuple[str, ...] = ("gshard",)
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise UsageError(f"experts={self.experts} is below 1", hint="a gate needs an expert")
+        if not 1 <= self.top_k <= self.experts:
+            raise UsageError(f"top_k={self.top_k} of experts={self.experts}", hint="1 <= top_k <= experts")
+        tables = {"order": slots.ORDERS, "second": SECOND, "normalise": NORMALISE, "dtype": DTYPES, "router": ROUTERS}
+        for name, table in tables.items():
+            if getattr(self, name) not in table:
+                raise unknown(name, getattr(self, name), table)
+        for loss in self.losses:
+            if loss not in LOSSES:
+                raise unknown("loss", loss, LOSSES)
+        for name, most in (("jitter", 1.0), ("dropout", 1.0), ("noise", math.inf)):
+            if not 0 <= getattr(self, name) < most:  # nan is not
+                raise UsageError(f"{name}={getattr(self, name)}", hint=f"0 <= {name} < {most}")
+        if "importance_load" in self.losses and self.noise == 0:
+            raise UsageError("the loss importance_load needs noise: load is what fresh noise would choose",
+                             hint="set noise above 0")  # fmt: skip
+        if self.cosine_dim < 1 or not 0.01 <= self.cosine_temperature < math.inf:
+            raise UsageError(f"cosine_dim={self.cosine_dim}, cosine_temperature={self.cosine_temperature}",
+                             hint="cosine_dim >= 1, cosine_temperature >= 0.01")  # fmt: skip
+
+
+class LinearRouter(nn.Module):
+    """Logits [T, E] = x W^T in x's dtype, for x [T, D], whatever dtype a cast of the whole model gave W."""
+
+    def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.weight_ED = _uniform_weight(config.experts, width, config, generator)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return x_TD @ self.weight_ED.to(x_TD.dtype).t()
+
+
+class CosineRouter(nn.Module):
+    """Logits [T, E] = cos(W x, v_e) min(100, exp(steepness)), for x [T, D]."""
+
+    def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
+        super().__init__()
+        dtype = DTYPES[config.dtype]
+        self.project_PD = _uniform_weight(config.cosine_dim, width, config, generator)
+        start_EP = torch.empty(config.experts, config.cosine_dim, dtype=dtype).normal_(0, 0.01, generator=generator)
+        self.vectors_EP = nn.Parameter(start_EP)
+        self.steepness = nn.Parameter(torch.tensor(-math.log(config.cosine_temperature), dtype=dtype))
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        projected_TP = functional.normalize(x_TD @ self.project_PD.to(x_TD.dtype).t(), dim=1)
+        vectors_EP = functional.normalize(self.vectors_EP.to(x_TD.dtype), dim=1)
+        return projected_TP @ vectors_EP.t() * self.steepness.to(x_TD.dtype).clamp(max=_COSINE_STEEPEST).exp()
+
+
+class Gate(nn.Module):
+    """Tokens [T, D] in, `Routing` out. Its parameters are the same on all ranks of a distributed layer."""
+
+    def __init__(self, width: int, config: GateConfig, *, generator: torch.Generator | None = None) -> None:
+        """width: D. generator: on the CPU, for the first weights, so that ranks can agree on them."""
+        super().__init__()
+        if width < 1:
+            raise UsageError(f"width={width} is below 1", hint="the model dimension D of the tokens")
+        self.width, self.config = width, config
+        router = LinearRouter if config.router == "linear" else CosineRouter
+        self.router: nn.Module = router(width, config, generator)
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        padding_T: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        most_tokens: int | None = None,
+        largest: Callable[[int], int] | None = None,
+    ) -> Routing:
+        """The routing of T tokens.
+
+        padding_T: bool [T], true for tokens that are padding: they choose nothing and get 0. They count in T, so
+            that C is the same on all ranks that pad to the same T.
+        generator: of the input's device, for jitter, dropout, noise and draws.
+        most_tokens: T of the rank that has most, where ranks differ, so that all have the same C.
+        largest: where C depends on loads, gives the largest of a number over all ranks; null: there is one rank.
+        Raises `UsageError` for shapes and dtypes that do not fit, with both.
+        """
+        config = self.config
+        _check(x_TD, padding_T, self.width)
+        real_T = None if padding_T is None else ~padding_T
+        with torch.autocast(x_TD.device.type, enabled=False):
+            if padding_T is not None:
+                x_TD = x_TD.masked_fill(padding_T[:, None], 0)  # padding may hold anything, nan included
+            clean_TE, noisy_TE = self._logits(x_TD, generator)
+            scores_TE = noisy_TE.softmax(1)
+            experts_TK = self._choose(noisy_TE, generator)
+            chosen_TK = scores_TE.gather(1, experts_TK)
+            if config.normalise == "before":
+                chosen_TK = self._normalised(chosen_TK)
+            valid_TK = self._valid(chosen_TK, real_T, generator)
+            loads_E = count(experts_TK, valid_TK, config.experts)
+            capacity = self._capacity(len(x_TD), loads_E, most_tokens, largest)
+            slots_TK = slots.assign(
+                experts_TK, valid_TK, config.experts, capacity, config.order,
+                scores_TK=chosen_TK.detach(), best_T=scores_TE.detach().amax(1),
+                priority_T=_uniform(len(x_TD), scores_TE, generator) if config.order == "random" else None,
+            )  # fmt: skip
+            weights_TK = torch.where(slots_TK >= 0, chosen_TK, 0)
+            if config.normalise == "after":
+                weights_TK = self._normalised(weights_TK)
+            found = self._losses(clean_TE, noisy_TE, scores_TE, experts_TK, real_T)
+        if capacity is None:
+            counts_E = loads_E
+            # Only choices that may be invalid make the host wait for their number.
+            rows = experts_TK.numel() if real_T is None and config.second != "random" else int(loads_E.sum())
+        else:
+            counts_E = loads_E.clamp(max=capacity)
+            rows = config.experts * capacity
+        return Routing(experts_TK, slots_TK, weights_TK, counts_E, loads_E, capacity, rows, found)
+
+    def _logits(self, x_TD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        config = self.config
+        x_TD = x_TD.to(DTYPES[config.dtype] or x_TD.dtype)
+        if self.training and config.jitter:
+            factors_TD = 1 + config.jitter * (2 * _uniform(x_TD.shape, x_TD, generator) - 1)
+            x_TD = x_TD * factors_TD.to(x_TD.dtype)
+        if self.training and config.dropout:
+            kept_TD = _uniform(x_TD.shape, x_TD, generator) >= config.dropout
+            x_TD = torch.where(kept_TD, x_TD / (1 - config.dropout), 0)
+        clean_TE: Tensor = self.router(x_TD)
+        if not (self.training and config.noise):
+            return clean_TE, clean_TE
+        normal_TE = torch.randn(clean_TE.shape, dtype=clean_TE.dtype, device=clean_TE.device, generator=generator)
+        return clean_TE, clean_TE + config.noise / config.experts * normal_TE
+
+    def _choose(self, logits_TE: Tensor, generator: torch.Generator | None) -> Tensor:
+        """int64 [T, K], best first; which of two equal logits comes first is torch's."""
+        logits_TE = logits_TE.detach()
+        if self.config.second != "sampling" or self.config.top_k == 1:
+            return logits_TE.topk(self.config.top_k, dim=1).indices
+        first_T1 = logits_TE.argmax(1, keepdim=True)
+        # The Gumbel trick: the K - 1 largest of logit + noise are draws without replacement by softmax.
+        exponential_TE = torch.empty_like(logits_TE).exponential_(generator=generator)
+        drawn_TE = (logits_TE - exponential_TE.log()).scatter(1, first_T1, -math.inf)
+        return torch.cat([first_T1, drawn_TE.topk(self.config.top_k - 1, dim=1).indices], dim=1)
+
+    def _valid(self, chosen_TK: Tensor, real_T: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        valid_TK = torch.ones(chosen_TK.shape, dtype=torch.bool, device=chosen_TK.device)
+        if self.config.second == "random":
+            valid_TK = 2 * chosen_TK.detach() > _uniform(chosen_TK.shape, chosen_TK, generator)
+            valid_TK[:, 0] = True
+        return valid_TK if real_T is None else valid_TK & real_T[:, None]
+
+    def _normalised(self, weights_TK: Tensor) -> Tensor:
+        if self.config.top_k == 1:
+            return weights_TK
+        return weights_TK / weights_TK.sum(1, keepdim=True).clamp(min=torch.finfo(weights_TK.dtype).eps)
+
+    def _capacity(
+        self, tokens: int, loads_E: Tensor, most_tokens: int | None, largest: Callable[[int], int] | None
+    ) -> int | None:
+        rule, config = self.config.capacity, self.config
+        if rule.dropless:
+            return None
+        if most_tokens is not None and most_tokens < tokens:
+            raise UsageError(
+                f"most_tokens={most_tokens}, but this rank has {tokens}", hint="the maximum over all ranks"
+            )
+        load = None
+        if rule.needs_load(training=self.training):
+            load = int(loads_E.max())
+            load = load if largest is None else largest(load)
+        most = tokens if most_tokens is None else most_tokens
+        return rule.slots(most, config.experts, config.top_k, load=load, training=self.training)
+
+    def _losses(
+        self, clean_TE: Tensor, noisy_TE: Tensor, scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None
+    ) -> dict[str, Tensor]:
+        config = self.config
+        ways: dict[str, Callable[[], Tensor]] = {
+            "gshard": lambda: losses.gshard(scores_TE, experts_TK, real_T),
+            "gshard_all": lambda: losses.gshard(scores_TE, experts_TK, real_T, choices=config.top_k),
+            "importance_load": lambda: losses.importance_load(
+                clean_TE, noisy_TE, config.top_k, config.noise / config.experts, real_T
+            ),
+            "z": lambda: losses.z(clean_TE, real_T),
+        }
+        return {name: ways[name]() for name in config.losses}
+
+
+def _uniform_weight(rows: int, width: int, config: GateConfig, generator: torch.Generator | None) -> nn.Parameter:
+    bound = width**-0.5
+    return nn.Parameter(
+        torch.empty(rows, width, dtype=DTYPES[config.dtype]).uniform_(-bound, bound, generator=generator)
+    )
+
+
+def _uniform(shape: int | torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Numbers in [0, 1): of fp32 at least, since bf16 has so few that many would be equal."""
+    size = (shape,) if isinstance(shape, int) else shape
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return torch.rand(size, dtype=dtype, device=like.device, generator=generator)
+
+
+def _check(x_TD: Tensor, padding_T: Tensor | None, width: int) -> None:
+    if x_TD.dim() != 2 or x_TD.shape[1] != width:
+        raise UsageError(f"tokens of shape {list(x_TD.shape)} for a gate of width {width}", hint=f"[T, {width}]")
+    if not x_TD.is_floating_point():
+        raise UsageError(f"tokens are {x_TD.dtype}", hint="a floating-point dtype")
+    if padding_T is not None and (padding_T.shape != x_TD.shape[:1] or padding_T.dtype != torch.bool):
+        raise UsageError(f"a padding mask of shape {list(padding_T.shape)} and {padding_T.dtype} "
+                         f"for tokens of shape {list(x_TD.shape)}",
+                         hint=f"[{len(x_TD)}] of bool, true for padding")  # fmt: skip

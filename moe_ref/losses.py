@@ -1,0 +1,64 @@
+"""What keeps a gate from sending everything to one expert. All are means over real tokens, 0 where there are none."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, *, choices: int = 1) -> Tensor:
+    """E sum_e m_e c_e, with m_e the mean score of expert e, and c_e the share of choices on it before dropping.
+
+    1 where all is even. scores_TE: softmax of the logits, with gradient; experts_TK: the choices, of which the first
+    `choices` count: 1 in GShard (arXiv 2006.16668, algorithm 1), fairseq, Tutel and DeepSpeed's top-1 and top-2; all K
+    in DeepSpeed's top-k. real_T: false for padding; fairseq lets padding into m_e and the means' divisor, here it is
+    as if it were not there.
+    """
+    real_T = _real(scores_TE, real_T)
+    counted_TK = experts_TK[:, :choices]
+    shares_TK = real_T[:, None].to(scores_TE.dtype).expand_as(counted_TK)
+    chosen_E = scores_TE.new_zeros(scores_TE.shape[1]).scatter_add(0, counted_TK.flatten(), shares_TK.flatten())
+    many = _many(real_T).to(scores_TE.dtype)
+    mean_E = torch.where(real_T[:, None], scores_TE, 0).sum(0) / many
+    return scores_TE.shape[1] * (mean_E * chosen_E / (many * max(1, counted_TK.shape[1]))).sum()
+
+
+def importance_load(
+    logits_TE: Tensor, noisy_TE: Tensor, top_k: int, noise: float, real_T: Tensor | None = None
+) -> Tensor:
+    """(CV^2 of importance + CV^2 of load) / 2 (Shazeer, arXiv 1701.06538, 4; V-MoE, arXiv 2106.05974, A.2).
+
+    Importance of an expert: the sum of its scores without noise. Load: the expected number of tokens that would choose
+    it again with fresh noise of standard deviation `noise`, sum_t P(logit + noise >= K-th noisy logit of t). CV^2 is
+    the variance over E divided by the squared mean. logits_TE without, noisy_TE with noise.
+
+    Tutel differs in two ways: it compares the score, not the logit, with that threshold, and divides the variance by
+    E - 1.
+    """
+    real_T = _real(logits_TE, real_T)
+    importance_E = torch.where(real_T[:, None], logits_TE.softmax(1), 0).sum(0)
+    threshold_T1 = noisy_TE.topk(top_k, dim=1).values[:, -1:]
+    again_TE = torch.special.ndtr((logits_TE - threshold_T1) / noise)
+    load_E = torch.where(real_T[:, None], again_TE, 0).sum(0)
+    return (_squared_variation(importance_E) + _squared_variation(load_E)) / 2
+
+
+def z(logits_TE: Tensor, real_T: Tensor | None = None) -> Tensor:
+    """Mean over tokens of logsumexp(logits)^2: keeps logits small (ST-MoE, arXiv 2202.08906, equation 5)."""
+    real_T = _real(logits_TE, real_T)
+    squares_T = logits_TE.logsumexp(1) ** 2
+    return torch.where(real_T, squares_T, 0).sum() / _many(real_T).to(logits_TE.dtype)
+
+
+def _squared_variation(values_E: Tensor) -> Tensor:
+    mean = values_E.mean()
+    tiny = torch.finfo(values_E.dtype).tiny ** 0.5  # no tokens: 0 / tiny^2, not 0 / 0
+    return values_E.var(correction=0) / mean.clamp(min=tiny) ** 2
+
+
+def _real(rows_TE: Tensor, real_T: Tensor | None) -> Tensor:
+    return torch.ones(len(rows_TE), dtype=torch.bool, device=rows_TE.device) if real_T is None else real_T
+
+
+def _many(real_T: Tensor) -> Tensor:
+    return real_T.sum().clamp(min=1)

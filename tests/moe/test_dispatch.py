@@ -1,0 +1,174 @@
+"""Every way to dispatch equals the oracle, outputs and gradients, on all that a gate can decide."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from commbench.errors import UsageError
+from moe_ref import Capacity, Gate, GateConfig, Routing, dispatch
+
+EXACT = ("fairseq_einsum", "sparse")
+WIDTH = 6
+CAPACITIES = {
+    "even": Capacity("tutel", 1.0),
+    "overflow": Capacity("tutel", 0.5),
+    "no drop": Capacity("tutel", 0.0),
+    "capped": Capacity("tutel", -1.0),
+    "roomy": Capacity("deepspeed", 2.0),
+    "nothing fits": Capacity("tutel", 0.1),
+    "dropless": Capacity("dropless"),
+}
+
+
+def made(capacity: Capacity, *, tokens: int, k: int, padded: bool, skewed: bool, second: str = "all") -> tuple[
+    Callable[[], Routing], Tensor
+]:  # fmt: skip
+    """Something that routes anew (a graph serves one backward pass only), and the tokens, fp64 with an fp64 gate."""
+    generator = torch.Generator().manual_seed(tokens + k)
+    gate = Gate(WIDTH, GateConfig(experts=4, top_k=k, dtype="fp64", capacity=capacity, second=second),
+                generator=generator)  # fmt: skip
+    x_TD = torch.randn(tokens, WIDTH, dtype=torch.float64, generator=generator)
+    if skewed and tokens:
+        # All tokens point towards expert 0, so that it overflows and others stay empty.
+        x_TD = 0.1 * x_TD + gate.get_parameter("router.weight_ED")[0].detach()
+    padding_T = torch.arange(tokens) % 3 == 1 if padded else None
+    return lambda: gate(x_TD, padding_T, generator=torch.Generator().manual_seed(3)), x_TD
+
+
+def moved(way: str, routing: Routing, x_TD: Tensor) -> list[Tensor]:
+    """The buffer, the output, and the gradients by tokens, by what experts made, and by weights."""
+    x_TD = x_TD.clone().requires_grad_()
+    routing.weights_TK.retain_grad()
+    moves = dispatch.get(way)(routing)
+    buffer = moves.dispatch(x_TD)
+    made_of_it = (buffer.sin() + 1).detach().requires_grad_()  # not 0 in rows that nobody took
+    y_TD = moves.combine(made_of_it)
+    loss = (y_TD * torch.linspace(1, 2, y_TD.numel(), dtype=y_TD.dtype).view_as(y_TD)).sum()
+    loss = loss + (buffer * torch.linspace(-1, 1, buffer.numel(), dtype=buffer.dtype).view_as(buffer)).sum()
+    (loss + 0 * (x_TD.sum() + made_of_it.sum() + routing.weights_TK.sum())).backward()  # all have a gradient
+    found = [buffer, y_TD, x_TD.grad, made_of_it.grad, routing.weights_TK.grad]
+    assert all(tensor is not None for tensor in found)
+    return [tensor.detach() for tensor in found if tensor is not None]
+
+
+@pytest.mark.parametrize("name", CAPACITIES)
+@pytest.mark.parametrize("way", EXACT)
+def test_equal_to_the_oracle(way: str, name: str) -> None:
+    sizes = itertools.product((16, 13, 1, 0), (1, 2, 4), (False, True), (False, True))
+    for tokens, k, padded, skewed in sizes:
+        route, x_TD = made(CAPACITIES[name], tokens=tokens, k=k, padded=padded, skewed=skewed)
+        for ours, oracle in zip(moved(way, route(), x_TD), moved("loop", route(), x_TD), strict=True):
+            torch.testing.assert_close(ours, oracle, rtol=1e-12, atol=1e-12)
+
+
+def test_the_cases_are_what_they_are_called() -> None:
+    overflow, _ = made(CAPACITIES["overflow"], tokens=16, k=1, padded=False, skewed=True)
+    assert int(overflow().dropped) == 14 and overflow().counts_E.tolist() == [2, 0, 0, 0]
+    none, _ = made(CAPACITIES["no drop"], tokens=16, k=2, padded=True, skewed=True)
+    assert int(none().dropped) == 0 and none().capacity == int(none().loads_E.max())
+    nothing, _ = made(CAPACITIES["nothing fits"], tokens=16, k=2, padded=False, skewed=False)
+    assert nothing().capacity == 0 and int(nothing().dropped) == 32
+
+
+@pytest.mark.parametrize("second", ["sampling", "random"])
+@pytest.mark.parametrize("name", ["overflow", "dropless"])
+def test_second_expert_policies_move_right(name: str, second: str) -> None:
+    route, x_TD = made(CAPACITIES[name], tokens=15, k=2, padded=True, skewed=False, second=second)
+    if second == "random" and name == "dropless":
+        assert route().rows < 20, "some second experts are not taken"
+    for way in EXACT:
+        for ours, oracle in zip(moved(way, route(), x_TD), moved("loop", route(), x_TD), strict=True):
+            torch.testing.assert_close(ours, oracle, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["overflow", "no drop", "dropless"])
+def test_the_tensor_core_way_is_good_to_bf16(name: str, dtype: torch.dtype) -> None:
+    route, x_TD = made(CAPACITIES[name], tokens=64, k=2, padded=True, skewed=False)
+    x_TD = x_TD.to(dtype)
+    found = moved("fairseq_einsum_tc", route(), x_TD)
+    for ours, oracle in zip(found, moved("loop", route(), x_TD), strict=True):
+        assert ours.dtype == oracle.dtype
+        torch.testing.assert_close(ours, oracle, rtol=2**-6, atol=2**-6 * float(oracle.abs().max()))
+    if dtype != torch.bfloat16:
+        assert torch.equal(found[0], found[0].bfloat16().to(dtype)), "its products are bf16"
+
+
+def test_sparse_gradients_are_those_of_finite_differences() -> None:
+    for name in ("overflow", "dropless"):
+        route, x_TD = made(CAPACITIES[name], tokens=7, k=2, padded=True, skewed=False)
+        routing = route()
+        moves = dispatch.Sparse(routing)
+        assert torch.autograd.gradcheck(moves.dispatch, (x_TD.clone().requires_grad_(),))
+        rows = torch.randn(routing.buffer_shape(WIDTH), dtype=torch.float64)
+        weights = routing.weights_TK.detach().requires_grad_()
+
+        def combined(rows: Tensor, weights: Tensor, moves: dispatch.Sparse = moves) -> Tensor:
+            y_TD: Tensor = dispatch._Combine.apply(rows.flatten(0, -2), weights, moves.rows_TK, moves.choice_R)
+            return y_TD
+
+        # Weights without a slot have no gradient, and none numerically either.
+        assert torch.autograd.gradcheck(combined, (rows.requires_grad_(), weights))
+
+
+def kept_for_backward(way: str, tokens: int) -> int:
+    """Elements that the graph of one dispatch and combine holds."""
+    route, x_TD = made(CAPACITIES["even"], tokens=tokens, k=2, padded=False, skewed=False)
+    routing, held = route(), {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+        moves = dispatch.get(way)(routing)
+        loss = moves.combine(moves.dispatch(x_TD.requires_grad_())).sum()
+    loss.backward()
+    return sum(held.values())
+
+
+def test_the_baseline_is_quadratic_and_sparse_is_not() -> None:
+    """E C = K T here, so a dense tensor has K T^2 elements."""
+    assert kept_for_backward("fairseq_einsum", 256) >= 2 * 256**2
+    few, many = (kept_for_backward("sparse", tokens) for tokens in (128, 512))
+    assert many == 4 * few and many < 512 * 2 * (WIDTH + 8)
+
+
+def test_dropless_rows_are_sorted_by_expert_then_order() -> None:
+    route, x_TD = made(CAPACITIES["dropless"], tokens=9, k=2, padded=True, skewed=False)
+    routing = route()
+    buffer_RD = dispatch.Sparse(routing).dispatch(x_TD)
+    rows = []
+    for e in range(4):
+        for k in range(2):
+            rows += [t for t in range(9) if t % 3 != 1 and routing.experts_TK[t, k] == e]
+    assert torch.equal(buffer_RD, x_TD[rows])
+    assert routing.rows == len(rows) == int(routing.counts_E.sum()) == 12
+
+
+def test_what_experts_write_where_nobody_is_does_not_come_back() -> None:
+    route, x_TD = made(CAPACITIES["roomy"], tokens=5, k=2, padded=True, skewed=False)
+    moves = dispatch.Sparse(route())
+    buffer = moves.dispatch(x_TD)
+    spoilt = torch.where(buffer == 0, torch.nan, buffer)
+    assert torch.equal(moves.combine(spoilt), moves.combine(buffer))
+
+
+@pytest.mark.parametrize("way", dispatch.TABLE)
+def test_shapes_that_do_not_fit(way: str) -> None:
+    route, x_TD = made(CAPACITIES["even"], tokens=8, k=2, padded=False, skewed=False)
+    moves = dispatch.get(way)(route())
+    with pytest.raises(UsageError, match=r"tokens of shape \[7, 6\] for a routing of 8 tokens"):
+        moves.dispatch(x_TD[1:])
+    with pytest.raises(UsageError, match=r"a buffer of shape \[16, 6\] for a routing with rows of shape \[4, 4\]"):
+        moves.combine(moves.dispatch(x_TD).flatten(0, 1))
+
+
+def test_an_unknown_way_is_named() -> None:
+    with pytest.raises(UsageError, match="unknown dispatch 'spars'"):
+        dispatch.get("spars")
