@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from commbench import algorithms, plan, transports
+from commbench import algorithms, collectives, plan, transports
 from commbench.config import SweepConfig
 from commbench.errors import UsageError
 from commbench.plan import PlannedCase
@@ -146,9 +146,10 @@ def _check(config: SweepConfig) -> None:
 def _widened(config: SweepConfig) -> SweepConfig:
     """With the values to try of every axis that the user has not set."""
     params = dict(config.params)
-    for algorithm in algorithms.TABLE.values():
+    wanted = collectives.EVERY if "all" in config.collective else config.collective
+    for (collective, _), algorithm in algorithms.TABLE.items():
         for key, values in algorithm.tries.items():
-            if key not in config.typed:
+            if collective in wanted and key not in config.typed:
                 params[key] = sorted({*params.get(key, []), *values})
     buffers = config.buffers
     if "buffers" not in config.typed:

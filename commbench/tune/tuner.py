@@ -18,6 +18,7 @@ from commbench.tune.search import Ledger, Predict, cap, search, with_policy
 from commbench.tune.space import Problem, Region, identity, label, way
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
+_SPARE = 0.9  # of the time that is left: later launches may take longer than those before
 MOST_PAIRS = 30  # more tell a gain of 3 % from none no better
 
 
@@ -180,7 +181,7 @@ class Tuner:
         fewest, most = self._pairs
         starts_s = len({case.outer.key for case in cases}) * self._measurer.start_s
         each_s = starts_s + len(cases) * (self._policy.cap_s + self._measurer.overhead_s)
-        pairs = int(min(max(seconds / max(each_s, 1e-6), fewest), most))
+        pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
         return pairs, cap(self._measurer, cases, pairs, seconds, self._policy.cap_s)
 
     def _measured(self, arms: _Arms, outer: Outer) -> list[Case]:
