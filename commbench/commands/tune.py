@@ -15,6 +15,7 @@ from pathlib import Path
 
 import commbench
 from commbench import config, metadata, model, plan
+from commbench.collectives.base import PART_BYTES
 from commbench.commands import prepare, session
 from commbench.commands.prepare import Request
 from commbench.commands.stages import Stages, new_folder
@@ -37,7 +38,8 @@ from commbench.units import format_seconds, format_size
 _BUDGET = "10m"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LEAST_R2 = 0.9  # of a model that may rule candidates out
-_PAIR_SIZES = 3
+_PAIR_SIZES = 4
+_PAIR_ROUNDS = [0, 1, 2]  # of a tournament: other pairs each, inside of nodes and between them
 _OVERDRAWN = 1.05  # times the budget: told
 _TIMEOUT_PART = 20  # of the budget: what one hang may cost
 
@@ -163,17 +165,20 @@ def _tune(
 
 
 def _pairs(region: Region, configs: Sequence[config.SweepConfig]) -> list[Case]:
-    """Single messages between two ranks, of the smallest, the middle and the largest size: what a model is made of."""
+    """Single messages between two ranks, from the smallest block to the largest buffer: what a model is made of."""
     outer = region.default
-    sizes = sorted({problem.size_bytes for problem in region.problems})
-    wanted = {sizes[0], sizes[len(sizes) // 2], sizes[-1]} if len(sizes) >= _PAIR_SIZES else set(sizes)
+    sizes = [problem.size_bytes for problem in region.problems]
+    smallest, largest = max(min(sizes) // outer.layout.ranks, PART_BYTES), max(sizes)
+    steps = _PAIR_SIZES - 1
+    wanted = {round(smallest * (largest / smallest) ** (step / steps)) for step in range(_PAIR_SIZES)}
     found: dict[str, Case] = {}
     for item in configs:
         if outer.transport not in item.transport:
             continue
         for size in sorted(wanted):
             narrow = replace(
-                item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={}, arguments={},
+                item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={},
+                arguments={"round": list(_PAIR_ROUNDS)},
                 layer={}, mode=["isolated"], buffers=["plain"], size_min=size, size_max=size, typed=frozenset(),
             )  # fmt: skip
             try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from commbench.errors import UsageError
 from commbench.model.forms import BURST, CALL, Form
 from commbench.model.loads import RESOURCES, Batch, Loads, batch
 from commbench.model.observe import Observation
@@ -187,7 +188,10 @@ def starts(form: Form, loads: Batch, log_us: Floats, burst_us: float) -> list[Fl
 
 
 def choose(forms: Sequence[Form], items: Sequence[Point], burst_us: float) -> Solution:
-    """The form with the least criterion, of those that have fewer costs than there are points."""
+    """The form with the least criterion, of those that have fewer costs than there are points.
+
+    Raises `UsageError` where there are too few points for any.
+    """
     loads, log_us = gathered(items), np.array([point.log_us for point in items])
     found = []
     for form in forms:
@@ -195,6 +199,11 @@ def choose(forms: Sequence[Form], items: Sequence[Point], burst_us: float) -> So
         if there.sum() >= len(items):
             continue
         found.append(solve(form, loads, log_us, starts(form, loads, log_us, burst_us), ~there))
+    if not found:
+        raise UsageError(
+            f"{len(items)} different observations are too few to fit a model to",
+            hint="measure direct at more sizes, and single messages: commbench sweep pairs",
+        )
     return min(found, key=lambda solution: solution.criterion)
 
 

@@ -96,7 +96,10 @@ def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
                 f"size{'s' if sizes != 1 else ''}, {FEWEST_POINTS} of 2 sizes are needed"
             )
         else:
-            found[key] = fit_setting(pairs, seed=seed)
+            try:
+                found[key] = fit_setting(pairs, seed=seed)
+            except UsageError as error:
+                notes.append(f"{text}: {error}")
     if not found:
         if not notes:
             notes = ["no observations" if not silent else f"{silent} cases of which nobody knows what moves"]

@@ -15,6 +15,7 @@ import pytest
 from commbench import algorithms, collectives, model
 from commbench.commands import model as command
 from commbench.errors import CorruptFile, UsageError
+from commbench.fabric.emulated import Emulated
 from commbench.layout import Layout
 from commbench.model import Model, Observation, loads
 from commbench.model.forms import Form
@@ -286,6 +287,26 @@ def test_too_little_is_an_error_that_says_what_to_measure(learned: tuple[Model, 
     silent = [dataclasses.replace(seen[0], case=made.planned("collective=all_gather", "algorithm=direct")[0])]
     with pytest.raises(UsageError, match="nobody knows what moves"):
         model.fit(silent)
+
+
+def test_few_messages_on_an_emulated_fabric_are_fitted_or_refused_in_words() -> None:
+    """Its form has more costs than others: with as many different exchanges as costs there is nothing to fit."""
+    cases = made.planned("collective=pairs", "algorithm=direct", "layout=2x8", "round=0,1,2", "sizes.factor=16")
+    fabric = Emulated(nodes=2, link="200mbit")
+    seen = [
+        Observation(
+            case=dataclasses.replace(case, outer=dataclasses.replace(case.outer, transport="gloo", emulated=fabric)),
+            launches_us=(100.0 + case.size_bytes / 25, 110.0 + case.size_bytes / 25),
+        )
+        for case in cases
+    ]
+    refused = 0
+    for count in range(1, len(seen) + 1):
+        try:
+            model.fit(seen[:count])
+        except UsageError as error:
+            refused += "too few to fit a model" in str(error)
+    assert refused
 
 
 def test_costs_that_cannot_be_told_apart_are_named() -> None:
