@@ -142,6 +142,7 @@ class Communicator:
 
         `received` is a column of it: what a Mixture-of-Experts layer has to exchange anyway. Waits on the host.
         """
+        self._calls.check_open()
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
     def prepare(self, collective: str, *given: Any, **named: Any) -> None:

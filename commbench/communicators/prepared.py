@@ -66,6 +66,7 @@ class Prepared:
         self._kept.clear()
         if not self.counted:
             self.bound.close()
+            del self.bound  # it holds the group, and a program may hold a `Pending` for long
 
 
 class Cache:

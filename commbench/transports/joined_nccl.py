@@ -61,6 +61,8 @@ class JoinedNccl(Nccl):
         self.all_gather([0.0])  # nobody frees what another still reaches
         self.windows.release()
         self.memory.forget()
+        self.comms.clear()
+        del self.world, self.windows, self._group
 
 
 def _has_compiler() -> bool:

@@ -6,6 +6,7 @@ import functools
 import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +112,13 @@ def test_without_a_profile_everything_is_right(ranks: int) -> None:
                 assert torch.equal(sent, numbers(root, 7, dtype=torch.int64, salt=salt))
         comm.all_to_all(torch.empty(0, 4), torch.empty(0, 4))
         assert "no profile: the default" in comm.explain()
+        pending = comm.all_to_all(torch.empty(n), torch.empty(n), async_op=True)
+        assert pending is not None
+        pending.wait()
+        world = weakref.ref(comm._transport.world)
         comm.close()
+        gc.collect()
+        assert world() is None, "what a program still holds of a closed communicator holds its group"
         raises(UsageError, lambda: comm.all_to_all(torch.empty(n), torch.empty(n)), "closed")
 
     on_gloo(ranks, rank)

@@ -149,8 +149,9 @@ def test_each_kind_of_memory_gets_what_was_tuned_for_it(each: Callable[..., None
         ):
             assert line in told, told
         pools = len(transport.windows._pools)
+        windows = transport.windows
         comm.close()
-        assert pools == 4 and not transport.windows._pools and not transport.memory._known
+        assert pools == 4 and not windows._pools and not transport.memory._known
 
     each(rank)
 
