@@ -53,7 +53,9 @@ class Joined(Protocol):
         ...
 
     def leave(self, *, captured: bool) -> None:
-        """Collective: free what was made beside the group, and let go of it. `captured`: graphs, gone by now, held calls.
+        """Collective: free what was made beside the group, and let go of it.
+
+        `captured`: graphs held calls, and are gone by now.
 
         A group that something still holds outlives `destroy_process_group`, and its threads meet the end of the
         interpreter, which aborts the process now and then ("terminate called without an active exception").
