@@ -187,13 +187,13 @@ def joined(cwd: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def second_rank_while_measuring(cwd: Path) -> int:
-    """The pid of rank 1, once the first measurement is on disk."""
+def rank_while_measuring(cwd: Path, rank: int) -> int:
+    """The pid of a rank, once the second case has begun: between two cases nothing is measured that could fail."""
     deadline = time.monotonic() + 60
-    while not list(cwd.glob("results/*/measurements.jsonl")):
+    while sum(path.read_text().count('"begin"') for path in cwd.glob("results/2*/logs/*/events.jsonl")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    (description,) = cwd.glob("results/2*/logs/joined/rank-1.json")
+    (description,) = cwd.glob(f"results/2*/logs/*/rank-{rank}.json")
     return int(json.loads(description.read_text())["pid"])
 
 
@@ -201,7 +201,7 @@ def second_rank_while_measuring(cwd: Path) -> int:
 def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals, status: str) -> None:
     words = ("algorithm=direct", "cap=1", "precision=0", "samples.max=100000", "timeout=5")
     launch = joined(tmp_path, *words, "--format", "json", "--no-plots")
-    os.kill(second_rank_while_measuring(tmp_path), number)
+    os.kill(rank_while_measuring(tmp_path, 1), number)
     out, error = launch.communicate(timeout=100)
     assert launch.returncode != 0
     rows = [json.loads(line) for line in out.splitlines()]
@@ -225,12 +225,7 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("results/*/measurements.jsonl")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    (description,) = tmp_path.glob("results/2*/logs/*/rank-2.json")
-    os.kill(int(json.loads(description.read_text())["pid"]), signal.SIGKILL)
+    os.kill(rank_while_measuring(tmp_path, 2), signal.SIGKILL)
     out, error = sweep.communicate(timeout=100)
     assert sweep.returncode == 1, error
     rows = [json.loads(line) for line in out.splitlines()]
