@@ -92,8 +92,9 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
     plain: list[PlannedCase] = []
     for config in configs:
         _check(config)
-        wide += plan.expand([_widened(config)])
-        plain += plan.expand([replace(config, algorithm=["all"], params={}, buffers=["plain"], typed=frozenset())])
+        wide += [item for item in plan.expand([_widened(config)]) if not _unasked(item.case, config)]
+        every = replace(config, algorithm=["all"], params={}, buffers=["plain"], typed=frozenset())
+        plain += [item for item in plan.expand([every]) if not _unasked(item.case, config)]
     defaults = _defaults(plain)
     grouped: dict[str, dict[str, list[PlannedCase]]] = {}
     for item in {
@@ -121,6 +122,13 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
         reasons = sorted({item.skip for item in wide if item.skip})
         raise UsageError("nothing of this can be tuned here", hint="; ".join(reasons[:3]) or "see --dry-run")
     return found
+
+
+def _unasked(case: Case, config: SweepConfig) -> bool:
+    """Whether only the algorithm demands what is done, as `tp_input=partial`: nobody wants that tuned besides."""
+    arguments = collectives.get(case.collective).arguments
+    demands = algorithms.get(case.collective, case.algorithm).demands
+    return any(key not in config.arguments and value != arguments[key].default for key, value in demands.items())
 
 
 def _check(config: SweepConfig) -> None:

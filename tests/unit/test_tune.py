@@ -154,6 +154,14 @@ def test_beyond_twice_the_largest_size_the_default_comes_back() -> None:
     ]
 
 
+def test_what_only_an_algorithm_demands_is_not_tuned_besides() -> None:
+    words = ("collective=tp_all_to_all", "nodes=2", "ranks_per_node=2", "sizes.min=64K", "sizes.max=64K")
+    (problem,) = region(*words).problems
+    assert problem.arguments["tp_input"] == "replicated" and problem.default.label == "drop_gather"
+    (problem,) = region(*words, "tp_input=partial").problems
+    assert {case.algorithm for case in problem.candidates} == {"drop_reduce_scatter", "all_reduce_drop"}
+
+
 def test_sizes_of_an_uneven_exchange_are_one_curve() -> None:
     where = region(*SIZES, "collective=all_to_allv", "splits=zipf", "alpha=1.2", "experts=4")
     tuned = tune(Ruled(lambda case: 100.0, 0), where)
