@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from commbench import algorithms
 from commbench.profile import Choice, Evidence, Way
@@ -36,13 +37,11 @@ def ranges(
     """
     choices: list[Choice] = []
     begins = 0
-    for index, decision in enumerate(decisions):
-        after = decisions[index + 1] if index + 1 < len(decisions) else None
+    run: list[Decision] = []
+    for decision, after in zip_longest(decisions, decisions[1:]):
+        run.append(decision)
         if after is not None and _alike(decision, after):
             continue
-        run = [one for one in decisions[: index + 1] if one.problem.size_bytes > begins or not choices]
-        first = next(i for i, one in enumerate(decisions) if one is run[0])
-        run = list(decisions[first : index + 1])
         last: int | None = None
         if after is not None:
             last = max(_border(decision, after, time_us) // unit * unit - 1, decision.problem.size_bytes)
@@ -51,7 +50,7 @@ def ranges(
         choices.append(_choice(scope, run, begins, last))
         if last is None:
             return choices
-        begins = last + 1
+        begins, run = last + 1, []
     return [*choices, _default(scope, decisions[-1].problem, begins)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,24 @@ def test_the_border_is_where_the_times_cross() -> None:
     logs = [math.log(100 / (10 + size / 500)) for size in (4096, 65536)]
     crossing = math.exp(math.log(4096) + logs[0] / (logs[0] - logs[1]) * math.log(16))
     assert abs(choices[1].min_bytes - crossing) <= 32
+
+
+def test_evidence_stays_with_its_range_wherever_the_border_falls(where: space.Region) -> None:
+    """Also where two ways are as fast as each other at the larger size, so that the border is that size."""
+    small, large, _ = where.problems
+    bruck = next(case for case in small.candidates if case.label == "bruck")
+
+    def time_us(case: Case, problem: space.Problem) -> float:
+        return 50.0 if (case.label, problem) == ("bruck", small) else 100.0 + (case.label == "bruck") * 1e-9
+
+    made = [
+        Decision(problem=problem, chosen=case, on_plain=None, evidence=replace(_NOTHING, size_bytes=problem.size_bytes))
+        for problem, case in ((small, bruck), (large, large.default))
+    ]
+    first, second = ranges("s", made, time_us, unit=32)
+    assert [one.size_bytes for one in first.evidence] == [small.size_bytes]
+    assert [one.size_bytes for one in second.evidence] == [large.size_bytes]
+    assert second.min_bytes == large.size_bytes
 
 
 def test_beyond_twice_the_largest_size_the_default_comes_back() -> None:
