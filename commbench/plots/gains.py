@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.plots.style import MARKERS, algorithm_colour, size_axis, title, value_axis
+from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, title
 from commbench.profile import Choice, Evidence, Profile
 
 _MOST_PANELS = 8
@@ -62,14 +62,7 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
         axes.plot(*zip(*controls, strict=True), "x", color="#444444", markersize=4, label="default beside itself (A-A)")
     axes.axhline(1, color="#444444", linewidth=1)
     axes.axhspan(1, 1 + minimum, color="#000000", alpha=0.06, linewidth=0)
-    what = "default / choice\nabove 1: faster"
-    bottom, top = axes.get_ylim()
-    if bottom > 0 and top < 2 * bottom:  # too little for the ticks of a logarithmic axis
-        axes.set_ylabel(what)
-        axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-    else:
-        value_axis(axes, what)
+    ratio_axis(axes, "default / choice\nabove 1: faster")
     size_axis(axes, sorted({one.size_bytes for _, one in points}))
     axes.legend(frameon=False, fontsize=8, ncols=3)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from commbench.compare import Compared
-from commbench.plots.style import MARKERS, STYLES, algorithm_colour, size_axis, title, value_axis
+from commbench.plots.style import MARKERS, STYLES, algorithm_colour, ratio_axis, size_axis, title
 
 _WHAT = "before / after\nabove 1: faster"
 
@@ -36,13 +36,7 @@ def draw(found: Sequence[Compared], path: Path, names: str, threshold: float) ->
             )  # fmt: skip
         axes.axhline(1, color="#444444", linewidth=1)
         axes.axhspan(1 / (1 + threshold), 1 + threshold, color="#000000", alpha=0.06, linewidth=0)
-        bottom, top = axes.get_ylim()
-        if bottom > 0 and top < 2 * bottom:  # too little for the ticks of a logarithmic axis
-            axes.set_ylabel(_WHAT)
-            axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
-            axes.set_axisbelow(True)
-        else:
-            value_axis(axes, _WHAT)
+        ratio_axis(axes, _WHAT)
         size_axis(axes, sizes)
         axes.set_title(set_up, fontsize=9)
         axes.legend(frameon=False, fontsize=8, ncols=4)

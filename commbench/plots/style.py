@@ -70,6 +70,17 @@ def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:
     axes.set_xlabel(f"size (bytes of {whose} rank's buffer)" if whose == "one" else f"size (bytes of the {whose} rank)")
 
 
+def ratio_axis(axes: Axes, label: str) -> None:
+    """Logarithmic where there is room for its ticks, of ratios that are already drawn."""
+    bottom, top = axes.get_ylim()
+    if not (bottom > 0 and top < 2 * bottom):
+        value_axis(axes, label)
+        return
+    axes.set_ylabel(label)
+    axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
 def value_axis(axes: Axes, label: str) -> None:
     """Logarithmic, with plain numbers: 0.5, 20, 1000."""
     axes.set_yscale("log")

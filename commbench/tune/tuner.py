@@ -124,17 +124,13 @@ class Tuner:
     def _best_outer(self, ranked: Mapping[str, Sequence[Case]]) -> Outer:
         """That with the best ways: the geometric mean over problems of their times."""
         scores: dict[str, list[float]] = {outer.key: [] for outer in self._region.outers}
-        for cases in ranked.values():
+        for problem in self._region.problems:
             for outer in self._region.outers:
-                times = [self._ledger.time_us(case) for case in cases if case.outer.key == outer.key]
                 # Where the last rungs have none of its ways, what earlier rungs measured counts.
-                every = [
-                    self._ledger.time_us(case)
-                    for problem in self._region.problems
-                    if cases and problem.key in ranked and ranked[problem.key] is cases
-                    for case in problem.candidates
-                    if case.outer.key == outer.key
-                ]
+                times, every = (
+                    [self._ledger.time_us(case) for case in cases if case.outer.key == outer.key]
+                    for cases in (ranked[problem.key], problem.candidates)
+                )
                 best = min(times or every, default=math.inf)
                 scores[outer.key].append(math.log(best) if math.isfinite(best) and best > 0 else math.inf)
         means = {key: float(np.mean(values)) if values else math.inf for key, values in scores.items()}
