@@ -13,8 +13,8 @@ from commbench.errors import UsageError, unknown
 from commbench.fabric.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate, parse_slow_link
 from commbench.layout import block_size
 from commbench.recipes import Overrides
+from commbench.sizes import SIZE_KEYS, Sizes, read_sizes
 from commbench.spec import DTYPES, Value
-from commbench.units import parse_size
 
 MODES = ("isolated", "pipelined", "graph")
 BUFFERS = ("plain", "registered", "symmetric")
@@ -58,9 +58,7 @@ class SweepConfig:
     cpu_masks: str  # of binding=explicit
     binding_memory: bool
     env: dict[str, list[str]]
-    size_min: int
-    size_max: int
-    size_factor: float
+    range: Sizes
     iters: int | None
     warmup: int
     samples_min: int
@@ -83,7 +81,7 @@ class SweepConfig:
             "env": self.env,
             "cpu_masks": self.cpu_masks or None,
             "binding_memory": self.binding_memory,
-            "sizes": {"min": self.size_min, "max": self.size_max, "factor": self.size_factor},
+            "sizes": self.range.as_keys(),
             "iters": self.iters,
             "warmup": self.warmup,
             "samples": {"min": self.samples_min, "max": self.samples_max},
@@ -98,12 +96,7 @@ class SweepConfig:
     @property
     def sizes(self) -> list[int]:
         """Bytes, ascending, before rounding to what a collective can split."""
-        sizes = []
-        size = float(self.size_min)
-        while size <= self.size_max:
-            sizes.append(int(size))
-            size *= self.size_factor
-        return sizes
+        return self.range.bytes
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -162,16 +155,16 @@ _SCALARS = (
     "script",
     "cpu_masks",
     "binding_memory",
-    "sizes.min",
-    "sizes.max",
-    "sizes.factor",
+    *SIZE_KEYS[:3],
 )
 _AXES = (*_CHOICES, "algorithm", "groups", "nodes", "ranks_per_node", *EMULATION[:-1])
 
 
 def keys() -> list[str]:
     """Every key that KEY=VALUE may name, but for env.NAME."""
-    return sorted([*_SCALARS, *_AXES, "layout", *LAYER, *algorithms.parameters(), *collectives.arguments()])
+    return sorted(
+        [*_SCALARS, *_AXES, "layout", "sizes.list", *LAYER, *algorithms.parameters(), *collectives.arguments()]
+    )
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,15 +212,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         if value not in ("world", "rails"):
             block_size(str(value))
     numbers = {key: _number(key, flat[key]) for key in _NUMBERS if key in _SCALARS and key != "iters"}
-    size_min, size_max = parse_size(flat["sizes.min"]), parse_size(flat["sizes.max"])
-    if size_min < 1:
-        raise UsageError(f"sizes.min is {size_min}", hint="the smallest size is 1 byte")
-    if size_min > size_max:
-        raise UsageError(
-            f"sizes.min {flat['sizes.min']} is above sizes.max {flat['sizes.max']}", hint="swap -b and -e, or raise -e"
-        )
-    if numbers["sizes.factor"] <= 1 and size_min != size_max:
-        raise UsageError(f"sizes.factor is {flat['sizes.factor']}", hint="a factor above 1, e.g. 2 or 4")
+    wanted_sizes = read_sizes(flat, numbers["sizes.factor"], [*overrides.values])
     if numbers["samples.min"] > numbers["samples.max"]:
         raise UsageError(
             f"samples.min {numbers['samples.min']} is above samples.max {numbers['samples.max']}",
@@ -295,9 +280,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
         cpu_masks=binding.check_keys(axes["binding"], flat.get("cpu_masks")),
         binding_memory=binding.memory_wanted(flat.get("binding_memory")),
         env={**{name: [str(v) for v in _axis(name, value)] for name, value in env.items()}, **overrides.env},
-        size_min=size_min,
-        size_max=size_max,
-        size_factor=max(numbers["sizes.factor"], 1.000001) if size_min != size_max else 2.0,
+        range=wanted_sizes,
         iters=None if flat["iters"] is None else _number("iters", flat["iters"]),
         warmup=numbers["warmup"],
         samples_min=numbers["samples.min"],

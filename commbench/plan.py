@@ -14,6 +14,7 @@ from commbench.config import EMULATION, LAYER, SweepConfig
 from commbench.errors import UsageError
 from commbench.fabric.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
 from commbench.records import Case, Outer, Policy
+from commbench.sizes import SIZE_KEYS
 from commbench.spec import DTYPES, Arguments
 from commbench.units import format_size
 
@@ -52,9 +53,7 @@ _MAY_BE_IDLE = frozenset(
         *LAYER,
         *EMULATION,
         *_OF_BINDING,
-        "sizes.min",
-        "sizes.max",
-        "sizes.factor",
+        *SIZE_KEYS,
     }
 )
 
@@ -231,7 +230,7 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
             used.add("model_dim")
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
-            used |= {"sizes.min", "sizes.max", "sizes.factor"}
+            used |= {*SIZE_KEYS}
             used |= set(LAYER) if "tokens" in config.layer else set()
     for key in config.typed:
         if key in used or key not in _MAY_BE_IDLE:

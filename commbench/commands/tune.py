@@ -27,6 +27,7 @@ from commbench.plan import PlannedCase
 from commbench.profile import Choice, Profile
 from commbench.profile import file as profile_file
 from commbench.records import Case
+from commbench.sizes import Sizes
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.store import write_atomically
 from commbench.tune import MINIMUM_GAIN, space
@@ -179,7 +180,7 @@ def _pairs(region: Region, configs: Sequence[config.SweepConfig]) -> list[Case]:
             narrow = replace(
                 item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={},
                 arguments={"round": list(_PAIR_ROUNDS)},
-                layer={}, mode=["isolated"], buffers=["plain"], size_min=size, size_max=size, typed=frozenset(),
+                layer={}, mode=["isolated"], buffers=["plain"], range=Sizes(size, size), typed=frozenset(),
             )  # fmt: skip
             try:
                 planned = plan.expand([narrow])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, title
+from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, tilted, title
 from commbench.profile import Choice, Evidence, Profile
 
 _MOST_PANELS = 8
 _UNCHANGED = "#888888"
+_WIDTH = 9  # inches
+_TITLE_LETTERS, _LEGEND_LETTERS = 130, 120  # that fit side by side
+_LEAST_SPAN = (0.96, 1.1)  # of the axis: a point with nothing around it says nothing
 
 
 def draw(profile: Profile, folder: Path) -> list[Path]:
@@ -27,12 +31,12 @@ def draw(profile: Profile, folder: Path) -> list[Path]:
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
         return []
-    height = 0.4 + 3.2 * len(panels)
-    figure = Figure(figsize=(9, height))
+    height = 0.4 + 3.7 * len(panels)
+    figure = Figure(figsize=(_WIDTH, height))
     axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
         _panel(axes, choices, profile.minimum_gain)
-        axes.set_title(name, fontsize=8)
+        axes.set_title("\n".join(textwrap.wrap(name, _TITLE_LETTERS)), fontsize=8)
     title(figure, f"Gain of the profile over the default; {profile.machine}", 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 / height))
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,9 +66,22 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
         axes.plot(*zip(*controls, strict=True), "x", color="#444444", markersize=4, label="default beside itself (A-A)")
     axes.axhline(1, color="#444444", linewidth=1)
     axes.axhspan(1, 1 + minimum, color="#000000", alpha=0.06, linewidth=0)
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(min(bottom, _LEAST_SPAN[0]), max(top, _LEAST_SPAN[1]))
     ratio_axis(axes, "default / choice\nabove 1: faster")
-    size_axis(axes, sorted({one.size_bytes for _, one in points}))
-    axes.legend(frameon=False, fontsize=8, ncols=3)
+    sizes = sorted({one.size_bytes for _, one in points})
+    size_axis(axes, sizes)
+    if len(sizes) == 1:
+        axes.set_xlim(sizes[0] / 4, sizes[0] * 4)
+    _, entries = axes.get_legend_handles_labels()
+    columns = max(1, min(3, _LEGEND_LETTERS // (max(map(len, entries)) + 8)))
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        ncols=columns,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.46 if tilted(sizes) else -0.24),
+    )
 
 
 def _label(choice: Choice, one: Evidence) -> str:

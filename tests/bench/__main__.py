@@ -5,6 +5,9 @@ make bench ARGS="bare kills"    some of it
 make bench ARGS="nccl -h"       on GPUs, beside nccl-tests; what follows `nccl` are its arguments
 make bench ARGS="stress -h"     on GPUs, calls under random delays, all of them checked; likewise
 make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM all_to_all_vdev; likewise
+make bench ARGS="moe -h"        on a GPU, the reference layer by index over its dense baselines; likewise
+make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
+make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
 )  # fmt: skip
-ON_GPUS = ("nccl", "stress", "vdev")
+ON_GPUS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld")
 
 
 def main() -> None:

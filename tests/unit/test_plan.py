@@ -41,7 +41,7 @@ def test_quick_is_twenty_cases_or_more() -> None:
 def test_a_runs_config_is_a_recipe_that_plans_the_same_cases(tmp_path: Path) -> None:
     from commbench.commands.prepare import configure, show_config
 
-    words = ("quick", "env.A=^ib,b", "window=1,2", "sizes=small", "dtype=bf16,fp32")
+    words = ("quick", "env.A=^ib,b", "window=1,2", "sizes.list=3K,1M", "dtype=bf16,fp32")
     path = tmp_path / "again.yaml"
     path.write_text(show_config(configure(words)[1]))
     assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]
@@ -83,6 +83,18 @@ def test_sizes_round_down_and_merge() -> None:
     assert [item.case.size_bytes for item in cases] == [0, 64, 128]
     assert [bool(item.skip) for item in cases] == [True, False, False]
     assert "rounds down to 0" in cases[0].skip
+
+
+def test_a_list_of_sizes_and_ranges_that_are_typed_over_a_recipes_list(tmp_path: Path) -> None:
+    def sizes(*words: str) -> list[int]:
+        return sorted({item.case.size_bytes for item in planned(*words, "transport=gloo", "algorithm=direct")})
+
+    assert sizes("quick", "sizes.list=1M,1K,100K,1K") == [1 << 10, 100 << 10, 1 << 20]
+    path = tmp_path / "mine.yaml"
+    path.write_text("# @package _global_\ndefaults:\n  - override /sizes: small\nsizes:\n  list: [3K, 5K]\n")
+    assert sizes(str(path)) == [3 << 10, 5 << 10]
+    assert sizes(str(path), "sizes.min=8K", "sizes.max=16K", "sizes.factor=2") == [8 << 10, 16 << 10]
+    assert sizes(str(path), "sizes.list=7K") == [7 << 10]
 
 
 def test_launches_are_interleaved_in_seeded_order() -> None:

@@ -94,6 +94,21 @@ def test_dgx_h100(tmp_path: Path) -> None:
     }
 
 
+def test_two_h200_as_nvidia_smi_and_lscpu_said(tmp_path: Path) -> None:
+    """What was recorded there, beside what the two programs printed on the same machine."""
+    machine = read("h200x2", tmp_path)
+    smi, lscpu = (machines.FOLDER / "h200x2.txt").read_text().split("$ lscpu")
+    rows = [line.split() for line in smi.splitlines() if line.startswith("GPU")]
+    found = describe.dictionary(machine)
+    assert [row[0] for row in rows] == [gpu.name for gpu in machine.gpus] == ["GPU0", "GPU1"]
+    for gpu, (name, *ways, cpus, numa, _) in zip(found["gpus"], rows, strict=True):
+        assert [found["paths"][name][other] for other, *_ in rows] == ways
+        assert (gpu["cpus"], gpu["numa_node"]) == (cpus, int(numa))
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lscpu.splitlines())}
+    assert found["cpus"] == told["On-line CPU(s) list"] == told["NUMA node0 CPU(s)"]
+    assert len(machine.nodes) == int(told["NUMA node(s)"]) and len(machine.cpus) == int(told["CPU(s)"])
+
+
 PC = """\
         GPU0  enp5s0  CPUs  NUMA  nearest NIC
 GPU0    X     PHB     0-15  0     enp5s0

@@ -1,0 +1,71 @@
+"""Which sizes are measured: from one to another by a factor, or a list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from commbench.errors import UsageError
+from commbench.units import parse_size
+
+SIZE_KEYS = ("sizes.min", "sizes.max", "sizes.factor", "sizes.list")
+_RANGE = SIZE_KEYS[:3]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes. `given`: the list in place of the range, ascending; empty: there is none."""
+
+    min: int
+    max: int
+    factor: float = 2.0
+    given: tuple[int, ...] = ()
+
+    @property
+    def bytes(self) -> list[int]:
+        """Ascending, before rounding to what a collective can split."""
+        if self.given:
+            return [*self.given]
+        sizes = []
+        size = float(self.min)
+        while size <= self.max:
+            sizes.append(int(size))
+            size *= self.factor
+        return sizes
+
+    def as_keys(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"min": self.min, "max": self.max, "factor": self.factor}
+        return {**found, "list": [*self.given]} if self.given else found
+
+
+def read_sizes(flat: Mapping[str, Any], factor: float, typed: Sequence[str]) -> Sizes:
+    """`flat` holds the keys, `factor` is its checked factor, `typed` the keys that the user has set himself.
+
+    Raises `UsageError`.
+    """
+    given = flat.get("sizes.list")
+    ranged = [key for key in _RANGE if key in typed]
+    if given is not None and ranged and "sizes.list" in typed:
+        raise UsageError(f"sizes.list and {ranged[0]} are both set", hint="a list, or a range: leave one of them out")
+    if given is not None and not ranged:  # a range that the user types replaces a recipe's list
+        items = list(given) if isinstance(given, list | tuple) else [given]
+        if not items or None in items:
+            raise UsageError("sizes.list is empty", hint="sizes.list=1K,1M,256M")
+        found = sorted({parse_size(item) for item in items})
+        _check_smallest("sizes.list", found[0])
+        return Sizes(found[0], found[-1], given=tuple(found))
+    smallest, largest = parse_size(flat["sizes.min"]), parse_size(flat["sizes.max"])
+    _check_smallest("sizes.min", smallest)
+    if smallest > largest:
+        raise UsageError(
+            f"sizes.min {flat['sizes.min']} is above sizes.max {flat['sizes.max']}", hint="swap -b and -e, or raise -e"
+        )
+    if factor <= 1 and smallest != largest:
+        raise UsageError(f"sizes.factor is {flat['sizes.factor']}", hint="a factor above 1, e.g. 2 or 4")
+    return Sizes(smallest, largest, max(factor, 1.000001) if smallest != largest else 2.0)
+
+
+def _check_smallest(key: str, size: int) -> None:
+    if size < 1:
+        raise UsageError(f"{key} has {size}", hint="the smallest size is 1 byte")
