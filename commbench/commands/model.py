@@ -11,8 +11,11 @@ import numpy as np
 
 from commbench import model
 from commbench.console import stderr_console
+from commbench.errors import UsageError
 from commbench.model import Model, Observation
-from commbench.store import RunFolder
+from commbench.model.observe import describe_setting, setting
+from commbench.records import Case
+from commbench.store import RunFolder, write_atomically
 from commbench.units import format_size
 
 
@@ -20,7 +23,7 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
     observations = [item for path in paths for item in model.observe(RunFolder.open(path))]
     fitted = model.fit(observations)
     if out is not None:
-        out.write_text(json.dumps(fitted.as_dict()) + "\n")
+        _write(out, json.dumps(fitted.as_dict()) + "\n")
     if format_ == "json":
         sys.stdout.write(json.dumps(_as_json(fitted, observations)) + "\n")
     else:
@@ -29,6 +32,15 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
         for note in fitted.notes:
             stderr_console().print(f"note: {note}", markup=False)
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {str(path)!r}: {error.strerror}", hint="--out FILE, in a folder that is there and yours"
+        ) from error
 
 
 def _measured_us(observation: Observation) -> float:
@@ -59,18 +71,36 @@ def _as_json(fitted: Model, observations: Sequence[Observation]) -> dict[str, ob
 
 
 def table(fitted: Model, observations: Sequence[Observation]) -> str:
-    """The costs in words, then each observation beside its prediction; alike rounds of pairs as one line."""
+    """The costs in words, then each observation beside its prediction; alike rounds of pairs as one line.
+
+    Where there are several settings, a line of words comes before the cases of each.
+    """
     lines = [f"# {line}" for line in fitted.describe()]
-    groups: dict[tuple[str, str, int], list[Observation]] = {}
+    settings: dict[str, list[Observation]] = {}
     for observation in observations:
-        case = observation.case
-        name = f"{case.collective} {case.label}"
-        groups.setdefault((name, str(case.outer.layout), case.size_bytes), []).append(observation)
-    width = max(len(name) for name, _, _ in groups)
+        settings.setdefault(setting(observation.case), []).append(observation)
+    width = max(len(_name(observation.case)) for observation in observations)
     lines.append(
         f"#{'size':>9}  {'layout':<7} {'what':<{width}}  {'cases':>5}  "
         f"{'measured_us':>11}  {'model_us':>10}  {'error':>7}"
     )
+    for of_setting in settings.values():
+        lines += [f"# {describe_setting(of_setting[0].case)}"] if len(settings) > 1 else []
+        lines += _cases(fitted, of_setting, width)
+    return "\n".join(lines) + "\n"
+
+
+def _name(case: Case) -> str:
+    return f"{case.collective} {case.label}"
+
+
+def _cases(fitted: Model, observations: Sequence[Observation], width: int) -> list[str]:
+    """Of one setting."""
+    groups: dict[tuple[str, str, int], list[Observation]] = {}
+    for observation in observations:
+        case = observation.case
+        groups.setdefault((_name(case), str(case.outer.layout), case.size_bytes), []).append(observation)
+    lines = []
     for (name, layout, size), members in groups.items():
         known = [(item, found) for item in members if (found := fitted.predict(item.case))]
         measured = float(np.median([_measured_us(item) for item in members]))
@@ -82,4 +112,4 @@ def table(fitted: Model, observations: Sequence[Observation]) -> str:
             lines.append(f"{head}  {model_us:10.4g}  {100 * float(np.median(errors)):+6.1f}%")
         else:
             lines.append(f"{head}  {'-':>10}  {'-':>7}")
-    return "\n".join(lines) + "\n"
+    return lines

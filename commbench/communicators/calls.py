@@ -29,9 +29,11 @@ class Seen:
     __slots__ = (
         "_calls",
         "_counter",
+        "_dtype",
         "_gpu",
         "_inp_at",
         "_inp_n",
+        "_key",
         "_out_at",
         "_out_n",
         "_ready",
@@ -40,16 +42,18 @@ class Seen:
     )
 
     def __init__(
-        self, calls: Calls, request: Request, prepared: Prepared, ready: Ready, references: Sequence[object]
+        self, calls: Calls, key: Key, request: Request, prepared: Prepared, ready: Ready, references: Sequence[object]
     ) -> None:
         self.prepared, self._ready, self._references = prepared, ready, references
-        self._calls, self._counter, self._gpu = calls, calls.counter, calls.gpu
+        self._calls, self._counter, self._gpu, self._key = calls, calls.counter, calls.gpu, key
         out, inp = request.out, request.inp
         self._out_at, self._inp_at, self._out_n, self._inp_n = out.data_ptr(), inp.data_ptr(), out.numel(), inp.numel()
+        self._dtype = out.dtype
 
     def again(self, out: torch.Tensor, inp: torch.Tensor) -> bool:
-        """Make the call, if the tensors still are what they were: `resize_`, `set_`, `t_` and `.data =` change them.
+        """Make the call, if the tensors still are what they were.
 
+        `resize_`, `set_`, `t_` and `.data =` change them, and so does `copy_` from a tensor that requires a gradient.
         The way of most calls, so each line of it counts.
         """
         if (
@@ -57,9 +61,15 @@ class Seen:
             or inp.data_ptr() != self._inp_at
             or out.numel() != self._out_n
             or inp.numel() != self._inp_n
+            or out.dtype is not self._dtype
+            or inp.dtype is not self._dtype
             or not out.is_contiguous()
             or not inp.is_contiguous()
+            or out.requires_grad
+            or inp.requires_grad
         ):
+            self._calls.seen.pop(self._key, None)  # it holds the memory that they had
+            self.prepared.keys.discard(self._key)
             return False
         prepared = self.prepared
         if self._gpu:
@@ -91,8 +101,8 @@ class Calls:
     def run(self, request: Request, *, async_op: bool) -> Pending | None:
         """Any call. The same on all ranks, so that they choose and prepare alike."""
         self.check_open()
-        if not request.size_bytes and (request.counts is None or request.matrix is not None):
-            return _DONE if async_op else None  # no rank has anything to send
+        if _is_empty(request):
+            return _DONE if async_op else None
         capturing = self.gpu and self.transport.capturing()
         prepared = self._prepared(request, capturing=capturing, async_op=async_op)
         if capturing:
@@ -107,16 +117,20 @@ class Calls:
             if work is not None:
                 work.wait()
             return None
-        handle = Pending(work, (request.out, request.inp))
-        if prepared.alone:
-            prepared.flying = handle
-        return handle
+        if not prepared.alone:
+            return Pending(work, (request.out, request.inp))
+        landed = functools.partial(self._landed, prepared) if self.gpu else None
+        prepared.flying = Pending(work, (request.out, request.inp), landed)
+        return prepared.flying
 
-    def prepare(self, request: Request) -> None:
+    def prepare(self, request: Request, *, async_op: bool) -> None:
         """Collective: all but the call, for calls in a graph too, where there are graphs."""
         self.check_open()
+        if _is_empty(request):
+            return
         for capturing in (False, True) if self.gpu else (False,):
-            prepared = self._prepared(request, capturing=capturing, async_op=False, ahead=True)
+            prepared = self._prepared(request, capturing=capturing, async_op=async_op, ahead=True)
+            prepared.used = next(self.counter)  # else it would be the first to be forgotten
             if self.gpu:
                 self.enter(prepared)
             # Kernels are loaded now. On memory that is not `empty`'s a call is bound again when it is made.
@@ -203,6 +217,8 @@ class Calls:
     def _remember(self, request: Request, prepared: Prepared, ready: Ready) -> None:
         seen, key = self.seen, (request.collective, id(request.out), id(request.inp), *request.key)
         if len(seen) >= _MOST_SEEN:
+            for held in tuple(seen.values()):
+                held.prepared.keys.clear()
             seen.clear()  # not one by one: a tensor may die in between, and take its call out
 
         def died(_: object) -> None:
@@ -211,13 +227,21 @@ class Calls:
 
         prepared.keys.add(key)
         references = [weakref.ref(tensor, died) for tensor in (request.out, request.inp)]
-        seen[key] = Seen(self, request, prepared, ready, references)
+        seen[key] = Seen(self, key, request, prepared, ready, references)
 
     def enter(self, prepared: Prepared) -> None:
         """On a GPU: whether the library runs beside the stream, and after which stream's use of the scratch."""
         self.transport.overlap(prepared.beside)
         if prepared.alone:
             prepared.stream = self.transport.follow(prepared.stream)
+            if prepared.landed is not None:
+                self.transport.after(prepared.landed)
+                prepared.landed = None
+
+    def _landed(self, prepared: Prepared) -> None:
+        """A call was waited for: on its own stream, or on another, which then alone knows when the scratch is free."""
+        if self.transport.follow(None) != prepared.stream:
+            prepared.landed = self.transport.mark()
 
     def _hold(self, prepared: Prepared) -> None:
         if not prepared.counted and not prepared.bound.capturable:
@@ -243,3 +267,8 @@ class Calls:
     def _forget(self, prepared: Prepared) -> None:
         for key in tuple(prepared.keys):
             self.seen.pop(key, None)
+
+
+def _is_empty(request: Request) -> bool:
+    """Whether all ranks know that none has anything to send."""
+    return not request.size_bytes and (request.counts is None or request.matrix is not None)

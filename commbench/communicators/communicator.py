@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from commbench import collectives
 from commbench.communicators import requests
 from commbench.communicators.calls import Calls
 from commbench.communicators.choose import PEER, PLAIN, Ask, Chooser
@@ -143,16 +142,18 @@ class Communicator:
         `received` is a column of it: what a Mixture-of-Experts layer has to exchange anyway. Waits on the host.
         """
         self._calls.check_open()
+        requests.check_counts("exchange_counts", "sent", sent, self.size)
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
-    def prepare(self, collective: str, *given: Any, **named: Any) -> None:
+    def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
         """Collective: all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`.
 
-        On a GPU calls in a CUDA graph are prepared too, as inside of a capture it would be too late.
+        On a GPU calls in a CUDA graph are prepared too, as inside of a capture it would be too late, and those with
+        `async_op=True` are calls of another kind.
         """
         if collective not in _REQUESTS:
             raise UsageError(f"prepare: collective is {collective!r}", hint=f"one of {', '.join(_REQUESTS)}")
-        self._calls.prepare(_REQUESTS[collective](self._place, *given, **named))
+        self._calls.prepare(_REQUESTS[collective](self._place, *given, **named), async_op=async_op)
 
     def empty(
         self, shape: int | Sequence[int], dtype: torch.dtype | None = None, *, collective: str = "all_to_all",
@@ -162,16 +163,17 @@ class Communicator:
 
         `size_bytes`: the call's, where it is not this tensor's own (the input of an all_gather); `captured`: for calls
         in a CUDA graph. Where that memory is registered or symmetric this is collective, of one size on all ranks, and
-        the memory is kept until `close`. Raises `MemoryError` on all ranks where one lacks it.
+        the memory is kept until `close`. `arguments`: the call's, by name, where they are not the default.
+        Raises `MemoryError` on all ranks where one lacks it.
         """
         self._calls.check_open()
         lengths = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = dtype or torch.get_default_dtype()
         nbytes = math.prod(lengths) * dtype.itemsize
-        asked = tuple(sorted(arguments.items()))
-        name = collectives.get(collective).name
-        captured = captured and self._chooser.captures(name)
-        memory = self._chooser.memory(Ask(name, "uint8", size_bytes or nbytes, asked, captured=captured))
+        size = size_bytes or nbytes
+        asked = requests.settled(collective, self.layout, size, arguments)
+        captured = captured and self._chooser.captures(collective)
+        memory = self._chooser.memory(Ask(collective, "uint8", size, asked, captured=captured))
         buffers, one_sided = ("symmetric", True) if memory == PEER else (memory, False)
         lacking = "" if memory == PLAIN else self._transport.lacks(buffers, one_sided=one_sided)
         if lacking:

@@ -135,21 +135,22 @@ def layout_of(hosts: Sequence[str]) -> tuple[Layout, str]:
 
 def told(votes: Votes, find: Callable[[], Any]) -> list[Any]:
     """Collective: what `find` gives on each rank. What it raises on any rank is raised on all."""
-    own: CommbenchError | None = None
+    own: Exception | None = None
     try:
         text = json.dumps({"value": find()})
     except CommbenchError as error:
         own = error
         text = json.dumps({"error": str(error), "hint": error.hint, "kind": type(error).__name__})
     except Exception as error:
+        own = error
         text = json.dumps({"error": f"{type(error).__name__}: {error}", "hint": "see that rank's log", "kind": ""})
     answers = [json.loads(answer) for answer in _texts(votes, text)]
     for rank, answer in enumerate(answers):
         if "error" in answer:
-            if own is not None:
+            if isinstance(own, CommbenchError):
                 raise own
             kind = _ERRORS.get(answer["kind"], EnvironmentProblem)
-            raise kind(f"rank {rank}: {answer['error']}", hint=answer["hint"])
+            raise kind(f"rank {rank}: {answer['error']}", hint=answer["hint"]) from own
     return [answer["value"] for answer in answers]
 
 

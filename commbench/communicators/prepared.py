@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from commbench.algorithms.base import Bound
 from commbench.communicators.choose import Ask, Chosen, described, named
@@ -18,15 +19,18 @@ KEPT_UNEVEN = 16  # of uneven exchanges, whose counts change
 class Pending:
     """A call that was started with `async_op=True`."""
 
-    def __init__(self, work: Work | None, buffers: Sequence[object]) -> None:
-        self._work = work
+    def __init__(self, work: Work | None, buffers: Sequence[object], landed: Callable[[], None] | None = None) -> None:
+        """`landed` is called once, after the wait."""
+        self._work, self._landed = work, landed
         self._buffers: Sequence[object] = buffers  # in use until then
 
     def wait(self) -> None:
         """Return when the buffers may be used again; on a GPU: when the current stream may. More than once is fine."""
-        work, self._work = self._work, None
+        (work, landed), (self._work, self._landed) = (self._work, self._landed), (None, None)
         if work is not None:
             work.wait()
+        if landed is not None:
+            landed()
         self._buffers = ()
 
 
@@ -47,6 +51,7 @@ class Prepared:
         self.flying: Pending | None = None
         self.keys: set[tuple[object, ...]] = set()  # of the calls on tensors that have been seen
         self.stream: int | None = None  # of the last call, on a GPU
+        self.landed: Any = None  # an event on another stream: the last call is over
         self._kept: dict[tuple[int, int], Ready] = {}  # calls on the communicator's own buffers, by address
 
     def ready(self, pair: tuple[Array, Array], at: tuple[int, int]) -> Ready:
@@ -88,6 +93,8 @@ class Cache:
 
     def library(self, ask: Ask, chosen: Chosen) -> Prepared:
         """The library's own call: not collective. Of an uneven exchange nothing is bound, as counts may change."""
+        if (known := self._library.get(ask)) is not None:
+            return known
         if len(self._library) >= KEPT:
             self._forget(self._library.pop(next(iter(self._library))))
         self._transport.overlap(ask.asynchronous)

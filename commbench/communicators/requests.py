@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import index
 from typing import NamedTuple
 
 import torch
 
 from commbench import collectives
-from commbench.communicators.choose import Matrix, size_of
-from commbench.errors import UsageError
+from commbench.communicators.choose import Matrix, defaults, size_of
+from commbench.errors import UsageError, unknown
 from commbench.layout import Layout
 from commbench.spec import Value
 from commbench.transports.torch_dist import KINDS, OPS
@@ -73,10 +74,7 @@ def all_to_allv(
             hint="counts are of rows, so all dimensions but the first are the same in both",
         )
     for what, counts, which, tensor in (("received", received, "out", out), ("sent", sent, "inp", inp)):
-        if len(counts) != place.size or min(counts) < 0:
-            raise UsageError(
-                f"{name}: {what} is {list(counts)}", hint=f"{place.size} counts of 0 or more, one for each rank"
-            )
+        check_counts(name, what, counts, place.size)
         if sum(counts) != tensor.shape[0]:
             raise UsageError(
                 f"{name}: {what} adds up to {sum(counts)} rows, and {which} has {tensor.shape[0]}",
@@ -86,12 +84,17 @@ def all_to_allv(
     row = inp.itemsize
     for length in inp.shape[1:]:
         row *= length
-    nbytes = [count * row for count in received], [count * row for count in sent]
+    # Numpy's integers would wrap around.
+    nbytes = [index(count) * row for count in received], [index(count) * row for count in sent]
     key = tuple(received), tuple(sent)
     if matrix is None:
         return Request(name, out, inp, 0, key, counts=nbytes)
+    if len(matrix) != place.size:
+        raise UsageError(f"{name}: matrix has {len(matrix)} rows", hint=f"{place.size} rows, one for each rank")
+    for src, line in enumerate(matrix):
+        check_counts(name, f"row {src} of matrix", line, place.size)
     mine, column = list(matrix[place.rank]), [line[place.rank] for line in matrix]
-    if len(matrix) != place.size or mine != list(sent) or column != list(received):
+    if mine != list(sent) or column != list(received):
         raise UsageError(
             f"{name}: by matrix rank {place.rank} sends {mine} and receives {column}, by the counts it sends "
             f"{list(sent)} and receives {list(received)}",
@@ -140,14 +143,35 @@ def tp_all_to_all(
         raise UsageError(f"{name}: tp_input is {tp_input!r}", hint="replicated or partial")
     dtype = _combined(name, inp, "sum") if tp_input == "partial" else "uint8"
     asked: dict[str, Value] = {"tp_input": tp_input, **({} if tp is None else {"tp": tp})}
-    try:
-        _, settled = collectives.get(name).settle(inp.nbytes, place.layout, asked)
-    except ValueError as error:
-        raise UsageError(
-            f"{name}: {error}", hint="tp divides the ranks of a node, and is less than all ranks"
-        ) from error
-    _equal_blocks(name, out, inp, place.size // int(settled["tp"]))
-    return Request(name, out, inp, inp.nbytes, (tp, tp_input), dtype, tuple(sorted(settled.items())))
+    arguments = settled(name, place.layout, inp.nbytes, asked)
+    _equal_blocks(name, out, inp, place.size // int(dict(arguments)["tp"]))
+    return Request(name, out, inp, inp.nbytes, (tp, tp_input), dtype, arguments)
+
+
+def settled(name: str, layout: Layout, size_bytes: int, given: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    """The arguments of a collective by name, as calls have them, where `given` says a part of them.
+
+    Raises `UsageError` for one that the collective does not have, and where the layout does not allow them.
+    """
+    collective = collectives.get(name)
+    for key in given:
+        if key not in collective.arguments:
+            raise unknown(f"argument of {name}", key, collective.arguments)
+    arguments: Mapping[str, Value] = {**defaults(name), **given}
+    if name == "tp_all_to_all":
+        try:
+            _, arguments = collective.settle(size_bytes, layout, arguments)
+        except ValueError as error:
+            raise UsageError(
+                f"{name}: {error}", hint="tp divides the ranks of a node, and is less than all ranks"
+            ) from error
+    return tuple(sorted(arguments.items()))
+
+
+def check_counts(name: str, what: str, counts: Sequence[int], ranks: int) -> None:
+    """Raises `UsageError` where `counts` are not one of 0 or more for each of the ranks."""
+    if len(counts) != ranks or min(counts) < 0:
+        raise UsageError(f"{name}: {what} is {list(counts)}", hint=f"{ranks} counts of 0 or more, one for each rank")
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -30,10 +30,11 @@ def _parts(fitted: Fitted) -> str:
 
 
 def lines(fitted: Fitted) -> list[str]:
+    of = "left out" if any(fitted.left_out.values()) else "fitted, as none could be left out"
     found = [
         f"{fitted.text}: {fitted.form.describe()}",
         f"  {fitted.observations} cases, {fitted.points} of them different; a new case is within "
-        f"{100 * 1.96 * fitted.spread:.0f} % for 95 % of those left out",
+        f"{100 * 1.96 * fitted.spread:.0f} % for 95 % of those {of}",
         f"  r2 {fitted.r2:.4f}{_parts(fitted)}",
     ]
     width = max(len(MEANINGS[name]) for name in fitted.costs)

@@ -74,7 +74,8 @@ class Fitted:
             return None
         costs = np.array([list(self.costs.values()), *self.replicates])
         times = self.form.time_us(costs, one)[:, 0]
-        deviation = math.hypot(float(np.std(np.log(times[1:]))) if len(times) > 1 else 0.0, self.spread)
+        logs = np.log(np.maximum(times[1:], fitting.TINY_US))
+        deviation = math.hypot(float(np.std(logs)) if len(logs) else 0.0, self.spread)
         factor = math.exp(_TWO_SIDED * deviation)
         time_us = float(times[0])
         return Prediction(

@@ -25,8 +25,9 @@ _FORGIVEN = 0.15  # relative error from which the loss is linear
 _FINE_ENOUGH = 0.02  # of a relative error: what halves it further is no reason for a more involved form
 _REPLICATES = 60
 _MOST_SKEW = 0.8  # of a time
-_TINY_US = 1e-9
+TINY_US = 1e-9
 _EVALUATIONS = 60
+_CROSSES = list(RESOURCES).index("rank_inter")  # has loads where anything crosses links between nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,7 @@ def solve(
         def residuals(scaled: Floats, whole: Floats = whole, unit: Floats = unit) -> Floats:
             costs = whole.copy()
             costs[free] = scaled * unit
-            errors: Floats = np.log(np.maximum(form.time_us(costs[None], loads)[0], _TINY_US)) - log_us
+            errors: Floats = np.log(np.maximum(form.time_us(costs[None], loads)[0], TINY_US)) - log_us
             return errors
 
         def slopes(scaled: Floats, whole: Floats = whole, unit: Floats = unit) -> Floats:
@@ -115,7 +116,7 @@ def solve(
             sets[:, free] = scaled * unit
             step = np.maximum(np.abs(scaled), 1e-3) * 1e-4
             sets[np.arange(len(free)) + 1, free] += step * unit
-            times = np.log(np.maximum(form.time_us(sets, loads), _TINY_US))
+            times = np.log(np.maximum(form.time_us(sets, loads), TINY_US))
             jacobian: Floats = ((times[1:] - times[0]) / step[:, None]).T
             return jacobian
 
@@ -159,9 +160,8 @@ def _sums(form: Form, loads: Batch) -> Floats:
 def learnable(form: Form, loads: Batch) -> npt.NDArray[np.bool_]:
     """Which costs any of the points has."""
     there = np.asarray((_sums(form, loads) > 0).any(axis=0))
-    names = list(form.costs)
     if form.burst:
-        there[names.index(BURST)] = True
+        there[form.costs.index(BURST)] = bool(loads.rows[:, :, _CROSSES].any())
     return there
 
 
@@ -267,7 +267,7 @@ def left_out(solution: Solution, items: Sequence[Point], of: Callable[[Point], s
 def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
     """Costs that the points cannot tell apart: some change of them together changes hardly any time."""
     loads = gathered(items)
-    used = np.flatnonzero(solution.costs > 0)
+    used = np.flatnonzero((solution.costs > 0) & learnable(solution.form, loads))
     steps = solution.costs[used] * 1e-4
     sets = np.tile(solution.costs, (len(used) + 1, 1))
     sets[np.arange(len(used)) + 1, used] += steps
@@ -284,4 +284,4 @@ def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
 
 def has_inter(loads: Loads) -> bool:
     """Whether anything crosses links between nodes."""
-    return bool(loads.rows[:, list(RESOURCES).index("rank_inter")].any())
+    return bool(loads.rows[:, _CROSSES].any())

@@ -7,13 +7,14 @@ costliest of its rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from commbench import algorithms
+from commbench.layout import Layout
 from commbench.records import Case
 from commbench.spec import Step
 from commbench.stats import Floats
@@ -61,23 +62,28 @@ def of_case(case: Case) -> Loads | None:
     if not steps or not any(step.sends for step in steps):
         return None
     # Groups that work at the same time share their nodes and the machine.
-    sharing = {
-        "rank": 1.0,
-        "node": case.outer.ranks_per_node / spec.layout.ranks_per_node,
-        "host": case.outer.ranks_per_node / spec.layout.ranks_per_node,
-        "machine": case.outer.layout.ranks / spec.layout.ranks,
-    }
+    node = case.outer.ranks_per_node / spec.layout.ranks_per_node
+    machine = case.outer.layout.ranks / spec.layout.ranks
+    return of_steps(steps, spec.layout, {"rank": 1.0, "node": node, "host": node, "machine": machine})
+
+
+def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float] | None = None) -> Loads:
+    """Of steps with at least one message, by all ranks of `layout`.
+
+    `sharing`: by owner, how many groups that do the same share one of its kind; null: the steps have everybody's sends.
+    """
+    times = sharing or {}
     place = {step.name: number for number, step in enumerate(steps)}
     after = np.zeros((len(steps), len(steps)), dtype=bool)
     found: list[list[Floats]] = []
     for number, step in enumerate(steps):
         after[number, [place[name] for name in step.after]] = True
-        owned = _owned(step, case)
+        owned = _owned(step, layout)
         rows = []
         for owner, columns in RESOURCES.values():
             counted = np.zeros_like(owned[owner])
             counted[:, columns] = owned[owner][:, columns]
-            rows.append(_costliest(counted * sharing[owner]))
+            rows.append(_costliest(counted * times.get(owner, 1.0)))
         found.append(rows)
     most = max(len(rows) for step_rows in found for rows in step_rows)
     padded = np.zeros((len(steps), len(RESOURCES), most, len(COLUMNS)))
@@ -88,9 +94,8 @@ def of_case(case: Case) -> Loads | None:
     return Loads(rows=padded, after=after, largest_message_bytes=largest)
 
 
-def _owned(step: Step, case: Case) -> dict[str, Floats]:
+def _owned(step: Step, layout: Layout) -> dict[str, Floats]:
     """Rows of every rank and node, out and in; of every host, and of one machine, sent only: a message counts once."""
-    layout = case.spec.layout
     rank = np.zeros((2 * layout.ranks, len(COLUMNS)))
     node = np.zeros((2 * layout.nodes, len(COLUMNS)))
     host = np.zeros((layout.nodes, len(COLUMNS)))

@@ -102,7 +102,9 @@ def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
                 notes.append(f"{text}: {error}")
     if not found:
         if not notes:
-            notes = ["no observations" if not silent else f"{silent} cases of which nobody knows what moves"]
+            notes = [
+                f"{silent} cases in which nothing moves, or nobody knows what moves" if silent else "no observations"
+            ]
         raise UsageError(
             f"too few observations to fit costs: {'; '.join(notes)}",
             hint="measure algorithm=direct of all_to_all and pairs at several sizes: commbench sweep quick "

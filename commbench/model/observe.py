@@ -25,22 +25,20 @@ class Observation:
 
 def observe(folder: RunFolder) -> list[Observation]:
     """The finished cases of a run, in the order of its plan. What failed or was skipped tells nothing."""
-    times: dict[str, dict[int, float]] = {}
-    skews: dict[str, list[float]] = {}
+    made: dict[str, dict[int, tuple[float, float | None]]] = {}
     for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
         if measurement.status is Status.OK and measurement.time_us:
-            times.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us
-            if measurement.skew_us is not None:
-                skews.setdefault(measurement.case_id, []).append(measurement.skew_us)
+            made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
     found = []
     for case, _ in folder.plan()[0]:
-        if case.case_id in finished and (of_case := times.get(case.case_id)):
+        if case.case_id in finished and (of_case := made.get(case.case_id)):
+            skews = [skew_us for _, skew_us in of_case.values() if skew_us is not None]
             found.append(
                 Observation(
                     case=case,
-                    launches_us=tuple(of_case[launch] for launch in sorted(of_case)),
-                    skew_us=statistics.median(skews[case.case_id]) if case.case_id in skews else None,
+                    launches_us=tuple(of_case[launch][0] for launch in sorted(of_case)),
+                    skew_us=statistics.median(skews) if skews else None,
                 )
             )
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,14 @@ class Joined(Protocol):
         """The current stream's handle. What is enqueued on it from now on comes after the work on the stream `last`."""
         ...
 
+    def mark(self) -> Any:
+        """What is on the current stream by now, for `after`; None inside of a capture."""
+        ...
+
+    def after(self, mark: Any) -> None:
+        """What is enqueued on the current stream from now on comes after `mark`, but not inside of a capture."""
+        ...
+
     def leave(self, *, captured: bool) -> None:
         """Collective: free what was made beside the group, and let go of it.
 
@@ -84,6 +92,12 @@ class JoinedGloo(Gloo):
 
     def follow(self, last: int | None) -> int:
         return 0
+
+    def mark(self) -> Any:
+        return None
+
+    def after(self, mark: Any) -> None:
+        return None
 
     def leave(self, *, captured: bool) -> None:
         del self.world, self._votes

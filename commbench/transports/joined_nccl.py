@@ -54,6 +54,13 @@ class JoinedNccl(Nccl):
             torch.cuda.current_stream().wait_stream(torch.cuda.ExternalStream(last))
         return stream
 
+    def mark(self) -> Any:
+        return None if self.capturing() else torch.cuda.current_stream().record_event()
+
+    def after(self, mark: Any) -> None:
+        if not self.capturing():
+            torch.cuda.current_stream().wait_event(mark)
+
     def leave(self, *, captured: bool) -> None:
         torch.cuda.synchronize()
         if captured:

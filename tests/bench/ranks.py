@@ -14,33 +14,41 @@ from commbench import transports
 from commbench.launch.environment import RankInfo
 
 
+def forked(size: int, rank: Callable[[int], None]) -> list[int]:
+    """`rank(number)` in a process of its own for each; how they ended: 0 where nothing was raised."""
+    pids = []
+    for number in range(size):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                rank(number)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
 def on_ranks(name: str, size: int, function: Callable[[Any], Any]) -> Any:
     """On `size` ranks of the transport `name`, which must meet at a file: gloo, nccl."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     made = transports.load(name)
     with tempfile.TemporaryDirectory() as folder:
         store, answer = str(Path(folder) / "store"), Path(folder) / "answer"
-        pids = []
-        for rank in range(size):
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    transport = made({"layout": (1, size)})
-                    place = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
-                    info = RankInfo(**place, launcher="bench", rendezvous=f"file:{store}")
-                    transport.connect(info)
-                    result = function(transport)
-                    if rank == 0:
-                        answer.write_text(json.dumps(result))
-                    transport.barrier()
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(code)
-            pids.append(pid)
-        codes = [os.waitpid(pid, 0)[1] for pid in pids]
+
+        def body(rank: int) -> None:
+            transport = made({"layout": (1, size)})
+            place = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
+            transport.connect(RankInfo(**place, launcher="bench", rendezvous=f"file:{store}"))
+            result = function(transport)
+            if rank == 0:
+                answer.write_text(json.dumps(result))
+            transport.barrier()
+
+        codes = forked(size, body)
         if any(codes):
             raise RuntimeError(f"ranks ended with {codes}")
         return json.loads(answer.read_text())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from commbench.profile import Choice
 from commbench.profile.scope import Here
 from commbench.profile.table import Table
 from tests import profiles
+from tests.bench.ranks import forked
 from tests.conftest import REPOSITORY
 from tests.unit import fake_cuda, fake_nccl
 
@@ -58,30 +57,21 @@ def each(library: Path) -> Callable[..., None]:
 
     def run(function: Callable[[Any], None], *, reach: bool = True, limits: dict[int, int] | None = None) -> None:
         with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
-            pids = []
-            for rank in range(RANKS):
-                pid = os.fork()
-                if pid == 0:
-                    code = 1
-                    try:
-                        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-                        limit = (limits or {}).get(rank, 1 << 62)
-                        fake_nccl.install(Path(shared), rank, RANKS, {RANKS: library}, reach=reach, limit=limit)
-                        store = FileStore(f"{shared}/store", RANKS)
-                        dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-                        from commbench.transports.joined_nccl import JoinedNccl
 
-                        world = dist.group.WORLD
-                        assert world is not None
-                        fake_cuda.Now.stream = fake_cuda.Stream()  # the default one cannot be captured
-                        function(JoinedNccl(world, torch.device("cpu", rank), one_host=True))
-                        code = 0
-                    except BaseException:
-                        traceback.print_exc()
-                    finally:
-                        os._exit(code)
-                pids.append(pid)
-            codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+            def body(rank: int) -> None:
+                sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+                limit = (limits or {}).get(rank, 1 << 62)
+                fake_nccl.install(Path(shared), rank, RANKS, {RANKS: library}, reach=reach, limit=limit)
+                store = FileStore(f"{shared}/store", RANKS)
+                dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+                from commbench.transports.joined_nccl import JoinedNccl
+
+                world = dist.group.WORLD
+                assert world is not None
+                fake_cuda.Now.stream = fake_cuda.Stream()  # the default one cannot be captured
+                function(JoinedNccl(world, torch.device("cpu", rank), one_host=True))
+
+            codes = forked(RANKS, body)
         assert not any(codes), codes
 
     return run
@@ -223,6 +213,49 @@ def test_calls_on_two_streams_do_not_share_scratch_at_the_same_time(each: Callab
         with fake_cuda.use_stream(second):
             check(comm, out, inp)
         assert waits == [(second.cuda_stream, first.cuda_stream)]
+        comm.close()
+
+    each(rank)
+
+
+def test_scratch_is_free_when_the_stream_that_waited_says_so(each: Callable[..., None]) -> None:
+    """A call is started on one stream and waited for on another: only that one knows when it is over."""
+
+    def rank(transport: Any) -> None:
+        comm = by(transport, profiles.choice("all_to_all", "bruck"))
+        out, inp = torch.empty(8), torch.empty(8)
+        check(comm, out, inp, async_op=True)
+        waits: list[tuple[int, int]] = []
+        real = fake_cuda.Stream.wait_event
+
+        def wait_event(self: Any, event: Any) -> None:
+            waits.append((self.cuda_stream, event.stream.cuda_stream))
+            real(self, event)
+
+        fake_cuda.Stream.wait_event = wait_event  # type: ignore[method-assign]
+        first, second = fake_cuda.Now.stream, fake_cuda.Stream()
+        check(comm, out, inp, async_op=True)
+        assert not waits  # on the same stream there is nothing to wait for
+        work = comm.all_to_all(out, inp, async_op=True)
+        assert work is not None
+        with fake_cuda.use_stream(second):
+            work.wait()
+        check(comm, out, inp, async_op=True)
+        assert waits == [(first.cuda_stream, second.cuda_stream)]
+        comm.close()
+
+    each(rank)
+
+
+def test_asynchronous_calls_are_prepared_ahead_too(each: Callable[..., None]) -> None:
+    def rank(transport: Any) -> None:
+        comm = by(transport, profiles.choice("all_to_all", "bruck"))
+        out, inp = torch.empty(8), torch.empty(8)
+        comm.prepare("all_to_all", out, inp, async_op=True)
+        assert "all_to_all, 32 B, asynchronous: bruck" in comm.explain()
+        kept = len(comm._calls._cache._even)
+        check(comm, out, inp, async_op=True)
+        assert len(comm._calls._cache._even) == kept
         comm.close()
 
     each(rank)

@@ -19,6 +19,7 @@ from commbench.fabric.emulated import Emulated
 from commbench.layout import Layout
 from commbench.model import Model, Observation, loads
 from commbench.model.forms import Form
+from commbench.model.observe import setting as setting_of
 from commbench.records import Case, Status
 from commbench.transports.mesh import thread_meshes
 from commbench.transports.scripted import Scripted
@@ -359,7 +360,8 @@ def run(tmp_path: Path) -> tuple[Any, list[Case]]:
     costs = {"step_us": 5.0, "alpha_intra_us": 2.0, "alpha_inter_us": 10.0, "beta_inter_us_per_kib": 1.0}
     rule = {item.case.case_id: item.launches_us[0] for item in by_rule(cases, Form("serial"), costs)}
     measured = made.measured(cases, lambda case: rule[case.case_id])
-    first = dataclasses.replace(measured[0], attempt="resumed", time_us=123.0)
+    measured[:2] = [dataclasses.replace(one, skew_us=us) for one, us in zip(measured[:2], (0.01, 0.04), strict=True)]
+    first = dataclasses.replace(measured[0], attempt="resumed", time_us=123.0, skew_us=0.02)
     failed = [
         dataclasses.replace(m, status=Status.ERROR, time_us=None) if m.case_id == cases[-1].case_id else m
         for m in measured
@@ -373,6 +375,7 @@ def run(tmp_path: Path) -> tuple[Any, list[Case]]:
 def test_a_run_folder_is_observed(run: tuple[Any, list[Case]]) -> None:
     folder, cases = run
     seen = model.observe(folder)
+    assert seen[0].skew_us == pytest.approx(0.03)  # of 0.02 and 0.04: what was made again does not count twice
     assert [item.case for item in seen] == cases[:-1]  # the last one failed
     assert all(len(item.launches_us) == 2 for item in seen)
     assert seen[0].launches_us[0] == 123.0  # as it was measured last
@@ -391,3 +394,53 @@ def test_the_command_sets_every_case_beside_its_prediction(
     told = json.loads(capsys.readouterr().out)
     assert told["r2"] > 0.9 and len(told["cases"]) == len(cases) - 1
     assert {"time_us", "predicted_us", "predicted_us_low", "predicted_us_high", "warning"} <= told["cases"][0].keys()
+
+
+def test_cases_of_several_settings_are_not_mixed(learned: tuple[Model, list[Observation]]) -> None:
+    fitted, seen = learned
+    slower = [
+        dataclasses.replace(
+            item,
+            case=dataclasses.replace(item.case, mode="pipelined"),
+            launches_us=tuple(10 * us for us in item.launches_us),
+        )
+        for item in seen
+    ]
+    (one,) = fitted.settings.values()
+    of_both = Model({**fitted.settings, setting_of(slower[0].case): one})
+    alone = [line for line in command.table(fitted, seen).splitlines() if not line.startswith("#")]
+    lines = command.table(of_both, [*seen, *slower]).splitlines()
+    first, second = (lines.index(f"# scripted, {mode}, plain buffers") for mode in ("isolated", "pipelined"))
+    assert lines[first + 1 : second] == alone
+    assert len(lines) == second + 1 + len(alone)
+
+
+def test_where_the_model_cannot_be_written_it_is_one_error(run: tuple[Any, list[Case]], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write") as caught:
+        command.run([run[0].path], "table", tmp_path / "none" / "model.json")
+    assert "--out" in caught.value.hint
+
+
+def test_inside_one_emulated_node_nothing_is_known_of_its_link() -> None:
+    costs = {"alpha_intra_us": 5.0, "beta_intra_us_per_kib": 1.0, "step_us": 2.0}
+    fabric = Emulated(nodes=1, link="200mbit")
+    seen = [
+        dataclasses.replace(
+            item, case=dataclasses.replace(item.case, outer=dataclasses.replace(item.case.outer, emulated=fabric))
+        )
+        for item in by_rule(learned_from("layout=1x4", "sizes.min=1K", "sizes.max=1M"), Form("serial"), costs)
+    ]
+    fitted = model.fit(seen)
+    (setting,) = fitted.settings.values()
+    assert setting.form.burst and "burst_us" in setting.unknown and "burst_us" not in setting.mixed
+    assert prediction_us(fitted, seen[0].case) > 0
+
+
+def test_a_cost_that_some_refits_find_free_makes_no_prediction_endless(
+    learned: tuple[Model, list[Observation]],
+) -> None:
+    fitted, seen = learned
+    ((key, setting),) = fitted.settings.items()
+    free = dataclasses.replace(setting, replicates=[*setting.replicates, [0.0] * len(setting.costs)])
+    found = Model({key: free}).predict(seen[0].case)
+    assert found is not None and 0 < found.low_us < found.time_us < found.high_us < math.inf

@@ -169,17 +169,13 @@ def test_curves_do_not_mix() -> None:
 
 
 HERE = Here(
-    transport="nccl",
-    nodes=2,
-    ranks_per_node=8,
-    versions={"torch": "2.13.0", "nccl": "2.28.9"},
-    gpu="NVIDIA H200",
+    transport=NCCL.transport, nodes=2, ranks_per_node=8, versions=NCCL.versions, gpu=NCCL.gpu,
     environ={
         **{name: value for name, value in NCCL.env.items() if value != "unset"},
         "COMMBENCH_BINDING": "pci",
         "HOME": "/",
     },
-)
+)  # fmt: skip
 
 
 def test_the_scope_that_asks_for_most_wins() -> None:
