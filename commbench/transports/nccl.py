@@ -151,6 +151,8 @@ class NcclComm(TorchComm):
         array[: data.size] = torch.from_numpy(data).to(self._device)
 
     def _of(self, group: dist.ProcessGroup, ranks: Sequence[int]) -> TorchComm:
+        # torch sets NCCL up at a group's first call, which may be in a capture, where it cannot be done.
+        dist.all_reduce(torch.zeros(1, device=self._device), group=group)
         return NcclComm(group, self._transport, [self._members[rank] for rank in ranks])
 
 
