@@ -2,13 +2,16 @@
 
 Shape suffixes, everywhere: T tokens of one rank, D model, H hidden, E experts, K choices of a token (top-k), C capacity
 (slots of an expert for one rank's tokens), R rows of the dispatch buffer (E C, or for dropless the number of choices),
-W ranks, N rows in general. docs/moe.md has the picture and the rules.
+W ranks, E_g = E / W experts of one, q = W / E ranks that share one, N rows in general.
+docs/moe.md has the picture and the rules.
 """
 
 from moe_ref.capacity import Capacity
+from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, SwiGLU
 from moe_ref.gate import Gate, GateConfig
 from moe_ref.layer import MoE, Output
 from moe_ref.routing import Routing
+from moe_ref.sharding import shard
 
-__all__ = ["FFN", "Capacity", "Gate", "GateConfig", "MoE", "Output", "Routing", "SwiGLU"]
+__all__ = ["FFN", "Capacity", "DistributedMoE", "Gate", "GateConfig", "MoE", "Output", "Routing", "SwiGLU", "shard"]

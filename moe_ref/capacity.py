@@ -89,6 +89,10 @@ class Capacity:
         """Whether C depends on where tokens go, so that the device has to tell the host (and ranks each other)."""
         return not self.dropless and self._fraction(training) is None and self._factor(training) <= 0
 
+    def needs_tokens(self, *, training: bool) -> bool:
+        """Whether C depends on T, so that ranks have to agree on one where theirs differ."""
+        return not self.dropless and (self._fraction(training) is not None or self._factor(training) != 0)
+
     def slots(self, tokens: int, experts: int, top_k: int, *, load: int | None = None, training: bool = True) -> int:
         """C, for T tokens: of the rank that has most of them, where ranks differ.
 

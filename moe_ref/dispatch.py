@@ -1,4 +1,4 @@
-"""Tokens into the buffer that is sent, and back: four ways to do the same, and one table of them.
+"""Tokens into the buffer that is sent, and back: five ways to do the same, and one table of them.
 
 Each way is made for a routing and has two halves, both with gradients:
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from commbench.errors import UsageError, unknown
+from moe_ref import fused
 from moe_ref.routing import Routing
 
 
@@ -39,24 +40,25 @@ class Loop:
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
         _check_tokens(self.routing, x_TD)
-        found = [x_TD.new_zeros(x_TD.shape[1]) for _ in range(self.routing.rows)]
+        # Zeros are sums of nothing: over ranks all have to go back, those without a token too.
+        found = [x_TD[:0].sum(0) for _ in range(self.routing.rows)]
         for token, rows in enumerate(self.rows):
             for row in rows:
                 if row >= 0:
                     found[row] = x_TD[token]
-        buffer_RD = torch.stack(found) if found else x_TD.new_zeros(0, x_TD.shape[1])
+        buffer_RD = torch.stack(found) if found else x_TD[:0]
         return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
 
     def combine(self, buffer: Tensor) -> Tensor:
         buffer_RD = _check_buffer(self.routing, buffer)
         found = []
         for token, rows in enumerate(self.rows):
-            y_D = buffer_RD.new_zeros(buffer_RD.shape[1])
+            y_D = buffer_RD[:0].sum(0)
             for k, row in enumerate(rows):
                 if row >= 0:
                     y_D = y_D + self.routing.weights_TK[token, k].to(buffer_RD.dtype) * buffer_RD[row]
             found.append(y_D)
-        return torch.stack(found) if found else buffer_RD.new_zeros(0, buffer_RD.shape[1])
+        return torch.stack(found) if found else buffer_RD[:0]
 
 
 class FairseqEinsum:
@@ -149,11 +151,38 @@ class Sparse:
         return y_TD
 
 
+class Fused(Sparse):
+    """What `Sparse` does, each half in one kernel forward and one backward (`commbench_kernels.rows`).
+
+    A row that is needed is read once and a row of the result written once. Sums are in fp32, or in fp64 where something
+    given is fp64.
+
+    Needs a GPU and triton: raises `UsageError` where a routing is elsewhere, or triton is not installed.
+    """
+
+    def __init__(self, routing: Routing) -> None:
+        reason = fused.refusal(routing.slots_TK.device)
+        if reason is not None:
+            raise UsageError(f"dispatch=fused needs {reason}", hint="dispatch=sparse does the same everywhere")
+        super().__init__(routing)
+
+    def dispatch(self, x_TD: Tensor) -> Tensor:
+        _check_tokens(self.routing, x_TD)
+        buffer_RD: Tensor = fused.Dispatch.apply(x_TD, self.rows_TK, self.choice_R)
+        return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
+
+    def combine(self, buffer: Tensor) -> Tensor:
+        buffer_RD = _check_buffer(self.routing, buffer)
+        y_TD: Tensor = fused.Combine.apply(buffer_RD, self.routing.weights_TK, self.rows_TK, self.choice_R)
+        return y_TD
+
+
 TABLE: dict[str, type[Moves]] = {
     "loop": Loop,
     "fairseq_einsum": FairseqEinsum,
     "fairseq_einsum_tc": FairseqEinsumTC,
     "sparse": Sparse,
+    "fused": Fused,
 }
 
 
@@ -168,15 +197,16 @@ class _Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_TK)
-        return _gather(x_TD, torch.where(choice_R < 0, -1, choice_R // rows_TK.shape[1]))
+        return _gather(x_TD, choice_R // rows_TK.shape[1])  # -1 stays -1
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
         (rows_TK,) = ctx.saved_tensors
-        wide = torch.promote_types(grad_RD.dtype, torch.float32)
-        grad_TD = torch.zeros(len(rows_TK), grad_RD.shape[1], dtype=wide, device=grad_RD.device)
-        for k in range(rows_TK.shape[1]):  # k temporaries of [T, D] one after the other, not [T, K, D]
+        grad_TD = _gather(grad_RD, rows_TK[:, 0])
+        if rows_TK.shape[1] > 2:  # a sum of two is rounded once, as it is
+            grad_TD = grad_TD.to(torch.promote_types(grad_RD.dtype, torch.float32))
+        for k in range(1, rows_TK.shape[1]):  # temporaries of [T, D] one after the other, not [T, K, D]
             grad_TD += _gather(grad_RD, rows_TK[:, k])
         return grad_TD.to(grad_RD.dtype), None, None
 
@@ -185,29 +215,52 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
         ctx.save_for_backward(buffer_RD, weights_TK, rows_TK, choice_R)
-        wide = torch.promote_types(buffer_RD.dtype, weights_TK.dtype)
-        y_TD = torch.zeros(len(rows_TK), buffer_RD.shape[1], dtype=wide, device=buffer_RD.device)
-        for k in range(rows_TK.shape[1]):
-            y_TD += weights_TK[:, k, None] * _gather(buffer_RD, rows_TK[:, k])
+        y_TD = weights_TK[:, :1] * _gather(buffer_RD, rows_TK[:, 0])
+        for k in range(1, rows_TK.shape[1]):
+            y_TD.addcmul_(_gather(buffer_RD, rows_TK[:, k]), weights_TK[:, k, None])
         return y_TD.to(buffer_RD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         buffer_RD, weights_TK, rows_TK, choice_R = ctx.saved_tensors
+        # In place: multiplied in the wider dtype, stored in the gradient's, which is the buffer's.
         weights_R1 = _gather(weights_TK.reshape(-1, 1), choice_R)
-        token_R = torch.where(choice_R < 0, -1, choice_R // rows_TK.shape[1])
-        grad_RD = (weights_R1 * _gather(grad_TD, token_R)).to(buffer_RD.dtype)
-        wide_TD = grad_TD.to(torch.promote_types(buffer_RD.dtype, weights_TK.dtype))
-        by_choice = [(_gather(buffer_RD, rows_TK[:, k]) * wide_TD).sum(1) for k in range(rows_TK.shape[1])]
-        return grad_RD, torch.stack(by_choice, dim=1).to(weights_TK.dtype), None, None
+        grad_RD = _gather(grad_TD, choice_R // rows_TK.shape[1]).mul_(weights_R1)
+        wide = torch.promote_types(buffer_RD.dtype, weights_TK.dtype)
+        grad_TK = _products(buffer_RD, rows_TK, grad_TD, wide).masked_fill_(rows_TK < 0, 0)
+        return grad_RD, grad_TK.to(weights_TK.dtype), None, None
+
+
+def _products(buffer_RD: Tensor, rows_TK: Tensor, grad_TD: Tensor, wide: torch.dtype) -> Tensor:
+    """Row rows_TK[t, k] of the buffer times row t of the gradient, summed: [T, K]; anything where there is no row."""
+    (tokens, top_k), width = rows_TK.shape, buffer_RD.shape[1]
+    if buffer_RD.is_cuda and buffer_RD.dtype in (torch.float16, torch.bfloat16) and wide != torch.float64:
+        # Tensor cores sum in fp32, and no row need be written in fp32 for that.
+        taken_TKD = _take(buffer_RD, rows_TK.flatten()).view(tokens, top_k, width)
+        return torch.bmm(taken_TKD, grad_TD[:, :, None], out_dtype=torch.float32)[:, :, 0]
+    wide_TD = grad_TD.to(wide)
+    return torch.stack([(_take(buffer_RD, rows_TK[:, k]) * wide_TD).sum(1) for k in range(top_k)], dim=1)
 
 
 def _gather(from_ND: Tensor, index_M: Tensor) -> Tensor:
     """Row index_M[i] of from_ND in row i, zeros where the index is -1: [M, D]."""
+    taken_MD = _take(from_ND, index_M)
+    _as_words(taken_MD).masked_fill_(index_M[:, None] < 0, 0)
+    return taken_MD
+
+
+def _as_words(rows_MD: Tensor) -> Tensor:
+    """Seen as int64, where rows are so many: masks then cost half as much on a GPU. All bits 0 is 0.0."""
+    fits = rows_MD.is_contiguous() and rows_MD.shape[1] * rows_MD.element_size() % 8 == 0
+    return rows_MD.view(torch.int64) if fits else rows_MD
+
+
+def _take(from_ND: Tensor, index_M: Tensor) -> Tensor:
+    """Row index_M[i] of from_ND in row i, anything where the index is -1: [M, D]."""
     if not len(from_ND):
         return from_ND.new_zeros(len(index_M), from_ND.shape[1])
-    return from_ND.index_select(0, index_M.clamp(min=0)).masked_fill_(index_M[:, None] < 0, 0)
+    return from_ND.index_select(0, index_M.clamp(min=0))
 
 
 def _check_tokens(routing: Routing, x_TD: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""A whole layer on one rank: gate, dispatch, experts, combine."""
+"""A whole layer: gate, dispatch, experts, combine. Here on one rank."""
 
 from __future__ import annotations
 
@@ -25,21 +25,15 @@ class Output(NamedTuple):
     routing: Routing
 
 
-class MoE(nn.Module):
-    """y = sum over the choices k of a token: weight_k expert_k(token). Residual and norm are the caller's.
+class Layer(nn.Module):
+    """y = sum over the choices k of a token: weight_k expert_k(token). Residual and norm are the caller's."""
 
-    A distributed layer does the same with an all-to-all on either side of the experts, and overrides `apply_experts`
-    alone: what that gets is the buffer to send, [E, C, D], or for dropless [rows, D] with `routing.counts_E`.
-    """
-
-    def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "sparse") -> None:
-        """dispatch: a name of `moe_ref.dispatch.TABLE`. Raises `UsageError` where gate and experts do not fit."""
+    def __init__(self, gate: Gate, experts: Experts, dispatch: str) -> None:
         super().__init__()
         if gate.width != experts.width:
             raise UsageError(f"a gate of width {gate.width} with experts of width {experts.width}", hint="one D")
         self.gate, self.experts = gate, experts
-        self._way = ways.get(dispatch)
-        self._check_experts()
+        self.way = ways.get(dispatch)
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
         """x: [.., D], any leading shape. padding: bool [..], true for padding. generator: of the gate's draws.
@@ -52,23 +46,27 @@ class MoE(nn.Module):
         if padding is not None and padding.shape != x.shape[:-1]:
             raise UsageError(f"a padding mask of shape {list(padding.shape)} for input of shape {list(x.shape)}",
                              hint=f"{list(x.shape[:-1])}, true for padding")  # fmt: skip
-        x_TD = x.reshape(-1, self.gate.width)
-        routing = self.route(x_TD, None if padding is None else padding.reshape(-1), generator)
-        moves = self._way(routing)
-        y_TD = moves.combine(self.apply_experts(moves.dispatch(x_TD), routing))
+        padding_T = None if padding is None else padding.reshape(-1)
+        y_TD, routing = self.run(x.reshape(-1, self.gate.width), padding_T, generator)
         return Output(y_TD.view(x.shape), routing)
 
-    def route(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> Routing:
-        """The gate's decision; ranks that have to agree on C do it here."""
-        routing: Routing = self.gate(x_TD, padding_T, generator=generator)
-        return routing
+    def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
+        raise NotImplementedError
 
-    def apply_experts(self, buffer: Tensor, routing: Routing) -> Tensor:
-        """What the experts make of the dispatch buffer, in its shape."""
-        out: Tensor = self.experts(buffer) if routing.capacity is not None else self.experts(buffer, routing.counts_E)
-        return out
 
-    def _check_experts(self) -> None:
-        if self.gate.config.experts != self.experts.experts:
-            raise UsageError(f"a gate for {self.gate.config.experts} experts with {self.experts.experts} experts here",
+class MoE(Layer):
+    """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
+
+    def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "sparse") -> None:
+        """dispatch: a name of `moe_ref.dispatch.TABLE`. Raises `UsageError` where gate and experts do not fit."""
+        super().__init__(gate, experts, dispatch)
+        if gate.config.experts != experts.experts:
+            raise UsageError(f"a gate for {gate.config.experts} experts with {experts.experts} experts here",
                              hint="one rank has them all")  # fmt: skip
+
+    def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
+        routing = self.gate(x_TD, padding_T, generator=generator)
+        moves = self.way(routing)
+        buffer = moves.dispatch(x_TD)
+        out = self.experts(buffer) if routing.capacity is not None else self.experts(buffer, routing.counts_E)
+        return moves.combine(out), routing

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from commbench_kernels import rows
 from torch import Tensor
 
 from commbench.errors import UsageError
-from moe_ref import Capacity, Gate, GateConfig, Routing, dispatch
+from moe_ref import FFN, Capacity, Gate, GateConfig, MoE, Routing, dispatch, fused
 
 EXACT = ("fairseq_einsum", "sparse")
 WIDTH = 6
@@ -25,9 +27,9 @@ CAPACITIES = {
 }
 
 
-def made(capacity: Capacity, *, tokens: int, k: int, padded: bool, skewed: bool, second: str = "all") -> tuple[
-    Callable[[], Routing], Tensor
-]:  # fmt: skip
+def made(
+    capacity: Capacity, *, tokens: int, k: int, padded: bool, skewed: bool, second: str = "all", device: str = "cpu"
+) -> tuple[Callable[[], Routing], Tensor]:
     """Something that routes anew (a graph serves one backward pass only), and the tokens, fp64 with an fp64 gate."""
     generator = torch.Generator().manual_seed(tokens + k)
     gate = Gate(WIDTH, GateConfig(experts=4, top_k=k, dtype="fp64", capacity=capacity, second=second),
@@ -37,7 +39,9 @@ def made(capacity: Capacity, *, tokens: int, k: int, padded: bool, skewed: bool,
         # All tokens point towards expert 0, so that it overflows and others stay empty.
         x_TD = 0.1 * x_TD + gate.get_parameter("router.weight_ED")[0].detach()
     padding_T = torch.arange(tokens) % 3 == 1 if padded else None
-    return lambda: gate(x_TD, padding_T, generator=torch.Generator().manual_seed(3)), x_TD
+    gate, x_TD = gate.to(device), x_TD.to(device)
+    padding_T = None if padding_T is None else padding_T.to(device)
+    return lambda: gate(x_TD, padding_T, generator=torch.Generator(device).manual_seed(3)), x_TD
 
 
 def moved(way: str, routing: Routing, x_TD: Tensor) -> list[Tensor]:
@@ -48,8 +52,9 @@ def moved(way: str, routing: Routing, x_TD: Tensor) -> list[Tensor]:
     buffer = moves.dispatch(x_TD)
     made_of_it = (buffer.sin() + 1).detach().requires_grad_()  # not 0 in rows that nobody took
     y_TD = moves.combine(made_of_it)
-    loss = (y_TD * torch.linspace(1, 2, y_TD.numel(), dtype=y_TD.dtype).view_as(y_TD)).sum()
-    loss = loss + (buffer * torch.linspace(-1, 1, buffer.numel(), dtype=buffer.dtype).view_as(buffer)).sum()
+    loss = (y_TD * torch.linspace(1, 2, y_TD.numel(), dtype=y_TD.dtype, device=x_TD.device).view_as(y_TD)).sum()
+    slope = torch.linspace(-1, 1, buffer.numel(), dtype=buffer.dtype, device=x_TD.device)
+    loss = loss + (buffer * slope.view_as(buffer)).sum()
     (loss + 0 * (x_TD.sum() + made_of_it.sum() + routing.weights_TK.sum())).backward()  # all have a gradient
     found = [buffer, y_TD, x_TD.grad, made_of_it.grad, routing.weights_TK.grad]
     assert all(tensor is not None for tensor in found)
@@ -161,12 +166,56 @@ def test_what_experts_write_where_nobody_is_does_not_come_back() -> None:
 
 @pytest.mark.parametrize("way", dispatch.TABLE)
 def test_shapes_that_do_not_fit(way: str) -> None:
+    if way == "fused" and (reason := fused.refusal(torch.device("cpu"))):
+        pytest.skip(f"needs {reason}")
     route, x_TD = made(CAPACITIES["even"], tokens=8, k=2, padded=False, skewed=False)
     moves = dispatch.get(way)(route())
     with pytest.raises(UsageError, match=r"tokens of shape \[7, 6\] for a routing of 8 tokens"):
         moves.dispatch(x_TD[1:])
     with pytest.raises(UsageError, match=r"a buffer of shape \[16, 6\] for a routing with rows of shape \[4, 4\]"):
         moves.combine(moves.dispatch(x_TD).flatten(0, 1))
+
+
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fused` by the references of its kernels, on any device."""
+    monkeypatch.setattr(fused, "refusal", lambda device: None)
+    monkeypatch.setattr(rows, "gather_sum", rows.gather_sum_reference)
+    monkeypatch.setattr(rows, "combine_backward", rows.combine_backward_reference)
+
+
+@pytest.mark.parametrize("name", CAPACITIES)
+def test_the_references_of_the_kernels_are_sparse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain(monkeypatch)
+    for tokens, k, skewed in itertools.product((13, 1, 0), (1, 2, 4), (False, True)):
+        route, x_TD = made(CAPACITIES[name], tokens=tokens, k=k, padded=True, skewed=skewed)
+        for ours, oracle in zip(moved("fused", route(), x_TD), moved("sparse", route(), x_TD), strict=True):
+            assert ours.shape == oracle.shape and ours.dtype == oracle.dtype
+            torch.testing.assert_close(ours, oracle, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fused_has_the_dtypes_of_sparse(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain(monkeypatch)
+    route, x_TD = made(CAPACITIES["overflow"], tokens=64, k=2, padded=True, skewed=False)
+    found = [moved(way, route(), x_TD.to(dtype)) for way in ("fused", "sparse")]
+    for ours, oracle in zip(*found, strict=True):
+        assert ours.dtype == oracle.dtype
+        torch.testing.assert_close(ours, oracle, rtol=2**-6, atol=2**-6)
+
+
+def test_what_fused_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    gate = Gate(WIDTH, GateConfig(experts=4))
+    layer = MoE(gate, FFN(4, WIDTH, WIDTH), dispatch="fused")
+    with pytest.raises(UsageError, match="dispatch=fused needs a GPU, and tensors are on cpu") as caught:
+        layer(torch.ones(3, WIDTH))
+    assert "dispatch=sparse" in str(caught.value.hint)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    rows._no_triton.cache_clear()
+    with pytest.raises(UsageError, match="dispatch=fused needs triton, which cannot be imported"):
+        layer(torch.ones(3, WIDTH))
+    rows._no_triton.cache_clear()
 
 
 def test_an_unknown_way_is_named() -> None:

@@ -178,6 +178,15 @@ def test_worked_example_of_orders(order: str, expected: list[list[int]]) -> None
     assert found_TK.tolist() == expected
 
 
+@pytest.mark.parametrize("experts", [254, 255, 256, 32767, 32768])
+def test_ranks_with_keys_of_every_length(experts: int) -> None:
+    """The number of experts, which stands for choices that are not valid, is the largest of its dtype, or one more."""
+    experts_TK = torch.tensor([[experts - 1, 0], [0, experts - 1], [experts - 1, 0]])
+    valid_TK = torch.tensor([[True, True], [False, True], [True, True]])
+    found = slots.ranks(experts_TK, valid_TK, torch.arange(6), experts)
+    assert found.tolist() == [[0, 0], [-1, 1], [2, 1]]
+
+
 def test_random_order_keeps_every_token_equally_often() -> None:
     config = GateConfig(experts=2, top_k=1, order="random", capacity=Capacity("tutel", 1.0))
     gate, generator = gate_of_logits(config), torch.Generator().manual_seed(1)

@@ -1,0 +1,186 @@
+"""A layer over ranks: each has its tokens, a copy of the gate, and its part of the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from commbench.errors import UsageError, unknown
+from moe_ref import schedules
+from moe_ref.experts import Experts, experts_per_rank
+from moe_ref.gate import Gate
+from moe_ref.layer import Layer
+from moe_ref.rooms import Rooms
+from moe_ref.routing import Routing
+from moe_ref.schedules.base import Comm, Schedule
+from moe_ref.sharding import Weights
+from moe_ref.silent import Silent
+
+SKIPS = ("communication", "experts")
+
+
+class DistributedMoE(Layer):
+    """`MoE` over the ranks of a communicator: same capacity rule for each rank's tokens, same result.
+
+    Gate: the same parameters on all ranks, of which each gets the gradient of its own tokens: the trainer adds or
+    averages them, as it does for what is not an expert. Experts: this rank's, whose gradient is that of the sum of all
+    ranks' losses. Losses in the routing are of this rank's tokens; their mean over ranks is the trainer's.
+
+    All ranks call it together, in the same mode, with tokens that need a gradient on all of them or on none, and go
+    back together. Ranks may have no tokens at all.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        experts: Experts,
+        comm: Comm,
+        *,
+        tp: Comm | None = None,
+        ep: Comm | None = None,
+        schedule: str | Schedule = "sequential",
+        dispatch: str = "sparse",
+        equal_tokens: bool = False,
+        keep_buffers: bool = False,
+        skip: str | None = None,
+    ) -> None:
+        """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
+            pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
+        comm: commbench's communicator of all ranks of the layer, with or without a profile.
+        tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that hold the same tokens, and of
+            the ranks of equal place in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
+        schedule: a name of `moe_ref.schedules.TABLE`, or one with parameters. It may be set anew at any time.
+        dispatch: a name of `moe_ref.dispatch.TABLE`.
+        equal_tokens: a promise that all ranks bring the same T each time. Without it they agree on the largest, which
+            takes an all_reduce of 8 bytes and makes the host wait. Capacity factors of 0 and below need one too.
+        keep_buffers: what all_to_alls bring lies in memory of `comm.empty`, the same in each pass, so that a profile's
+            choices for registered or symmetric memory hold (`moe_ref.rooms`). Each pass then goes back before the next.
+        skip: `communication`: nothing is sent, and what arrives is what would have been sent; `experts`: they return
+            what they get. For ablation: the result is wrong on purpose. It may be set anew at any time.
+        Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
+        """
+        super().__init__(gate, experts, dispatch)
+        self.comms: dict[str, Comm | None] = {"comm": comm, "tp": tp, "ep": ep}
+        self.equal_tokens, self.skip = equal_tokens, skip
+        self.rooms = Rooms() if keep_buffers else None
+        self._check_experts()
+        self.schedule = schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: str | Schedule) -> None:
+        found = schedules.get(schedule) if isinstance(schedule, str) else schedule
+        found.check(self)
+        self._schedule = found
+
+    @property
+    def skip(self) -> str | None:
+        return self._skip
+
+    @skip.setter
+    def skip(self, skip: str | None) -> None:
+        if skip is not None and skip not in SKIPS:
+            raise unknown("skip", skip, SKIPS)
+        self._skip = skip
+
+    @property
+    def comm(self) -> Comm:
+        comm = self._comm("comm")
+        assert comm is not None
+        return comm
+
+    @property
+    def tp(self) -> Comm | None:
+        return self._comm("tp")
+
+    @property
+    def ep(self) -> Comm:
+        return self._comm("ep") or self.comm
+
+    def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
+        if x_TD.device.type != self.comm.device.type:
+            raise UsageError(f"tokens on {x_TD.device} for a communicator on {self.comm.device}", hint="one device")
+        return self.schedule.forward(self, x_TD, padding_T, generator)
+
+    def route(
+        self,
+        x_TD: Tensor,
+        padding_T: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        gate: Callable[..., Any] | None = None,
+    ) -> Routing:
+        """The gate's decision for these tokens, with one C on all ranks. gate: in place of the layer's."""
+        rule = self.gate.config.capacity
+        agrees = not self.equal_tokens and rule.needs_tokens(training=self.training)
+        most = self._largest(len(x_TD)) if agrees else None
+        found: Routing = (gate or self.gate)(
+            x_TD, padding_T, generator=generator, most_tokens=most, largest=self._largest
+        )
+        return found
+
+    def agreements(self) -> int:
+        """How many numbers ranks agree on in `route`."""
+        rule = self.gate.config.capacity
+        tokens = not self.equal_tokens and rule.needs_tokens(training=self.training)
+        return int(tokens) + int(rule.needs_load(training=self.training))
+
+    def travelling(self, x_TD: Tensor) -> Tensor:
+        """Tokens as they are sent: in autocast's dtype where there is autocast, in which experts take them anyway."""
+        dtype = self.travel_dtype()
+        return x_TD if dtype is None else x_TD.to(dtype)
+
+    def travel_dtype(self) -> torch.dtype | None:
+        """Autocast's dtype; null without."""
+        kind = self.comm.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def apply_experts(self, x: Tensor, counts_E: Tensor | None = None, weights: Weights | None = None) -> Tensor:
+        """What experts make of equal blocks, or of sorted rows with counts. weights: parameters in place of theirs."""
+        if self.skip == "experts":
+            return x
+        if weights is None:
+            out: Tensor = self.experts(x, counts_E)
+        else:
+            out = functional_call(self.experts, dict(weights), (x, counts_E))
+        return out
+
+    def _largest(self, number: int) -> int:
+        told = torch.tensor([number], dtype=torch.int64, device=self.comm.device)
+        self.comm.all_reduce(told, op="max")
+        return int(told)
+
+    def _comm(self, name: str) -> Comm | None:
+        comm = self.comms[name]
+        return Silent(comm) if comm is not None and self.skip == "communication" else comm
+
+    def _check_experts(self) -> None:
+        comm, tp, ep = (self.comms[name] for name in ("comm", "tp", "ep"))
+        assert comm is not None
+        total, here, ranks = self.gate.config.experts, self.experts, comm.size
+        if (tp is None) != (ep is None) or (tp is not None and ep is not None and tp.size * ep.size != ranks):
+            sizes = [None if group is None else group.size for group in (tp, ep)]
+            raise UsageError(f"tp and ep of {sizes[0]} and {sizes[1]} ranks for a comm of {ranks}",
+                             hint="neither, or both with tp x ep = comm")  # fmt: skip
+        pieces = 1 if tp is None else tp.size
+        place = 0 if tp is None else tp.rank
+        if tp is None and total < ranks:
+            if ranks % total:
+                raise UsageError(f"experts={total} do not share {ranks} ranks equally", hint="a divisor of the ranks")
+            pieces = ranks // total
+            place = comm.rank % pieces
+            wanted = 1
+        else:
+            wanted = experts_per_rank(total, ranks // pieces)
+        if (here.experts, here.pieces) != (wanted, pieces) or here.piece != place:
+            raise UsageError(
+                f"rank {comm.rank} of {ranks} has {here.experts} experts, piece {here.piece} of {here.pieces}, "
+                f"of the gate's {total}",
+                hint=f"{wanted} on each rank" + (f", piece {place} of {pieces}: see shard" if pieces > 1 else ""),
+            )

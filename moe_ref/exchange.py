@@ -1,0 +1,268 @@
+"""Dispatch buffers to the ranks of their experts, and back: whole or in parts, of equal blocks or of sorted rows.
+
+W ranks share E experts. With E_g = E / W >= 1 rank w has experts w E_g .. (w + 1) E_g - 1. With q = W / E > 1 ranks
+e q .. (e + 1) q - 1 each have one of q pieces of expert e (`moe_ref.sharding`), and r says how tokens get there: r
+ranks in turn hold the whole of it between them after the pieces have been gathered, so that every row goes to r
+ranks, whose outputs are summed when they are back, and an expert's rows divide among its q / r copies. W blocks go
+out in any case.
+
+    exchange = of(layer, routing, r=1, chunks=d)   collective for dropless, where ranks tell each other their counts
+    parts = exchange.parts(buffer)                 what is sent, part by part
+    part.inp, part.collective, part.there          a call of the communicator
+    part.sort(arrived)                             its output as experts take it
+    part.unsort(out), part.back                    theirs as it goes back, and the call's arguments
+    exchange.join(returned)                        of all parts, as the dispatch buffer is
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from commbench.errors import UsageError
+from moe_ref.experts import by_expert, by_source
+from moe_ref.routing import Routing
+
+if TYPE_CHECKING:
+    from moe_ref.distributed import DistributedMoE
+    from moe_ref.schedules.base import Comm
+
+
+class Part(Protocol):
+    """A part of what one layer sends. `counts_E`: of the sorted rows; null for equal blocks.
+
+    inp: what goes out, [W, e, c, D] or rows [n, D]. experts: those of this rank that it is for, of all e = E_g.
+    """
+
+    inp: Tensor
+    experts: slice
+    collective: str
+    there: dict[str, Any]  # arguments of the collective, on the way there
+    back: dict[str, Any]
+
+    @property
+    def counts_E(self) -> Tensor | None: ...
+
+    def sort(self, arrived: Tensor) -> Tensor:
+        """What arrived, as experts take it: [e, W c, D], or rows sorted by expert."""
+
+    def unsort(self, out: Tensor) -> Tensor:
+        """What experts made of it, as it goes back."""
+
+
+def span(length: int, index: int, parts: int) -> tuple[int, int]:
+    """First and last + 1 of part `index`: parts of nearly equal length, the longer ones spread evenly."""
+    return length * index // parts, length * (index + 1) // parts
+
+
+def ways_of_r(pieces: int) -> list[int]:
+    """What r may be: 0, or a divisor of q."""
+    return [0, *(r for r in range(1, pieces + 1) if pieces % r == 0)]
+
+
+def of(
+    layer: DistributedMoE, routing: Routing, *, r: int = 1, chunks: int = 1, groups: int = 1
+) -> EvenExchange | UnevenExchange:
+    """The exchange of a routing over `layer.comm`, in `chunks` parts by capacity or in `groups` parts by expert.
+
+    Collective for dropless: one all_gather of counts.
+    """
+    ranks, experts = layer.comm.size, routing.experts
+    if routing.capacity is not None:
+        return EvenExchange(ranks, experts, routing.capacity, r=r, chunks=chunks, groups=groups)
+    return UnevenExchange(layer.comm.rank, told(layer.comm, routing), r=r, chunks=chunks, groups=groups)
+
+
+def told(comm: Comm, routing: Routing) -> Tensor:
+    """Collective: the counts of all ranks, int64 [W, E], on the host. `exchange_counts` of the communicator is for W
+    counts of each rank, these are E; and from a GPU the host waits once.
+    """
+    counts_WE = routing.counts_E.new_empty(comm.size, routing.experts)
+    comm.all_gather(counts_WE, routing.counts_E[None])
+    return counts_WE.cpu()
+
+
+class EvenExchange:
+    """Of buffers [E, C, D], by all_to_all. Capacity is padded to a multiple of q / r with rows of 0."""
+
+    def __init__(
+        self, ranks: int, experts: int, capacity: int, *, r: int = 1, chunks: int = 1, groups: int = 1
+    ) -> None:
+        self.ranks, self.experts, self.capacity = ranks, experts, capacity
+        self.here = max(1, experts // ranks)  # E_g
+        self.r, self.copies = _r_and_copies(ranks, experts, r)
+        self.sent = -(-capacity // self.copies)  # rows of one block for one expert
+        self.chunks, self.groups = chunks, groups
+
+    def parts(self, buffer: Tensor) -> list[EvenPart]:
+        blocks_WECD = self._blocks(buffer)
+        if self.groups > 1:
+            return [EvenPart(blocks_WECD, slice(*span(self.here, i, self.groups)), slice(None))
+                    for i in range(self.groups)]  # fmt: skip
+        return [EvenPart(blocks_WECD, slice(None), slice(*span(self.sent, i, self.chunks)))
+                for i in range(self.chunks)]  # fmt: skip
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        blocks_WECD = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1 if self.groups > 1 else 2)
+        width = blocks_WECD.shape[-1]
+        if self.ranks <= self.experts:
+            return blocks_WECD.view(self.experts, self.capacity, width)
+        blocks = blocks_WECD.view(self.experts, self.r, self.copies * self.sent, width)
+        return blocks.sum(1)[:, : self.capacity] if self.r > 1 else blocks[:, 0, : self.capacity]
+
+    def _blocks(self, buffer: Tensor) -> Tensor:
+        """[W, E_g, rows, D]: what each rank gets."""
+        width = buffer.shape[-1]
+        if self.ranks <= self.experts:
+            return buffer.view(self.ranks, self.here, self.capacity, width)
+        padded = functional.pad(buffer, (0, 0, 0, self.copies * self.sent - self.capacity))
+        repeated = padded[:, None].expand(-1, self.r, -1, -1)
+        return repeated.reshape(self.ranks, 1, self.sent, width)
+
+
+class EvenPart:
+    """Some experts, or some rows of all experts, of the blocks [W, E_g, rows, D]."""
+
+    counts_E: Tensor | None = None
+    collective = "all_to_all"
+
+    def __init__(self, blocks_WECD: Tensor, experts: slice, rows: slice) -> None:
+        self.inp = blocks_WECD[:, experts, rows].contiguous()
+        self.experts = experts
+        self.there: dict[str, Any] = {}
+        self.back: dict[str, Any] = {}
+
+    def sort(self, arrived: Tensor) -> Tensor:
+        return by_expert(arrived)
+
+    def unsort(self, out: Tensor) -> Tensor:
+        return by_source(out, len(self.inp))
+
+
+class UnevenExchange:
+    """Of rows [rows, D], sorted by expert, by all_to_allv. All ranks know the counts of all."""
+
+    def __init__(self, rank: int, counts_WE: Tensor, *, r: int = 1, chunks: int = 1, groups: int = 1) -> None:
+        """counts_WE: int64, on the host: rows of each rank for each expert."""
+        self.rank, self.chunks, self.groups = rank, chunks, groups
+        self.ranks, self.experts = counts_WE.shape
+        self.here = max(1, self.experts // self.ranks)
+        self.r, copies = _r_and_copies(self.ranks, self.experts, r)
+        # Of each source (rows), target (columns) and expert of the target: where the rows are, and how many.
+        target_W = torch.arange(self.ranks)
+        first_W = target_W * self.experts // self.ranks
+        expert_WG = first_W[:, None] + torch.arange(self.here)
+        before_WWG = (counts_WE.cumsum(1) - counts_WE)[:, expert_WG]
+        first_WWG, last_WWG = _spans(counts_WE[:, expert_WG], (target_W % copies)[:, None], copies)
+        self.first_WWG, self.length_WWG = before_WWG + first_WWG, last_WWG - first_WWG
+        self._places: Tensor | None = None  # null: rows go out in the order in which they are
+
+    def parts(self, buffer: Tensor) -> list[UnevenPart]:
+        made = [UnevenPart(self, i) for i in range(max(self.chunks, self.groups))]
+        if len(made) > 1 or self.ranks > self.experts:
+            sent = torch.cat([part.index for part in made]).to(buffer.device)
+            # Rows are sent r times each: where they are in what is sent, r numbers for each.
+            self._places = sent.argsort(stable=True)
+            buffer = _take(buffer, sent, self._places, self.r)
+        for part, rows in zip(made, torch.split(buffer, [len(part.index) for part in made]), strict=True):
+            part.inp = rows
+        return made
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        back_ND = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
+        if self._places is None:
+            return back_ND
+        rows_ND = _take(back_ND, self._places, self._places.argsort(), 1)
+        return rows_ND if self.r == 1 else rows_ND.view(-1, self.r, rows_ND.shape[1]).sum(1)
+
+
+class UnevenPart:
+    """Some experts, or some rows of each expert."""
+
+    collective = "all_to_allv"
+    inp: Tensor
+
+    def __init__(self, exchange: UnevenExchange, part: int) -> None:
+        me = exchange.rank
+        self.experts = slice(*span(exchange.here, part, exchange.groups)) if exchange.groups > 1 else slice(None)
+        first_WWG, length_WWG = (of[:, :, self.experts] for of in (exchange.first_WWG, exchange.length_WWG))
+        if exchange.chunks > 1:
+            start_WWG, stop_WWG = _spans(length_WWG, part, exchange.chunks)
+            first_WWG, length_WWG = first_WWG + start_WWG, stop_WWG - start_WWG
+        self.index = _indices(first_WWG[me], length_WWG[me])  # of the rows that this rank sends
+        matrix_WW = length_WWG.sum(2)
+        sent, received = matrix_WW[me].tolist(), matrix_WW[:, me].tolist()
+        self.there: dict[str, Any] = {"received": received, "sent": sent, "matrix": matrix_WW.tolist()}
+        self.back: dict[str, Any] = {"received": sent, "sent": received, "matrix": matrix_WW.t().tolist()}
+        self._arrived_WG = length_WWG[:, me]  # rows of each source for each expert
+        self._index: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def counts_E(self) -> Tensor:
+        return self._arrived_WG.sum(0).to(self.inp.device)
+
+    def sort(self, arrived: Tensor) -> Tensor:
+        ranks, experts = self._arrived_WG.shape
+        if ranks > 1 and experts > 1:
+            first_WG = (self._arrived_WG.flatten().cumsum(0) - self._arrived_WG.flatten()).view(ranks, experts)
+            index = _indices(first_WG.t(), self._arrived_WG.t()).to(arrived.device)
+            self._index = index, index.argsort()
+            return _take(arrived, *self._index, 1)
+        return arrived
+
+    def unsort(self, out: Tensor) -> Tensor:
+        if self._index is None:
+            return out
+        index, back = self._index
+        return _take(out, back, index, 1)
+
+
+class _Take(torch.autograd.Function):
+    """Rows by index, where each row is taken equally often: backward is a look-up too, with a fixed order of sums."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, index_M: Tensor, places_M: Tensor, times: int) -> Tensor:
+        ctx.save_for_backward(places_M)
+        ctx.times = times
+        return x_ND.index_select(0, index_M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None, None, None]:
+        (places_M,) = ctx.saved_tensors
+        rows_MD = gradient_MD.index_select(0, places_M)
+        if ctx.times > 1:
+            rows_MD = rows_MD.view(-1, ctx.times, rows_MD.shape[1]).sum(1)
+        return rows_MD, None, None, None
+
+
+def _take(x_ND: Tensor, index_M: Tensor, places_M: Tensor, times: int) -> Tensor:
+    """Rows index_M of x; row n is taken `times` times, at places_M[n times .. (n + 1) times - 1]."""
+    taken_MD: Tensor = _Take.apply(x_ND, index_M, places_M, times)  # type: ignore[no-untyped-call]
+    return taken_MD
+
+
+def _spans(length: Tensor, index: Tensor | int, parts: int) -> tuple[Tensor, Tensor]:
+    """`span` of many lengths."""
+    return length * index // parts, length * (index + 1) // parts
+
+
+def _indices(first: Tensor, length: Tensor) -> Tensor:
+    """All numbers first .. first + length - 1, one span after the other."""
+    first, length = first.flatten(), length.flatten()
+    shift = first - (length.cumsum(0) - length)
+    return torch.repeat_interleave(shift, length) + torch.arange(int(length.sum()))
+
+
+def _r_and_copies(ranks: int, experts: int, r: int) -> tuple[int, int]:
+    """r and q / r, which is on how many ranks the whole of an expert then is, in pieces of r."""
+    pieces = max(1, ranks // experts)
+    if r not in ways_of_r(pieces)[1:]:
+        raise UsageError(f"r={r} for {experts} experts on {ranks} ranks",
+                         hint=f"a divisor of {pieces}: {', '.join(map(str, ways_of_r(pieces)[1:]))}")  # fmt: skip
+    return r, pieces // r

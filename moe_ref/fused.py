@@ -1,0 +1,45 @@
+"""The halves of `moe_ref.dispatch.Fused`, with gradients: indices as in `Sparse`, rows by `commbench_kernels.rows`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from commbench_kernels import rows
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def refusal(device: torch.device) -> str | None:
+    """What is missing for them there, in words, or null."""
+    return rows.refusal(device)
+
+
+class Dispatch(torch.autograd.Function):
+    """x [T, D], rows_TK, choice_R -> buffer [R, D]; where choice_R[r] = t K + k, or -1, and rows_TK is the inverse."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
+        ctx.save_for_backward(rows_TK)
+        return rows.gather_sum(x_TD, (choice_R // rows_TK.shape[1])[:, None])  # -1 stays -1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
+        (rows_TK,) = ctx.saved_tensors
+        return rows.gather_sum(grad_RD, rows_TK), None, None
+
+
+class Combine(torch.autograd.Function):
+    """buffer [R, D], weights_TK, rows_TK, choice_R -> y [T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
+        ctx.save_for_backward(buffer_RD, weights_TK, choice_R)
+        return rows.gather_sum(buffer_RD, rows_TK, weights_TK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        buffer_RD, weights_TK, choice_R = ctx.saved_tensors
+        return *rows.combine_backward(buffer_RD, grad_TD, choice_R, weights_TK), None, None

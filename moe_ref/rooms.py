@@ -1,0 +1,51 @@
+"""Buffers that exchanges write to, kept from pass to pass, in the memory that a profile's choices want.
+
+A choice may need registered or symmetric memory, which `comm.empty` makes once and keeps; what torch allocates for each
+pass is plain, and a call on it goes by the choice for plain memory. So a layer that keeps its buffers gets all of a
+profile, and one that does not gets what plain memory allows.
+
+There is one buffer for each exchange of a pass and one for its gradient's, and the next pass writes to the same ones.
+A pass has to be gone back through before the next: autograd is told of each writing, and raises where somebody still
+needs what was there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+if TYPE_CHECKING:
+    from moe_ref.schedules.base import Comm
+
+_KEPT = ("all_to_all",)  # of others each rank may need another length, or another one with each pass
+
+
+class Rooms:
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Tensor] = {}
+        self._next = 0
+
+    def begin(self) -> None:
+        """A pass."""
+        self._next = 0
+
+    def number(self) -> int:
+        """Of the next exchange of this pass. The same on all ranks."""
+        self._next += 1
+        return self._next
+
+    def empty(
+        self, comm: Comm, collective: str, shape: tuple[int, ...], like: Tensor, place: tuple[int, str]
+    ) -> Tensor:
+        """For what comes by `collective`, at this place of a pass. Collective where it is made."""
+        make = getattr(comm, "empty", None)  # what stands for a communicator may have none
+        if collective not in _KEPT or make is None:
+            return like.new_empty(shape)
+        key = (place, shape, like.dtype)
+        if key not in self._kept:
+            self._kept[key] = make(shape, like.dtype, collective=collective)
+        kept = self._kept[key]
+        increment_version(kept)
+        return kept.detach()  # another tensor, which autograd makes a part of this pass's graph

@@ -1,0 +1,46 @@
+"""Schedules: in which order, and in how many parts, a layer sends and computes. One file each, one line each here.
+
+    layer.schedule = schedules.get("pipelined", chunks=4)
+    layer.schedule.traffic(shape)
+
+What the others use: base.py (`Schedule`, `Shape`, `Message`), parts.py (a pass in parts, of which three schedules are
+cases), flights.py (exchanges that overlap in both passes), halves.py (exchanges of ranks that hold the same tokens).
+predict.py says how long they take by a cost model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from commbench.errors import UsageError, unknown
+from moe_ref.schedules.base import Message, Schedule, Shape
+from moe_ref.schedules.expert_groups import ExpertGroups
+from moe_ref.schedules.parm import ParmS1, ParmS2
+from moe_ref.schedules.pipelined import Pipelined
+from moe_ref.schedules.sequential import Sequential
+from moe_ref.schedules.tensor_parallel import TensorParallel
+
+TABLE: dict[str, type[Schedule]] = {
+    "sequential": Sequential,
+    "pipelined": Pipelined,
+    "expert_groups": ExpertGroups,
+    "tensor_parallel": TensorParallel,
+    "parm_s1": ParmS1,
+    "parm_s2": ParmS2,
+}
+
+
+def get(name: str, **params: Any) -> Schedule:
+    """The schedule of this name. Raises `UsageError` for a name that is not in the table, or a parameter not of it."""
+    if name not in TABLE:
+        raise unknown("schedule", name, TABLE)
+    known = [field.name for field in fields(TABLE[name])]  # type: ignore[arg-type]
+    for param in params:
+        if param not in known:
+            raise UsageError(f"schedule {name} has no parameter {param!r}",
+                             hint=f"it has {', '.join(known) or 'none'}")  # fmt: skip
+    return TABLE[name](**params)
+
+
+__all__ = ["TABLE", "Message", "Schedule", "Shape", "get"]

@@ -1,0 +1,252 @@
+"""Parm's two schedules (Pan et al., "Parm: Efficient Training of Large Sparsely-Activated Models with Dedicated
+Schedules", arXiv 2407.00599): tokens that t ranks hold alike are divided among them before the gate, or after it.
+
+Both then exchange among all W = G t ranks at once: a row goes to each rank of its expert's group, whose summands come
+back as t rows and are added where the row came from. So no group sums, and none gathers what has arrived from others;
+but each row crosses the links between groups t times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional
+
+from moe_ref.experts import by_expert, by_source
+from moe_ref.gate import Gate
+from moe_ref.routing import Routing
+from moe_ref.schedules.base import Comm, Shape
+from moe_ref.schedules.halves import (
+    Call,
+    Planned,
+    Sent,
+    Stage,
+    apart,
+    both_passes,
+    by_group,
+    by_place,
+    capacity_of,
+    check_chunks,
+    named,
+    pieces,
+    share,
+    through,
+)
+
+if TYPE_CHECKING:
+    from moe_ref.distributed import DistributedMoE
+
+
+@dataclass(frozen=True, slots=True)
+class ParmS1(Planned):
+    """Each rank of a group takes 1 / t of the tokens, gates those only, and the group gathers what comes out.
+
+    The gate is t times cheaper, but slots are counted slice by slice: where capacity binds, other tokens are dropped
+    than without slices. Where t does not divide T the last slices are padded, and padding counts in their capacity.
+    The routing is that of this rank's slice; a loss in it is the slice's, and counts 1 / t, so that its gradient is
+    that of the mean over slices. The gate's gradient is summed over the group, as that of tokens is gathered: both are
+    the same on all its ranks, as with other schedules. Ranks may have generators of different states.
+    """
+
+    name: ClassVar[str] = "parm_s1"
+
+    def forward(
+        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing]:
+        tp = layer.tp
+        assert tp is not None
+        x_ND: Tensor = _Slice.apply(x_TD, tp)  # type: ignore[no-untyped-call]
+        routing = layer.route(x_ND, _padding(x_TD, padding_T, tp), generator, _summing(layer.gate, tp))
+        moves = layer.way(routing)
+        buffer_ECD = moves.dispatch(layer.travelling(x_ND))
+        y_ND = moves.combine(through(layer, Fused(layer.comm, tp.size), buffer_ECD))
+        y_TD: Tensor = _Whole.apply(y_ND, tp, len(x_TD))  # type: ignore[no-untyped-call]
+        return y_TD, replace(routing, losses={name: _part(loss, tp.size) for name, loss in routing.losses.items()})
+
+    def stages(self, shape: Shape) -> list[Stage]:
+        """C of the shape is that of a slice."""
+        exchange = Call("exchange", "all_to_all", "comm", shape.tp * shape.E * capacity_of(shape) * shape.row_bytes)
+        rows = -(-shape.T // shape.tp) * shape.tp * shape.D
+        found = both_passes(shape, [exchange], [exchange])
+        found.insert(2, Stage("forward", (Call("gather", "all_gather", "tp", rows * shape.itemsize),)))
+        if shape.input_grad:
+            found.append(Stage("backward", (Call("gather", "all_gather", "tp", rows * shape.token_itemsize),)))
+        return [*found, Stage("backward", (Call("gate", "all_reduce", "tp", shape.gate_bytes),))]
+
+
+@dataclass(frozen=True, slots=True)
+class ParmS2(Planned):
+    """All ranks gate all tokens, each keeps 1 / t of the slots of each expert, and the group gathers the buffer.
+
+    Slots are those of all tokens, so the result is that of `tensor_parallel`. What comes back goes in `chunks` along
+    capacity, one gathered beside the exchange of the next, in both passes. Parm's simultaneous all-to-all and
+    all-gather has one piece for each peer instead.
+    """
+
+    name: ClassVar[str] = "parm_s2"
+    chunks: int = 4
+
+    def __post_init__(self) -> None:
+        check_chunks(self.chunks)
+
+    def forward(
+        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing]:
+        assert layer.tp is not None
+        routing = layer.route(x_TD, padding_T, generator)
+        moves = layer.way(routing)
+        buffer_ECD = moves.dispatch(layer.travelling(x_TD))
+        return moves.combine(through(layer, FusedSlots(layer.comm, layer.tp, self.chunks), buffer_ECD)), routing
+
+    def stages(self, shape: Shape) -> list[Stage]:
+        mine = share(capacity_of(shape), shape.tp)
+        of_slots = shape.tp * shape.E * shape.row_bytes
+        there = Call("exchange", "all_to_all", "comm", mine * of_slots)
+        back: list[Call] = []
+        cuts = pieces(mine, self.chunks)
+        for i in range(len(cuts) + 1):
+            before = named("exchange", i - 1) + named("gather", i - 3)
+            if i < len(cuts):
+                nbytes = (cuts[i].stop - cuts[i].start) * of_slots
+                back.append(Call(f"exchange-{i}", "all_to_all", "comm", nbytes, before))
+            if i:
+                nbytes = (cuts[i - 1].stop - cuts[i - 1].start) * of_slots
+                back.append(Call(f"gather-{i - 1}", "all_gather", "tp", nbytes, before))
+        return both_passes(shape, [there], back)
+
+
+class Fused:
+    """Rows that one rank alone has, to all places of a group, and the sums of what they make of them."""
+
+    def __init__(self, comm: Comm, places: int) -> None:
+        self.comm, self.places, self.groups = comm, places, comm.size // places
+
+    def spread(self, buffer_ECD: Tensor) -> Tensor:
+        return by_expert(Sent(self.comm, "all_to_all", self._to_places(by_group(buffer_ECD, self.groups))).land())
+
+    def collect(self, rows_END: Tensor) -> Tensor:
+        return self._summed(Sent(self.comm, "all_to_all", by_source(rows_END, self.comm.size))).flatten(0, 1)
+
+    def _to_places(self, blocks_GECD: Tensor) -> Tensor:
+        """One copy for each rank: [W, E, C, D]."""
+        return blocks_GECD[:, None].expand(-1, self.places, -1, -1, -1).flatten(0, 1)
+
+    def _summed(self, back: Sent) -> Tensor:
+        return apart(back.land(), self.groups).sum(1)
+
+
+class FusedSlots(Fused):
+    """The same of a buffer that all of a group have, of which a rank keeps a run of slots; they gather the sums."""
+
+    def __init__(self, comm: Comm, tp: Comm, chunks: int) -> None:
+        super().__init__(comm, tp.size)
+        self.tp, self.chunks = tp, chunks
+
+    def spread(self, buffer_ECD: Tensor) -> Tensor:
+        share(buffer_ECD.shape[1], self.places)
+        mine_GECD = by_place(by_group(buffer_ECD, self.groups), self.places)[:, :, self.tp.rank]
+        return by_expert(Sent(self.comm, "all_to_all", self._to_places(mine_GECD)).land())
+
+    def collect(self, rows_END: Tensor) -> Tensor:
+        here, rows, width = rows_END.shape
+        rows_EWCD = rows_END.view(here, self.comm.size, rows // self.comm.size, width)
+        mine = rows_EWCD.shape[2]
+        out_GEPCD = rows_END.new_empty(self.groups, here, self.places, mine, width)
+
+        def exchange(cut: slice) -> Sent:
+            return Sent(self.comm, "all_to_all", rows_EWCD[:, :, cut].transpose(0, 1))
+
+        def place(gather: Sent, cut: slice) -> None:
+            found_PGECD = apart(gather.land(), self.places)
+            out_GEPCD[:, :, :, cut] = found_PGECD.permute(1, 2, 0, 3, 4)
+
+        cuts, gathers = pieces(mine, self.chunks), list[Sent]()
+        flying = exchange(cuts[0])
+        for i in range(len(cuts)):
+            back = flying
+            back.land()
+            if i + 1 < len(cuts):
+                flying = exchange(cuts[i + 1])
+            gathers.append(Sent(self.tp, "all_gather", self._summed(back)))
+            if i:
+                place(gathers[i - 1], cuts[i - 1])
+        place(gathers[-1], cuts[-1])
+        return out_GEPCD.flatten(2, 3).flatten(0, 1)
+
+
+class _Slice(torch.autograd.Function):
+    """This rank's slice of tokens that all of `tp` have, behind the last one rows of 0; backward gathers."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, tp: Comm) -> Tensor:
+        ctx.tp, ctx.tokens = tp, len(x_TD)
+        return _cut(x_TD.detach(), tp)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Whole.apply(gradients[0], ctx.tp, ctx.tokens), None  # type: ignore[no-untyped-call]
+
+
+class _Whole(torch.autograd.Function):
+    """All T rows of the slices of `tp`; backward each rank has its slice of a gradient that all have."""
+
+    @staticmethod
+    def forward(ctx: Any, y_ND: Tensor, tp: Comm, tokens: int) -> Tensor:
+        ctx.tp = tp
+        return Sent(tp, "all_gather", y_ND.detach()).land()[:tokens]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Slice.apply(gradients[0], ctx.tp), None, None  # type: ignore[no-untyped-call]
+
+
+class _Summing(torch.autograd.Function):
+    """Parameters that ranks use on different tokens: their gradients are summed, in one all_reduce."""
+
+    @staticmethod
+    def forward(ctx: Any, tp: Comm, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.tp = tp
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        ctx.tp.all_reduce(flat)
+        parts = flat.split_with_sizes([gradient.numel() for gradient in gradients])
+        return None, *(part.view_as(of).to(of.dtype) for part, of in zip(parts, gradients, strict=True))
+
+
+def _summing(gate: Gate, tp: Comm) -> Callable[..., Any]:
+    """The gate, with gradients of its parameters that are sums over `tp`."""
+    names, parameters = zip(*gate.named_parameters(), strict=True)
+    shared = dict(zip(names, _Summing.apply(tp, *parameters), strict=True))  # type: ignore[no-untyped-call]
+
+    def gated(*given: Any, **named: Any) -> Any:
+        return functional_call(gate, shared, given, named)
+
+    return gated
+
+
+def _cut(x_TD: Tensor, tp: Comm) -> Tensor:
+    length = -(-len(x_TD) // tp.size)
+    mine_ND = x_TD[tp.rank * length : (tp.rank + 1) * length]
+    return functional.pad(mine_ND, (0, 0, 0, length - len(mine_ND))) if len(mine_ND) < length else mine_ND
+
+
+def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: Comm) -> Tensor | None:
+    """Of this rank's slice; null where no rank's has any."""
+    if padding_T is None and len(x_TD) % tp.size == 0:
+        return None
+    mask_T = torch.zeros(len(x_TD), dtype=torch.bool, device=x_TD.device) if padding_T is None else padding_T
+    length = -(-len(x_TD) // tp.size)
+    return functional.pad(mask_T, (0, length * tp.size - len(mask_T)), value=True).view(tp.size, length)[tp.rank]
+
+
+def _part(loss: Tensor, places: int) -> Tensor:
+    """The same number, with 1 / t of its gradient."""
+    return loss.detach() * (1 - 1 / places) + loss / places

@@ -1,0 +1,130 @@
+"""A layer's forward pass with what is sent in parts, and its traffic. Three schedules are this with other parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from commbench.errors import UsageError
+from moe_ref import exchange, sharding
+from moe_ref.routing import Routing
+from moe_ref.schedules.base import COUNT_BYTES, Message, Shape, agreed, merged
+from moe_ref.schedules.flights import start
+
+if TYPE_CHECKING:
+    from moe_ref.distributed import DistributedMoE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """r: as in `moe_ref.sharding`. chunks: parts by rows of each expert. groups: parts by experts of a rank."""
+
+    r: int = 1
+    chunks: int = 1
+    groups: int = 1
+
+    def check(self, layer: DistributedMoE) -> None:
+        """Raises `UsageError` for what this layer cannot do."""
+        pieces, here = layer.experts.pieces, layer.experts.experts
+        if self.r not in exchange.ways_of_r(pieces):
+            raise UsageError(f"r={self.r} for experts in {pieces} pieces",
+                             hint=f"one of {', '.join(map(str, exchange.ways_of_r(pieces)))}")  # fmt: skip
+        if self.chunks < 1:
+            raise UsageError(f"chunks={self.chunks} is below 1", hint="1 or more")
+        if not 1 <= self.groups <= here:
+            raise UsageError(f"groups={self.groups} of {here} experts of a rank", hint=f"1 <= groups <= {here}")
+        if self.r == 0 and self.chunks > 1:
+            raise UsageError(f"r=0 with chunks={self.chunks}: no token is sent", hint="chunks=1, or another r")
+
+
+def in_parts(
+    layer: DistributedMoE, plan: Plan, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Routing]:
+    """All exchanges are started, then each part is computed when it is there, and its way back is started.
+
+    So experts work on part i beside the exchanges of the parts after it and the ways back of those before it; and
+    backward the same in the reverse order (`flights`). One part has nothing to run beside, so it does not try.
+    """
+    routing = layer.route(x_TD, padding_T, generator)
+    moves = layer.way(routing)
+    buffer = moves.dispatch(layer.travelling(x_TD))
+    weights: sharding.Weights | None = None
+    if plan.r == 0 or layer.experts.pieces > 1:
+        weights = sharding.gathered(layer.experts, layer.comm, plan.r, layer.travel_dtype())
+    if plan.r == 0:
+        counts_E = routing.counts_E if routing.capacity is None else None
+        return moves.combine(layer.apply_experts(buffer, counts_E, weights)), routing
+    if plan.groups > 1 and weights is None:
+        weights = dict(layer.experts.named_parameters())
+    exchanged = exchange.of(layer, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
+    parts: Sequence[exchange.Part] = exchanged.parts(buffer)
+    beside = len(parts) > 1
+    rooms = layer.rooms
+    if rooms is not None:
+        rooms.begin()
+    there = [start(layer.comm, part.collective, part.inp, beside=beside, rooms=rooms, **part.there) for part in parts]
+    back = []
+    for part, flight in zip(parts, there, strict=True):
+        x = part.sort(flight.land())
+        its = weights if weights is None or plan.groups == 1 else sharding.picked(weights, part.experts)
+        out = layer.apply_experts(x, part.counts_E, its)
+        back.append(start(layer.comm, part.collective, part.unsort(out), beside=beside, rooms=rooms, **part.back))
+    return moves.combine(exchanged.join([flight.land() for flight in back])), routing
+
+
+def traffic(shape: Shape, plan: Plan) -> list[Message]:
+    """Of `in_parts`."""
+    found, weights = agreed(shape), shape.weight_bytes
+    if plan.r == 0:
+        gathered = shape.W * weights
+        found += [Message("forward", "all_gather", "comm", 1, gathered)]
+        found += [Message("backward", "reduce_scatter", "comm", 1, gathered)]
+        return merged(found)
+    copies = shape.pieces // plan.r
+    if copies > 1:
+        found += [Message("forward", "all_to_allv", "comm", 1, copies * weights)]
+        found += [Message("backward", "all_to_allv", "comm", 1, copies * weights)]
+    if shape.C is None:
+        found += [Message("forward", "all_gather", "comm", 1, COUNT_BYTES * shape.W * shape.E)]
+        name, sizes = "all_to_allv", list(_uneven(shape, plan, copies))
+    else:
+        name, sizes = "all_to_all", list(_even(shape, plan, copies))
+    for sent, received in sizes:
+        there, back = sent * shape.row_bytes, received * shape.row_bytes
+        found += [Message("forward", name, "comm", 1, there), Message("forward", name, "comm", 1, back)]
+        found += [Message("backward", name, "comm", 1, there)]  # of the gradient of what came back
+        found += [Message("backward", name, "comm", int(shape.input_grad), back)]
+    return merged(found)
+
+
+def _even(shape: Shape, plan: Plan, copies: int) -> Iterator[tuple[int, int]]:
+    """Rows sent and received in each part: the same number."""
+    assert shape.C is not None
+    here, rows = max(1, shape.E // shape.W), -(-shape.C // copies)
+    for part in range(plan.chunks):
+        for group in range(plan.groups):
+            number = shape.W * _length(here, group, plan.groups) * _length(rows, part, plan.chunks)
+            yield number, number
+
+
+def _uneven(shape: Shape, plan: Plan, copies: int) -> Iterator[tuple[int, int]]:
+    here, ranks = max(1, shape.E // shape.W), range(shape.W)
+    for part in range(plan.chunks):
+        for group in range(plan.groups):
+            local = range(here * group // plan.groups, here * (group + 1) // plan.groups)
+
+            def rows(source: int, target: int, part: int = part, local: range = local) -> int:
+                first = target * here if shape.E >= shape.W else target * shape.E // shape.W
+                counts = (shape.choices(source)[first + expert] for expert in local)
+                ours = (_length(count, target % copies, copies) for count in counts)
+                return sum(_length(count, part, plan.chunks) for count in ours)
+
+            yield sum(rows(shape.rank, j) for j in ranks), sum(rows(i, shape.rank) for i in ranks)
+
+
+def _length(whole: int, index: int, parts: int) -> int:
+    return whole * (index + 1) // parts - whole * index // parts

@@ -1,0 +1,246 @@
+"""What a rank sends of the tokens that all t ranks of its group hold: everything, or its share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from commbench.errors import unknown
+from moe_ref.experts import by_expert, by_source
+from moe_ref.routing import Routing
+from moe_ref.schedules.base import Comm, Shape
+from moe_ref.schedules.halves import (
+    Call,
+    Halves,
+    Planned,
+    Sent,
+    Stage,
+    apart,
+    both_passes,
+    by_group,
+    by_place,
+    capacity_of,
+    check_chunks,
+    named,
+    pieces,
+    share,
+    through,
+)
+
+if TYPE_CHECKING:
+    from moe_ref.distributed import DistributedMoE
+
+TP_TOKENS = ("duplicate", "drop", "drop_pipelined", "profile")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorParallel(Planned):
+    """tp_tokens: what is sent.
+
+    duplicate: all of them, to the ranks of its place in other groups; sums by all_reduce. DeepSpeed before June 2024
+        (its pull request 5626), and what MoNTA's factor of 8 must be over.
+    drop: 1 / t of them, and the receivers gather, all but what their own group has sent, which is there. Of summands a
+        rank gets those for its share by all_to_all and adds them up; DeepSpeed takes all_reduce and drops, twice the
+        bytes, and so would gloo's own reduce_scatter.
+    drop_pipelined: `drop` in `chunks` along capacity: one is between groups while the one before is gathered, and the
+        one after it is summed. In both passes; MoNTA's code (arXiv 2411.00662) overlaps the forward pass only.
+    profile: one `tp_all_to_all` of `comm` each way: the profile decides, or without one commbench's default.
+
+    The first three are issued here, call by call, on `ep` and `tp`, and each call goes by the profiles of these.
+    The ranks of a group give generators of the same state.
+    """
+
+    name: ClassVar[str] = "tensor_parallel"
+    tp_tokens: str = "profile"
+    chunks: int = 4
+
+    def __post_init__(self) -> None:
+        if self.tp_tokens not in TP_TOKENS:
+            raise unknown("tp_tokens", self.tp_tokens, TP_TOKENS)
+        check_chunks(self.chunks)
+
+    def __str__(self) -> str:
+        chunks = f" chunks={self.chunks}" if self.tp_tokens == "drop_pipelined" else ""
+        return f"{self.name} tp_tokens={self.tp_tokens}{chunks}"
+
+    def forward(
+        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing]:
+        routing = layer.route(x_TD, padding_T, generator)
+        moves = layer.way(routing)
+        buffer_ECD = moves.dispatch(layer.travelling(x_TD))
+        return moves.combine(through(layer, self.halves(layer), buffer_ECD)), routing
+
+    def halves(self, layer: DistributedMoE) -> Halves:
+        assert layer.tp is not None
+        match self.tp_tokens:
+            case "duplicate":
+                return Duplicate(layer.tp, layer.ep)
+            case "profile":
+                return ByProfile(layer.comm, layer.tp.size)
+        return Drop(layer.tp, layer.ep, self._parts)
+
+    def stages(self, shape: Shape) -> list[Stage]:
+        whole = shape.E * capacity_of(shape) * shape.row_bytes
+        match self.tp_tokens:
+            case "duplicate":
+                exchange = Call("exchange", "all_to_all", "ep", whole)
+                there, back = [exchange], [Call("sum", "all_reduce", "tp", whole), exchange._replace(after=("sum",))]
+            case "profile":
+                there = [Call("replicated", "tp_all_to_all", "comm", whole)]
+                back = [Call("partial", "tp_all_to_all", "comm", whole)]
+            case _:
+                there, back = self._spread(shape), self._collect(shape)
+        return both_passes(shape, there, back)
+
+    @property
+    def _parts(self) -> int:
+        return self.chunks if self.tp_tokens == "drop_pipelined" else 1
+
+    def _shares(self, shape: Shape) -> list[int]:
+        """Bytes that this rank sends of each chunk."""
+        slots = pieces(share(capacity_of(shape), shape.tp), self._parts)
+        return [shape.E * (cut.stop - cut.start) * shape.row_bytes for cut in slots]
+
+    def _spread(self, shape: Shape) -> list[Call]:
+        calls, groups = [], shape.W // shape.tp
+        shares = self._shares(shape)
+        for i in range(len(shares) + 1):  # a chunk is exchanged before the one before it is gathered
+            before = named("exchange", i - 1) + named("gather", i - 3)
+            if i < len(shares):
+                calls.append(Call(f"exchange-{i}", "all_to_all", "ep", shares[i], before))
+            if i:
+                others = shares[i - 1] * shape.tp * (groups - 1) // groups
+                calls.append(Call(f"gather-{i - 1}", "all_gather", "tp", others, before))
+        return calls
+
+    def _collect(self, shape: Shape) -> list[Call]:
+        shares = self._shares(shape)
+        calls = [Call("sum-0", "all_to_all", "tp", shares[0] * shape.tp)]
+        for i, nbytes in enumerate(shares):
+            before = named("sum", i) + named("exchange", i - 1) + named("gather", i - 3)
+            calls.append(Call(f"exchange-{i}", "all_to_all", "ep", nbytes, before))
+            if i + 1 < len(shares):
+                calls.append(Call(f"sum-{i + 1}", "all_to_all", "tp", shares[i + 1] * shape.tp, before))
+            if i:
+                calls.append(Call(f"gather-{i - 1}", "all_gather", "tp", shares[i - 1] * shape.tp, before))
+        last = len(shares) - 1
+        before = named("exchange", last) + named("gather", last - 2)
+        return [*calls, Call(f"gather-{last}", "all_gather", "tp", shares[last] * shape.tp, before)]
+
+
+class Duplicate:
+    def __init__(self, tp: Comm, ep: Comm) -> None:
+        self.tp, self.ep = tp, ep
+
+    def spread(self, buffer_ECD: Tensor) -> Tensor:
+        return by_expert(self._swapped(by_group(buffer_ECD, self.ep.size)))
+
+    def collect(self, rows_END: Tensor) -> Tensor:
+        sums_END = torch.empty_like(rows_END)
+        self.tp.all_reduce(sums_END, rows_END)
+        return self._swapped(by_source(sums_END, self.ep.size)).flatten(0, 1)
+
+    def _swapped(self, blocks_GECD: Tensor) -> Tensor:
+        found_GECD = torch.empty_like(blocks_GECD)
+        self.ep.all_to_all(found_GECD, blocks_GECD)
+        return found_GECD
+
+
+class ByProfile:
+    def __init__(self, comm: Comm, places: int) -> None:
+        self.comm, self.places, self.groups = comm, places, comm.size // places
+
+    def spread(self, buffer_ECD: Tensor) -> Tensor:
+        return by_expert(self._exchanged(by_group(buffer_ECD, self.groups), "replicated"))
+
+    def collect(self, rows_END: Tensor) -> Tensor:
+        return self._exchanged(by_source(rows_END, self.groups), "partial").flatten(0, 1)
+
+    def _exchanged(self, blocks_GECD: Tensor, tp_input: str) -> Tensor:
+        found_GECD = torch.empty_like(blocks_GECD)
+        self.comm.tp_all_to_all(found_GECD, blocks_GECD, tp=self.places, tp_input=tp_input)
+        return found_GECD
+
+
+class Drop:
+    """Which slots a rank carries is free, so a chunk is a run of slots, and each rank has a run of that.
+
+    `ep` has one exchange in flight at the most, as two would share its links; all ranks issue the same order.
+    """
+
+    def __init__(self, tp: Comm, ep: Comm, chunks: int) -> None:
+        self.tp, self.ep, self.chunks = tp, ep, chunks
+
+    def spread(self, buffer_ECD: Tensor) -> Tensor:
+        blocks_GECD = by_group(buffer_ECD, self.ep.size)
+        groups, here, capacity, width = blocks_GECD.shape
+        places, me = self.tp.size, self.ep.rank
+        rows_EGCD = blocks_GECD.new_empty(here, groups, capacity, width)
+        cuts = self._cuts(capacity)
+
+        def exchange(cut: slice) -> Sent:
+            return Sent(self.ep, "all_to_all", by_place(blocks_GECD[:, :, cut], places)[:, :, self.tp.rank])
+
+        def place(gather: Sent, cut: slice) -> None:
+            found_PGECD = apart(gather.land(), places)
+            for to, source in ((slice(me), slice(me)), (slice(me + 1, None), slice(me, None))):
+                by_place(rows_EGCD[:, to, cut], places).copy_(found_PGECD[:, source].permute(2, 1, 0, 3, 4))
+
+        flying, gathers = exchange(cuts[0]), list[Sent]()
+        rows_EGCD[:, me] = blocks_GECD[me]  # what the own group has sent is here
+        for i in range(len(cuts)):
+            found_GECD = flying.land()
+            if i + 1 < len(cuts):
+                flying = exchange(cuts[i + 1])
+            gathers.append(Sent(self.tp, "all_gather", _without(found_GECD, me)))
+            if i:
+                place(gathers[i - 1], cuts[i - 1])
+        place(gathers[-1], cuts[-1])
+        return rows_EGCD.flatten(1, 2)
+
+    def collect(self, rows_END: Tensor) -> Tensor:
+        here, rows, width = rows_END.shape
+        places, groups = self.tp.size, self.ep.size
+        rows_EGCD = rows_END.view(here, groups, rows // groups, width)
+        out_GECD = rows_END.new_empty(groups, here, rows // groups, width)
+        cuts = self._cuts(rows // groups)
+
+        def summands(cut: slice) -> Sent:
+            of_place_PGECD = by_place(rows_EGCD[:, :, cut], places).permute(2, 1, 0, 3, 4)
+            return Sent(self.tp, "all_to_all", of_place_PGECD.flatten(0, 1))
+
+        def place(gather: Sent, cut: slice) -> None:
+            found_PGECD = apart(gather.land(), places)
+            by_place(out_GECD[:, :, cut], places).copy_(found_PGECD.permute(1, 2, 0, 3, 4))
+
+        sums, exchanges, gathers = summands(cuts[0]), list[Sent](), list[Sent]()
+        for i in range(len(cuts)):
+            sums_GECD = apart(sums.land(), places).sum(0)
+            arrived = exchanges[i - 1].land() if i else None
+            exchanges.append(Sent(self.ep, "all_to_all", sums_GECD))
+            if i + 1 < len(cuts):
+                sums = summands(cuts[i + 1])
+            if arrived is not None:
+                gathers.append(Sent(self.tp, "all_gather", arrived))
+            if i > 1:
+                place(gathers[i - 2], cuts[i - 2])
+        gathers.append(Sent(self.tp, "all_gather", exchanges[-1].land()))
+        for i in range(max(0, len(cuts) - 2), len(cuts)):
+            place(gathers[i], cuts[i])
+        return out_GECD.flatten(0, 1)
+
+    def _cuts(self, capacity: int) -> list[slice]:
+        places = self.tp.size
+        cuts = pieces(share(capacity, places), self.chunks)
+        return [slice(places * cut.start, places * cut.stop) for cut in cuts]
+
+
+def _without(found_GECD: Tensor, group: int) -> Tensor:
+    """Of all groups but one, contiguous, which at either end is a view."""
+    if group in (0, len(found_GECD) - 1):
+        return found_GECD[1:] if group == 0 else found_GECD[:-1]
+    return torch.cat([found_GECD[:group], found_GECD[group + 1 :]])

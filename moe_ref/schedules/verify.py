@@ -1,0 +1,169 @@
+"""Proof that a schedule sends what its formula says: every call is counted, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from commbench.communicators.prepared import Pending
+from commbench.errors import CommbenchError
+from moe_ref.exchange import told
+from moe_ref.routing import Routing
+from moe_ref.schedules.base import COUNT_BYTES, Comm, Message, Phase, Shape, merged
+
+if TYPE_CHECKING:
+    from commbench.communicators.communicator import Communicator
+    from commbench.communicators.gradients import Gradients
+    from moe_ref.distributed import DistributedMoE
+
+
+class Mismatch(CommbenchError):
+    """A schedule sent something else than its formula says."""
+
+    exit_code = 1
+
+
+class Log:
+    """What has been sent, in order. phase: of what comes next."""
+
+    def __init__(self) -> None:
+        self.phase: Phase = "forward"
+        self.messages: list[Message] = []
+
+    def add(self, collective: str, group: str, nbytes: int) -> None:
+        self.messages.append(Message(self.phase, collective, group, 1, nbytes))
+
+
+class Counting:
+    """A communicator that notes each call, and makes it."""
+
+    def __init__(self, comm: Comm, group: str, log: Log) -> None:
+        """group: the name in the log."""
+        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
+        self._comm, self._group, self._log = comm, group, log
+
+    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        self._add("all_to_all", inp.nbytes)
+        return self._comm.all_to_all(out, inp, async_op=async_op)
+
+    def all_to_allv(
+        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
+        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
+    ) -> Pending | None:  # fmt: skip
+        self._add("all_to_allv", inp.nbytes)
+        return self._comm.all_to_allv(out, inp, received, sent, matrix=matrix, async_op=async_op)
+
+    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        self._add("all_gather", out.nbytes)
+        return self._comm.all_gather(out, inp, async_op=async_op)
+
+    def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
+        self._add("reduce_scatter", inp.nbytes)
+        return self._comm.reduce_scatter(out, inp, op, async_op=async_op)
+
+    def all_reduce(
+        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
+    ) -> Pending | None:
+        self._add("all_reduce", out.nbytes)
+        return self._comm.all_reduce(out, inp, op, async_op=async_op)
+
+    def tp_all_to_all(
+        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
+    ) -> Pending | None:
+        self._add("tp_all_to_all", inp.nbytes)
+        return self._comm.tp_all_to_all(out, inp, tp=tp, tp_input=tp_input, async_op=async_op)
+
+    def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
+        self._add("exchange_counts", COUNT_BYTES * len(sent))
+        return self._comm.exchange_counts(sent)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, *, collective: str) -> Tensor:
+        return cast("Communicator", self._comm).empty(shape, dtype, collective=collective)
+
+    @property
+    def autograd(self) -> Gradients:
+        from commbench.communicators.gradients import Gradients
+
+        return Gradients(cast("Communicator", self))
+
+    def _add(self, collective: str, nbytes: int) -> None:
+        self._log.add(collective, self._group, nbytes)
+
+
+class Report(NamedTuple):
+    """sent: what was counted, in order. expected: what the formula says, merged. shape: what it was given."""
+
+    sent: list[Message]
+    expected: list[Message]
+    shape: Shape
+
+    def raise_if_different(self) -> None:
+        """Raises `Mismatch` with what was sent and not expected, and the other way round."""
+        found = merged(self.sent)
+        if found != self.expected:
+            extra = [str(message) for message in found if message not in self.expected]
+            missing = [str(message) for message in self.expected if message not in found]
+            raise Mismatch(f"sent and not in the formula: {'; '.join(extra) or 'nothing'}",
+                           hint=f"in the formula and not sent: {'; '.join(missing) or 'nothing'}")  # fmt: skip
+
+
+def shape_of(layer: DistributedMoE, x: Tensor, routing: Routing) -> Shape:
+    """The shape of a pass that has been made. Collective for dropless: the counts of all ranks."""
+    config, weights = layer.gate.config, layer.experts
+    itemsize = layer.travelling(x.new_empty(0)).element_size()
+    rows_WE = None
+    if routing.capacity is None:
+        rows_WE = tuple(map(tuple, told(layer.comm, routing).tolist()))
+    return Shape(
+        T=x.numel() // x.shape[-1],
+        D=x.shape[-1],
+        E=config.experts,
+        K=config.top_k,
+        C=routing.capacity,
+        W=layer.comm.size,
+        tp=1 if layer.tp is None else layer.tp.size,
+        itemsize=itemsize,
+        token_itemsize=x.element_size(),
+        rank=layer.comm.rank,
+        rows_WE=rows_WE,
+        weight_bytes=sum(p.numel() for p in weights.parameters()) * itemsize,
+        gate_bytes=sum(p.nbytes for p in layer.gate.parameters()),
+        agreements=layer.agreements(),
+        input_grad=x.requires_grad,
+    )
+
+
+@contextmanager
+def counting(layer: DistributedMoE) -> Iterator[Log]:
+    """Within it all calls of the layer's communicators are noted. Set `Log.phase` before going back."""
+    log, kept = Log(), layer.comms
+    layer.comms = {name: comm and Counting(comm, name, log) for name, comm in kept.items()}
+    try:
+        yield log
+    finally:
+        layer.comms = kept
+
+
+def report(layer: DistributedMoE, log: Log, x: Tensor, routing: Routing) -> Report:
+    """What one pass sent, and what the formula says for its shape. Collective, as `shape_of` is."""
+    shape = shape_of(layer, x, routing)
+    return Report(log.messages, layer.schedule.traffic(shape), shape)
+
+
+def verify(
+    layer: DistributedMoE, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None
+) -> Report:
+    """One pass forward and one backward, counted. Collective; `.grad` of nothing is touched.
+
+    Compare on every rank: `verify(layer, x).raise_if_different()`.
+    """
+    with counting(layer) as log:
+        y, routing = layer(x, padding, generator=generator)
+        log.phase = "backward"
+        wanted = [tensor for tensor in (x, *layer.parameters()) if tensor.requires_grad]
+        torch.autograd.grad(y.sum(), wanted, allow_unused=True)
+    return report(layer, log, x, routing)

@@ -1,0 +1,125 @@
+"""Experts in pieces of their hidden dimension, one on each of several ranks; and other parameters in their place.
+
+H cuts without communication inside of an expert: piece i of w1 by columns, of w2 by rows, gives a summand of the output
+(Megatron, arXiv 1909.08053, 3). The output's bias is cut by D, and each piece added to its own columns, so that it
+counts once in the sum and each rank has an equal part of all parameters.
+
+Where E < W, q = W / E ranks have one expert in pieces. r chooses what they do with them in a step (Tutel, arXiv
+2206.03382, 3.2): r = q uses the pieces as they are, tokens go to all q ranks, and outputs are sums over them. r = 0
+gathers all parameters of all experts on every rank, and no token moves. In between every q / r pieces in a row are
+gathered on each of their ranks, which makes r ranks a whole expert, and tokens go to r ranks. The parameters that an
+optimizer sees are always the same pieces: nothing moves when r changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from commbench.errors import UsageError
+from moe_ref.experts import Experts
+
+if TYPE_CHECKING:
+    from moe_ref.schedules.base import Comm
+
+Weights = Mapping[str, Tensor]
+
+
+def shard(experts: Experts, piece: int, pieces: int) -> Experts:
+    """`experts`, cut in place: it keeps piece `piece` of `pieces` of each parameter. Ranks with all pieces started
+    from equal whole experts hold those between them.
+
+    Raises `UsageError` where H, or D with an output bias, does not divide, or `experts` is cut already.
+    """
+    if experts.pieces > 1:
+        raise UsageError(f"experts are cut into {experts.pieces} pieces already", hint="cut whole experts")
+    if not 0 <= piece < pieces:
+        raise UsageError(f"piece={piece} of {pieces}", hint=f"0 <= piece < {pieces}")
+    whole = dict(experts.named_parameters())
+    for name, parameter in whole.items():
+        length = parameter.shape[experts.cut[name]]
+        if length % pieces:
+            raise UsageError(f"{name} of shape {list(parameter.shape)} does not divide into {pieces} pieces",
+                             hint=f"{length} is to be a multiple of {pieces}")  # fmt: skip
+    for name, parameter in whole.items():
+        mine = parameter.detach().chunk(pieces, experts.cut[name])[piece].clone()
+        setattr(experts, name, nn.Parameter(mine, requires_grad=parameter.requires_grad))
+    experts.piece, experts.pieces = piece, pieces
+    experts.hidden //= pieces
+    return experts
+
+
+def own(experts: Experts) -> dict[str, Tensor]:
+    """This rank's pieces as parameters that give a summand of the output."""
+    return _fitted(experts, dict(experts.named_parameters()), experts.piece, experts.pieces)
+
+
+def gathered(experts: Experts, comm: Comm, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Parameters for a step with this r, collective over `comm`; with gradients, which go back to their pieces.
+
+    r = 0: of all experts, by one all_gather, backward one reduce_scatter. r = q: this rank's, without communication.
+    Else by one all_to_allv among q / r ranks and backward another one: it needs no groups of its own, so that r may
+    change from step to step. dtype: in which they travel; null: as they are. Raises `UsageError` for an r that is not
+    possible, and for parameters of several dtypes.
+    """
+    if r == 0:
+        mine = _flat(experts, dtype)
+        every_WN = comm.autograd.all_gather(mine[None])
+        return {name: _whole(parts, experts.cut[name], experts.pieces)
+                for name, parts in _split(experts, every_WN).items()}  # fmt: skip
+    if experts.pieces % r:
+        raise UsageError(f"r={r} for experts in {experts.pieces} pieces", hint=f"0, or a divisor of {experts.pieces}")
+    copies = experts.pieces // r
+    if copies == 1:
+        return own(experts)
+    matrix = [[int(i // copies == j // copies) for j in range(comm.size)] for i in range(comm.size)]
+    counts = matrix[comm.rank]
+    rows_GN = _flat(experts, dtype).expand(copies, -1).contiguous()
+    found_GN = comm.autograd.all_to_allv(rows_GN, counts, counts, matrix=matrix)
+    whole = {name: _whole(parts, experts.cut[name], copies) for name, parts in _split(experts, found_GN).items()}
+    return _fitted(experts, whole, experts.piece // copies, r)
+
+
+def picked(weights: Weights, which: slice) -> dict[str, Tensor]:
+    """Of some experts only."""
+    return {name: weight[which] for name, weight in weights.items()}
+
+
+def _fitted(experts: Experts, weights: dict[str, Tensor], piece: int, pieces: int) -> dict[str, Tensor]:
+    """With zeros in the columns of an output bias that other ranks add."""
+    for name in experts.cut_output.intersection(weights):
+        length = weights[name].shape[-1]
+        weights[name] = functional.pad(weights[name], (piece * length, (pieces - 1 - piece) * length))
+    return weights
+
+
+def _flat(experts: Experts, dtype: torch.dtype | None) -> Tensor:
+    parameters = list(experts.parameters())
+    if len({parameter.dtype for parameter in parameters}) > 1:
+        raise UsageError(f"experts' parameters are {', '.join(sorted({str(p.dtype) for p in parameters}))}",
+                         hint="one dtype, since they travel together")  # fmt: skip
+    flat = torch.cat([parameter.flatten() for parameter in parameters])
+    return flat if dtype is None else flat.to(dtype)
+
+
+def _split(experts: Experts, rows_GN: Tensor) -> dict[str, Tensor]:
+    """Rows of several ranks' parameters as [G, *shape] by name."""
+    shapes = {name: parameter.shape for name, parameter in experts.named_parameters()}
+    parts = torch.split(rows_GN, [math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _whole(parts: Tensor, cut: int, pieces: int) -> Tensor:
+    """[G, E_g, ..] as [G / pieces E_g, ..] with `pieces` in a row put together in dimension `cut`."""
+    groups, here, *shape = parts.shape
+    joined = parts.view(groups // pieces, pieces, here, *shape).movedim(1, cut + 1)
+    shape[cut - 1] *= pieces
+    return joined.reshape(groups // pieces * here, *shape)
+
+
+__all__ = ["Weights", "gathered", "own", "picked", "shard"]
