@@ -4,17 +4,69 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
 
+if TYPE_CHECKING:
+    from commbench.commands.prepare import Request
+
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
+_TRAINERS = ("local", "torchrun")
+# Keys that have an option: its letters, what it takes, and what it is.
+_SHORT = {
+    "sizes.min": ("-b", "--min-bytes", "SIZE", "Smallest size (sizes.min): 8, 32K, 1MiB."),
+    "sizes.max": ("-e", "--max-bytes", "SIZE", "Largest size (sizes.max)."),
+    "sizes.factor": ("-f", "--factor", "N", "From one size to the next (sizes.factor)."),
+    "iters": ("-n", "--iters", "N", "Fixed number of samples; no adaptive stop (iters)."),
+    "warmup": ("-w", "--warmup", "N", "Untimed calls before the first sample (warmup)."),
+    "dtype": ("-d", "--dtype", "TYPE", "Element type (dtype): fp32, bf16, ..."),
+    "op": ("-o", "--op", "OP", "Of reductions (op): sum, prod, min, max."),
+    "root": ("-r", "--root", "RANK", "Of broadcast (root)."),
+    "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
+}
+_Command = Callable[..., int]
+
+
+def _shorts(*keys: str) -> Callable[[_Command], _Command]:
+    """Options for these keys, in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for key in reversed(keys):
+            letter, word, metavar, text = _SHORT[key]
+            command = click.option(letter, word, _name(key), metavar=metavar, help=text)(command)
+        return command
+
+    return decorate
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def _request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Request:
+    """Of a sweep or a tuning, whose options for keys become words."""
+    from commbench.commands.prepare import Request
+
+    typed = (f"{key}={options[_name(key)]}" for key in _SHORT if options.get(_name(key)) is not None)
+    return Request(
+        words=(*words, *typed),
+        dry_run=options["dry_run"],
+        show_config=options["show_config"],
+        launcher=options["launcher"] or "",
+        format=options["format_"],
+        plots=not options["no_plots"],
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+        **more,
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,6 +81,7 @@ def cli() -> None:
     commbench plot results/latest       draw a run again
     commbench stragglers results/latest slow ranks and links; needs commbench sweep pairs
     commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
+    commbench train tiny                train a Mixture-of-Experts language model, with a profile or without
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     """
@@ -39,15 +92,7 @@ def cli() -> None:
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size (sizes.min): 8, 32K, 1MiB.")
-@click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size (sizes.max).")
-@click.option("-f", "--factor", metavar="N", help="From one size to the next (sizes.factor).")
-@click.option("-n", "--iters", metavar="N", help="Fixed number of samples; no adaptive stop (iters).")
-@click.option("-w", "--warmup", metavar="N", help="Untimed calls before the first sample (warmup).")
-@click.option("-d", "--dtype", metavar="TYPE", help="Element type (dtype): fp32, bf16, ...")
-@click.option("-o", "--op", metavar="OP", help="Of reductions (op): sum, prod, min, max.")
-@click.option("-r", "--root", metavar="RANK", help="Of broadcast (root).")
-@click.option("-g", "--ranks-per-node", metavar="N", help="Ranks on each node (ranks_per_node).")
+@_shorts(*_SHORT)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of run folders.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
@@ -74,38 +119,12 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 
     if detect(os.environ):  # as a rank: with as many threads as other launchers give, said before numpy is loaded
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from commbench.commands import prepare
     from commbench.commands import sweep as command
 
-    short = {
-        "sizes.min": options["min_bytes"],
-        "sizes.max": options["max_bytes"],
-        "sizes.factor": options["factor"],
-        "iters": options["iters"],
-        "warmup": options["warmup"],
-        "ranks_per_node": options["ranks_per_node"],
-        "dtype": options["dtype"],
-        "op": options["op"],
-        "root": options["root"],
-    }
-    overrides = tuple(f"{key}={value}" for key, value in short.items() if value is not None)
     if options["retry_failed"] and options["resume"] is None:
         raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
-    return command.run(
-        prepare.Request(
-            words=(*words, *overrides),
-            out=options["out"],
-            resume=options["resume"],
-            retry_failed=options["retry_failed"],
-            dry_run=options["dry_run"],
-            show_config=options["show_config"],
-            launcher=options["launcher"] or "",
-            format=options["format_"],
-            plots=not options["no_plots"],
-            quiet=options["quiet"],
-            verbose=options["verbose"],
-        )
-    )
+    resume, retry = options["resume"], options["retry_failed"]
+    return command.run(_request(words, options, out=options["out"], resume=resume, retry_failed=retry))
 
 
 @cli.command(
@@ -113,11 +132,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     epilog="Exit codes: 0 there is a profile, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@click.option("-b", "--min-bytes", metavar="SIZE", help="Smallest size (sizes.min): 8, 32K, 1MiB.")
-@click.option("-e", "--max-bytes", metavar="SIZE", help="Largest size (sizes.max).")
-@click.option("-f", "--factor", metavar="N", help="From one size to the next (sizes.factor).")
-@click.option("-d", "--dtype", metavar="TYPE", help="Element type (dtype): fp32, bf16, ...")
-@click.option("-g", "--ranks-per-node", metavar="N", help="Ranks on each node (ranks_per_node).")
+@_shorts("sizes.min", "sizes.max", "sizes.factor", "dtype", "ranks_per_node")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The profile; default: profile.json beside the samples.")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
@@ -143,28 +158,9 @@ def tune(words: tuple[str, ...], **options: Any) -> int:
     commbench tune quick budget=5m --out profile.json
     commbench tune gpu env.NCCL_MIN_P2P_NCHANNELS=unset,8,32 budget=20m --out profile.json
     """
-    from commbench.commands import prepare
     from commbench.commands import tune as command
 
-    short = {
-        "sizes.min": options["min_bytes"],
-        "sizes.max": options["max_bytes"],
-        "sizes.factor": options["factor"],
-        "dtype": options["dtype"],
-        "ranks_per_node": options["ranks_per_node"],
-    }
-    request = prepare.Request(
-        words=(*words, *(f"{key}={value}" for key, value in short.items() if value is not None)),
-        out=options["results"],
-        dry_run=options["dry_run"],
-        show_config=options["show_config"],
-        launcher=options["launcher"] or "",
-        format=options["format_"],
-        plots=not options["no_plots"],
-        quiet=options["quiet"],
-        verbose=options["verbose"],
-    )
-    return command.run(request, options["out"])
+    return command.run(_request(words, options, out=options["results"]), options["out"])
 
 
 @cli.command(short_help="Draw the plots of runs: curves, crossover, traffic.")
@@ -287,6 +283,45 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
     from commbench.commands.exec import run
 
     return run(profile, command, wanted=scope, dry_run=dry_run)
+
+
+@cli.command(
+    short_help="Train a Mixture-of-Experts language model, with a profile or without.",
+    epilog="Exit codes: 0 trained to the end, 1 it broke, 2 usage or environment, 130 stopped and saved.",
+)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Parent of run folders.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on from its last checkpoint.")
+@click.option("--show-config", is_flag=True, help="Print every key with its value and train nothing.")
+@click.option("--launcher", type=click.Choice(_TRAINERS), default="local", show_default=True, help="Starts the ranks.")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of what is printed on stdout; json: a step a line.")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+def train(words: tuple[str, ...], **options: Any) -> int:
+    """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
+
+    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/training.md has every key.
+
+    \b
+    commbench train tiny
+    commbench train tiny profile=p.json schedule=pipelined chunks=2 --format json > metrics.jsonl
+    commbench train --resume results/latest ranks_per_node=2
+    torchrun --nproc-per-node=8 --no-python commbench train small transport=nccl
+    """
+    from commbench.commands import train as command
+
+    return command.run(
+        command.Request(
+            words=words,
+            out=options["out"],
+            resume=options["resume"],
+            show_config=options["show_config"],
+            launcher=options["launcher"],
+            format=options["format_"],
+            quiet=options["quiet"],
+        )
+    )
 
 
 @cli.command(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -77,7 +78,10 @@ class Events:
 
 
 def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
-    """Measure every case of `order` as rank `info.rank`. An exception in a rank ends it; the parent sees that."""
+    """Measure every case of `order` as rank `info.rank`, or do what its program does.
+
+    An exception in a rank ends it; the parent sees that.
+    """
     folder = RunFolder(Path(order.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
     seat = placing.take(order, info)
@@ -85,7 +89,10 @@ def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
         fabric.enter(order.outer.layout.node(info.rank))
     events = Events(order, info.rank)  # after entering the network, which a thread from before would not see
     try:
-        _run_cases(order, info, shared, folder, events, seat)
+        if order.program:
+            importlib.import_module(order.program).run(order, info, shared, events, seat)
+        else:
+            _run_cases(order, info, shared, folder, events, seat)
     finally:
         events.tracer.stop()
 

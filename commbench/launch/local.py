@@ -6,6 +6,7 @@ five times. Not for GPUs: CUDA does not survive a fork.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -37,6 +38,8 @@ def main() -> None:
     exit_if_orphaned(order.parent_pid, order.parent_started)
     size = order.outer.layout.ranks
     shared = transports.load(order.outer.transport).before_fork(size)
+    if order.program:
+        importlib.import_module(order.program)  # once, and not by every rank
     rendezvous = order.folder / "rendezvous"
     sys.stdout.flush()
     me = os.getpid()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Order:
     host: str = ""  # of the sweep, for whose ranks it has worked out the places, by local rank
     placements: tuple[Placement, ...] = ()
     parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
+    program: str = ""  # a module to import by its name and run in place of cases: see commbench.worker.run
+    settings: dict[str, Any] = field(default_factory=dict)  # of the program, as JSON has them
 
     @property
     def folder(self) -> Path:
@@ -38,7 +40,7 @@ class Order:
         return {
             "script": self.outer.script,
             "layout": (layout.nodes, layout.ranks_per_node),
-            "seed": self.cases[0].seed,
+            "seed": self.cases[0].seed if self.cases else 0,
             "launch": self.launch,
             "virtual_hosts": self.outer.virtual_hosts,
             "interfaces": INTERFACES if self.outer.emulated else None,

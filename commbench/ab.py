@@ -1,0 +1,150 @@
+"""Two settings of one training, launch beside launch: what the second is worth, and what was said of it before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from commbench import stats
+from commbench.errors import CommbenchError
+from commbench.profile import Choice, Evidence
+from commbench.profile.table import Curve
+from commbench.stats import Verdict
+
+BASELINE, CANDIDATE = "baseline", "candidate"
+ARMS = (BASELINE, CANDIDATE)
+_WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launched:
+    """One launch of one arm. Medians over its steps, but the first fifth of them; times of the slowest rank.
+
+    exposed_us: what a step waited for communication. a2a_us, a2a_calls, a2a_bytes: of the all-to-alls of a step, of
+    one rank. losses: of all steps.
+    """
+
+    arm: str
+    round: int
+    tokens_per_s: float
+    step_us: float
+    exposed_us: float
+    a2a_us: float
+    a2a_calls: float
+    a2a_bytes: float
+    losses: tuple[float, ...]
+
+    @property
+    def exposed_share(self) -> float:
+        return self.exposed_us / self.step_us
+
+
+def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: int) -> Launched:
+    """Of metrics.jsonl. tokens: of one step. Raises `CommbenchError` for a launch with fewer than 3 steps."""
+    if len(lines) <= _WARM_LEAST:
+        raise CommbenchError(f"{arm}, round {number}: {len(lines)} steps", hint=f"{_WARM_LEAST + 1} at least: steps=20")
+    steady = lines[max(_WARM_LEAST, len(lines) // _WARM_PART) :]
+
+    def median(key: str) -> float:
+        return float(np.median([line[key] for line in steady]))
+
+    rate = median("tokens_per_s")
+    return Launched(
+        arm=arm, round=number, tokens_per_s=rate, step_us=1e6 * tokens / rate, exposed_us=median("exposed_comm_us"),
+        a2a_us=median("a2a_us"), a2a_calls=median("a2a_calls"), a2a_bytes=median("a2a_bytes"),
+        losses=tuple(line["loss"] for line in lines),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """ratio: throughput of the candidate over the baseline's, low to high its 95 % interval over rounds.
+
+    exposed: share of a step that waits for communication, by arm. losses: the largest difference between arms, relative
+    to the loss; 0: identical at every step. apart: the same between launches of one arm.
+    """
+
+    ratio: float
+    low: float | None
+    high: float | None
+    pairs: int
+    exposed: Mapping[str, float]
+    tokens_per_s: Mapping[str, float]
+    losses: float
+    apart: float
+
+    @property
+    def verdict(self) -> Verdict:
+        return stats.verdict(self.low, self.high)
+
+    @property
+    def claim(self) -> bool:
+        """Whether there are enough pairs to claim a gain."""
+        return self.pairs >= stats.PAIRS_FOR_CLAIM
+
+
+def compare(launches: Sequence[Launched]) -> Outcome:
+    """Of launches of both arms, at least one round of them."""
+    by_arm = {arm: {one.round: one for one in launches if one.arm == arm} for arm in ARMS}
+    rounds = sorted(set(by_arm[BASELINE]) & set(by_arm[CANDIDATE]))
+    if not rounds:
+        raise CommbenchError("no round has both arms", hint="see the logs of the launches")
+    first, second = (np.array([by_arm[arm][number].tokens_per_s for number in rounds]) for arm in ARMS)
+    ratio, low, high = stats.paired_ratio(np.log(second / first))
+    reference = by_arm[BASELINE][rounds[0]].losses
+    return Outcome(
+        ratio=ratio, low=low, high=high, pairs=len(rounds),
+        exposed={arm: _median(by_arm[arm].values(), "exposed_share") for arm in ARMS},
+        tokens_per_s={arm: _median(by_arm[arm].values(), "tokens_per_s") for arm in ARMS},
+        losses=max(_apart(reference, one.losses) for one in by_arm[CANDIDATE].values()),
+        apart=max(_apart(reference, one.losses) for one in by_arm[BASELINE].values()),
+    )  # fmt: skip
+
+
+def _median(launches: Any, name: str) -> float:
+    return float(np.median([getattr(one, name) for one in launches]))
+
+
+def _apart(one: Sequence[float], two: Sequence[float]) -> float:
+    if len(one) != len(two):
+        return math.inf
+    return max((abs(a - b) / max(abs(a), 1e-300) for a, b in zip(one, two, strict=True)), default=0.0)
+
+
+def predicted(calibration: Launched, before: Curve | None, after: Curve | None) -> float | None:
+    """The ratio of throughputs, from one launch of the baseline and what profiles know of its all-to-alls.
+
+    before, after: what was tuned of all_to_all for each arm; None: the default everywhere. What an exchange is said to
+    gain is taken off the time that a step waits for exchanges, in proportion. None where no profile knows anything.
+    """
+    known = after or before
+    if known is None or not calibration.a2a_calls:
+        return None
+    size = calibration.a2a_bytes / calibration.a2a_calls
+    times = [_exchange_us(known if curve is None else curve, size, default=curve is None) for curve in (before, after)]
+    if times[0] is None or times[1] is None:
+        return None
+    waited = min(calibration.a2a_us, calibration.exposed_us)
+    step_us = calibration.step_us - waited * (1 - times[1] / times[0])
+    return calibration.step_us / step_us
+
+
+def _exchange_us(curve: Curve, size: float, *, default: bool) -> float | None:
+    """Of the choice, or of the default that it was compared with: between sizes on a line of logarithms."""
+    points = sorted(
+        (one.size_bytes, _time(choice, one, default)) for choice in curve.choices for one in choice.evidence
+    )
+    points = [(x, y) for x, y in points if x > 0 and y > 0]
+    if not points:
+        return None
+    sizes, times = (np.log([point[axis] for point in points]) for axis in (0, 1))
+    return float(np.exp(np.interp(math.log(max(size, 1.0)), sizes, times)))
+
+
+def _time(choice: Choice, one: Evidence, default: bool) -> float:
+    confirmed = one.verdict == "confirmed"
+    return one.chosen_us if confirmed and not default else one.default_us

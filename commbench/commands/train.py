@@ -1,0 +1,357 @@
+"""`commbench train`: starts the ranks of a training, shows its metrics, and goes on with one that was stopped.
+
+The training itself is `moe_ref.training.rank`, which ranks import by its name: nothing in commbench imports moe_ref.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import commbench
+from commbench import effective, fabric, launch, metadata, training, transports
+from commbench.commands import prepare
+from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from commbench.commands.train_lines import Line, Show
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.launch import leftovers, placing
+from commbench.launch.environment import RankInfo, detect
+from commbench.launch.guard import start_time
+from commbench.launch.order import Order
+from commbench.launch.process import Process, rank_environment
+from commbench.profile import Scope
+from commbench.profile import file as profile_file
+from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE
+from commbench.runner import RANKS_END_S, STARTS_WITHIN_S, Tail
+from commbench.store import RunFolder
+from commbench.training import TrainConfig
+
+LAUNCHERS = ("local", "torchrun")
+_FORMAT = "train-1"
+_POLL_S = 0.1
+_GRACE_S = 5.0
+_TEXT = "commbench/train"  # what rank 0 tells ranks that somebody else has started
+# As the program writes them.
+_STOP, _REFUSED = "stop", "refused.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    words: tuple[str, ...] = ()
+    out: Path = Path("results")
+    resume: Path | None = None
+    show_config: bool = False
+    launcher: str = "local"
+    format: str = "table"  # or json, or none: nothing on stdout
+    quiet: bool = False
+
+
+def run(request: Request) -> int:
+    """The exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
+    info = detect(os.environ)
+    if info is not None and not request.show_config:
+        return _join(request, info)
+    if request.show_config:
+        config, _ = _settings(request)
+        if info is None or info.rank == 0:
+            sys.stdout.write(
+                "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
+            )
+        return EXIT_OK
+    return once(request)[0]
+
+
+def once(request: Request) -> tuple[int, Path]:
+    """One launch of a training, new or to go on with: its exit code and its run folder."""
+    config, env = _settings(request)
+    _check(config)
+    talk = Line(quiet=request.quiet)
+    folder = _folder(request, config, joined="")
+    order = _order(folder, config, env, request.launcher)
+    with talk:
+        return _watch(request, folder, order, talk), folder.path
+
+
+def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
+    if request.resume is None:
+        return training.compose(request.words)
+    saved = training.load(_opened(request.resume).path / "config.json")
+    config, env = training.compose(request.words, first=json.loads(saved.to_json()))
+    if changed := config.changed(saved):
+        told = ", ".join(f"{key}={there}" for key, (_, there) in changed.items())
+        raise UsageError(f"the run that goes on has {told}, and others would compute something else",
+                         hint="leave these keys out, or start a new run")  # fmt: skip
+    return config, env
+
+
+def _check(config: TrainConfig) -> None:
+    """Before there is a run folder: what ranks would find missing."""
+    transports.check(config.transport)
+    _scope(config)
+    if config.path is not None and not Path(config.path).is_file():
+        raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
+    if config.emulated is not None:
+        fabric.check(config.emulated)
+
+
+def _opened(path: Path) -> RunFolder:
+    if not (path / "run.json").is_file():
+        raise UsageError(
+            f"no run in {str(path)!r}", hint="give the folder that commbench train printed, or results/latest"
+        )
+    folder = RunFolder(path.resolve())
+    about = folder.read_json("run.json")
+    if about.get("format_version") != _FORMAT:
+        raise UsageError(f"{path} is no training: its format is {about.get('format_version')}",
+                         hint="commbench sweep --resume goes on with a sweep")  # fmt: skip
+    return folder
+
+
+def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
+    """New, or the one to go on with; locked, with nobody in it."""
+    if request.resume is not None:
+        folder = _opened(request.resume)
+        if not folder.lock.take():
+            raise UsageError(f"{folder.path} is in use by another commbench", hint="wait for it, or end it first")
+        if not folder.ranks_lock.take(wait_s=RANKS_END_S):
+            raise EnvironmentProblem(f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s",
+                                     hint="end them, then resume again")  # fmt: skip
+        folder.ranks_lock.release()
+        about = folder.read_json("run.json")
+    else:
+        folder = RunFolder.create(request.out, f"train-{config.recipe}")
+        folder.lock.take()
+        with contextlib.suppress(OSError):
+            (folder.path / "samples").rmdir()  # of sweeps
+        machine = metadata.collect()
+        folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
+        about = {
+            "format_version": _FORMAT,
+            "run_id": folder.run_id,
+            "recipe": config.recipe,
+            "command": ["commbench", "train", *request.words],
+            "commbench_version": commbench.__version__,
+            "machine_text": prepare.machine_text(machine),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine,
+        }
+    folder.write_json("config.json", json.loads(config.to_json()))
+    folder.write_json("run.json", {**about, "status": "running", "joined": joined})
+    folder.link_latest()
+    return folder
+
+
+def _order(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = "") -> Order:
+    logs = folder.path / "logs"
+    attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
+    outer = config.outer(env)
+    if (scope := _scope(config)) is not None:  # as commbench exec would start it
+        bound: dict[str, Any] = {}
+        if config.binding == "none" and scope.binding != "none":
+            bound = {"binding": scope.binding, "cpu_masks": scope.cpu_masks, "binding_memory": scope.binding_memory}
+        outer = config.outer({**scope.env, **env}, **bound)
+    if joined and (outer.env or outer.emulated):
+        what = "env.NAME, or a profile that sets variables," if outer.env else "fabric=emulated"
+        raise UsageError(f"{what} comes too late for ranks that {joined} has started",
+                         hint=f"commbench exec --profile sets them under {joined}")  # fmt: skip
+    order = Order(
+        run_dir=str(folder.path.resolve()),
+        attempt=attempt,
+        launch=0,
+        outer=outer,
+        cases=(),
+        timeout_s=config.timeout,
+        placements=() if joined else tuple(placing.of_launch(outer, launcher)),
+        host=metadata.collect()["host"] if outer.binding != "none" else "",
+        parent_pid=0 if joined else os.getpid(),
+        parent_started="" if joined else start_time(os.getpid()),
+        program=training.PROGRAM,
+        settings={"config": json.loads(config.to_json())},
+    )
+    order.save()
+    return order
+
+
+def _scope(config: TrainConfig) -> Scope | None:
+    """Of the profile, the one for these ranks, whose settings they are to be started with; the ranks check the rest."""
+    if config.profile is None:
+        return None
+    profile = profile_file.load(Path(config.profile))
+    fits = [
+        scope
+        for scope in profile.scopes
+        if scope.transport == config.transport
+        and scope.nodes in (None, config.nodes)
+        and scope.ranks_per_node in (None, config.ranks_per_node)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int:
+    launcher = launch.get(request.launcher)
+    launcher.check()
+    command = launcher.command(order.folder / "order.json", order)
+    if order.outer.emulated:
+        command = fabric.wrap(command, order.outer.emulated)
+    told = {BINDING_VARIABLE: order.outer.binding}
+    if order.outer.emulated:
+        told[FABRIC_VARIABLE] = str(order.outer.emulated)
+    environment = effective.applied({**rank_environment(launcher.environment(order)), **told}, order.outer.env)
+    show = Show(folder, order, talk, stdout=request.format)
+    process = Process(command, environment, order.folder / "launcher.log")
+    try:
+        with _stopping(order):
+            heard = time.monotonic()
+            until = float("inf")
+            while True:
+                over = process.ended()
+                if show.new():
+                    heard = time.monotonic()
+                if over or time.monotonic() > until:
+                    break
+                if (order.folder / "failures.jsonl").exists():  # its peers may wait for it for ever
+                    until = min(until, time.monotonic() + _GRACE_S)
+                allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
+                if time.monotonic() - heard > allowed:
+                    process.kill()
+                    return _end(folder, "failed", f"no step for {allowed:g} s; see {order.folder}", talk)
+                time.sleep(_POLL_S)
+    finally:
+        process.kill()
+        leftovers.remove(order.folder)
+    show.new()
+    return _finish(folder, order, show, talk)
+
+
+@contextlib.contextmanager
+def _stopping(order: Order) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        (order.folder / _STOP).touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
+    if show.ended is not None:
+        if show.ended["finished"]:
+            return _end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
+        text = f"stopped at step {show.ended['step']}, with nothing saved (save_every=null)"
+        if show.ended["saved"]:
+            text = f"stopped at step {show.ended['step']} and saved; go on with: commbench train --resume {folder.path}"
+        return _end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
+    refused = Tail(order.folder / _REFUSED, from_start=True).read()
+    if refused:
+        _end(folder, "failed", "", talk)
+        error = CommbenchError(refused[0]["error"], hint=refused[0]["hint"])
+        error.exit_code = refused[0]["exit_code"]
+        raise error
+    lines = [
+        f"rank {line['rank']} {line.get('what') or 'failed: ' + line['error']}"
+        for name in ("exits.jsonl", "failures.jsonl")
+        for line in Tail(order.folder / name, from_start=True).read()
+    ]
+    log = order.folder / "launcher.log"
+    tail = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+    why = (lines or tail or ["the ranks ended early"])[0]
+    return _end(folder, "failed", f"{why}; logs: {order.folder}", talk)
+
+
+def _end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
+    about = folder.read_json("run.json")
+    folder.write_json(
+        "run.json", {**about, "status": status, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    if text:
+        talk.note(text)
+    return code
+
+
+def _join(request: Request, info: RankInfo) -> int:
+    """Every process is a rank already: rank 0 composes, the others get the order from it."""
+    if info.launcher == "mpiexec":
+        raise UsageError(
+            "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
+        )
+    if info.launcher == "slurm":
+        from commbench.launch import slurm
+
+        os.environ.update(slurm.rendezvous(os.environ))
+    from commbench.transports.torch_dist import meet_by_environment
+    from commbench.worker import RANK_FAILED, start_rank
+    from commbench.worker import run as run_rank
+
+    store = meet_by_environment()
+    if info.rank != 0:
+        text = store.get(_TEXT).decode()
+        return start_rank(Order.from_json(text), info, shared=store) if text else 2  # rank 0 has said why
+    try:
+        layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
+        config, env = _settings(_with(request, layout))
+        if config.ranks != info.size:
+            raise UsageError(
+                f"{info.started_by} started {info.size} ranks, but nodes x ranks_per_node is "
+                f"{config.nodes} x {config.ranks_per_node} = {config.ranks}",
+                hint="leave both out to take the launcher's layout",
+            )
+        _check(config)
+        folder = _folder(request, config, joined=info.started_by)
+        order = _order(folder, config, env, info.launcher, info.started_by)
+    except BaseException:
+        store.set(_TEXT, "")
+        raise
+    store.set(_TEXT, order.to_json())
+    talk = Line(quiet=request.quiet)
+    show = Show(folder, order, talk, stdout=request.format)
+    done = threading.Event()
+    thread = threading.Thread(target=_showing, args=(show, done), daemon=True)
+    thread.start()
+    try:
+        with talk:
+            run_rank(order, info, shared=store)
+    except CommbenchError:
+        _end(folder, "failed", "", talk)
+        raise
+    except Exception as error:
+        _end(folder, "failed", f"rank 0 failed: {type(error).__name__}: {error}", talk)
+        return RANK_FAILED
+    finally:
+        done.set()
+        thread.join()
+    return _finish(folder, order, show, talk)
+
+
+def _with(request: Request, layout: Sequence[str]) -> Request:
+    """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
+    typed = {word.split("=")[0] for word in request.words}
+    return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))
+
+
+def _showing(show: Show, done: threading.Event) -> None:
+    while not done.wait(_POLL_S):
+        show.new()
+    show.new()
+
+
+__all__ = ["Line", "Request", "once", "run"]

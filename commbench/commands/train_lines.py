@@ -1,0 +1,97 @@
+"""What a training tells while it runs: metrics as they are on stdout, in words on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from commbench.console import Talk
+from commbench.launch.order import Order
+from commbench.runner import Tail
+from commbench.store import RunFolder
+
+METRICS = "metrics.jsonl"  # in the run folder, as the ranks write it
+
+
+class Line(Talk):
+    """A live line on a terminal; a plain one now and then elsewhere."""
+
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
+        if self._progress:
+            super().progress(done, total, seconds_left, what)
+        elif not self._quiet and (time.monotonic() - self._said > 10 or done in (0, total)):
+            self._said = time.monotonic()
+            self._console.print(f"step {done} of {total}: {what}")
+
+
+class Show:
+    """New lines of metrics, to stdout as they are and to stderr in words."""
+
+    def __init__(self, folder: RunFolder, order: Order, talk: Line, *, stdout: str) -> None:
+        self._stdout = stdout
+        self._talk = talk
+        self._steps = order.settings["config"]["steps"]
+        self._events = Tail(order.folder / "events.jsonl", from_start=True)
+        self._path = folder.path / METRICS
+        self._metrics: Tail | None = None
+        self._bits: float | None = None
+        self.begun = False
+        self.ended: dict[str, Any] | None = None
+
+    def new(self) -> bool:
+        """Whether anything was heard."""
+        events = self._events.read()
+        for event in events:
+            if event["event"] == "begin":
+                self.begun = True
+                # Only now: a run that goes on first drops the lines of steps that it will make again.
+                self._metrics = _after(self._path, event["step"])
+                self._about(event)
+            if event["event"] == "end":
+                self.ended = event
+        lines = self._metrics.read() if self._metrics else []
+        for line in lines:
+            self._line(line)
+        return bool(events or lines)
+
+    def _about(self, event: Mapping[str, Any]) -> None:
+        peak = event["peak_flops"]
+        self._talk.note(
+            f"text: {event['entropy']:.3f} bits a byte by its bytes' frequencies; "
+            + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
+            + (f"; going on after step {event['step']}" if event["step"] else "")
+        )
+
+    def _line(self, line: Mapping[str, Any]) -> None:
+        if self._stdout == "json":
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.write(json.dumps(line) + "\n")
+                sys.stdout.flush()
+        if line["val_bits_per_byte"] is not None:
+            self._bits = line["val_bits_per_byte"]
+            if self._stdout == "table":
+                sys.stdout.write(
+                    f"step {line['step']}: {self._bits:.4f} bits a byte held out, loss {line['loss']:.4f}\n"
+                )
+                sys.stdout.flush()
+        words = [f"loss {line['loss']:.3f}", f"{line['tokens_per_s']:.0f} tokens/s"]
+        words += [f"mfu {100 * line['mfu']:.1f} %"] if line["mfu"] is not None else []
+        words += [f"a2a {line['a2a_us'] / 1e3:.1f} ms"] if line["a2a_bytes"] else []
+        words += [f"{100 * line['drop_rate']:.1f} % dropped"] if line["drop_rate"] is not None else []
+        words += [f"{self._bits:.3f} bits/byte"] if self._bits is not None else []
+        self._talk.progress(line["step"], self._steps, None, ", ".join(words))
+
+
+def _after(path: Path, step: int) -> Tail:
+    """Lines of later steps."""
+    tail = Tail(path, from_start=True)
+    if path.exists() and step:
+        data = path.read_bytes()
+        kept = [line for line in data.splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        tail._offset = sum(map(len, kept))
+    return tail

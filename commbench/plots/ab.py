@@ -1,0 +1,55 @@
+"""A/B of a training: throughput of both arms round by round, and where their steps wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from commbench.ab import ARMS, Launched, Outcome
+from commbench.plots.style import title
+
+_COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
+
+
+def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None, names: str, path: Path) -> Path:
+    """Into `path`, .png or .svg."""
+    figure = Figure(figsize=(9, 3.8))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(3, 1.2, 1.2))
+    for arm in ARMS:
+        mine = sorted((one for one in launches if one.arm == arm), key=lambda one: one.round)
+        left.plot([one.round + 1 for one in mine], [one.tokens_per_s for one in mine], "o-", color=_COLOURS[arm],
+                  markersize=4, linewidth=1, label=arm)  # fmt: skip
+    left.set_ylim(bottom=0)
+    left.set_xlabel("round")
+    left.set_ylabel("tokens per second")
+    left.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+
+    known = outcome.low is not None and outcome.high is not None
+    spread = [[outcome.ratio - (outcome.low or 0)], [(outcome.high or 0) - outcome.ratio]] if known else None
+    middle.errorbar([0], [outcome.ratio], yerr=spread, fmt="o", color=_COLOURS["candidate"], capsize=4)
+    middle.axhline(1, color="#444444", linewidth=1)
+    if predicted is not None:
+        middle.plot([1], [predicted], "x", color="#D55E00")
+    middle.set_xticks(
+        [0, 1] if predicted is not None else [0], ["measured", "predicted"][: 1 + (predicted is not None)]
+    )
+    middle.set_xlim(-0.6, 1.6 if predicted is not None else 0.6)
+    middle.set_ylabel("candidate / baseline\nabove 1: faster")
+    middle.grid(True, axis="y", color="#dddddd", linewidth=0.6)
+    middle.margins(y=0.3)
+
+    shares = [100 * outcome.exposed[arm] for arm in ARMS]
+    right.bar(range(2), shares, color=[_COLOURS[arm] for arm in ARMS], width=0.6)
+    right.set_xticks(range(2), list(ARMS))
+    right.set_ylim(0, max(100.0 if max(shares) > 50 else 50.0, *shares))
+    right.set_ylabel("% of a step that waits\nfor communication")
+    for axes in (middle, right):
+        axes.tick_params(axis="x", labelsize=8)
+    title(figure, names, 0.98)
+    figure.tight_layout(rect=(0, 0, 1, 0.92))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,80 @@
+"""One file of text as a memory map of bytes: its split, its batches, and the entropy that a model has to beat.
+
+A batch is a function of the seed and the step, so a run that goes on knows where it was, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from commbench.errors import UsageError
+
+Bytes = npt.NDArray[np.uint8]
+_SAMPLE = "sample.txt"
+
+
+def sample() -> Path:
+    """The text that comes with the package; sample.md beside it says what it is."""
+    return Path(__file__).resolve().parent / _SAMPLE
+
+
+class Text:
+    """The last `validation` of the file is held out; a batch for training never touches it."""
+
+    def __init__(self, path: Path | None = None, *, context: int, validation: float = 0.1) -> None:
+        """path: null for the sample. context: S, the positions that a model predicts.
+
+        Raises `UsageError` where there is no such file, or it is too short for either part.
+        """
+        self.path, self.context = path or sample(), context
+        if not 0 < validation < 1:
+            raise UsageError(f"validation is {validation}", hint="the part of the text that is held out: 0 < part < 1")
+        try:
+            size = self.path.stat().st_size
+            self.all: Bytes = np.memmap(self.path, np.uint8, "r") if size else np.empty(0, np.uint8)
+        except OSError as error:
+            raise UsageError(
+                f"cannot read the text {str(self.path)!r}: {error.strerror}", hint="path=FILE, any file of bytes"
+            ) from error
+        held_out = int(size * validation)
+        self.train, self.held_out = self.all[: size - held_out], self.all[size - held_out :]
+        if min(len(self.train), len(self.held_out)) <= context:
+            raise UsageError(
+                f"{str(self.path)!r} has {size} bytes, {len(self.train)} to train on and {len(self.held_out)} held out",
+                hint=f"each part needs more than context={context}: take a longer text, or a smaller context",
+            )
+
+    def batch(self, sequences: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Bytes and the bytes after them: int64 [B, S] each, B = `sequences` places drawn for this seed and step."""
+        places = len(self.train) - self.context
+        # Raw numbers of a counter-based generator are the same in every version of numpy.
+        raw = np.random.Philox(key=[seed, step]).random_raw(sequences)
+        return self._windows(self.train, (raw % np.uint64(places)).astype(np.int64))
+
+    def validation(self, sequences: int) -> tuple[Tensor, Tensor]:
+        """The same of the held-out part: always the same places, evenly spread.
+
+        Raises `UsageError` for more sequences than fit without overlap.
+        """
+        fit = (len(self.held_out) - 1) // self.context
+        if not 0 < sequences <= fit:
+            raise UsageError(f"{sequences} sequences of {self.context} bytes to validate on",
+                             hint=f"1 to {fit} fit into the {len(self.held_out)} bytes that are held out")  # fmt: skip
+        places = np.linspace(0, len(self.held_out) - 1 - self.context, sequences).astype(np.int64)
+        return self._windows(self.held_out, places)
+
+    def entropy(self) -> float:
+        """Bits a byte of the whole text by the frequencies of its bytes alone: what a model gets without context."""
+        counts = np.bincount(self.all, minlength=256)
+        shares = counts[counts > 0] / len(self.all)
+        return float(-(shares * np.log2(shares)).sum())
+
+    def _windows(self, part: Bytes, places: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        rows = np.stack([part[place : place + self.context + 1] for place in places]).astype(np.int64)
+        found = torch.from_numpy(rows)
+        return found[:, :-1], found[:, 1:]

@@ -1,0 +1,218 @@
+"""The model: embedding, blocks (attention, then FFN or experts), head. Pre-norm, causal, one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
+
+from commbench.errors import UsageError
+from moe_ref.experts import ACTIVATIONS, FFN
+from moe_ref.gate import Gate
+from moe_ref.layer import MoE
+from moe_ref.lm.config import LMConfig
+from moe_ref.routing import Routing
+
+_STD = 0.02  # of embeddings and head, as in GPT-2
+Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
+
+
+class Layer(Protocol):
+    """An expert layer: `MoE`, or one over ranks."""
+
+    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Routing]: ...
+
+
+# Makes the expert layer of a block, with first weights by a seed, both of which it gets.
+MakeLayer = Callable[[int, int], nn.Module]
+
+
+@dataclass(slots=True)
+class Result:
+    """logits_BSV: of the next byte. losses: by name, the mean over expert layers, with gradient; empty without any.
+
+    routings: of each expert layer, in order, without gradient.
+    """
+
+    logits_BSV: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    routings: list[Routing] = field(default_factory=list)
+
+
+class Attention(nn.Module):
+    """Causal self-attention of all heads, by torch's scaled dot product."""
+
+    def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = _linear(width, 3 * width, generator)
+        self.out = _linear(width, width, generator)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        sequences, positions, width = x_BSD.shape
+        shape = (sequences, positions, 3, self.heads, width // self.heads)
+        q_BNSd, k_BNSd, v_BNSd = self.qkv(x_BSD).view(shape).permute(2, 0, 3, 1, 4)
+        y_BNSd = functional.scaled_dot_product_attention(q_BNSd, k_BNSd, v_BNSd, is_causal=True)
+        out: Tensor = self.out(y_BNSd.transpose(1, 2).reshape(x_BSD.shape))
+        return out
+
+
+class Dense(nn.Module):
+    """The FFN of a block without experts."""
+
+    def __init__(self, config: LMConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.activation]
+        self.up = _linear(config.width, config.hidden, generator)
+        self.down = _linear(config.hidden, config.width, generator)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.down(self.activation(self.up(x_BSD)))
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, config: LMConfig, layer: int, moe: nn.Module | None, generator: torch.Generator) -> None:
+        """moe: the expert layer; null: the block has an FFN."""
+        super().__init__()
+        self.layer = layer
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads, generator)
+        self.norm = nn.LayerNorm(config.width)
+        self.moe = moe
+        self.ffn = None if moe is not None else Dense(config, generator)
+
+    def forward(self, x_BSD: Tensor, seed: int | None) -> tuple[Tensor, Routing | None]:
+        with record_function("lm::attention"):
+            x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD))
+        inner_BSD = self.norm(x_BSD)
+        if self.moe is None:
+            assert self.ffn is not None
+            with record_function("lm::ffn"):
+                return x_BSD + self.ffn(inner_BSD), None
+        generator = None
+        if seed is not None:  # made here, so that a block that is redone draws the same again
+            generator = torch.Generator(x_BSD.device).manual_seed((seed * 1009 + self.layer) % 2**63)
+        with record_function("lm::moe"):
+            y_BSD, routing = self.moe(inner_BSD, generator=generator)
+        return x_BSD + y_BSD.to(x_BSD.dtype), routing
+
+
+class LM(nn.Module):
+    """Bytes in, logits of the next byte out."""
+
+    def __init__(
+        self, config: LMConfig, make: MakeLayer | None = None, *, seed: int = 0, dtype: torch.dtype | None = None
+    ) -> None:
+        """make: of expert layers; null: `moe_ref.MoE`, all experts here. seed: of the first weights.
+
+        What ranks share depends on the seed alone, and so do experts that `fill` draws, however many ranks there are.
+        """
+        super().__init__()
+        self.config = config
+        generator = torch.Generator().manual_seed(seed)
+        make = make or local(config)
+        self.embedding_VD = nn.Parameter(_normal(config.vocabulary, config.width, generator))
+        self.positions_SD = nn.Parameter(_normal(config.context, config.width, generator))
+        self.blocks = nn.ModuleList(
+            Block(config, layer, make(layer, seed) if config.has_experts(layer) else None, generator)
+            for layer in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.head_VD = (
+            self.embedding_VD if config.tied else nn.Parameter(_normal(config.vocabulary, config.width, generator))
+        )
+        with torch.no_grad():  # residual branches add up: GPT-2's scale
+            for name, weight in self.named_parameters():
+                if name.endswith(("out.weight", "down.weight", "w2_EHD", "down_EHD")):
+                    weight.mul_((2 * config.layers) ** -0.5)
+        if dtype is not None:
+            self.to(dtype)
+
+    def forward(
+        self,
+        bytes_BS: Tensor,
+        *,
+        seed: int | None = None,
+        contexts: Callable[[], Contexts] | None = None,
+    ) -> Result:
+        """bytes_BS: integers below V, S at most the context. seed: of the gates' draws; null: torch's own generator.
+
+        contexts: blocks keep their inputs alone and are redone in backward; each block calls it once for the context
+            of its first pass and that of the second one. Null: everything is kept.
+        Raises `UsageError` for a shape or dtype that does not fit.
+        """
+        if bytes_BS.dim() != 2 or bytes_BS.shape[1] > self.config.context or bytes_BS.is_floating_point():
+            raise UsageError(f"bytes of shape {list(bytes_BS.shape)} and {bytes_BS.dtype}",
+                             hint=f"[B, S] of integers, S <= context={self.config.context}")  # fmt: skip
+        with record_function("lm::embedding"):
+            x_BSD = functional.embedding(bytes_BS, self.embedding_VD) + self.positions_SD[: bytes_BS.shape[1]]
+        routings = []
+        for block in self.blocks:
+            if contexts is None or not torch.is_grad_enabled():
+                x_BSD, routing = block(x_BSD, seed)
+            else:
+                x_BSD, routing = checkpoint(
+                    block, x_BSD, seed, use_reentrant=False, context_fn=contexts, preserve_rng_state=seed is None
+                )
+            if routing is not None:
+                routings.append(routing)
+        with record_function("lm::head"):
+            logits_BSV = functional.linear(self.norm(x_BSD), self.head_VD)
+        return Result(logits_BSV, _mean_losses(routings), routings)
+
+
+def local(config: LMConfig, dispatch: str = "sparse") -> MakeLayer:
+    """Expert layers with all experts on this rank."""
+
+    def make(layer: int, seed: int) -> nn.Module:
+        gate = Gate(config.width, config.gate, generator=draws(seed, layer))
+        ffn = FFN(config.experts, config.width, config.hidden, activation=config.activation)
+        moe = MoE(gate, ffn, dispatch=dispatch)
+        fill(moe.experts, seed, layer)
+        return moe
+
+    return make
+
+
+def fill(experts: nn.Module, seed: int, layer: int, first: int = 0) -> None:
+    """First weights of experts `first`, `first` + 1, .. of a layer: each expert's own draws, wherever it is."""
+    for name, weight in experts.named_parameters():
+        if weight.dim() == 3:  # [E_g, inside, out]; biases are 0
+            salt = sum(map(ord, name))
+            for index, part in enumerate(weight.data):
+                bound = part.shape[0] ** -0.5
+                part.uniform_(-bound, bound, generator=draws(seed, layer, 1 + first + index, salt))
+
+
+def draws(*numbers: int) -> torch.Generator:
+    """A generator on the CPU that depends on these numbers, all below 2^31, and nothing else."""
+    state = 0
+    for number in numbers:
+        state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return torch.Generator().manual_seed(state)
+
+
+def _mean_losses(routings: list[Routing]) -> dict[str, Tensor]:
+    names: Mapping[str, Tensor] = routings[0].losses if routings else {}
+    return {name: torch.stack([routing.losses[name] for routing in routings]).mean() for name in names}
+
+
+def _linear(inside: int, out: int, generator: torch.Generator) -> nn.Linear:
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inside, out)  # type: ignore[no-untyped-call]
+    bound = inside**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.zero_()
+    return layer
+
+
+def _normal(rows: int, width: int, generator: torch.Generator) -> Tensor:
+    return torch.empty(rows, width).normal_(0, _STD, generator=generator)

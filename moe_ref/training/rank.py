@@ -1,0 +1,139 @@
+"""What a rank of `commbench train` runs: `commbench.worker` imports this by its name and calls `run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+# What is imported at its first use otherwise, by every rank: that takes longer than all the rest.
+import torch._dynamo
+import torch.distributed as dist
+import torch.distributed.optim
+
+import commbench
+from commbench import effective, transports
+from commbench.errors import CommbenchError
+from commbench.launch.environment import RankInfo
+from commbench.launch.order import Order
+from commbench.store import append_line, read_lines, repair, write_atomically
+from commbench.training import TrainConfig
+from moe_ref.training import checkpoint
+from moe_ref.training.checkpoint import Checkpoint
+from moe_ref.training.trainer import Trainer, check_same
+
+if TYPE_CHECKING:
+    from commbench.launch.placing import Place
+    from commbench.worker import Events
+
+METRICS, CHECKPOINTS, STOP, REFUSED = "metrics.jsonl", "checkpoints", "stop", "refused.jsonl"
+
+
+def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
+    """Train until the last step, or until somebody asks to stop. Errors of the user's are told in refused.jsonl too."""
+    stop = _Stop(order, info)
+    try:
+        effective.check(order.outer.env, os.environ)
+        config = TrainConfig.of(order.settings["config"])
+        events.doing = "the meeting of the ranks"
+        device = _connect(config, order, info, shared)
+        seat.check("after the ranks have connected")
+        comm = None
+        if info.size > 1:
+            comm = commbench.communicator(profile=config.profile, allow_mismatch=config.allow_mismatch)
+        _train(Trainer(config, comm, device), Path(order.run_dir), events, stop)
+        if comm is not None:
+            _note(order, info, comm.explain())
+            comm.close()
+    except CommbenchError as error:
+        told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
+        append_line(order.folder / REFUSED, json.dumps(told), durable=False)
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
+    config, lead = trainer.config, trainer.rank == 0
+    metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
+    if lead:
+        checkpoints.mkdir(exist_ok=True)
+    if (found := checkpoint.latest(checkpoints)) is not None:
+        events.doing = f"reading {found.name}"
+        saved = Checkpoint(found)
+        check_same(config, saved)
+        trainer.load(saved)
+    if lead:
+        _forget(metrics, trainer.done)
+        events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
+    stopped = False
+    while trainer.done < config.steps and not stopped:
+        events.doing = f"step {trainer.done + 1}"
+        line, stopped = trainer.step(stop=stop.asked())
+        last = stopped or trainer.done == config.steps
+        if trainer.done == config.steps or (config.val_every and trainer.done % config.val_every == 0):
+            line.val_bits_per_byte = trainer.evaluate()
+        if lead:
+            append_line(metrics, line.to_json(), durable=False)
+        events.beat()
+        if config.save_every is not None and (last or (config.save_every and trainer.done % config.save_every == 0)):
+            events.doing = f"saving step {trainer.done}"
+            trainer.save(checkpoints)
+            events.beat()
+    if lead:
+        finished = trainer.done == config.steps
+        events.tell("end", step=trainer.done, finished=finished, saved=config.save_every is not None)
+
+
+def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> torch.device:
+    """Bring the ranks together as torch's default group; where this rank computes."""
+    if config.transport == "gloo":
+        if info.size > 1:
+            transports.load("gloo")(order.transport_options).connect(info, shared)
+        return torch.device("cpu")
+    transports.check("nccl")
+    from commbench.transports.torch_dist import LIBRARY_TIMEOUT, meet
+
+    device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    if info.size > 1:
+        store = shared if shared is not None else meet(info)
+        dist.init_process_group(
+            "nccl", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT, device_id=device
+        )
+    return device
+
+
+def _forget(metrics: Path, done: int) -> None:
+    """Drop lines of steps that a killed run had made since its last checkpoint: they will be made again."""
+    repair(metrics)
+    lines = [line for line in read_lines(metrics, json.loads) if line["step"] <= done]
+    write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _note(order: Order, info: RankInfo, text: str) -> None:
+    """Which ways the exchanges took, for whoever wants to know afterwards."""
+    if info.rank == 0:
+        write_atomically(order.folder / "communicator.txt", text + "\n")
+
+
+class _Stop:
+    """Whether this rank was asked to end: by SIGTERM or Ctrl-C where a launcher passes them on, else by a file."""
+
+    def __init__(self, order: Order, info: RankInfo) -> None:
+        self._path = order.folder / STOP
+        self._looks = info.rank == 0
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def asked(self) -> bool:
+        return self._asked or (self._looks and self._path.exists())

@@ -1,0 +1,235 @@
+"""The trainer: a step, an evaluation, a checkpoint, on one rank or many. Files and processes are `rank`'s business.
+
+A batch is cut into parts (GShard's groups, arXiv 2006.16668, 3.1): each part has its own capacity and its own balance
+loss. Ranks take parts in turn, W at a time, so that 4 ranks with one part each and 2 ranks with two compute the same.
+Whatever is drawn depends on the seed, the step and the part alone, so that a step can be done again, and elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.profiler import record_function
+
+from commbench.communicators.communicator import Communicator
+from commbench.errors import CommbenchError, UsageError
+from commbench.training import TrainConfig
+from moe_ref.data import Text
+from moe_ref.lm.config import flops_per_token
+from moe_ref.training import build, checkpoint
+from moe_ref.training.checkpoint import Box, Checkpoint
+from moe_ref.training.gradients import Gradients
+from moe_ref.training.metrics import Loads, Metrics, memory_bytes, peak_flops
+from moe_ref.training.optimiser import Optimiser, rate
+from moe_ref.training.spans import Spans
+from moe_ref.training.watched import Watched
+
+_MODEL = "model"
+
+
+class Diverged(CommbenchError):
+    """The loss is no number any more."""
+
+    exit_code = 1
+
+
+class Trainer:
+    def __init__(
+        self, config: TrainConfig, comm: Communicator | None = None, device: torch.device | None = None
+    ) -> None:
+        """comm: of all ranks; null: there is one. Collective. Raises `UsageError` for settings that cannot be."""
+        self.config = config
+        self.rank, self.ranks = (0, 1) if comm is None else (comm.rank, comm.size)
+        self.parts, self.rows = config.cut(self.ranks)
+        self.device = device or torch.device("cpu")
+        self.spans = Spans(self.device)
+        # One rank has nobody to send to: its layers are those of one process, and nothing is counted.
+        self.watched = None if comm is None or comm.size == 1 else Watched(comm, self.spans)
+        self.text = Text(None if config.path is None else Path(config.path), context=config.context,
+                         validation=config.validation)  # fmt: skip
+        self.model = build.build(config, self.watched, self.device)
+        self.lm = self.model.config
+        self._boxes = build.boxes(self.model, self.rank, self.ranks)
+        replicated, sharded = build.parameters(self.model)
+        self.optimiser = Optimiser(config, replicated, sharded)
+        self.gradients = Gradients([p for _, p in replicated], [p for _, p in sharded], self.watched,
+                                   int(config.bucket_mb * 2**20))  # fmt: skip
+        self._validation = self.text.validation(config.val_sequences)
+        peak = peak_flops(self.device, config.dtype) if config.peak_tflops is None else 1e12 * config.peak_tflops
+        self.peak_flops = peak
+        self.done = 0  # steps
+
+    def step(self, *, stop: bool = False) -> tuple[Metrics, bool]:
+        """Collective: one step. stop: whether this rank was asked to; what comes back is whether any was.
+
+        Raises `Diverged` on all ranks where the loss or the gradient is no finite number.
+        """
+        step, config = self.done + 1, self.config
+        began = time.perf_counter()
+        self.spans.read()
+        if self.watched is not None:
+            self.watched.reset()
+        self.model.train()
+        inputs, targets = self.text.batch(config.batch, seed=config.seed, step=step)
+        self.gradients.zero()
+        loads = Loads(self.lm.moe_layers, self.lm.experts, self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in range(self.rank, self.parts, self.ranks):
+            rows = slice(part * self.rows, (part + 1) * self.rows)
+            with self._autocast():
+                result = self.model(
+                    inputs[rows].to(self.device), seed=self._seed(step, part), contexts=self._contexts()
+                )
+                found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
+            loss += found.detach().double()
+            loads.add(result.routings)
+            with record_function("train::backward"):
+                ((found + config.aux * sum(result.losses.values())) / self.parts).backward()
+        with record_function("train::gradients"):
+            self.gradients.reduce()
+        shared, own = self.gradients.squares()
+        told = torch.stack([loss, own.to(self.device), torch.tensor(float(stop), device=self.device).double()])
+        told = self._added(torch.cat([told, loads.numbers()]))
+        mean, norm = float(told[0]) / self.parts, math.sqrt(float(shared) + float(told[1]))
+        if not math.isfinite(mean + norm):
+            raise Diverged(
+                f"step {step}: the loss is {mean:g}, the norm of its gradient {norm:g}",
+                hint="a smaller lr, a longer warmup, or dtype=fp32; the last checkpoint is from before",
+            )
+        self.gradients.clip(norm, config.clip)
+        with record_function("train::optimiser"):
+            self.optimiser.step(rate(config, step))
+        self.done = step
+        times = self.spans.read()  # waits for a GPU
+        seconds = time.perf_counter() - began
+        drop_rate, balance = loads.read(told[3:])
+        worst = self._largest([times.get("a2a", 0.0), times.get("exposed", 0.0), seconds, memory_bytes(self.device)])
+        tokens_per_s = config.batch * config.context / worst[2]
+        metrics = Metrics(
+            step=step,
+            loss=mean,
+            val_bits_per_byte=None,
+            tokens_per_s=tokens_per_s,
+            mfu=None
+            if self.peak_flops is None
+            else tokens_per_s * flops_per_token(self.lm) / (self.peak_flops * self.ranks),
+            a2a_us=worst[0],
+            a2a_bytes=0 if self.watched is None else self.watched.a2a_bytes,
+            exposed_comm_us=worst[1],
+            drop_rate=drop_rate,
+            expert_balance=balance,
+            memory_bytes=int(worst[3]),
+        )
+        return metrics, bool(told[2])
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Collective: bits a byte of the held-out text, at the same places each time, in parts as a batch is."""
+        self.model.eval()
+        inputs, targets = self._validation
+        each = len(inputs) // self.parts
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for part in range(self.rank, self.parts, self.ranks):
+            for first in range(0, each, self.rows):
+                rows = slice(part * each + first, part * each + min(each, first + self.rows))
+                with self._autocast():
+                    result = self.model(inputs[rows].to(self.device), seed=self._seed(0, part))
+                    found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
+                total += found.double() * inputs[rows].numel()
+        return float(self._added(total)[0]) / inputs.numel() / math.log(2)
+
+    def save(self, folder: Path) -> Path:
+        """Collective: a checkpoint below `folder`."""
+        tensors: dict[str, tuple[Tensor, Box]] = {}
+        states = self.optimiser.states()
+        for name, parameter in self.model.named_parameters():
+            box, experts = self._boxes[name]
+            if experts or self.rank == 0:
+                tensors[f"{_MODEL}/{name}"] = parameter, box
+            # With ZeRO-1 a state is on one rank; else all have what is replicated, and one of them writes it.
+            if name in states and (experts or self.config.zero or self.rank == 0):
+                for moment, tensor in states[name].items():
+                    tensors[f"{moment}/{name}"] = tensor, box
+        about = {"config": self.config.to_json(), "ranks": self.ranks, "seed": self.config.seed, "next": self.done + 1}
+        return checkpoint.save(
+            folder, self.done, tensors, about, rank=self.rank, votes=self._votes, keep=self.config.keep
+        )
+
+    def load(self, found: Checkpoint) -> None:
+        """Go on from a checkpoint that any number of ranks has written.
+
+        The text's place and all draws follow from its step. Raises `UsageError` where it is of another model.
+        """
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                box, _ = self._boxes[name]
+                parameter.copy_(found.read(f"{_MODEL}/{name}", box, tuple(parameter.shape)))
+        states = {
+            name: {
+                moment: found.read(f"{moment}/{name}", self._boxes[name][0], tuple(self._parameter(name).shape))
+                for moment in ("exp_avg", "exp_avg_sq")
+            }
+            for name in self.optimiser.owned()
+        }
+        if found.step:
+            self.optimiser.load(states, found.step)
+        self.done = found.step
+
+    def _parameter(self, name: str) -> Tensor:
+        return self.model.get_parameter(name)
+
+    def _contexts(self) -> Any:
+        recompute = self.config.recompute
+        if recompute == "none":
+            return None
+        if self.watched is None:
+            return lambda: (nullcontext(), nullcontext())
+        return self.watched.contexts(stash=recompute == "stash")
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.dtype != "bf16":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _seed(self, step: int, part: int) -> int:
+        """Of the gates' draws."""
+        return ((self.config.seed * 1_000_003 + step) * 65_537 + part) % 2**48
+
+    def _added(self, numbers: Tensor) -> Tensor:
+        """Collective: fp64 numbers, summed over ranks. What measures is not itself measured."""
+        if self.watched is not None:
+            self.watched.comm.all_reduce(numbers)
+        return numbers.cpu()
+
+    def _largest(self, numbers: list[float]) -> list[float]:
+        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self.watched is not None:
+            self.watched.comm.all_reduce(told, op="max")
+        found: list[float] = told.tolist()
+        return found
+
+    def _votes(self, fine: bool) -> bool:
+        return self._largest([float(not fine)])[0] == 0
+
+
+def _cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
+    """Nats a byte, in fp32 at least."""
+    wide = torch.promote_types(logits_BSV.dtype, torch.float32)
+    return functional.cross_entropy(logits_BSV.flatten(0, 1).to(wide), targets_BS.flatten())
+
+
+def check_same(config: TrainConfig, found: Checkpoint) -> None:
+    """Raises `UsageError` where a checkpoint was made by settings that compute something else."""
+    theirs = TrainConfig.of(json.loads(found.about["config"]))
+    if changed := config.changed(theirs):
+        told = ", ".join(f"{key}={there}, not {here}" for key, (here, there) in changed.items())
+        raise UsageError(f"{found.folder} is a checkpoint of another training: {told}",
+                         hint="leave these keys as they were; or start a new run")  # fmt: skip

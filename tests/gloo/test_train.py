@@ -1,0 +1,316 @@
+"""Training over ranks: the same losses on any number of them, exchanges counted, and runs that are killed and go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+import commbench
+from commbench.errors import UsageError
+from commbench.profile import file
+from commbench.training import TrainConfig
+from moe_ref.training.checkpoint import Checkpoint
+from moe_ref.training.trainer import Trainer
+from tests import profiles
+from tests.bench.ranks import on_gloo
+from tests.conftest import commbench as command
+from tests.conftest import environment, only_run
+
+# fp64: what remains of another number of ranks is the order of sums.
+TINY = TrainConfig(
+    layers=2, width=16, heads=2, hidden=24, context=16, moe_freq=1, experts=4, top_k=2, capacity="tutel",
+    capacity_factor=1.0, batch=8, parts=4, steps=4, warmup=1, lr=0.01, val_sequences=8, dtype="fp64",
+    order="random", clip=0.5, ranks_per_node=1,
+)  # fmt: skip
+
+
+def run(config: TrainConfig, until: int, folder: Path | None = None, save: Path | None = None) -> list[float]:
+    """On a rank, or alone: losses, the norms' effect in them, and bits at the end; from a checkpoint, and into one."""
+    comm = commbench.communicator() if torch.distributed.is_initialized() else None
+    trainer = Trainer(config, comm)
+    if folder is not None:
+        trainer.load(Checkpoint(folder))
+    losses = []
+    while trainer.done < until:
+        losses.append(trainer.step()[0].loss)
+    if save is not None:
+        trainer.save(save)
+    losses.append(trainer.evaluate())
+    if comm is not None:
+        comm.close()
+    return losses
+
+
+def on(ranks: int, config: TrainConfig, until: int, *paths: Path | None) -> list[float]:
+    found: list[float] = on_gloo(ranks, lambda transport: run(config, until, *paths))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[float]:
+    torch.set_num_threads(1)
+    return run(TINY, 4)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "no ZeRO": {"zero": False, "bucket_mb": 0.001},
+    "stash": {"recompute": "stash"},
+    "redo": {"recompute": "redo"},
+    "pipelined": {"schedule": "pipelined", "chunks": 2, "recompute": "stash"},
+}
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_ranks_compute_what_one_does(variant: str, alone: list[float]) -> None:
+    found = on(4, replace(TINY, **VARIANTS[variant]), 4)
+    assert found == pytest.approx(alone, rel=1e-11)
+    assert len({round(loss, 6) for loss in alone}) == 5, "each step has another loss"
+
+
+def test_bf16_is_fp32_but_for_its_bits() -> None:
+    wide, narrow = (on(2, replace(TINY, dtype=dtype, recompute="stash"), 3) for dtype in ("fp32", "bf16"))
+    assert narrow == pytest.approx(wide, rel=5e-3) and narrow != wide
+
+
+def test_experts_in_pieces_compute_the_same(alone: list[float]) -> None:
+    whole = replace(TINY, experts=2)
+    assert on(4, whole, 4) == pytest.approx(run(whole, 4), rel=1e-11)
+
+
+def test_dropless_ranks_compute_what_one_does() -> None:
+    config = replace(TINY, capacity="dropless", recompute="stash")
+    assert on(2, config, 3) == pytest.approx(run(config, 3), rel=1e-11)
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 2), (2, 4), (4, 1), (1, 2)])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(
+    first: int, second: int, alone: list[float], tmp_path: Path
+) -> None:
+    if first == 1:
+        run(TINY, 2, None, tmp_path)
+    else:
+        on(first, TINY, 2, None, tmp_path)
+    folder = tmp_path / "step-00000002"
+    found = run(TINY, 4, folder) if second == 1 else on(second, replace(TINY, zero=second != 4), 4, folder)
+    assert found == pytest.approx(alone[2:], rel=1e-11)
+
+
+def test_one_ranks_wish_to_stop_is_heard_by_all() -> None:
+    def rank(transport: Any) -> list[bool]:
+        comm = commbench.communicator()
+        trainer = Trainer(TINY, comm)
+        heard = [trainer.step()[1], trainer.step(stop=comm.rank == 1)[1]]
+        comm.close()
+        return heard
+
+    assert on_gloo(2, rank) == [False, True]
+
+
+DEEP = replace(TINY, layers=32, moe_freq=2, width=8, hidden=8, context=8, dtype="fp32", parts=2, batch=2,
+               val_sequences=2, order="position", capacity_factor=2.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recompute", "exchanges", "given_again"), [("none", 64, 0), ("redo", 96, 0), ("stash", 64, 32)]
+)
+def test_all_to_alls_of_a_step_are_as_many_as_the_formula_says(
+    recompute: str, exchanges: int, given_again: int
+) -> None:
+    """32 layers, every second with experts: there and back, forward and backward; once more where blocks are redone."""
+
+    def rank(transport: Any) -> list[Any]:
+        trainer = Trainer(replace(DEEP, recompute=recompute), commbench.communicator())
+        metrics, _ = trainer.step()
+        watched = trainer.watched
+        assert watched is not None
+        return [watched.a2a_calls, sum(watched.stashed.values()), metrics.a2a_bytes, dict(watched.calls)]
+
+    calls, stashed, sent, by_name = on_gloo(2, rank)
+    assert (calls, stashed) == (exchanges, given_again)
+    # E C D w: capacity is 2 x floor(2 x 8 / 4) = 8 slots of 4 experts for the 8 tokens of each rank, in fp32.
+    assert sent == exchanges * 4 * 8 * 8 * 4
+    assert by_name == {"all_to_all": exchanges, "all_reduce": 1}, "gradients go in one bucket"
+
+
+def test_what_ranks_cannot_do_is_refused() -> None:
+    def rank(transport: Any) -> list[str]:
+        comm = commbench.communicator()
+        said = []
+        for wrong in ({"experts": 3}, {"parts": 3, "batch": 9, "val_sequences": 9}, {"schedule": "sideways"},
+                      {"path": "none.txt"}):  # fmt: skip
+            try:
+                Trainer(replace(TINY, **wrong), comm)
+            except UsageError as error:
+                said.append(str(error))
+        comm.close()
+        return said
+
+    experts, parts, schedule, path = on_gloo(2, rank)
+    assert "experts=3 and 2 ranks" in experts and "parts=3" in parts
+    assert "unknown schedule 'sideways'" in schedule and "none.txt" in path
+
+
+# The command line: a model of no use, in fp64 so that losses can be compared between numbers of ranks.
+WORDS = ("train", "tiny", "layers=2", "width=16", "heads=2", "hidden=16", "context=32", "experts=4", "dtype=fp64",
+         "val_sequences=8", "batch=4", "warmup=2")  # fmt: skip
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def compared(one: list[dict[str, Any]], other: list[dict[str, Any]], rel: float) -> None:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for key in ("loss", "val_bits_per_byte"):
+        for a, b in zip(one, other, strict=True):
+            assert (a[key] is None) == (b[key] is None)
+            if a[key] is not None:
+                assert a[key] == pytest.approx(b[key], rel=rel), (key, a["step"])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """An uninterrupted run of 30 steps on 4 ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = command(*WORDS, "steps=30", "val_every=10", "save_every=10", "--format", "json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    run_folder = only_run(folder / "results")
+    assert lines_of(run_folder / "metrics.jsonl") == rows
+    assert [path.name for path in sorted((run_folder / "checkpoints").glob("step-*"))] == [
+        "step-00000020", "step-00000030",
+    ]  # fmt: skip
+    assert json.loads((run_folder / "run.json").read_text())["status"] == "finished"
+    assert "all_to_all" in next(run_folder.glob("logs/*/communicator.txt")).read_text()
+    return rows
+
+
+def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in whole] == list(range(1, 31))
+    assert all(
+        set(line) == {
+            "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_bytes", "exposed_comm_us",
+            "drop_rate", "expert_balance", "memory_bytes",
+        }
+        for line in whole
+    )  # fmt: skip
+    assert [line["step"] for line in whole if line["val_bits_per_byte"] is not None] == [10, 20, 30]
+    assert all(
+        line["mfu"] is None and line["a2a_us"] > 0 and line["exposed_comm_us"] >= line["a2a_us"] for line in whole
+    )
+    # One layer with experts, 4 exchanges of E C D w: capacity is 2 x floor(1.25 x 32 / 4) = 20.
+    assert {line["a2a_bytes"] for line in whole} == {4 * 4 * 20 * 16 * 8}
+    assert whole[0]["loss"] == pytest.approx(math.log(256), abs=0.3) and whole[-1]["loss"] < whole[0]["loss"]
+
+
+@pytest.mark.parametrize("then", [4, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(then: int, whole: list[dict[str, Any]], tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "commbench", *WORDS, "steps=30", "val_every=10", "save_every=10", "-q"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
+        wait_for(lambda: len(lines_of(metrics)) >= 13 or None, process)
+        process.send_signal(signal.SIGKILL)
+    before = {path.name for path in metrics.parent.glob("checkpoints/*")}
+    assert "step-00000010" in before
+    result = command("train", "--resume", "results/latest", f"ranks_per_node={then}", "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    compared(lines_of(metrics), whole, rel=0 if then == 4 else 1e-10)
+    first = json.loads(result.stdout.splitlines()[0])["step"]
+    assert first in (11, 21) and first == len(whole) + 1 - len(result.stdout.splitlines())
+    assert command("train", "--resume", "results/latest", cwd=tmp_path).returncode == 0, "nothing is left to do"
+
+
+def wait_for(find: Any, process: subprocess.Popen[bytes], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while (found := find()) is None:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "commbench", *WORDS, "steps=100000", "save_every=0", "val_every=0"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "and saved; go on with: commbench train --resume" in said
+    done = lines_of(metrics)[-1]["step"]
+    assert [path.name for path in metrics.parent.glob("checkpoints/step-*")] == [f"step-{done:08d}"]
+    assert json.loads((metrics.parent / "run.json").read_text())["status"] == "interrupted"
+    result = command("train", "--resume", "results/latest", f"steps={done + 2}", "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [done + 1, done + 2]
+
+
+def test_what_ranks_refuse_is_told_in_one_line(tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    for words, message in (
+        (["path=short.txt"], "each part needs more than context=32"),
+        (["lr=1e30", "steps=5"], "the loss is"),
+    ):
+        result = command(*WORDS, *words, cwd=tmp_path)
+        assert result.returncode == (1 if "lr=1e30" in words else 2), result.stderr
+        errors = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+        assert len(errors) == 2 and message in " ".join(errors), result.stderr
+
+
+def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
+    assert command(*WORDS, "steps=2", cwd=tmp_path).returncode == 0
+    for word, message in (("seed=1", "the run that goes on has seed=0"), ("hidden=8", "hidden=16")):
+        result = command("train", "--resume", "results/latest", word, cwd=tmp_path)
+        assert result.returncode == 2 and message in result.stderr
+    checkpoint = next(only_run(tmp_path / "results").glob("checkpoints/step-*"))
+    shards = sorted(checkpoint.glob("*.safetensors"))
+    shards[-1].write_bytes(shards[-1].read_bytes()[:100])
+    result = command("train", "--resume", "results/latest", "steps=4", cwd=tmp_path)
+    assert result.returncode == 2 and "the checkpoint is damaged" in result.stderr
+    result = command("sweep", "--resume", "results/latest", cwd=tmp_path)
+    assert result.returncode == 2 and "has format train-1" in result.stderr
+
+
+def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]], tmp_path: Path) -> None:
+    made = profiles.profile(profiles.choice("all_to_all", "pairwise"), env={"COMMBENCH_TRIED": "yes"})
+    file.save(made, tmp_path / "p.json")
+    words = (*WORDS, "steps=30", "profile=p.json", "schedule=pipelined", "chunks=2", "save_every=null")
+    result = command(*words, "--format", "json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in whole], rel=1e-12)
+    folder = only_run(tmp_path / "results")
+    told = next(folder.glob("logs/*/communicator.txt")).read_text()
+    assert "pairwise" in told and "the profile's choice" in told
+    assert not list(folder.glob("checkpoints/*"))
+    file.save(replace(made, scopes=[replace(made.scopes[0], versions={"torch": "0.1"})]), tmp_path / "p.json")
+    result = command(*words, cwd=tmp_path)
+    assert result.returncode == 2 and "was not made for this set-up" in result.stderr
+
+
+def test_under_torchrun_it_joins(tmp_path: Path) -> None:
+    words = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench"),
+        *(*WORDS, "steps=3", "--format", "json"),
+    ]
+    result = subprocess.run(
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [1, 2, 3]
+    config = json.loads((only_run(tmp_path / "results") / "config.json").read_text())
+    assert (config["nodes"], config["ranks_per_node"], config["parts"]) == (1, 2, 4)

@@ -1,0 +1,109 @@
+"""A/B of a training: the ratio, what was said before, and the losses; and how arms are typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commbench import ab
+from commbench.ab import BASELINE, CANDIDATE
+from commbench.commands import train_ab
+from commbench.errors import CommbenchError, UsageError
+from commbench.profile.table import Curve
+from commbench.stats import Verdict
+from tests import profiles
+
+
+def lines(rate: float, *, steps: int = 20, first: float = 1.0, **more: Any) -> list[dict[str, Any]]:
+    """Of a launch that warms up for three steps."""
+    values = {"exposed_comm_us": 3e5, "a2a_us": 2e5, "a2a_calls": 8, "a2a_bytes": 8 * 4096, **more}
+    slow = [{"tokens_per_s": rate / 10, "loss": first + step, **values} for step in range(3)]
+    return [*slow, *({"tokens_per_s": rate, "loss": first + step, **values} for step in range(3, steps))]
+
+
+def launches(gain: float, rounds: int = 10) -> list[ab.Launched]:
+    """Rounds drift by a lot, arms of a round alike."""
+    found = []
+    for number in range(rounds):
+        drift = 1 + 0.5 * math.sin(number)
+        found.append(ab.launched(BASELINE, number, lines(1000 * drift), 1000))
+        found.append(ab.launched(CANDIDATE, number, lines(1000 * drift * gain * (1 + 0.001 * (-1) ** number)), 1000))
+    return found
+
+
+def test_the_ratio_is_of_rounds_and_the_first_steps_do_not_count() -> None:
+    outcome = ab.compare(launches(1.1))
+    assert outcome.ratio == pytest.approx(1.1, rel=2e-3) and outcome.verdict is Verdict.FASTER
+    assert outcome.pairs == 10 and outcome.claim
+    assert outcome.low is not None and outcome.high is not None and outcome.low < 1.1 < outcome.high < 1.11
+    assert ab.compare(launches(1.0)).verdict is Verdict.NO_DIFFERENCE
+    few = ab.compare(launches(1.1, rounds=3))
+    assert few.verdict is Verdict.NOT_ESTIMABLE and not few.claim
+    assert outcome.exposed[BASELINE] == pytest.approx(0.3 * 1.0, rel=0.2)
+
+
+def test_losses_are_compared_step_by_step() -> None:
+    same = launches(1.1, 2)
+    assert ab.compare(same).losses == ab.compare(same).apart == 0
+    text = "\n".join(train_ab.table(ab.compare(same), None))
+    assert "identical at every step" in text and "10 pairs: rounds=10" in text
+    losses = (*same[-1].losses[:-1], same[-1].losses[-1] * (1 + 1e-3))
+    other = ab.compare([*same[:-1], dataclasses.replace(same[-1], losses=losses)])
+    assert other.losses == pytest.approx(1e-3) and other.apart == 0
+    assert "or a mistake" in "\n".join(train_ab.table(other, None))
+
+
+def test_what_is_predicted_follows_from_one_launch_and_the_evidence() -> None:
+    found = ab.launched(BASELINE, -1, lines(1000, a2a_us=3e5), 1000)  # a step of a second, of which 0.3 s are exchanges
+    curve = Curve([profiles.choice("all_to_all", "pairwise")])  # 150 us by default, 100 us as tuned
+    assert ab.predicted(found, None, curve) == pytest.approx(1 / (1 - 0.3 * (1 - 100 / 150)))
+    assert ab.predicted(found, curve, None) == pytest.approx(1 / (1 - 0.3 * (1 - 150 / 100)))
+    assert ab.predicted(found, curve, curve) == 1
+    assert ab.predicted(found, None, None) is None
+    refused = dataclasses.replace(profiles.EVIDENCE, verdict="default kept: no")
+    kept = Curve([profiles.choice("all_to_all", "direct", evidence=[refused])])
+    assert ab.predicted(found, None, kept) == 1, "what was not confirmed is not taken"
+    text = "\n".join(train_ab.table(ab.compare(launches(1.1)), 1.0))
+    assert "predicted before: 1.000x; measured / predicted 1.1" in text
+
+
+def test_a_launch_of_two_steps_says_nothing() -> None:
+    with pytest.raises(CommbenchError, match="2 steps"):
+        ab.launched(BASELINE, 0, lines(1000)[:2], 1000)
+
+
+def test_how_arms_are_typed() -> None:
+    words = ("tiny", "batch=32", "baseline=default", "candidate=p.json", "candidate.schedule=pipelined", "rounds=3")
+    arms, rounds = train_ab.arms_of(words)
+    one, two = arms[BASELINE].config, arms[CANDIDATE].config
+    assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
+    assert (one.schedule, two.schedule) == ("sequential", "pipelined")
+    assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every == 0
+    assert train_ab.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("tiny",), "the same"),
+        (("tiny", "candidate.lr=0.1"), "different models: lr"),
+        (("tiny", "candidate=p.json", "rounds=0"), "rounds=0"),
+        (("tiny", "candidate=p.json", "candidate.steps=3"), "20 and 3 steps"),
+        (("tiny", "candidate.nonsense=1"), "nonsense"),
+    ],
+)
+def test_arms_that_cannot_be(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train_ab.arms_of(words)
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    from commbench.plots.ab import draw
+
+    found = launches(1.1)
+    for expected, name in ((None, "one.png"), (1.05, "two.png")):
+        assert draw(found, ab.compare(found), expected, "default and p.json", tmp_path / name).stat().st_size > 10_000

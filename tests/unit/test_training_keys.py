@@ -1,0 +1,133 @@
+"""Keys of `commbench train`: recipes, words, and what cannot be meant. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from commbench import cli, training
+from commbench.cli import _main
+from commbench.commands.train import LAUNCHERS
+from commbench.errors import UsageError
+from tests.conftest import REPOSITORY
+
+
+@pytest.mark.parametrize("name", training.names())
+def test_recipes_are_settings(name: str) -> None:
+    config, env = training.compose([name])
+    assert config.recipe == name and env == {} and config.parts is not None
+    assert training.TrainConfig.of(json.loads(config.to_json())) == config
+
+
+def test_the_recipes_that_were_promised_are_there() -> None:
+    assert {"tiny", "small", "tutel-fig1", "table1-scaled"} <= {*training.names()}
+
+
+def test_words_change_keys() -> None:
+    config, env = training.compose(["tiny", "lr=1", "profile=p.json", "tied=false", "env.A=^b", "peak_tflops=2"])
+    assert (config.lr, config.tied, config.peak_tflops) == (1.0, False, 2.0)
+    assert config.profile == str(Path("p.json").absolute())
+    assert env == {"A": "^b"}
+    assert training.compose([])[0].recipe == "tiny" and training.compose(["lr=1"])[0].recipe == "tiny"
+
+
+def test_parts_stay_as_many_as_the_first_ranks() -> None:
+    config, _ = training.compose(["tiny", "parts=null", "ranks_per_node=8"])
+    assert config.parts == 8
+    on, _ = training.compose(["ranks_per_node=2"], first=dataclasses.asdict(config))
+    assert (on.parts, on.ranks, on.cut(on.ranks)) == (8, 2, (8, 2))
+    assert not on.changed(config)
+    assert training.compose(["seed=1"], first=dataclasses.asdict(config))[0].changed(config) == {"seed": (1, 0)}
+
+
+def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
+    text = (REPOSITORY / "sweeps/train/tiny.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("layers: 4", "layers: 6"))
+    config, _ = training.compose([str(tmp_path / "mine.yaml")])
+    assert config.layers == 6 and config.recipe == "mine"
+    (tmp_path / "less.yaml").write_text("layers: 4\n")
+    with pytest.raises(UsageError, match="the recipe lacks 'batch'"):
+        training.compose([str(tmp_path / "less.yaml")])
+
+
+BAD = {
+    "train tiy": ("unknown recipe 'tiy'", "tiny"),
+    "train ./none.yaml": ("no recipe file './none.yaml'", "tiny"),
+    "train tiny typo=1": ("unknown key 'typo'", ""),
+    "train tiny stpes=1": ("unknown key 'stpes'", "steps"),
+    "train tiny steps=0": ("steps is 0", "1 or more"),
+    "train tiny steps=1,2": ("steps takes one value, not 2", "one training for each"),
+    "train tiny steps=x": ("steps is 'x'", "a whole number"),
+    "train tiny steps=1.5": ("steps is 1.5", "a whole number"),
+    "train tiny tied=1": ("tied is 1", "true or false"),
+    "train tiny lr=-1": ("lr is -1", "0 or more"),
+    "train tiny clip=0": ("clip is 0", "above 0"),
+    "train tiny beta1=2": ("beta1 is 2", "0 <= beta1 <= 1"),
+    "train tiny dtype=fp8": ("unknown dtype 'fp8'", "fp64"),
+    "train tiny recompute=all": ("unknown recompute 'all'", "redo"),
+    "train tiny transport=mpi": ("unknown transport 'mpi'", "gloo"),
+    "train tiny transport=nccl": ("transport nccl needs GPUs", "CUDA_VISIBLE_DEVICES"),
+    "train tiny ranks_per_node=3": ("parts=4 of a batch do not divide among 3 ranks", "a divisor of parts"),
+    "train tiny batch=6": ("batch=6 sequences do not divide into 4 parts", "a multiple of parts"),
+    "train tiny fabric=emulated link=fast": ("fast", ""),
+    "train tiny sizes=tiny": ("unknown sizes 'tiny'", ""),
+    "train tiny profile=none.json": ("none.json", ""),
+    "train --resume nowhere": ("no run in 'nowhere'", "results/latest"),
+    "train --out /proc/nowhere": ("cannot write '/proc/nowhere'", "--out"),
+    "train --launcher slurm": ("'slurm' is not one of", "--help"),
+}
+
+
+@pytest.mark.parametrize("line", list(BAD))
+def test_bad_input_is_one_clear_line_and_a_hint(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main(line.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error, hint = captured.err.splitlines()
+    message, advice = BAD[line]
+    assert error.startswith("error: ") and message in error
+    assert hint.startswith("hint: ") and advice in hint
+    assert not list(tmp_path.iterdir()), "something was started or written"
+
+
+def test_no_new_flags() -> None:
+    """As for the other commands: a new setting is a key."""
+    options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
+    assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "-q", "--quiet"}
+    assert set(cli._TRAINERS) == set(LAUNCHERS)
+
+
+def test_show_config_lists_every_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    assert _main(["train", "tiny", "lr=0.5", "--show-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["lr"] == 0.5 and training.TrainConfig.of(shown) == training.compose(["tiny", "lr=0.5"])[0]
+
+
+def test_every_key_is_in_the_docs() -> None:
+    text = (REPOSITORY / "docs/training.md").read_text()
+    missing = [field.name for field in dataclasses.fields(training.TrainConfig) if f"`{field.name}`" not in text]
+    assert missing == []
+
+
+def test_the_parent_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom commbench.commands import train\nfrom commbench import training\n"
+        "training.compose(['tiny'])\nassert 'torch' not in sys.modules and 'moe_ref' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+
+
+def test_nothing_in_commbench_imports_moe_ref() -> None:
+    for path in REPOSITORY.glob("commbench/**/*.py"):
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        assert not [line for line in lines if line.startswith(("import moe_ref", "from moe_ref"))], path
