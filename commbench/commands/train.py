@@ -60,6 +60,15 @@ class Request:
 def run(request: Request) -> int:
     """The exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
     info = detect(os.environ)
+    if request.words[:1] == ("ab",):
+        from commbench.commands import train_ab
+
+        if info is not None:
+            raise UsageError(
+                "commbench train ab starts launches of its own, and a launcher has started it as a rank",
+                hint="start it without the launcher",
+            )
+        return train_ab.run(dataclasses.replace(request, words=request.words[1:]))
     if info is not None and not request.show_config:
         return _join(request, info)
     if request.show_config:

@@ -86,7 +86,7 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int]:
         else:
             common.append(word)
     typed = {word.partition("=")[0] for word in common}
-    common += [f"{key}={value}" for key, value in (("steps", _STEPS), ("val_every", 0), ("save_every", 0))
+    common += [f"{key}={value}" for key, value in (("steps", _STEPS), ("val_every", 0), ("save_every", "null"))
                if key not in typed]  # fmt: skip
     arms = {}
     for name in ARMS:

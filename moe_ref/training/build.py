@@ -59,6 +59,8 @@ def build(config: TrainConfig, comm: Comm | None, device: torch.device | None = 
 def _over_ranks(config: TrainConfig, settings: LMConfig, comm: Comm) -> MakeLayer:
     first, here, piece, pieces = place(settings.experts, comm.rank, comm.size)
     how = schedule(config)
+    # A profile may want its own memory; what is stashed must not be written to by the next pass.
+    kept = config.profile is not None and config.recompute != "stash"
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(settings.width, settings.gate, generator=draws(seed, layer))
@@ -66,7 +68,9 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, comm: Comm) -> MakeLaye
         fill(experts, seed, layer, first)
         if pieces > 1:
             shard(experts, piece, pieces)
-        return DistributedMoE(gate, experts, comm, schedule=how, dispatch=config.dispatch, equal_tokens=True)
+        return DistributedMoE(
+            gate, experts, comm, schedule=how, dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept
+        )
 
     return make
 

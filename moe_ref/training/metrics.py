@@ -28,6 +28,7 @@ class Metrics:
     tokens_per_s: float
     mfu: float | None
     a2a_us: float
+    a2a_calls: int
     a2a_bytes: int
     exposed_comm_us: float
     drop_rate: float | None

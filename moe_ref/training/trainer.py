@@ -122,6 +122,7 @@ class Trainer:
             if self.peak_flops is None
             else tokens_per_s * flops_per_token(self.lm) / (self.peak_flops * self.ranks),
             a2a_us=worst[0],
+            a2a_calls=0 if self.watched is None else self.watched.a2a_calls,
             a2a_bytes=0 if self.watched is None else self.watched.a2a_bytes,
             exposed_comm_us=worst[1],
             drop_rate=drop_rate,

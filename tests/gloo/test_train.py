@@ -203,7 +203,8 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert [line["step"] for line in whole] == list(range(1, 31))
     assert all(
         set(line) == {
-            "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_bytes", "exposed_comm_us",
+            "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
+            "exposed_comm_us",
             "drop_rate", "expert_balance", "memory_bytes",
         }
         for line in whole
@@ -214,6 +215,7 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     )
     # One layer with experts, 4 exchanges of E C D w: capacity is 2 x floor(1.25 x 32 / 4) = 20.
     assert {line["a2a_bytes"] for line in whole} == {4 * 4 * 20 * 16 * 8}
+    assert {line["a2a_calls"] for line in whole} == {4}
     assert whole[0]["loss"] == pytest.approx(math.log(256), abs=0.3) and whole[-1]["loss"] < whole[0]["loss"]
 
 

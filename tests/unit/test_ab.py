@@ -82,7 +82,7 @@ def test_how_arms_are_typed() -> None:
     one, two = arms[BASELINE].config, arms[CANDIDATE].config
     assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
     assert (one.schedule, two.schedule) == ("sequential", "pipelined")
-    assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every == 0
+    assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every is None
     assert train_ab.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
 
 
