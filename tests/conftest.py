@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+# Before torch is loaded: test processes and their ranks are more than cores, and threads that spin for work take them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from commbench.transports.mesh import ThreadMesh, thread_meshes
 from commbench.transports.scripted import Scripted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -125,8 +126,9 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: 
     words = [sys.executable, "-m", "commbench", "sweep", "quick", "transport=gloo", "launches=2", "-f", "8", "-e", "8K"]
     words.append("--no-plots")
     sweep = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Tests that a shell runs in the background have SIGINT ignored, and so would the sweep.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("results/*/measurements.jsonl")):

@@ -256,7 +256,7 @@ def test_over_the_scripted_transport_from_the_command_line(
         )
     )
     words = ["transport=scripted", "script=script.json", "sizes.min=4K", "sizes.max=16K", "sizes.factor=4", "iters=6"]
-    words += ["algorithm=direct,bruck,2d_intra_first,2d_inter_first", "warmup=1", "timeout=2", "budget=60s"]
+    words += ["algorithm=direct,bruck,2d_intra_first,2d_inter_first", "warmup=1", "timeout=2", "budget=25s"]
     assert _main(["tune", "quick", *words, "--out", "p.json", "--no-plots"]) == 0
     printed = capsys.readouterr()
     profile = profile_file.load(tmp_path / "p.json")
