@@ -107,7 +107,7 @@ def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
 def _check(config: TrainConfig) -> None:
     """Before there is a run folder: what ranks would find missing."""
     transports.check(config.transport)
-    _scope(config)
+    scope_of(config)
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
     if config.emulated is not None:
@@ -165,7 +165,7 @@ def _order(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launc
     logs = folder.path / "logs"
     attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
     outer = config.outer(env)
-    if (scope := _scope(config)) is not None:  # as commbench exec would start it
+    if (scope := scope_of(config)) is not None:  # as commbench exec would start it
         bound: dict[str, Any] = {}
         if config.binding == "none" and scope.binding != "none":
             bound = {"binding": scope.binding, "cpu_masks": scope.cpu_masks, "binding_memory": scope.binding_memory}
@@ -192,7 +192,7 @@ def _order(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launc
     return order
 
 
-def _scope(config: TrainConfig) -> Scope | None:
+def scope_of(config: TrainConfig) -> Scope | None:
     """Of the profile, the one for these ranks, whose settings they are to be started with; the ranks check the rest."""
     if config.profile is None:
         return None

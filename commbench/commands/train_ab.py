@@ -53,7 +53,11 @@ def run(request: train.Request) -> int:
     expected = _predicted(calibration, arms)
     talk.note(
         "predicted before the rounds: "
-        + (f"{expected:.3f}x" if expected is not None else "nothing, as the arms differ in more than a profile")
+        + (
+            f"{expected:.3f}x"
+            if expected is not None
+            else "nothing: the arms differ in more than a profile, or it knows nothing of these ranks"
+        )
     )
     launches: list[Launched] = []
     for number in range(rounds):
@@ -128,12 +132,11 @@ def _predicted(calibration: Launched, arms: Mapping[str, Arm]) -> float | None:
 
 
 def _curve(config: TrainConfig) -> Curve | None:
-    if config.profile is None:
+    """Of the scope that the arm's ranks are started for; None without a profile, or where no one scope is theirs."""
+    scope = train.scope_of(config)
+    if config.profile is None or scope is None:
         return None
-    profile = profile_file.load(Path(config.profile))
-    fits = [scope for scope in profile.scopes if scope.transport == config.transport]
-    fits = [scope for scope in fits if scope.nodes in (None, config.nodes)] or fits
-    return Table(profile, fits[0].id).curve("all_to_all") if fits else None
+    return Table(profile_file.load(Path(config.profile)), scope.id).curve("all_to_all")
 
 
 def _names(arms: Mapping[str, Arm]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from commbench.ab import ARMS, Launched, Outcome
 from commbench.plots.style import title
@@ -22,6 +23,7 @@ def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None
         left.plot([one.round + 1 for one in mine], [one.tokens_per_s for one in mine], "o-", color=_COLOURS[arm],
                   markersize=4, linewidth=1, label=arm)  # fmt: skip
     left.set_ylim(bottom=0)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("round")
     left.set_ylabel("tokens per second")
     left.grid(True, axis="y", color="#dddddd", linewidth=0.6)

@@ -200,8 +200,8 @@ def test_a_launcher_that_pins_ranks_does_not_win_silently(tmp_path: Path) -> Non
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
         )
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        # The code is that of a rank that mpiexec names: where one fails, that may be another that mpiexec has killed.
-        assert bool(done.returncode) == bool(code), done.stderr
+        # mpiexec gives the code of one rank: of one that fails, or of its peer that mpiexec has killed for it.
+        assert done.returncode in ((code, signal.SIGKILL) if code else (0,)), done.stderr
         if how == "none":
             assert {(row["status"], row["rank_cpus"]) for row in rows} == {("ok", masks.replace(";", " "))}
         else:
