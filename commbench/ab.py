@@ -24,8 +24,8 @@ _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at 
 class Launched:
     """One launch of one arm. Medians over its steps, but the first fifth of them; times of the slowest rank.
 
-    exposed_us: what a step waited for communication. a2a_us, a2a_calls, a2a_bytes: of the all-to-alls of a step, of
-    one rank. losses: of all steps.
+    exposed_us: what a step waited for communication. exposed_moe_us: what of it was expert layers'. losses: of all
+    steps.
     """
 
     arm: str
@@ -33,9 +33,7 @@ class Launched:
     tokens_per_s: float
     step_us: float
     exposed_us: float
-    a2a_us: float
-    a2a_calls: float
-    a2a_bytes: float
+    exposed_moe_us: float
     losses: tuple[float, ...]
 
     @property
@@ -55,8 +53,7 @@ def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: 
     rate = median("tokens_per_s")
     return Launched(
         arm=arm, round=number, tokens_per_s=rate, step_us=1e6 * tokens / rate, exposed_us=median("exposed_comm_us"),
-        a2a_us=median("a2a_us"), a2a_calls=median("a2a_calls"), a2a_bytes=median("a2a_bytes"),
-        losses=tuple(line["loss"] for line in lines),
+        exposed_moe_us=median("exposed_moe_us"), losses=tuple(line["loss"] for line in lines),
     )  # fmt: skip
 
 
@@ -64,8 +61,9 @@ def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: 
 class Outcome:
     """ratio: throughput of the candidate over the baseline's, low to high its 95 % interval over rounds.
 
-    exposed: share of a step that waits for communication, by arm. losses: the largest difference between arms, relative
-    to the loss; 0: identical at every step. apart: the same between launches of one arm.
+    exposed: share of a step that waits for communication, by arm. losses: the largest difference between arms,
+    relative to the loss; 0: identical at every step. apart: the same between launches of one arm. first, first_apart:
+    both of the first step alone, before training makes differences larger.
     """
 
     ratio: float
@@ -76,6 +74,8 @@ class Outcome:
     tokens_per_s: Mapping[str, float]
     losses: float
     apart: float
+    first: float
+    first_apart: float
 
     @property
     def verdict(self) -> Verdict:
@@ -102,6 +102,8 @@ def compare(launches: Sequence[Launched]) -> Outcome:
         tokens_per_s={arm: _median(by_arm[arm].values(), "tokens_per_s") for arm in ARMS},
         losses=max(_apart(reference, one.losses) for one in by_arm[CANDIDATE].values()),
         apart=max(_apart(reference, one.losses) for one in by_arm[BASELINE].values()),
+        first=max(_apart(reference[:1], one.losses[:1]) for one in by_arm[CANDIDATE].values()),
+        first_apart=max(_apart(reference[:1], one.losses[:1]) for one in by_arm[BASELINE].values()),
     )  # fmt: skip
 
 
@@ -115,25 +117,19 @@ def _apart(one: Sequence[float], two: Sequence[float]) -> float:
     return max((abs(a - b) / max(abs(a), 1e-300) for a, b in zip(one, two, strict=True)), default=0.0)
 
 
-def predicted(calibration: Launched, before: Curve | None, after: Curve | None) -> float | None:
-    """The ratio of throughputs, from one launch of the baseline and what profiles know of its all-to-alls.
+def predicted(calibration: Launched, before_us: float | None, after_us: float | None) -> float | None:
+    """The ratio of throughputs, from one launch of the baseline and what the exchanges of both are expected to take.
 
-    before, after: what was tuned of all_to_all for each arm; None: the default everywhere. What an exchange is said to
-    gain is taken off the time that a step waits for exchanges, in proportion. None where no profile knows anything.
+    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion. None
+    where nothing is expected of either.
     """
-    known = after or before
-    if known is None or not calibration.a2a_calls:
+    if not before_us or after_us is None:
         return None
-    size = calibration.a2a_bytes / calibration.a2a_calls
-    times = [_exchange_us(known if curve is None else curve, size, default=curve is None) for curve in (before, after)]
-    if times[0] is None or times[1] is None:
-        return None
-    waited = min(calibration.a2a_us, calibration.exposed_us)
-    step_us = calibration.step_us - waited * (1 - times[1] / times[0])
-    return calibration.step_us / step_us
+    waited = calibration.exposed_moe_us
+    return calibration.step_us / (calibration.step_us - waited * (1 - after_us / before_us))
 
 
-def _exchange_us(curve: Curve, size: float, *, default: bool) -> float | None:
+def tuned_us(curve: Curve, size: float, *, default: bool) -> float | None:
     """Of the choice, or of the default that it was compared with: between sizes on a line of logarithms."""
     points = sorted(
         (one.size_bytes, _time(choice, one, default)) for choice in curve.choices for one in choice.evidence

@@ -163,12 +163,12 @@ def tune(words: tuple[str, ...], **options: Any) -> int:
     return command.run(_request(words, options, out=options["results"]), options["out"])
 
 
-@cli.command(short_help="Draw the plots of runs: curves, crossover, traffic.")
+@cli.command(short_help="Draw the plots of runs, of sweeps or of trainings.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
 @click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
 def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
-    """Draw bandwidth and time against size, one figure for each set-up, as PNG and SVG.
+    """Draw bandwidth and time against size; of trainings loss, throughput and the parts of a step. PNG and SVG.
 
     With several runs, equal settings share a figure and each line names its run. A file of nccl-tests (text or JSON)
     or of OSU is drawn beside them, in the figures of the same collective and number of ranks.
@@ -297,6 +297,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 @click.option("--launcher", type=click.Choice(_TRAINERS), default="local", show_default=True, help="Starts the ranks.")
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
               help="Of what is printed on stdout; json: a step a line.")  # fmt: skip
+@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
@@ -320,6 +321,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
             launcher=options["launcher"],
             format=options["format_"],
             quiet=options["quiet"],
+            plots=not options["no_plots"],
         )
     )
 

@@ -86,3 +86,7 @@ class Talk:
     def note(self, text: str) -> None:
         if not self._quiet:
             self._console.print(Text(text))
+
+    def error(self, text: str) -> None:
+        """What has gone wrong is told in any case."""
+        self._console.print(Text(f"error: {text}"))

@@ -23,11 +23,16 @@ def applied(environ: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, s
     return {name: value for name, value in values.items() if asked.get(name) != UNSET}
 
 
+def differs(name: str, value: str, environ: Mapping[str, str]) -> bool:
+    """Whether a variable is not what was asked for, or is set where it should not be."""
+    return environ.get(name) != (None if value == UNSET else value)
+
+
 def check(asked: Mapping[str, str], environ: Mapping[str, str]) -> None:
     """Raises `EnvironmentProblem` where a rank has not got what the launch shall be about."""
     for name, value in asked.items():
-        have = environ.get(name)
-        if have != (None if value == UNSET else value):
+        if differs(name, value, environ):
+            have = environ.get(name)
             raise EnvironmentProblem(
                 f"env.{name}={value} was asked, and this rank has {'none' if have is None else repr(have)}",
                 hint="the launcher does not hand it on, or sets it itself: see what it exports to other hosts",

@@ -25,13 +25,17 @@ DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
 # The program that ranks run in place of cases: imported there, by its name.
 PROGRAM = "moe_ref.training.rank"
+# What says before an A/B how long exchanges will take.
+EXPECTED = "moe_ref.training.expected"
 _FILES = ("path", "profile")  # found again from any folder
 # Of a run that goes on these may differ: none of them changes what is computed, but by rounding.
 FREE = frozenset({
     "steps", "val_every", "save_every", "keep", "transport", "nodes", "ranks_per_node", "fabric", "link",
     "message_overhead", "intra_link", "binding", "profile", "allow_mismatch", "schedule", "chunks", "groups", "r",
-    "dispatch", "zero", "bucket_mb", "recompute", "peak_tflops", "timeout",
+    "tp", "tp_tokens", "dispatch", "zero", "bucket_mb", "recompute", "peak_tflops", "timeout",
+    "breakdown_steps", "tensorboard",
 })  # fmt: skip
+_OTHER_SLOTS = "parm_s1"  # the one schedule that counts slots in other groups of tokens, and so may drop others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +54,18 @@ class TrainConfig:
     top_k: int
     capacity: str
     capacity_factor: float
+    capacity_multiple: int | None = None
     normalise: str = "after"
     order: str = "position"
     activation: str = "gelu"
     tied: bool = True
     # The expert layers.
     dispatch: str = "sparse"
-    schedule: str = "sequential"
+    schedule: str | None = None
     chunks: int | None = None
     groups: int | None = None
     r: int | None = None
+    tp_tokens: str | None = None
     profile: str | None = None
     allow_mismatch: bool = False
     # The text.
@@ -90,6 +96,7 @@ class TrainConfig:
     transport: str = "gloo"
     nodes: int = 1
     ranks_per_node: int = 4
+    tp: int = 1
     binding: str = "none"
     fabric: str = "real"
     link: str = "1gbit"
@@ -97,15 +104,17 @@ class TrainConfig:
     intra_link: str = "none"
     timeout: float = 300.0
     peak_tflops: float | None = None
+    breakdown_steps: int = 2
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("transport", TRANSPORTS), ("dtype", DTYPES), ("recompute", RECOMPUTE),
                               ("fabric", ("real", "emulated"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)
-        for name in ("batch", "steps", "nodes", "ranks_per_node", "val_sequences", "keep"):
+        for name in ("batch", "steps", "nodes", "ranks_per_node", "tp", "val_sequences", "keep"):
             _least(name, getattr(self, name), 1)
-        for name in ("warmup", "val_every", "seed", "lr", "weight_decay", "aux", "message_overhead"):
+        for name in ("warmup", "val_every", "breakdown_steps", "seed", "lr", "weight_decay", "aux", "message_overhead"):
             _least(name, getattr(self, name), 0)
         for name in ("clip", "timeout", "bucket_mb"):
             if not getattr(self, name) > 0:
@@ -113,10 +122,17 @@ class TrainConfig:
         for name in ("lr_end", "beta1", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} is {getattr(self, name)}", hint=f"0 <= {name} <= 1")
-        for name, least in (("parts", 1), ("save_every", 0)):
+        for name, least in (("parts", 1), ("capacity_multiple", 1), ("save_every", 0)):
             if (value := getattr(self, name)) is not None:
                 _least(name, value, least)
-        self.cut(self.ranks)
+        if self.ranks_per_node % self.tp:
+            raise UsageError(f"tp={self.tp} does not divide ranks_per_node={self.ranks_per_node}",
+                             hint="ranks that hold the same tokens are consecutive ones of a node")  # fmt: skip
+        for name in ("heads", "hidden"):
+            if getattr(self, name) % self.tp:
+                raise UsageError(f"{name}={getattr(self, name)} does not divide among tp={self.tp} ranks",
+                                 hint=f"a tp that divides heads={self.heads} and hidden={self.hidden}")  # fmt: skip
+        self.cut(self.ranks // self.tp)
         if self.fabric == "emulated":
             if self.transport != "gloo":
                 raise UsageError(f"transport={self.transport} does not run on fabric=emulated", hint="transport=gloo")
@@ -128,19 +144,31 @@ class TrainConfig:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
+    def settled(self) -> Self:
+        """With all that stays as it was first: as many parts as there are ranks with tokens of their own, and so on."""
+        return dataclasses.replace(
+            self,
+            parts=self.parts or self.ranks // self.tp,
+            capacity_multiple=self.capacity_multiple or self.tp,
+            schedule=self.schedule or ("sequential" if self.tp == 1 else "tensor_parallel"),
+        )
+
     def cut(self, ranks: int) -> tuple[int, int]:
-        """How many parts the batch has, and sequences in each. Raises `UsageError` where numbers do not divide."""
+        """How many parts the batch has, and sequences in each. ranks: those with tokens of their own, ranks / tp.
+
+        Raises `UsageError` where numbers do not divide.
+        """
         parts = self.parts or ranks
         if parts % ranks:
             raise UsageError(
-                f"parts={parts} of a batch do not divide among {ranks} ranks",
-                hint="each part is one rank's at a time: take a divisor of parts for nodes x ranks_per_node",
+                f"parts={parts} of a batch do not divide among {ranks} ranks" + (" (of W / tp)" if self.tp > 1 else ""),
+                hint="each part is one rank's at a time: take a divisor of parts for nodes x ranks_per_node / tp",
             )
         for name in ("batch", "val_sequences"):
             if getattr(self, name) % parts:
                 raise UsageError(
                     f"{name}={getattr(self, name)} sequences do not divide into {parts} parts",
-                    hint=f"{name} is a multiple of parts, which are as many as ranks where nothing is said",
+                    hint=f"{name} is a multiple of parts, which are as many as ranks / tp where nothing is said",
                 )
         return parts, self.batch // parts
 
@@ -180,9 +208,10 @@ class TrainConfig:
     def changed(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Keys in which the two would compute different things: (here, there)."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {
-            key: (mine[key], theirs[key]) for key in mine if key not in FREE | {"recipe"} and mine[key] != theirs[key]
-        }
+        free = FREE | {"recipe"}
+        if (self.schedule == _OTHER_SLOTS) != (other.schedule == _OTHER_SLOTS):
+            free -= {"schedule"}
+        return {key: (mine[key], theirs[key]) for key in mine if key not in free and mine[key] != theirs[key]}
 
 
 def names() -> list[str]:
@@ -208,8 +237,8 @@ def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> 
     env = {name: values[0] for name, values in overrides.env.items()}
     base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_read(recipe)}
     config = TrainConfig.of({**base, **typed})
-    # As many as there are ranks now, and so many they stay: who goes on may have another number of ranks.
-    return dataclasses.replace(config, parts=config.parts or config.ranks), env
+    # Who goes on may have another number of ranks.
+    return config.settled(), env
 
 
 def _absolute(value: Any) -> Any:

@@ -14,6 +14,7 @@ from moe_ref import schedules
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
 from moe_ref.layer import Layer
+from moe_ref.ranges import labelled
 from moe_ref.rooms import Rooms
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Comm, Schedule
@@ -119,10 +120,11 @@ class DistributedMoE(Layer):
         """The gate's decision for these tokens, with one C on all ranks. gate: in place of the layer's."""
         rule = self.gate.config.capacity
         agrees = not self.equal_tokens and rule.needs_tokens(training=self.training)
-        most = self._largest(len(x_TD)) if agrees else None
-        found: Routing = (gate or self.gate)(
-            x_TD, padding_T, generator=generator, most_tokens=most, largest=self._largest
-        )
+        with labelled("moe::gate"):
+            most = self._largest(len(x_TD)) if agrees else None
+            found: Routing = (gate or self.gate)(
+                x_TD, padding_T, generator=generator, most_tokens=most, largest=self._largest
+            )
         return found
 
     def agreements(self) -> int:
@@ -145,10 +147,11 @@ class DistributedMoE(Layer):
         """What experts make of equal blocks, or of sorted rows with counts. weights: parameters in place of theirs."""
         if self.skip == "experts":
             return x
-        if weights is None:
-            out: Tensor = self.experts(x, counts_E)
-        else:
-            out = functional_call(self.experts, dict(weights), (x, counts_E))
+        with labelled("moe::experts"):
+            if weights is None:
+                out: Tensor = self.experts(x, counts_E)
+            else:
+                out = functional_call(self.experts, dict(weights), (x, counts_E))
         return out
 
     def _largest(self, number: int) -> int:

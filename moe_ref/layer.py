@@ -11,6 +11,7 @@ from commbench.errors import UsageError
 from moe_ref import dispatch as ways
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
+from moe_ref.ranges import labelled
 from moe_ref.routing import Routing
 
 
@@ -65,8 +66,12 @@ class MoE(Layer):
                              hint="one rank has them all")  # fmt: skip
 
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
-        routing = self.gate(x_TD, padding_T, generator=generator)
-        moves = self.way(routing)
-        buffer = moves.dispatch(x_TD)
-        out = self.experts(buffer) if routing.capacity is not None else self.experts(buffer, routing.counts_E)
-        return moves.combine(out), routing
+        with labelled("moe::gate"):
+            routing = self.gate(x_TD, padding_T, generator=generator)
+        with labelled("moe::dispatch"):
+            moves = self.way(routing)
+            buffer = moves.dispatch(x_TD)
+        with labelled("moe::experts"):
+            out = self.experts(buffer) if routing.capacity is not None else self.experts(buffer, routing.counts_E)
+        with labelled("moe::combine"):
+            return moves.combine(out), routing

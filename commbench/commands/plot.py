@@ -1,19 +1,27 @@
-"""`commbench plot`: draw finished runs again, several in one figure, and results of other programs beside them."""
+"""`commbench plot`: draw finished runs again, several in one figure, and results of other programs beside them.
+
+Runs are sweeps, or trainings, or one A/B of a training; they do not mix.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench import formats, matrices
+from commbench import ab, formats, matrices, trained
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.records import Status, digest
-from commbench.store import RunFolder
+from commbench.store import RunFolder, read_lines
 
 
 def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> int:
     """`paths` are run folders and files of other programs; `ranks` of those files that do not say it."""
+    if any(_is_ab(path) for path in paths):
+        return _ab(paths, out)
+    if any(trained.is_one(path) for path in paths):
+        return _trainings(paths, out)
     files = [path for path in paths if path.is_file()]
     folders = [RunFolder.open(path) for path in paths if path not in files]
     if not folders:
@@ -58,9 +66,63 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
         if meta["pairs"]:
             paths += matrices.write(meta["pairs"], target, prefix)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"
-        ) from error
+        raise _unwritable(target, error) from error
+    return _told(paths)
+
+
+def trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Draw run folders of `commbench train`, several in one figure each; the PNG files."""
+    found = [trained.read(path) for path in paths]
+    target = out or paths[0].resolve() / "plots"
+    prefix = f"compare-{digest([one.run_id for one in found])[:6]}-" if len(found) > 1 else ""
+    from commbench.plots import training
+
+    try:
+        return training.draw(found, target, prefix=prefix)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _trainings(paths: Sequence[Path], out: Path | None) -> int:
+    for path in paths:
+        if not trained.is_one(path):
+            raise UsageError(f"{str(path)!r} is no training, and others here are",
+                             hint="one call for trainings, another one for sweeps and files")  # fmt: skip
+    return _told(trainings(paths, out))
+
+
+def _is_ab(path: Path) -> bool:
+    return (path / "ab.json").is_file()
+
+
+def _ab(paths: Sequence[Path], out: Path | None) -> int:
+    """Of one folder of `commbench train ab`."""
+    if len(paths) > 1:
+        raise UsageError(f"{len(paths)} folders, one of them of commbench train ab", hint="it is drawn alone")
+    about = RunFolder(paths[0]).read_json("ab.json")
+    lines = read_lines(paths[0] / "launches.jsonl", json.loads)
+    try:
+        launches = [ab.Launched(**{**line, "losses": tuple(line["losses"])}) for line in lines]
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{paths[0] / 'launches.jsonl'} is of another version: {error}",
+                         hint="use the commbench version that wrote it") from error  # fmt: skip
+    target = out or paths[0].resolve() / "plots"
+    from commbench.plots.ab import draw
+
+    names = ", ".join(trained.differences([about["arms"][arm] for arm in ab.ARMS], " and "))
+    try:
+        for suffix in ("svg", "png"):
+            path = draw(launches, ab.compare(launches), about["predicted"], names, target / f"ab.{suffix}")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    return _told([path])
+
+
+def _unwritable(target: Path, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {str(target)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR")
+
+
+def _told(paths: Sequence[Path]) -> int:
     for path in paths:
         stderr_console().print(f"plot: {path}")
     return 0

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import commbench
-from commbench import effective, fabric, launch, metadata, training, transports
+from commbench import effective, fabric, launch, metadata, scalars, training, transports
 from commbench.commands import prepare
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from commbench.commands.train_lines import Line, Show
+from commbench.commands.train_lines import Line, Show, draw
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import leftovers, placing
 from commbench.launch.environment import RankInfo, detect
@@ -55,6 +55,7 @@ class Request:
     launcher: str = "local"
     format: str = "table"  # or json, or none: nothing on stdout
     quiet: bool = False
+    plots: bool = True
 
 
 def run(request: Request) -> int:
@@ -78,7 +79,10 @@ def run(request: Request) -> int:
                 "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
             )
         return EXIT_OK
-    return once(request)[0]
+    code, folder = once(request)
+    if request.plots:
+        draw(folder, Line(quiet=request.quiet))
+    return code
 
 
 def once(request: Request) -> tuple[int, Path]:
@@ -107,6 +111,8 @@ def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
 def _check(config: TrainConfig) -> None:
     """Before there is a run folder: what ranks would find missing."""
     transports.check(config.transport)
+    if config.tensorboard:
+        scalars.check()
     scope_of(config)
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
@@ -170,10 +176,11 @@ def _order(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launc
         if config.binding == "none" and scope.binding != "none":
             bound = {"binding": scope.binding, "cpu_masks": scope.cpu_masks, "binding_memory": scope.binding_memory}
         outer = config.outer({**scope.env, **env}, **bound)
-    if joined and (outer.env or outer.emulated):
-        what = "env.NAME, or a profile that sets variables," if outer.env else "fabric=emulated"
+    late = {name: value for name, value in outer.env.items() if effective.differs(name, value, os.environ)}
+    if joined and (late or outer.emulated):
+        what = f"{', '.join(late)}, by env.NAME or the profile," if late else "fabric=emulated"
         raise UsageError(f"{what} comes too late for ranks that {joined} has started",
-                         hint=f"commbench exec --profile sets them under {joined}")  # fmt: skip
+                         hint=f"{joined} .. commbench exec --profile FILE -- commbench train ..")  # fmt: skip
     order = Order(
         run_dir=str(folder.path.resolve()),
         attempt=attempt,
@@ -293,7 +300,7 @@ def _end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT
         "run.json", {**about, "status": status, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
     )
     if text:
-        talk.note(text)
+        (talk.error if status == "failed" else talk.note)(text)
     return code
 
 
@@ -348,7 +355,10 @@ def _join(request: Request, info: RankInfo) -> int:
     finally:
         done.set()
         thread.join()
-    return _finish(folder, order, show, talk)
+    code = _finish(folder, order, show, talk)
+    if request.plots:
+        draw(folder.path, talk)
+    return code
 
 
 def _with(request: Request, layout: Sequence[str]) -> Request:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from commbench import ab, training, transports
 from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched, Outcome
 from commbench.commands import train
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from commbench.errors import UsageError
+from commbench.errors import CorruptFile, UsageError
 from commbench.profile import file as profile_file
-from commbench.profile.table import Curve, Table
+from commbench.profile.table import Table
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.store import RunFolder, append_line, write_atomically
 from commbench.training import TrainConfig
 
-_ROUNDS, _STEPS = 10, 20
+if TYPE_CHECKING:
+    from commbench.model import Model
+
+_ROUNDS = 10
+_DEFAULTS = ("steps=20", "val_every=0", "save_every=null", "breakdown_steps=0")
 _DEFAULT = ("default", "none", "null")  # in place of a profile's path
+# What prediction knows about; `profile` stands for what it has chosen.
+_EXCHANGES = frozenset({"profile", "allow_mismatch", "schedule", "chunks", "groups", "r", "tp_tokens"})
 _SAME = 1e-12  # relative: losses that differ by no more are called identical
 
 
@@ -36,12 +43,15 @@ class Arm:
 
 def run(request: train.Request) -> int:
     """The exit code: 0 there is an answer, 1 a launch broke, 130 interrupted. Raises `CommbenchError`."""
-    arms, rounds = arms_of(request.words)
+    arms, rounds, costs = arms_of(request.words)
     if request.show_config:
         sys.stdout.write("".join(f"{arm.name}: {arm.config.to_json()}\n" for arm in arms.values()))
         return EXIT_OK
     transports.check(arms[BASELINE].config.transport)
-    folder = RunFolder.create(request.out, "train-ab").path
+    model = None if costs is None else _model(costs)
+    run_folder = RunFolder.create(request.out, "train-ab")
+    run_folder.link_latest()
+    folder = run_folder.path
     for name in ("logs", "samples"):
         (folder / name).rmdir()
     talk = train.Line(quiet=request.quiet)
@@ -50,15 +60,8 @@ def run(request: train.Request) -> int:
     calibration, code = _launch(request, arms[BASELINE], folder, -1)
     if calibration is None:
         return code
-    expected = _predicted(calibration, arms)
-    talk.note(
-        "predicted before the rounds: "
-        + (
-            f"{expected:.3f}x"
-            if expected is not None
-            else "nothing: the arms differ in more than a profile, or it knows nothing of these ranks"
-        )
-    )
+    expected, why = _predicted(calibration, arms, model)
+    talk.note("predicted before the rounds: " + (f"{expected:.3f}x" if expected is not None else f"nothing: {why}"))
     launches: list[Launched] = []
     for number in range(rounds):
         for name in ARMS if number % 2 == 0 else ARMS[::-1]:
@@ -73,12 +76,13 @@ def run(request: train.Request) -> int:
     return EXIT_OK
 
 
-def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int]:
-    """Both arms and the number of rounds. Raises `UsageError`.
+def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
+    """Both arms, the number of rounds, and the file of a cost model. Raises `UsageError`.
 
     `baseline=FILE` and `candidate=FILE` name profiles, `default` is none; `baseline.KEY=VALUE` is any key of one arm.
     """
     common, own, rounds = [], {name: list[str]() for name in ARMS}, _ROUNDS
+    costs: Path | None = None
     for word in words:
         key, _, value = word.partition("=")
         arm, _, inner = key.partition(".")
@@ -87,11 +91,12 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int]:
             own[arm].append(f"{inner}={value}" if inner else f"profile={profile}")
         elif key == "rounds":
             rounds = _whole(value)
+        elif key == "model":
+            costs = Path(value)
         else:
             common.append(word)
     typed = {word.partition("=")[0] for word in common}
-    common += [f"{key}={value}" for key, value in (("steps", _STEPS), ("val_every", 0), ("save_every", "null"))
-               if key not in typed]  # fmt: skip
+    common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
     arms = {}
     for name in ARMS:
         words = (*common, *own[name])
@@ -105,7 +110,7 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int]:
                          hint="arms may differ in what only changes time: profile, schedule, dispatch, ..")  # fmt: skip
     if one.steps != two.steps:
         raise UsageError(f"the arms have {one.steps} and {two.steps} steps", hint="steps=N for both")
-    return arms, rounds
+    return arms, rounds, costs
 
 
 def _whole(text: str) -> int:
@@ -124,19 +129,42 @@ def _launch(request: train.Request, arm: Arm, folder: Path, number: int) -> tupl
     return ab.launched(arm.name, number, lines, arm.config.batch * arm.config.context), EXIT_OK
 
 
-def _predicted(calibration: Launched, arms: Mapping[str, Arm]) -> float | None:
-    one, two = (arms[name].config for name in ARMS)
-    if replace(one, profile=None, allow_mismatch=False) != replace(two, profile=None, allow_mismatch=False):
-        return None
-    return ab.predicted(calibration, _curve(one), _curve(two))
+def _model(path: Path) -> Model:
+    """As `commbench model --out` writes it."""
+    from commbench.model import Model
+
+    try:
+        return Model.from_dict(json.loads(path.read_text()))
+    except OSError as error:
+        raise UsageError(f"no cost model {str(path)!r}: {error.strerror}",
+                         hint="commbench model RUN --out FILE makes one") from error  # fmt: skip
+    except ValueError as error:
+        raise CorruptFile(f"{path} is no cost model: {error}",
+                          hint="commbench model RUN --out FILE makes one") from error  # fmt: skip
 
 
-def _curve(config: TrainConfig) -> Curve | None:
+def _predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
+    """The ratio, or why there is none."""
+    one, two = (dataclasses.asdict(arms[name].config) for name in ARMS)
+    if others := [key for key in one if one[key] != two[key] and key not in _EXCHANGES]:
+        return None, f"it knows exchanges alone, and the arms differ in {', '.join(others)}"
+    tables = [_table(arms[name].config) for name in ARMS]
+    known = tables[0] or tables[1]
+    if known is None and model is None:
+        return None, "there is neither a profile of these ranks nor model=FILE"
+    expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
+    times = [expected.exchanges_us(arms[name].config, table, known, model)
+             for name, table in zip(ARMS, tables, strict=True)]  # fmt: skip
+    found = ab.predicted(calibration, *times)
+    return found, "nobody has measured these exchanges, or a schedule computes beside them; model=FILE may help"
+
+
+def _table(config: TrainConfig) -> Table | None:
     """Of the scope that the arm's ranks are started for; None without a profile, or where no one scope is theirs."""
     scope = train.scope_of(config)
     if config.profile is None or scope is None:
         return None
-    return Table(profile_file.load(Path(config.profile)), scope.id).curve("all_to_all")
+    return Table(profile_file.load(Path(config.profile)), scope.id)
 
 
 def _names(arms: Mapping[str, Arm]) -> str:
@@ -163,14 +191,18 @@ def table(outcome: Outcome, expected: float | None) -> list[str]:
         lines.append(f"# a claim of a gain takes {PAIRS_FOR_CLAIM} pairs: rounds={PAIRS_FOR_CLAIM}")
     if expected is not None:
         lines.append(f"# predicted before: {expected:.3f}x; measured / predicted {outcome.ratio / expected:.3f}")
-    same = outcome.losses <= max(_SAME, outcome.apart)
-    lines.append(
-        "# losses of both arms are identical at every step"
-        if outcome.losses == 0
-        else f"# losses of the arms differ by {outcome.losses:.1e} at most, those of one arm by {outcome.apart:.1e}"
-        + ("" if same else ": the order of additions, or a mistake")
-    )
-    return lines
+    return [*lines, f"# losses {_losses(outcome)}"]
+
+
+def _losses(outcome: Outcome) -> str:
+    if outcome.losses == 0:
+        return "of both arms are identical at every step"
+    text = f"of the arms differ by {outcome.losses:.1e} at most, at the first step by {outcome.first:.1e}; "
+    if outcome.apart > _SAME:  # on GPUs sums have no fixed order, and a training makes little differences large
+        return text + f"launches of one arm by {outcome.apart:.1e} and {outcome.first_apart:.1e}"
+    if outcome.losses <= _SAME:
+        return text + "that is rounding"
+    return text + "launches of one arm are identical: sums in another order, or a mistake"
 
 
 def _write(

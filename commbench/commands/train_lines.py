@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from commbench import scalars, trained
 from commbench.console import Talk
+from commbench.errors import CommbenchError
 from commbench.launch.order import Order
 from commbench.runner import Tail
 from commbench.store import RunFolder
@@ -35,11 +37,14 @@ class Show:
     def __init__(self, folder: RunFolder, order: Order, talk: Line, *, stdout: str) -> None:
         self._stdout = stdout
         self._talk = talk
+        self._folder = folder
         self._steps = order.settings["config"]["steps"]
+        self._tensorboard = order.settings["config"]["tensorboard"]
         self._events = Tail(order.folder / "events.jsonl", from_start=True)
         self._path = folder.path / METRICS
         self._metrics: Tail | None = None
         self._bits: float | None = None
+        self._scalars: scalars.Scalars | None = None
         self.begun = False
         self.ended: dict[str, Any] | None = None
 
@@ -50,17 +55,25 @@ class Show:
             if event["event"] == "begin":
                 self.begun = True
                 # Only now: a run that goes on first drops the lines of steps that it will make again.
-                self._metrics = _after(self._path, event["step"])
+                self._metrics, kept = _after(self._path, event["step"])
+                if self._tensorboard:
+                    self._scalars = scalars.Scalars(self._folder.path / scalars.FOLDER, kept)
                 self._about(event)
+            if event["event"] == "note":
+                self._talk.note(event["text"])
             if event["event"] == "end":
                 self.ended = event
         lines = self._metrics.read() if self._metrics else []
         for line in lines:
             self._line(line)
+        if self._scalars is not None and lines:
+            self._scalars.add(lines)
         return bool(events or lines)
 
     def _about(self, event: Mapping[str, Any]) -> None:
         peak = event["peak_flops"]
+        # What a model that learns nothing but frequencies would reach: for whoever draws the loss.
+        self._folder.write_json("run.json", {**self._folder.read_json("run.json"), "entropy": event["entropy"]})
         self._talk.note(
             f"text: {event['entropy']:.3f} bits a byte by its bytes' frequencies; "
             + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
@@ -87,11 +100,25 @@ class Show:
         self._talk.progress(line["step"], self._steps, None, ", ".join(words))
 
 
-def _after(path: Path, step: int) -> Tail:
-    """Lines of later steps."""
+def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:
+    """Lines of later steps as they come, and those of the steps before."""
     tail = Tail(path, from_start=True)
+    kept = []
     if path.exists() and step:
         data = path.read_bytes()
         kept = [line for line in data.splitlines(keepends=True) if json.loads(line)["step"] <= step]
         tail._offset = sum(map(len, kept))
-    return tail
+    return tail, [json.loads(line) for line in kept]
+
+
+def draw(folder: Path, talk: Line) -> None:
+    """A training that is over has not failed because it cannot be drawn."""
+    if not trained.steps(folder):
+        return
+    from commbench.commands import plot
+
+    try:
+        for path in plot.trainings([folder]):
+            talk.note(f"plot: {path}")
+    except CommbenchError as error:
+        talk.note(f"no plots: {error}")

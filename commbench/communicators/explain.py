@@ -48,7 +48,8 @@ def explain(setting: Setting, seen: Mapping[Ask, Chosen]) -> str:
 
 
 def _nodes(layout: Layout) -> str:
-    return f"{layout.nodes} nodes x {layout.ranks_per_node} ranks"
+    nodes, ranks = layout.nodes, layout.ranks_per_node
+    return f"{nodes} node{'s' * (nodes > 1)} x {ranks} rank{'s' * (ranks > 1)}"
 
 
 def _evidence(choice: Choice, size_bytes: int) -> list[str]:

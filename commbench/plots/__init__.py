@@ -29,13 +29,17 @@ def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path, *, prefix: str
 
     `meta` is what run.json says, and under `pairs` the matrices of the runs.
     """
-    written = []
     frame = rows_without(frame)
-    for function in TABLE.values():
-        for name, figure in function(frame, meta).items():
-            out.mkdir(parents=True, exist_ok=True)
-            for suffix in ("svg", "png"):
-                path = out / f"{prefix}{name}.{suffix}"
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
+    return [path for function in TABLE.values() for path in save(function(frame, meta), out, prefix)]
+
+
+def save(figures: Mapping[str, Figure], out: Path, prefix: str = "") -> list[Path]:
+    """By file name, as PNG and SVG; returns the PNG files."""
+    written = []
+    for name, figure in figures.items():
+        out.mkdir(parents=True, exist_ok=True)
+        for suffix in ("svg", "png"):
+            path = out / f"{prefix}{name}.{suffix}"
+            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+        written.append(path)
     return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from moe_ref.experts import ACTIVATIONS, FFN
 from moe_ref.gate import Gate
 from moe_ref.layer import MoE
 from moe_ref.lm.config import LMConfig
+from moe_ref.lm.cut import Cut
 from moe_ref.routing import Routing
 
 _STD = 0.02  # of embeddings and head, as in GPT-2
@@ -46,26 +47,31 @@ class Result:
     routings: list[Routing] = field(default_factory=list)
 
 
-class Attention(nn.Module):
-    """Causal self-attention of all heads, by torch's scaled dot product."""
+class Attention(Cut):
+    """Causal self-attention of all heads, or of those of this rank, by torch's scaled dot product."""
+
+    cut: ClassVar[Mapping[str, int]] = {"qkv_3ID": 1, "qkv_bias_3I": 1, "out.weight": 1}
 
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = _linear(width, 3 * width, generator)
+        self.head = width // heads
+        qkv = _linear(width, 3 * width, generator)
+        self.qkv_3ID = nn.Parameter(qkv.weight.detach().view(3, width, width))
+        self.qkv_bias_3I = nn.Parameter(qkv.bias.detach().view(3, width))
         self.out = _linear(width, width, generator)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        sequences, positions, width = x_BSD.shape
-        shape = (sequences, positions, 3, self.heads, width // self.heads)
-        q_BNSd, k_BNSd, v_BNSd = self.qkv(x_BSD).view(shape).permute(2, 0, 3, 1, 4)
+        sequences, positions, _ = x_BSD.shape
+        qkv = functional.linear(self.copied(x_BSD), self.qkv_3ID.flatten(0, 1), self.qkv_bias_3I.flatten())
+        q_BNSd, k_BNSd, v_BNSd = qkv.view(sequences, positions, 3, -1, self.head).permute(2, 0, 3, 1, 4)
         y_BNSd = functional.scaled_dot_product_attention(q_BNSd, k_BNSd, v_BNSd, is_causal=True)
-        out: Tensor = self.out(y_BNSd.transpose(1, 2).reshape(x_BSD.shape))
-        return out
+        return self.summed(y_BNSd.transpose(1, 2).flatten(2), self.out)
 
 
-class Dense(nn.Module):
+class Dense(Cut):
     """The FFN of a block without experts."""
+
+    cut: ClassVar[Mapping[str, int]] = {"up.weight": 0, "up.bias": 0, "down.weight": 1}
 
     def __init__(self, config: LMConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -74,8 +80,7 @@ class Dense(nn.Module):
         self.down = _linear(config.hidden, config.width, generator)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        out: Tensor = self.down(self.activation(self.up(x_BSD)))
-        return out
+        return self.summed(self.activation(self.up(self.copied(x_BSD))), self.down)
 
 
 class Block(nn.Module):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from commbench.errors import UsageError
+from moe_ref.ranges import labelled
 from moe_ref.schedules.base import Comm, Message, Phase, Schedule, Shape, agreed, merged
 from moe_ref.sharding import own
 
@@ -55,8 +56,11 @@ def collect(rows_END: Tensor, halves: Halves) -> Tensor:
 
 def through(layer: DistributedMoE, halves: Halves, buffer_ECD: Tensor) -> Tensor:
     """To the experts and back: what they make of the dispatch buffer, in its shape."""
-    rows_END = spread(buffer_ECD, halves)
-    return collect(layer.apply_experts(rows_END, weights=own(layer.experts)), halves)
+    with labelled("moe::dispatch"):
+        rows_END = spread(buffer_ECD, halves)
+    out_END = layer.apply_experts(rows_END, weights=own(layer.experts))
+    with labelled("moe::combine"):
+        return collect(out_END, halves)
 
 
 class _Spread(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from moe_ref.experts import by_expert, by_source
 from moe_ref.gate import Gate
+from moe_ref.ranges import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Comm, Shape
 from moe_ref.schedules.halves import (
@@ -60,12 +61,16 @@ class ParmS1(Planned):
     ) -> tuple[Tensor, Routing]:
         tp = layer.tp
         assert tp is not None
-        x_ND: Tensor = _Slice.apply(x_TD, tp)  # type: ignore[no-untyped-call]
-        routing = layer.route(x_ND, _padding(x_TD, padding_T, tp), generator, _summing(layer.gate, tp))
-        moves = layer.way(routing)
-        buffer_ECD = moves.dispatch(layer.travelling(x_ND))
-        y_ND = moves.combine(through(layer, Fused(layer.comm, tp.size), buffer_ECD))
-        y_TD: Tensor = _Whole.apply(y_ND, tp, len(x_TD))  # type: ignore[no-untyped-call]
+        with labelled("moe::gate"):
+            x_ND: Tensor = _Slice.apply(x_TD, tp)  # type: ignore[no-untyped-call]
+            gate = _summing(layer.gate, tp)
+        routing = layer.route(x_ND, _padding(x_TD, padding_T, tp), generator, gate)
+        with labelled("moe::dispatch"):
+            moves = layer.way(routing)
+            buffer_ECD = moves.dispatch(layer.travelling(x_ND))
+        out_ECD = through(layer, Fused(layer.comm, tp.size), buffer_ECD)
+        with labelled("moe::combine"):
+            y_TD: Tensor = _Whole.apply(moves.combine(out_ECD), tp, len(x_TD))  # type: ignore[no-untyped-call]
         return y_TD, replace(routing, losses={name: _part(loss, tp.size) for name, loss in routing.losses.items()})
 
     def stages(self, shape: Shape) -> list[Stage]:
@@ -99,9 +104,12 @@ class ParmS2(Planned):
     ) -> tuple[Tensor, Routing]:
         assert layer.tp is not None
         routing = layer.route(x_TD, padding_T, generator)
-        moves = layer.way(routing)
-        buffer_ECD = moves.dispatch(layer.travelling(x_TD))
-        return moves.combine(through(layer, FusedSlots(layer.comm, layer.tp, self.chunks), buffer_ECD)), routing
+        with labelled("moe::dispatch"):
+            moves = layer.way(routing)
+            buffer_ECD = moves.dispatch(layer.travelling(x_TD))
+        out_ECD = through(layer, FusedSlots(layer.comm, layer.tp, self.chunks), buffer_ECD)
+        with labelled("moe::combine"):
+            return moves.combine(out_ECD), routing
 
     def stages(self, shape: Shape) -> list[Stage]:
         mine = share(capacity_of(shape), shape.tp)

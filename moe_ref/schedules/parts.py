@@ -11,6 +11,7 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref import exchange, sharding
+from moe_ref.ranges import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import COUNT_BYTES, Message, Shape, agreed, merged
 from moe_ref.schedules.flights import start
@@ -50,30 +51,40 @@ def in_parts(
     backward the same in the reverse order (`flights`). One part has nothing to run beside, so it does not try.
     """
     routing = layer.route(x_TD, padding_T, generator)
-    moves = layer.way(routing)
-    buffer = moves.dispatch(layer.travelling(x_TD))
+    with labelled("moe::dispatch"):
+        moves = layer.way(routing)
+        buffer = moves.dispatch(layer.travelling(x_TD))
     weights: sharding.Weights | None = None
     if plan.r == 0 or layer.experts.pieces > 1:
-        weights = sharding.gathered(layer.experts, layer.comm, plan.r, layer.travel_dtype())
+        with labelled("moe::experts"):
+            weights = sharding.gathered(layer.experts, layer.comm, plan.r, layer.travel_dtype())
     if plan.r == 0:
         counts_E = routing.counts_E if routing.capacity is None else None
-        return moves.combine(layer.apply_experts(buffer, counts_E, weights)), routing
+        made = layer.apply_experts(buffer, counts_E, weights)
+        with labelled("moe::combine"):
+            return moves.combine(made), routing
     if plan.groups > 1 and weights is None:
         weights = dict(layer.experts.named_parameters())
-    exchanged = exchange.of(layer, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
-    parts: Sequence[exchange.Part] = exchanged.parts(buffer)
-    beside = len(parts) > 1
-    rooms = layer.rooms
-    if rooms is not None:
-        rooms.begin()
-    there = [start(layer.comm, part.collective, part.inp, beside=beside, rooms=rooms, **part.there) for part in parts]
+    with labelled("moe::dispatch"):
+        exchanged = exchange.of(layer, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
+        parts: Sequence[exchange.Part] = exchanged.parts(buffer)
+        beside = len(parts) > 1
+        rooms = layer.rooms
+        if rooms is not None:
+            rooms.begin()
+        there = [
+            start(layer.comm, part.collective, part.inp, beside=beside, rooms=rooms, **part.there) for part in parts
+        ]
     back = []
     for part, flight in zip(parts, there, strict=True):
-        x = part.sort(flight.land())
+        with labelled("moe::dispatch"):
+            x = part.sort(flight.land())
         its = weights if weights is None or plan.groups == 1 else sharding.picked(weights, part.experts)
         out = layer.apply_experts(x, part.counts_E, its)
-        back.append(start(layer.comm, part.collective, part.unsort(out), beside=beside, rooms=rooms, **part.back))
-    return moves.combine(exchanged.join([flight.land() for flight in back])), routing
+        with labelled("moe::combine"):
+            back.append(start(layer.comm, part.collective, part.unsort(out), beside=beside, rooms=rooms, **part.back))
+    with labelled("moe::combine"):
+        return moves.combine(exchanged.join([flight.land() for flight in back])), routing
 
 
 def traffic(shape: Shape, plan: Plan) -> list[Message]:

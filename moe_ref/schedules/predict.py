@@ -13,7 +13,7 @@ beside their exchanges.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,18 +45,30 @@ class Predicted(NamedTuple):
     compute_us: float
 
 
-def predict(schedule: Schedule, shape: Shape, model: Model, layout: Layout, *, compute_us: float = 0.0) -> Predicted:
+def predict(
+    schedule: Schedule,
+    shape: Shape,
+    model: Model,
+    layout: Layout,
+    *,
+    compute_us: float = 0.0,
+    factor: Callable[[Call], float] | None = None,
+) -> Predicted:
     """compute_us: of everything but communication, both passes. layout: the W ranks on their nodes.
+
+    factor: of a call that has nothing beside it, what a profile's choice takes over the default's time; null: 1.
 
     Raises `UsageError` for a schedule that computes beside its exchanges, a layout of another number of ranks, and a
     model of several settings or of none of the links that are needed.
     """
     fitted = _only(model)
-    passes = [(stage.phase, loads) for stage in _plan(schedule, shape)
+    passes = [(stage, loads) for stage in plan(schedule, shape)
               if (loads := stage_loads(stage, shape, layout)) is not None]  # fmt: skip
     if not passes:
         return Predicted(compute_us, compute_us, compute_us, 0.0, 0.0, compute_us)
     everything = batch([loads for _, loads in passes])
+    factors = np.array([factor(stage.calls[0]) if factor is not None and len(stage.calls) == 1 else 1.0
+                        for stage, _ in passes])  # fmt: skip
     for name in fitted.unknown:
         unit = np.zeros((1, len(fitted.costs)))
         unit[0, fitted.form.costs.index(name)] = 1.0
@@ -64,17 +76,17 @@ def predict(schedule: Schedule, shape: Shape, model: Model, layout: Layout, *, c
             raise UsageError(f"schedule {schedule}: nothing that the model was fitted to has {name}",
                              hint="fit it to exchanges that cross the same links")  # fmt: skip
     sets = np.array([list(fitted.costs.values()), *fitted.replicates])
-    times = fitted.form.time_us(sets, everything)  # sets x stages
+    times = fitted.form.time_us(sets, everything) * factors  # sets x stages
     skew_us = fitted.skews.of(layout.ranks)
-    backward = np.array([phase == "backward" for phase, _ in passes])
+    backward = np.array([stage.phase == "backward" for stage, _ in passes])
     forward_us, backward_us = float(times[0, ~backward].sum()) + skew_us, float(times[0, backward].sum())
     totals = times.sum(axis=1) + skew_us
     deviation = math.hypot(float(np.std(np.log(totals[1:]))) if len(totals) > 1 else 0.0, fitted.spread)
-    factor, total = math.exp(_TWO_SIDED * deviation), float(totals[0])
+    width, total = math.exp(_TWO_SIDED * deviation), float(totals[0])
     return Predicted(
         total + compute_us,
-        total / factor + compute_us,
-        total * factor + compute_us,
+        total / width + compute_us,
+        total * width + compute_us,
         forward_us,
         backward_us,
         compute_us,
@@ -97,7 +109,7 @@ def fastest(
 
 def crossing(schedule: Schedule, shape: Shape, layout: Layout) -> dict[LinkClass, int]:
     """Bytes over each class of link in both passes, all ranks together."""
-    calls = [call for stage in _plan(schedule, shape) for call in stage.calls]
+    calls = [call for stage in plan(schedule, shape) for call in stage.calls]
     sends = [send for call in calls for step in steps(call, shape, layout) for send in step.sends]
     return traffic_split(sends, layout)
 
@@ -166,7 +178,8 @@ def _groups(group: str, shape: Shape) -> list[list[int]]:
     return [list(range(place, shape.W, shape.tp)) for place in range(shape.tp)]
 
 
-def _plan(schedule: Schedule, shape: Shape) -> list[Stage]:
+def plan(schedule: Schedule, shape: Shape) -> list[Stage]:
+    """What is sent, in stages. Raises `UsageError` for a schedule that computes beside its exchanges."""
     if isinstance(schedule, Planned):
         return schedule.stages(shape)
     if isinstance(schedule, Sequential):  # one call after the other

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from commbench.errors import unknown
 from moe_ref.experts import by_expert, by_source
+from moe_ref.ranges import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Comm, Shape
 from moe_ref.schedules.halves import (
@@ -49,8 +50,8 @@ class TensorParallel(Planned):
         one after it is summed. In both passes; MoNTA's code (arXiv 2411.00662) overlaps the forward pass only.
     profile: one `tp_all_to_all` of `comm` each way: the profile decides, or without one commbench's default.
 
-    The first three are issued here, call by call, on `ep` and `tp`, and each call goes by the profiles of these.
-    The ranks of a group give generators of the same state.
+    The first three are issued here, call by call, on `ep` and `tp`, and each call goes by the profiles of these. Where
+    all ranks are one group nothing is sent, whatever is asked. The ranks of a group give generators of the same state.
     """
 
     name: ClassVar[str] = "tensor_parallel"
@@ -70,13 +71,16 @@ class TensorParallel(Planned):
         self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         routing = layer.route(x_TD, padding_T, generator)
-        moves = layer.way(routing)
-        buffer_ECD = moves.dispatch(layer.travelling(x_TD))
-        return moves.combine(through(layer, self.halves(layer), buffer_ECD)), routing
+        with labelled("moe::dispatch"):
+            moves = layer.way(routing)
+            buffer_ECD = moves.dispatch(layer.travelling(x_TD))
+        out_ECD = through(layer, self.halves(layer), buffer_ECD)
+        with labelled("moe::combine"):
+            return moves.combine(out_ECD), routing
 
     def halves(self, layer: DistributedMoE) -> Halves:
         assert layer.tp is not None
-        match self.tp_tokens:
+        match self._sent(layer.ep.size):
             case "duplicate":
                 return Duplicate(layer.tp, layer.ep)
             case "profile":
@@ -85,7 +89,7 @@ class TensorParallel(Planned):
 
     def stages(self, shape: Shape) -> list[Stage]:
         whole = shape.E * capacity_of(shape) * shape.row_bytes
-        match self.tp_tokens:
+        match self._sent(shape.W // shape.tp):
             case "duplicate":
                 exchange = Call("exchange", "all_to_all", "ep", whole)
                 there, back = [exchange], [Call("sum", "all_reduce", "tp", whole), exchange._replace(after=("sum",))]
@@ -95,6 +99,10 @@ class TensorParallel(Planned):
             case _:
                 there, back = self._spread(shape), self._collect(shape)
         return both_passes(shape, there, back)
+
+    def _sent(self, groups: int) -> str:
+        """With but one group there is nothing to choose: nobody sends, and the group adds up."""
+        return self.tp_tokens if groups > 1 else "duplicate"
 
     @property
     def _parts(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -13,10 +16,13 @@ from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, Experts
 from moe_ref.gate import Gate
 from moe_ref.lm.config import LMConfig
+from moe_ref.lm.cut import Cut
 from moe_ref.lm.model import LM, MakeLayer, draws, fill, local
-from moe_ref.schedules.base import Comm, Schedule
+from moe_ref.schedules.base import Schedule
 from moe_ref.sharding import shard
 from moe_ref.training.checkpoint import Box
+from moe_ref.training.gradients import Kind
+from moe_ref.training.ranks import Ranks
 
 _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: bf16 is autocast's
 
@@ -32,7 +38,7 @@ def lm_config(config: TrainConfig) -> LMConfig:
         moe_freq=config.moe_freq,
         experts=config.experts,
         top_k=config.top_k,
-        capacity=Capacity(config.capacity, config.capacity_factor),
+        capacity=Capacity(config.capacity, config.capacity_factor, multiple_of=config.capacity_multiple or config.tp),
         normalise=config.normalise,
         order=config.order,
         gate_dtype="fp64" if config.dtype == "fp64" else "fp32",
@@ -42,25 +48,33 @@ def lm_config(config: TrainConfig) -> LMConfig:
 
 
 def schedule(config: TrainConfig) -> Schedule:
-    given = {name: getattr(config, name) for name in ("chunks", "groups", "r")}
-    return schedules.get(config.schedule, **{name: value for name, value in given.items() if value is not None})
+    given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
+    name = config.settled().schedule
+    assert name is not None
+    return schedules.get(name, **{key: value for key, value in given.items() if value is not None})
 
 
-def build(config: TrainConfig, comm: Comm | None, device: torch.device | None = None) -> LM:
-    """The model on this rank of `comm`; null: there is one rank, and all experts are on it.
+def build(config: TrainConfig, ranks: Ranks, device: torch.device | None = None) -> LM:
+    """The model on this rank. Where there is but one rank, all experts are on it.
 
-    The first weights of experts are the same on any number of ranks.
+    The first weights are the same on any number of ranks.
     """
     settings = lm_config(config)
-    make = local(settings, config.dispatch) if comm is None else _over_ranks(config, settings, comm)
-    return LM(settings, make, seed=config.seed, dtype=_DTYPES[config.dtype]).to(device)
+    make = local(settings, config.dispatch) if ranks.moe is None else _over_ranks(config, settings, ranks)
+    model = LM(settings, make, seed=config.seed, dtype=_DTYPES[config.dtype])
+    if ranks.comms is not None and ranks.comms.tp is not None:
+        for module in model.modules():
+            if isinstance(module, Cut):
+                module.share(ranks.comms.tp)
+    return model.to(device)
 
 
-def _over_ranks(config: TrainConfig, settings: LMConfig, comm: Comm) -> MakeLayer:
-    first, here, piece, pieces = place(settings.experts, comm.rank, comm.size)
+def _over_ranks(config: TrainConfig, settings: LMConfig, ranks: Ranks) -> MakeLayer:
+    first, here, piece, pieces = place(settings.experts, ranks)
     how = schedule(config)
-    # A profile may want its own memory; what is stashed must not be written to by the next pass.
-    kept = config.profile is not None and config.recompute != "stash"
+    comms = ranks.moe
+    assert comms is not None
+    kept = config.profile is not None  # which may want memory of its own
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(settings.width, settings.gate, generator=draws(seed, layer))
@@ -69,28 +83,44 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, comm: Comm) -> MakeLaye
         if pieces > 1:
             shard(experts, piece, pieces)
         return DistributedMoE(
-            gate, experts, comm, schedule=how, dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept
-        )
+            gate, experts, comms.comm, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
+            dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept,
+        )  # fmt: skip
 
     return make
 
 
-def place(experts: int, rank: int, ranks: int) -> tuple[int, int, int, int]:
+def place(experts: int, ranks: Ranks) -> tuple[int, int, int, int]:
     """This rank's first expert, how many it has, and which of how many pieces of it. Raises `UsageError`."""
-    if experts >= ranks and experts % ranks == 0:
-        here = experts // ranks
-        return rank * here, here, 0, 1
-    if ranks % experts == 0:
-        pieces = ranks // experts
-        return rank // pieces, 1, rank % pieces, pieces
-    raise UsageError(f"experts={experts} and {ranks} ranks do not divide each other",
+    groups, group = ranks.size // ranks.places, ranks.rank // ranks.places
+    if experts >= groups and experts % groups == 0:
+        here = experts // groups
+        return group * here, here, ranks.place, ranks.places
+    if groups % experts == 0 and ranks.places == 1:
+        pieces = groups // experts
+        return group // pieces, 1, group % pieces, pieces
+    if ranks.places > 1:
+        raise UsageError(f"experts={experts} do not divide among {groups} groups of tp={ranks.places} ranks",
+                         hint="a multiple of nodes x ranks_per_node / tp")  # fmt: skip
+    raise UsageError(f"experts={experts} and {groups} ranks do not divide each other",
                      hint="a multiple of the ranks, or a divisor of them")  # fmt: skip
 
 
-def boxes(model: LM, rank: int, ranks: int) -> dict[str, tuple[Box, bool]]:
-    """By parameter's name, where this rank's tensor lies in that of the whole model, and whether it is an expert's."""
-    found = {name: (Box.whole(parameter), False) for name, parameter in model.named_parameters()}
-    first, here, piece, pieces = place(model.config.experts, rank, ranks)
+class Held(NamedTuple):
+    """What a rank has of a parameter of the model.
+
+    box: where it lies in the whole one. kind: `replicated`: the same on all ranks; `cut`: a piece, which the ranks of
+    equal place in all tensor-parallel groups have; `expert`: this rank's alone.
+    """
+
+    box: Box
+    kind: Kind
+
+
+def held(model: LM, ranks: Ranks) -> dict[str, Held]:
+    """By parameter's name."""
+    found = {name: Held(Box.whole(parameter), "replicated") for name, parameter in model.named_parameters()}
+    first, here, piece, pieces = place(model.config.experts, ranks)
     for prefix, module in model.named_modules():
         if isinstance(module, Experts):
             for name, parameter in module.named_parameters():
@@ -101,17 +131,22 @@ def boxes(model: LM, rank: int, ranks: int) -> dict[str, tuple[Box, bool]]:
                     start[cut] = piece * shape[cut]
                     shape[cut] *= pieces
                 assert len(parameter) == here
-                found[f"{prefix}.{name}"] = Box(tuple(shape), tuple(start)), True
+                found[f"{prefix}.{name}"] = Held(Box(tuple(shape), tuple(start)), "expert")
+        if isinstance(module, Cut) and module.tp is not None:
+            for name, cut in module.cut.items():
+                shape, start = list(module.get_parameter(name).shape), [0] * module.get_parameter(name).dim()
+                start[cut] = ranks.place * shape[cut]
+                shape[cut] *= ranks.places
+                found[f"{prefix}.{name}"] = Held(Box(tuple(shape), tuple(start)), "cut")
     return found
 
 
-def parameters(model: LM) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
-    """Those that are on every rank, and those of this rank's experts, by name."""
-    experts = {
-        id(parameter) for module in model.modules() if isinstance(module, Experts) for parameter in module.parameters()
-    }
-    named = list(model.named_parameters())
-    return [item for item in named if id(item[1]) not in experts], [item for item in named if id(item[1]) in experts]
+def by_kind(model: LM, of: Mapping[str, Held]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
+    """All parameters, by what others have of them."""
+    found: dict[Kind, list[tuple[str, nn.Parameter]]] = {"replicated": [], "cut": [], "expert": []}
+    for name, parameter in model.named_parameters():
+        found[of[name].kind].append((name, parameter))
+    return found
 
 
 def layers(model: LM) -> list[DistributedMoE]:

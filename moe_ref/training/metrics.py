@@ -31,9 +31,11 @@ class Metrics:
     a2a_calls: int
     a2a_bytes: int
     exposed_comm_us: float
+    exposed_moe_us: float
     drop_rate: float | None
     expert_balance: float | None
     memory_bytes: int
+    profiled: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

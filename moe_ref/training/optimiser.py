@@ -1,6 +1,6 @@
-"""AdamW over replicated and sharded parameters, its states of replicated ones spread over the ranks (ZeRO-1).
+"""AdamW over all parameters, its states of what several ranks have spread over these (ZeRO-1).
 
-ZeRO-1 is torch's ZeroRedundancyOptimizer (ZeRO, arXiv 1910.02054, stage 1): each replicated parameter is one rank's to
+ZeRO-1 is torch's ZeroRedundancyOptimizer (ZeRO, arXiv 1910.02054, stage 1): each such parameter is one rank's to
 update, and that rank sends it to the others. Its states are whole tensors on one rank, so a checkpoint holds them by
 name and any number of ranks can take them up again. Experts are on one rank as they are, and so are their states.
 """
@@ -8,14 +8,15 @@ name and any number of ranks can take them up again. Experts are on one rank as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from commbench.training import TrainConfig
+from moe_ref.training.gradients import Kind
+from moe_ref.training.ranks import Ranks
 
 Named = Sequence[tuple[str, nn.Parameter]]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,26 +31,30 @@ def rate(config: TrainConfig, step: int) -> float:
 
 
 class Optimiser:
-    def __init__(self, config: TrainConfig, replicated: Named, sharded: Named) -> None:
-        """Matrices decay, vectors do not (biases, norms, the experts' biases)."""
-        self._names = {parameter: name for name, parameter in (*replicated, *sharded)}
-        ranks = dist.get_world_size() if dist.is_initialized() else 1
+    def __init__(self, config: TrainConfig, model: Mapping[Kind, Named], ranks: Ranks) -> None:
+        """model: by kind, as `Gradients` has them. Matrices decay, vectors do not (biases, norms, experts' biases)."""
+        self._names = {parameter: name for named in model.values() for name, parameter in named}
+        self._all: list[Any] = []
+        self._owned: list[Any] = []
         options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": 1e-8}
         if any(parameter.is_cuda for parameter in self._names):
             options["fused"] = True  # else it makes copies of all states at once
-        groups = _groups((p for _, p in replicated), config.weight_decay)
-        if config.zero and ranks > 1:
-            from torch.distributed.optim import ZeroRedundancyOptimizer  # a third of a second, and warnings
+        sharers = {"replicated": ranks.size, "cut": ranks.size // ranks.places, "expert": 1}
+        for kind, named in model.items():
+            if not named:
+                continue
+            groups = _groups(named, config.weight_decay, vector=2 if kind == "expert" else 1)
+            if config.zero and sharers[kind] > 1:
+                from torch.distributed.optim import ZeroRedundancyOptimizer  # a third of a second, and warnings
 
-            zero: Any = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **options)
-            self._all, self._owned = [zero], [zero.optim]
-        else:
-            adam = torch.optim.AdamW(groups, **options)
-            self._all, self._owned = [adam], [adam]
-        if sharded:
-            own = torch.optim.AdamW(_groups((p for _, p in sharded), config.weight_decay, experts=True), **options)
-            self._all.append(own)
-            self._owned.append(own)
+                process_group = ranks.ep_group if kind == "cut" else None
+                zero: Any = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, process_group=process_group, **options)
+                self._all.append(zero)
+                self._owned.append(zero.optim)
+            else:
+                adam = torch.optim.AdamW(groups, **options)
+                self._all.append(adam)
+                self._owned.append(adam)
 
     def step(self, rate: float) -> None:
         """Collective with ZeRO-1."""
@@ -81,11 +86,11 @@ class Optimiser:
                 optimiser.state[parameter] = {"step": count, **found}
 
 
-def _groups(parameters: Iterable[nn.Parameter], decay: float, *, experts: bool = False) -> list[dict[str, Any]]:
-    vector = 2 if experts else 1  # experts' vectors are [E, H] and [E, D]
+def _groups(named: Named, decay: float, *, vector: int) -> list[dict[str, Any]]:
+    """vector: dimensions of what is one for each expert, or for the model."""
     by_kind: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in parameters:
-        by_kind[parameter.dim() > vector].append(parameter)
+    for name, parameter in named:
+        by_kind[parameter.dim() > vector and "bias" not in name].append(parameter)
     return [
         {"params": members, "weight_decay": decay if decays else 0.0} for decays, members in by_kind.items() if members
     ]

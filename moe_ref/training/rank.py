@@ -23,7 +23,7 @@ from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.store import append_line, read_lines, repair, write_atomically
 from commbench.training import TrainConfig
-from moe_ref.training import checkpoint
+from moe_ref.training import breakdown, checkpoint
 from moe_ref.training.checkpoint import Checkpoint
 from moe_ref.training.trainer import Trainer, check_same
 
@@ -46,7 +46,9 @@ def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) 
         comm = None
         if info.size > 1:
             comm = commbench.communicator(profile=config.profile, allow_mismatch=config.allow_mismatch)
-        _train(Trainer(config, comm, device), Path(order.run_dir), events, stop)
+        trainer = Trainer(config, comm, device)
+        _train(trainer, Path(order.run_dir), events, stop)
+        trainer.close()
         if comm is not None:
             _note(order, info, comm.explain())
             comm.close()
@@ -70,11 +72,14 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
         trainer.load(saved)
     if lead:
         _forget(metrics, trainer.done)
+        if (folder / breakdown.FILE).exists():
+            _forget(folder / breakdown.FILE, trainer.done)
         events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
     stopped = False
+    recorder = breakdown.Recorder(trainer, folder, meet=trainer.meet, tell=lambda text: events.tell("note", text=text))
     while trainer.done < config.steps and not stopped:
         events.doing = f"step {trainer.done + 1}"
-        line, stopped = trainer.step(stop=stop.asked())
+        line, stopped = recorder.step(stop=stop.asked())
         last = stopped or trainer.done == config.steps
         if trainer.done == config.steps or (config.val_every and trainer.done % config.val_every == 0):
             line.val_bits_per_byte = trainer.evaluate()
@@ -109,11 +114,11 @@ def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> 
     return device
 
 
-def _forget(metrics: Path, done: int) -> None:
+def _forget(file: Path, done: int) -> None:
     """Drop lines of steps that a killed run had made since its last checkpoint: they will be made again."""
-    repair(metrics)
-    lines = [line for line in read_lines(metrics, json.loads) if line["step"] <= done]
-    write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in lines))
+    repair(file)
+    lines = [line for line in read_lines(file, json.loads) if line["step"] <= done]
+    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _note(order: Order, info: RankInfo, text: str) -> None:

@@ -24,13 +24,13 @@ from commbench.errors import CommbenchError, UsageError
 from commbench.training import TrainConfig
 from moe_ref.data import Text
 from moe_ref.lm.config import flops_per_token
-from moe_ref.training import build, checkpoint
+from moe_ref.ranges import labelled
+from moe_ref.training import build, checkpoint, ranks
 from moe_ref.training.checkpoint import Box, Checkpoint
 from moe_ref.training.gradients import Gradients
 from moe_ref.training.metrics import Loads, Metrics, memory_bytes, peak_flops
 from moe_ref.training.optimiser import Optimiser, rate
 from moe_ref.training.spans import Spans
-from moe_ref.training.watched import Watched
 
 _MODEL = "model"
 
@@ -47,20 +47,21 @@ class Trainer:
     ) -> None:
         """comm: of all ranks; null: there is one. Collective. Raises `UsageError` for settings that cannot be."""
         self.config = config
-        self.rank, self.ranks = (0, 1) if comm is None else (comm.rank, comm.size)
-        self.parts, self.rows = config.cut(self.ranks)
         self.device = device or torch.device("cpu")
         self.spans = Spans(self.device)
-        # One rank has nobody to send to: its layers are those of one process, and nothing is counted.
-        self.watched = None if comm is None or comm.size == 1 else Watched(comm, self.spans)
+        self._ranks = ranks.groups(comm, config.tp, self.spans)
+        self.rank, self.ranks, self.watch = self._ranks.rank, self._ranks.size, self._ranks.watch
+        # Of ranks with tokens of their own, that is of tensor-parallel groups.
+        self._group, self._groups = self.rank // config.tp, self.ranks // config.tp
+        self.parts, self.rows = config.cut(self._groups)
         self.text = Text(None if config.path is None else Path(config.path), context=config.context,
                          validation=config.validation)  # fmt: skip
-        self.model = build.build(config, self.watched, self.device)
+        self.model = build.build(config, self._ranks, self.device)
         self.lm = self.model.config
-        self._boxes = build.boxes(self.model, self.rank, self.ranks)
-        replicated, sharded = build.parameters(self.model)
-        self.optimiser = Optimiser(config, replicated, sharded)
-        self.gradients = Gradients([p for _, p in replicated], [p for _, p in sharded], self.watched,
+        self._held = build.held(self.model, self._ranks)
+        named = build.by_kind(self.model, self._held)
+        self.optimiser = Optimiser(config, named, self._ranks)
+        self.gradients = Gradients({kind: [p for _, p in members] for kind, members in named.items()}, self._ranks,
                                    int(config.bucket_mb * 2**20))  # fmt: skip
         self._validation = self.text.validation(config.val_sequences)
         peak = peak_flops(self.device, config.dtype) if config.peak_tflops is None else 1e12 * config.peak_tflops
@@ -75,14 +76,14 @@ class Trainer:
         step, config = self.done + 1, self.config
         began = time.perf_counter()
         self.spans.read()
-        if self.watched is not None:
-            self.watched.reset()
+        if self.watch is not None:
+            self.watch.reset()
         self.model.train()
         inputs, targets = self.text.batch(config.batch, seed=config.seed, step=step)
         self.gradients.zero()
         loads = Loads(self.lm.moe_layers, self.lm.experts, self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in range(self.rank, self.parts, self.ranks):
+        for part in range(self._group, self.parts, self._groups):
             rows = slice(part * self.rows, (part + 1) * self.rows)
             with self._autocast():
                 result = self.model(
@@ -95,10 +96,10 @@ class Trainer:
                 ((found + config.aux * sum(result.losses.values())) / self.parts).backward()
         with record_function("train::gradients"):
             self.gradients.reduce()
-        shared, own = self.gradients.squares()
-        told = torch.stack([loss, own.to(self.device), torch.tensor(float(stop), device=self.device).double()])
+        squares = self.gradients.squares().to(self.device)
+        told = torch.stack([loss, squares, torch.tensor(float(stop), device=self.device).double()])
         told = self._added(torch.cat([told, loads.numbers()]))
-        mean, norm = float(told[0]) / self.parts, math.sqrt(float(shared) + float(told[1]))
+        mean, norm = float(told[0]) / (self.parts * self.config.tp), math.sqrt(float(told[1]))
         if not math.isfinite(mean + norm):
             raise Diverged(
                 f"step {step}: the loss is {mean:g}, the norm of its gradient {norm:g}",
@@ -108,11 +109,13 @@ class Trainer:
         with record_function("train::optimiser"):
             self.optimiser.step(rate(config, step))
         self.done = step
-        times = self.spans.read()  # waits for a GPU
+        with record_function("train::read"):
+            times = self.spans.read()  # waits for a GPU
         seconds = time.perf_counter() - began
         drop_rate, balance = loads.read(told[3:])
-        worst = self._largest([times.get("a2a", 0.0), times.get("exposed", 0.0), seconds, memory_bytes(self.device)])
-        tokens_per_s = config.batch * config.context / worst[2]
+        worst = self._largest([times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe")]
+                              + [seconds, memory_bytes(self.device)])  # fmt: skip
+        tokens_per_s = config.batch * config.context / worst[3]
         metrics = Metrics(
             step=step,
             loss=mean,
@@ -122,12 +125,13 @@ class Trainer:
             if self.peak_flops is None
             else tokens_per_s * flops_per_token(self.lm) / (self.peak_flops * self.ranks),
             a2a_us=worst[0],
-            a2a_calls=0 if self.watched is None else self.watched.a2a_calls,
-            a2a_bytes=0 if self.watched is None else self.watched.a2a_bytes,
+            a2a_calls=0 if self.watch is None else self.watch.a2a_calls,
+            a2a_bytes=0 if self.watch is None else self.watch.a2a_bytes,
             exposed_comm_us=worst[1],
+            exposed_moe_us=worst[2],
             drop_rate=drop_rate,
             expert_balance=balance,
-            memory_bytes=int(worst[3]),
+            memory_bytes=int(worst[4]),
         )
         return metrics, bool(told[2])
 
@@ -138,25 +142,26 @@ class Trainer:
         inputs, targets = self._validation
         each = len(inputs) // self.parts
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for part in range(self.rank, self.parts, self.ranks):
+        for part in range(self._group, self.parts, self._groups):
             for first in range(0, each, self.rows):
                 rows = slice(part * each + first, part * each + min(each, first + self.rows))
                 with self._autocast():
                     result = self.model(inputs[rows].to(self.device), seed=self._seed(0, part))
                     found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
                 total += found.double() * inputs[rows].numel()
-        return float(self._added(total)[0]) / inputs.numel() / math.log(2)
+        return float(self._added(total)[0]) / (inputs.numel() * self.config.tp) / math.log(2)
 
     def save(self, folder: Path) -> Path:
         """Collective: a checkpoint below `folder`."""
         tensors: dict[str, tuple[Tensor, Box]] = {}
         states = self.optimiser.states()
         for name, parameter in self.model.named_parameters():
-            box, experts = self._boxes[name]
-            if experts or self.rank == 0:
+            box, kind = self._held[name]
+            first = {"replicated": self.rank == 0, "cut": self._group == 0, "expert": True}[kind]
+            if first:
                 tensors[f"{_MODEL}/{name}"] = parameter, box
-            # With ZeRO-1 a state is on one rank; else all have what is replicated, and one of them writes it.
-            if name in states and (experts or self.config.zero or self.rank == 0):
+            # With ZeRO-1 a state is on one rank; else all have what several share, and the first of them writes it.
+            if name in states and (first or self.config.zero):
                 for moment, tensor in states[name].items():
                     tensors[f"{moment}/{name}"] = tensor, box
         about = {"config": self.config.to_json(), "ranks": self.ranks, "seed": self.config.seed, "next": self.done + 1}
@@ -171,11 +176,11 @@ class Trainer:
         """
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                box, _ = self._boxes[name]
+                box = self._held[name].box
                 parameter.copy_(found.read(f"{_MODEL}/{name}", box, tuple(parameter.shape)))
         states = {
             name: {
-                moment: found.read(f"{moment}/{name}", self._boxes[name][0], tuple(self._parameter(name).shape))
+                moment: found.read(f"{moment}/{name}", self._held[name].box, tuple(self._parameter(name).shape))
                 for moment in ("exp_avg", "exp_avg_sq")
             }
             for name in self.optimiser.owned()
@@ -184,6 +189,10 @@ class Trainer:
             self.optimiser.load(states, found.step)
         self.done = found.step
 
+    def close(self) -> None:
+        """Collective: what the trainer made for itself; the communicator that it was given stays."""
+        self._ranks.close()
+
     def _parameter(self, name: str) -> Tensor:
         return self.model.get_parameter(name)
 
@@ -191,9 +200,9 @@ class Trainer:
         recompute = self.config.recompute
         if recompute == "none":
             return None
-        if self.watched is None:
-            return lambda: (nullcontext(), nullcontext())
-        return self.watched.contexts(stash=recompute == "stash")
+        if self.watch is None:
+            return lambda: (nullcontext(), labelled("train::redone"))
+        return self.watch.contexts(stash=recompute == "stash")
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.dtype != "bf16":
@@ -201,21 +210,25 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def _seed(self, step: int, part: int) -> int:
-        """Of the gates' draws."""
+        """Of the gates' draws: the same in a tensor-parallel group, whose ranks have the same part."""
         return ((self.config.seed * 1_000_003 + step) * 65_537 + part) % 2**48
 
     def _added(self, numbers: Tensor) -> Tensor:
         """Collective: fp64 numbers, summed over ranks. What measures is not itself measured."""
-        if self.watched is not None:
-            self.watched.comm.all_reduce(numbers)
+        if self._ranks.comms is not None:
+            self._ranks.comms.comm.comm.all_reduce(numbers)
         return numbers.cpu()
 
     def _largest(self, numbers: list[float]) -> list[float]:
         told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self.watched is not None:
-            self.watched.comm.all_reduce(told, op="max")
+        if self._ranks.comms is not None:
+            self._ranks.comms.comm.comm.all_reduce(told, op="max")
         found: list[float] = told.tolist()
         return found
+
+    def meet(self) -> None:
+        """Collective: all ranks wait for each other, and for their devices."""
+        self._largest([0.0])
 
     def _votes(self, fine: bool) -> bool:
         return self._largest([float(not fine)])[0] == 0

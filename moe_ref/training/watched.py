@@ -17,12 +17,16 @@ from torch import Tensor
 
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
+from moe_ref.ranges import labelled
 from moe_ref.training.spans import Mark, Spans
 
 if TYPE_CHECKING:
     from commbench.communicators.gradients import Gradients
 
 ALL_TO_ALLS = ("all_to_all", "all_to_allv", "tp_all_to_all")
+
+
+_CHANGED = "a tensor that was received has been changed in place since"
 
 
 class Stash:
@@ -39,6 +43,14 @@ class Stash:
     def take(self) -> Any:
         return self._kept.popleft().value()
 
+    def fill(self, out: Tensor) -> None:
+        """The next one into `out`, which may be where it came to the first time (`moe_ref.rooms`) and still is."""
+        kept = self._kept.popleft()
+        if kept.is_in(out):
+            return
+        with torch.no_grad():
+            out.copy_(kept.value().view(out.shape))
+
 
 class _Kept:
     def __init__(self, value: Any) -> None:
@@ -51,30 +63,33 @@ class _Kept:
 
     def value(self) -> Any:
         now = self._value._version if isinstance(self._value, Tensor) else None
-        assert now == self._version, "a tensor that was received has been changed in place since"
+        assert now == self._version, _CHANGED
         return self._value
 
+    def is_in(self, out: Tensor) -> bool:
+        """Whether `out` is the same memory, of which autograd has been told once that it would be written to."""
+        if self._value.data_ptr() != out.data_ptr() or not out.numel():
+            return False
+        assert self._version is not None and self._value._version == self._version + 1, _CHANGED
+        return True
 
-class Watched:
-    """Stands for a communicator: the same calls, which are made on it.
+
+class Watch:
+    """What all communicators of a training are asked for.
 
     calls: how often each collective was asked for, and how often it was `stashed` and so not made. sent: bytes that
     this rank has handed to each, its own share included. spans: where times go, "a2a" for all-to-alls from call to
-    end and "exposed" for all that the current stream, or this thread, waits.
+    end, "exposed" for all that the current stream, or this thread, waits, and "exposed_moe" for what of it is the
+    expert layers'.
     """
 
-    def __init__(self, comm: Communicator, spans: Spans) -> None:
-        self.comm, self.spans = comm, spans
-        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
+    def __init__(self, spans: Spans) -> None:
+        self.spans = spans
         self.calls: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.stashed: Counter[str] = Counter()
-        self._keeping: Stash | None = None
-        self._giving: Stash | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        """layout, empty, prepare, explain, close: the communicator's own."""
-        return getattr(self.comm, name)
+        self.keeping: Stash | None = None
+        self.giving: Stash | None = None
 
     def reset(self) -> None:
         """Forget counts; times are `spans`' own."""
@@ -96,18 +111,37 @@ class Watched:
 
         def make() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             kept = Stash() if stash else None
-            return self._with(keeping=kept), self._with(giving=kept)
+            return self._with(keeping=kept), self._again(giving=kept)
 
         return make
 
     @contextmanager
     def _with(self, *, keeping: Stash | None = None, giving: Stash | None = None) -> Iterator[None]:
-        before = self._keeping, self._giving
-        self._keeping, self._giving = keeping, giving
+        before = self.keeping, self.giving
+        self.keeping, self.giving = keeping, giving
         try:
             yield
         finally:
-            self._keeping, self._giving = before
+            self.keeping, self.giving = before
+
+    @contextmanager
+    def _again(self, giving: Stash | None) -> Iterator[None]:
+        with labelled("train::redone"), self._with(giving=giving):
+            yield
+
+
+class Watched:
+    """Stands for a communicator: the same calls, which are made on it and told to `watch`."""
+
+    def __init__(self, comm: Communicator, watch: Watch, *, of_moe: bool = False) -> None:
+        """of_moe: the expert layers', and nobody else's."""
+        self.comm, self.watch = comm, watch
+        self._waits = ("exposed", "exposed_moe") if of_moe else ("exposed",)
+        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
+
+    def __getattr__(self, name: str) -> Any:
+        """layout, empty, prepare, explain, close: the communicator's own."""
+        return getattr(self.comm, name)
 
     @functools.cached_property
     def autograd(self) -> Gradients:
@@ -146,57 +180,66 @@ class Watched:
     ) -> Pending | None:
         return self._call("tp_all_to_all", out, inp, tp=tp, tp_input=tp_input, async_op=async_op)
 
+    def waited(self, begin: Mark, end: Mark) -> None:
+        for name in self._waits:
+            self.watch.spans.add(name, begin, end)
+
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
-        if self._giving is not None:
-            self.stashed["exchange_counts"] += 1
-            known: list[list[int]] = self._giving.take()
+        watch = self.watch
+        if watch.giving is not None:
+            watch.stashed["exchange_counts"] += 1
+            known: list[list[int]] = watch.giving.take()
             return known
-        self.calls["exchange_counts"] += 1
-        begin = self.spans.mark()
-        matrix = self.comm.exchange_counts(sent)
-        self.spans.add("exposed", begin)
-        if self._keeping is not None:
-            self._keeping.keep(matrix)
+        watch.calls["exchange_counts"] += 1
+        begin = watch.spans.mark()
+        with labelled("comm::exchange_counts"):
+            matrix = self.comm.exchange_counts(sent)
+        self.waited(begin, watch.spans.mark())
+        if watch.keeping is not None:
+            watch.keeping.keep(matrix)
         return matrix
 
     def _call(self, name: str, out: Tensor, *given: Any, async_op: bool, **named: Any) -> Pending | None:
-        if self._giving is not None:
-            self.stashed[name] += 1
-            with torch.no_grad():
-                out.copy_(self._giving.take().view(out.shape))
+        watch = self.watch
+        if watch.giving is not None:
+            watch.stashed[name] += 1
+            watch.giving.fill(out)
             return Pending(None, ()) if async_op else None
         inp = given[0] if given and isinstance(given[0], Tensor) else out
-        self.calls[name] += 1
-        self.sent[name] += inp.nbytes
-        begin = self.spans.mark()
-        work: Pending | None = getattr(self.comm, name)(out, *given, async_op=async_op, **named)
-        end = self.spans.mark()
-        self.spans.add("exposed", begin, end)
-        kept = None if self._keeping is None else self._keeping.keep(out.detach())
+        watch.calls[name] += 1
+        watch.sent[name] += inp.nbytes
+        begin = watch.spans.mark()
+        with labelled(f"comm::{name}"):
+            work: Pending | None = getattr(self.comm, name)(out, *given, async_op=async_op, **named)
+        end = watch.spans.mark()
+        self.waited(begin, end)
+        kept = None if watch.keeping is None else watch.keeping.keep(out.detach())
         if work is not None:
-            return _Flying(work, self.spans, begin, kept, of_a2a=name in ALL_TO_ALLS)
+            return _Flying(work, self, begin, kept, name)
         if name in ALL_TO_ALLS:
-            self.spans.add("a2a", begin, end)
+            watch.spans.add("a2a", begin, end)
         return None
 
 
 class _Flying(Pending):
     """A call in flight: what its wait takes is exposed."""
 
-    def __init__(self, work: Pending, spans: Spans, begin: Mark, kept: _Kept | None, *, of_a2a: bool) -> None:
+    def __init__(self, work: Pending, comm: Watched, begin: Mark, kept: _Kept | None, name: str) -> None:
         super().__init__(None, ())
         self._flying: Pending | None = work
-        self._spans, self._begin, self._kept, self._of_a2a = spans, begin, kept, of_a2a
+        self._comm, self._begin, self._kept, self._name = comm, begin, kept, name
 
     def wait(self) -> None:
         work, self._flying = self._flying, None
         if work is None:
             return
-        begin = self._spans.mark()
-        work.wait()
-        end = self._spans.mark()
-        self._spans.add("exposed", begin, end)
+        spans = self._comm.watch.spans
+        begin = spans.mark()
+        with labelled(f"comm::{self._name}"):
+            work.wait()
+        end = spans.mark()
+        self._comm.waited(begin, end)
         if self._kept is not None:
             self._kept.landed()
-        if self._of_a2a:
-            self._spans.add("a2a", self._begin, end)
+        if self._name in ALL_TO_ALLS:
+            spans.add("a2a", self._begin, end)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import commbench
 from commbench.errors import UsageError
 from commbench.profile import file
 from commbench.training import TrainConfig
+from moe_ref.schedules import Shape
+from moe_ref.training import build
 from moe_ref.training.checkpoint import Checkpoint
 from moe_ref.training.trainer import Trainer
 from tests import profiles
@@ -96,6 +99,71 @@ def test_dropless_ranks_compute_what_one_does() -> None:
     assert on(2, config, 3) == pytest.approx(run(config, 3), rel=1e-11)
 
 
+TP: dict[str, dict[str, Any]] = {
+    "duplicate": {"tp_tokens": "duplicate", "zero": False},
+    "by the profile": {"recompute": "stash"},
+    "drop_pipelined": {"tp_tokens": "drop_pipelined", "chunks": 2, "recompute": "redo"},
+    "parm_s2": {"schedule": "parm_s2"},
+}
+
+
+@pytest.mark.parametrize("variant", list(TP))
+def test_tensor_parallel_ranks_compute_what_one_does(variant: str) -> None:
+    """2 groups of 2 ranks, which share attention, FFN and experts: parts are as many as groups."""
+    config = replace(TINY, moe_freq=2, parts=2, capacity_multiple=2)
+    found = on(4, replace(config, ranks_per_node=4, tp=2, **TP[variant]), 4)
+    assert found == pytest.approx(run(config, 4), rel=1e-11)
+
+
+def test_slots_counted_by_slices_train_another_model() -> None:
+    config = replace(TINY, parts=2, capacity_multiple=2, ranks_per_node=4, tp=2)
+    slices = replace(config, schedule="parm_s1")
+    assert slices.changed(config) == {"schedule": ("parm_s1", None)}
+    assert replace(config, schedule="parm_s2").changed(config) == {}
+    found = on(4, slices, 3)
+    assert found == pytest.approx(on(4, config, 3), rel=0.01) and found != on(4, config, 3)
+    # With room for all, slices decide what the whole group decides, but for the balance loss, which is of a slice.
+    roomy = {"capacity_factor": 4.0, "order": "position", "aux": 0.0}
+    assert on(4, replace(slices, **roomy), 3) == pytest.approx(on(4, replace(config, **roomy), 3), rel=1e-11)
+
+
+@pytest.mark.parametrize(("first", "second"), [((4, 2), (2, 1)), ((1, 1), (4, 2)), ((4, 2), (2, 2))])
+def test_a_checkpoint_goes_on_with_another_tensor_parallel_degree(
+    first: tuple[int, int], second: tuple[int, int], tmp_path: Path
+) -> None:
+    config = replace(TINY, moe_freq=2, parts=2, capacity_multiple=2)
+
+    def part(ranks: int, tp: int, until: int, *paths: Path | None) -> list[float]:
+        its = replace(config, ranks_per_node=ranks, tp=tp, zero=tp == 2)
+        return run(its, until, *paths) if ranks == 1 else on(ranks, its, until, *paths)
+
+    part(*first, 2, None, tmp_path)
+    assert part(*second, 4, tmp_path / "step-00000002") == pytest.approx(run(config, 4)[2:], rel=1e-11)
+
+
+def test_collectives_of_tensor_parallel_ranks_are_as_many_as_the_plans_say() -> None:
+    """Of each layer with experts what its schedule plans; of each other block and each attention 2 sums."""
+    config = replace(TINY, moe_freq=2, parts=2, capacity_multiple=2, ranks_per_node=4, tp=2, bucket_mb=100)
+
+    def rank(transport: Any) -> list[dict[str, int]]:
+        found = []
+        comm = commbench.communicator()
+        for variant in TP.values():
+            trainer = Trainer(replace(config, **{**variant, "recompute": "none"}), comm)
+            trainer.step()
+            assert trainer.watch is not None
+            found.append(dict(trainer.watch.calls))
+        return found
+
+    shape = Shape(T=32 * 2, D=16, E=4, K=2, C=32, W=4, tp=2)
+    for variant, calls in zip(TP.values(), on_gloo(4, rank), strict=True):
+        planned = Counter[str]()
+        for message in build.schedule(replace(config, **variant)).traffic(shape):
+            planned[message.collective] += message.calls
+        planned["all_reduce"] += 2 * 2 + 2 + 2  # attention of two blocks, one FFN, two buckets
+        assert calls == planned
+
+
 @pytest.mark.parametrize(("first", "second"), [(4, 2), (2, 4), (4, 1), (1, 2)])
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(
     first: int, second: int, alone: list[float], tmp_path: Path
@@ -135,9 +203,9 @@ def test_all_to_alls_of_a_step_are_as_many_as_the_formula_says(
     def rank(transport: Any) -> list[Any]:
         trainer = Trainer(replace(DEEP, recompute=recompute), commbench.communicator())
         metrics, _ = trainer.step()
-        watched = trainer.watched
-        assert watched is not None
-        return [watched.a2a_calls, sum(watched.stashed.values()), metrics.a2a_bytes, dict(watched.calls)]
+        watch = trainer.watch
+        assert watch is not None
+        return [watch.a2a_calls, sum(watch.stashed.values()), metrics.a2a_bytes, dict(watch.calls)]
 
     calls, stashed, sent, by_name = on_gloo(2, rank)
     assert (calls, stashed) == (exchanges, given_again)
@@ -204,8 +272,8 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert all(
         set(line) == {
             "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
-            "exposed_comm_us",
-            "drop_rate", "expert_balance", "memory_bytes",
+            "exposed_comm_us", "exposed_moe_us",
+            "drop_rate", "expert_balance", "memory_bytes", "profiled",
         }
         for line in whole
     )  # fmt: skip
@@ -290,7 +358,8 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
 def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]], tmp_path: Path) -> None:
     made = profiles.profile(profiles.choice("all_to_all", "pairwise"), env={"COMMBENCH_TRIED": "yes"})
     file.save(made, tmp_path / "p.json")
-    words = (*WORDS, "steps=30", "profile=p.json", "schedule=pipelined", "chunks=2", "save_every=null")
+    words = (*WORDS, "steps=30", "profile=p.json", "schedule=pipelined", "chunks=2", "recompute=stash",
+             "save_every=null")  # fmt: skip
     result = command(*words, "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]

@@ -20,7 +20,7 @@ from tests import profiles
 
 def lines(rate: float, *, steps: int = 20, first: float = 1.0, **more: Any) -> list[dict[str, Any]]:
     """Of a launch that warms up for three steps."""
-    values = {"exposed_comm_us": 3e5, "a2a_us": 2e5, "a2a_calls": 8, "a2a_bytes": 8 * 4096, **more}
+    values = {"exposed_comm_us": 3e5, "exposed_moe_us": 2e5, **more}
     slow = [{"tokens_per_s": rate / 10, "loss": first + step, **values} for step in range(3)]
     return [*slow, *({"tokens_per_s": rate, "loss": first + step, **values} for step in range(3, steps))]
 
@@ -54,21 +54,33 @@ def test_losses_are_compared_step_by_step() -> None:
     losses = (*same[-1].losses[:-1], same[-1].losses[-1] * (1 + 1e-3))
     other = ab.compare([*same[:-1], dataclasses.replace(same[-1], losses=losses)])
     assert other.losses == pytest.approx(1e-3) and other.apart == 0
-    assert "or a mistake" in "\n".join(train_ab.table(other, None))
+    assert other.first == other.first_apart == 0
+    assert "one arm are identical: sums in another order, or a mistake" in "\n".join(train_ab.table(other, None))
+    noisy = ab.compare([*same[:-2], *(dataclasses.replace(one, losses=losses) for one in same[-2:])])
+    assert noisy.apart == noisy.losses == pytest.approx(1e-3)
+    assert "launches of one arm by 1.0e-03 and 0.0e+00" in "\n".join(train_ab.table(noisy, None))
 
 
-def test_what_is_predicted_follows_from_one_launch_and_the_evidence() -> None:
-    found = ab.launched(BASELINE, -1, lines(1000, a2a_us=3e5), 1000)  # a step of a second, of which 0.3 s are exchanges
-    curve = Curve([profiles.choice("all_to_all", "pairwise")])  # 150 us by default, 100 us as tuned
-    assert ab.predicted(found, None, curve) == pytest.approx(1 / (1 - 0.3 * (1 - 100 / 150)))
-    assert ab.predicted(found, curve, None) == pytest.approx(1 / (1 - 0.3 * (1 - 150 / 100)))
-    assert ab.predicted(found, curve, curve) == 1
-    assert ab.predicted(found, None, None) is None
-    refused = dataclasses.replace(profiles.EVIDENCE, verdict="default kept: no")
-    kept = Curve([profiles.choice("all_to_all", "direct", evidence=[refused])])
-    assert ab.predicted(found, None, kept) == 1, "what was not confirmed is not taken"
+def test_what_is_predicted_follows_from_one_launch_and_what_exchanges_take() -> None:
+    found = ab.launched(BASELINE, -1, lines(1000), 1000)  # a step of a second, 0.2 s of which wait for expert layers
+    assert ab.predicted(found, 150, 100) == pytest.approx(1 / (1 - 0.2 * (1 - 100 / 150)))
+    assert ab.predicted(found, 100, 150) == pytest.approx(1 / (1 - 0.2 * (1 - 150 / 100)))
+    assert ab.predicted(found, 100, 100) == 1
+    assert ab.predicted(found, None, 100) is None and ab.predicted(found, 100, None) is None
     text = "\n".join(train_ab.table(ab.compare(launches(1.1)), 1.0))
     assert "predicted before: 1.000x; measured / predicted 1.1" in text
+
+
+def test_times_of_a_tuning_are_read_between_its_sizes() -> None:
+    sizes = [dataclasses.replace(profiles.EVIDENCE, size_bytes=size, default_us=3 * us, chosen_us=us)
+             for size, us in ((1024, 100.0), (4096, 400.0))]  # fmt: skip
+    curve = Curve([profiles.choice("all_to_all", "pairwise", evidence=sizes)])
+    assert ab.tuned_us(curve, 2048, default=False) == pytest.approx(200)
+    assert ab.tuned_us(curve, 2048, default=True) == pytest.approx(600)
+    assert ab.tuned_us(curve, 1, default=False) == pytest.approx(100), "the nearest size's beyond them"
+    kept = [dataclasses.replace(one, verdict="default kept: no") for one in sizes]
+    curve = Curve([profiles.choice("all_to_all", "direct", evidence=kept)])
+    assert ab.tuned_us(curve, 1024, default=False) == pytest.approx(300), "what was not confirmed is not taken"
 
 
 def test_a_launch_of_two_steps_says_nothing() -> None:
@@ -78,7 +90,8 @@ def test_a_launch_of_two_steps_says_nothing() -> None:
 
 def test_how_arms_are_typed() -> None:
     words = ("tiny", "batch=32", "baseline=default", "candidate=p.json", "candidate.schedule=pipelined", "rounds=3")
-    arms, rounds = train_ab.arms_of(words)
+    arms, rounds, model = train_ab.arms_of(words)
+    assert model is None and train_ab.arms_of((*words, "model=m.json"))[2] == Path("m.json")
     one, two = arms[BASELINE].config, arms[CANDIDATE].config
     assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
     assert (one.schedule, two.schedule) == ("sequential", "pipelined")

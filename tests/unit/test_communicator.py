@@ -215,6 +215,6 @@ def test_evidence_is_told_with_the_choice() -> None:
     here = Here(transport="nccl", nodes=1, ranks_per_node=4, versions={"nccl": "2.28.9"}, gpu="H200")
     seen = {asked: made.choose(asked) for asked in (ask(64), ask(65536), ask(1 << 20))}
     told = explain(Setting(here=here, layout=Layout(1, 4)), seen)
-    assert told.splitlines()[:2] == ["here: nccl (nccl 2.28.9), H200, 1 nodes x 4 ranks", "profile: none"]
+    assert told.splitlines()[:2] == ["here: nccl (nccl 2.28.9), H200, 1 node x 4 ranks", "profile: none"]
     assert told.count("bruck 1.50 times as fast as direct (1.40 .. 1.60, 12 pairs) at 4 KiB: 150 -> 100 us") == 1
     assert told.count("(no interval, 3 pairs) at 64 KiB: 10 -> 10 us; no gain was confirmed") == 2

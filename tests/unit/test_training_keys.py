@@ -101,7 +101,7 @@ def test_bad_input_is_one_clear_line_and_a_hint(
 def test_no_new_flags() -> None:
     """As for the other commands: a new setting is a key."""
     options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
-    assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "-q", "--quiet"}
+    assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet"}
     assert set(cli._TRAINERS) == set(LAUNCHERS)
 
 

@@ -1,0 +1,87 @@
+"""What a run folder of `commbench train` has in it, for those who draw it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commbench.errors import UsageError
+from commbench.store import RunFolder, read_lines
+
+FORMAT = "train-1"  # of run.json
+METRICS, BREAKDOWN = "metrics.jsonl", "breakdown.jsonl"
+_MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
+_WHERE = ("path", "profile")  # keys that are files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """about, config: run.json and config.json. steps, breakdown: lines of metrics.jsonl and breakdown.jsonl."""
+
+    run_id: str
+    about: Mapping[str, Any]
+    config: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    breakdown: Sequence[Mapping[str, Any]]
+
+
+def is_one(path: Path) -> bool:
+    """Whether this is a run folder of a training."""
+    if not (path / "run.json").is_file():
+        return False
+    return RunFolder(path).read_json("run.json").get("format_version") == FORMAT
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    """Lines of its metrics.jsonl; none before the first step."""
+    return list(read_lines(path / METRICS, json.loads))
+
+
+def read(path: Path) -> Training:
+    """Raises `UsageError` for a training that has made no step yet, `CorruptFile` for a damaged folder."""
+    folder = RunFolder(path.resolve())
+    lines = steps(path)
+    if not lines:
+        raise UsageError(f"{path} has no step yet", hint=f"go on with it: commbench train --resume {path}")
+    return Training(
+        run_id=folder.run_id,
+        about=folder.read_json("run.json"),
+        config=folder.read_json("config.json"),
+        steps=lines,
+        breakdown=list(read_lines(folder.path / BREAKDOWN, json.loads)),
+    )
+
+
+def labels(trainings: Sequence[Training]) -> list[str]:
+    """A name for each, by the keys in which they differ; with the run's own where that does not tell them apart."""
+    if len(trainings) == 1:
+        return [str(trainings[0].config.get("recipe", trainings[0].run_id))]
+    keys = [key for key in trainings[0].config if len({_word(key, one.config.get(key)) for one in trainings}) > 1]
+    if len(keys) > _MOST_KEYS and "recipe" in keys:
+        keys = ["recipe"]
+    elif "recipe" in keys and len(keys) > 1:
+        keys.remove("recipe")
+    told = [_name(one.config, keys[:_MOST_KEYS]) for one in trainings]
+    return [label if label and told.count(label) == 1 else f"{label} {one.run_id}".strip()
+            for label, one in zip(told, trainings, strict=True)]  # fmt: skip
+
+
+def differences(configs: Sequence[Mapping[str, Any]], between: str) -> list[str]:
+    """`key=one and two` of each key in which they differ."""
+    keys = [key for key in configs[0] if any(one.get(key) != configs[0][key] for one in configs)]
+    return [f"{key}={between.join(_word(key, one.get(key)) for one in configs)}" for key in keys]
+
+
+def _name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Without what is left to its default, unless all is."""
+    typed = [key for key in keys if config.get(key) is not None] or keys
+    return " ".join(f"{key}={_word(key, config.get(key))}" for key in typed)
+
+
+def _word(key: str, value: Any) -> str:
+    if value is None:
+        return "default"
+    return Path(str(value)).name if key in _WHERE else str(value)

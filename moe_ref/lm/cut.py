@@ -1,0 +1,93 @@
+"""Modules that ranks share: each has a piece of some parameters, and the pieces' outputs are summands.
+
+Megatron's two cuts (Shoeybi et al., arXiv 1909.08053, 3): the first product by its outputs, the second by its inputs,
+with one all_reduce after them, and one backward of the gradient of what went in. All ranks of a group have the same
+tokens before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from commbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from moe_ref.schedules.base import Comm
+
+
+class Cut(nn.Module):
+    """Whole until `share` cuts it. `cut`: by parameter's name, the dimension in which it is cut; others are whole."""
+
+    cut: ClassVar[Mapping[str, int]] = {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tp: Comm | None = None
+
+    def share(self, tp: Comm) -> None:
+        """Keep this rank's piece of each parameter, in place. Ranks that had equal modules hold all between them.
+
+        Raises `UsageError` where a length does not divide among the ranks of `tp`.
+        """
+        for name, dimension in self.cut.items():
+            whole = self.get_parameter(name)
+            length = whole.shape[dimension]
+            if length % tp.size:
+                raise UsageError(f"{name} of shape {list(whole.shape)} does not divide among {tp.size} ranks",
+                                 hint=f"{length} is to be a multiple of {tp.size}")  # fmt: skip
+        for name, dimension in self.cut.items():
+            path, _, last = name.rpartition(".")
+            piece = self.get_parameter(name).detach().chunk(tp.size, dimension)[tp.rank].clone()
+            setattr(self.get_submodule(path), last, nn.Parameter(piece))
+        self.tp = tp
+
+    def copied(self, x: Tensor) -> Tensor:
+        """x, of which each rank's piece makes something: gradients of all pieces are added up."""
+        if self.tp is None:
+            return x
+        same: Tensor = _Copied.apply(x, self.tp)  # type: ignore[no-untyped-call]
+        return same
+
+    def summed(self, x: Tensor, last: nn.Linear) -> Tensor:
+        """last(x), of this rank's columns of `last`, added up over ranks; its bias counts once."""
+        if self.tp is None:
+            out: Tensor = last(x)
+            return out
+        total: Tensor = _Summed.apply(functional.linear(x, last.weight), self.tp)  # type: ignore[no-untyped-call]
+        return total if last.bias is None else total + last.bias.to(total.dtype)
+
+
+class _Copied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: Comm) -> Tensor:
+        ctx.tp = tp
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _sum(gradients[0], ctx.tp), None
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: Comm) -> Tensor:
+        return _sum(x, tp)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _sum(x: Tensor, tp: Comm) -> Tensor:
+    x = x.detach().contiguous()
+    out = torch.empty_like(x)
+    tp.all_reduce(out, x)
+    return out
+
+
+__all__ = ["Cut"]

@@ -1,0 +1,114 @@
+"""What an A/B expects of exchanges before its rounds: from a profile, from a cost model, or from both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from commbench import ab
+from commbench.ab import ARMS, BASELINE
+from commbench.commands import train_ab
+from commbench.errors import CorruptFile, UsageError
+from commbench.fabric.emulated import Emulated
+from commbench.layout import Layout
+from commbench.model import Model
+from commbench.profile import file
+from commbench.profile.table import Table
+from commbench.training import TrainConfig, compose
+from moe_ref.schedules.predict import predict
+from moe_ref.training import build
+from moe_ref.training.expected import exchanges_us, shape
+from tests import profiles
+from tests.moe.test_predict import model_of
+
+NODES = 2
+
+
+def config(*words: str) -> TrainConfig:
+    return compose(["emulated-2x4", *words])[0]
+
+
+def table(collective: str, default_us: float, chosen_us: float, **arguments: Any) -> Any:
+    evidence = dataclasses.replace(profiles.EVIDENCE, size_bytes=2**19, default_us=default_us, chosen_us=chosen_us)
+    ways = {"partial": "drop_reduce_scatter", "replicated": "drop_gather_pipelined"}
+    way = ways.get(arguments.get("tp_input", ""), "pairwise")
+    return profiles.choice(collective, way, evidence=[evidence], arguments=arguments)
+
+
+def known(*choices: Any) -> Table:
+    profile = profiles.profile(*choices, nodes=NODES, ranks_per_node=4, fabric=str(Emulated(nodes=NODES, link="1gbit")))
+    return Table(profile, profile.scopes[0].id)
+
+
+def test_the_shape_is_that_of_a_part() -> None:
+    found = shape(config())
+    assert (found.T, found.D, found.E, found.K, found.C, found.W, found.tp) == (512, 128, 8, 2, 128, 8, 4)
+    assert found.E * (found.C or 0) * found.row_bytes == 2**19
+    assert shape(config("schedule=parm_s1")).C == 32 and shape(config("dtype=bf16")).itemsize == 2
+    assert shape(config("capacity=dropless", "tp=1", "batch=16")).C is None
+
+
+def test_a_profile_knows_what_its_default_takes_and_its_choice() -> None:
+    both = known(table("tp_all_to_all", 100, 60, tp=4, tp_input="replicated"),
+                 table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
+    # Two layers, there and back, forward and backward.
+    assert exchanges_us(config(), None, both, None) == pytest.approx(2 * 2 * (100 + 300))
+    assert exchanges_us(config(), both, both, None) == pytest.approx(2 * 2 * (60 + 150))
+    assert exchanges_us(config("recompute=redo"), both, both, None) == pytest.approx(2 * 3 * (60 + 150))
+    assert exchanges_us(config("batch=16", "parts=4"), both, both, None) == pytest.approx(2 * 2 * 2 * (60 + 150))
+    assert exchanges_us(config("tp_tokens=duplicate"), None, both, None) is None, "calls of groups are not in it"
+    assert exchanges_us(config(), None, known(table("all_to_all", 9, 9)), None) is None
+
+
+def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
+    model = model_of()
+    cases = {words: config(*words) for words in ((), ("tp_tokens=duplicate",), ("tp_tokens=drop_pipelined",))}
+    for its in cases.values():
+        found = predict(build.schedule(its), shape(its), model, Layout(2, 4))
+        assert exchanges_us(its, None, None, model) == pytest.approx(2 * (found.forward_us + found.backward_us))
+    times = [exchanges_us(cases[words], None, None, model) for words in (("tp_tokens=duplicate",), ())]
+    assert times[0] is not None and times[1] is not None and times[0] > 2 * times[1]
+    halved = known(table("tp_all_to_all", 100, 50, tp=4, tp_input="replicated"),
+                   table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
+    assert exchanges_us(cases[()], halved, halved, model) == pytest.approx(times[1] / 2)
+    assert exchanges_us(config("schedule=pipelined", "tp=1"), None, None, model) is None, "it computes beside them"
+
+
+def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> None:
+    choices = (table("tp_all_to_all", 100, 60, tp=4, tp_input="replicated"),
+               table("tp_all_to_all", 300, 140, tp=4, tp_input="partial"))  # fmt: skip
+    its = profiles.profile(*choices, nodes=2, ranks_per_node=4, fabric=config().emulated and str(config().emulated))
+    file.save(its, tmp_path / "p.json")
+    launched = ab.Launched(arm=BASELINE, round=-1, tokens_per_s=1, step_us=1000, exposed_us=800, exposed_moe_us=600,
+                           losses=())  # fmt: skip
+
+    def said(*words: str, model: Model | None = None) -> tuple[float | None, str]:
+        arms = train_ab.arms_of(("emulated-2x4", *words))[0]
+        return train_ab._predicted(launched, {name: arms[name] for name in ARMS}, model)
+
+    profile = f"candidate={tmp_path / 'p.json'}"
+    assert said(profile)[0] == pytest.approx(1000 / (1000 - 600 * (1 - 200 / 400)))
+    found, why = said("baseline.tp_tokens=duplicate", profile)
+    assert found is None and "model=FILE" in why
+    found, _ = said("baseline.tp_tokens=duplicate", profile, model=model_of())
+    assert found is not None and found > 1.5
+    found, why = said(profile, "candidate.dispatch=loop", model=model_of())
+    assert found is None and "differ in dispatch" in why
+    assert said("candidate.tp_tokens=duplicate")[0] is None
+
+
+def test_a_model_is_read_from_a_file_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(model_of().as_dict()))
+    assert train_ab._model(tmp_path / "m.json").settings.keys() == model_of().settings.keys()
+    with pytest.raises(UsageError, match="no cost model"):
+        train_ab._model(tmp_path / "none.json")
+    for text in ("{", '{"settings": 3}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(CorruptFile):
+            train_ab._model(tmp_path / "bad.json")
