@@ -2,31 +2,45 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests that start ranks never run beside each other: they would share cores and links.
-WITHOUT_RANKS := unit or kernels or moe
+# Two rooms at a time, in this order. Tests of one room never run beside each other: in the first are all that no other
+# room names, whose ranks would share links and cores; ranks of the last two only compute, and time nothing.
+ROOMS := .with-ranks .without-ranks .communicators .training
+WITHOUT_RANKS := tests/unit tests/kernels tests/moe
+COMMUNICATORS := $(wildcard tests/gloo/test_communicator_*.py tests/gloo/test_moe*.py) tests/gloo/test_helloworld.py
+TRAINING := $(wildcard tests/gloo/test_train*.py)
+CASES ?= not slow
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test .with-ranks .without-ranks check bench clean help
+.PHONY: sweep test test-all $(ROOMS) check bench clean help
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 sweep: $(VENV)/.run ## measure all-to-all on this machine and draw the curves: make sweep ARGS="quick dtype=bf16"
 	$(BIN)/commbench sweep $(ARGS)
 
 test: $(VENV)/.dev ## run the tests: make test ARGS="tests/unit -k stats"
 ifdef ARGS
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "$(CASES)" $(ARGS)
 else
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target .with-ranks .without-ranks
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(ROOMS)
 endif
 
+test-all: export CASES = slow or not slow
+test-all: test ## run the tests, and more cases of some of them (longer)
+
 .with-ranks:
-	$(BIN)/python -m pytest -m "not ($(WITHOUT_RANKS))"
+	$(BIN)/python -m pytest -m "$(CASES)" $(patsubst %,--ignore=%,$(WITHOUT_RANKS) $(COMMUNICATORS) $(TRAINING)) tests
 
 .without-ranks:
-	$(BIN)/python -m pytest -m "$(WITHOUT_RANKS)"
+	$(BIN)/python -m pytest -m "$(CASES)" $(WITHOUT_RANKS)
+
+.communicators:
+	$(BIN)/python -m pytest -m "$(CASES)" $(COMMUNICATORS)
+
+.training:
+	$(BIN)/python -m pytest -m "$(CASES)" $(TRAINING)
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -29,8 +30,21 @@ Rule = Callable[[Case], float]  # microseconds
 
 
 def planned(*words: str) -> list[Case]:
+    return list(_planned(words))
+
+
+@functools.cache
+def _planned(words: tuple[str, ...]) -> list[Case]:
     _, configs = prepare.configure(["quick", "transport=scripted", *words])
     return [item.case for item in expand(configs) if not item.skip]
+
+
+def rows_of(cases: list[Case], measurements: list[Measurement], samples: Samples) -> list[Row]:
+    """As a sweep finishes its cases, in their order."""
+    by_case: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        by_case.setdefault(m.case_id, []).append(m)
+    return [row(case, by_case.get(case.case_id, []), samples) for case in cases]
 
 
 def measured(
@@ -60,8 +74,7 @@ def _factor(seed: str, sigma: float) -> float:
 
 def frame(cases: list[Case], measurements: list[Measurement], run_id: str = "r1") -> pd.DataFrame:
     """As a sweep of so many launches that no samples are needed gives it to the plots."""
-    samples = Samples(RunFolder(Path("/nowhere")))
-    rows = [row(case, [m for m in measurements if m.case_id == case.case_id], samples) for case in cases]
+    rows = rows_of(cases, measurements, Samples(RunFolder(Path("/nowhere"))))
     none = np.empty(0)
     return tables.frame(rows, run_id, ratios.compare(cases, measurements, lambda measurement: none))
 
@@ -78,8 +91,7 @@ def folder(
         line = {"case_id": m.case_id, "launch": m.launch, "time_us": times, "host_us": times, "warmup_us": []}
         with open(run.samples_path(m.attempt), "a") as file:
             file.write(json.dumps(line) + "\n")
-    read = Samples(run)
-    rows = [row(case, [m for m in measurements if m.case_id == case.case_id], read) for case in cases]
+    rows = rows_of(cases, measurements, Samples(run))
     for finished in rows:
         run.append_row(finished)
     return run, rows

@@ -7,8 +7,11 @@ ranks share. One node's link is slowed to a third, and a rank of another node wo
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import random
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conftest import commbench, only_run
@@ -18,30 +21,30 @@ NODES, RANKS = 4, 2
 CLUSTER = ("transport=gloo", "fabric=emulated", f"nodes={NODES}", f"ranks_per_node={RANKS}", "link=500mbit")
 CLUSTER += ("intra_link=500mbit", "-b", "512K", "-e", "512K")
 FEW = ("launches=3", "iters=4", "warmup=1", "--no-plots", "--quiet")
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ALONE: Run = functools.partial(commbench, timeout=400)  # two of them at once will do
 
 
-def planted(seed: int, out: Path) -> tuple[list[str], list[str]]:
+def planted(seed: int, out: Path, run: Run = ALONE) -> tuple[list[str], list[str]]:
     """What was planted and what was named, as `link 1 both` and `rank 5`."""
     rng = random.Random(seed)
     slow, other = rng.sample(range(NODES), 2)
     rank = other * RANKS + rng.randrange(RANKS)
-    found = _named(seed, out, f"slow_link=node{slow}:3", rank)
+    found = _named(seed, out, f"slow_link=node{slow}:3", rank, run)
     return [f"link {[slow]} both", f"rank {[rank]}"], found
 
 
 def healthy(seed: int, out: Path) -> list[str]:
     """What was named where nothing is slow."""
-    return _named(seed, out, "slow_link=none", None)
+    return _named(seed, out, "slow_link=none", None, ALONE)
 
 
-def _named(seed: int, out: Path, link: str, rank: int | None) -> list[str]:
+def _named(seed: int, out: Path, link: str, rank: int | None, run: Run) -> list[str]:
     out.mkdir(parents=True)
     with throttled(out, rank) if rank is not None else contextlib.nullcontext():
-        swept = commbench(
-            "sweep", "pairs", *CLUSTER, *FEW, link, f"seed={seed}", "--out", str(out), cwd=out, timeout=400
-        )
+        swept = run("sweep", "pairs", *CLUSTER, *FEW, link, f"seed={seed}", "--out", str(out), cwd=out)
     assert swept.returncode == 0, swept.stderr
-    looked = commbench("stragglers", str(only_run(out)), "--format", "json", cwd=out)
+    looked = run("stragglers", str(only_run(out)), "--format", "json", cwd=out)
     assert looked.returncode in (0, 1), looked.stderr
     found = json.loads(looked.stdout)["found"]
     assert looked.returncode == bool(found)

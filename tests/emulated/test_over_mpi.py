@@ -11,7 +11,7 @@ import pytest
 
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library
-from tests.conftest import commbench, environment, rows_of
+from tests.conftest import commbench, environment, here, rows_of
 from tests.emulated.leftovers import rank_at_work, round_of
 from tests.kills import family
 
@@ -79,7 +79,7 @@ def test_where_the_library_is_another_the_rest_is_measured(tmp_path: Path) -> No
     if library().family == "openmpi":
         pytest.skip("mpi4py loads Open MPI, which is not refused")
     words = ("fabric=emulated", "layout=2x2", "algorithm=direct", "launches=1", "iters=3", "-b", "4K", "-e", "4K")
-    result = commbench("sweep", "quick", "transport=gloo,mpi", *words, "--no-plots", "--format", "json", cwd=tmp_path)
+    result = here("sweep", "quick", "transport=gloo,mpi", *words, "--no-plots", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     reasons = {row["transport"]: row["reason"] for row in rows_of(result)}
     assert not reasons["gloo"] and "transport mpi needs Open MPI on an emulated fabric" in reasons["mpi"]

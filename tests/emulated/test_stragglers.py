@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import here
 from tests.emulated.stragglers import planted
 
 pytestmark = pytest.mark.emulated
 
 
 def test_both_are_named_and_nobody_else(tmp_path: Path) -> None:
-    expected, found = planted(1, tmp_path / "out")
+    expected, found = planted(1, tmp_path / "out", here)
     assert sorted(found) == sorted(expected)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commbench import affinity
-from tests.conftest import commbench, environment, only_run, rows_of
+from tests.conftest import commbench, environment, here, only_run, rows_of
 
 CPUS = sorted(os.sched_getaffinity(0))
 WORDS = ("sweep", "quick", "transport=gloo", "algorithm=direct", "nodes=1", "ranks_per_node=2", "-b", "64K",
@@ -24,7 +24,7 @@ def test_every_policy_is_what_ranks_have(tmp_path: Path, launcher: str) -> None:
     masks = f"{CPUS[1]};{CPUS[0]}"
     policies = "none,pci,block,round_robin,worst,explicit" if launcher == "local" else "explicit"
     words = (*WORDS, f"binding={policies}", f"cpu_masks={masks}", *MEMORY, "--launcher", launcher)
-    done = commbench(*words, cwd=tmp_path)
+    done = (here if launcher == "local" else commbench)(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = {row["binding"]: row for row in rows_of(done)}
     assert list(rows) and {row["status"] for row in rows.values()} == {"ok"}
@@ -71,7 +71,7 @@ def test_a_rank_that_is_moved_later_makes_no_row(tmp_path: Path) -> None:
 def test_emulated_nodes_are_one_host(tmp_path: Path) -> None:
     words = ("fabric=emulated", "layout=2x1", "binding=explicit", f"cpu_masks={CPUS[1]};{CPUS[0]}", *MEMORY)
     kept = [word for word in WORDS if not word.startswith(("nodes=", "ranks_per_node="))]
-    done = commbench(*kept, *words, cwd=tmp_path)
+    done = here(*kept, *words, cwd=tmp_path)
     if done.returncode == 2 and "emulated" in done.stderr + done.stdout:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,15 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
 from tests.conftest import (
     EVERYTHING,
-    LAYOUTS_OF_EVERYTHING,
+    OF_EVERYTHING,
     check_everything,
     commbench,
     environment,
+    here,
     only_run,
     rows_of,
 )
+from tests.emulated.leftovers import rank_at_work
 from tests.kills import family, kill_and_resume
 
 FEW = ("transport=mpi", "algorithm=direct,bruck", "launches=1", "iters=3", "warmup=1", "-e", "1K", "--no-plots")
@@ -33,20 +34,20 @@ def shared_memory() -> set[Path]:
     return set(Path("/dev/shm").iterdir())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS_OF_EVERYTHING, ids="-".join)
-def test_everything_is_right(tmp_path: Path, layout: tuple[str, str]) -> None:
-    check_everything(commbench(*EVERYTHING, "transport=mpi", *layout, cwd=tmp_path, timeout=280))
+@pytest.mark.parametrize("words", OF_EVERYTHING, ids="-".join)
+def test_everything_is_right(tmp_path: Path, words: tuple[str, ...]) -> None:
+    check_everything(here(*EVERYTHING, "transport=mpi", *words, cwd=tmp_path))
 
 
 def test_groups_and_overlap(tmp_path: Path) -> None:
     once = ("launches=1", "iters=2", "--no-plots", "--format", "json")
     words = ("transport=mpi", "collective=all", "algorithm=all", "groups=rails,blocks:2", "-b", "1K", "-e", "1K")
-    result = commbench("sweep", "quick", *words, *once, cwd=tmp_path)
+    result = here("sweep", "quick", *words, *once, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     ok = {(row["collective"], row["groups"]) for row in rows_of(result) if row["status"] == "ok"}
     assert len(ok) == 14
     words = ("transport=mpi", "algorithm=direct", "overlap=matmul", "nodes=1", "ranks_per_node=2", "-e", "1K")
-    result = commbench("sweep", "quick", *words, *once, cwd=tmp_path)
+    result = here("sweep", "quick", *words, *once, cwd=tmp_path)
     (row,) = rows_of(result)
     assert row["status"] == "ok" and row["compute_beside_us"] > 0
 
@@ -135,7 +136,7 @@ def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
 def test_every_operation_and_root(tmp_path: Path) -> None:
     words = ("collective=all_reduce,reduce_scatter,broadcast", "op=sum,prod,min,max", "root=0,1,3", "dtype=int32")
     words += ("in_place=false,true", "transport=mpi", "launches=1", "iters=1", "-b", "1K", "-e", "1K")
-    result = commbench("sweep", "quick", *words, "--no-plots", "--format", "json", cwd=tmp_path)
+    result = here("sweep", "quick", *words, "--no-plots", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert {row["status"] for row in rows_of(result)} == {"ok"} and len(rows_of(result)) == 22
 
@@ -149,13 +150,7 @@ def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, 
          "--format", "json"],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("results/2*/logs/*/rank-3.json")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    (description,) = tmp_path.glob("results/2*/logs/*/rank-3.json")
-    os.kill(int(json.loads(description.read_text())["pid"]), number)
+    rank_at_work(tmp_path / "results", 3).send_signal(number)
     out, error = sweep.communicate(timeout=100)
     assert sweep.returncode == 1, error
     assert sorted(json.loads(line)["status"] for line in out.splitlines()) == sorted([status, "ok"]), error
@@ -166,7 +161,7 @@ def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, 
 def test_another_library_than_open_mpi_is_refused_on_an_emulated_fabric(tmp_path: Path) -> None:
     if mpi_library.find().family == "openmpi":
         pytest.skip("mpi4py loads Open MPI, which is not refused")
-    result = commbench("sweep", "quick", "transport=mpi", "fabric=emulated", "layout=2x2", cwd=tmp_path)
+    result = here("sweep", "quick", "transport=mpi", "fabric=emulated", "layout=2x2", cwd=tmp_path)
     assert result.returncode == 2 and not list(tmp_path.iterdir())
     error, hint = result.stderr.splitlines()
     assert error.startswith("error: MPICH and Intel MPI put ranks of one machine on shared memory")
@@ -175,7 +170,7 @@ def test_another_library_than_open_mpi_is_refused_on_an_emulated_fabric(tmp_path
 
 
 def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Path) -> None:
-    result = commbench("sweep", "quick", *FEW, cwd=tmp_path)
+    result = here("sweep", "quick", *FEW, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "results")
     (folder,) = (run / "logs").iterdir()
@@ -183,7 +178,7 @@ def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Pa
         told = json.loads((folder / f"rank-{rank}.json").read_text())
         assert told["affinity"] == sorted(os.sched_getaffinity(0))
         assert told["versions"]["mpi"]
-    dry = commbench("sweep", "quick", "transport=mpi", "--dry-run", cwd=tmp_path)
+    dry = here("sweep", "quick", "transport=mpi", "--dry-run", cwd=tmp_path)
     assert "-bind-to none" in dry.stdout or "--bind-to none" in dry.stdout or "I_MPI_PIN 0" in dry.stdout
 
 

@@ -22,7 +22,7 @@ from commbench.plan import expand
 from commbench.plots.settings import BINDING_SETTINGS, file_words, title_words
 from commbench.records import Case, Outer, Row, from_dict
 from commbench.topology.machine import Device, Machine, NumaNode
-from tests.conftest import commbench
+from tests.conftest import commbench, environment, here
 from tests.made import folder, measured, planned
 
 GI = 1 << 30
@@ -391,7 +391,7 @@ def test_ratios_of_bindings_stay_inside_an_environment() -> None:
 def test_a_dry_run_shows_every_place(tmp_path: Path) -> None:
     one = str(min(os.sched_getaffinity(0)))
     words = ("sweep", "quick", *SMALL, "transport=scripted", "binding=none,block,explicit", f"cpu_masks={one};{one}")
-    shown = commbench(*words, "binding_memory=off", "--dry-run", cwd=tmp_path)
+    shown = here(*words, "binding_memory=off", "--dry-run", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "binding=none: every rank as it is started\n" in shown.stdout
     assert f"binding=explicit {one};{one} CPUs only, local rank 1: CPUs {one}, memory as it was: list 2" in shown.stdout
@@ -405,7 +405,7 @@ def test_a_dry_run_shows_every_place(tmp_path: Path) -> None:
 )
 def test_bad_masks_end_the_command_and_write_nothing(tmp_path: Path, masks: str, message: str) -> None:
     words = (*SMALL, "transport=scripted", "binding=none,explicit", f"cpu_masks={masks}", "binding_memory=off")
-    done = commbench("sweep", "quick", *words, cwd=tmp_path)
+    done = here("sweep", "quick", *words, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == "" and not list(tmp_path.iterdir())
 
@@ -418,8 +418,6 @@ def test_a_place_that_is_not_taken_makes_no_row(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os\nos.sched_setaffinity = lambda thread, cpus: None\n"  # what a sandbox may do
     )
-    from tests.conftest import environment
-
     words = (*SMALL, "transport=scripted", "binding=none,explicit", f"cpu_masks={allowed[0]};{allowed[1]}")
     more = ("binding_memory=off", "launches=1", "iters=3", "--no-plots", "--format", "json")
     done = commbench("sweep", "quick", *words, *more, cwd=tmp_path, env=environment(tmp_path))

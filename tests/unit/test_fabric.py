@@ -13,7 +13,7 @@ from commbench import fabric
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.fabric import namespaces, network, tools
 from commbench.fabric.emulated import Emulated, parse_rate
-from tests.conftest import commbench, environment
+from tests.conftest import environment, here
 
 FOUR = Emulated(nodes=4, link="1gbit", message_overhead=30000)
 SPINES = {
@@ -162,7 +162,7 @@ def test_what_a_tool_refuses_is_passed_on(tmp_path: Path) -> None:
 def test_what_cannot_be(tmp_path: Path, words: str, said: str) -> None:
     first = [] if "transport" in words else ["transport=gloo"]
     recipe = [] if words.startswith("2d_") else ["quick"]
-    result = commbench("sweep", *recipe, *words.split(), *first, cwd=tmp_path)
+    result = here("sweep", *recipe, *words.split(), *first, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     error, hint = result.stderr.strip().splitlines()[-2:]
     assert said in error + hint and hint.startswith("hint: ")
@@ -171,7 +171,7 @@ def test_what_cannot_be(tmp_path: Path, words: str, said: str) -> None:
 
 def test_layouts_in_a_job_script_are_one_in_each_line(tmp_path: Path) -> None:
     words = ("transport=gloo", "layout=2x2,4x1", "--launcher", "print")
-    result = commbench("sweep", "quick", *words, cwd=tmp_path)
+    result = here("sweep", "quick", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if "srun" in line and "sweep" in line]
     assert len(lines) == 2 and not any("layout=" in line for line in lines)

@@ -18,7 +18,7 @@ from commbench.layout import Layout
 from commbench.matrices import Launched
 from commbench.plan import expand
 from commbench.store import RunFolder
-from tests.conftest import commbench, only_run
+from tests.conftest import here, only_run
 from tests.made import planned
 
 LAYOUTS = [(n, m) for n in range(1, 8) for m in range(1, 7) if n * m > 1] + [(16, 8), (9, 8)]
@@ -102,7 +102,7 @@ def test_who_waits_for_a_late_partner_is_not_slow() -> None:
 
 def test_a_sweep_leaves_the_matrix_as_files_and_pictures(tmp_path: Path, write_script: object) -> None:
     words = ("transport=scripted", "nodes=2", "ranks_per_node=2", "-b", "1K", "-e", "1K", "launches=2", "iters=3")
-    done = commbench("sweep", "pairs", *words, cwd=tmp_path)
+    done = here("sweep", "pairs", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "round  algorithm" in done.stdout and done.stdout.count("# pairs schedule=tournament") == 2
     run = only_run(tmp_path / "results")
@@ -117,7 +117,7 @@ def test_a_sweep_leaves_the_matrix_as_files_and_pictures(tmp_path: Path, write_s
     assert matrix["time_us"][0][0] is None and matrix["time_us"][0][3] == pytest.approx(11.02, abs=0.01)
     (picture,) = (run / "plots").glob("*.png")
     assert picture.name.startswith("pairs-schedule-tournament-scripted-2x2")
-    again = commbench("plot", str(run), "--out", str(tmp_path / "drawn"), cwd=tmp_path)
+    again = here("plot", str(run), "--out", str(tmp_path / "drawn"), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path.suffix for path in (tmp_path / "drawn").iterdir()} == {".png", ".svg", ".csv", ".json"}
     (made,) = matrices.of_runs([RunFolder.open(run)])

@@ -181,11 +181,20 @@ LAYOUTS = (("nodes=4", "ranks_per_node=4"), ("nodes=2", "ranks_per_node=8"), ("n
 ALL, TWO = ("algorithm=all", "window=1,2"), (*EMULATED, "algorithm=direct,2d_intra_first")
 
 
-@pytest.mark.parametrize(("layouts", "sizes", "words"), [(1, 3, ALL), (3, 6, TWO), (3, 8, ALL), (1, 20, TWO)])
-def test_nothing_is_cut_off(layouts: int, sizes: int, words: tuple[str, ...], tmp_path: Path) -> None:
+def of_layouts(layouts: int, sizes: int, words: tuple[str, ...]) -> pd.DataFrame:
     span = ("sizes.min=1K", f"sizes.max={2 ** (sizes - 1)}K", "sizes.factor=2")
     cases = [case for layout in LAYOUTS[:layouts] for case in planned(*layout, *words, *span)]
-    rows = frame(cases, measured(cases, lambda case: case.size_bytes + len(case.label) * 1000.0, noise=0.1))
+    return frame(cases, measured(cases, lambda case: case.size_bytes + len(case.label) * 1000.0, noise=0.1))
+
+
+@pytest.mark.parametrize("layouts", [1, 3])
+def test_a_map_and_two_figures_of_each_layout_are_drawn(layouts: int, tmp_path: Path) -> None:
+    assert len(plots.draw(of_layouts(layouts, 3, ALL), META, tmp_path)) == 1 + 2 * layouts
+
+
+@pytest.mark.parametrize(("layouts", "sizes", "words"), [(1, 3, ALL), (3, 6, TWO), (3, 8, ALL), (1, 20, TWO)])
+def test_nothing_is_cut_off(layouts: int, sizes: int, words: tuple[str, ...]) -> None:
+    rows = of_layouts(layouts, sizes, words)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for function in (crossover, traffic):
@@ -193,7 +202,6 @@ def test_nothing_is_cut_off(layouts: int, sizes: int, words: tuple[str, ...], tm
             assert len(figures) == (1 if function is crossover else layouts)
             for figure in figures.values():
                 inside(figure)
-    assert len(plots.draw(rows, META, tmp_path)) == 1 + 2 * layouts
 
 
 def test_a_collective_without_busbw_is_drawn_by_its_algbw() -> None:

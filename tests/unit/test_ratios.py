@@ -17,7 +17,7 @@ from commbench.ratios import Ratio
 from commbench.records import Case, Row
 from commbench.stats import Verdict
 from commbench.store import RunFolder
-from tests.conftest import commbench, only_run
+from tests.conftest import here, only_run
 from tests.made import META, folder, measured, planned
 
 SMALL = ("nodes=2", "ranks_per_node=2", "sizes.min=1K", "sizes.max=4K", "sizes.factor=4")
@@ -139,7 +139,7 @@ def test_a_sweep_over_the_scripted_transport(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text(json.dumps({**script, "factor": {"2d_intra_first": 1.5}}))
     words = ("sweep", "quick", "transport=scripted", "script=s.json", "algorithm=direct,2d_intra_first", "nodes=2")
     sizes = ("ranks_per_node=3", "-b", "1K", "-e", "256K", "-f", "16", "launches=6", "iters=10", "--out", "out")
-    done = commbench(*words, *sizes, cwd=tmp_path)
+    done = here(*words, *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "out")
     frame = pd.read_parquet(run / "results.parquet")

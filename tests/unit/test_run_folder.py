@@ -24,7 +24,7 @@ from commbench.cli import _main
 from commbench.errors import CorruptFile
 from commbench.records import Row, Status
 from commbench.store import RunFolder, append_line, read_lines, repair, write_atomically
-from tests.conftest import commbench, environment, only_run
+from tests.conftest import commbench, environment, here, only_run
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")
 
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of 8 cases in 6 launches, with its stdout beside it."""
     parent = tmp_path_factory.mktemp("finished")
     (parent / "script.json").write_text(json.dumps({"noise": 0.05, "jitter_us": 3.0, "launch_noise": 0.02}))
-    result = commbench(*QUICK, "script=script.json", "--out", "out", "--format", "json", cwd=parent)
+    result = here(*QUICK, "script=script.json", "--out", "out", "--format", "json", cwd=parent)
     assert result.returncode == 0, result.stderr
     run = only_run(parent / "out")
     (run / "stdout").write_text(result.stdout)
@@ -113,20 +113,20 @@ def test_plot_draws_again_and_compares_two(finished: Path, tmp_path: Path) -> No
 
 
 def test_table_and_csv_on_stdout_only_data(tmp_path: Path) -> None:
-    result = commbench(*QUICK, "launches=1", "iters=6", "--no-plots", cwd=tmp_path)
+    result = here(*QUICK, "launches=1", "iters=6", "--no-plots", cwd=tmp_path)
     data = [line for line in result.stdout.splitlines() if not line.startswith("#")]
     assert len(data) == 8 and all(len(line.split()) == 20 and line.endswith("ok") for line in data)
     header = next(line for line in result.stdout.splitlines() if line.startswith("#") and "algbw" in line)
     assert len(header.lstrip("#").split()) == 20
     assert "spread between launches is NOT in it" in result.stdout
-    result = commbench(*QUICK, "launches=1", "iters=4", "--no-plots", "--format", "csv", "-q", cwd=tmp_path)
+    result = here(*QUICK, "launches=1", "iters=4", "--no-plots", "--format", "csv", "-q", cwd=tmp_path)
     assert result.stderr == ""
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(rows) == 8 and set(rows[0]) == {f.name for f in dataclasses.fields(Row)}
 
 
 def test_a_case_that_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
-    result = commbench(
+    result = here(
         *QUICK, "nodes=1", "ranks_per_node=4", "launches=1", "iters=3", "--format", "json", "--no-plots", cwd=tmp_path
     )
     assert result.returncode == 0
@@ -136,21 +136,28 @@ def test_a_case_that_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> No
     assert all("two levels need" in row["reason"] and row["time_us"] is None for row in skipped)
 
 
-@pytest.mark.parametrize("kind", ["flip", "out_of_memory", "crash", "hang"])
-def test_a_bad_case_ends_alone(tmp_path: Path, kind: str, write_script: Callable[..., Path]) -> None:
-    fault = {"kind": kind, "rank": 2, "algorithm": "bruck", "size_bytes": 1024}
-    script = write_script(faults=[fault if kind == "out_of_memory" else {**fault, "from_op": 5}])
-    words = (*QUICK, f"script={script}", "launches=2", "iters=3", "timeout=2", "--format", "json", "--no-plots")
-    result = commbench(*words, cwd=tmp_path)
+FAULTS = {"flip": "wrong_result", "out_of_memory": "out_of_memory", "crash": "error", "hang": "timeout"}
+
+
+@pytest.mark.parametrize("kinds", [("flip", "out_of_memory"), ("crash", "hang")], ids="-".join)
+def test_bad_cases_end_alone(tmp_path: Path, kinds: tuple[str, str], write_script: Callable[..., Path]) -> None:
+    cases = dict(zip(kinds, (("bruck", 1024), ("pairwise", 8192)), strict=True))
+    faults = [
+        {"kind": kind, "rank": 2, "algorithm": algorithm, "size_bytes": size}
+        | ({} if kind == "out_of_memory" else {"from_op": 5})
+        for kind, (algorithm, size) in cases.items()
+    ]
+    words = (f"script={write_script(faults=faults)}", "launches=2", "iters=3", "timeout=2")
+    result = here(*QUICK, *words, "--format", "json", "--no-plots", cwd=tmp_path)
     assert result.returncode == 1, result.stderr
     rows = {(row["algorithm"], row["size_bytes"]): row for row in map(json.loads, result.stdout.splitlines())}
     assert len(rows) == 8
-    bad = rows.pop(("bruck", 1024))
-    expected = {"flip": "wrong_result", "out_of_memory": "out_of_memory", "crash": "error", "hang": "timeout"}[kind]
-    assert bad["status"] == expected and bad["reason"] and bad["time_us"] is None
+    for kind, case in cases.items():
+        bad = rows.pop(case)
+        assert bad["status"] == FAULTS[kind] and bad["reason"] and bad["time_us"] is None
+        if kind == "crash":
+            assert "rank 2 exited with code 7" in bad["reason"] and "rank-2.log" in result.stderr
     assert {row["status"] for row in rows.values()} == {"ok"} and {row["launches"] for row in rows.values()} == {2}
-    if kind == "crash":
-        assert "rank 2 exited with code 7" in bad["reason"] and "rank-2.log" in result.stderr
 
 
 def test_a_launch_that_never_starts_fails_its_cases_only_after_a_second_try(
@@ -181,7 +188,7 @@ def _sabotage(tmp_path: Path) -> Path:
 
 def test_resume_of_a_finished_run_measures_nothing(copy: Path) -> None:
     before = (copy / "measurements.jsonl").read_bytes()
-    result = commbench("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
+    result = here("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) == 8
     assert (copy / "measurements.jsonl").read_bytes() == before
@@ -192,7 +199,7 @@ def test_resume_finishes_what_is_missing_and_nothing_else(copy: Path) -> None:
     kept = lines[:31]
     (copy / "measurements.jsonl").write_text("".join(kept) + lines[31][:40])  # the last one torn
     (copy / "cases.jsonl").unlink()
-    result = commbench("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
+    result = here("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
     assert result.returncode == 0, result.stderr
     assert "cut off when the run was killed" in result.stderr
     after = (copy / "measurements.jsonl").read_text().splitlines(keepends=True)
@@ -338,7 +345,7 @@ def test_rows_reach_a_file_while_stderr_is_a_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launches", [1, 2])
 def test_one_launch_without_noise_is_drawn(tmp_path: Path, launches: int) -> None:
     """Samples are rounded, medians are not: the interval still holds the time."""
-    result = commbench(*QUICK, f"launches={launches}", "iters=20", "--format", "json", cwd=tmp_path)
+    result = here(*QUICK, f"launches={launches}", "iters=20", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0 and "plot: " in result.stderr, result.stderr
     for row in map(json.loads, result.stdout.splitlines()):
         assert row["time_us_low"] <= row["time_us"] <= row["time_us_high"]
@@ -346,7 +353,9 @@ def test_one_launch_without_noise_is_drawn(tmp_path: Path, launches: int) -> Non
 
 def test_a_closed_stdout_does_not_end_the_sweep(tmp_path: Path) -> None:
 
-    words = " ".join([sys.executable, "-m", "commbench", *QUICK, "launches=2", "iters=6", "--format", "json"])
+    words = " ".join(
+        [sys.executable, "-m", "commbench", *QUICK, "launches=1", "iters=6", "--no-plots", "--format", "json"]
+    )
     for end in ("| head -1", "| true", ">&-"):
         folder = tmp_path / end.strip("|> &-")
         folder.mkdir(exist_ok=True)
@@ -360,7 +369,7 @@ def test_a_closed_stdout_does_not_end_the_sweep(tmp_path: Path) -> None:
 
 
 def test_markup_and_strange_signs_in_values(tmp_path: Path) -> None:
-    result = commbench(*QUICK, "env.X=[/a],^b,b", "launches=1", "iters=6", "algorithm=direct", "-e", "1K", cwd=tmp_path)
+    result = here(*QUICK, "env.X=[/a],^b,b", "launches=1", "iters=6", "algorithm=direct", "-e", "1K", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "X=[/a]" in result.stderr
     run = only_run(tmp_path / "results")
@@ -441,7 +450,7 @@ def test_a_full_disk_ends_the_sweep_and_a_resume_goes_on(copy: Path) -> None:
     lines = victim.read_text().splitlines(keepends=True)
     victim.write_text("".join(lines[:-1]) + lines[-1][:30])
     (copy / "cases.jsonl").unlink()
-    result = commbench("sweep", "--resume", str(copy), "--format", "json", "--no-plots", cwd=copy)
+    result = here("sweep", "--resume", str(copy), "--format", "json", "--no-plots", cwd=copy)
     assert result.returncode == 0, result.stderr
     assert len((copy / "measurements.jsonl").read_text().splitlines()) == 49
     assert len(result.stdout.splitlines()) == 8

@@ -18,7 +18,7 @@ from commbench.topology.files import Files, natural
 from commbench.topology.machine import Device, Machine, NumaNode, NvLinks
 from commbench.topology.paths import Kind, nearest_nics
 from tests import machines
-from tests.conftest import REPOSITORY, commbench, only_run
+from tests.conftest import REPOSITORY, here, only_run
 
 SWITCH = ("pci0000:15", "0000:15:01.0", "0000:16:00.0")  # host bridge, root port, upper side of a switch
 NODE = "sys/devices/system/node"
@@ -388,7 +388,7 @@ def test_json_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_run_keeps_the_machine(tmp_path: Path) -> None:
     words = ("sweep", "quick", "transport=scripted", "launches=1", "iters=3", "-e", "1K", "--no-plots", "-q")
-    assert commbench(*words, cwd=tmp_path).returncode == 0
+    assert here(*words, cwd=tmp_path).returncode == 0
     kept = json.loads((only_run(tmp_path / "results") / "topology.json").read_text())
     assert kept["layouts"] and kept["machine"] == json.loads(json.dumps(describe.dictionary(sysfs.read())))
 
