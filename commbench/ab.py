@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 
 from commbench import stats
 from commbench.errors import CommbenchError
-from commbench.profile import Choice, Evidence
 from commbench.profile.table import Curve
 from commbench.stats import Verdict
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 ARMS = (BASELINE, CANDIDATE)
+_CONFIRMED = "confirmed"
 _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
 
 
@@ -42,10 +43,14 @@ class Launched:
 
 
 def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: int) -> Launched:
-    """Of metrics.jsonl. tokens: of one step. Raises `CommbenchError` for a launch with fewer than 3 steps."""
+    """Of metrics.jsonl, without steps under a profiler. tokens: of one step.
+
+    Raises `CommbenchError` for a launch with fewer than 3 steps.
+    """
     if len(lines) <= _WARM_LEAST:
         raise CommbenchError(f"{arm}, round {number}: {len(lines)} steps", hint=f"{_WARM_LEAST + 1} at least: steps=20")
-    steady = lines[max(_WARM_LEAST, len(lines) // _WARM_PART) :]
+    later = lines[max(_WARM_LEAST, len(lines) // _WARM_PART) :]
+    steady = [line for line in later if not line.get("profiled")] or later
 
     def median(key: str) -> float:
         return float(np.median([line[key] for line in steady]))
@@ -95,20 +100,26 @@ def compare(launches: Sequence[Launched]) -> Outcome:
         raise CommbenchError("no round has both arms", hint="see the logs of the launches")
     first, second = (np.array([by_arm[arm][number].tokens_per_s for number in rounds]) for arm in ARMS)
     ratio, low, high = stats.paired_ratio(np.log(second / first))
-    reference = by_arm[BASELINE][rounds[0]].losses
+    losses = [[one.losses for one in by_arm[arm].values()] for arm in ARMS]
+    across = [(one, two) for one in losses[0] for two in losses[1]]
+    within = [pair for arm in losses for pair in itertools.combinations(arm, 2)]
     return Outcome(
         ratio=ratio, low=low, high=high, pairs=len(rounds),
         exposed={arm: _median(by_arm[arm].values(), "exposed_share") for arm in ARMS},
         tokens_per_s={arm: _median(by_arm[arm].values(), "tokens_per_s") for arm in ARMS},
-        losses=max(_apart(reference, one.losses) for one in by_arm[CANDIDATE].values()),
-        apart=max(_apart(reference, one.losses) for one in by_arm[BASELINE].values()),
-        first=max(_apart(reference[:1], one.losses[:1]) for one in by_arm[CANDIDATE].values()),
-        first_apart=max(_apart(reference[:1], one.losses[:1]) for one in by_arm[BASELINE].values()),
+        losses=_furthest(across),
+        apart=_furthest(within),
+        first=_furthest(across, steps=1),
+        first_apart=_furthest(within, steps=1),
     )  # fmt: skip
 
 
 def _median(launches: Any, name: str) -> float:
     return float(np.median([getattr(one, name) for one in launches]))
+
+
+def _furthest(pairs: Iterable[tuple[Sequence[float], Sequence[float]]], steps: int | None = None) -> float:
+    return max((_apart(one[:steps], two[:steps]) for one, two in pairs), default=0.0)
 
 
 def _apart(one: Sequence[float], two: Sequence[float]) -> float:
@@ -130,17 +141,22 @@ def predicted(calibration: Launched, before_us: float | None, after_us: float | 
 
 
 def tuned_us(curve: Curve, size: float, *, default: bool) -> float | None:
-    """Of the choice, or of the default that it was compared with: between sizes on a line of logarithms."""
-    points = sorted(
-        (one.size_bytes, _time(choice, one, default)) for choice in curve.choices for one in choice.evidence
-    )
-    points = [(x, y) for x, y in points if x > 0 and y > 0]
+    """Of the choice at this size, or of the default: between tuned sizes on a line of logarithms.
+
+    A choice's gain over the default is known at its own sizes, where it was confirmed. None where nothing was measured.
+    """
+    log_size = math.log(max(size, 1.0))
+    log_us = _between(log_size, {one.size_bytes: one.default_us for choice in curve.choices for one in choice.evidence})
+    if log_us is None:
+        return None
+    its = [one for one in curve.at(int(size)).evidence if one.verdict == _CONFIRMED]
+    gain = None if default else _between(log_size, {one.size_bytes: one.default_us / one.chosen_us for one in its})
+    return math.exp(log_us - (gain or 0.0))
+
+
+def _between(log_size: float, points: Mapping[int, float]) -> float | None:
+    """The logarithm of a value, from values by size."""
     if not points:
         return None
-    sizes, times = (np.log([point[axis] for point in points]) for axis in (0, 1))
-    return float(np.exp(np.interp(math.log(max(size, 1.0)), sizes, times)))
-
-
-def _time(choice: Choice, one: Evidence, default: bool) -> float:
-    confirmed = one.verdict == "confirmed"
-    return one.chosen_us if confirmed and not default else one.default_us
+    sizes = sorted(points)
+    return float(np.interp(log_size, np.log(sizes), np.log([points[size] for size in sizes])))

@@ -19,7 +19,10 @@ _WHERE = ("path", "profile")  # keys that are files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """about, config: run.json and config.json. steps, breakdown: lines of metrics.jsonl and breakdown.jsonl."""
+    """about, config: run.json and config.json. steps: lines of metrics.jsonl.
+
+    breakdown: those of breakdown.jsonl that the last start has written, since each start may have other ranks.
+    """
 
     run_id: str
     about: Mapping[str, Any]
@@ -46,12 +49,13 @@ def read(path: Path) -> Training:
     lines = steps(path)
     if not lines:
         raise UsageError(f"{path} has no step yet", hint=f"go on with it: commbench train --resume {path}")
+    breakdown = list(read_lines(folder.path / BREAKDOWN, json.loads))
     return Training(
         run_id=folder.run_id,
         about=folder.read_json("run.json"),
         config=folder.read_json("config.json"),
         steps=lines,
-        breakdown=list(read_lines(folder.path / BREAKDOWN, json.loads)),
+        breakdown=[line for line in breakdown if line.get("start") == breakdown[-1].get("start")],
     )
 
 

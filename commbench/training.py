@@ -132,6 +132,10 @@ class TrainConfig:
             if getattr(self, name) % self.tp:
                 raise UsageError(f"{name}={getattr(self, name)} does not divide among tp={self.tp} ranks",
                                  hint=f"a tp that divides heads={self.heads} and hidden={self.hidden}")  # fmt: skip
+        if (self.capacity_multiple or self.tp) % self.tp and self._shares_slots:
+            raise UsageError(f"capacity_multiple={self.capacity_multiple} is no multiple of tp={self.tp}",
+                             hint="the ranks of a group divide slots: another tp_tokens, or schedule=tensor_parallel; "
+                                  "a new run may take a capacity_multiple for any tp to come")  # fmt: skip
         self.cut(self.ranks // self.tp)
         if self.fabric == "emulated":
             if self.transport != "gloo":
@@ -139,6 +143,11 @@ class TrainConfig:
             parse_rate(self.link)
             if self.intra_link != "none":
                 parse_rate(self.intra_link, "intra_link")
+
+    @property
+    def _shares_slots(self) -> bool:
+        """Whether each rank of a group carries a share of an expert's slots."""
+        return self.schedule == "parm_s2" or self.tp_tokens in ("drop", "drop_pipelined")
 
     @property
     def ranks(self) -> int:
@@ -211,6 +220,8 @@ class TrainConfig:
         free = FREE | {"recipe"}
         if (self.schedule == _OTHER_SLOTS) != (other.schedule == _OTHER_SLOTS):
             free -= {"schedule"}
+        if self.schedule == _OTHER_SLOTS:  # whose slices are as many as tp
+            free -= {"tp"}
         return {key: (mine[key], theirs[key]) for key in mine if key not in free and mine[key] != theirs[key]}
 
 

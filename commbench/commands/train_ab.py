@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commbench import ab, training, transports
+from commbench import ab, trained, training, transports
 from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched, Outcome
 from commbench.commands import train
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
@@ -48,7 +48,7 @@ def run(request: train.Request) -> int:
         sys.stdout.write("".join(f"{arm.name}: {arm.config.to_json()}\n" for arm in arms.values()))
         return EXIT_OK
     transports.check(arms[BASELINE].config.transport)
-    model = None if costs is None else _model(costs)
+    model = None if costs is None else _model(costs, arms[BASELINE].config)
     run_folder = RunFolder.create(request.out, "train-ab")
     run_folder.link_latest()
     folder = run_folder.path
@@ -129,18 +129,25 @@ def _launch(request: train.Request, arm: Arm, folder: Path, number: int) -> tupl
     return ab.launched(arm.name, number, lines, arm.config.batch * arm.config.context), EXIT_OK
 
 
-def _model(path: Path) -> Model:
-    """As `commbench model --out` writes it."""
+def _model(path: Path, config: TrainConfig) -> Model:
+    """As `commbench model --out` writes it. Raises `UsageError` where it is not of these ranks' links."""
     from commbench.model import Model
 
+    hint = "commbench model RUN --out FILE, of runs on the links of the training"
     try:
-        return Model.from_dict(json.loads(path.read_text()))
+        raw = json.loads(path.read_text())
+        model = Model.from_dict(raw if isinstance(raw, dict) else {})
     except OSError as error:
-        raise UsageError(f"no cost model {str(path)!r}: {error.strerror}",
-                         hint="commbench model RUN --out FILE makes one") from error  # fmt: skip
+        raise UsageError(f"no cost model {str(path)!r}: {error.strerror}", hint=hint) from error
     except ValueError as error:
-        raise CorruptFile(f"{path} is no cost model: {error}",
-                          hint="commbench model RUN --out FILE makes one") from error  # fmt: skip
+        raise CorruptFile(f"{path} is no cost model: {error}", hint=hint) from error
+    texts = [fitted.text for fitted in model.settings.values()]
+    links = f"{config.transport}, emulated: {config.emulated}, " if config.emulated else f"{config.transport}, "
+    fits = len(texts) == 1 and texts[0].startswith(links) and ("emulated:" in texts[0]) == bool(config.emulated)
+    if not fits:
+        raise UsageError(f"{path} has the costs of {'; '.join(texts) or 'nothing'}, and the training is on "
+                         f"{links.removesuffix(', ')}", hint=hint)  # fmt: skip
+    return model
 
 
 def _predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
@@ -149,14 +156,21 @@ def _predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | No
     if others := [key for key in one if one[key] != two[key] and key not in _EXCHANGES]:
         return None, f"it knows exchanges alone, and the arms differ in {', '.join(others)}"
     tables = [_table(arms[name].config) for name in ARMS]
-    known = tables[0] or tables[1]
-    if known is None and model is None:
+    known = [table for table in tables if table is not None]
+    if not known and model is None:
         return None, "there is neither a profile of these ranks nor model=FILE"
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
-    times = [expected.exchanges_us(arms[name].config, table, known, model)
-             for name, table in zip(ARMS, tables, strict=True)]  # fmt: skip
-    found = ab.predicted(calibration, *times)
-    return found, "nobody has measured these exchanges, or a schedule computes beside them; model=FILE may help"
+    try:
+        times = [expected.exchanges_us(arms[name].config, table, known, model)
+                 for name, table in zip(ARMS, tables, strict=True)]  # fmt: skip
+    except UsageError as error:  # links that the model has not seen
+        return None, f"{error}; {error.hint}"
+    if None in times:
+        return (
+            None,
+            "a schedule computes beside its exchanges" if model else "nobody has measured these; see model=FILE",
+        )
+    return ab.predicted(calibration, *times), "no time is spent in exchanges"
 
 
 def _table(config: TrainConfig) -> Table | None:
@@ -168,9 +182,7 @@ def _table(config: TrainConfig) -> Table | None:
 
 
 def _names(arms: Mapping[str, Arm]) -> str:
-    one, two = (dataclasses.asdict(arms[name].config) for name in ARMS)
-    told = [f"{key}={one[key] or 'default'} and {two[key] or 'default'}" for key in one if one[key] != two[key]]
-    return ", ".join(told)
+    return ", ".join(trained.differences([dataclasses.asdict(arms[name].config) for name in ARMS], " and "))
 
 
 def _so_far(launches: Sequence[Launched]) -> str:

@@ -47,9 +47,15 @@ class Cut(nn.Module):
         self.tp = tp
 
     def copied(self, x: Tensor) -> Tensor:
-        """x, of which each rank's piece makes something: gradients of all pieces are added up."""
+        """x, of which each rank's piece makes something: gradients of all pieces are added up.
+
+        In autocast's dtype where there is autocast: the products take it in that anyway, and its gradient has half the
+        bytes.
+        """
         if self.tp is None:
             return x
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         same: Tensor = _Copied.apply(x, self.tp)  # type: ignore[no-untyped-call]
         return same
 

@@ -278,5 +278,6 @@ class Recorder:
         if lines and device == "cuda" and not any(event.kernels for event in events):
             self._tell("no step breakdown: torch.profiler has seen no kernel; may this user read the GPU's counters?")
             return
+        start = self._first - WARM_STEPS  # the first step of this start
         for number, line in enumerate(lines, self._first):
-            append_line(self._file, json.dumps({"step": number, "rank": 0, **line}), durable=False)
+            append_line(self._file, json.dumps({"step": number, "rank": 0, "start": start, **line}), durable=False)

@@ -120,9 +120,9 @@ class Held(NamedTuple):
 def held(model: LM, ranks: Ranks) -> dict[str, Held]:
     """By parameter's name."""
     found = {name: Held(Box.whole(parameter), "replicated") for name, parameter in model.named_parameters()}
-    first, here, piece, pieces = place(model.config.experts, ranks)
     for prefix, module in model.named_modules():
         if isinstance(module, Experts):
+            first, here, piece, pieces = place(model.config.experts, ranks)
             for name, parameter in module.named_parameters():
                 shape, start = list(parameter.shape), [0] * parameter.dim()
                 shape[0], start[0] = model.config.experts, first

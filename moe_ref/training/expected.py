@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from commbench import ab
 from commbench.errors import UsageError
@@ -41,47 +41,52 @@ def shape(config: TrainConfig) -> Shape:
     )  # fmt: skip
 
 
-def exchanges_us(config: TrainConfig, own: Table | None, known: Table | None, model: Model | None) -> float | None:
+def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table], model: Model | None) -> float | None:
     """Microseconds of all expert layers' exchanges in a step; null where nobody knows them.
 
-    own: what was tuned for this training, null for the defaults. known: any profile of these ranks, for what the
-    defaults take. The time is of a rank: its parts of a batch one after the other, and of redone blocks once more.
+    own: what was tuned for this training, null for the defaults. known: profiles of these ranks, for what the defaults
+    take. The time is of a rank: its parts of a batch one after the other, and of redone blocks once more.
+    Raises `UsageError` for a model of several settings, or of none of the links that are needed.
     """
     schedule, of = build.schedule(config), shape(config)
 
     def ratio(call: Call) -> float:
-        chosen, default = (_tuned_us(call, of, own, default=default) for default in (False, True))
+        chosen, default = (None if own is None else _tuned_us(call, of, own, default=default)
+                           for default in (False, True))  # fmt: skip
         return 1.0 if chosen is None or default is None else chosen / default
 
     try:
-        if model is not None:
-            found = predict(schedule, of, model, Layout(config.nodes, config.ranks_per_node), factor=ratio)
-            forward, backward = found.forward_us, found.backward_us
-        else:
-            forward = backward = 0.0
-            for stage in plan(schedule, of):
-                if len(stage.calls) != 1:
-                    return None
-                took = _tuned_us(stage.calls[0], of, known, default=True)
-                if took is None:
-                    return None
-                took *= ratio(stage.calls[0])
-                forward += took if stage.phase == "forward" else 0
-                backward += took if stage.phase == "backward" else 0
-    except UsageError:  # a schedule that computes beside its exchanges, or links that the model has not seen
+        stages = plan(schedule, of)
+    except UsageError:  # it computes beside its exchanges
         return None
+    if model is not None:
+        found = predict(schedule, of, model, Layout(config.nodes, config.ranks_per_node), factor=ratio)
+        forward, backward = found.forward_us, found.backward_us
+    else:
+        forward = backward = 0.0
+        for stage in stages:
+            times = [us for table in known if (us := _tuned_us(stage.calls[0], of, table, default=True)) is not None]
+            if len(stage.calls) != 1 or not times:
+                return None
+            took = times[0] * ratio(stage.calls[0])
+            forward += took if stage.phase == "forward" else 0
+            backward += took if stage.phase == "backward" else 0
     lm = build.lm_config(config)
     parts = config.cut(config.ranks // config.tp)[0] * config.tp // config.ranks
     return lm.moe_layers * parts * (forward * (2 if config.recompute == "redo" else 1) + backward)
 
 
-def _tuned_us(call: Call, of: Shape, table: Table | None, *, default: bool) -> float | None:
+def _tuned_us(call: Call, of: Shape, table: Table, *, default: bool) -> float | None:
     """Of the choice, or of the default that it was compared with."""
     arguments: Mapping[str, Value] = {}
     if call.collective == "tp_all_to_all":
         arguments = {"tp": of.tp, "tp_input": call.name}
-    curve = None if table is None or call.group != "comm" else table.curve(call.collective, arguments=arguments)
-    return None if curve is None else ab.tuned_us(curve, call.nbytes, default=default)
+    curve = table.curve(call.collective, arguments=arguments) if call.group == "comm" else None
+    if curve is None:
+        return None
+    # Schedules of groups exchange in plain memory, where a choice for another kind does not hold.
+    plain = of.tp > 1 and curve.at(call.nbytes).buffers != "plain"
+    return ab.tuned_us(curve, call.nbytes, default=default or plain)
 
 
 __all__ = ["exchanges_us", "shape"]

@@ -87,6 +87,9 @@ def test_ranks_compute_what_one_does(variant: str, alone: list[float]) -> None:
 def test_bf16_is_fp32_but_for_its_bits() -> None:
     wide, narrow = (on(2, replace(TINY, dtype=dtype, recompute="stash"), 3) for dtype in ("fp32", "bf16"))
     assert narrow == pytest.approx(wide, rel=5e-3) and narrow != wide
+    shared = replace(TINY, dtype="bf16", recompute="redo", ranks_per_node=4, tp=2, parts=2, capacity_multiple=2)
+    whole = replace(TINY, dtype="fp32", parts=2, capacity_multiple=2)
+    assert on(4, shared, 3) == pytest.approx(on(2, whole, 3), rel=5e-3)
 
 
 def test_experts_in_pieces_compute_the_same(alone: list[float]) -> None:
@@ -123,7 +126,7 @@ def test_slots_counted_by_slices_train_another_model() -> None:
     found = on(4, slices, 3)
     assert found == pytest.approx(on(4, config, 3), rel=0.01) and found != on(4, config, 3)
     # With room for all, slices decide what the whole group decides, but for the balance loss, which is of a slice.
-    roomy = {"capacity_factor": 4.0, "order": "position", "aux": 0.0}
+    roomy = {"capacity_factor": 4.0, "order": "position", "aux": 0.0, "recompute": "stash"}
     assert on(4, replace(slices, **roomy), 3) == pytest.approx(on(4, replace(config, **roomy), 3), rel=1e-11)
 
 

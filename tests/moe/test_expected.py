@@ -58,12 +58,30 @@ def test_a_profile_knows_what_its_default_takes_and_its_choice() -> None:
     both = known(table("tp_all_to_all", 100, 60, tp=4, tp_input="replicated"),
                  table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
     # Two layers, there and back, forward and backward.
-    assert exchanges_us(config(), None, both, None) == pytest.approx(2 * 2 * (100 + 300))
-    assert exchanges_us(config(), both, both, None) == pytest.approx(2 * 2 * (60 + 150))
-    assert exchanges_us(config("recompute=redo"), both, both, None) == pytest.approx(2 * 3 * (60 + 150))
-    assert exchanges_us(config("batch=16", "parts=4"), both, both, None) == pytest.approx(2 * 2 * 2 * (60 + 150))
-    assert exchanges_us(config("tp_tokens=duplicate"), None, both, None) is None, "calls of groups are not in it"
-    assert exchanges_us(config(), None, known(table("all_to_all", 9, 9)), None) is None
+    assert exchanges_us(config(), None, [both], None) == pytest.approx(2 * 2 * (100 + 300))
+    assert exchanges_us(config(), both, [both], None) == pytest.approx(2 * 2 * (60 + 150))
+    assert exchanges_us(config("recompute=redo"), both, [both], None) == pytest.approx(2 * 3 * (60 + 150))
+    assert exchanges_us(config("batch=16", "parts=4"), both, [both], None) == pytest.approx(2 * 2 * 2 * (60 + 150))
+    assert exchanges_us(config("tp_tokens=duplicate"), None, [both], None) is None, "calls of groups are not in it"
+    assert exchanges_us(config(), None, [known(table("all_to_all", 9, 9))], None) is None
+
+
+def test_defaults_are_known_from_any_profile_and_choices_from_ones_own() -> None:
+    old = known(table("all_to_all", 9, 9))
+    new = known(table("tp_all_to_all", 100, 60, tp=4, tp_input="replicated"),
+                table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
+    assert exchanges_us(config(), old, [old, new], None) == pytest.approx(2 * 2 * (100 + 300))
+    assert exchanges_us(config(), new, [old, new], None) == pytest.approx(2 * 2 * (60 + 150))
+
+
+def test_choices_for_other_memory_do_not_hold_in_groups() -> None:
+    """Schedules of tensor-parallel ranks exchange in plain memory."""
+    evidence = dataclasses.replace(profiles.EVIDENCE, size_bytes=2**19, default_us=100, chosen_us=50)
+    its = known(profiles.choice("all_to_all", "pairwise", evidence=[evidence], buffers="symmetric"))
+    parm, alone = config("schedule=parm_s2"), config("tp=1", "batch=8", "schedule=sequential")
+    model = model_of()
+    assert exchanges_us(parm, its, [its], model) == exchanges_us(parm, None, [], model)
+    assert exchanges_us(alone, its, [its], model) < 0.6 * exchanges_us(alone, None, [], model)  # type: ignore[operator]
 
 
 def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
@@ -71,13 +89,13 @@ def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
     cases = {words: config(*words) for words in ((), ("tp_tokens=duplicate",), ("tp_tokens=drop_pipelined",))}
     for its in cases.values():
         found = predict(build.schedule(its), shape(its), model, Layout(2, 4))
-        assert exchanges_us(its, None, None, model) == pytest.approx(2 * (found.forward_us + found.backward_us))
-    times = [exchanges_us(cases[words], None, None, model) for words in (("tp_tokens=duplicate",), ())]
+        assert exchanges_us(its, None, [], model) == pytest.approx(2 * (found.forward_us + found.backward_us))
+    times = [exchanges_us(cases[words], None, [], model) for words in (("tp_tokens=duplicate",), ())]
     assert times[0] is not None and times[1] is not None and times[0] > 2 * times[1]
     halved = known(table("tp_all_to_all", 100, 50, tp=4, tp_input="replicated"),
                    table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
-    assert exchanges_us(cases[()], halved, halved, model) == pytest.approx(times[1] / 2)
-    assert exchanges_us(config("schedule=pipelined", "tp=1"), None, None, model) is None, "it computes beside them"
+    assert exchanges_us(cases[()], halved, [halved], model) == pytest.approx(times[1] / 2)
+    assert exchanges_us(config("schedule=pipelined", "tp=1"), None, [], model) is None, "it computes beside them"
 
 
 def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> None:
@@ -104,11 +122,20 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
 
 
 def test_a_model_is_read_from_a_file_or_refused(tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text(json.dumps(model_of().as_dict()))
-    assert train_ab._model(tmp_path / "m.json").settings.keys() == model_of().settings.keys()
+    emulated, real = config(), config("fabric=real")
+    texts = {"here.json": f"gloo, emulated: {emulated.emulated}, isolated, plain buffers",
+             "real.json": "gloo, isolated, plain buffers",
+             "other.json": "gloo, emulated: 1gbit links, isolated, plain buffers"}  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).write_text(json.dumps(model_of(text=text).as_dict()))
+    assert train_ab._model(tmp_path / "here.json", emulated).settings
+    assert train_ab._model(tmp_path / "real.json", real).settings
+    for name, its in (("real.json", emulated), ("other.json", emulated), ("here.json", real)):
+        with pytest.raises(UsageError, match="and the training is on gloo"):
+            train_ab._model(tmp_path / name, its)
     with pytest.raises(UsageError, match="no cost model"):
-        train_ab._model(tmp_path / "none.json")
-    for text in ("{", '{"settings": 3}'):
+        train_ab._model(tmp_path / "none.json", emulated)
+    for text in ("{", "[]", '{"settings": 3}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(CorruptFile):
-            train_ab._model(tmp_path / "bad.json")
+            train_ab._model(tmp_path / "bad.json", emulated)

@@ -52,10 +52,11 @@ def test_losses_are_compared_step_by_step() -> None:
     text = "\n".join(train_ab.table(ab.compare(same), None))
     assert "identical at every step" in text and "10 pairs: rounds=10" in text
     losses = (*same[-1].losses[:-1], same[-1].losses[-1] * (1 + 1e-3))
-    other = ab.compare([*same[:-1], dataclasses.replace(same[-1], losses=losses)])
+    other = ab.compare([dataclasses.replace(one, losses=losses) if one.arm == CANDIDATE else one for one in same])
     assert other.losses == pytest.approx(1e-3) and other.apart == 0
     assert other.first == other.first_apart == 0
     assert "one arm are identical: sums in another order, or a mistake" in "\n".join(train_ab.table(other, None))
+    # A launch of the candidate that is not as its others: the arm itself has launches so far apart.
     noisy = ab.compare([*same[:-2], *(dataclasses.replace(one, losses=losses) for one in same[-2:])])
     assert noisy.apart == noisy.losses == pytest.approx(1e-3)
     assert "launches of one arm by 1.0e-03 and 0.0e+00" in "\n".join(train_ab.table(noisy, None))
@@ -72,15 +73,26 @@ def test_what_is_predicted_follows_from_one_launch_and_what_exchanges_take() -> 
 
 
 def test_times_of_a_tuning_are_read_between_its_sizes() -> None:
-    sizes = [dataclasses.replace(profiles.EVIDENCE, size_bytes=size, default_us=3 * us, chosen_us=us)
+    sizes = [dataclasses.replace(profiles.EVIDENCE, size_bytes=size, default_us=400.0, chosen_us=us)
              for size, us in ((1024, 100.0), (4096, 400.0))]  # fmt: skip
-    curve = Curve([profiles.choice("all_to_all", "pairwise", evidence=sizes)])
-    assert ab.tuned_us(curve, 2048, default=False) == pytest.approx(200)
-    assert ab.tuned_us(curve, 2048, default=True) == pytest.approx(600)
+    curve = Curve([profiles.choice("all_to_all", "pairwise", 0, 8192, evidence=sizes),
+                   profiles.choice("all_to_all", "direct", 8193, evidence=[])])  # fmt: skip
+    assert ab.tuned_us(curve, 2048, default=True) == pytest.approx(400)
+    assert ab.tuned_us(curve, 2048, default=False) == pytest.approx(200), "its gain is 2 there"
     assert ab.tuned_us(curve, 1, default=False) == pytest.approx(100), "the nearest size's beyond them"
+    assert ab.tuned_us(curve, 9000, default=False) == ab.tuned_us(curve, 9000, default=True), "the default is chosen"
     kept = [dataclasses.replace(one, verdict="default kept: no") for one in sizes]
     curve = Curve([profiles.choice("all_to_all", "direct", evidence=kept)])
-    assert ab.tuned_us(curve, 1024, default=False) == pytest.approx(300), "what was not confirmed is not taken"
+    assert ab.tuned_us(curve, 1024, default=False) == pytest.approx(400), "what was not confirmed is not taken"
+    assert ab.tuned_us(Curve([profiles.choice("all_to_all", "direct", evidence=[])]), 1024, default=True) is None
+
+
+def test_steps_under_a_profiler_do_not_count() -> None:
+    steps = lines(1000)
+    slow = [
+        {**one, "tokens_per_s": 1.0, "profiled": True} if number in (5, 6) else one for number, one in enumerate(steps)
+    ]
+    assert ab.launched(BASELINE, 0, slow[:9], 1000).tokens_per_s == 1000
 
 
 def test_a_launch_of_two_steps_says_nothing() -> None:

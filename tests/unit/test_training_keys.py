@@ -45,6 +45,20 @@ def test_parts_stay_as_many_as_the_first_ranks() -> None:
     assert training.compose(["seed=1"], first=dataclasses.asdict(config))[0].changed(config) == {"seed": (1, 0)}
 
 
+def test_tensor_parallel_runs_go_on_as_the_same_training() -> None:
+    config, _ = training.compose(["tiny", "tp=2", "parts=null"])
+    assert (config.parts, config.capacity_multiple, config.schedule) == (2, 2, "tensor_parallel")
+    first = dataclasses.asdict(config)
+    on, _ = training.compose(["tp=1", "ranks_per_node=2", "schedule=sequential"], first=first)
+    assert on.capacity_multiple == 2 and not on.changed(config)
+    slices, _ = training.compose(["schedule=parm_s1"], first=first)
+    assert slices.changed(config).keys() == {"schedule"}
+    more, _ = training.compose(["tp=4", "ranks_per_node=8"], first=dataclasses.asdict(slices))
+    assert more.changed(slices) == {"tp": (4, 2)}, "slices are as many as tp"
+    whole, _ = training.compose(["tiny", "batch=16"])
+    assert training.compose(["tp=2"], first=dataclasses.asdict(whole))[0].capacity_multiple == 1
+
+
 def test_a_file_is_a_recipe_too(tmp_path: Path) -> None:
     text = (REPOSITORY / "sweeps/train/tiny.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text.replace("layers: 4", "layers: 6"))
@@ -74,6 +88,9 @@ BAD = {
     "train tiny transport=nccl": ("transport nccl needs GPUs", "CUDA_VISIBLE_DEVICES"),
     "train tiny ranks_per_node=3": ("parts=4 of a batch do not divide among 3 ranks", "a divisor of parts"),
     "train tiny batch=6": ("batch=6 sequences do not divide into 4 parts", "a multiple of parts"),
+    "train tiny tp=3": ("tp=3 does not divide ranks_per_node=4", "consecutive"),
+    "train tiny tp=4 heads=6 width=24": ("heads=6 does not divide among tp=4", "divides heads"),
+    "train tiny tp=2 tp_tokens=drop capacity_multiple=3": ("capacity_multiple=3 is no multiple of tp=2", "tp_tokens"),
     "train tiny fabric=emulated link=fast": ("fast", ""),
     "train tiny sizes=tiny": ("unknown sizes 'tiny'", ""),
     "train tiny profile=none.json": ("none.json", ""),
