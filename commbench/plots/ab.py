@@ -22,7 +22,7 @@ def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None
         mine = sorted((one for one in launches if one.arm == arm), key=lambda one: one.round)
         left.plot([one.round + 1 for one in mine], [one.tokens_per_s for one in mine], "o-", color=_COLOURS[arm],
                   markersize=4, linewidth=1, label=arm)  # fmt: skip
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.1 * max(one.tokens_per_s for one in launches))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("round")
     left.set_ylabel("tokens per second")
