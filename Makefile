@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Two rooms at a time, in this order. Tests of one room never run beside each other: in the first are all that no other
 # room names, whose ranks would share links and cores; ranks of the last two only compute, and time nothing.
-ROOMS := .with-ranks .without-ranks .communicators .training
+ROOMS := .with-ranks .without-ranks .training .communicators
 WITHOUT_RANKS := tests/unit tests/kernels tests/moe
 COMMUNICATORS := $(wildcard tests/gloo/test_communicator_*.py tests/gloo/test_moe*.py) tests/gloo/test_helloworld.py
-TRAINING := $(wildcard tests/gloo/test_train*.py)
+TRAINING := $(wildcard tests/gloo/test_train*.py) tests/package
 CASES ?= not slow
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 

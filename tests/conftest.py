@@ -114,6 +114,7 @@ def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             contextlib.chdir(cwd),
             mock.patch.dict(os.environ, environment()),
             mock.patch("commbench.runner.Process", warm.process),
+            mock.patch("commbench.commands.train.Process", warm.process),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

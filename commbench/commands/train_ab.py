@@ -55,7 +55,8 @@ def run(request: train.Request) -> int:
     for name in ("logs", "samples"):
         (folder / name).rmdir()
     talk = train.Line(quiet=request.quiet)
-    note = f"{_names(arms)}: {rounds} rounds of {arms[BASELINE].config.steps} steps, in {folder}"
+    steps = arms[BASELINE].config.steps
+    note = f"{_names(arms)}: {_count(rounds, 'round')} of {_count(steps, 'step')}, in {folder}"
     talk.note(note)
     calibration, code = _launch(request, arms[BASELINE], folder, -1)
     if calibration is None:
@@ -185,6 +186,10 @@ def _names(arms: Mapping[str, Arm]) -> str:
     return ", ".join(trained.differences([dataclasses.asdict(arms[name].config) for name in ARMS], " and "))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _so_far(launches: Sequence[Launched]) -> str:
     last = {one.arm: one for one in launches[-2:]}
     return f"{last[CANDIDATE].tokens_per_s / last[BASELINE].tokens_per_s:.3f}x"
@@ -196,9 +201,8 @@ def table(outcome: Outcome, expected: float | None) -> list[str]:
     lines = [f"{'arm':<10}{'tokens/s':>12}{'waits for communication':>26}"]
     for arm in ARMS:
         lines.append(f"{arm:<10}{outcome.tokens_per_s[arm]:>12.0f}{100 * outcome.exposed[arm]:>24.1f} %")
-    lines.append(
-        f"# throughput: {outcome.ratio:.3f}x ({interval}, {outcome.pairs} pairs of launches): {outcome.verdict}"
-    )
+    pairs = _count(outcome.pairs, "pair")
+    lines.append(f"# throughput: {outcome.ratio:.3f}x ({interval}, {pairs} of launches): {outcome.verdict}")
     if not outcome.claim:
         lines.append(f"# a claim of a gain takes {PAIRS_FOR_CLAIM} pairs: rounds={PAIRS_FOR_CLAIM}")
     if expected is not None:

@@ -63,5 +63,10 @@ def _evidence(choice: Choice, size_bytes: int) -> list[str]:
 def _said(choice: Choice, item: Evidence) -> str:
     interval = "no interval" if item.low is None or item.high is None else f"{item.low:.2f} .. {item.high:.2f}"
     words = f"{choice.label} {item.ratio:.2f} times as fast as {item.default} ({interval}, {item.pairs} pairs) "
-    words += f"at {format_size(item.size_bytes)}: {item.default_us:.4g} -> {item.chosen_us:.4g} us"
+    words += f"at {format_size(item.size_bytes)}: {_us(item.default_us)} -> {_us(item.chosen_us)} us"
     return words if item.verdict == _CONFIRMED else f"{words}; {item.verdict}"
+
+
+def _us(value: float) -> str:
+    """Four digits, or all that are before the point."""
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"

@@ -51,7 +51,8 @@ class TensorParallel(Planned):
     profile: one `tp_all_to_all` of `comm` each way: the profile decides, or without one commbench's default.
 
     The first three are issued here, call by call, on `ep` and `tp`, and each call goes by the profiles of these. Where
-    all ranks are one group nothing is sent, whatever is asked. The ranks of a group give generators of the same state.
+    all ranks are one group, `profile` is `duplicate`, which sends nothing then. The ranks of a group give generators of
+    the same state.
     """
 
     name: ClassVar[str] = "tensor_parallel"
@@ -101,8 +102,8 @@ class TensorParallel(Planned):
         return both_passes(shape, there, back)
 
     def _sent(self, groups: int) -> str:
-        """With but one group there is nothing to choose: nobody sends, and the group adds up."""
-        return self.tp_tokens if groups > 1 else "duplicate"
+        """With but one group a profile has nothing to choose: nobody sends, and the group adds up."""
+        return "duplicate" if self.tp_tokens == "profile" and groups == 1 else self.tp_tokens
 
     @property
     def _parts(self) -> int:

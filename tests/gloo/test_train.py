@@ -30,7 +30,7 @@ from moe_ref.training.trainer import Trainer
 from tests import profiles
 from tests.bench.ranks import on_gloo
 from tests.conftest import commbench as command
-from tests.conftest import environment, only_run
+from tests.conftest import environment, here, only_run
 
 # fp64: what remains of another number of ranks is the order of sums.
 TINY = TrainConfig(
@@ -237,7 +237,7 @@ def test_what_ranks_cannot_do_is_refused() -> None:
 
 # The command line: a model of no use, in fp64 so that losses can be compared between numbers of ranks.
 WORDS = ("train", "tiny", "layers=2", "width=16", "heads=2", "hidden=16", "context=32", "experts=4", "dtype=fp64",
-         "val_sequences=8", "batch=4", "warmup=2")  # fmt: skip
+         "val_sequences=8", "batch=4", "warmup=2", "--no-plots")  # fmt: skip
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -257,7 +257,7 @@ def compared(one: list[dict[str, Any]], other: list[dict[str, Any]], rel: float)
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """An uninterrupted run of 30 steps on 4 ranks."""
     folder = tmp_path_factory.mktemp("whole")
-    result = command(*WORDS, "steps=30", "val_every=10", "save_every=10", "--format", "json", cwd=folder)
+    result = here(*WORDS, "steps=30", "val_every=10", "save_every=10", "--format", "json", cwd=folder)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     run_folder = only_run(folder / "results")
@@ -338,23 +338,23 @@ def test_what_ranks_refuse_is_told_in_one_line(tmp_path: Path) -> None:
         (["path=short.txt"], "each part needs more than context=32"),
         (["lr=1e30", "steps=5"], "the loss is"),
     ):
-        result = command(*WORDS, *words, cwd=tmp_path)
+        result = here(*WORDS, *words, cwd=tmp_path)
         assert result.returncode == (1 if "lr=1e30" in words else 2), result.stderr
         errors = [line for line in result.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
         assert len(errors) == 2 and message in " ".join(errors), result.stderr
 
 
 def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
-    assert command(*WORDS, "steps=2", cwd=tmp_path).returncode == 0
+    assert here(*WORDS, "steps=2", cwd=tmp_path).returncode == 0
     for word, message in (("seed=1", "the run that goes on has seed=0"), ("hidden=8", "hidden=16")):
-        result = command("train", "--resume", "results/latest", word, cwd=tmp_path)
+        result = here("train", "--resume", "results/latest", word, cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr
     checkpoint = next(only_run(tmp_path / "results").glob("checkpoints/step-*"))
     shards = sorted(checkpoint.glob("*.safetensors"))
     shards[-1].write_bytes(shards[-1].read_bytes()[:100])
-    result = command("train", "--resume", "results/latest", "steps=4", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", "steps=4", cwd=tmp_path)
     assert result.returncode == 2 and "the checkpoint is damaged" in result.stderr
-    result = command("sweep", "--resume", "results/latest", cwd=tmp_path)
+    result = here("sweep", "--resume", "results/latest", cwd=tmp_path)
     assert result.returncode == 2 and "has format train-1" in result.stderr
 
 
@@ -363,7 +363,7 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     file.save(made, tmp_path / "p.json")
     words = (*WORDS, "steps=30", "profile=p.json", "schedule=pipelined", "chunks=2", "recompute=stash",
              "save_every=null")  # fmt: skip
-    result = command(*words, "--format", "json", cwd=tmp_path)
+    result = here(*words, "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in whole], rel=1e-12)
@@ -372,7 +372,7 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     assert "pairwise" in told and "the profile's choice" in told
     assert not list(folder.glob("checkpoints/*"))
     file.save(replace(made, scopes=[replace(made.scopes[0], versions={"torch": "0.1"})]), tmp_path / "p.json")
-    result = command(*words, cwd=tmp_path)
+    result = here(*words, cwd=tmp_path)
     assert result.returncode == 2 and "was not made for this set-up" in result.stderr
 
 

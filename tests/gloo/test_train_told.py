@@ -11,8 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.conftest import commbench as command
-from tests.conftest import only_run
+from tests.conftest import here, only_run
 from tests.gloo.test_train import WORDS
 
 
@@ -23,17 +22,8 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def test_a_run_that_goes_on_tells_each_step_once(tmp_path: Path) -> None:
     """Six steps with checkpoints of 3 and 6; the last one is lost, as if the run had been killed."""
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    words = (
-        *WORDS,
-        "steps=6",
-        "save_every=3",
-        "ranks_per_node=2",
-        "tensorboard=true",
-        "--no-plots",
-        "--format",
-        "json",
-    )
-    result = command(*words, cwd=tmp_path)
+    words = (*WORDS, "steps=6", "save_every=3", "ranks_per_node=2", "tensorboard=true", "--format", "json")
+    result = here(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "results")
     assert [line["profiled"] for line in lines_of(run / "metrics.jsonl")] == [False, False, True, True, True, False]
@@ -46,7 +36,7 @@ def test_a_run_that_goes_on_tells_each_step_once(tmp_path: Path) -> None:
         assert sum(parts.values()) == pytest.approx(line["step_us"])
 
     shutil.rmtree(run / "checkpoints" / "step-00000006")
-    result = command("train", "--resume", "results/latest", "steps=9", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", "steps=9", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [line["step"] for line in lines_of(run / "metrics.jsonl")] == list(range(1, 10))
     assert [line["step"] for line in lines_of(run / "breakdown.jsonl")] == [7, 8], "the others were made again"
