@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
-from commbench.errors import CommbenchError
+from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
 from commbench.stats import Verdict
 
@@ -25,8 +25,8 @@ _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at 
 class Launched:
     """One launch of one arm. Medians over its steps, but the first fifth of them; times of the slowest rank.
 
-    exposed_us: what a step waited for communication. exposed_moe_us: what of it was expert layers'. losses: of all
-    steps.
+    exposed_us: what a step waited for communication. exposed_moe_us: what of it was expert layers'; _min_: of the rank
+    that waited least, which is the one that the others wait for. losses: of all steps. run: its folder's name.
     """
 
     arm: str
@@ -36,19 +36,24 @@ class Launched:
     exposed_us: float
     exposed_moe_us: float
     losses: tuple[float, ...]
+    exposed_moe_min_us: float | None = None  # of launches before there was this key
+    run: str = ""
 
     @property
     def exposed_share(self) -> float:
         return self.exposed_us / self.step_us
 
 
-def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: int) -> Launched:
-    """Of metrics.jsonl, without steps under a profiler. tokens: of one step.
+def check_steps(steps: int) -> None:
+    """Raises `UsageError` for launches that would be over before they are warm."""
+    if steps <= _WARM_LEAST:
+        raise UsageError(f"steps={steps}: the first {_WARM_LEAST} warm up, and no other is left",
+                         hint=f"{_WARM_LEAST + 1} at least; steps=20 is the default")  # fmt: skip
 
-    Raises `CommbenchError` for a launch with fewer than 3 steps.
-    """
-    if len(lines) <= _WARM_LEAST:
-        raise CommbenchError(f"{arm}, round {number}: {len(lines)} steps", hint=f"{_WARM_LEAST + 1} at least: steps=20")
+
+def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: int, run: str = "") -> Launched:
+    """Of metrics.jsonl, without steps under a profiler. tokens: of one step. Raises `UsageError` for too few lines."""
+    check_steps(len(lines))
     later = lines[max(_WARM_LEAST, len(lines) // _WARM_PART) :]
     steady = [line for line in later if not line.get("profiled")] or later
 
@@ -59,6 +64,7 @@ def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: 
     return Launched(
         arm=arm, round=number, tokens_per_s=rate, step_us=1e6 * tokens / rate, exposed_us=median("exposed_comm_us"),
         exposed_moe_us=median("exposed_moe_us"), losses=tuple(line["loss"] for line in lines),
+        exposed_moe_min_us=median("exposed_moe_min_us"), run=run,
     )  # fmt: skip
 
 
@@ -92,8 +98,8 @@ class Outcome:
         return self.pairs >= stats.PAIRS_FOR_CLAIM
 
 
-def compare(launches: Sequence[Launched]) -> Outcome:
-    """Of launches of both arms, at least one round of them."""
+def compare(launches: Sequence[Launched], calibration: Launched | None = None) -> Outcome:
+    """Of launches of both arms, at least one round of them. calibration: of the baseline, for its losses alone."""
     by_arm = {arm: {one.round: one for one in launches if one.arm == arm} for arm in ARMS}
     rounds = sorted(set(by_arm[BASELINE]) & set(by_arm[CANDIDATE]))
     if not rounds:
@@ -101,6 +107,7 @@ def compare(launches: Sequence[Launched]) -> Outcome:
     first, second = (np.array([by_arm[arm][number].tokens_per_s for number in rounds]) for arm in ARMS)
     ratio, low, high = stats.paired_ratio(np.log(second / first))
     losses = [[one.losses for one in by_arm[arm].values()] for arm in ARMS]
+    losses[0] += [] if calibration is None else [calibration.losses]
     across = [(one, two) for one in losses[0] for two in losses[1]]
     within = [pair for arm in losses for pair in itertools.combinations(arm, 2)]
     return Outcome(
@@ -128,35 +135,34 @@ def _apart(one: Sequence[float], two: Sequence[float]) -> float:
     return max((abs(a - b) / max(abs(a), 1e-300) for a, b in zip(one, two, strict=True)), default=0.0)
 
 
-def predicted(calibration: Launched, before_us: float | None, after_us: float | None) -> float | None:
+def predicted(calibration: Launched, before_us: float, after_us: float) -> float | None:
     """The ratio of throughputs, from one launch of the baseline and what the exchanges of both are expected to take.
 
-    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion. None
-    where nothing is expected of either.
+    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion: the
+    time of the rank that waits least, since others wait for that rank too, and faster exchanges do not change that.
+    None where no time is expected of the baseline's.
     """
-    if not before_us or after_us is None:
+    if not before_us:
         return None
-    waited = calibration.exposed_moe_us
+    waited = calibration.exposed_moe_us if calibration.exposed_moe_min_us is None else calibration.exposed_moe_min_us
     return calibration.step_us / (calibration.step_us - waited * (1 - after_us / before_us))
 
 
-def tuned_us(curve: Curve, size: float, *, default: bool) -> float | None:
-    """Of the choice at this size, or of the default: between tuned sizes on a line of logarithms.
+def default_us(curve: Curve, size: float) -> float | None:
+    """Of the default at this size: between tuned sizes on a line of logarithms. None where nothing was measured."""
+    found = _between(size, {one.size_bytes: one.default_us for choice in curve.choices for one in choice.evidence})
+    return None if found is None else math.exp(found)
 
-    A choice's gain over the default is known at its own sizes, where it was confirmed. None where nothing was measured.
-    """
-    log_size = math.log(max(size, 1.0))
-    log_us = _between(log_size, {one.size_bytes: one.default_us for choice in curve.choices for one in choice.evidence})
-    if log_us is None:
-        return None
+
+def gain(curve: Curve, size: float) -> float:
+    """Of the choice at this size over the default: known where it was confirmed, between those sizes as above."""
     its = [one for one in curve.at(int(size)).evidence if one.verdict == _CONFIRMED]
-    gain = None if default else _between(log_size, {one.size_bytes: one.default_us / one.chosen_us for one in its})
-    return math.exp(log_us - (gain or 0.0))
+    return math.exp(_between(size, {one.size_bytes: one.default_us / one.chosen_us for one in its}) or 0.0)
 
 
-def _between(log_size: float, points: Mapping[int, float]) -> float | None:
+def _between(size: float, points: Mapping[int, float]) -> float | None:
     """The logarithm of a value, from values by size."""
     if not points:
         return None
     sizes = sorted(points)
-    return float(np.interp(log_size, np.log(sizes), np.log([points[size] for size in sizes])))
+    return float(np.interp(math.log(max(size, 1.0)), np.log(sizes), np.log([points[size] for size in sizes])))

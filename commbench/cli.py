@@ -14,6 +14,7 @@ from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
 
 if TYPE_CHECKING:
+    from commbench.commands import train as train_command
     from commbench.commands.prepare import Request
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
@@ -69,7 +70,55 @@ def _request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> R
     )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _training_options(*, json_is: str) -> Callable[[_Command], _Command]:
+    """Of one training, and of two beside each other."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in (
+            click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+            click.option("--format", "format_", type=click.Choice(("table", "json")), default="table",
+                         show_default=True, help=f"Of what is printed on stdout; json: {json_is}."),
+            click.option("--launcher", type=click.Choice(_TRAINERS), default="local", show_default=True,
+                         help="Starts the ranks."),
+            click.option("--show-config", is_flag=True, help="Print every key with its value and train nothing."),
+            click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+                         metavar="DIR", help="Parent of run folders."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _training(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> train_command.Request:
+    from commbench.commands import train as command
+
+    return command.Request(
+        words=tuple(words),
+        out=options["out"],
+        show_config=options["show_config"],
+        launcher=options["launcher"],
+        format=options["format_"],
+        quiet=options["quiet"],
+        **more,
+    )
+
+
+_AB = "train ab"
+
+
+class _Commands(click.Group):
+    """`train ab` is a command of two words."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[:2] == _AB.split():
+            return _AB, self.commands[_AB], args[2:]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "--version", prog_name="commbench")
 def cli() -> None:
     """Measure AllToAll honestly on your machines, and draw what you measured.
@@ -82,6 +131,7 @@ def cli() -> None:
     commbench stragglers results/latest slow ranks and links; needs commbench sweep pairs
     commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
     commbench train tiny                train a Mixture-of-Experts language model, with a profile or without
+    commbench train ab tiny candidate=p.json   what the profile is worth there, launch by launch
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     """
@@ -290,15 +340,9 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
     epilog="Exit codes: 0 trained to the end, 1 it broke, 2 usage or environment, 130 stopped and saved.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
-              help="Parent of run folders.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on from its last checkpoint.")
-@click.option("--show-config", is_flag=True, help="Print every key with its value and train nothing.")
-@click.option("--launcher", type=click.Choice(_TRAINERS), default="local", show_default=True, help="Starts the ranks.")
-@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
-              help="Of what is printed on stdout; json: a step a line.")  # fmt: skip
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+@_training_options(json_is="a step a line")
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
 
@@ -308,22 +352,39 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     commbench train tiny
     commbench train tiny profile=p.json schedule=pipelined chunks=2 --format json > metrics.jsonl
     commbench train --resume results/latest ranks_per_node=2
+    commbench train ab tiny candidate=p.json    # a command of its own: two settings side by side
     torchrun --nproc-per-node=8 --no-python commbench train small transport=nccl
     """
     from commbench.commands import train as command
 
-    return command.run(
-        command.Request(
-            words=words,
-            out=options["out"],
-            resume=options["resume"],
-            show_config=options["show_config"],
-            launcher=options["launcher"],
-            format=options["format_"],
-            quiet=options["quiet"],
-            plots=not options["no_plots"],
-        )
-    )
+    resume, plots = options["resume"], not options["no_plots"]
+    return command.run(_training(words, options, resume=resume, plots=plots))
+
+
+@cli.command(
+    _AB,
+    short_help="What a profile or a setting is worth end to end.",
+    epilog="Exit codes: 0 there is an answer, 1 a launch broke, 2 usage or environment, 130 interrupted.",
+)
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@_training_options(json_is="the answer, as in ab.json")
+def train_ab(words: tuple[str, ...], **options: Any) -> int:
+    """Train under two settings, `baseline` and `candidate`, by turns in fresh launches, and say what differs.
+
+    \b
+    baseline=FILE candidate=FILE     profiles; left out, or `default`: none
+    baseline.KEY=V candidate.KEY=V   any key of one arm that only changes time
+    rounds=10 steps=20               launches of each, and steps in each
+    model=FILE                       costs of the links, to predict what no profile knows
+    KEY=V                            any key of `commbench train`, for both
+
+    \b
+    commbench train ab tiny candidate=p.json
+    commbench train ab tiny candidate.schedule=pipelined candidate.chunks=2 rounds=3
+    """
+    from commbench.commands import train_ab as command
+
+    return command.run(_training(words, options))
 
 
 @cli.command(

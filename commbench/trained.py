@@ -48,7 +48,7 @@ def read(path: Path) -> Training:
     folder = RunFolder(path.resolve())
     lines = steps(path)
     if not lines:
-        raise UsageError(f"{path} has no step yet", hint=f"go on with it: commbench train --resume {path}")
+        raise UsageError(f"{path} has no step yet", hint="it was stopped, or refused, before its first one: see logs/")
     breakdown = list(read_lines(folder.path / BREAKDOWN, json.loads))
     return Training(
         run_id=folder.run_id,
@@ -73,16 +73,28 @@ def labels(trainings: Sequence[Training]) -> list[str]:
             for label, one in zip(told, trainings, strict=True)]  # fmt: skip
 
 
+def ranks_text(config: Mapping[str, Any]) -> str:
+    """How many ranks, over what."""
+    network = " on an emulated network" if config["fabric"] == "emulated" else ""
+    return f"{config['nodes']}x{config['ranks_per_node']} ranks{network}, {config['transport']}"
+
+
 def differences(configs: Sequence[Mapping[str, Any]], between: str) -> list[str]:
     """`key=one and two` of each key in which they differ."""
-    keys = [key for key in configs[0] if any(one.get(key) != configs[0][key] for one in configs)]
-    return [f"{key}={between.join(_word(key, one.get(key)) for one in configs)}" for key in keys]
+    values = {key: [one.get(key) for one in configs] for one in configs for key in one}
+    return [f"{key}={between.join(_words(key, its))}" for key, its in values.items() if any(v != its[0] for v in its)]
 
 
 def _name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Without what is left to its default, unless all is."""
     typed = [key for key in keys if config.get(key) is not None] or keys
     return " ".join(f"{key}={_word(key, config.get(key))}" for key in typed)
+
+
+def _words(key: str, values: Sequence[Any]) -> list[str]:
+    """Different values by different words: files of one name by their paths."""
+    words = [_word(key, value) for value in values]
+    return words if len(set(words)) == len(set(values)) else [_word("", value) for value in values]
 
 
 def _word(key: str, value: Any) -> str:

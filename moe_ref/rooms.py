@@ -19,7 +19,7 @@ from torch.autograd.graph import increment_version
 if TYPE_CHECKING:
     from moe_ref.schedules.base import Comm
 
-_KEPT = ("all_to_all",)  # of others each rank may need another length, or another one with each pass
+KEPT = ("all_to_all",)  # of others each rank may need another length, or another one with each pass
 
 
 class Rooms:
@@ -41,7 +41,7 @@ class Rooms:
     ) -> Tensor:
         """For what comes by `collective`, at this place of a pass. Collective where it is made."""
         make = getattr(comm, "empty", None)  # what stands for a communicator may have none
-        if collective not in _KEPT or make is None:
+        if collective not in KEPT or make is None:
             return like.new_empty(shape)
         key = (place, shape, like.dtype)
         if key not in self._kept:

@@ -103,19 +103,24 @@ def _ab(paths: Sequence[Path], out: Path | None) -> int:
     lines = read_lines(paths[0] / "launches.jsonl", json.loads)
     try:
         launches = [ab.Launched(**{**line, "losses": tuple(line["losses"])}) for line in lines]
+        names = ", ".join(trained.differences([about["arms"][arm] for arm in ab.ARMS], " and "))
+        about = {
+            "predicted": None,
+            "machine_text": "",
+            "commbench_version": "",
+            "started": about.get("ended", ""),
+            **about,
+        }
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{paths[0] / 'launches.jsonl'} is of another version: {error}",
+        raise UsageError(f"{paths[0]} is of another version: {error}",
                          hint="use the commbench version that wrote it") from error  # fmt: skip
     target = out or paths[0].resolve() / "plots"
     from commbench.plots.ab import draw
 
-    names = ", ".join(trained.differences([about["arms"][arm] for arm in ab.ARMS], " and "))
     try:
-        for suffix in ("svg", "png"):
-            path = draw(launches, ab.compare(launches), about["predicted"], names, target / f"ab.{suffix}")
+        return _told(draw(launches, ab.compare(launches), about, names, target))
     except OSError as error:
         raise _unwritable(target, error) from error
-    return _told([path])
 
 
 def _unwritable(target: Path, error: OSError) -> UsageError:

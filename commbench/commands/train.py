@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import commbench
 from commbench import effective, fabric, launch, metadata, scalars, training, transports
@@ -32,7 +32,7 @@ from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
-from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE
+from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, Here, check_place
 from commbench.runner import RANKS_END_S, STARTS_WITHIN_S, Tail
 from commbench.store import RunFolder
 from commbench.training import TrainConfig
@@ -61,15 +61,8 @@ class Request:
 def run(request: Request) -> int:
     """The exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
     info = detect(os.environ)
-    if request.words[:1] == ("ab",):
-        from commbench.commands import train_ab
-
-        if info is not None:
-            raise UsageError(
-                "commbench train ab starts launches of its own, and a launcher has started it as a rank",
-                hint="start it without the launcher",
-            )
-        return train_ab.run(dataclasses.replace(request, words=request.words[1:]))
+    if "ab" in request.words:
+        raise UsageError("ab is a command of its own", hint="commbench train ab [RECIPE] [KEY=VALUE ...]")
     if info is not None and not request.show_config:
         return _join(request, info)
     if request.show_config:
@@ -79,21 +72,29 @@ def run(request: Request) -> int:
                 "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
             )
         return EXIT_OK
-    code, folder = once(request)
+    ended = once(request)
     if request.plots:
-        draw(folder, Line(quiet=request.quiet))
-    return code
+        draw(ended.folder, Line(quiet=request.quiet))
+    return ended.code
 
 
-def once(request: Request) -> tuple[int, Path]:
-    """One launch of a training, new or to go on with: its exit code and its run folder."""
+class Ended(NamedTuple):
+    """One launch. asked: whether somebody asked it to stop, be it too late."""
+
+    code: int
+    folder: Path
+    asked: bool
+
+
+def once(request: Request) -> Ended:
+    """One launch of a training, new or to go on with."""
     config, env = _settings(request)
-    _check(config)
+    check(config)
     talk = Line(quiet=request.quiet)
     folder = _folder(request, config, joined="")
     order = _order(folder, config, env, request.launcher)
-    with talk:
-        return _watch(request, folder, order, talk), folder.path
+    with talk, _stopping(order) as asked:
+        return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
 
 
 def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
@@ -108,16 +109,26 @@ def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
     return config, env
 
 
-def _check(config: TrainConfig) -> None:
-    """Before there is a run folder: what ranks would find missing."""
+def check(config: TrainConfig, *, joined: bool = False) -> None:
+    """Before there is a run folder: what ranks would find missing. joined: a launcher has placed them already."""
     transports.check(config.transport)
     if config.tensorboard:
         scalars.check()
-    scope_of(config)
+    if config.profile is not None:
+        profile = profile_file.load(Path(config.profile))
+        if not (joined or config.allow_mismatch):
+            check_place(profile, _here(config), config.profile)
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
     if config.emulated is not None:
         fabric.check(config.emulated)
+
+
+def _here(config: TrainConfig) -> Here:
+    """Of ranks that are started on this machine, which is one node if its network is not emulated."""
+    told = {FABRIC_VARIABLE: str(config.emulated)} if config.emulated else {}
+    nodes = config.nodes if config.emulated else 1
+    return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=told)
 
 
 def _opened(path: Path) -> RunFolder:
@@ -163,7 +174,6 @@ def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
         }
     folder.write_json("config.json", json.loads(config.to_json()))
     folder.write_json("run.json", {**about, "status": "running", "joined": joined})
-    folder.link_latest()
     return folder
 
 
@@ -227,22 +237,21 @@ def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int
     show = Show(folder, order, talk, stdout=request.format)
     process = Process(command, environment, order.folder / "launcher.log")
     try:
-        with _stopping(order):
-            heard = time.monotonic()
-            until = float("inf")
-            while True:
-                over = process.ended()
-                if show.new():
-                    heard = time.monotonic()
-                if over or time.monotonic() > until:
-                    break
-                if (order.folder / "failures.jsonl").exists():  # its peers may wait for it for ever
-                    until = min(until, time.monotonic() + _GRACE_S)
-                allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
-                if time.monotonic() - heard > allowed:
-                    process.kill()
-                    return _end(folder, "failed", f"no step for {allowed:g} s; see {order.folder}", talk)
-                time.sleep(_POLL_S)
+        heard = time.monotonic()
+        until = float("inf")
+        while True:
+            over = process.ended()
+            if show.new():
+                heard = time.monotonic()
+            if over or time.monotonic() > until:
+                break
+            if (order.folder / "failures.jsonl").exists():  # its peers may wait for it for ever
+                until = min(until, time.monotonic() + _GRACE_S)
+            allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
+            if time.monotonic() - heard > allowed:
+                process.kill()
+                return _end(folder, "failed", f"no step for {allowed:g} s; see {order.folder}", talk)
+            time.sleep(_POLL_S)
     finally:
         process.kill()
         leftovers.remove(order.folder)
@@ -251,7 +260,7 @@ def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int
 
 
 @contextlib.contextmanager
-def _stopping(order: Order) -> Iterator[None]:
+def _stopping(order: Order) -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
     asked = threading.Event()
 
@@ -263,7 +272,7 @@ def _stopping(order: Order) -> Iterator[None]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -331,7 +340,7 @@ def _join(request: Request, info: RankInfo) -> int:
                 f"{config.nodes} x {config.ranks_per_node} = {config.ranks}",
                 hint="leave both out to take the launcher's layout",
             )
-        _check(config)
+        check(config, joined=True)
         folder = _folder(request, config, joined=info.started_by)
         order = _order(folder, config, env, info.launcher, info.started_by)
     except BaseException:
@@ -373,4 +382,4 @@ def _showing(show: Show, done: threading.Event) -> None:
     show.new()
 
 
-__all__ = ["Line", "Request", "once", "run"]
+__all__ = ["Ended", "Line", "Request", "check", "once", "run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,15 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commbench import ab, trained, training, transports
-from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched, Outcome
-from commbench.commands import train
-from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+import commbench
+from commbench import ab, metadata, trained, training
+from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched
+from commbench.commands import prepare, train
+from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, interrupt_on_sigterm
+from commbench.commands.train_ab_lines import count, names, table
 from commbench.errors import CorruptFile, UsageError
+from commbench.launch.environment import detect
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.stats import PAIRS_FOR_CLAIM
-from commbench.store import RunFolder, append_line, write_atomically
+from commbench.store import RunFolder, append_line
 from commbench.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -31,7 +35,6 @@ _DEFAULTS = ("steps=20", "val_every=0", "save_every=null", "breakdown_steps=0")
 _DEFAULT = ("default", "none", "null")  # in place of a profile's path
 # What prediction knows about; `profile` stands for what it has chosen.
 _EXCHANGES = frozenset({"profile", "allow_mismatch", "schedule", "chunks", "groups", "r", "tp_tokens"})
-_SAME = 1e-12  # relative: losses that differ by no more are called identical
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,42 +42,137 @@ class Arm:
     name: str
     words: tuple[str, ...]
     config: TrainConfig
+    env: Mapping[str, str]
+
+    def settings(self) -> dict[str, Any]:
+        """Every key, with the variables that ranks are given."""
+        return {**dataclasses.asdict(self.config), **{f"env.{name}": value for name, value in self.env.items()}}
+
+
+class _Stopped(Exception):
+    """A launch that has not ended as it should: with the exit code of the whole."""
 
 
 def run(request: train.Request) -> int:
     """The exit code: 0 there is an answer, 1 a launch broke, 130 interrupted. Raises `CommbenchError`."""
+    if detect(os.environ) is not None:
+        raise UsageError(
+            "commbench train ab starts launches of its own, and a launcher has started it as a rank",
+            hint="start it without the launcher",
+        )
     arms, rounds, costs = arms_of(request.words)
     if request.show_config:
         sys.stdout.write("".join(f"{arm.name}: {arm.config.to_json()}\n" for arm in arms.values()))
         return EXIT_OK
-    transports.check(arms[BASELINE].config.transport)
+    expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
+    for arm in arms.values():
+        train.check(arm.config)
+        expected.check(arm.config)
     model = None if costs is None else _model(costs, arms[BASELINE].config)
-    run_folder = RunFolder.create(request.out, "train-ab")
-    run_folder.link_latest()
-    folder = run_folder.path
-    for name in ("logs", "samples"):
-        (folder / name).rmdir()
-    talk = train.Line(quiet=request.quiet)
-    steps = arms[BASELINE].config.steps
-    note = f"{_names(arms)}: {_count(rounds, 'round')} of {_count(steps, 'step')}, in {folder}"
-    talk.note(note)
-    calibration, code = _launch(request, arms[BASELINE], folder, -1)
-    if calibration is None:
+    return _Comparison(request, arms, rounds, model).run()
+
+
+class _Comparison:
+    """What an A/B knows by now, which `ab.json` has from the beginning."""
+
+    def __init__(self, request: train.Request, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
+        self._request, self._arms, self._rounds, self._model = request, arms, rounds, model
+        self._talk = train.Line(quiet=request.quiet)
+        self._launches: list[Launched] = []
+        self._calibration: Launched | None = None
+        self._predicted: float | None = None
+        self._doing = ""
+        self._folder = RunFolder.create(request.out, "train-ab")
+        self._folder.link_latest()
+        for name in ("logs", "samples"):
+            (self._folder.path / name).rmdir()
+        machine = metadata.collect()
+        self._about = {
+            "arms": {name: arm.settings() for name, arm in arms.items()},
+            "command": ["commbench", "train", "ab", *request.words],
+            "commbench_version": commbench.__version__,
+            "machine_text": prepare.machine_text(machine),
+            "started": _now(),
+        }
+
+    def run(self) -> int:
+        """The exit code. However it ends, what has been measured until then is written, and told."""
+        interrupt_on_sigterm()
+        steps, folder = self._arms[BASELINE].config.steps, self._folder.path
+        title = names([arm.settings() for arm in self._arms.values()])
+        self._talk.note(f"{title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
+        self._write("running")
+        status, code = "failed", EXIT_FAILED
+        try:
+            self._measure()
+            status, code = "finished", EXIT_OK
+        except _Stopped as stopped:
+            code = stopped.args[0]
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+        finally:
+            status = "interrupted" if code == EXIT_INTERRUPTED else status
+            self._write(status)
+        if code != EXIT_OK:
+            kept = count(len(self._whole()) // 2, "whole round")
+            self._talk.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
+        if self._whole():
+            self._tell(title)
         return code
-    expected, why = _predicted(calibration, arms, model)
-    talk.note("predicted before the rounds: " + (f"{expected:.3f}x" if expected is not None else f"nothing: {why}"))
-    launches: list[Launched] = []
-    for number in range(rounds):
-        for name in ARMS if number % 2 == 0 else ARMS[::-1]:
-            found, code = _launch(request, arms[name], folder, number)
-            if found is None:
-                return code
-            launches.append(found)
-            append_line(folder / "launches.jsonl", json.dumps(dataclasses.asdict(found)))
-        talk.note(f"round {number + 1} of {rounds}: {_so_far(launches)}")
-    outcome = ab.compare(launches)
-    _write(request, folder, arms, launches, outcome, expected)
-    return EXIT_OK
+
+    def _measure(self) -> None:
+        self._calibration = self._launch(self._arms[BASELINE], -1)
+        self._predicted, why = predicted(self._calibration, self._arms, self._model)
+        said = f"nothing: {why}" if self._predicted is None else f"{self._predicted:.3f}x"
+        self._talk.note(f"predicted before the rounds: {said}")
+        self._write("running")
+        for number in range(self._rounds):
+            for name in ARMS if number % 2 == 0 else ARMS[::-1]:
+                found = self._launch(self._arms[name], number)
+                self._launches.append(found)
+                append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(found)))
+            last = {one.arm: one.tokens_per_s for one in self._launches[-2:]}
+            self._talk.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
+
+    def _launch(self, arm: Arm, number: int) -> Launched:
+        """One training from its beginning, in a run folder of its own. Raises `_Stopped`."""
+        self._doing = f"{arm.name}, round {number + 1}" if number >= 0 else "the baseline's launch before the rounds"
+        its = replace(self._request, words=arm.words, out=self._folder.path, quiet=True, format="none")
+        ended = train.once(its)
+        if ended.asked or ended.code == EXIT_INTERRUPTED:
+            raise _Stopped(EXIT_INTERRUPTED)
+        if ended.code != EXIT_OK:
+            raise _Stopped(EXIT_FAILED)
+        tokens = arm.config.batch * arm.config.context
+        return ab.launched(arm.name, number, trained.steps(ended.folder), tokens, ended.folder.name)
+
+    def _whole(self) -> list[Launched]:
+        """Launches of the rounds that have both arms."""
+        return self._launches[: len(self._launches) // 2 * 2]
+
+    def _write(self, status: str) -> None:
+        about: dict[str, Any] = {**self._about, "status": status, "updated": _now(), "predicted": self._predicted}
+        if self._calibration is not None:
+            about["calibration"] = dataclasses.asdict(self._calibration)
+        if launches := self._whole():
+            outcome = ab.compare(launches, self._calibration)
+            about |= {**dataclasses.asdict(outcome), "verdict": str(outcome.verdict)}
+        self._about = about
+        self._folder.write_json("ab.json", about)
+
+    def _tell(self, title: str) -> None:
+        launches = self._whole()
+        outcome = ab.compare(launches, self._calibration)
+        lines = table(outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+        from commbench.plots.ab import draw
+
+        try:
+            for path in draw(launches, outcome, self._about, title, self._folder.path / "plots"):
+                self._talk.note(f"plot: {path}")
+        except (OSError, ValueError) as error:
+            self._talk.note(f"no plot: {error}")
 
 
 def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
@@ -88,6 +186,8 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
         key, _, value = word.partition("=")
         arm, _, inner = key.partition(".")
         if arm in ARMS:
+            if not value:
+                raise UsageError(f"{word!r} has no value", hint=f"{arm}=FILE, {arm}=default, or {arm}.KEY=VALUE")
             profile = "null" if value in _DEFAULT else value
             own[arm].append(f"{inner}={value}" if inner else f"profile={profile}")
         elif key == "rounds":
@@ -101,33 +201,27 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
     arms = {}
     for name in ARMS:
         words = (*common, *own[name])
-        arms[name] = Arm(name=name, words=words, config=training.compose(words)[0])
+        config, env = training.compose(words)
+        arms[name] = Arm(name=name, words=words, config=config, env=env)
     one, two = (arms[name].config for name in ARMS)
-    if one == two:
-        raise UsageError("baseline and candidate are the same", hint="candidate=p.json, or candidate.KEY=VALUE")
+    if arms[BASELINE].settings() == arms[CANDIDATE].settings():
+        profile = "no profile" if one.profile is None else one.profile
+        raise UsageError(f"baseline and candidate are the same: {one.recipe} with {profile}",
+                         hint="candidate=p.json, or candidate.KEY=VALUE")  # fmt: skip
     if changed := two.changed(one):
         told = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
         raise UsageError(f"the arms would train different models: {told}",
                          hint="arms may differ in what only changes time: profile, schedule, dispatch, ..")  # fmt: skip
     if one.steps != two.steps:
         raise UsageError(f"the arms have {one.steps} and {two.steps} steps", hint="steps=N for both")
+    ab.check_steps(one.steps)
     return arms, rounds, costs
 
 
 def _whole(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise UsageError(f"rounds={text}", hint=f"a whole number; a claim of a gain takes {PAIRS_FOR_CLAIM}")
     return int(text)
-
-
-def _launch(request: train.Request, arm: Arm, folder: Path, number: int) -> tuple[Launched | None, int]:
-    """One training from its beginning, in a run folder of its own. None: it broke, or was stopped; with the code."""
-    its = replace(request, words=arm.words, out=folder, quiet=True, format="none")
-    code, run_folder = train.once(its)
-    if code != EXIT_OK:
-        return None, EXIT_INTERRUPTED if code == EXIT_INTERRUPTED else EXIT_FAILED
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    return ab.launched(arm.name, number, lines, arm.config.batch * arm.config.context), EXIT_OK
 
 
 def _model(path: Path, config: TrainConfig) -> Model:
@@ -151,26 +245,20 @@ def _model(path: Path, config: TrainConfig) -> Model:
     return model
 
 
-def _predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
+def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
     """The ratio, or why there is none."""
-    one, two = (dataclasses.asdict(arms[name].config) for name in ARMS)
-    if others := [key for key in one if one[key] != two[key] and key not in _EXCHANGES]:
+    one, two = (arms[name].settings() for name in ARMS)
+    others = [key for key in {**one, **two} if one.get(key) != two.get(key) and key not in _EXCHANGES]
+    if others:
         return None, f"it knows exchanges alone, and the arms differ in {', '.join(others)}"
     tables = [_table(arms[name].config) for name in ARMS]
-    known = [table for table in tables if table is not None]
-    if not known and model is None:
-        return None, "there is neither a profile of these ranks nor model=FILE"
-    expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
+    known = [found for found in tables if found is not None]
+    expected = importlib.import_module(training.EXPECTED)
     try:
-        times = [expected.exchanges_us(arms[name].config, table, known, model)
-                 for name, table in zip(ARMS, tables, strict=True)]  # fmt: skip
-    except UsageError as error:  # links that the model has not seen
+        times = [expected.exchanges_us(arms[name].config, own, known, model)
+                 for name, own in zip(ARMS, tables, strict=True)]  # fmt: skip
+    except UsageError as error:
         return None, f"{error}; {error.hint}"
-    if None in times:
-        return (
-            None,
-            "a schedule computes beside its exchanges" if model else "nobody has measured these; see model=FILE",
-        )
     return ab.predicted(calibration, *times), "no time is spent in exchanges"
 
 
@@ -182,67 +270,8 @@ def _table(config: TrainConfig) -> Table | None:
     return Table(profile_file.load(Path(config.profile)), scope.id)
 
 
-def _names(arms: Mapping[str, Arm]) -> str:
-    return ", ".join(trained.differences([dataclasses.asdict(arms[name].config) for name in ARMS], " and "))
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _so_far(launches: Sequence[Launched]) -> str:
-    last = {one.arm: one for one in launches[-2:]}
-    return f"{last[CANDIDATE].tokens_per_s / last[BASELINE].tokens_per_s:.3f}x"
-
-
-def table(outcome: Outcome, expected: float | None) -> list[str]:
-    """For people."""
-    interval = "no interval" if outcome.low is None else f"{outcome.low:.3f} - {outcome.high:.3f}"
-    lines = [f"{'arm':<10}{'tokens/s':>12}{'waits for communication':>26}"]
-    for arm in ARMS:
-        lines.append(f"{arm:<10}{outcome.tokens_per_s[arm]:>12.0f}{100 * outcome.exposed[arm]:>24.1f} %")
-    pairs = _count(outcome.pairs, "pair")
-    lines.append(f"# throughput: {outcome.ratio:.3f}x ({interval}, {pairs} of launches): {outcome.verdict}")
-    if not outcome.claim:
-        lines.append(f"# a claim of a gain takes {PAIRS_FOR_CLAIM} pairs: rounds={PAIRS_FOR_CLAIM}")
-    if expected is not None:
-        lines.append(f"# predicted before: {expected:.3f}x; measured / predicted {outcome.ratio / expected:.3f}")
-    return [*lines, f"# losses {_losses(outcome)}"]
-
-
-def _losses(outcome: Outcome) -> str:
-    if outcome.losses == 0:
-        return "of both arms are identical at every step"
-    text = f"of the arms differ by {outcome.losses:.1e} at most, at the first step by {outcome.first:.1e}; "
-    if outcome.apart > _SAME:  # on GPUs sums have no fixed order, and a training makes little differences large
-        return text + f"launches of one arm by {outcome.apart:.1e} and {outcome.first_apart:.1e}"
-    if outcome.losses <= _SAME:
-        return text + "that is rounding"
-    return text + "launches of one arm are identical: sums in another order, or a mistake"
-
-
-def _write(
-    request: train.Request, folder: Path, arms: Mapping[str, Arm], launches: Sequence[Launched], outcome: Outcome,
-    expected: float | None,
-) -> None:  # fmt: skip
-    about: dict[str, Any] = {
-        **dataclasses.asdict(outcome), "verdict": str(outcome.verdict), "predicted": expected,
-        "arms": {name: json.loads(arm.config.to_json()) for name, arm in arms.items()},
-        "command": ["commbench", "train", "ab", *request.words],
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    write_atomically(folder / "ab.json", json.dumps(about, indent=1) + "\n")
-    if request.format == "json":
-        sys.stdout.write(json.dumps(about) + "\n")
-    else:
-        sys.stdout.write("\n".join(table(outcome, expected)) + "\n")
-    talk = train.Line(quiet=request.quiet)
-    try:
-        from commbench.plots.ab import draw
-
-        talk.note(f"plot: {draw(launches, outcome, expected, _names(arms), folder / 'plots' / 'ab.png')}")
-    except (OSError, ValueError) as error:
-        talk.note(f"no plot: {error}")
-
-
-__all__ = ["arms_of", "run", "table"]
+__all__ = ["arms_of", "predicted", "run"]

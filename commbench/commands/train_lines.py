@@ -54,6 +54,7 @@ class Show:
         for event in events:
             if event["event"] == "begin":
                 self.begun = True
+                self._folder.link_latest()  # not for settings that the ranks refuse
                 # Only now: a run that goes on first drops the lines of steps that it will make again.
                 self._metrics, kept = _after(self._path, event["step"])
                 if self._tensorboard:

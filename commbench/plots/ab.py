@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from commbench.ab import ARMS, Launched, Outcome
-from commbench.plots.style import title
+from commbench.ab import ARMS, BASELINE, Launched, Outcome
+from commbench.plots import save
+from commbench.plots.style import caption, title
+from commbench.stats import PAIRS_FOR_CLAIM
+from commbench.trained import ranks_text
 
 _COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
 
 
-def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None, names: str, path: Path) -> Path:
-    """Into `path`, .png or .svg."""
-    figure = Figure(figsize=(9, 3.8))
+def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any], names: str, out: Path) -> list[Path]:
+    """As PNG and SVG into `out`; returns the PNG file. about: of `ab.json`. names: in what the arms differ."""
+    predicted: float | None = about["predicted"]
+    figure = Figure(figsize=(9, 4.3))
     left, middle, right = figure.subplots(1, 3, width_ratios=(3, 1.2, 1.2))
     for arm in ARMS:
         mine = sorted((one for one in launches if one.arm == arm), key=lambda one: one.round)
@@ -25,7 +30,7 @@ def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None
     left.set_ylim(0, 1.1 * max(one.tokens_per_s for one in launches))
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("round")
-    left.set_ylabel("tokens per second")
+    left.set_ylabel("tokens per second, median step")
     left.grid(True, axis="y", color="#dddddd", linewidth=0.6)
     left.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
 
@@ -39,7 +44,7 @@ def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None
         [0, 1] if predicted is not None else [0], ["measured", "predicted"][: 1 + (predicted is not None)]
     )
     middle.set_xlim(-0.6, 1.6 if predicted is not None else 0.6)
-    middle.set_ylabel("candidate / baseline\nabove 1: faster")
+    middle.set_ylabel("throughput, candidate / baseline\nabove 1: faster")
     middle.grid(True, axis="y", color="#dddddd", linewidth=0.6)
     middle.margins(y=0.3)
 
@@ -50,8 +55,12 @@ def draw(launches: Sequence[Launched], outcome: Outcome, predicted: float | None
     right.set_ylabel("% of a step that waits\nfor communication")
     for axes in (middle, right):
         axes.tick_params(axis="x", labelsize=8)
-    title(figure, names, 0.98)
-    figure.tight_layout(rect=(0, 0, 1, 0.92))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    its = about["arms"][BASELINE]
+    title(figure, f"{its['recipe']}, {ranks_text(its)}: {names}", 0.98)
+    pairs = f"{outcome.pairs} pair{'s' * (outcome.pairs != 1)} of launches"
+    note = f"Bar: 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"
+    note += "" if outcome.claim else f"; a claim of a gain takes {PAIRS_FOR_CLAIM}"
+    note += ". Waits: of the rank that waits longest."
+    caption(figure, about, note)
+    figure.tight_layout(rect=(0, 0.09, 1, 0.98))
+    return save({"ab": figure}, out)

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from commbench.plots import save
 from commbench.plots.style import MARKERS, caption, title
-from commbench.trained import Training, labels
+from commbench.trained import Training, labels, ranks_text
 
 # Okabe and Ito's, as in style.py. In grey, markers and dashes tell runs apart.
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")
@@ -84,11 +84,10 @@ def _throughput(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     known = any(line["mfu"] is not None for one in trainings for line in one.steps)
     figure = Figure(figsize=(_WIDTH, 6.2 if known else 4.4))
     panels = figure.subplots(2 if known else 1, 1, squeeze=False, sharex=True)[:, 0]
-    left_out = 0
+    left_out = sum(bool(line.get("profiled")) for one in trainings for line in one.steps)
     for axes, key, factor in zip(panels, ("tokens_per_s", "mfu"), (1.0, 100.0), strict=False):
         for index, (one, name) in enumerate(zip(trainings, names, strict=True)):
             lines = [line for line in one.steps if not line.get("profiled") and line[key] is not None]
-            left_out = max(left_out, sum(bool(line.get("profiled")) for line in one.steps))
             if not lines:
                 continue
             x, y = np.array([line["step"] for line in lines]), np.array([factor * line[key] for line in lines])
@@ -211,13 +210,10 @@ def _legend(axes: Axes) -> None:
 def _finish(figure: Figure, trainings: Sequence[Training], what: str, note: str, *, legend: float = 0.0) -> None:
     """Title, caption, and room for both. legend: inches below the title."""
     one, height = trainings[0], figure.get_figheight()
-    config = one.config
-    network = " on an emulated network" if config["fabric"] == "emulated" else ""
-    ranks = f"{config['nodes']}x{config['ranks_per_node']} ranks{network}"
     recipes = {training.config["recipe"] for training in trainings}
-    of = f"{config['recipe']}, {ranks}, {config['transport']}"
+    of = f"{one.config['recipe']}, {ranks_text(one.config)}"
     if len(trainings) > 1:
-        of = f"{len(trainings)} runs" + (f" of {config['recipe']}" if len(recipes) == 1 else "")
+        of = f"{len(trainings)} runs" + (f" of {one.config['recipe']}" if len(recipes) == 1 else "")
     title(figure, f"{what}: {of}", 1 - 0.08 / height)
     machines = dict.fromkeys(training.about["machine_text"] for training in trainings)
     caption(figure, {**one.about, "machine_text": " / ".join(machines)}, note)

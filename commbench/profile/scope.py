@@ -42,23 +42,32 @@ class Here:
 def differences(scope: Scope, here: Here) -> list[str]:
     """What `scope` asks for and is not so here, in words; none: it fits."""
     found = [
-        (name, wanted, have)
-        for name, wanted, have in (
+        *((f"{name} version", version, here.versions.get(name, "none")) for name, version in scope.versions.items()),
+        ("GPU", scope.gpu or here.gpu or "none", here.gpu or "none"),
+        ("binding", scope.binding, here.binding),
+        *((name, value, here.environ.get(name, UNSET)) for name, value in scope.env.items()),
+    ]
+    return [*elsewhere(scope, here), *_told(found)]
+
+
+def elsewhere(scope: Scope, here: Here) -> list[str]:
+    """The part of `differences` that is known before any rank has been started."""
+    return _told(
+        [
             ("transport", scope.transport, here.transport),
             ("nodes", scope.nodes, here.nodes),
             ("ranks per node", scope.ranks_per_node, here.ranks_per_node),
-            *(
-                (f"{name} version", version, here.versions.get(name, "none"))
-                for name, version in scope.versions.items()
-            ),
-            ("GPU", scope.gpu or here.gpu or "none", here.gpu or "none"),
             ("fabric", scope.fabric or "a real one", here.fabric or "a real one"),
-            ("binding", scope.binding, here.binding),
-            *((name, value, here.environ.get(name, UNSET)) for name, value in scope.env.items()),
-        )
+        ]
+    )
+
+
+def _told(found: Sequence[tuple[str, object, object]]) -> list[str]:
+    return [
+        f"{name}: the profile is for {wanted}, here is {have}"
+        for name, wanted, have in found
         if wanted is not None and wanted != have
     ]
-    return [f"{name}: the profile is for {wanted}, here is {have}" for name, wanted, have in found]
 
 
 def specificity(scope: Scope) -> int:
@@ -81,10 +90,19 @@ def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name
         raise OutOfScope(f"{name} has no scope", hint="tune again: commbench tune --out FILE")
     if allow_mismatch and nearest.transport == here.transport:
         return nearest
-    told = "; ".join(differences(nearest, here))
-    raise OutOfScope(
-        f"{name} was not made for this set-up: {told}",
-        hint=f"tune here, or {_remedy(nearest, here)}insist with allow_mismatch=True",
+    raise _refusal(name, differences(nearest, here), _remedy(nearest, here))
+
+
+def check_place(profile: Profile, here: Here, name: str) -> None:
+    """Raises `OutOfScope` where every scope is for another layout, transport or fabric, which ranks would find too."""
+    if profile.scopes and all(elsewhere(scope, here) for scope in profile.scopes):
+        raise _refusal(name, min((elsewhere(scope, here) for scope in profile.scopes), key=len), "")
+
+
+def _refusal(name: str, told: Sequence[str], remedy: str) -> OutOfScope:
+    return OutOfScope(
+        f"{name} was not made for this set-up: {'; '.join(told)}",
+        hint=f"tune here, or {remedy}insist with allow_mismatch=True",
     )
 
 

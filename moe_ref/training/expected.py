@@ -15,9 +15,10 @@ from commbench import ab
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.model import Model
-from commbench.profile.table import Table
+from commbench.profile.table import Curve, Table
 from commbench.spec import Value
 from commbench.training import TrainConfig
+from moe_ref.rooms import KEPT
 from moe_ref.schedules.base import Shape
 from moe_ref.schedules.halves import Call
 from moe_ref.schedules.predict import plan, predict
@@ -41,52 +42,62 @@ def shape(config: TrainConfig) -> Shape:
     )  # fmt: skip
 
 
-def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table], model: Model | None) -> float | None:
-    """Microseconds of all expert layers' exchanges in a step; null where nobody knows them.
+def check(config: TrainConfig) -> None:
+    """Raises `UsageError` for a model or a schedule that ranks would refuse, before any rank is started."""
+    build.schedule(config)
+    build.lm_config(config)
+
+
+def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table], model: Model | None) -> float:
+    """Microseconds of all expert layers' exchanges in a step.
 
     own: what was tuned for this training, null for the defaults. known: profiles of these ranks, for what the defaults
     take. The time is of a rank: its parts of a batch one after the other, and of redone blocks once more.
-    Raises `UsageError` for a model of several settings, or of none of the links that are needed.
+    Raises `UsageError` that says why nobody knows: a schedule that computes beside its exchanges, what no profile has
+    and there is no model for, or a model of several settings or of none of the links that are needed.
     """
     schedule, of = build.schedule(config), shape(config)
 
     def ratio(call: Call) -> float:
-        chosen, default = (None if own is None else _tuned_us(call, of, own, default=default)
-                           for default in (False, True))  # fmt: skip
-        return 1.0 if chosen is None or default is None else chosen / default
+        curve = None if own is None else _curve(call, of, own)
+        return 1.0 if curve is None else 1 / _gain(call, of, curve)
 
-    try:
-        stages = plan(schedule, of)
-    except UsageError:  # it computes beside its exchanges
-        return None
+    stages = plan(schedule, of)
     if model is not None:
         found = predict(schedule, of, model, Layout(config.nodes, config.ranks_per_node), factor=ratio)
         forward, backward = found.forward_us, found.backward_us
     else:
-        forward = backward = 0.0
+        took = {"forward": 0.0, "backward": 0.0}
         for stage in stages:
-            times = [us for table in known if (us := _tuned_us(stage.calls[0], of, table, default=True)) is not None]
+            call = stage.calls[0]
+            curves = [curve for table in known if (curve := _curve(call, of, table)) is not None]
+            times = [us for curve in curves if (us := ab.default_us(curve, call.nbytes)) is not None]
             if len(stage.calls) != 1 or not times:
-                return None
-            took = times[0] * ratio(stage.calls[0])
-            forward += took if stage.phase == "forward" else 0
-            backward += took if stage.phase == "backward" else 0
+                raise UsageError(f"no profile has what {schedule} sends", hint="model=FILE, from commbench model --out")
+            took[stage.phase] += times[0] * ratio(call)
+        forward, backward = took["forward"], took["backward"]
     lm = build.lm_config(config)
     parts = config.cut(config.ranks // config.tp)[0] * config.tp // config.ranks
     return lm.moe_layers * parts * (forward * (2 if config.recompute == "redo" else 1) + backward)
 
 
-def _tuned_us(call: Call, of: Shape, table: Table, *, default: bool) -> float | None:
-    """Of the choice, or of the default that it was compared with."""
+def _curve(call: Call, of: Shape, table: Table) -> Curve | None:
+    """What was tuned for such calls; profiles are of all ranks' exchanges."""
     arguments: Mapping[str, Value] = {}
     if call.collective == "tp_all_to_all":
         arguments = {"tp": of.tp, "tp_input": call.name}
-    curve = table.curve(call.collective, arguments=arguments) if call.group == "comm" else None
-    if curve is None:
-        return None
-    # Schedules of groups exchange in plain memory, where a choice for another kind does not hold.
-    plain = of.tp > 1 and curve.at(call.nbytes).buffers != "plain"
-    return ab.tuned_us(curve, call.nbytes, default=default or plain)
+    return table.curve(call.collective, arguments=arguments) if call.group == "comm" else None
 
 
-__all__ = ["exchanges_us", "shape"]
+def _gain(call: Call, of: Shape, curve: Curve) -> float:
+    """Over the default. A choice for memory that is not plain holds where `moe_ref.rooms` makes it: not in groups."""
+    choice = curve.at(call.nbytes)
+    if choice.buffers == "plain" or (of.tp == 1 and call.collective in KEPT):
+        return ab.gain(curve, call.nbytes)
+    if choice.on_plain is None:
+        return 1.0
+    raise UsageError(f"{choice.on_plain.label} is what the profile has for plain memory, and its gain is not in it",
+                     hint="tune with buffers=plain")  # fmt: skip
+
+
+__all__ = ["check", "exchanges_us", "shape"]

@@ -91,7 +91,7 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
             trainer.save(checkpoints)
             events.beat()
     if lead:
-        finished = trainer.done == config.steps
+        finished = trainer.done >= config.steps
         events.tell("end", step=trainer.done, finished=finished, saved=config.save_every is not None)
 
 

@@ -113,9 +113,9 @@ class Trainer:
             times = self.spans.read()  # waits for a GPU
         seconds = time.perf_counter() - began
         drop_rate, balance = loads.read(told[3:])
-        worst = self._largest([times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe")]
-                              + [seconds, memory_bytes(self.device)])  # fmt: skip
-        tokens_per_s = config.batch * config.context / worst[3]
+        a2a, exposed, exposed_moe = (times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe"))
+        worst = self._largest([a2a, exposed, exposed_moe, -exposed_moe, seconds, memory_bytes(self.device)])
+        tokens_per_s = config.batch * config.context / worst[4]
         metrics = Metrics(
             step=step,
             loss=mean,
@@ -129,9 +129,10 @@ class Trainer:
             a2a_bytes=0 if self.watch is None else self.watch.a2a_bytes,
             exposed_comm_us=worst[1],
             exposed_moe_us=worst[2],
+            exposed_moe_min_us=-worst[3],
             drop_rate=drop_rate,
             expert_balance=balance,
-            memory_bytes=int(worst[4]),
+            memory_bytes=int(worst[5]),
         )
         return metrics, bool(told[2])
 

@@ -62,8 +62,9 @@ def test_a_profile_knows_what_its_default_takes_and_its_choice() -> None:
     assert exchanges_us(config(), both, [both], None) == pytest.approx(2 * 2 * (60 + 150))
     assert exchanges_us(config("recompute=redo"), both, [both], None) == pytest.approx(2 * 3 * (60 + 150))
     assert exchanges_us(config("batch=16", "parts=4"), both, [both], None) == pytest.approx(2 * 2 * 2 * (60 + 150))
-    assert exchanges_us(config("tp_tokens=duplicate"), None, [both], None) is None, "calls of groups are not in it"
-    assert exchanges_us(config(), None, [known(table("all_to_all", 9, 9))], None) is None
+    for words, tables in ((("tp_tokens=duplicate",), [both]), ((), [known(table("all_to_all", 9, 9))])):
+        with pytest.raises(UsageError, match="no profile has what tensor_parallel"):  # calls of groups are in none
+            exchanges_us(config(*words), None, tables, None)
 
 
 def test_defaults_are_known_from_any_profile_and_choices_from_ones_own() -> None:
@@ -81,7 +82,11 @@ def test_choices_for_other_memory_do_not_hold_in_groups() -> None:
     parm, alone = config("schedule=parm_s2"), config("tp=1", "batch=8", "schedule=sequential")
     model = model_of()
     assert exchanges_us(parm, its, [its], model) == exchanges_us(parm, None, [], model)
-    assert exchanges_us(alone, its, [its], model) < 0.6 * exchanges_us(alone, None, [], model)  # type: ignore[operator]
+    assert exchanges_us(alone, its, [its], model) < 0.6 * exchanges_us(alone, None, [], model)
+    (choice,) = its.curves("all_to_all")[0].choices
+    other = known(dataclasses.replace(choice, on_plain=profiles.way("all_to_all", "bruck")))
+    with pytest.raises(UsageError, match="bruck is what the profile has for plain memory"):
+        exchanges_us(parm, other, [other], model)
 
 
 def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
@@ -91,11 +96,12 @@ def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
         found = predict(build.schedule(its), shape(its), model, Layout(2, 4))
         assert exchanges_us(its, None, [], model) == pytest.approx(2 * (found.forward_us + found.backward_us))
     times = [exchanges_us(cases[words], None, [], model) for words in (("tp_tokens=duplicate",), ())]
-    assert times[0] is not None and times[1] is not None and times[0] > 2 * times[1]
+    assert times[0] > 2 * times[1]
     halved = known(table("tp_all_to_all", 100, 50, tp=4, tp_input="replicated"),
                    table("tp_all_to_all", 300, 150, tp=4, tp_input="partial"))  # fmt: skip
     assert exchanges_us(cases[()], halved, [halved], model) == pytest.approx(times[1] / 2)
-    assert exchanges_us(config("schedule=pipelined", "tp=1"), None, [], model) is None, "it computes beside them"
+    with pytest.raises(UsageError, match="computes beside its exchanges"):
+        exchanges_us(config("schedule=pipelined", "tp=1"), None, [], model)
 
 
 def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> None:
@@ -108,7 +114,7 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
 
     def said(*words: str, model: Model | None = None) -> tuple[float | None, str]:
         arms = train_ab.arms_of(("emulated-2x4", *words))[0]
-        return train_ab._predicted(launched, {name: arms[name] for name in ARMS}, model)
+        return train_ab.predicted(launched, {name: arms[name] for name in ARMS}, model)
 
     profile = f"candidate={tmp_path / 'p.json'}"
     assert said(profile)[0] == pytest.approx(1000 / (1000 - 600 * (1 - 200 / 400)))
@@ -118,6 +124,8 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
     assert found is not None and found > 1.5
     found, why = said(profile, "candidate.dispatch=loop", model=model_of())
     assert found is None and "differ in dispatch" in why
+    found, why = said(profile, "candidate.env.A=1", model=model_of())
+    assert found is None and "differ in env.A" in why
     assert said("candidate.tp_tokens=duplicate")[0] is None
 
 

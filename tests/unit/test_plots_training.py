@@ -165,7 +165,11 @@ def test_an_ab_is_drawn_again(tmp_path: Path) -> None:
     svg = (tmp_path / "plots" / "ab.svg").read_text()
     assert (tmp_path / "plots" / "ab.png").is_file() and "profile=default and p.json" in svg and "predicted" in svg
     (tmp_path / "launches.jsonl").write_text('{"arm": "baseline"}\n')
-    with pytest.raises(UsageError, match=r"launches.jsonl is of another version"):
+    with pytest.raises(UsageError, match=r"is of another version"):
+        plot.run([tmp_path], None)
+    (tmp_path / "launches.jsonl").write_text(json.dumps(dataclasses.asdict(made[0])))
+    (tmp_path / "ab.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"is of another version: 'arms'"):
         plot.run([tmp_path], None)
     with pytest.raises(UsageError, match="2 folders, one of them of commbench train ab"):
         plot.run([tmp_path, tmp_path], None)

@@ -120,6 +120,16 @@ def test_no_new_flags() -> None:
     options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
     assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet"}
     assert set(cli._TRAINERS) == set(LAUNCHERS)
+    both = {name for option in cli.cli.commands["train ab"].params for name in option.opts if name.startswith("-")}
+    assert both == options - {"--resume", "--no-plots"}, "an A/B starts trainings of its own"
+
+
+def test_ab_is_a_command_of_two_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["train", "ab", "--help"]) == 0 and "baseline=FILE candidate=FILE" in capsys.readouterr().out
+    assert _main(["train", "ab", "--resume", "results/latest", "candidate=p.json"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert _main(["train", "-q", "ab", "tiny"]) == 2
+    assert "commbench train ab [RECIPE]" in capsys.readouterr().err
 
 
 def test_show_config_lists_every_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
