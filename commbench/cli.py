@@ -4,106 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from commbench import __version__
 from commbench.errors import CommbenchError, UsageError
-
-if TYPE_CHECKING:
-    from commbench.commands import train as train_command
-    from commbench.commands.prepare import Request
+from commbench.options import SHORT, request, shorts, training_options, training_request
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
-_TRAINERS = ("local", "torchrun")
-# Keys that have an option: its letters, what it takes, and what it is.
-_SHORT = {
-    "sizes.min": ("-b", "--min-bytes", "SIZE", "Smallest size (sizes.min): 8, 32K, 1MiB."),
-    "sizes.max": ("-e", "--max-bytes", "SIZE", "Largest size (sizes.max)."),
-    "sizes.factor": ("-f", "--factor", "N", "From one size to the next (sizes.factor)."),
-    "iters": ("-n", "--iters", "N", "Fixed number of samples; no adaptive stop (iters)."),
-    "warmup": ("-w", "--warmup", "N", "Untimed calls before the first sample (warmup)."),
-    "dtype": ("-d", "--dtype", "TYPE", "Element type (dtype): fp32, bf16, ..."),
-    "op": ("-o", "--op", "OP", "Of reductions (op): sum, prod, min, max."),
-    "root": ("-r", "--root", "RANK", "Of broadcast (root)."),
-    "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
-}
-_Command = Callable[..., int]
-
-
-def _shorts(*keys: str) -> Callable[[_Command], _Command]:
-    """Options for these keys, in this order."""
-
-    def decorate(command: _Command) -> _Command:
-        for key in reversed(keys):
-            letter, word, metavar, text = _SHORT[key]
-            command = click.option(letter, word, _name(key), metavar=metavar, help=text)(command)
-        return command
-
-    return decorate
-
-
-def _name(key: str) -> str:
-    return key.replace(".", "_")
-
-
-def _request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Request:
-    """Of a sweep or a tuning, whose options for keys become words."""
-    from commbench.commands.prepare import Request
-
-    typed = (f"{key}={options[_name(key)]}" for key in _SHORT if options.get(_name(key)) is not None)
-    return Request(
-        words=(*words, *typed),
-        dry_run=options["dry_run"],
-        show_config=options["show_config"],
-        launcher=options["launcher"] or "",
-        format=options["format_"],
-        plots=not options["no_plots"],
-        quiet=options["quiet"],
-        verbose=options["verbose"],
-        **more,
-    )
-
-
-def _training_options(*, json_is: str) -> Callable[[_Command], _Command]:
-    """Of one training, and of two beside each other."""
-
-    def decorate(command: _Command) -> _Command:
-        for option in (
-            click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
-            click.option("--format", "format_", type=click.Choice(("table", "json")), default="table",
-                         show_default=True, help=f"Of what is printed on stdout; json: {json_is}."),
-            click.option("--launcher", type=click.Choice(_TRAINERS), default="local", show_default=True,
-                         help="Starts the ranks."),
-            click.option("--show-config", is_flag=True, help="Print every key with its value and train nothing."),
-            click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-                         metavar="DIR", help="Parent of run folders."),
-        ):  # fmt: skip
-            command = option(command)
-        return command
-
-    return decorate
-
-
-def _training(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> train_command.Request:
-    from commbench.commands import train as command
-
-    return command.Request(
-        words=tuple(words),
-        out=options["out"],
-        show_config=options["show_config"],
-        launcher=options["launcher"],
-        format=options["format_"],
-        quiet=options["quiet"],
-        **more,
-    )
-
-
 _AB = "train ab"
 
 
@@ -142,7 +54,7 @@ def cli() -> None:
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@_shorts(*_SHORT)
+@shorts(*SHORT)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of run folders.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
@@ -174,7 +86,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     if options["retry_failed"] and options["resume"] is None:
         raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
     resume, retry = options["resume"], options["retry_failed"]
-    return command.run(_request(words, options, out=options["out"], resume=resume, retry_failed=retry))
+    return command.run(request(words, options, out=options["out"], resume=resume, retry_failed=retry))
 
 
 @cli.command(
@@ -182,7 +94,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     epilog="Exit codes: 0 there is a profile, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@_shorts("sizes.min", "sizes.max", "sizes.factor", "dtype", "ranks_per_node")
+@shorts("sizes.min", "sizes.max", "sizes.factor", "dtype", "ranks_per_node")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The profile; default: profile.json beside the samples.")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
@@ -210,7 +122,7 @@ def tune(words: tuple[str, ...], **options: Any) -> int:
     """
     from commbench.commands import tune as command
 
-    return command.run(_request(words, options, out=options["results"]), options["out"])
+    return command.run(request(words, options, out=options["results"]), options["out"])
 
 
 @cli.command(short_help="Draw the plots of runs, of sweeps or of trainings.")
@@ -342,7 +254,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on from its last checkpoint.")
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
-@_training_options(json_is="a step a line")
+@training_options(json_is="a step a line")
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
 
@@ -358,7 +270,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     from commbench.commands import train as command
 
     resume, plots = options["resume"], not options["no_plots"]
-    return command.run(_training(words, options, resume=resume, plots=plots))
+    return command.run(training_request(words, options, resume=resume, plots=plots))
 
 
 @cli.command(
@@ -367,7 +279,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     epilog="Exit codes: 0 there is an answer, 1 a launch broke, 2 usage or environment, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
-@_training_options(json_is="the answer, as in ab.json")
+@training_options(json_is="the answer, as in ab.json")
 def train_ab(words: tuple[str, ...], **options: Any) -> int:
     """Train under two settings, `baseline` and `candidate`, by turns in fresh launches, and say what differs.
 
@@ -384,7 +296,7 @@ def train_ab(words: tuple[str, ...], **options: Any) -> int:
     """
     from commbench.commands import train_ab as command
 
-    return command.run(_training(words, options))
+    return command.run(training_request(words, options))
 
 
 @cli.command(

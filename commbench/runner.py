@@ -343,9 +343,12 @@ class Sweep:
 class Tail:
     """New whole lines of a growing JSONL file."""
 
-    def __init__(self, path: Path, *, from_start: bool = False) -> None:
+    def __init__(self, path: Path, *, from_start: bool = False, offset: int | None = None) -> None:
+        """offset: of the first byte that is new."""
         self._path = path
-        self._offset = 0 if from_start or not path.exists() else path.stat().st_size
+        if offset is None:
+            offset = 0 if from_start or not path.exists() else path.stat().st_size
+        self._offset = offset
 
     def read(self, cls: type[Any] | None = None) -> list[Any]:
         """Parsed lines since the last call: records of `cls`, or plain dictionaries."""

@@ -146,6 +146,10 @@ class RunFolder:
         folder = cls(path.resolve())
         about = folder.read_json("run.json")
         version = about.get("format_version")
+        if str(version).startswith("train-"):
+            raise UsageError(
+                f"{path} is a training", hint="commbench plot draws trainings; commbench train ab compares two settings"
+            )
         if version not in READABLE:
             raise UsageError(
                 f"{path} has format {version}, this commbench reads {min(READABLE)} to {max(READABLE)}",

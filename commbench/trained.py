@@ -12,7 +12,7 @@ from commbench.errors import UsageError
 from commbench.store import RunFolder, read_lines
 
 FORMAT = "train-1"  # of run.json
-METRICS, BREAKDOWN = "metrics.jsonl", "breakdown.jsonl"
+METRICS, BREAKDOWN, CHECKPOINTS = "metrics.jsonl", "breakdown.jsonl", "checkpoints"
 _MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
 _WHERE = ("path", "profile")  # keys that are files
 
@@ -41,6 +41,12 @@ def is_one(path: Path) -> bool:
 def steps(path: Path) -> list[dict[str, Any]]:
     """Lines of its metrics.jsonl; none before the first step."""
     return list(read_lines(path / METRICS, json.loads))
+
+
+def saved_step(path: Path) -> int | None:
+    """Of its newest whole checkpoint; None: it has none."""
+    whole = [int(file.parent.name.removeprefix("step-")) for file in path.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
+    return max(whole, default=None)
 
 
 def read(path: Path) -> Training:

@@ -5,8 +5,10 @@ What the model, the schedule of its layers or the text make of a key is checked 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from commbench import recipes
+from commbench import binding, recipes
 from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.fabric.emulated import Emulated, parse_rate
 from commbench.records import Outer
@@ -23,14 +25,17 @@ DEFAULT = "tiny"
 TRANSPORTS = ("gloo", "nccl")
 DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
+BINDINGS = tuple(policy for policy in binding.POLICIES if policy != "explicit")  # whose masks only a profile has
 # The program that ranks run in place of cases: imported there, by its name.
 PROGRAM = "moe_ref.training.rank"
+# Files of a start's folder: somebody asks the ranks to stop; what is wrong with what was asked, as ranks found it.
+STOP, REFUSED = "stop", "refused.jsonl"
 # What says before an A/B how long exchanges will take.
 EXPECTED = "moe_ref.training.expected"
 _FILES = ("path", "profile")  # found again from any folder
 # Of a run that goes on these may differ: none of them changes what is computed, but by rounding.
 FREE = frozenset({
-    "steps", "val_every", "save_every", "keep", "transport", "nodes", "ranks_per_node", "fabric", "link",
+    "path", "steps", "val_every", "save_every", "keep", "transport", "nodes", "ranks_per_node", "fabric", "link",
     "message_overhead", "intra_link", "binding", "profile", "allow_mismatch", "schedule", "chunks", "groups", "r",
     "tp", "tp_tokens", "dispatch", "zero", "bucket_mb", "recompute", "peak_tflops", "timeout",
     "breakdown_steps", "tensorboard",
@@ -109,19 +114,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (("transport", TRANSPORTS), ("dtype", DTYPES), ("recompute", RECOMPUTE),
-                              ("fabric", ("real", "emulated"))):  # fmt: skip
+                              ("fabric", ("real", "emulated")), ("binding", BINDINGS)):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise unknown(name, getattr(self, name), allowed)
         for name in ("batch", "steps", "nodes", "ranks_per_node", "tp", "val_sequences", "keep"):
             _least(name, getattr(self, name), 1)
         for name in ("warmup", "val_every", "breakdown_steps", "seed", "lr", "weight_decay", "aux", "message_overhead"):
             _least(name, getattr(self, name), 0)
-        for name in ("clip", "timeout", "bucket_mb"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"{name} is above 0")
-        for name in ("lr_end", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"0 <= {name} <= 1")
+        for name in ("clip", "timeout", "bucket_mb", "peak_tflops"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UsageError(f"{name} is {value}", hint=f"{name} is above 0")
+        if not 0 <= self.lr_end <= 1:
+            raise UsageError(f"lr_end is {self.lr_end}", hint="0 <= lr_end <= 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"0 <= {name} < 1")
+        if self.seed >= 2**63:
+            raise UsageError(f"seed is {self.seed}", hint="seed is below 2^63")
         for name, least in (("parts", 1), ("capacity_multiple", 1), ("save_every", 0)):
             if (value := getattr(self, name)) is not None:
                 _least(name, value, least)
@@ -171,13 +180,14 @@ class TrainConfig:
         if parts % ranks:
             raise UsageError(
                 f"parts={parts} of a batch do not divide among {ranks} ranks" + (" (of W / tp)" if self.tp > 1 else ""),
-                hint="each part is one rank's at a time: take a divisor of parts for nodes x ranks_per_node / tp",
+                hint="each part is one rank's at a time, so nodes x ranks_per_node / tp divides them: "
+                f"of {parts} parts: {_or([n for n in range(1, parts + 1) if parts % n == 0])}",
             )
         for name in ("batch", "val_sequences"):
             if getattr(self, name) % parts:
                 raise UsageError(
                     f"{name}={getattr(self, name)} sequences do not divide into {parts} parts",
-                    hint=f"{name} is a multiple of parts, which are as many as ranks / tp where nothing is said",
+                    hint=f"{name} is a multiple of parts={parts}, which are as many as ranks / tp if nothing is said",
                 )
         return parts, self.batch // parts
 
@@ -225,6 +235,10 @@ class TrainConfig:
         return {key: (mine[key], theirs[key]) for key in mine if key not in free and mine[key] != theirs[key]}
 
 
+def keys() -> list[str]:
+    return [item.name for item in dataclasses.fields(TrainConfig)]
+
+
 def names() -> list[str]:
     """Recipes that come with commbench."""
     return sorted(file.stem for file in (recipes.root() / "train").glob("*.yaml"))
@@ -247,6 +261,7 @@ def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> 
         typed[key] = _absolute(values[0]) if key in _FILES else values[0]
     env = {name: values[0] for name, values in overrides.env.items()}
     base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_read(recipe)}
+    base |= {key: _absolute(base[key]) for key in _FILES if key in base}
     config = TrainConfig.of({**base, **typed})
     # Who goes on may have another number of ranks.
     return config.settled(), env
@@ -282,7 +297,7 @@ def _read(recipe: str) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"recipe {recipe!r}: {first}", hint="compare it with sweeps/train/tiny.yaml") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe file {recipe!r} holds no keys", hint="compare it with sweeps/train/tiny.yaml")
     return values
 
@@ -292,14 +307,22 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if float in kinds and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)  # YAML takes 1e-3 for a word
     if str in kinds and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not any(type(value) is one for one in kinds):
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
         raise UsageError(f"{key} is {value!r}", hint=f"{key} is {' or '.join(words[one] for one in kinds)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key} is {value}", hint=f"{key} is a finite number")
     return value
+
+
+def _or(values: Sequence[object]) -> str:
+    *most, last = map(str, values)
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def _least(name: str, value: float, least: int) -> None:

@@ -358,7 +358,7 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
         return RANK_INTERRUPTED
     except BaseException as error:
         traceback.print_exc()
-        _note_failure(order.folder, info.rank, error)
+        note_failure(order.folder, info.rank, error)
         _kept.append(error)
         return RANK_FAILED
     finally:
@@ -367,7 +367,7 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
     return 0
 
 
-def _note_failure(folder: Path, rank: int, error: BaseException) -> None:
+def note_failure(folder: Path, rank: int, error: BaseException) -> None:
     details = {"rank": rank, "error": said(error)}
     append_line(folder / "failures.jsonl", json.dumps(details), durable=False)
 
@@ -382,7 +382,7 @@ def main() -> None:
             raise RuntimeError("commbench.worker is started by a launcher; use `commbench sweep`")
     except Exception as error:
         # The other ranks may wait for this one, so the sweep must hear of it.
-        _note_failure(Path(sys.argv[1]).parent, -1, error)
+        note_failure(Path(sys.argv[1]).parent, -1, error)
         raise
     if info.launcher != "torchrun":  # which alone says where to meet
         info = replace(info, rendezvous=f"address:{order.folder / 'address'}")

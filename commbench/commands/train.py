@@ -6,27 +6,26 @@ The training itself is `moe_ref.training.rank`, which ranks import by its name: 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import commbench
-from commbench import effective, fabric, launch, metadata, scalars, training, transports
+from commbench import effective, fabric, launch, metadata, scalars, trained, training, transports
 from commbench.commands import prepare
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.commands.train_lines import Line, Show, draw
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import leftovers, placing
-from commbench.launch.environment import RankInfo, detect
+from commbench.launch.environment import detect
 from commbench.launch.guard import start_time
 from commbench.launch.order import Order
 from commbench.launch.process import Process, rank_environment
@@ -38,12 +37,8 @@ from commbench.store import RunFolder
 from commbench.training import TrainConfig
 
 LAUNCHERS = ("local", "torchrun")
-_FORMAT = "train-1"
-_POLL_S = 0.1
+POLL_S = 0.1
 _GRACE_S = 5.0
-_TEXT = "commbench/train"  # what rank 0 tells ranks that somebody else has started
-# As the program writes them.
-_STOP, _REFUSED = "stop", "refused.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +59,11 @@ def run(request: Request) -> int:
     if "ab" in request.words:
         raise UsageError("ab is a command of its own", hint="commbench train ab [RECIPE] [KEY=VALUE ...]")
     if info is not None and not request.show_config:
-        return _join(request, info)
+        from commbench.commands import train_join
+
+        return train_join.run(request, info)
     if request.show_config:
-        config, _ = _settings(request)
+        config, _ = settings(request)
         if info is None or info.rank == 0:
             sys.stdout.write(
                 "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
@@ -88,25 +85,46 @@ class Ended(NamedTuple):
 
 def once(request: Request) -> Ended:
     """One launch of a training, new or to go on with."""
-    config, env = _settings(request)
+    config, env = settings(request)
     check(config)
     talk = Line(quiet=request.quiet)
-    folder = _folder(request, config, joined="")
-    order = _order(folder, config, env, request.launcher)
-    with talk, _stopping(order) as asked:
-        return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
+    folder = open_folder(request, config, env)
+    with _ending(folder, talk):
+        order = make_order(folder, config, env, request.launcher)
+        with talk, _stopping(order) as asked:
+            return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
 
 
-def _settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
+@contextlib.contextmanager
+def _ending(folder: RunFolder, talk: Line) -> Iterator[None]:
+    """No run is said to be running when it is not."""
+    try:
+        yield
+    except BaseException as error:
+        if folder.read_json("run.json").get("status") == "running":
+            end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", talk)
+        raise
+
+
+def settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
     if request.resume is None:
         return training.compose(request.words)
-    saved = training.load(_opened(request.resume).path / "config.json")
-    config, env = training.compose(request.words, first=json.loads(saved.to_json()))
+    before = _opened(request.resume)
+    about = before.read_json("run.json")
+    saved = training.load(before.path / "config.json")
+    config, typed = training.compose(request.words, first=json.loads(saved.to_json()))
     if changed := config.changed(saved):
         told = ", ".join(f"{key}={there}" for key, (_, there) in changed.items())
         raise UsageError(f"the run that goes on has {told}, and others would compute something else",
                          hint="leave these keys out, or start a new run")  # fmt: skip
-    return config, env
+    done = trained.saved_step(before.path)
+    if done is None and (saved.save_every is None or about.get("status") == "finished"):
+        why = "save_every=null" if saved.save_every is None else "they have been removed"
+        raise UsageError(f"{request.resume} has no checkpoints to go on from ({why})", hint="start a new run")
+    if done is not None and config.steps < done:
+        raise UsageError(f"steps={config.steps}, and {request.resume} has made {done}",
+                         hint=f"steps={done} or more; without steps=N it goes on to {saved.steps}")  # fmt: skip
+    return config, {**about.get("env", {}), **typed}
 
 
 def check(config: TrainConfig, *, joined: bool = False) -> None:
@@ -138,13 +156,13 @@ def _opened(path: Path) -> RunFolder:
         )
     folder = RunFolder(path.resolve())
     about = folder.read_json("run.json")
-    if about.get("format_version") != _FORMAT:
+    if about.get("format_version") != trained.FORMAT:
         raise UsageError(f"{path} is no training: its format is {about.get('format_version')}",
                          hint="commbench sweep --resume goes on with a sweep")  # fmt: skip
     return folder
 
 
-def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
+def open_folder(request: Request, config: TrainConfig, env: Mapping[str, str], *, joined: str = "") -> RunFolder:
     """New, or the one to go on with; locked, with nobody in it."""
     if request.resume is not None:
         folder = _opened(request.resume)
@@ -155,6 +173,8 @@ def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
                                      hint="end them, then resume again")  # fmt: skip
         folder.ranks_lock.release()
         about = folder.read_json("run.json")
+        if trained.saved_step(folder.path) is None:
+            Line(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
     else:
         folder = RunFolder.create(request.out, f"train-{config.recipe}")
         folder.lock.take()
@@ -163,7 +183,7 @@ def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
         machine = metadata.collect()
         folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
         about = {
-            "format_version": _FORMAT,
+            "format_version": trained.FORMAT,
             "run_id": folder.run_id,
             "recipe": config.recipe,
             "command": ["commbench", "train", *request.words],
@@ -172,12 +192,14 @@ def _folder(request: Request, config: TrainConfig, *, joined: str) -> RunFolder:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": machine,
         }
-    folder.write_json("config.json", json.loads(config.to_json()))
-    folder.write_json("run.json", {**about, "status": "running", "joined": joined})
+        folder.write_json("config.json", json.loads(config.to_json()))
+    folder.write_json("run.json", {**about, "status": "running", "joined": joined, "env": dict(env)})
     return folder
 
 
-def _order(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = "") -> Order:
+def make_order(
+    folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = ""
+) -> Order:
     logs = folder.path / "logs"
     attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
     outer = config.outer(env)
@@ -236,27 +258,37 @@ def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int
     environment = effective.applied({**rank_environment(launcher.environment(order)), **told}, order.outer.env)
     show = Show(folder, order, talk, stdout=request.format)
     process = Process(command, environment, order.folder / "launcher.log")
+    heard = Heard(order, show)
     try:
-        heard = time.monotonic()
-        until = float("inf")
-        while True:
-            over = process.ended()
-            if show.new():
-                heard = time.monotonic()
-            if over or time.monotonic() > until:
-                break
-            if (order.folder / "failures.jsonl").exists():  # its peers may wait for it for ever
-                until = min(until, time.monotonic() + _GRACE_S)
-            allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
-            if time.monotonic() - heard > allowed:
-                process.kill()
-                return _end(folder, "failed", f"no step for {allowed:g} s; see {order.folder}", talk)
-            time.sleep(_POLL_S)
+        while not process.ended() and not heard.enough():
+            time.sleep(POLL_S)
     finally:
         process.kill()
         leftovers.remove(order.folder)
     show.new()
-    return _finish(folder, order, show, talk)
+    return finish(folder, order, show, talk, heard.why)
+
+
+class Heard:
+    """Whether it makes sense to wait for more of a training. why: what it was given up for, if nobody said."""
+
+    def __init__(self, order: Order, show: Show) -> None:
+        self._order, self._show = order, show
+        self._last, self._until = time.monotonic(), float("inf")
+        self.why = ""
+
+    def enough(self) -> bool:
+        """Tell what is new. Call it now and then."""
+        order, show = self._order, self._show
+        if show.new():
+            self._last = time.monotonic()
+        if any((order.folder / name).exists() for name in ("failures.jsonl", training.REFUSED)):
+            self._until = min(self._until, time.monotonic() + _GRACE_S)  # its peers may wait for it for ever
+        allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
+        late = time.monotonic() - self._last > allowed
+        if late:
+            self.why = f"no step for {allowed:g} s; see {order.folder}"
+        return late or time.monotonic() > self._until
 
 
 @contextlib.contextmanager
@@ -268,7 +300,7 @@ def _stopping(order: Order) -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        (order.folder / _STOP).touch()
+        (order.folder / training.STOP).touch()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -278,20 +310,21 @@ def _stopping(order: Order) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _finish(folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
+def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
+    """Say how it has ended: the exit code. Raises what ranks have refused. why: where the ranks say nothing."""
     if show.ended is not None:
         if show.ended["finished"]:
-            return _end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
+            return end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
         text = f"stopped at step {show.ended['step']}, with nothing saved (save_every=null)"
         if show.ended["saved"]:
             text = f"stopped at step {show.ended['step']} and saved; go on with: commbench train --resume {folder.path}"
-        return _end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
-    refused = Tail(order.folder / _REFUSED, from_start=True).read()
+        return end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
+    refused = Tail(order.folder / training.REFUSED, from_start=True).read()
     if refused:
-        _end(folder, "failed", "", talk)
-        error = CommbenchError(refused[0]["error"], hint=refused[0]["hint"])
-        error.exit_code = refused[0]["exit_code"]
-        raise error
+        end(folder, "failed", "", talk)
+        raise CommbenchError(refused[0]["error"], hint=refused[0]["hint"], exit_code=refused[0]["exit_code"])
+    if why:
+        return end(folder, "failed", why, talk)
     lines = [
         f"rank {line['rank']} {line.get('what') or 'failed: ' + line['error']}"
         for name in ("exits.jsonl", "failures.jsonl")
@@ -299,11 +332,11 @@ def _finish(folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
     ]
     log = order.folder / "launcher.log"
     tail = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
-    why = (lines or tail or ["the ranks ended early"])[0]
-    return _end(folder, "failed", f"{why}; logs: {order.folder}", talk)
+    said = (lines or tail or ["the ranks ended early"])[0]
+    return end(folder, "failed", f"{said}; logs: {order.folder}", talk)
 
 
-def _end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
+def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
     about = folder.read_json("run.json")
     folder.write_json(
         "run.json", {**about, "status": status, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -313,73 +346,4 @@ def _end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT
     return code
 
 
-def _join(request: Request, info: RankInfo) -> int:
-    """Every process is a rank already: rank 0 composes, the others get the order from it."""
-    if info.launcher == "mpiexec":
-        raise UsageError(
-            "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
-        )
-    if info.launcher == "slurm":
-        from commbench.launch import slurm
-
-        os.environ.update(slurm.rendezvous(os.environ))
-    from commbench.transports.torch_dist import meet_by_environment
-    from commbench.worker import RANK_FAILED, start_rank
-    from commbench.worker import run as run_rank
-
-    store = meet_by_environment()
-    if info.rank != 0:
-        text = store.get(_TEXT).decode()
-        return start_rank(Order.from_json(text), info, shared=store) if text else 2  # rank 0 has said why
-    try:
-        layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
-        config, env = _settings(_with(request, layout))
-        if config.ranks != info.size:
-            raise UsageError(
-                f"{info.started_by} started {info.size} ranks, but nodes x ranks_per_node is "
-                f"{config.nodes} x {config.ranks_per_node} = {config.ranks}",
-                hint="leave both out to take the launcher's layout",
-            )
-        check(config, joined=True)
-        folder = _folder(request, config, joined=info.started_by)
-        order = _order(folder, config, env, info.launcher, info.started_by)
-    except BaseException:
-        store.set(_TEXT, "")
-        raise
-    store.set(_TEXT, order.to_json())
-    talk = Line(quiet=request.quiet)
-    show = Show(folder, order, talk, stdout=request.format)
-    done = threading.Event()
-    thread = threading.Thread(target=_showing, args=(show, done), daemon=True)
-    thread.start()
-    try:
-        with talk:
-            run_rank(order, info, shared=store)
-    except CommbenchError:
-        _end(folder, "failed", "", talk)
-        raise
-    except Exception as error:
-        _end(folder, "failed", f"rank 0 failed: {type(error).__name__}: {error}", talk)
-        return RANK_FAILED
-    finally:
-        done.set()
-        thread.join()
-    code = _finish(folder, order, show, talk)
-    if request.plots:
-        draw(folder.path, talk)
-    return code
-
-
-def _with(request: Request, layout: Sequence[str]) -> Request:
-    """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
-    typed = {word.split("=")[0] for word in request.words}
-    return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))
-
-
-def _showing(show: Show, done: threading.Event) -> None:
-    while not done.wait(_POLL_S):
-        show.new()
-    show.new()
-
-
-__all__ = ["Ended", "Line", "Request", "check", "once", "run"]
+__all__ = ["Ended", "Line", "Request", "check", "end", "finish", "make_order", "once", "open_folder", "run", "settings"]

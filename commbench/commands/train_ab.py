@@ -19,7 +19,7 @@ from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched
 from commbench.commands import prepare, train
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, interrupt_on_sigterm
 from commbench.commands.train_ab_lines import count, names, table
-from commbench.errors import CorruptFile, UsageError
+from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.launch.environment import detect
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
@@ -196,7 +196,10 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
             costs = Path(value)
         else:
             common.append(word)
-    typed = {word.partition("=")[0] for word in common}
+    typed = {word.partition("=")[0] for word in common if "=" in word}
+    for key in typed - {*training.keys()}:
+        if not key.startswith("env."):
+            raise unknown("key", key, [*training.keys(), *ARMS, "rounds", "model"])
     common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
     arms = {}
     for name in ARMS:
@@ -211,7 +214,8 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
     if changed := two.changed(one):
         told = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
         raise UsageError(f"the arms would train different models: {told}",
-                         hint="arms may differ in what only changes time: profile, schedule, dispatch, ..")  # fmt: skip
+                         hint=f"arms may differ in what only changes time: profile, schedule, dispatch, ..; else "
+                              f"{next(iter(changed))}=VALUE for both")  # fmt: skip
     if one.steps != two.steps:
         raise UsageError(f"the arms have {one.steps} and {two.steps} steps", hint="steps=N for both")
     ab.check_steps(one.steps)

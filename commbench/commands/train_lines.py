@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -16,8 +16,6 @@ from commbench.errors import CommbenchError
 from commbench.launch.order import Order
 from commbench.runner import Tail
 from commbench.store import RunFolder
-
-METRICS = "metrics.jsonl"  # in the run folder, as the ranks write it
 
 
 class Line(Talk):
@@ -38,10 +36,9 @@ class Show:
         self._stdout = stdout
         self._talk = talk
         self._folder = folder
-        self._steps = order.settings["config"]["steps"]
-        self._tensorboard = order.settings["config"]["tensorboard"]
+        self._config = order.settings["config"]
         self._events = Tail(order.folder / "events.jsonl", from_start=True)
-        self._path = folder.path / METRICS
+        self._path = folder.path / trained.METRICS
         self._metrics: Tail | None = None
         self._bits: float | None = None
         self._scalars: scalars.Scalars | None = None
@@ -54,10 +51,12 @@ class Show:
         for event in events:
             if event["event"] == "begin":
                 self.begun = True
-                self._folder.link_latest()  # not for settings that the ranks refuse
+                # Not for settings that the ranks refuse.
+                self._folder.write_json("config.json", self._config)
+                self._folder.link_latest()
                 # Only now: a run that goes on first drops the lines of steps that it will make again.
                 self._metrics, kept = _after(self._path, event["step"])
-                if self._tensorboard:
+                if self._config["tensorboard"]:
                     self._scalars = scalars.Scalars(self._folder.path / scalars.FOLDER, kept)
                 self._about(event)
             if event["event"] == "note":
@@ -83,33 +82,34 @@ class Show:
 
     def _line(self, line: Mapping[str, Any]) -> None:
         if self._stdout == "json":
-            with contextlib.suppress(BrokenPipeError):
-                sys.stdout.write(json.dumps(line) + "\n")
-                sys.stdout.flush()
+            _write(json.dumps(line))
         if line["val_bits_per_byte"] is not None:
             self._bits = line["val_bits_per_byte"]
             if self._stdout == "table":
-                sys.stdout.write(
-                    f"step {line['step']}: {self._bits:.4f} bits a byte held out, loss {line['loss']:.4f}\n"
-                )
-                sys.stdout.flush()
+                _write(f"step {line['step']}: {self._bits:.4f} bits a byte held out, loss {line['loss']:.4f}")
         words = [f"loss {line['loss']:.3f}", f"{line['tokens_per_s']:.0f} tokens/s"]
         words += [f"mfu {100 * line['mfu']:.1f} %"] if line["mfu"] is not None else []
         words += [f"a2a {line['a2a_us'] / 1e3:.1f} ms"] if line["a2a_bytes"] else []
         words += [f"{100 * line['drop_rate']:.1f} % dropped"] if line["drop_rate"] is not None else []
         words += [f"{self._bits:.3f} bits/byte"] if self._bits is not None else []
-        self._talk.progress(line["step"], self._steps, None, ", ".join(words))
+        self._talk.progress(line["step"], self._config["steps"], None, ", ".join(words))
+
+
+def _write(text: str) -> None:
+    """A reader of stdout that goes away does not end a training."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keep the interpreter from complaining on exit
 
 
 def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:
     """Lines of later steps as they come, and those of the steps before."""
-    tail = Tail(path, from_start=True)
     kept = []
     if path.exists() and step:
-        data = path.read_bytes()
-        kept = [line for line in data.splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        tail._offset = sum(map(len, kept))
-    return tail, [json.loads(line) for line in kept]
+        kept = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+    return Tail(path, offset=sum(map(len, kept))), [json.loads(line) for line in kept]
 
 
 def draw(folder: Path, talk: Line) -> None:

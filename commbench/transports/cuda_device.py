@@ -8,10 +8,25 @@ import numpy as np
 import torch
 
 from commbench import data, gpus
+from commbench.errors import EnvironmentProblem
+from commbench.launch.environment import RankInfo
 from commbench.units import format_size
 
 _PIECES = 64  # of a block that are compared at a time
 _HEADROOM = 0.95  # of free memory: contexts and libraries grow
+
+
+def index_of(info: RankInfo) -> int:
+    """Of the GPU of this rank: the launcher may show it all of the host's, or its own alone."""
+    count = torch.cuda.device_count()
+    if count == 1 and info.local_size > 1:
+        return 0
+    if info.local_rank >= count:
+        raise EnvironmentProblem(
+            f"rank {info.rank} is number {info.local_rank + 1} on its host, where {count} GPUs can be seen",
+            hint="start as many ranks on a host as it has GPUs: ranks_per_node, or see CUDA_VISIBLE_DEVICES",
+        )
+    return info.local_rank
 
 
 class Cuda:

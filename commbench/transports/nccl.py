@@ -29,11 +29,10 @@ from torch._C._distributed_c10d import (
 
 from commbench.bound import LinkRate
 from commbench.data import Bytes
-from commbench.errors import EnvironmentProblem
 from commbench.launch.environment import RankInfo
 from commbench.layout import Layout, LinkClass
 from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
-from commbench.transports.cuda_device import Cuda
+from commbench.transports.cuda_device import Cuda, index_of
 from commbench.transports.cuda_timer import EventTimer, HostTimer
 from commbench.transports.gpu_puts import GpuPuts, Meeting, copy_rate_gbps
 from commbench.transports.peer_memory import PeerMemory
@@ -179,7 +178,7 @@ class Nccl:
         if self._virtual_hosts:
             self._pretend(info)
         place = replace(info, local_rank=self._layout.local(info.rank)) if self._virtual_hosts else info
-        self.cuda = torch.device("cuda", _device_index(place))
+        self.cuda = torch.device("cuda", index_of(place))
         torch.cuda.set_device(self.cuda)
         # Not the default stream: NCCL's copy engines refuse it, and a graph cannot be captured on it.
         torch.cuda.set_stream(torch.cuda.Stream())
@@ -354,19 +353,6 @@ class Nccl:
         world = dist.group.WORLD
         assert world is not None
         world.allreduce([self._one], options)
-
-
-def _device_index(info: RankInfo) -> int:
-    """Of the GPU of this rank: the launcher may show it all of the host's, or its own alone."""
-    count = torch.cuda.device_count()
-    if count == 1 and info.local_size > 1:
-        return 0
-    if info.local_rank >= count:
-        raise EnvironmentProblem(
-            f"rank {info.rank} is number {info.local_rank + 1} on its host, where {count} GPUs can be seen",
-            hint="start as many ranks on a host as it has GPUs: ranks_per_node, or see CUDA_VISIBLE_DEVICES",
-        )
-    return info.local_rank
 
 
 def _reaches_peers(index: int, ranks: int) -> bool:

@@ -5,7 +5,9 @@ A batch is a function of the seed and the step, so a run that goes on knows wher
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ from commbench.errors import UsageError
 
 Bytes = npt.NDArray[np.uint8]
 _SAMPLE = "sample.txt"
+_BLOCK, _BLOCKS = 1 << 16, 64  # of which a digest is made: a text of many gigabytes is not read for it
+_CHUNK = 1 << 24
 
 
 def sample() -> Path:
@@ -68,9 +72,19 @@ class Text:
         places = np.linspace(0, len(self.held_out) - 1 - self.context, sequences).astype(np.int64)
         return self._windows(self.held_out, places)
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this text from another one: its length, and a digest of bytes all over it."""
+        places = np.linspace(0, max(0, len(self.all) - _BLOCK), _BLOCKS).astype(np.int64)
+        digest = hashlib.sha256()
+        for place in places:
+            digest.update(self.all[place : place + _BLOCK].tobytes())
+        return {"bytes": len(self.all), "digest": digest.hexdigest()[:16]}
+
     def entropy(self) -> float:
         """Bits a byte of the whole text by the frequencies of its bytes alone: what a model gets without context."""
-        counts = np.bincount(self.all, minlength=256)
+        counts = np.zeros(256, np.int64)
+        for first in range(0, len(self.all), _CHUNK):  # numpy counts in a copy that is eight times as large
+            counts += np.bincount(self.all[first : first + _CHUNK], minlength=256)
         shares = counts[counts > 0] / len(self.all)
         return float(-(shares * np.log2(shares)).sum())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from commbench.errors import UsageError
@@ -51,7 +50,7 @@ class LMConfig:
             raise UsageError(f"moe_freq is {self.moe_freq}", hint="0: no experts; n: every n-th block has them")
         if self.width % self.heads:
             raise UsageError(f"width={self.width} does not divide among heads={self.heads}",
-                             hint="a multiple of heads")  # fmt: skip
+                             hint="heads that divide width, or width=N of a multiple of heads")  # fmt: skip
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {self.activation!r}", hint=f"known: {', '.join(ACTIVATIONS)}")
         _ = self.gate  # checks what is its own
@@ -123,8 +122,3 @@ def flops_per_token(config: LMConfig, *, positions: int | None = None, recompute
     forward = 2 * parameters(config).active + 4 * config.layers * positions * config.width
     again = forward - 2 * config.vocabulary * config.width if recompute else 0
     return 3 * forward + again
-
-
-def uniform_bits(config: LMConfig) -> float:
-    """Bits a byte of a model that knows nothing."""
-    return math.log2(config.vocabulary)

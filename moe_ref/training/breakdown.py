@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from commbench.store import append_line
+from commbench.trained import BREAKDOWN
 from moe_ref.ranges import labelled
 from moe_ref.training.metrics import Metrics
 from moe_ref.training.trainer import Trainer
 
-FILE = "breakdown.jsonl"
 WARM_STEPS = 3  # of a start, before the first step that is looked at
 STEP, _READ = "train::step", "train::read"
 OTHER, IDLE = "other", "idle"
@@ -225,10 +225,10 @@ class Recorder:
     def __init__(
         self, trainer: Trainer, folder: Path, *, meet: Callable[[], object], tell: Callable[[str], object]
     ) -> None:
-        """folder: where `FILE` gets a line of each step. meet: all ranks wait for each other: what rank 0 does between
-        steps shall not look like a slow exchange of the next one.
+        """folder: of the run. meet: all ranks wait for each other, lest what rank 0 does between steps looks like a
+        slow exchange of the next one.
         """
-        self._trainer, self._file, self._meet, self._tell = trainer, folder / FILE, meet, tell
+        self._trainer, self._file, self._meet, self._tell = trainer, folder / BREAKDOWN, meet, tell
         self._first = trainer.done + WARM_STEPS + 1
         self._last = self._first + trainer.config.breakdown_steps - 1
         if self._last < self._first or self._last > trainer.config.steps:

@@ -147,8 +147,3 @@ def by_kind(model: LM, of: Mapping[str, Held]) -> dict[Kind, list[tuple[str, nn.
     for name, parameter in model.named_parameters():
         found[of[name].kind].append((name, parameter))
     return found
-
-
-def layers(model: LM) -> list[DistributedMoE]:
-    """The expert layers over ranks, in order; none on one rank."""
-    return [module for module in model.modules() if isinstance(module, DistributedMoE)]

@@ -42,12 +42,16 @@ class Box:
         return Box(tuple(tensor.shape), (0,) * tensor.dim())
 
 
+class Elsewhere(UsageError):
+    """Another rank could not, and says why."""
+
+
 Votes = Callable[[bool], bool]  # collective: whether it is so on all ranks
 
 
 def save(
     parent: Path, step: int, tensors: Mapping[str, tuple[Tensor, Box]], about: Mapping[str, Any], *,
-    rank: int, votes: Votes, keep: int,
+    rank: int, ranks: int, votes: Votes, keep: int,
 ) -> Path:  # fmt: skip
     """Collective: write a checkpoint of `step` below `parent`, of every rank's `tensors`, and keep the newest `keep`.
 
@@ -61,13 +65,13 @@ def save(
     if votes(not failure):
         failure = _try(lambda: _write(temporary, rank, tensors))
         if votes(not failure) and rank == 0:
-            failure = _try(lambda: _finish(temporary, folder, step, about))
+            failure = _try(lambda: _finish(temporary, folder, step, about, ranks))
     if not votes(not failure):
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        why = failure or "another rank could not write"
-        raise UsageError(f"no checkpoint of step {step} in {str(parent)!r}: {why}",
-                         hint="make room, or take another --out; the last checkpoint is whole")  # fmt: skip
+        kind, why = (UsageError, failure) if failure else (Elsewhere, "another rank could not write")
+        raise kind(f"no checkpoint of step {step} in {str(parent)!r}: {why}",
+                   hint="make room, or take another --out; the last checkpoint is whole")  # fmt: skip
     if rank == 0:
         for old in sorted(parent.glob("step-*"))[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
@@ -149,7 +153,8 @@ class Checkpoint:
 
 
 def _fresh(temporary: Path) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)  # of a save that was killed
+    for stale in temporary.parent.glob(".step-*"):  # of saves that were killed
+        shutil.rmtree(stale, ignore_errors=True)
     temporary.mkdir(parents=True)
 
 
@@ -166,11 +171,14 @@ def _write(temporary: Path, rank: int, tensors: Mapping[str, tuple[Tensor, Box]]
     write_atomically(temporary / f"rank-{rank:04d}.json", json.dumps(pieces))
 
 
-def _finish(temporary: Path, folder: Path, step: int, about: Mapping[str, Any]) -> None:
+def _finish(temporary: Path, folder: Path, step: int, about: Mapping[str, Any], ranks: int) -> None:
     """Rank 0, once all have written: one manifest of all pieces, and the name by which it counts."""
     tensors: dict[str, Any] = {}
     files = {}
-    for path in sorted(temporary.glob("rank-*.json")):
+    written = sorted(temporary.glob("rank-*.json"))
+    if len(written) != ranks:  # a file system that shows what others wrote later, or never
+        raise OSError(f"the files of {len(written)} of {ranks} ranks are to be seen in {temporary}")
+    for path in written:
         file = path.with_suffix(".safetensors")
         files[file.name] = file.stat().st_size
         for name, piece in json.loads(path.read_text()).items():

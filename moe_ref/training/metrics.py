@@ -13,9 +13,17 @@ from torch import Tensor
 
 from moe_ref.routing import Routing
 
-# Dense bf16 products without sparsity, FLOP/s, as NVIDIA's data sheets say. The longer names first.
-_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
-_FP32 = {"H200": 67e12, "H100 PCIe": 51e12, "H100": 67e12, "A100": 19.5e12, "B200": 80e12, "L40S": 91.6e12}
+# Dense products, without sparsity, FLOP/s in bf16 and in fp32, as NVIDIA's data sheets say. The longer names first.
+_PEAKS = {
+    "H200 NVL": (835e12, 60e12),
+    "H200": (989e12, 67e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, 19.5e12),
+    "B200": (2250e12, 80e12),
+    "L40S": (362e12, 91.6e12),
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,8 +55,7 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
     if device.type != "cuda" or dtype == "fp64":
         return None
     name = torch.cuda.get_device_name(device)
-    table = _PEAKS if dtype == "bf16" else _FP32
-    return next((peak for model, peak in table.items() if model in name), None)
+    return next((peaks[dtype != "bf16"] for model, peaks in _PEAKS.items() if model in name), None)
 
 
 def memory_bytes(device: torch.device) -> int:

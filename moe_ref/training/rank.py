@@ -22,16 +22,15 @@ from commbench.errors import CommbenchError
 from commbench.launch.environment import RankInfo
 from commbench.launch.order import Order
 from commbench.store import append_line, read_lines, repair, write_atomically
-from commbench.training import TrainConfig
+from commbench.trained import BREAKDOWN, CHECKPOINTS, METRICS
+from commbench.training import REFUSED, STOP, TrainConfig
 from moe_ref.training import breakdown, checkpoint
-from moe_ref.training.checkpoint import Checkpoint
+from moe_ref.training.checkpoint import Checkpoint, Elsewhere
 from moe_ref.training.trainer import Trainer, check_same
 
 if TYPE_CHECKING:
     from commbench.launch.placing import Place
     from commbench.worker import Events
-
-METRICS, CHECKPOINTS, STOP, REFUSED = "metrics.jsonl", "checkpoints", "stop", "refused.jsonl"
 
 
 def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
@@ -53,8 +52,9 @@ def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) 
             _note(order, info, comm.explain())
             comm.close()
     except CommbenchError as error:
-        told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
-        append_line(order.folder / REFUSED, json.dumps(told), durable=False)
+        if not isinstance(error, Elsewhere):
+            told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
+            append_line(order.folder / REFUSED, json.dumps(told), durable=False)
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -70,10 +70,11 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
         saved = Checkpoint(found)
         check_same(config, saved)
         trainer.load(saved)
+        del saved  # and with it the map of files that will be deleted
     if lead:
         _forget(metrics, trainer.done)
-        if (folder / breakdown.FILE).exists():
-            _forget(folder / breakdown.FILE, trainer.done)
+        if (folder / BREAKDOWN).exists():
+            _forget(folder / BREAKDOWN, trainer.done)
         events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
     stopped = False
     recorder = breakdown.Recorder(trainer, folder, meet=trainer.meet, tell=lambda text: events.tell("note", text=text))
@@ -102,9 +103,10 @@ def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> 
             transports.load("gloo")(order.transport_options).connect(info, shared)
         return torch.device("cpu")
     transports.check("nccl")
+    from commbench.transports.cuda_device import index_of
     from commbench.transports.torch_dist import LIBRARY_TIMEOUT, meet
 
-    device = torch.device("cuda", info.local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", index_of(info))
     torch.cuda.set_device(device)
     if info.size > 1:
         store = shared if shared is not None else meet(info)

@@ -54,6 +54,7 @@ class Trainer:
         # Of ranks with tokens of their own, that is of tensor-parallel groups.
         self._group, self._groups = self.rank // config.tp, self.ranks // config.tp
         self.parts, self.rows = config.cut(self._groups)
+        build.schedule(config)  # which one rank alone has no use for
         self.text = Text(None if config.path is None else Path(config.path), context=config.context,
                          validation=config.validation)  # fmt: skip
         self.model = build.build(config, self._ranks, self.device)
@@ -165,28 +166,34 @@ class Trainer:
             if name in states and (first or self.config.zero):
                 for moment, tensor in states[name].items():
                     tensors[f"{moment}/{name}"] = tensor, box
-        about = {"config": self.config.to_json(), "ranks": self.ranks, "seed": self.config.seed, "next": self.done + 1}
+        about = {"config": self.config.to_json(), "ranks": self.ranks, "text": self.text.identity()}
         return checkpoint.save(
-            folder, self.done, tensors, about, rank=self.rank, votes=self._votes, keep=self.config.keep
-        )
+            folder, self.done, tensors, about,
+            rank=self.rank, ranks=self.ranks, votes=self._votes, keep=self.config.keep,
+        )  # fmt: skip
 
     def load(self, found: Checkpoint) -> None:
         """Go on from a checkpoint that any number of ranks has written.
 
-        The text's place and all draws follow from its step. Raises `UsageError` where it is of another model.
+        The text's place and all draws follow from its step. Raises `UsageError` where it is of another model or text.
         """
+        theirs, ours = found.about.get("text"), self.text.identity()
+        if theirs not in (None, ours):  # older ones do not say
+            raise UsageError(f"{found.folder} was trained on a text of {theirs['bytes']} bytes, digest "
+                             f"{theirs['digest']}; {self.text.path} has {ours['bytes']}, {ours['digest']}",
+                             hint="path=FILE, the same text; or start a new run")  # fmt: skip
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 box = self._held[name].box
                 parameter.copy_(found.read(f"{_MODEL}/{name}", box, tuple(parameter.shape)))
-        states = {
-            name: {
-                moment: found.read(f"{moment}/{name}", self._held[name].box, tuple(self._parameter(name).shape))
-                for moment in ("exp_avg", "exp_avg_sq")
+        if found.step:  # before its first step an optimiser has no moments
+            states = {
+                name: {
+                    moment: found.read(f"{moment}/{name}", self._held[name].box, tuple(self._parameter(name).shape))
+                    for moment in ("exp_avg", "exp_avg_sq")
+                }
+                for name in self.optimiser.owned()
             }
-            for name in self.optimiser.owned()
-        }
-        if found.step:
             self.optimiser.load(states, found.step)
         self.done = found.step
 

@@ -158,9 +158,6 @@ class Watched:
     ) -> Pending | None:  # fmt: skip
         return self._call("all_to_allv", out, inp, received, sent, matrix=matrix, async_op=async_op)
 
-    def empty(self, shape: Sequence[int], dtype: torch.dtype, *, collective: str) -> Tensor:
-        return self.comm.empty(shape, dtype, collective=collective)
-
     def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
         return self._call("all_gather", out, inp, async_op=async_op)
 

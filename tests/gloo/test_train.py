@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("torch")
@@ -275,8 +277,8 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert all(
         set(line) == {
             "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
-            "exposed_comm_us", "exposed_moe_us",
-            "drop_rate", "expert_balance", "memory_bytes", "profiled",
+            "exposed_comm_us", "exposed_moe_us", "exposed_moe_min_us", "drop_rate", "expert_balance",
+            "memory_bytes", "profiled",
         }
         for line in whole
     )  # fmt: skip
@@ -284,6 +286,7 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert all(
         line["mfu"] is None and line["a2a_us"] > 0 and line["exposed_comm_us"] >= line["a2a_us"] for line in whole
     )
+    assert all(line["exposed_moe_us"] >= line["exposed_moe_min_us"] > 0 for line in whole)
     # One layer with experts, 4 exchanges of E C D w: capacity is 2 x floor(1.25 x 32 / 4) = 20.
     assert {line["a2a_bytes"] for line in whole} == {4 * 4 * 20 * 16 * 8}
     assert {line["a2a_calls"] for line in whole} == {4}
@@ -315,12 +318,17 @@ def wait_for(find: Any, process: subprocess.Popen[bytes], seconds: float = 90) -
     return found
 
 
-def test_sigterm_saves_and_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["parent", "all"])
+def test_sigterm_saves_and_ends(whom: str, tmp_path: Path) -> None:
+    """Service managers and batch systems send it to every process of a job."""
     words = [sys.executable, "-m", "commbench", *WORDS, "steps=100000", "save_every=0", "val_every=0"]
     with subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
         metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
         wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
-        process.send_signal(signal.SIGTERM)
+        told = psutil.Process(process.pid).children(recursive=True) if whom == "all" else []
+        assert whom == "parent" or len(told) >= 5, "the launcher and four ranks"
+        for one in [psutil.Process(process.pid), *told]:
+            one.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "and saved; go on with: commbench train --resume" in said
     done = lines_of(metrics)[-1]["step"]
@@ -349,13 +357,48 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
     for word, message in (("seed=1", "the run that goes on has seed=0"), ("hidden=8", "hidden=16")):
         result = here("train", "--resume", "results/latest", word, cwd=tmp_path)
         assert result.returncode == 2 and message in result.stderr
-    checkpoint = next(only_run(tmp_path / "results").glob("checkpoints/step-*"))
+    result = here("train", "--resume", "results/latest", "steps=1", cwd=tmp_path)
+    assert result.returncode == 2 and "steps=1, and results/latest has made 2" in result.stderr
+    # What ranks refuse leaves the run as it was.
+    result = here("train", "--resume", "results/latest", "steps=3", "dispatch=foo", cwd=tmp_path)
+    assert result.returncode == 2 and "foo" in result.stderr
+    assert here("train", "--resume", "results/latest", "steps=3", cwd=tmp_path).returncode == 0
+    checkpoint = max(only_run(tmp_path / "results").glob("checkpoints/step-*"))
     shards = sorted(checkpoint.glob("*.safetensors"))
     shards[-1].write_bytes(shards[-1].read_bytes()[:100])
     result = here("train", "--resume", "results/latest", "steps=4", cwd=tmp_path)
     assert result.returncode == 2 and "the checkpoint is damaged" in result.stderr
+    result = here(*WORDS, "steps=2", "heads=3", cwd=tmp_path)
+    assert result.returncode == 2 and (tmp_path / "results/latest").resolve() == checkpoint.parent.parent.resolve()
+    assert {json.loads(path.read_text())["status"] for path in tmp_path.glob("results/2*/run.json")} == {"failed"}
+    shutil.rmtree(checkpoint.parent)
+    result = here("train", "--resume", "results/latest", "steps=9", cwd=tmp_path)
+    assert result.returncode == 0 and "no checkpoint yet: it begins again" in result.stderr
+    shutil.rmtree(checkpoint.parent)
+    result = here("train", "--resume", "results/latest", "steps=10", cwd=tmp_path)
+    assert result.returncode == 2 and "no checkpoints to go on from (they have been removed)" in result.stderr
     result = here("sweep", "--resume", "results/latest", cwd=tmp_path)
-    assert result.returncode == 2 and "has format train-1" in result.stderr
+    assert result.returncode == 2 and "is a training" in result.stderr
+
+
+def test_a_run_without_checkpoints_does_not_go_on(tmp_path: Path) -> None:
+    assert here(*WORDS, "steps=2", "save_every=null", cwd=tmp_path).returncode == 0
+    before = (only_run(tmp_path / "results") / "metrics.jsonl").read_bytes()
+    result = here("train", "--resume", "results/latest", "steps=3", cwd=tmp_path)
+    assert result.returncode == 2 and "no checkpoints to go on from (save_every=null)" in result.stderr
+    assert (only_run(tmp_path / "results") / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_reader_of_stdout_that_goes_away_ends_nothing(form: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "commbench", *WORDS, "steps=8", "val_every=1", "--format", form, "-q"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        assert "1" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+    assert len(lines_of(only_run(tmp_path / "results") / "metrics.jsonl")) == 8
 
 
 def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -376,11 +419,39 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     assert result.returncode == 2 and "was not made for this set-up" in result.stderr
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench")
+
+
+def test_under_torchrun_a_rank_that_does_not_go_on_ends_all(tmp_path: Path) -> None:
+    """No parent watches joined ranks: rank 0 does."""
+    words = [*TORCHRUN, *WORDS, "steps=100000", "timeout=3"]
+    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
+        ranks = {one.environ()["RANK"]: one for one in psutil.Process(process.pid).children()}
+        ranks["1"].suspend()
+        about = metrics.parent / "run.json"
+        wait_for(lambda: json.loads(about.read_text())["status"] == "failed" or None, process)  # type: ignore[arg-type]
+        ranks["1"].kill()  # torchrun would give it half a minute
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "no step for 3 s" in said
+
+
+def test_under_torchrun_the_reason_is_that_of_the_rank_that_has_it(tmp_path: Path) -> None:
+    """Rank 1 alone cannot read its part: rank 0 sees a closed connection, and tells what rank 1 said."""
+    settings: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "text": True, "timeout": 120, "check": False}
+    first = subprocess.run([*TORCHRUN, *WORDS, "steps=2", "zero=false"], capture_output=True, **settings)
+    assert first.returncode == 0, first.stderr
+    shard = next(tmp_path.glob("results/2*/checkpoints/step-*/rank-0001.safetensors"))
+    shard.write_bytes(b"\xff" * shard.stat().st_size)  # of the length that the manifest says
+    again = [*TORCHRUN, "train", "--resume", "results/latest", "steps=4"]
+    result = subprocess.run(again, capture_output=True, **settings)
+    assert result.returncode == 1 and "rank-0001.safetensors" in result.stderr
+    assert "the checkpoint is damaged" in result.stderr
+
+
 def test_under_torchrun_it_joins(tmp_path: Path) -> None:
-    words = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench"),
-        *(*WORDS, "steps=3", "--format", "json"),
-    ]
+    words = [*TORCHRUN, *WORDS, "steps=3", "--format", "json"]
     result = subprocess.run(
         words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
     )

@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from commbench.plots import training
+from commbench.trained import BREAKDOWN
 from moe_ref.capacity import Capacity
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN
@@ -312,7 +313,7 @@ def steps(trainer: Trainer, folder: Path, until: int, stop: int | None = None) -
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
-    file = folder / breakdown.FILE
+    file = folder / BREAKDOWN
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 

@@ -19,9 +19,10 @@ from commbench import training
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CorruptFile, UsageError
 from commbench.training import TrainConfig
+from moe_ref.data import text as data
 from moe_ref.lm.config import flops_per_token, parameters
 from moe_ref.training import build
-from moe_ref.training.checkpoint import Box, Checkpoint, latest, save
+from moe_ref.training.checkpoint import Box, Checkpoint, Elsewhere, latest, save
 from moe_ref.training.gradients import Gradients
 from moe_ref.training.optimiser import Optimiser, rate
 from moe_ref.training.ranks import Ranks
@@ -85,7 +86,7 @@ def written(parent: Path, step: int, ranks: list[dict[str, tuple[torch.Tensor, B
     checkpoint._fresh(temporary)
     for rank, tensors in enumerate(ranks):
         checkpoint._write(temporary, rank, tensors)
-    checkpoint._finish(temporary, folder, step, {"config": "{}"})
+    checkpoint._finish(temporary, folder, step, {"config": "{}"}, len(ranks))
     return folder
 
 
@@ -133,19 +134,24 @@ def test_saving_replaces_nothing_before_it_is_whole(tmp_path: Path) -> None:
     tensors = {"w": (torch.ones(3), Box((3,), (0,)))}
 
     def saved(step: int, votes: Callable[[bool], bool] = lambda fine: fine) -> Path:
-        return save(tmp_path, step, tensors, {}, rank=0, votes=votes, keep=2)
+        return save(tmp_path, step, tensors, {}, rank=0, ranks=1, votes=votes, keep=2)
 
     for step in (1, 2, 3):
         saved(step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
-    with pytest.raises(UsageError, match="another rank could not write"):
+    with pytest.raises(Elsewhere, match="another rank could not write"):
         saved(4, votes=lambda fine: False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+    (tmp_path / ".step-00000003.old").mkdir()  # of a save that was killed between two names
+    (tmp_path / ".step-00000003.old" / "rank-0000.safetensors").touch()
     saved(3)
     assert Checkpoint(tmp_path / "step-00000003").step == 3
+    with pytest.raises(UsageError, match="the files of 1 of 2 ranks"):  # what a lagging network file system shows
+        save(tmp_path, 4, tensors, {}, rank=0, ranks=2, votes=lambda fine: fine, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="no checkpoint of step 1"):
-        save(tmp_path / "file", 1, tensors, {}, rank=0, votes=lambda fine: fine, keep=1)
+        save(tmp_path / "file", 1, tensors, {}, rank=0, ranks=1, votes=lambda fine: fine, keep=1)
 
 
 class Echo:
@@ -260,9 +266,29 @@ def test_a_run_that_goes_on_makes_the_steps_that_it_would_have_made(recompute: s
 def test_a_checkpoint_of_step_0_has_no_moments(tmp_path: Path) -> None:
     first = Trainer(TINY)
     folder = first.save(tmp_path)
+    other = Trainer(TINY)
+    other.load(Checkpoint(folder))
+    assert other.done == 0 and steps(other, 2) == steps(first, 2)
     second = Trainer(replace(TINY, seed=1))
     with pytest.raises(UsageError, match="another training: seed=0, not 1"):
         check_same(second.config, Checkpoint(folder))
+
+
+def test_a_checkpoint_goes_on_with_its_own_text_wherever_that_is(tmp_path: Path) -> None:
+    text = data.sample().read_bytes()[:50_000]
+    (tmp_path / "one.txt").write_bytes(text)
+    (tmp_path / "moved.txt").write_bytes(text)
+    (tmp_path / "other.txt").write_bytes(text[:-1] + bytes([text[-1] ^ 1]))
+    first = Trainer(replace(TINY, path=str(tmp_path / "one.txt")))
+    steps(first, 2)
+    found = Checkpoint(first.save(tmp_path / "checkpoints"))
+    moved = replace(TINY, path=str(tmp_path / "moved.txt"))
+    check_same(moved, found)
+    second = Trainer(moved)
+    second.load(found)
+    assert steps(second, 4) == steps(first, 4)
+    with pytest.raises(UsageError, match="was trained on a text of 50000 bytes"):
+        Trainer(replace(TINY, path=str(tmp_path / "other.txt"))).load(found)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -328,8 +354,8 @@ def test_what_a_step_tells() -> None:
     assert stopped and metrics.step == 1 and metrics.loss == pytest.approx(math.log(256), abs=0.3)
     assert set(json.loads(metrics.to_json())) == {
         "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
-        "exposed_comm_us", "exposed_moe_us",
-        "drop_rate", "expert_balance", "memory_bytes", "profiled",
+        "exposed_comm_us", "exposed_moe_us", "exposed_moe_min_us", "drop_rate", "expert_balance",
+        "memory_bytes", "profiled",
     }  # fmt: skip
     assert metrics.mfu == pytest.approx(metrics.tokens_per_s * flops_per_token(trainer.lm) / 1e9)
     assert metrics.a2a_bytes == 0 and metrics.val_bits_per_byte is None and metrics.memory_bytes > 1e6

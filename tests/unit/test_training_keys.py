@@ -14,6 +14,7 @@ from commbench import cli, training
 from commbench.cli import _main
 from commbench.commands.train import LAUNCHERS
 from commbench.errors import UsageError
+from commbench.options import TRAINERS
 from tests.conftest import REPOSITORY
 
 
@@ -81,13 +82,24 @@ BAD = {
     "train tiny tied=1": ("tied is 1", "true or false"),
     "train tiny lr=-1": ("lr is -1", "0 or more"),
     "train tiny clip=0": ("clip is 0", "above 0"),
-    "train tiny beta1=2": ("beta1 is 2", "0 <= beta1 <= 1"),
+    "train tiny beta1=2": ("beta1 is 2", "0 <= beta1 < 1"),
+    "train tiny beta2=1": ("beta2 is 1", "0 <= beta2 < 1"),
+    "train tiny peak_tflops=0": ("peak_tflops is 0", "above 0"),
+    "train tiny bucket_mb=inf": ("bucket_mb is inf", "a finite number"),
+    "train tiny seed=9223372036854775808": ("seed is 9223372036854775808", "below 2^63"),
+    "train tiny binding=pic": ("unknown binding 'pic'", "pci"),
+    "train tiny binding=explicit": ("unknown binding 'explicit'", ""),
+    "train ab tiny candidat=default": ("unknown key 'candidat'", "candidate"),
+    "train ab tiny candidate.tp=2": (
+        "different models: capacity_multiple (1 and 2)",
+        "capacity_multiple=VALUE for both",
+    ),
     "train tiny dtype=fp8": ("unknown dtype 'fp8'", "fp64"),
     "train tiny recompute=all": ("unknown recompute 'all'", "redo"),
     "train tiny transport=mpi": ("unknown transport 'mpi'", "gloo"),
     "train tiny transport=nccl": ("transport nccl needs GPUs", "CUDA_VISIBLE_DEVICES"),
-    "train tiny ranks_per_node=3": ("parts=4 of a batch do not divide among 3 ranks", "a divisor of parts"),
-    "train tiny batch=6": ("batch=6 sequences do not divide into 4 parts", "a multiple of parts"),
+    "train tiny ranks_per_node=3": ("parts=4 of a batch do not divide among 3 ranks", "of 4 parts: 1, 2 or 4"),
+    "train tiny batch=6": ("batch=6 sequences do not divide into 4 parts", "a multiple of parts=4"),
     "train tiny tp=3": ("tp=3 does not divide ranks_per_node=4", "consecutive"),
     "train tiny tp=4 heads=6 width=24": ("heads=6 does not divide among tp=4", "divides heads"),
     "train tiny tp=2 tp_tokens=drop capacity_multiple=3": ("capacity_multiple=3 is no multiple of tp=2", "tp_tokens"),
@@ -119,7 +131,7 @@ def test_no_new_flags() -> None:
     """As for the other commands: a new setting is a key."""
     options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
     assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet"}
-    assert set(cli._TRAINERS) == set(LAUNCHERS)
+    assert set(TRAINERS) == set(LAUNCHERS)
     both = {name for option in cli.cli.commands["train ab"].params for name in option.opts if name.startswith("-")}
     assert both == options - {"--resume", "--no-plots"}, "an A/B starts trainings of its own"
 

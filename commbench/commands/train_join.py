@@ -1,0 +1,109 @@
+"""`commbench train` under an existing launcher: every process is a rank; rank 0 composes, the others get the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from commbench.commands import train
+from commbench.commands.meeting import Patience, by_store, follow, lead, leave
+from commbench.commands.train_lines import Line, Show, draw
+from commbench.console import print_error
+from commbench.errors import CommbenchError, UsageError
+from commbench.launch.environment import RankInfo
+from commbench.launch.guard import die_with_parent
+from commbench.launch.order import Order
+from commbench.store import RunFolder
+from commbench.worker import note_failure
+from commbench.worker import run as run_rank
+
+
+def run(request: train.Request, info: RankInfo) -> int:
+    if info.launcher == "mpiexec":
+        raise UsageError(
+            "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
+        )
+    die_with_parent()
+    patience = Patience(info)
+    meeting = by_store(info)
+    if info.rank != 0:
+        return follow(meeting, info, patience)
+    talk = Line(quiet=request.quiet)
+    try:
+        folder, order = _prepare(request, info, talk)
+    except BaseException:
+        meeting.share("")
+        raise
+    try:
+        lead(meeting, order, patience)
+    except CommbenchError:
+        train.end(folder, "failed", "", talk)
+        raise
+    show = Show(folder, order, talk, stdout=request.format)
+    watchdog = _Watchdog(folder, order, show, talk)
+    watchdog.start()
+    with talk:
+        try:
+            run_rank(order, info, shared=meeting.store)
+        except CommbenchError:  # which is in the file of what was refused
+            pass
+        except Exception as error:
+            note_failure(order.folder, 0, error)
+        watchdog.stop()
+        code = train.finish(folder, order, show, talk)
+    if request.plots:
+        draw(folder.path, talk)
+    return code
+
+
+def _prepare(request: train.Request, info: RankInfo, talk: Line) -> tuple[RunFolder, Order]:
+    layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
+    config, env = train.settings(_with(request, layout))
+    if config.ranks != info.size:
+        raise UsageError(
+            f"{info.started_by} started {info.size} ranks, but nodes x ranks_per_node is "
+            f"{config.nodes} x {config.ranks_per_node} = {config.ranks}",
+            hint="leave both out to take the launcher's layout",
+        )
+    train.check(config, joined=True)
+    folder = train.open_folder(request, config, env, joined=info.started_by)
+    try:
+        return folder, train.make_order(folder, config, env, info.launcher, info.started_by)
+    except BaseException:
+        train.end(folder, "failed", "", talk)
+        raise
+
+
+def _with(request: train.Request, layout: Sequence[str]) -> train.Request:
+    """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
+    typed = {word.split("=")[0] for word in request.words}
+    return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))
+
+
+class _Watchdog(threading.Thread):
+    """No parent watches joined ranks, so rank 0 tells what is new, and ends itself where it may wait for ever."""
+
+    def __init__(self, folder: RunFolder, order: Order, show: Show, talk: Line) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._order, self._show, self._talk = folder, order, show, talk
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        heard = train.Heard(self._order, self._show)
+        while not self._over.wait(train.POLL_S):
+            if heard.enough():
+                leave(self._give_up(heard.why))
+        self._show.new()
+
+    def _give_up(self, why: str) -> int:
+        try:
+            return train.finish(self._folder, self._order, self._show, self._talk, why)
+        except CommbenchError as error:
+            print_error(str(error), error.hint)
+            return error.exit_code
+
+    def stop(self) -> None:
+        """This rank is over: `finish` is somebody else's now."""
+        self._over.set()
+        self.join()
