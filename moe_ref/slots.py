@@ -15,7 +15,7 @@ ORDERS = {
     "token": "token by token, all choices of a token before the next token (DeepSpeed top-k, drop policy position)",
     "score": "by the score of the choice (DeepSpeed top-k, drop policy probs)",
 }
-COMPACT = ("random", "score")  # the order says who is kept; slots then go by position, as in DeepSpeed
+COMPACT = ("random", "score")  # the order says who is kept; slots are then numbered token by token, as in DeepSpeed
 _KEYS = (torch.uint8, torch.int16, torch.int64)  # of a sort by expert
 
 

@@ -80,6 +80,9 @@ def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
     return {"nodes": 1, "ranks_per_node": found} if everywhere and found else {}
 
 
+_ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than the one that asks
+
+
 def choose_launchers(
     request: Request, configs: Sequence[config.SweepConfig], talk: Talk
 ) -> tuple[dict[str, str], list[config.SweepConfig]]:
@@ -90,7 +93,7 @@ def choose_launchers(
         able = transports.entry(name).launchers
         launcher = request.launcher or able[0]
         try:
-            transports.check(name)
+            transports.check(name, elsewhere=launcher in _ELSEWHERE)
             if launcher not in able:
                 raise UsageError(
                     f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"

@@ -79,9 +79,9 @@ def entry(name: str) -> TransportEntry:
     return TABLE[name]
 
 
-def missing(name: str) -> str | None:
-    """None, or one line that says which package a transport lacks here; imports nothing."""
-    if entry(name).gpus and not gpus.count(os.environ):
+def missing(name: str, *, elsewhere: bool = False) -> str | None:
+    """None, or one line that says what a transport lacks here; imports nothing. elsewhere: GPUs are other hosts'."""
+    if entry(name).gpus and not elsewhere and not gpus.count(os.environ):
         return f"transport {name} needs GPUs, and none is to be seen here: see nvidia-smi, and CUDA_VISIBLE_DEVICES"
     for module, install in entry(name).requires.items():
         if not _installed(module):
@@ -96,9 +96,9 @@ def _installed(module: str) -> bool:
         return False
 
 
-def check(name: str) -> None:
-    """Raises `EnvironmentProblem` that says which package a transport lacks here, if one."""
-    if reason := missing(name):
+def check(name: str, *, elsewhere: bool = False) -> None:
+    """Raises `EnvironmentProblem` that says what a transport lacks here, if anything."""
+    if reason := missing(name, elsewhere=elsewhere):
         what, _, install = reason.partition(": ")
         raise EnvironmentProblem(what, hint=install)
 

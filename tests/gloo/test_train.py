@@ -363,6 +363,7 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
     result = here("train", "--resume", "results/latest", "steps=3", "dispatch=foo", cwd=tmp_path)
     assert result.returncode == 2 and "foo" in result.stderr
     assert here("train", "--resume", "results/latest", "steps=3", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "results/latest/config.json").read_text())["steps"] == 3
     checkpoint = max(only_run(tmp_path / "results").glob("checkpoints/step-*"))
     shards = sorted(checkpoint.glob("*.safetensors"))
     shards[-1].write_bytes(shards[-1].read_bytes()[:100])

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from commbench import launch
+from commbench import launch, transports
 from commbench.errors import EnvironmentProblem
 from commbench.fabric.emulated import Emulated
 from commbench.launch import mpi_library, mpiexec
@@ -414,3 +414,11 @@ def test_the_answer_of_the_process_that_loads_mpi(
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", SimpleNamespace(Get_library_version=lambda: version))
     assert answer()["version"] == "Open MPI v5.0.11, package: Open MPI"
     assert not package.rc.initialize and not package.rc.finalize
+
+
+def test_gpus_of_other_hosts_are_not_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node has none, and `--launcher slurm` is typed there."""
+    monkeypatch.setattr(transports, "_installed", lambda module: True)
+    monkeypatch.setattr(transports.gpus, "count", lambda environ: 0)
+    assert "needs GPUs" in (transports.missing("nccl") or "")
+    assert transports.missing("nccl", elsewhere=True) is None

@@ -168,7 +168,7 @@ def test_every_collective_and_algorithm_of_a_sweep() -> None:
 
 def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("commbench.gpus.count", lambda environ: 4)
-    monkeypatch.setattr("commbench.transports.missing", lambda name: None)
+    monkeypatch.setattr("commbench.transports.missing", lambda name, **_: None)
     cases = planned("quick")
     assert {(item.case.outer.transport, str(item.case.outer.layout)) for item in cases} == {("nccl", "1x4")}
     assert {item.case.outer.transport for item in planned("quick", "transport=gloo")} == {"gloo"}
