@@ -25,8 +25,8 @@ _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at 
 class Launched:
     """One launch of one arm. Medians over its steps, but the first fifth of them; times of the slowest rank.
 
-    exposed_us: what a step waited for communication. exposed_moe_us: what of it was expert layers'; _min_: of the rank
-    that waited least, which is the one that the others wait for. losses: of all steps. run: its folder's name.
+    exposed_us: what a step waited for communication, the rank that waited longest; _min_: the one that waited least.
+    exposed_moe_us: what of it was expert layers'. losses: of all steps. run: its folder's name.
     """
 
     arm: str
@@ -36,7 +36,7 @@ class Launched:
     exposed_us: float
     exposed_moe_us: float
     losses: tuple[float, ...]
-    exposed_moe_min_us: float | None = None  # of launches before there was this key
+    exposed_min_us: float | None = None  # null: of launches before there was this key
     run: str = ""
 
     @property
@@ -64,7 +64,7 @@ def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: 
     return Launched(
         arm=arm, round=number, tokens_per_s=rate, step_us=1e6 * tokens / rate, exposed_us=median("exposed_comm_us"),
         exposed_moe_us=median("exposed_moe_us"), losses=tuple(line["loss"] for line in lines),
-        exposed_moe_min_us=median("exposed_moe_min_us"), run=run,
+        exposed_min_us=median("exposed_comm_min_us"), run=run,
     )  # fmt: skip
 
 
@@ -138,13 +138,14 @@ def _apart(one: Sequence[float], two: Sequence[float]) -> float:
 def predicted(calibration: Launched, before_us: float, after_us: float) -> float | None:
     """The ratio of throughputs, from one launch of the baseline and what the exchanges of both are expected to take.
 
-    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion: the
-    time of the rank that waits least, since others wait for that rank too, and faster exchanges do not change that.
-    None where no time is expected of the baseline's.
+    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion.
+    Ranks that compute less wait longer, which faster exchanges do not change: by as much as the rank that waits longest
+    in all waits longer than the one that waits least. None where no time is expected of the baseline's exchanges.
     """
     if not before_us:
         return None
-    waited = calibration.exposed_moe_us if calibration.exposed_moe_min_us is None else calibration.exposed_moe_min_us
+    least = calibration.exposed_us if calibration.exposed_min_us is None else calibration.exposed_min_us
+    waited = max(0.0, calibration.exposed_moe_us - (calibration.exposed_us - least))
     return calibration.step_us / (calibration.step_us - waited * (1 - after_us / before_us))
 
 

@@ -17,6 +17,32 @@ if TYPE_CHECKING:
     from commbench.communicators.communicator import Communicator
 
 
+def output_shape(collective: str, shape: tuple[int, ...], arguments: Mapping[str, Any], ranks: int) -> tuple[int, ...]:
+    """Of what a collective makes of an input of `shape` on one of `ranks` ranks."""
+    first, *rest = shape or (1,)
+    match collective:
+        case "all_gather":
+            return (first * ranks, *rest)
+        case "reduce_scatter":
+            return (first // ranks, *rest)
+        case "all_to_allv":
+            return (sum(arguments["received"]), *rest)
+    return shape
+
+
+def adjoint_arguments(collective: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the adjoint of a collective is called with, where that was called with `arguments`."""
+    swapped = dict(arguments)
+    if collective == "all_to_allv":
+        swapped |= {"received": arguments["sent"], "sent": arguments["received"]}
+        if (matrix := arguments.get("matrix")) is not None:
+            swapped["matrix"] = [list(column) for column in zip(*matrix, strict=True)]
+    if collective == "tp_all_to_all":
+        # The gradient of a sum is that of each summand, and it is the same on all ranks of the group.
+        swapped["tp_input"] = "replicated"
+    return swapped
+
+
 class _Step(NamedTuple):
     """A collective with all its arguments but the tensors."""
 
@@ -26,27 +52,11 @@ class _Step(NamedTuple):
     arguments: Mapping[str, Any] = {}
 
     def output_shape(self) -> tuple[int, ...]:
-        first, *rest = self.shape or (1,)
-        match self.collective:
-            case "all_gather":
-                return (first * self.comm.size, *rest)
-            case "reduce_scatter":
-                return (first // self.comm.size, *rest)
-            case "all_to_allv":
-                return (sum(self.arguments["received"]), *rest)
-        return self.shape
+        return output_shape(self.collective, self.shape, self.arguments, self.comm.size)
 
     def adjoint(self) -> _Step:
-        arguments = dict(self.arguments)
-        if self.collective == "all_to_allv":
-            arguments |= {"received": self.arguments["sent"], "sent": self.arguments["received"]}
-            if (matrix := self.arguments["matrix"]) is not None:
-                arguments["matrix"] = [list(column) for column in zip(*matrix, strict=True)]
-        if self.collective == "tp_all_to_all":
-            # The gradient of a sum is that of each summand, and it is the same on all ranks of the group.
-            arguments["tp_input"] = "replicated"
         name = collectives.get(self.collective).adjoint
-        return _Step(self.comm, name, self.output_shape(), arguments)
+        return _Step(self.comm, name, self.output_shape(), adjoint_arguments(self.collective, self.arguments))
 
     def __call__(self, inp: torch.Tensor) -> torch.Tensor:
         out = torch.empty(self.output_shape(), dtype=inp.dtype, device=inp.device)

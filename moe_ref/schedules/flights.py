@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from commbench import collectives
+from commbench.communicators.gradients import adjoint_arguments, output_shape
 from moe_ref.rooms import Rooms
 from moe_ref.schedules.base import Comm
 
@@ -44,8 +45,8 @@ class Flight:
     def issue(self, inp: Tensor, *, adjoint: bool = False) -> Tensor:
         """Start it. What is returned is being written to until `wait`."""
         name = collectives.get(self.collective).adjoint if adjoint else self.collective
-        arguments = _adjoint(self.collective, self.arguments) if adjoint else self.arguments
-        shape = _shape(name, tuple(inp.shape), arguments, self.comm.size)
+        arguments = adjoint_arguments(self.collective, self.arguments) if adjoint else self.arguments
+        shape = output_shape(name, tuple(inp.shape), arguments, self.comm.size)
         if self._rooms is None:
             out = inp.new_empty(shape)
         else:
@@ -101,26 +102,3 @@ class _Land(torch.autograd.Function):
         # What this issues may have another shape than what it is the gradient of, so it goes another way.
         ctx.flight.out = ctx.flight.issue(gradient.contiguous(), adjoint=True)
         return gradient, None
-
-
-def _shape(name: str, shape: tuple[int, ...], arguments: dict[str, Any], ranks: int) -> tuple[int, ...]:
-    first, *rest = shape
-    match name:
-        case "all_gather":
-            return (first * ranks, *rest)
-        case "reduce_scatter":
-            return (first // ranks, *rest)
-        case "all_to_allv":
-            return (sum(arguments["received"]), *rest)
-    return shape
-
-
-def _adjoint(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    swapped = dict(arguments)
-    if name == "all_to_allv":
-        swapped |= {"received": arguments["sent"], "sent": arguments["received"]}
-        if (matrix := arguments.get("matrix")) is not None:
-            swapped["matrix"] = [list(column) for column in zip(*matrix, strict=True)]
-    if name == "tp_all_to_all":
-        swapped["tp_input"] = "replicated"  # the gradient of a sum is that of each summand
-    return swapped

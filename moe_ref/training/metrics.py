@@ -39,8 +39,8 @@ class Metrics:
     a2a_calls: int
     a2a_bytes: int
     exposed_comm_us: float
+    exposed_comm_min_us: float
     exposed_moe_us: float
-    exposed_moe_min_us: float
     drop_rate: float | None
     expert_balance: float | None
     memory_bytes: int

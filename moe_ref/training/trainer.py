@@ -115,7 +115,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         drop_rate, balance = loads.read(told[3:])
         a2a, exposed, exposed_moe = (times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe"))
-        worst = self._largest([a2a, exposed, exposed_moe, -exposed_moe, seconds, memory_bytes(self.device)])
+        worst = self._largest([a2a, exposed, -exposed, exposed_moe, seconds, memory_bytes(self.device)])
         tokens_per_s = config.batch * config.context / worst[4]
         metrics = Metrics(
             step=step,
@@ -129,8 +129,8 @@ class Trainer:
             a2a_calls=0 if self.watch is None else self.watch.a2a_calls,
             a2a_bytes=0 if self.watch is None else self.watch.a2a_bytes,
             exposed_comm_us=worst[1],
-            exposed_moe_us=worst[2],
-            exposed_moe_min_us=-worst[3],
+            exposed_comm_min_us=-worst[2],
+            exposed_moe_us=worst[3],
             drop_rate=drop_rate,
             expert_balance=balance,
             memory_bytes=int(worst[5]),

@@ -277,7 +277,7 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert all(
         set(line) == {
             "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
-            "exposed_comm_us", "exposed_moe_us", "exposed_moe_min_us", "drop_rate", "expert_balance",
+            "exposed_comm_us", "exposed_comm_min_us", "exposed_moe_us", "drop_rate", "expert_balance",
             "memory_bytes", "profiled",
         }
         for line in whole
@@ -286,7 +286,7 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
     assert all(
         line["mfu"] is None and line["a2a_us"] > 0 and line["exposed_comm_us"] >= line["a2a_us"] for line in whole
     )
-    assert all(line["exposed_moe_us"] >= line["exposed_moe_min_us"] > 0 for line in whole)
+    assert all(line["exposed_comm_us"] >= line["exposed_comm_min_us"] > 0 for line in whole)
     # One layer with experts, 4 exchanges of E C D w: capacity is 2 x floor(1.25 x 32 / 4) = 20.
     assert {line["a2a_bytes"] for line in whole} == {4 * 4 * 20 * 16 * 8}
     assert {line["a2a_calls"] for line in whole} == {4}

@@ -354,7 +354,7 @@ def test_what_a_step_tells() -> None:
     assert stopped and metrics.step == 1 and metrics.loss == pytest.approx(math.log(256), abs=0.3)
     assert set(json.loads(metrics.to_json())) == {
         "step", "loss", "val_bits_per_byte", "tokens_per_s", "mfu", "a2a_us", "a2a_calls", "a2a_bytes",
-        "exposed_comm_us", "exposed_moe_us", "exposed_moe_min_us", "drop_rate", "expert_balance",
+        "exposed_comm_us", "exposed_comm_min_us", "exposed_moe_us", "drop_rate", "expert_balance",
         "memory_bytes", "profiled",
     }  # fmt: skip
     assert metrics.mfu == pytest.approx(metrics.tokens_per_s * flops_per_token(trainer.lm) / 1e9)

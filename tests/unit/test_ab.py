@@ -20,7 +20,7 @@ from tests import profiles
 
 def lines(rate: float, *, steps: int = 20, first: float = 1.0, **more: Any) -> list[dict[str, Any]]:
     """Of a launch that warms up for three steps."""
-    values = {"exposed_comm_us": 3e5, "exposed_moe_us": 2.5e5, "exposed_moe_min_us": 2e5, **more}
+    values = {"exposed_comm_us": 3e5, "exposed_comm_min_us": 2.5e5, "exposed_moe_us": 2.5e5, **more}
     slow = [{"tokens_per_s": rate / 10, "loss": first + step, **values} for step in range(3)]
     return [*slow, *({"tokens_per_s": rate, "loss": first + step, **values} for step in range(3, steps))]
 
@@ -84,7 +84,7 @@ def test_the_launch_before_the_rounds_tells_what_launches_of_one_arm_differ_by()
 
 
 def test_what_is_predicted_follows_from_one_launch_and_what_exchanges_take() -> None:
-    # A step of a second, 0.2 s of which wait for expert layers; ranks that are ready earlier wait longer.
+    # A step of a second, 0.25 s of which wait for expert layers, 0.05 s of that for a rank that computes longer.
     found = ab.launched(BASELINE, -1, lines(1000), 1000)
     assert ab.predicted(found, 150, 100) == pytest.approx(1 / (1 - 0.2 * (1 - 100 / 150)))
     assert ab.predicted(found, 100, 150) == pytest.approx(1 / (1 - 0.2 * (1 - 150 / 100)))
