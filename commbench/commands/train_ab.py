@@ -62,7 +62,7 @@ def run(request: train.Request) -> int:
         )
     arms, rounds, costs = arms_of(request.words)
     if request.show_config:
-        sys.stdout.write("".join(f"{arm.name}: {arm.config.to_json()}\n" for arm in arms.values()))
+        sys.stdout.write("".join(f"{arm.name}: {json.dumps(arm.settings())}\n" for arm in arms.values()))
         return EXIT_OK
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
     for arm in arms.values():

@@ -75,7 +75,7 @@ class Show:
         # What a model that learns nothing but frequencies would reach: for whoever draws the loss.
         self._folder.write_json("run.json", {**self._folder.read_json("run.json"), "entropy": event["entropy"]})
         self._talk.note(
-            f"text: {event['entropy']:.3f} bits a byte by its bytes' frequencies; "
+            f"text: unigram entropy {event['entropy']:.3f} bits a byte; "
             + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
             + (f"; going on after step {event['step']}" if event["step"] else "")
         )

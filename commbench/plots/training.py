@@ -70,7 +70,7 @@ def _loss(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     entropies = sorted({round(float(one.about["entropy"]), 4) for one in trainings if one.about.get("entropy")})
     for number, entropy in enumerate(entropies):
         axes.axhline(entropy, color="#444444", linewidth=1, linestyle=(0, (4, 3)),
-                     label="by frequencies of bytes alone" if number == 0 else None)  # fmt: skip
+                     label="unigram entropy of the text" if number == 0 else None)  # fmt: skip
     _axes(axes, "bits a byte")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")

@@ -81,7 +81,7 @@ class Text:
         return {"bytes": len(self.all), "digest": digest.hexdigest()[:16]}
 
     def entropy(self) -> float:
-        """Bits a byte of the whole text by the frequencies of its bytes alone: what a model gets without context."""
+        """Unigram entropy of the whole text in bits a byte: what a model gets without context."""
         counts = np.zeros(256, np.int64)
         for first in range(0, len(self.all), _CHUNK):  # numpy counts in a copy that is eight times as large
             counts += np.bincount(self.all[first : first + _CHUNK], minlength=256)

@@ -63,7 +63,7 @@ def test_loss_is_in_bits_with_the_held_out_text_and_the_entropy(tmp_path: Path) 
     )
     assert list(held.get_xdata()) == [10] and list(held.get_ydata()) == [2.5]
     assert set(entropy.get_ydata()) == {4.3} and entropy.get_linestyle() == "--"
-    assert legend(axes) == ["tiny", "held out", "by frequencies of bytes alone"]
+    assert legend(axes) == ["tiny", "held out", "unigram entropy of the text"]
     without = json.loads((tmp_path / "run" / "run.json").read_text())
     del without["entropy"]  # of a run before that was told
     (tmp_path / "run" / "run.json").write_text(json.dumps(without))
