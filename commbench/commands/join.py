@@ -101,7 +101,7 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
                 hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
             )
         configs = [item for item in usable if item.transport]
-    launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk)
+    launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk, joined=True)
     planned = prepare.expand(configs)
     prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
     placing.check(planned, launchers, talk.note, joined=rank.local_size)

@@ -84,7 +84,7 @@ _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than
 
 
 def choose_launchers(
-    request: Request, configs: Sequence[config.SweepConfig], talk: Talk
+    request: Request, configs: Sequence[config.SweepConfig], talk: Talk, *, joined: bool = False
 ) -> tuple[dict[str, str], list[config.SweepConfig]]:
     """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
     launchers: dict[str, str] = {}
@@ -93,7 +93,7 @@ def choose_launchers(
         able = transports.entry(name).launchers
         launcher = request.launcher or able[0]
         try:
-            transports.check(name, elsewhere=launcher in _ELSEWHERE)
+            transports.check(name, elsewhere=launcher in _ELSEWHERE and not joined)
             if launcher not in able:
                 raise UsageError(
                     f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"

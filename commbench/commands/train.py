@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import commbench
-from commbench import effective, fabric, launch, metadata, scalars, trained, training, transports
+from commbench import effective, fabric, gpus, launch, metadata, scalars, trained, training, transports
 from commbench.commands import prepare
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.commands.train_lines import Line, Show, draw
@@ -88,21 +88,20 @@ def once(request: Request) -> Ended:
     config, env = settings(request)
     check(config)
     talk = Line(quiet=request.quiet)
-    folder = open_folder(request, config, env)
-    with _ending(folder, talk):
+    folder = open_folder(request, config)
+    with ending(folder, talk):
         order = make_order(folder, config, env, request.launcher)
         with talk, _stopping(order) as asked:
             return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
 
 
 @contextlib.contextmanager
-def _ending(folder: RunFolder, talk: Line) -> Iterator[None]:
+def ending(folder: RunFolder, talk: Line) -> Iterator[None]:
     """No run is said to be running when it is not."""
     try:
         yield
     except BaseException as error:
-        if folder.read_json("run.json").get("status") == "running":
-            end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", talk)
+        end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", talk)
         raise
 
 
@@ -118,7 +117,7 @@ def settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
         raise UsageError(f"the run that goes on has {told}, and others would compute something else",
                          hint="leave these keys out, or start a new run")  # fmt: skip
     done = trained.saved_step(before.path)
-    if done is None and (saved.save_every is None or about.get("status") == "finished"):
+    if done is None and (saved.save_every is None or _was_saved(before.path, saved, about)):
         why = "save_every=null" if saved.save_every is None else "they have been removed"
         raise UsageError(f"{request.resume} has no checkpoints to go on from ({why})", hint="start a new run")
     if done is not None and config.steps < done:
@@ -127,14 +126,24 @@ def settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
     return config, {**about.get("env", {}), **typed}
 
 
+def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> bool:
+    """Whether this run has come to a point where it must have saved."""
+    last = max((line["step"] for line in trained.steps(path)), default=0)
+    return about.get("status") == "finished" or 0 < (config.save_every or 0) < last
+
+
 def check(config: TrainConfig, *, joined: bool = False) -> None:
     """Before there is a run folder: what ranks would find missing. joined: a launcher has placed them already."""
     transports.check(config.transport)
+    found = gpus.count(os.environ)
+    if config.transport == "nccl" and not joined and config.ranks > found:
+        raise EnvironmentProblem(f"{config.ranks} ranks and {found} GPU{'s' * (found != 1)}: each rank needs its own",
+                                 hint=f"ranks_per_node={found}, or see CUDA_VISIBLE_DEVICES")  # fmt: skip
     if config.tensorboard:
         scalars.check()
     if config.profile is not None:
         profile = profile_file.load(Path(config.profile))
-        if not (joined or config.allow_mismatch):
+        if not (joined or config.allow_mismatch or config.ranks == 1):  # which exchanges nothing
             check_place(profile, _here(config), config.profile)
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
@@ -162,8 +171,8 @@ def _opened(path: Path) -> RunFolder:
     return folder
 
 
-def open_folder(request: Request, config: TrainConfig, env: Mapping[str, str], *, joined: str = "") -> RunFolder:
-    """New, or the one to go on with; locked, with nobody in it."""
+def open_folder(request: Request, config: TrainConfig) -> RunFolder:
+    """New, or the one to go on with, which is as it was until its ranks begin; locked, with nobody in it."""
     if request.resume is not None:
         folder = _opened(request.resume)
         if not folder.lock.take():
@@ -172,7 +181,6 @@ def open_folder(request: Request, config: TrainConfig, env: Mapping[str, str], *
             raise EnvironmentProblem(f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s",
                                      hint="end them, then resume again")  # fmt: skip
         folder.ranks_lock.release()
-        about = folder.read_json("run.json")
         if trained.saved_step(folder.path) is None:
             Line(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
     else:
@@ -193,7 +201,7 @@ def open_folder(request: Request, config: TrainConfig, env: Mapping[str, str], *
             "machine": machine,
         }
         folder.write_json("config.json", json.loads(config.to_json()))
-    folder.write_json("run.json", {**about, "status": "running", "joined": joined, "env": dict(env)})
+        folder.write_json("run.json", {**about, "status": "running"})
     return folder
 
 
@@ -225,7 +233,7 @@ def make_order(
         parent_pid=0 if joined else os.getpid(),
         parent_started="" if joined else start_time(os.getpid()),
         program=training.PROGRAM,
-        settings={"config": json.loads(config.to_json())},
+        settings={"config": json.loads(config.to_json()), "about": {"joined": joined, "env": dict(env)}},
     )
     order.save()
     return order
@@ -338,12 +346,15 @@ def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "
 
 def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
     about = folder.read_json("run.json")
-    folder.write_json(
-        "run.json", {**about, "status": status, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
-    )
+    if about["status"] == "running":  # not one that was refused when it was to go on
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        folder.write_json("run.json", {**about, "status": status, "updated": now})
     if text:
         (talk.error if status == "failed" else talk.note)(text)
     return code
 
 
-__all__ = ["Ended", "Line", "Request", "check", "end", "finish", "make_order", "once", "open_folder", "run", "settings"]
+__all__ = [
+    "Ended", "Heard", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder", "run",
+    "settings",
+]  # fmt: skip

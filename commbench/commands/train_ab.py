@@ -19,7 +19,8 @@ from commbench.ab import ARMS, BASELINE, CANDIDATE, Launched
 from commbench.commands import prepare, train
 from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, interrupt_on_sigterm
 from commbench.commands.train_ab_lines import count, names, table
-from commbench.errors import CorruptFile, UsageError, unknown
+from commbench.commands.train_lines import write
+from commbench.errors import CommbenchError, CorruptFile, UsageError, unknown
 from commbench.launch.environment import detect
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
@@ -103,6 +104,7 @@ class _Comparison:
         self._talk.note(f"{title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
         self._write("running")
         status, code = "failed", EXIT_FAILED
+        refused: CommbenchError | None = None
         try:
             self._measure()
             status, code = "finished", EXIT_OK
@@ -110,6 +112,8 @@ class _Comparison:
             code = stopped.args[0]
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
+        except CommbenchError as error:  # by the ranks of a launch, or one that diverged
+            refused = error
         finally:
             status = "interrupted" if code == EXIT_INTERRUPTED else status
             self._write(status)
@@ -118,6 +122,8 @@ class _Comparison:
             self._talk.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
         if self._whole():
             self._tell(title)
+        if refused is not None:
+            raise refused
         return code
 
     def _measure(self) -> None:
@@ -164,8 +170,7 @@ class _Comparison:
         launches = self._whole()
         outcome = ab.compare(launches, self._calibration)
         lines = table(outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
-        sys.stdout.write("\n".join(lines) + "\n")
-        sys.stdout.flush()
+        write("\n".join(lines))
         from commbench.plots.ab import draw
 
         try:
@@ -211,7 +216,10 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
         profile = "no profile" if one.profile is None else one.profile
         raise UsageError(f"baseline and candidate are the same: {one.recipe} with {profile}",
                          hint="candidate=p.json, or candidate.KEY=VALUE")  # fmt: skip
-    if changed := two.changed(one):
+    changed = two.changed(one)
+    if one.path != two.path:  # a run that goes on may find its text elsewhere
+        changed["path"] = two.path, one.path
+    if changed:
         told = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
         raise UsageError(f"the arms would train different models: {told}",
                          hint=f"arms may differ in what only changes time: profile, schedule, dispatch, ..; else "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Sequence
+from typing import Any
 
+from commbench import training
 from commbench.commands import train
 from commbench.commands.meeting import Patience, by_store, follow, lead, leave
 from commbench.commands.train_lines import Line, Show, draw
@@ -15,8 +18,11 @@ from commbench.launch.environment import RankInfo
 from commbench.launch.guard import die_with_parent
 from commbench.launch.order import Order
 from commbench.store import RunFolder
+from commbench.training import TrainConfig
 from commbench.worker import note_failure
 from commbench.worker import run as run_rank
+
+_OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
 
 
 def run(request: train.Request, info: RankInfo) -> int:
@@ -31,33 +37,22 @@ def run(request: train.Request, info: RankInfo) -> int:
         return follow(meeting, info, patience)
     talk = Line(quiet=request.quiet)
     try:
-        folder, order = _prepare(request, info, talk)
+        config, env = _settings(request, info)
+        folder = train.open_folder(request, config)
+        with train.ending(folder, talk):
+            order = train.make_order(folder, config, env, info.launcher, info.started_by)
     except BaseException:
         meeting.share("")
         raise
-    try:
+    with train.ending(folder, talk):
         lead(meeting, order, patience)
-    except CommbenchError:
-        train.end(folder, "failed", "", talk)
-        raise
-    show = Show(folder, order, talk, stdout=request.format)
-    watchdog = _Watchdog(folder, order, show, talk)
-    watchdog.start()
-    with talk:
-        try:
-            run_rank(order, info, shared=meeting.store)
-        except CommbenchError:  # which is in the file of what was refused
-            pass
-        except Exception as error:
-            note_failure(order.folder, 0, error)
-        watchdog.stop()
-        code = train.finish(folder, order, show, talk)
+        code = _train(request, info, folder, order, talk, meeting.store)
     if request.plots:
         draw(folder.path, talk)
     return code
 
 
-def _prepare(request: train.Request, info: RankInfo, talk: Line) -> tuple[RunFolder, Order]:
+def _settings(request: train.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
     layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
     config, env = train.settings(_with(request, layout))
     if config.ranks != info.size:
@@ -67,12 +62,44 @@ def _prepare(request: train.Request, info: RankInfo, talk: Line) -> tuple[RunFol
             hint="leave both out to take the launcher's layout",
         )
     train.check(config, joined=True)
-    folder = train.open_folder(request, config, env, joined=info.started_by)
-    try:
-        return folder, train.make_order(folder, config, env, info.launcher, info.started_by)
-    except BaseException:
+    return config, env
+
+
+def _train(request: train.Request, info: RankInfo, folder: RunFolder, order: Order, talk: Line, store: Any) -> int:
+    """Rank 0's part, and what it tells of the others'."""
+    show = Show(folder, order, talk, stdout=request.format)
+    watchdog = _Watchdog(folder, order, show, talk)
+    watchdog.start()
+    with talk:
+        try:
+            run_rank(order, info, shared=store)
+        except Exception as error:  # whose frames may hold what cannot be freed any more: see `worker._kept`
+            watchdog.stop()
+            leave(_failed(error, folder, order, show, talk))
+        watchdog.stop()
+        return train.finish(folder, order, show, talk)
+
+
+def _failed(error: Exception, folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
+    """Tell why: what a rank has refused, be it another one, else this rank's error. The exit code."""
+    until = time.monotonic() + _OTHERS_TELL_S
+    while not (order.folder / training.REFUSED).exists() and time.monotonic() < until:
+        time.sleep(train.POLL_S)
+    if not isinstance(error, CommbenchError):
+        note_failure(order.folder, 0, error)
+    elif not (order.folder / training.REFUSED).exists():
         train.end(folder, "failed", "", talk)
-        raise
+        print_error(str(error), error.hint)
+        return error.exit_code
+    return _told(folder, order, show, talk)
+
+
+def _told(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
+    try:
+        return train.finish(folder, order, show, talk, why)
+    except CommbenchError as error:
+        print_error(str(error), error.hint)
+        return error.exit_code
 
 
 def _with(request: train.Request, layout: Sequence[str]) -> train.Request:
@@ -93,15 +120,8 @@ class _Watchdog(threading.Thread):
         heard = train.Heard(self._order, self._show)
         while not self._over.wait(train.POLL_S):
             if heard.enough():
-                leave(self._give_up(heard.why))
+                leave(_told(self._folder, self._order, self._show, self._talk, heard.why))
         self._show.new()
-
-    def _give_up(self, why: str) -> int:
-        try:
-            return train.finish(self._folder, self._order, self._show, self._talk, why)
-        except CommbenchError as error:
-            print_error(str(error), error.hint)
-            return error.exit_code
 
     def stop(self) -> None:
         """This rank is over: `finish` is somebody else's now."""

@@ -36,7 +36,7 @@ class Show:
         self._stdout = stdout
         self._talk = talk
         self._folder = folder
-        self._config = order.settings["config"]
+        self._config, self._about_start = order.settings["config"], order.settings["about"]
         self._events = Tail(order.folder / "events.jsonl", from_start=True)
         self._path = folder.path / trained.METRICS
         self._metrics: Tail | None = None
@@ -51,7 +51,7 @@ class Show:
         for event in events:
             if event["event"] == "begin":
                 self.begun = True
-                # Not for settings that the ranks refuse.
+                # Not for settings that the ranks refuse: a run that could go on stays as it was.
                 self._folder.write_json("config.json", self._config)
                 self._folder.link_latest()
                 # Only now: a run that goes on first drops the lines of steps that it will make again.
@@ -73,7 +73,8 @@ class Show:
     def _about(self, event: Mapping[str, Any]) -> None:
         peak = event["peak_flops"]
         # What a model that learns nothing but frequencies would reach: for whoever draws the loss.
-        self._folder.write_json("run.json", {**self._folder.read_json("run.json"), "entropy": event["entropy"]})
+        its = {"status": "running", "entropy": event["entropy"], **self._about_start}
+        self._folder.write_json("run.json", {**self._folder.read_json("run.json"), **its})
         self._talk.note(
             f"text: unigram entropy {event['entropy']:.3f} bits a byte; "
             + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
@@ -82,11 +83,11 @@ class Show:
 
     def _line(self, line: Mapping[str, Any]) -> None:
         if self._stdout == "json":
-            _write(json.dumps(line))
+            write(json.dumps(line))
         if line["val_bits_per_byte"] is not None:
             self._bits = line["val_bits_per_byte"]
             if self._stdout == "table":
-                _write(f"step {line['step']}: {self._bits:.4f} bits a byte held out, loss {line['loss']:.4f}")
+                write(f"step {line['step']}: {self._bits:.4f} bits a byte held out, loss {line['loss']:.4f}")
         words = [f"loss {line['loss']:.3f}", f"{line['tokens_per_s']:.0f} tokens/s"]
         words += [f"mfu {100 * line['mfu']:.1f} %"] if line["mfu"] is not None else []
         words += [f"a2a {line['a2a_us'] / 1e3:.1f} ms"] if line["a2a_bytes"] else []
@@ -95,7 +96,7 @@ class Show:
         self._talk.progress(line["step"], self._config["steps"], None, ", ".join(words))
 
 
-def _write(text: str) -> None:
+def write(text: str) -> None:
     """A reader of stdout that goes away does not end a training."""
     try:
         sys.stdout.write(text + "\n")

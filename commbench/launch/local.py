@@ -36,13 +36,14 @@ def main() -> None:
     die_with_parent()
     order = Order.load(sys.argv[1])
     exit_if_orphaned(order.parent_pid, order.parent_started)
+    if order.program:
+        # A signal to the whole tree asks the program to end in its own way; the parent ends this process by SIGKILL.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     size = order.outer.layout.ranks
     shared = transports.load(order.outer.transport).before_fork(size)
     if order.program:
         importlib.import_module(order.program)  # once, and not by every rank
-        # A signal to the whole tree asks the program to end in its own way; the parent ends this process by SIGKILL.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
     rendezvous = order.folder / "rendezvous"
     sys.stdout.flush()
     me = os.getpid()

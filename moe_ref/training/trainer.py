@@ -251,7 +251,10 @@ def _cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
 def check_same(config: TrainConfig, found: Checkpoint) -> None:
     """Raises `UsageError` where a checkpoint was made by settings that compute something else."""
     theirs = TrainConfig.of(json.loads(found.about["config"]))
-    if changed := config.changed(theirs):
+    changed = config.changed(theirs)
+    if "text" not in found.about and config.path != theirs.path:  # of a version that did not know its text
+        changed["path"] = config.path, theirs.path
+    if changed:
         told = ", ".join(f"{key}={there}, not {here}" for key, (here, there) in changed.items())
         raise UsageError(f"{found.folder} is a checkpoint of another training: {told}",
                          hint="leave these keys as they were; or start a new run")  # fmt: skip

@@ -371,15 +371,29 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
     assert result.returncode == 2 and "the checkpoint is damaged" in result.stderr
     result = here(*WORDS, "steps=2", "heads=3", cwd=tmp_path)
     assert result.returncode == 2 and (tmp_path / "results/latest").resolve() == checkpoint.parent.parent.resolve()
-    assert {json.loads(path.read_text())["status"] for path in tmp_path.glob("results/2*/run.json")} == {"failed"}
+    told = [json.loads(path.read_text())["status"] for path in sorted(tmp_path.glob("results/2*/run.json"))]
+    assert told == ["finished", "failed"], "one that finished stays so whatever is refused later"
     shutil.rmtree(checkpoint.parent)
-    result = here("train", "--resume", "results/latest", "steps=9", cwd=tmp_path)
-    assert result.returncode == 0 and "no checkpoint yet: it begins again" in result.stderr
-    shutil.rmtree(checkpoint.parent)
+    before = (checkpoint.parent.parent / "metrics.jsonl").read_bytes()
     result = here("train", "--resume", "results/latest", "steps=10", cwd=tmp_path)
     assert result.returncode == 2 and "no checkpoints to go on from (they have been removed)" in result.stderr
+    assert (checkpoint.parent.parent / "metrics.jsonl").read_bytes() == before
     result = here("sweep", "--resume", "results/latest", cwd=tmp_path)
     assert result.returncode == 2 and "is a training" in result.stderr
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "commbench", *WORDS, "steps=100000", "save_every=90000", "val_every=0", "-q"]
+    words.append("env.COMMBENCH_TRIED=yes")
+    with subprocess.Popen(words, cwd=tmp_path, env=environment()) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
+        process.kill()
+    result = command("train", "--resume", "results/latest", "steps=2", "--no-plots", cwd=tmp_path)
+    assert result.returncode == 0 and "has no checkpoint yet: it begins again" in result.stderr
+    assert [line["step"] for line in lines_of(metrics)] == [1, 2]
+    orders = [json.loads(path.read_text()) for path in sorted(metrics.parent.glob("logs/*/order.json"))]
+    assert [order["outer"]["env"] for order in orders] == [{"COMMBENCH_TRIED": "yes"}] * 2
 
 
 def test_a_run_without_checkpoints_does_not_go_on(tmp_path: Path) -> None:

@@ -88,6 +88,21 @@ def test_what_was_measured_before_an_end_is_kept_and_told(
     assert len((tmp_path / "latest" / "launches.jsonl").read_text().splitlines()) == 3
 
 
+def test_what_ranks_refuse_in_the_middle_is_told_after_what_was_measured(
+    launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ending(number: int) -> None:
+        if number == 5:
+            raise UsageError("the loss is nan")
+
+    launched(ending)
+    with pytest.raises(UsageError, match="the loss is nan"):
+        ab(tmp_path)
+    captured = capsys.readouterr()
+    assert "1 pair of launches" in captured.out and "failed at baseline, round 2; 1 whole round of 3" in captured.err
+    assert about(tmp_path)["status"] == "failed" and (tmp_path / "latest" / "plots" / "ab.png").is_file()
+
+
 def test_an_end_before_the_first_round(launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     launched(lambda number: train.Ended(EXIT_FAILED, tmp_path, False))
     assert ab(tmp_path, format="json") == EXIT_FAILED

@@ -287,6 +287,12 @@ def test_a_checkpoint_goes_on_with_its_own_text_wherever_that_is(tmp_path: Path)
     second = Trainer(moved)
     second.load(found)
     assert steps(second, 4) == steps(first, 4)
+    manifest = found.folder / "manifest.json"
+    about = json.loads(manifest.read_text())
+    del about["about"]["text"]  # as earlier versions wrote it
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(UsageError, match="another training: path="):
+        check_same(moved, Checkpoint(found.folder))
     with pytest.raises(UsageError, match="was trained on a text of 50000 bytes"):
         Trainer(replace(TINY, path=str(tmp_path / "other.txt"))).load(found)
 

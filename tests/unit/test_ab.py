@@ -146,6 +146,7 @@ def test_variables_of_one_arm_are_a_difference() -> None:
     [
         (("tiny",), "the same"),
         (("tiny", "candidate.lr=0.1"), "different models: lr"),
+        (("tiny", "candidate.path=README.md"), "different models: path"),
         (("tiny", "candidate=p.json", "rounds=0"), "rounds=0"),
         (("tiny", "candidate=p.json", "rounds=²"), "rounds=²"),
         (("tiny", "candidate=p.json", "steps=2"), "the first 2 warm up"),
