@@ -28,7 +28,8 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
         left.plot([one.round + 1 for one in mine], [one.tokens_per_s for one in mine], "o-", color=_COLOURS[arm],
                   markersize=4, linewidth=1, label=arm)  # fmt: skip
     left.set_ylim(0, 1.1 * max(one.tokens_per_s for one in launches))
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    left.set_xlim(0.5, max(one.round for one in launches) + 1.5)  # one round has an axis too
     left.set_xlabel("round")
     left.set_ylabel("tokens per second, median step")
     left.grid(True, axis="y", color="#dddddd", linewidth=0.6)
