@@ -135,8 +135,7 @@ def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> boo
 def check(config: TrainConfig, *, joined: bool = False) -> None:
     """Before there is a run folder: what ranks would find missing. joined: a launcher has placed them already."""
     transports.check(config.transport)
-    found = gpus.count(os.environ)
-    if config.transport == "nccl" and not joined and config.ranks > found:
+    if config.transport == "nccl" and not joined and config.ranks > (found := gpus.count(os.environ)):
         raise EnvironmentProblem(f"{config.ranks} ranks and {found} GPU{'s' * (found != 1)}: each rank needs its own",
                                  hint=f"ranks_per_node={found}, or see CUDA_VISIBLE_DEVICES")  # fmt: skip
     if config.tensorboard:

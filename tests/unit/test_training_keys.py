@@ -12,8 +12,9 @@ import pytest
 
 from commbench import cli, training
 from commbench.cli import _main
+from commbench.commands import train
 from commbench.commands.train import LAUNCHERS
-from commbench.errors import UsageError
+from commbench.errors import EnvironmentProblem, UsageError
 from commbench.options import TRAINERS
 from tests.conftest import REPOSITORY
 
@@ -170,3 +171,13 @@ def test_nothing_in_commbench_imports_moe_ref() -> None:
     for path in REPOSITORY.glob("commbench/**/*.py"):
         lines = [line.strip() for line in path.read_text().splitlines()]
         assert not [line for line in lines if line.startswith(("import moe_ref", "from moe_ref"))], path
+
+
+def test_each_rank_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.transports, "check", lambda name: None)
+    monkeypatch.setattr(train.gpus, "count", lambda environ: 1)
+    config, _ = training.compose(["tiny", "transport=nccl"])
+    with pytest.raises(EnvironmentProblem, match="4 ranks and 1 GPU: each rank needs its own"):
+        train.check(config)
+    train.check(training.compose(["tiny", "transport=nccl", "ranks_per_node=1"])[0])
+    train.check(config, joined=True)  # its launcher has seen to that, perhaps on other hosts
