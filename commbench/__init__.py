@@ -32,7 +32,7 @@ def communicator(
 ) -> Communicator:
     """Collective over `group` (None: all ranks): its collectives by `profile`, or by the default ways without one."""
     if profile is None:
-        from commbench.communicators.make import make
+        from commbench.communicators.create import make
 
         return make(group, None, "")
     loaded = load_profile(profile) if isinstance(profile, str | Path) else profile

@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from commbench import __version__
+from commbench.commands.options import SHORT, request, shorts, training_options, training_request
 from commbench.errors import CommbenchError, UsageError
-from commbench.options import SHORT, request, shorts, training_options, training_request
 
-_FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output, which is not imported for --help
+_FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 _AB = "train ab"
@@ -77,7 +77,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     commbench sweep alltoall dtype=bf16 mode=isolated,pipelined
     commbench sweep quick --format json > rows.jsonl
     """
-    from commbench.launch.environment import detect
+    from commbench.rank_info import detect
 
     if detect(os.environ):  # as a rank: with as many threads as other launchers give, said before numpy is loaded
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -267,7 +267,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     commbench train ab tiny candidate=p.json    # a command of its own: two settings side by side
     torchrun --nproc-per-node=8 --no-python commbench train small transport=nccl
     """
-    from commbench.commands import train as command
+    from commbench.train import launch as command
 
     resume, plots = options["resume"], not options["no_plots"]
     return command.run(training_request(words, options, resume=resume, plots=plots))
@@ -294,7 +294,7 @@ def train_ab(words: tuple[str, ...], **options: Any) -> int:
     commbench train ab tiny candidate=p.json
     commbench train ab tiny candidate.schedule=pipelined candidate.chunks=2 rounds=3
     """
-    from commbench.commands import train_ab as command
+    from commbench.train import ab_run as command
 
     return command.run(training_request(words, options))
 

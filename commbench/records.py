@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from commbench.bound import LinkRate
-from commbench.fabric.emulated import Emulated
+from commbench.emulated import Emulated
 from commbench.layout import Layout
+from commbench.links import LinkRate
 from commbench.spec import Spec
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class Outer:
     script: str = ""  # of the scripted transport: its JSON
     emulated: Emulated | None = None  # the fabric, if it is not the real one
     virtual_hosts: bool = False  # whether NCCL is told that each node is a host of its own
-    binding: str = "none"  # a policy of commbench.binding
+    binding: str = "none"  # a policy of commbench.binding.policies
     cpu_masks: str = ""  # of binding=explicit: a list of CPUs for each rank of a host
     binding_memory: bool = True  # whether the binding is one of memory too
 

@@ -11,15 +11,15 @@ from torch.func import functional_call
 
 from commbench.errors import UsageError, unknown
 from moe_ref import schedules
+from moe_ref.comms import Silent
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
+from moe_ref.kept_buffers import Rooms
 from moe_ref.layer import Layer
-from moe_ref.ranges import labelled
-from moe_ref.rooms import Rooms
+from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Comm, Schedule
 from moe_ref.sharding import Weights
-from moe_ref.silent import Silent
 
 SKIPS = ("communication", "experts")
 
@@ -59,7 +59,8 @@ class DistributedMoE(Layer):
         equal_tokens: a promise that all ranks bring the same T each time. Without it they agree on the largest, which
             takes an all_reduce of 8 bytes and makes the host wait. Capacity factors of 0 and below need one too.
         keep_buffers: what all_to_alls bring lies in memory of `comm.empty`, the same in each pass, so that a profile's
-            choices for registered or symmetric memory hold (`moe_ref.rooms`). Each pass then goes back before the next.
+            choices for registered or symmetric memory hold (`moe_ref.kept_buffers`). Each pass then goes back before
+            the next.
         skip: `communication`: nothing is sent, and what arrives is what would have been sent; `experts`: they return
             what they get. For ablation: the result is wrong on purpose. It may be set anew at any time.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.

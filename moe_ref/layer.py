@@ -11,7 +11,7 @@ from commbench.errors import UsageError
 from moe_ref import dispatch as ways
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
-from moe_ref.ranges import labelled
+from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 
 

@@ -21,8 +21,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from commbench.spec import DTYPES
-from commbench.transports.mesh import ThreadMesh, thread_meshes
-from commbench.transports.scripted import Scripted
+from commbench.transports.scripted.mesh import ThreadMesh, thread_meshes
+from commbench.transports.scripted.transport import Scripted
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -113,8 +113,8 @@ def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         with (
             contextlib.chdir(cwd),
             mock.patch.dict(os.environ, environment()),
-            mock.patch("commbench.runner.Process", warm.process),
-            mock.patch("commbench.commands.train.Process", warm.process),
+            mock.patch("commbench.sweep.runner.Process", warm.process),
+            mock.patch("commbench.train.launch.Process", warm.process),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from commbench import ratios, tables
-from commbench.bound import LinkRate
-from commbench.commands import prepare
-from commbench.plan import expand
+from commbench.analysis import ratios
+from commbench.analysis.summary import Samples, row
+from commbench.links import LinkRate
+from commbench.output import parquet
 from commbench.records import Case, Measurement, Row, Status
-from commbench.store import RunFolder
-from commbench.summary import Samples, row
+from commbench.run_folder import RunFolder
+from commbench.sweep import prepare
+from commbench.sweep.plan import expand
 
 META = {
     "commbench_version": "1.0",
@@ -76,7 +77,7 @@ def frame(cases: list[Case], measurements: list[Measurement], run_id: str = "r1"
     """As a sweep of so many launches that no samples are needed gives it to the plots."""
     rows = rows_of(cases, measurements, Samples(RunFolder(Path("/nowhere"))))
     none = np.empty(0)
-    return tables.frame(rows, run_id, ratios.compare(cases, measurements, lambda measurement: none))
+    return parquet.frame(rows, run_id, ratios.compare(cases, measurements, lambda measurement: none))
 
 
 def folder(
@@ -84,7 +85,7 @@ def folder(
 ) -> tuple[RunFolder, list[Row]]:
     """A run folder with `samples` per measurement and rank, all of its cases finished."""
     run = RunFolder.create(parent, "made")
-    run.write_plan([{"case": tables.dataclasses.asdict(case), "skip": ""} for case in cases])
+    run.write_plan([{"case": parquet.dataclasses.asdict(case), "skip": ""} for case in cases])
     for m in measurements:
         run.append_measurement(m)
         times = [[float(m.time_us or 0) * _factor(f"{m.case_id}{m.launch}/{s}", 0.05)] for s in range(samples)]

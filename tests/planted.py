@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, check, collectives, measure
-from commbench.commands import prepare
+from commbench import algorithms, collectives
+from commbench.measure import loop, verify
 from commbench.profile import Scope
 from commbench.records import Case, Status
 from commbench.stats import Floats
-from commbench.transports.mesh import thread_meshes
-from commbench.transports.scripted import Scripted
+from commbench.sweep import prepare
+from commbench.transports.scripted.mesh import thread_meshes
+from commbench.transports.scripted.transport import Scripted
 from commbench.tune import Found, space
 from commbench.tune.tuner import Tuned, Tuner
 from tests.conftest import in_threads
@@ -125,7 +126,7 @@ class InProcess:
                 bound = algorithms.get(case.collective, case.algorithm).prepare(comm, spec)
                 sizes = collective.output_bytes(spec, number), collective.input_bytes(spec, number)
                 out, inp = comm.empty(sizes[0]), comm.empty(sizes[1])
-                checker = check.Checker(transport, collective, spec, number, case.seed)
+                checker = verify.Checker(transport, collective, spec, number, case.seed)
                 checker.poison(out, 1)
                 checker.fill_input(inp, 1)
                 bound.start(out, inp).wait()
@@ -133,7 +134,7 @@ class InProcess:
                     taken.append(None)
                     continue
                 ready = bound.bind([(out, inp)])
-                timing = measure.measure(transport, ready, case.policy, mode="isolated", observer=measure.Observer())
+                timing = loop.measure(transport, ready, case.policy, mode="isolated", observer=loop.Observer())
                 taken.append(float(np.median(timing.slowest_us)))
             return taken
 

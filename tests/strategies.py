@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from commbench import algorithms, binding, collectives, transports
+from commbench import algorithms, collectives, transports
+from commbench.binding import policies
 from commbench.profile import Choice, Evidence, Profile, Refused, Scope, Way
 
 names = st.text("abcXYZ09-_./ é", min_size=1, max_size=8)
@@ -22,7 +23,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 @st.composite
 def scope_of(draw: st.DrawFn, id: str) -> Scope:
     count = st.none() | st.integers(1, 1 << 20)
-    policy = draw(st.sampled_from(binding.POLICIES))
+    policy = draw(st.sampled_from(policies.POLICIES))
     masks = st.lists(st.sets(st.integers(0, 300), min_size=1).map(sorted), min_size=1, max_size=4)
     return Scope(
         id=id,
@@ -34,7 +35,7 @@ def scope_of(draw: st.DrawFn, id: str) -> Scope:
         fabric=draw(st.text()),
         env=draw(st.dictionaries(variables, values)),
         binding=policy,
-        cpu_masks=binding.masks_text(draw(masks)) if policy == "explicit" else "",
+        cpu_masks=policies.masks_text(draw(masks)) if policy == "explicit" else "",
         binding_memory=draw(st.booleans()),
     )
 

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 from commbench import transports
 from commbench.fabric import namespaces
 from commbench.launch import local
-from commbench.launch.guard import die_with_parent
-from commbench.launch.order import Order
-from commbench.launch.process import Process
+from commbench.launch.job import Order
+from commbench.processes.orphans import die_with_parent
+from commbench.processes.process import Process
 
 # What `python -m` would run, and another module's `Popen` that it starts a process with.
 PROGRAMS: dict[str, Callable[[], None]] = {"commbench.launch.local": local.main, "commbench.fabric": namespaces.main}

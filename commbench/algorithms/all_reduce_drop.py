@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound
+from commbench.algorithms.chunks import uncuttable
 from commbench.algorithms.drop_gather import DropGatherBound, drop_gather_order, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes
-from commbench.pieces import uncuttable
 from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Work
 

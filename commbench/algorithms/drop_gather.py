@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
+from commbench.algorithms.chunks import UNIT_BYTES, cut, uncuttable
 from commbench.collectives.tp_all_to_all import expert_parallel, group_block_bytes, tensor_parallel, tp_of
-from commbench.pieces import UNIT_BYTES, cut, uncuttable
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 

@@ -5,9 +5,9 @@ MoNTA (arXiv 2411.00662) has four chunks and a copy of each into its place; here
 
 from __future__ import annotations
 
+from commbench.algorithms.chunks import uncuttable
 from commbench.algorithms.drop_gather import DropGather, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes
-from commbench.pieces import uncuttable
 from commbench.spec import Spec
 
 

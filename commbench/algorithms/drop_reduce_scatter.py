@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, steps_in_order
+from commbench.algorithms.chunks import uncuttable
 from commbench.algorithms.drop_gather import DropGatherBound, chunk_slices, exchange_sends, group_sends, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes, tensor_parallel
-from commbench.pieces import uncuttable
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 

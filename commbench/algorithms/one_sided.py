@@ -22,8 +22,8 @@ from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
 from commbench.algorithms.pairwise import slices
 from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
+from commbench.collectives.splits import Matrix
 from commbench.spec import Send, Spec, Step
-from commbench.splits import Matrix
 from commbench.transports.base import Array, Comm, Done, PutPlan, Ready, Route, Work
 
 

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, ProgramBound, steps_in_order
+from commbench.algorithms.chunks import Move, Places
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.layout import Layout
-from commbench.pieces import Move, Places
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 

@@ -15,8 +15,8 @@ import functools
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
+from commbench.algorithms.chunks import cut, uncuttable
 from commbench.algorithms.two_d_intra_first import inside_and_between, two_levels
-from commbench.pieces import cut, uncuttable
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Work
 

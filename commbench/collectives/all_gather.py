@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.bound import Need, of_shared
 from commbench.collectives.base import Blocks, InPlace
 from commbench.data import Block, block_key
+from commbench.links import Need, of_shared
 from commbench.spec import Spec
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.bound import Need, of_messages
 from commbench.collectives.base import Blocks
 from commbench.data import Block, block_key
+from commbench.links import Need, of_messages
 from commbench.spec import Send, Spec
 
 

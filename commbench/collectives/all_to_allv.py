@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench import splits
-from commbench.bound import Need, of_messages
+from commbench.collectives import splits
 from commbench.collectives.base import Argument, Blocks
 from commbench.data import Block, block_key
 from commbench.layout import Layout
+from commbench.links import Need, of_messages
 from commbench.spec import Arguments, Send, Spec
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from commbench.bound import Need
 from commbench.data import Block, Bytes, block_chunks
 from commbench.layout import Layout
+from commbench.links import Need
 from commbench.spec import DTYPES, Arguments, Spec, Value
 
 # nccl-tests keeps each rank's part a multiple of 16 bytes, so that any dtype and vector width fits.

@@ -14,10 +14,10 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from commbench.bound import Need, of_messages
 from commbench.collectives.base import PART_BYTES, Argument, Blocks
 from commbench.data import Block, block_key
 from commbench.layout import Layout
+from commbench.links import Need, of_messages
 from commbench.spec import Arguments, Send, Spec
 
 SCHEDULES = ("tournament", "alone")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from commbench.bound import Need, of_shared
 from commbench.collectives.base import Argument, InPlace, Moves
 from commbench.data import OPS, Bytes, block_chunks, block_key, encode
+from commbench.links import Need, of_shared
 from commbench.spec import DTYPES, Arguments, Spec
 
 Integers = npt.NDArray[np.int64]

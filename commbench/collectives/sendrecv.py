@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.bound import Need, of_messages
 from commbench.collectives.base import PART_BYTES, Blocks
 from commbench.data import Block, block_key
 from commbench.layout import Layout
+from commbench.links import Need, of_messages
 from commbench.spec import Arguments, Send, Spec
 
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from commbench.bound import Need, of_shared
 from commbench.collectives.base import Argument, Moves
 from commbench.collectives.reductions import combined, inexact, numbers
 from commbench.data import Bytes, block_chunks, block_key, encode
 from commbench.layout import Layout
+from commbench.links import Need, of_shared
 from commbench.spec import Arguments, Spec
 
 INPUTS = ("replicated", "partial")

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench import compare, stats
-from commbench.compare import Compared, Outcome
+from commbench import stats
+from commbench.analysis import compare
+from commbench.analysis.compare import Compared, Outcome
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.units import format_size

@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from commbench import affinity, effective
-from commbench.binding import Placement
+from commbench import variables as effective
+from commbench.binding import affinity
+from commbench.binding.policies import Placement
 from commbench.console import stderr_console
-from commbench.effective import UNSET
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch.environment import RankInfo, detect
 from commbench.profile import Scope
 from commbench.profile.file import load
 from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, PROFILE_VARIABLE, only
+from commbench.rank_info import RankInfo, detect
 from commbench.records import Outer
+from commbench.variables import UNSET
 
 
 def run(path: Path, command: Sequence[str], *, wanted: str, dry_run: bool) -> int:
@@ -96,7 +97,7 @@ def _place(scope: Scope, info: RankInfo | None, path: Path) -> Placement | None:
 
 def _places(scope: Scope, local_size: int) -> list[Placement]:
     """Of all ranks of this host."""
-    from commbench.launch import placing  # numpy and more, for nothing where ranks stay where they are
+    from commbench.launch import placement as placing
 
     # Not the affinity that it was started with: a launcher that has pinned it shall be noticed, not obeyed.
     return placing.here(_outer(scope, local_size), local_size, affinity.limit())

@@ -10,7 +10,7 @@ from commbench.errors import UsageError
 from commbench.export import export
 from commbench.export.source import Source
 from commbench.profile.file import load
-from commbench.store import write_atomically
+from commbench.run_folder import write_atomically
 
 
 def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:

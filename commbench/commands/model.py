@@ -9,19 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from commbench import model
+from commbench import cost_model
 from commbench.console import stderr_console
+from commbench.cost_model import Model, Observation
+from commbench.cost_model.observe import describe_setting, setting
 from commbench.errors import UsageError
-from commbench.model import Model, Observation
-from commbench.model.observe import describe_setting, setting
 from commbench.records import Case
-from commbench.store import RunFolder, write_atomically
+from commbench.run_folder import RunFolder, write_atomically
 from commbench.units import format_size
 
 
 def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
-    observations = [item for path in paths for item in model.observe(RunFolder.open(path))]
-    fitted = model.fit(observations)
+    observations = [item for path in paths for item in cost_model.observe(RunFolder.open(path))]
+    fitted = cost_model.fit(observations)
     if out is not None:
         _write(out, json.dumps(fitted.as_dict()) + "\n")
     if format_ == "json":

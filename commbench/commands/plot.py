@@ -9,18 +9,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench import ab, formats, matrices, trained
+from commbench import formats
+from commbench.analysis import pair_matrices
 from commbench.console import stderr_console
 from commbench.errors import UsageError
+from commbench.output import foreign
 from commbench.records import Status, digest
-from commbench.store import RunFolder, read_lines
+from commbench.run_folder import RunFolder, read_lines
+from commbench.train import ab, results
 
 
 def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> int:
     """`paths` are run folders and files of other programs; `ranks` of those files that do not say it."""
     if any(_is_ab(path) for path in paths):
         return _ab(paths, out)
-    if any(trained.is_one(path) for path in paths):
+    if any(results.is_one(path) for path in paths):
         return _trainings(paths, out)
     files = [path for path in paths if path.is_file()]
     folders = [RunFolder.open(path) for path in paths if path not in files]
@@ -34,11 +37,13 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     others = [(path, formats.read(path, ranks)) for path in files]
     import pandas as pd
 
-    from commbench import plots, ratios, tables
+    from commbench import plots
+    from commbench.analysis import ratios
+    from commbench.output import parquet
     from commbench.plots.settings import FIGURE_KEYS
 
     frames = [
-        tables.frame(of_run, folder.run_id, ratios.of_run(folder, of_run))
+        parquet.frame(of_run, folder.run_id, ratios.of_run(folder, of_run))
         for of_run, folder in zip(rows, folders, strict=True)
     ]
     if len(frames) > 1:
@@ -46,8 +51,8 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
             frame["label"] = frame["label"] + " (" + frame["run"] + ")"
     ours = pd.concat(frames, ignore_index=True)
     drawn = [ours]
-    for path, results in others:
-        beside, left_out = formats.beside(results, path.name, ours, FIGURE_KEYS)
+    for path, listed in others:
+        beside, left_out = foreign.beside(listed, path.name, ours, FIGURE_KEYS)
         for what in left_out:
             stderr_console().print(f"{path}: no figure of these runs compares with {what}")
         drawn.append(beside)
@@ -56,7 +61,7 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     meta = folders[0].read_json("run.json")
     machines = {folder.read_json("run.json")["machine_text"] for folder in folders}
     meta["machine_text"] = " / ".join(sorted(machines))
-    meta["pairs"] = matrices.of_runs(folders)
+    meta["pairs"] = pair_matrices.of_runs(folders)
     target = out or folders[0].path / "plots"
     # A figure of several sources never takes the place of the first one's own.
     sources = [*(folder.run_id for folder in folders), *map(str, files)]
@@ -64,7 +69,7 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     try:
         paths = plots.draw(pd.concat(drawn, ignore_index=True), meta, target, prefix=prefix)
         if meta["pairs"]:
-            paths += matrices.write(meta["pairs"], target, prefix)
+            paths += pair_matrices.write(meta["pairs"], target, prefix)
     except OSError as error:
         raise _unwritable(target, error) from error
     return _told(paths)
@@ -72,7 +77,7 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
 
 def trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Draw run folders of `commbench train`, several in one figure each; the PNG files."""
-    found = [trained.read(path) for path in paths]
+    found = [results.read(path) for path in paths]
     target = out or paths[0].resolve() / "plots"
     prefix = f"compare-{digest([one.run_id for one in found])[:6]}-" if len(found) > 1 else ""
     from commbench.plots import training
@@ -85,7 +90,7 @@ def trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
 
 def _trainings(paths: Sequence[Path], out: Path | None) -> int:
     for path in paths:
-        if not trained.is_one(path):
+        if not results.is_one(path):
             raise UsageError(f"{str(path)!r} is no training, and others here are",
                              hint="one call for trainings, another one for sweeps and files")  # fmt: skip
     return _told(trainings(paths, out))
@@ -103,7 +108,7 @@ def _ab(paths: Sequence[Path], out: Path | None) -> int:
     lines = read_lines(paths[0] / "launches.jsonl", json.loads)
     try:
         launches = [ab.Launched(**{**line, "losses": tuple(line["losses"])}) for line in lines]
-        names = ", ".join(trained.differences([about["arms"][arm] for arm in ab.ARMS], " and "))
+        names = ", ".join(results.differences([about["arms"][arm] for arm in ab.ARMS], " and "))
         about = {
             "predicted": None,
             "machine_text": "",

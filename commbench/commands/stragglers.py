@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commbench import matrices
+from commbench.analysis import pair_matrices
+from commbench.analysis.pair_matrices import Matrix
+from commbench.analysis.stragglers import ranks, suspects
+from commbench.analysis.stragglers.search import Finding, Search
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.matrices import Matrix
-from commbench.output import describe
-from commbench.store import RunFolder
-from commbench.stragglers import ranks, suspects
-from commbench.stragglers.search import Finding, Search
+from commbench.output.writers import describe
+from commbench.run_folder import RunFolder
 from commbench.units import format_size
 
 EXIT_NOTHING, EXIT_NAMED = 0, 1
@@ -41,8 +41,8 @@ def run(paths: Sequence[Path], format: str, effect: float) -> int:
     if not effect > 1:
         raise UsageError(f"--effect is {effect}", hint="how many times slower counts as slow: above 1, e.g. 1.3")
     folders = [RunFolder.open(path) for path in paths]
-    tables = matrices.of_runs(folders)
-    others = ranks.gather(item for folder in folders for item in matrices.launched(folder))
+    tables = pair_matrices.of_runs(folders)
+    others = ranks.gather(item for folder in folders for item in pair_matrices.launched(folder))
     if not tables and not others:
         raise UsageError(
             "these runs have nothing to judge ranks or links by",

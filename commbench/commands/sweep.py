@@ -5,8 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
-from commbench import launch, metadata, transports
-from commbench.commands.prepare import (
+from commbench import launch, transports
+from commbench.console import Talk
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import placement
+from commbench.machine import metadata
+from commbench.processes import cleanup
+from commbench.rank_info import detect
+from commbench.records import Status
+from commbench.run_folder import RunFolder, repair
+from commbench.sweep.plan import PlannedCase
+from commbench.sweep.prepare import (
     Request,
     check_fabrics,
     choose_launchers,
@@ -18,22 +27,15 @@ from commbench.commands.prepare import (
     show_plan,
     show_script,
 )
-from commbench.commands.session import EXIT_OK, measure, of_run
-from commbench.console import Talk
-from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch import leftovers, placing
-from commbench.launch.environment import detect
-from commbench.plan import PlannedCase
-from commbench.records import Status
-from commbench.runner import RANKS_END_S, Sweep
-from commbench.store import RunFolder, repair
+from commbench.sweep.runner import RANKS_END_S, Sweep
+from commbench.sweep.session import EXIT_OK, measure, of_run
 
 
 def run(request: Request) -> int:
     """The exit code: 0 fine, 1 a case failed, 130 interrupted. Raises `CommbenchError` before anything starts."""
     rank = detect(os.environ)
     if rank is not None and not (request.dry_run or request.show_config):
-        from commbench.commands import join
+        from commbench.sweep import join
 
         return join.run(request, rank)
     if rank is not None and rank.rank != 0:  # of a plan that all ranks could show, one shows it
@@ -51,7 +53,7 @@ def run(request: Request) -> int:
         show_script(request, planned)
         return EXIT_OK
     launchers, configs = choose_launchers(request, configs, talk)
-    planned = placing.check(check_fabrics(expand(configs), launchers), launchers, talk.note)
+    planned = placement.check(check_fabrics(expand(configs), launchers), launchers, talk.note)
     if request.dry_run:
         show_plan(request, planned, launchers)
         return EXIT_OK
@@ -86,7 +88,7 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         )
     folder.ranks_lock.release()
     for attempt in attempts:
-        leftovers.remove(attempt)
+        cleanup.remove(attempt)
     if about["joined"]:
         raise UsageError(
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from commbench.console import stderr_console
 from commbench.errors import UsageError
-from commbench.topology import describe, sysfs
-from commbench.topology.record import record as write_down
+from commbench.machine import describe, sysfs
+from commbench.machine.record import record as write_down
 
 _PICTURES = (".png", ".svg")
 

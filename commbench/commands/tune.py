@@ -14,25 +14,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import commbench
-from commbench import config, metadata, model, plan
+from commbench import cost_model
 from commbench.collectives.base import PART_BYTES
-from commbench.commands import prepare, session
-from commbench.commands.prepare import Request
-from commbench.commands.stages import Stages, new_folder
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
-from commbench.launch import placing
-from commbench.launch.environment import detect
-from commbench.plan import PlannedCase
+from commbench.launch import placement
+from commbench.machine import metadata
 from commbench.profile import Choice, Profile
 from commbench.profile import file as profile_file
+from commbench.rank_info import detect
 from commbench.records import Case
-from commbench.sizes import Sizes
+from commbench.run_folder import write_atomically
 from commbench.stats import PAIRS_FOR_CLAIM
-from commbench.store import write_atomically
+from commbench.sweep import config, plan, prepare, session
+from commbench.sweep.plan import PlannedCase
+from commbench.sweep.prepare import Request
+from commbench.sweep.sizes import Sizes
 from commbench.tune import MINIMUM_GAIN, space
 from commbench.tune.search import Predict
 from commbench.tune.space import Region
+from commbench.tune.stages import Stages, new_folder
 from commbench.tune.tuner import MOST_PAIRS, Control, Tuned, Tuner
 from commbench.units import format_seconds, format_size
 
@@ -72,7 +73,7 @@ def run(request: Request, out: Path | None) -> int:
     configs = [_shorter(item, wish) for item in configs]
     regions = space.regions(configs)
     runnable = [PlannedCase(case=case) for one in regions for problem in one.problems for case in problem.candidates]
-    placing.check(prepare.check_fabrics(runnable, launchers), launchers, talk.note)
+    placement.check(prepare.check_fabrics(runnable, launchers), launchers, talk.note)
     if request.dry_run:
         sys.stdout.write("\n".join(_plan_text(regions, wish)) + "\n")
         return 0
@@ -195,8 +196,8 @@ def _pairs(region: Region, configs: Sequence[config.SweepConfig]) -> list[Case]:
 def _predictor(stages: Stages, first: int, talk: Talk) -> Predict | None:
     """What the model says of cases that were not measured; None where it is not good enough to rule anything out."""
     try:
-        observations = [one for folder in stages.folders[first:] for one in model.observe(folder)]
-        fitted = model.fit(observations)
+        observations = [one for folder in stages.folders[first:] for one in cost_model.observe(folder)]
+        fitted = cost_model.fit(observations)
     except CommbenchError as error:
         talk.note(f"no model: {error}; all candidates are measured")
         return None

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from commbench.communicators import requests
-from commbench.communicators.calls import Calls
-from commbench.communicators.choose import PEER, PLAIN, Ask, Chooser
+from commbench.communicators.call_cache import Calls
 from commbench.communicators.explain import Setting, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import Place, Request
+from commbench.communicators.select import PEER, PLAIN, Ask, Chooser
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.spec import Value
-from commbench.transports.joined import Joined
+from commbench.transports.existing_group import Joined
 
 if TYPE_CHECKING:
-    from commbench.communicators.gradients import Gradients
+    from commbench.communicators.autograd import Gradients
 
 Tensor = torch.Tensor
 _REQUESTS: dict[str, Callable[..., Request]] = {
@@ -132,7 +132,7 @@ class Communicator:
     @functools.cached_property
     def autograd(self) -> Gradients:
         """The collectives as functions of their input, which carry gradients back by their adjoints."""
-        from commbench.communicators.gradients import Gradients
+        from commbench.communicators.autograd import Gradients
 
         return Gradients(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from commbench.communicators.choose import Ask, Chosen, described, named
+from commbench.communicators.select import Ask, Chosen, described, named
 from commbench.layout import Layout
 from commbench.profile import Choice, Evidence, Scope
 from commbench.profile.scope import Here

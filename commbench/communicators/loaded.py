@@ -25,7 +25,7 @@ class LoadedProfile:
         Raises `OutOfScope` on all ranks, with the differences listed, where the profile was made for another set-up;
         `allow_mismatch` takes the nearest scope of the same transport all the same.
         """
-        from commbench.communicators.make import make
+        from commbench.communicators.create import make
 
         return make(group, self.profile, self.name, allow_mismatch=allow_mismatch)
 

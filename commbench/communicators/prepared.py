@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from commbench.algorithms.base import Bound
-from commbench.communicators.choose import Ask, Chosen, described, named
+from commbench.communicators.select import Ask, Chosen, described, named
 from commbench.errors import UsageError
 from commbench.transports.base import Array, Ready, Work
-from commbench.transports.joined import Joined
+from commbench.transports.existing_group import Joined
 
 KEPT = 64  # of equal sizes
 KEPT_UNEVEN = 16  # of uneven exchanges, whose counts change

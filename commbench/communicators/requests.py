@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 
 from commbench import collectives
-from commbench.communicators.choose import Matrix, defaults, size_of
+from commbench.communicators.select import Matrix, defaults, size_of
 from commbench.errors import UsageError, unknown
 from commbench.layout import Layout
 from commbench.spec import Value
-from commbench.transports.torch_dist import KINDS, OPS
+from commbench.transports.gloo import KINDS, OPS
 
 _STRIDED = torch.strided
 _NAMES = {kind: name for name, kind in KINDS.items()}  # dtypes that can be combined

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench import cgroup
 from commbench.doctor.finding import Finding, note, numbers, ok, plural, ranges, warn
 from commbench.doctor.system import System
+from commbench.machine import cgroup
 
 _CPU = "/sys/devices/system/cpu"
 _NODE = "/sys/devices/system/node"

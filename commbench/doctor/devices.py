@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from commbench.doctor.finding import Finding, note, ok, plural, ranges, some, warn
 from commbench.doctor.system import System
-from commbench.gpus import Gpu, slowdowns
+from commbench.machine.gpus import Gpu, slowdowns
 from commbench.units import format_size
 
 

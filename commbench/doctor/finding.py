@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from commbench import cpulist
 from commbench.doctor.system import System
+from commbench.machine import cpulist
 
 
 class Status(StrEnum):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import resource
 
-from commbench import cgroup
 from commbench.doctor.finding import Finding, ok, warn
 from commbench.doctor.system import System
+from commbench.machine import cgroup
 from commbench.units import format_size
 
 _MI = 1 << 20

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commbench import gpus, transports
-from commbench.gpus import Gpus
+from commbench import transports
+from commbench.machine import gpus
+from commbench.machine.gpus import Gpus
 
 if TYPE_CHECKING:
     from commbench.launch.mpi_library import MpiLibrary

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commbench import metadata
 from commbench.doctor.finding import Finding, note, ok, plural, some, warn
 from commbench.doctor.system import System
+from commbench.machine import metadata
 
 # Slurm's are many and say where, not how: `slurm` in launchers shows them.
 _WITHOUT = ("SLURM_", "COMMBENCH_")

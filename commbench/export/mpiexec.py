@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commbench import binding
+from commbench.binding import policies
 from commbench.export.source import Exported, Source
-from commbench.export.starting import Shell, joined, nodes, per_node, rank, ranks, script, told
+from commbench.export.start_script import Shell, joined, nodes, per_node, rank, ranks, script, told
 from commbench.profile import Scope
 
 
@@ -43,4 +43,4 @@ def _user(scope: Scope) -> str:
     """Hydra's words for masks: numbers of CPUs as the kernel counts them. It binds no memory."""
     if scope.binding != "explicit" or scope.binding_memory:
         return ""
-    return "user:" + ",".join("+".join(map(str, mask)) for mask in binding.parse_masks(scope.cpu_masks))
+    return "user:" + ",".join("+".join(map(str, mask)) for mask in policies.parse_masks(scope.cpu_masks))

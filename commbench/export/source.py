@@ -8,9 +8,9 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commbench.effective import UNSET
 from commbench.profile import Profile, Scope
 from commbench.profile.scope import only
+from commbench.variables import UNSET
 
 # NCCL's tuner reads lines of 255 bytes; what is longer becomes a second line, which would not be a comment.
 _WIDTH = 120

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from commbench import binding
+from commbench.binding import policies
 from commbench.export.source import Exported, Source
-from commbench.export.starting import joined, nodes, option, per_node, rank, ranks, script, told
+from commbench.export.start_script import joined, nodes, option, per_node, rank, ranks, script, told
 from commbench.profile import Scope
 
 # As commbench.launch.slurm starts its own: block, so that ranks are numbered node by node.
@@ -27,6 +27,6 @@ def _masks(scope: Scope) -> list[str]:
     """Obeyed where Slurm has task/affinity; an error of srun's where the job has not got the whole node."""
     if scope.binding != "explicit":
         return []
-    masks = (sum(1 << cpu for cpu in mask) for mask in binding.parse_masks(scope.cpu_masks))
+    masks = (sum(1 << cpu for cpu in mask) for mask in policies.parse_masks(scope.cpu_masks))
     memory = ["--mem-bind=local"] if scope.binding_memory else []
     return ["--cpu-bind=mask_cpu:" + ",".join(map(hex, masks)), *memory]

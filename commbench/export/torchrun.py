@@ -5,7 +5,7 @@ from __future__ import annotations
 from commbench import transports
 from commbench.errors import UsageError
 from commbench.export.source import Exported, Source
-from commbench.export.starting import Shell, joined, nodes, option, per_node, rank, script, told
+from commbench.export.start_script import Shell, joined, nodes, option, per_node, rank, script, told
 
 _PORT = 29400
 

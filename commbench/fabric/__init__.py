@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench.bound import LinkRate
+from commbench.emulated import PACKET_BYTES, Emulated
 from commbench.errors import EnvironmentProblem
 from commbench.fabric import namespaces, network
-from commbench.fabric.emulated import PACKET_BYTES, Emulated
 from commbench.fabric.tools import find
-from commbench.launch.process import rank_environment
+from commbench.links import LinkRate
+from commbench.processes.process import rank_environment
 
 _MADE_WITHIN_S = 60  # it takes half a second
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from commbench.emulated import Emulated
 from commbench.errors import EnvironmentProblem
 from commbench.fabric import network
-from commbench.fabric.emulated import Emulated
 from commbench.fabric.tools import find
-from commbench.launch.guard import die_with_parent
+from commbench.processes.orphans import die_with_parent
 
 _CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 NODES = "COMMBENCH_NODES"  # paths of the nodes' namespaces

@@ -7,7 +7,7 @@ clash with another emulation or with the machine's own network.
 
 from __future__ import annotations
 
-from commbench.fabric.emulated import Emulated
+from commbench.emulated import Emulated
 
 CONTROL = "control"
 DATA = "net"  # and the number of the spine

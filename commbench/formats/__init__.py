@@ -7,10 +7,9 @@ from pathlib import Path
 
 from commbench.errors import UsageError
 from commbench.formats import nccl_tests, osu
-from commbench.formats.beside import beside
 from commbench.formats.result import Result
 
-__all__ = ["Result", "beside", "read"]
+__all__ = ["Result", "read"]
 
 _KNOWN = "the text or the JSON (-J) of nccl-tests, or the text of an OSU collective latency test"
 

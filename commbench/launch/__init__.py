@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from commbench.errors import unknown
 
 if TYPE_CHECKING:
-    from commbench.launch.order import Order
+    from commbench.launch.job import Order
 
 # name -> a module with `command(order_path, order)`, the words to run, and `explain(log)`, which rank ended hard by the
 # launcher's own account. It may have `environment(order)`, variables that the launcher itself needs; `check()`, which

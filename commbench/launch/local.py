@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from commbench import transports
-from commbench.launch.environment import RankInfo
-from commbench.launch.guard import die_with_parent, exit_if_orphaned
-from commbench.launch.order import Order
-from commbench.store import append_line
-from commbench.worker import RANK_FAILED, start_rank
+from commbench.launch.job import Order
+from commbench.measure.rank import RANK_FAILED, start_rank
+from commbench.processes.orphans import die_with_parent, exit_if_orphaned
+from commbench.rank_info import RankInfo
+from commbench.run_folder import append_line
 
 _GRACE_S = 0.3  # from the first failed rank to the end of the others: time to tell what they saw
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from commbench.errors import EnvironmentProblem
-from commbench.launch.process import rank_environment
+from commbench.processes.process import rank_environment
 
 CHOICE = "COMMBENCH_MPIEXEC"
 _WITHIN_S = 60.0  # loading a library from a slow disk takes its time

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from commbench.errors import EnvironmentProblem
 from commbench.fabric.network import CONTROL, DATA
-from commbench.launch import leftovers, mpi_library
-from commbench.launch.order import Order
+from commbench.launch import mpi_library
+from commbench.launch.job import Order
+from commbench.processes import cleanup
 
 # Binding is always explicit: ranks keep the affinity of the sweep, as they do under the other launchers. Left alone,
 # MPICH would do that too, but Open MPI and Intel MPI pin every rank to a core.
@@ -56,7 +57,7 @@ def command(order_path: Path, order: Order) -> list[str]:
         check_emulated(order.outer.env)
     layout = order.outer.layout
     # -m mpi4py: an exception that escapes the worker aborts all ranks.
-    tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.worker", str(order_path)]
+    tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.measure.rank", str(order_path)]
     per_node = layout.ranks_per_node
     return words(library.family, library.mpiexec, layout.ranks, tail, per_node=per_node, emulated=emulated)
 
@@ -86,7 +87,7 @@ def environment(order: Order) -> dict[str, str]:
 
 def _on_nodes(order: Order, major: int) -> dict[str, str]:
     """Ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
-    folder = str(leftovers.session(order.folder).absolute())
+    folder = str(cleanup.session(order.folder).absolute())
     if major >= 5:  # which complains about the older names
         return {"PMIX_MCA_ptl_base_if_include": CONTROL, "PRTE_MCA_prte_tmpdir_base": folder}
     # Open MPI 4 comes with PMIx 3, distributions build it with a later one.

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from commbench.errors import EnvironmentProblem
-from commbench.launch.order import Order
+from commbench.launch.job import Order
 from commbench.layout import Layout
 
 _ANSWER_S = 60.0  # how long Slurm's programs may take
@@ -67,7 +67,7 @@ def step_size(layout: Layout) -> list[str]:
 
 
 def worker(order_path: Path) -> list[str]:
-    return [sys.executable, "-m", "commbench.worker", str(order_path)]
+    return [sys.executable, "-m", "commbench.measure.rank", str(order_path)]
 
 
 def job_name(order_folder: Path) -> str:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from commbench.launch import slurm
-from commbench.launch.guard import die_with_parent, exit_if_orphaned
-from commbench.launch.order import Order
-from commbench.store import append_line, write_atomically
+from commbench.launch.job import Order
+from commbench.processes.orphans import die_with_parent, exit_if_orphaned
+from commbench.run_folder import append_line, write_atomically
 
 BEAT_S = 3.0  # between two signs of life, which are also the times at which Slurm is asked
 SILENCE_S = 90.0  # after so much silence a job ends itself; network file systems may show a change a minute late

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from commbench.launch.order import Order
+from commbench.launch.job import Order
 
 
 def command(order_path: Path, order: Order) -> list[str]:
@@ -20,7 +20,7 @@ def command(order_path: Path, order: Order) -> list[str]:
         "--monitor-interval=0.1",
         f"--nproc-per-node={order.outer.layout.ranks}",
         "-m",
-        "commbench.worker",
+        "commbench.measure.rank",
         str(order_path),
     ]
 

@@ -9,11 +9,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from commbench.ab import ARMS, BASELINE, Launched, Outcome
 from commbench.plots import save
 from commbench.plots.style import caption, title
 from commbench.stats import PAIRS_FOR_CLAIM
-from commbench.trained import ranks_text
+from commbench.train.ab import ARMS, BASELINE, Launched, Outcome
+from commbench.train.results import ranks_text
 
 _COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
 

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from commbench.analysis.ratios import describe_pairs
 from commbench.plots.settings import FIGURE_KEYS, complete, file_name, file_words, join, layout_text, title_words, way
 from commbench.plots.style import algorithm_colour, caption, title
-from commbench.ratios import describe_pairs
 from commbench.stats import Verdict, verdict
 from commbench.units import format_size
 

@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import commbench
-from commbench import cpulist
+from commbench.machine import cpulist, paths
+from commbench.machine.machine import Device, Machine, NumaNode, NvLinks
+from commbench.machine.paths import MEANING, Kind
 from commbench.plots.shapes import (
     BEHIND_SWITCH,
     BOX,
@@ -31,9 +33,6 @@ from commbench.plots.shapes import (
     spread,
     text,
 )
-from commbench.topology import paths
-from commbench.topology.machine import Device, Machine, NumaNode, NvLinks
-from commbench.topology.paths import MEANING, Kind
 from commbench.units import format_size
 
 # All lengths are inches.

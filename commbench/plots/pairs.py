@@ -13,10 +13,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from commbench.matrices import Matrix
+from commbench.analysis.pair_matrices import Matrix
+from commbench.output.parquet import frame
 from commbench.plots.settings import complete, file_name, file_words, join, layout_text, nodes_text, title_words
 from commbench.plots.style import caption, title
-from commbench.tables import frame
 from commbench.units import format_size, gbps
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from commbench.compare import Compared
+from commbench.analysis.compare import Compared
 from commbench.plots.style import MARKERS, STYLES, algorithm_colour, ratio_axis, size_axis, title
 
 _WHAT = "before / after\nabove 1: faster"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from commbench import algorithms
-from commbench.output import describe_emulated, describe_layout
+from commbench.output.writers import describe_emulated, describe_layout
 from commbench.records import Fabric, binding_text, digest
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from commbench.topology.cards import DOWN
-from commbench.topology.machine import Device
+from commbench.machine.cards import DOWN
+from commbench.machine.machine import Device
 
 COLUMN, GAP, BOX = 1.02, 0.12, 0.5  # a device's width, what is between two, a device's height
 GPU, RDMA, ETHERNET = ("#D9EFE5", "#009E73"), ("#FCE5D4", "#D55E00"), ("#F6EFCF", "#9A7B1F")  # inside, edge

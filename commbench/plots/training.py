@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from commbench.plots import save
 from commbench.plots.style import MARKERS, caption, title
-from commbench.trained import Training, labels, ranks_text
+from commbench.train.results import Training, labels, ranks_text
 
 # Okabe and Ito's, as in style.py. In grey, markers and dashes tell runs apart.
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")

@@ -9,11 +9,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from commbench import algorithms, binding, collectives, transports
+from commbench import algorithms, collectives, transports
+from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
 from commbench.profile import FORMAT, FORMAT_VERSION, Choice, Profile, Scope, Way
 from commbench.records import digest, from_dict
-from commbench.store import write_atomically
+from commbench.run_folder import write_atomically
 
 _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
 
@@ -103,7 +104,7 @@ def curve(choice: Choice) -> tuple[Any, ...]:
 def _of_scope(scope: Scope) -> list[str]:
     problems = [] if scope.transport in transports.TABLE else [f"unknown transport {scope.transport!r}"]
     problems += [] if scope.id and scope.id.isprintable() else [f"{scope.id!r} is no id of a scope"]
-    problems += [] if scope.binding in binding.POLICIES else [f"unknown binding {scope.binding!r}"]
+    problems += [] if scope.binding in policies.POLICIES else [f"unknown binding {scope.binding!r}"]
     problems += _of_masks(scope)
     for value in (scope.nodes, scope.ranks_per_node):
         problems += [] if value is None or value > 0 else [f"a layout of {scope.nodes} x {scope.ranks_per_node}"]
@@ -114,7 +115,7 @@ def _of_scope(scope: Scope) -> list[str]:
 
 def _of_masks(scope: Scope) -> list[str]:
     try:
-        binding.check_keys([scope.binding], scope.cpu_masks or None)
+        policies.check_keys([scope.binding], scope.cpu_masks or None)
     except UsageError as error:
         return [str(error)]
     return []

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from commbench.effective import UNSET
 from commbench.errors import CommbenchError
 from commbench.profile import Profile, Scope
+from commbench.variables import UNSET
 
 # What `commbench exec` and the launches of a sweep tell their ranks, as nobody could find it out afterwards.
 BINDING_VARIABLE = "COMMBENCH_BINDING"

@@ -11,8 +11,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from commbench import gpus
 from commbench.errors import EnvironmentProblem, unknown
+from commbench.machine import gpus
 from commbench.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TransportEntry:
 
 TABLE: dict[str, TransportEntry] = {
     "gloo": TransportEntry(
-        module="commbench.transports.torch_dist",
+        module="commbench.transports.gloo",
         cls="Gloo",
         requires={"torch": "pip install torch"},
         launchers=("local", "torchrun", "slurm"),
@@ -63,7 +63,7 @@ TABLE: dict[str, TransportEntry] = {
         not_emulated="its ranks reach each other over NVLink and PCIe, whatever network they are in",
     ),
     "scripted": TransportEntry(
-        module="commbench.transports.scripted",
+        module="commbench.transports.scripted.transport",
         cls="Scripted",
         requires={},
         launchers=("local",),

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from commbench.bound import LinkRate
 from commbench.data import Bytes
-from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
+from commbench.links import LinkRate
+from commbench.rank_info import RankInfo
 from commbench.transports.device import Device
 
 

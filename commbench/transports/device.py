@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from commbench import memory
+from commbench.machine import memory
 from commbench.units import format_size
 
 

@@ -14,13 +14,13 @@ import mpi4py
 import numpy as np
 import numpy.typing as npt
 
-from commbench.bound import LinkRate
 from commbench.data import Bytes, add
 from commbench.errors import EnvironmentProblem
 from commbench.fabric import network
-from commbench.launch.environment import RankInfo
 from commbench.layout import LinkClass
-from commbench.transports import star
+from commbench.links import LinkRate
+from commbench.rank_info import RankInfo
+from commbench.transports import out_of_band
 from commbench.transports.base import Array, Comm, Done, Message, Ready, TwoSided, Work
 from commbench.transports.host_clock import HostClock
 
@@ -219,11 +219,11 @@ class Mpi(HostClock):
         self.rank, self.size = world.Get_rank(), world.Get_size()
         self.world: Comm = MpiComm(world, self)
         # Votes and barriers have a communicator of their own, so that they never meet timed messages.
-        self._votes: _Votes | star.Star = _Votes(world.Dup())
+        self._votes: _Votes | out_of_band.Star = _Votes(world.Dup())
         if self._apart:
             # Rank 0 is on node 0. To look for messages is what makes Open MPI go on with those under way.
             host, probe = network.control_address(0), MPI.COMM_SELF.Iprobe
-            self._votes = star.meet(self.rank, self.size, host, lambda port: world.bcast(port), probe)
+            self._votes = out_of_band.meet(self.rank, self.size, host, lambda port: world.bcast(port), probe)
 
     def close(self) -> None:
         MPI.Finalize()

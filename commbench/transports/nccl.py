@@ -27,17 +27,17 @@ from torch._C._distributed_c10d import (
     ReduceScatterOptions,
 )
 
-from commbench.bound import LinkRate
 from commbench.data import Bytes
-from commbench.launch.environment import RankInfo
 from commbench.layout import Layout, LinkClass
+from commbench.links import LinkRate
+from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
-from commbench.transports.cuda_device import Cuda, index_of
-from commbench.transports.cuda_timer import EventTimer, HostTimer
-from commbench.transports.gpu_puts import GpuPuts, Meeting, copy_rate_gbps
-from commbench.transports.peer_memory import PeerMemory
-from commbench.transports.torch_dist import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
-from commbench.transports.windows import Windows
+from commbench.transports.cuda.device import Cuda, index_of
+from commbench.transports.cuda.one_sided import GpuPuts, Meeting, copy_rate_gbps
+from commbench.transports.cuda.registered_memory import Windows
+from commbench.transports.cuda.symmetric_memory import PeerMemory
+from commbench.transports.cuda.timer import EventTimer, HostTimer
+from commbench.transports.gloo import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
 
 _DONE = Done()
 _LARGE = 256 << 20  # bytes of a case after which the garbage is collected: closures may hold buffers

@@ -18,7 +18,7 @@ from moe_ref.experts import ACTIVATIONS, FFN
 from moe_ref.gate import Gate
 from moe_ref.layer import MoE
 from moe_ref.lm.config import LMConfig
-from moe_ref.lm.cut import Cut
+from moe_ref.lm.tensor_parallel import Cut
 from moe_ref.routing import Routing
 
 _STD = 0.02  # of embeddings and head, as in GPT-2

@@ -18,7 +18,7 @@ from commbench.errors import UsageError
 from moe_ref.routing import Routing
 
 if TYPE_CHECKING:
-    from commbench.communicators.gradients import Gradients
+    from commbench.communicators.autograd import Gradients
     from commbench.communicators.prepared import Pending
     from moe_ref.distributed import DistributedMoE
 

@@ -19,10 +19,10 @@ from torch.nn import functional
 
 from moe_ref.experts import by_expert, by_source
 from moe_ref.gate import Gate
-from moe_ref.ranges import labelled
+from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Comm, Shape
-from moe_ref.schedules.halves import (
+from moe_ref.schedules.tp_exchange import (
     Call,
     Planned,
     Sent,

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref import exchange, sharding
-from moe_ref.ranges import labelled
+from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import COUNT_BYTES, Message, Shape, agreed, merged
-from moe_ref.schedules.flights import start
+from moe_ref.schedules.overlap import start
 
 if TYPE_CHECKING:
     from moe_ref.distributed import DistributedMoE

@@ -1,6 +1,6 @@
 """How long a schedule takes, by a cost model that has seen other exchanges on the same links, and which is fastest.
 
-    model = commbench.model.fit(...)                               of plain exchanges: docs/model.md
+    model = commbench.cost_model.fit(...)                               of plain exchanges: docs/model.md
     predict(schedule, shape, model, Layout(2, 4), compute_us=...)  one pass forward and one backward
     fastest(schedules, shape, model, Layout(2, 4), ...)
 
@@ -19,15 +19,15 @@ from typing import NamedTuple
 import numpy as np
 
 from commbench import algorithms
+from commbench.cost_model import Model
+from commbench.cost_model.costs import Fitted
+from commbench.cost_model.loads import Loads, batch, of_steps
 from commbench.errors import UsageError
 from commbench.layout import Layout, LinkClass
-from commbench.model import Model
-from commbench.model.fitted import Fitted
-from commbench.model.loads import Loads, batch, of_steps
 from commbench.spec import Send, Spec, Step, traffic_split
 from moe_ref.schedules.base import Schedule, Shape
-from moe_ref.schedules.halves import Call, Planned, Stage
 from moe_ref.schedules.sequential import Sequential
+from moe_ref.schedules.tp_exchange import Call, Planned, Stage
 
 _TWO_SIDED = 1.96  # standard deviations of a normal distribution that hold 95 %
 

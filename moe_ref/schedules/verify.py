@@ -16,8 +16,8 @@ from moe_ref.routing import Routing
 from moe_ref.schedules.base import COUNT_BYTES, Comm, Message, Phase, Shape, merged
 
 if TYPE_CHECKING:
+    from commbench.communicators.autograd import Gradients
     from commbench.communicators.communicator import Communicator
-    from commbench.communicators.gradients import Gradients
     from moe_ref.distributed import DistributedMoE
 
 
@@ -86,7 +86,7 @@ class Counting:
 
     @property
     def autograd(self) -> Gradients:
-        from commbench.communicators.gradients import Gradients
+        from commbench.communicators.autograd import Gradients
 
         return Gradients(cast("Communicator", self))
 

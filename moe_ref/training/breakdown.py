@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from commbench.store import append_line
-from commbench.trained import BREAKDOWN
-from moe_ref.ranges import labelled
+from commbench.run_folder import append_line
+from commbench.train.results import BREAKDOWN
+from moe_ref.profiling import labelled
 from moe_ref.training.metrics import Metrics
 from moe_ref.training.trainer import Trainer
 

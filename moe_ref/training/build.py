@@ -9,20 +9,20 @@ import torch
 from torch import nn
 
 from commbench.errors import UsageError
-from commbench.training import TrainConfig
+from commbench.train.config import TrainConfig
 from moe_ref import schedules
 from moe_ref.capacity import Capacity
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, Experts
 from moe_ref.gate import Gate
 from moe_ref.lm.config import LMConfig
-from moe_ref.lm.cut import Cut
 from moe_ref.lm.model import LM, MakeLayer, draws, fill, local
+from moe_ref.lm.tensor_parallel import Cut
 from moe_ref.schedules.base import Schedule
 from moe_ref.sharding import shard
 from moe_ref.training.checkpoint import Box
-from moe_ref.training.gradients import Kind
-from moe_ref.training.ranks import Ranks
+from moe_ref.training.grad_buckets import Kind
+from moe_ref.training.parallel_dims import Ranks
 
 _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: bf16 is autocast's
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from commbench.errors import CorruptFile, UsageError
-from commbench.store import write_atomically
+from commbench.run_folder import write_atomically
 
 FORMAT = "commbench-checkpoint"
 # 1: first.

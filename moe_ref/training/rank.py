@@ -1,4 +1,4 @@
-"""What a rank of `commbench train` runs: `commbench.worker` imports this by its name and calls `run`."""
+"""What a rank of `commbench train` runs: `commbench.measure.rank` imports this by its name and calls `run`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ import torch.distributed as dist
 import torch.distributed.optim
 
 import commbench
-from commbench import effective, transports
+from commbench import transports, variables
 from commbench.errors import CommbenchError
-from commbench.launch.environment import RankInfo
-from commbench.launch.order import Order
-from commbench.store import append_line, read_lines, repair, write_atomically
-from commbench.trained import BREAKDOWN, CHECKPOINTS, METRICS
-from commbench.training import REFUSED, STOP, TrainConfig
+from commbench.launch.job import Order
+from commbench.rank_info import RankInfo
+from commbench.run_folder import append_line, read_lines, repair, write_atomically
+from commbench.train.config import REFUSED, STOP, TrainConfig
+from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
 from moe_ref.training import breakdown, checkpoint
 from moe_ref.training.checkpoint import Checkpoint, Elsewhere
 from moe_ref.training.trainer import Trainer, check_same
 
 if TYPE_CHECKING:
-    from commbench.launch.placing import Place
-    from commbench.worker import Events
+    from commbench.launch.placement import Place
+    from commbench.measure.rank import Events
 
 
 def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
     """Train until the last step, or until somebody asks to stop. Errors of the user's are told in refused.jsonl too."""
     stop = _Stop(order, info)
     try:
-        effective.check(order.outer.env, os.environ)
+        variables.check(order.outer.env, os.environ)
         config = TrainConfig.of(order.settings["config"])
         events.doing = "the meeting of the ranks"
         device = _connect(config, order, info, shared)
@@ -103,8 +103,8 @@ def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> 
             transports.load("gloo")(order.transport_options).connect(info, shared)
         return torch.device("cpu")
     transports.check("nccl")
-    from commbench.transports.cuda_device import index_of
-    from commbench.transports.torch_dist import LIBRARY_TIMEOUT, meet
+    from commbench.transports.cuda.device import index_of
+    from commbench.transports.gloo import LIBRARY_TIMEOUT, meet
 
     device = torch.device("cuda", index_of(info))
     torch.cuda.set_device(device)

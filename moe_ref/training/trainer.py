@@ -21,16 +21,16 @@ from torch.profiler import record_function
 
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CommbenchError, UsageError
-from commbench.training import TrainConfig
+from commbench.train.config import TrainConfig
 from moe_ref.data import Text
 from moe_ref.lm.config import flops_per_token
-from moe_ref.ranges import labelled
-from moe_ref.training import build, checkpoint, ranks
+from moe_ref.profiling import labelled
+from moe_ref.training import build, checkpoint, parallel_dims
 from moe_ref.training.checkpoint import Box, Checkpoint
-from moe_ref.training.gradients import Gradients
+from moe_ref.training.grad_buckets import Gradients
 from moe_ref.training.metrics import Loads, Metrics, memory_bytes, peak_flops
-from moe_ref.training.optimiser import Optimiser, rate
-from moe_ref.training.spans import Spans
+from moe_ref.training.optimizer import Optimiser, rate
+from moe_ref.training.timers import Spans
 
 _MODEL = "model"
 
@@ -49,7 +49,7 @@ class Trainer:
         self.config = config
         self.device = device or torch.device("cpu")
         self.spans = Spans(self.device)
-        self._ranks = ranks.groups(comm, config.tp, self.spans)
+        self._ranks = parallel_dims.groups(comm, config.tp, self.spans)
         self.rank, self.ranks, self.watch = self._ranks.rank, self._ranks.size, self._ranks.watch
         # Of ranks with tokens of their own, that is of tensor-parallel groups.
         self._group, self._groups = self.rank // config.tp, self.ranks // config.tp

@@ -12,7 +12,7 @@ import numpy as np
 
 from commbench import algorithms
 from commbench.layout import Layout
-from commbench.measure import PIPELINED_CALLS, take
+from commbench.measure.loop import PIPELINED_CALLS, take
 from commbench.spec import Spec
 from commbench.units import format_size
 from tests.bench.ranks import on_gloo

@@ -52,9 +52,9 @@ class Idle:
 
 
 def made(transport: Any) -> Any:
-    from commbench.communicators.choose import Chooser
     from commbench.communicators.communicator import Communicator
     from commbench.communicators.explain import Setting
+    from commbench.communicators.select import Chooser
     from commbench.layout import Layout
     from commbench.profile.scope import Here
     from commbench.profile.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 
 from commbench import algorithms
 from commbench.layout import Layout
-from commbench.measure import Observer, measure
+from commbench.measure.loop import Observer, measure
 from commbench.records import Policy
 from commbench.spec import Spec
 from tests.bench.ranks import on_gloo

@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import commbench
-from commbench import gpus, stats
+from commbench import stats
+from commbench.machine import gpus
 from moe_ref import FFN, Capacity, Gate, GateConfig, dispatch, schedules
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import by_expert, by_source

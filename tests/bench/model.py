@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from commbench import model, stats
+from commbench import cost_model, stats
 from commbench.collectives import pairs
+from commbench.cost_model import Model, Observation, Prediction, loads
 from commbench.layout import Layout
-from commbench.model import Model, Observation, Prediction, loads
-from commbench.store import RunFolder
+from commbench.run_folder import RunFolder
 from commbench.units import format_size
 from tests.conftest import commbench
 
@@ -116,7 +116,7 @@ def of_fabric(title: str, out: Path) -> tuple[Model, list[Cell]]:
         seen += swept(out / f"{name}-learn", asked) if layout in known else []
         asked = (*words, f"layout={layout}", f"algorithm={ALGORITHMS}", "collective=all_to_all", *PREDICT)
         unseen += swept(out / f"{name}-predict", asked)
-    fitted = model.fit(seen)
+    fitted = cost_model.fit(seen)
     return fitted, cells_of(fitted, unseen)
 
 
@@ -126,7 +126,7 @@ def swept(parent: Path, words: Sequence[str]) -> list[Observation]:
         parent.mkdir(parents=True, exist_ok=True)
         done = commbench("sweep", *COMMON, *words, "--out", str(parent), cwd=parent, timeout=1200)
         assert done.returncode == 0, done.stderr
-    return model.observe(RunFolder.open(parent / "latest"))
+    return cost_model.observe(RunFolder.open(parent / "latest"))
 
 
 def cells_of(fitted: Model, unseen: Sequence[Observation]) -> list[Cell]:

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import commbench
-from commbench import gpus, stats
+from commbench import stats
+from commbench.machine import gpus
 from commbench.profile import file as profile_file
 from commbench.units import format_size
 from tests.bench.ranks import on_ranks

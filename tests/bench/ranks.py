@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench import transports
-from commbench.launch.environment import RankInfo
+from commbench.rank_info import RankInfo
 
 
 def forked(size: int, rank: Callable[[int], None]) -> list[int]:

@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from commbench import fabric, model, stats
-from commbench.fabric.emulated import Emulated
+from commbench import cost_model, fabric, stats
+from commbench.emulated import Emulated
 from commbench.fabric.network import INTERFACES
 from commbench.layout import Layout
 from commbench.profile.scope import FABRIC_VARIABLE
-from commbench.store import RunFolder
+from commbench.run_folder import RunFolder
 from tests.bench.ranks import forked
 from tests.conftest import REPOSITORY, commbench, environment
 
@@ -64,11 +64,11 @@ def main() -> None:
             show(fitted, *measured(cluster, folder))
 
 
-def learnt(cluster: Emulated, folder: Path) -> model.Model:
+def learnt(cluster: Emulated, folder: Path) -> cost_model.Model:
     """Fitted to direct exchanges of all ranks, of places and of groups, and to single messages."""
     words = ["quick", "transport=gloo", "fabric=emulated", f"layout={NODES}x{TP}", f"link={cluster.link}"]
     words += [f"intra_link={cluster.intra_link}"] if cluster.intra_link else []
-    seen: list[model.Observation] = []
+    seen: list[cost_model.Observation] = []
     for name, asked in {
         "exchanges": ("collective=all_to_all", "algorithm=direct", f"groups=world,rails,blocks:{TP}"),
         "messages": ("collective=pairs", "algorithm=direct", "round=0,6", "direction=both,there"),
@@ -78,8 +78,8 @@ def learnt(cluster: Emulated, folder: Path) -> model.Model:
             parent.mkdir(exist_ok=True)
             done = commbench("sweep", *words, *asked, *LEARN, "--out", str(parent), cwd=parent, timeout=1200)
             assert done.returncode == 0, done.stderr
-        seen += model.observe(RunFolder.open(parent / "latest"))
-    return model.fit(seen)
+        seen += cost_model.observe(RunFolder.open(parent / "latest"))
+    return cost_model.fit(seen)
 
 
 def measured(cluster: Emulated, folder: Path) -> tuple[Times, Times]:
@@ -95,7 +95,7 @@ def measured(cluster: Emulated, folder: Path) -> tuple[Times, Times]:
     return tuple({name: [one[kind][name] for one in told] for name in told[0][kind]} for kind in ("whole", "silent"))  # type: ignore[return-value]
 
 
-def show(fitted: model.Model, whole: Times, silent: Times) -> None:
+def show(fitted: cost_model.Model, whole: Times, silent: Times) -> None:
     from moe_ref import schedules
     from moe_ref.schedules.predict import crossing, predict
 

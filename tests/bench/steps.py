@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from commbench.transports.cuda_timer import EventTimer
+from commbench.transports.cuda.timer import EventTimer
 from commbench.transports.host_clock import HostMarks
 from moe_ref import fused
 

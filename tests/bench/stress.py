@@ -13,9 +13,11 @@ import random
 import time
 from typing import Any
 
-from commbench import algorithms, buffers, collectives, gpus
-from commbench.check import Checker
+from commbench import algorithms, collectives
 from commbench.layout import Layout
+from commbench.machine import gpus
+from commbench.measure import buffers
+from commbench.measure.verify import Checker
 from commbench.spec import Spec
 from commbench.units import format_size, parse_size
 from tests.bench.ranks import on_ranks

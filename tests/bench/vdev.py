@@ -18,8 +18,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from commbench import collectives, gpus, splits
+from commbench import collectives
+from commbench.collectives import splits
 from commbench.layout import Layout
+from commbench.machine import gpus
 from commbench.units import format_size
 
 SIZES = (64 << 10, 1 << 20, 16 << 20, 256 << 20)
@@ -49,9 +51,9 @@ def of_rank(rank: int, ranks: int, store: str) -> list[dict[str, Any]]:
     import torch.distributed as dist
     import torch.distributed._symmetric_memory as symm_mem
 
-    from commbench.measure import take
-    from commbench.transports.cuda_timer import EventTimer
-    from commbench.transports.torch_dist import gather
+    from commbench.measure.loop import take
+    from commbench.transports.cuda.timer import EventTimer
+    from commbench.transports.gloo import gather
 
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)

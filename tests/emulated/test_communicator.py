@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from commbench import fabric
-from commbench.fabric.emulated import Emulated
+from commbench.emulated import Emulated
 from commbench.profile import file
 from commbench.profile.scope import FABRIC_VARIABLE
 from tests import profiles
@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 import commbench
 from commbench import fabric
-from commbench.launch.order import INTERFACES
+from commbench.launch.job import INTERFACES
 
 folder = sys.argv[1]
 pids = []

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from commbench import fabric
-from commbench.fabric.emulated import Emulated
+from commbench.emulated import Emulated
 from tests.conftest import commbench, environment, first, here, only_run, rows_of
 from tests.emulated.leftovers import rank_at_work, round_of
 from tests.kills import family
@@ -91,7 +91,7 @@ def test_links_are_silent_while_nobody_talks() -> None:
     script = (
         "import json, sys, time\n"
         "from commbench import fabric\n"
-        "from commbench.fabric.emulated import Emulated\n"
+        "from commbench.emulated import Emulated\n"
         "fabric.enter(1)\n"
         f"emulated = Emulated.from_json({emulated.to_json()!r})\n"
         "before = fabric.counters(emulated)\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from commbench.fabric.emulated import Emulated
+from commbench.emulated import Emulated
 from commbench.profile import file
 from tests import profiles
 from tests.conftest import commbench, only_run

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from commbench.communicators import make
+from commbench.communicators import create
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.loaded import LoadedProfile
 from commbench.profile import Choice
@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool,
 
 def nodes_of(per_node: int) -> None:
     """In a rank: let so many consecutive ranks think that they share a host."""
-    make.host = lambda: f"host-{dist.get_rank() // per_node}"  # type: ignore[assignment]
+    create.host = lambda: f"host-{dist.get_rank() // per_node}"  # type: ignore[assignment]
 
 
 def by(*choices: Choice, **scope: Any) -> Communicator:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from commbench import affinity
+from commbench.binding import affinity
 from tests.conftest import commbench, environment, here, only_run, rows_of
 
 CPUS = sorted(os.sched_getaffinity(0))

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 import commbench
-from commbench.communicators import make, prepared
+from commbench.communicators import create, prepared
 from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile import Profile, Way, file
@@ -29,7 +29,7 @@ from tests.gloo.calls import by, check_all_to_all, check_all_to_allv, nodes_of, 
 
 def test_ranks_that_are_not_in_blocks_on_their_hosts_count_as_nodes() -> None:
     def rank(transport: Any) -> None:
-        make.host = lambda: f"host-{dist.get_rank() % 2}"  # type: ignore[assignment]
+        create.host = lambda: f"host-{dist.get_rank() % 2}"  # type: ignore[assignment]
         comm = by(profiles.choice("all_to_all", "2d_intra_first"))
         check_all_to_all(comm, 4)
         assert (comm.layout.nodes, comm.layout.ranks_per_node) == (4, 1)
@@ -39,7 +39,7 @@ def test_ranks_that_are_not_in_blocks_on_their_hosts_count_as_nodes() -> None:
         raises(OutOfScope, narrow.communicator, "nodes: the profile is for 2, here is 4", "not in consecutive blocks")
 
     on_gloo(4, rank)
-    assert make.layout_of(["a", "a", "b"])[1].startswith("the 3 ranks are on 2 hosts with 1, 2 ranks each")
+    assert create.layout_of(["a", "a", "b"])[1].startswith("the 3 ranks are on 2 hosts with 1, 2 ranks each")
 
 
 def test_buffers_from_elsewhere_get_the_best_choice_for_them() -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import commbench
-from commbench.communicators import make
+from commbench.communicators import create
 from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.profile import file
@@ -61,7 +61,7 @@ def test_what_is_wrong_on_one_rank_is_raised_on_all() -> None:
             choices=[profiles.choice("all_to_all", "direct", scope="a")],
         )
         raises(OutOfScope, lambda: LoadedProfile(two).communicator(), "different scopes", "a, b")
-        make.host = (lambda: 1 / 0) if me == 1 else make.host  # type: ignore[assignment,return-value]
+        create.host = (lambda: 1 / 0) if me == 1 else create.host  # type: ignore[assignment,return-value]
         raises(EnvironmentProblem, lambda: commbench.communicator(), "rank 1: ZeroDivisionError", "that rank's log")
         with pytest.raises(EnvironmentProblem) as caught:
             commbench.communicator()

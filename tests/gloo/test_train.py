@@ -24,7 +24,7 @@ import torch
 import commbench
 from commbench.errors import UsageError
 from commbench.profile import file
-from commbench.training import TrainConfig
+from commbench.train.config import TrainConfig
 from moe_ref.schedules import Shape
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Checkpoint

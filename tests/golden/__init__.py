@@ -18,13 +18,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from commbench import affinity, fabric, gpus, recipes, training, transports
-from commbench.commands import prepare
-from commbench.commands import sweep as sweep_command
-from commbench.launch import mpiexec, placing
+from commbench import fabric, transports
+from commbench.binding import affinity
+from commbench.commands import sweep
+from commbench.launch import mpiexec, placement
+from commbench.machine import gpus, sysfs
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
-from commbench.topology import sysfs
+from commbench.sweep import prepare, recipes
+from commbench.train import config
 from tests import machines
 from tests.conftest import here
 from tests.planted import Ruled, region, tune
@@ -47,7 +49,7 @@ def recorded_machine(name: str = "ndv4") -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         machine = sysfs.read(machines.unpack(name, Path(folder)))
         for target, attribute, value in (
-            (placing, "_machine", lambda: machine),
+            (placement, "_machine", lambda: machine),
             (os, "sched_getaffinity", lambda pid: set(machine.cpus)),
             (affinity, "allowed_memory", lambda: None),
             (affinity, "memory_refused", lambda: ""),
@@ -67,7 +69,7 @@ def sweep_keys(recipe: str) -> str:
 
 
 def training_keys(recipe: str) -> str:
-    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(training.compose([recipe])[0]).items())
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in asdict(config.compose([recipe])[0]).items())
 
 
 def plan(recipe: str) -> str:
@@ -85,7 +87,7 @@ def dry_run(recipe: str) -> str:
     """Interpreter, mpiexec and modules have no name."""
     out = io.StringIO()
     with recorded_machine(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        sweep_command.run(prepare.Request(words=(recipe,), dry_run=True))
+        sweep.run(prepare.Request(words=(recipe,), dry_run=True))
     text = re.sub(r"(?<=\s)/\S+/(python|mpiexec)[\w.]*(?=\s)", r"\1", out.getvalue())
     return re.sub(r"(?<=-m )commbench[\w.]*", "MODULE", text)
 

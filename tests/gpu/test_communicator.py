@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from commbench import gpus, transports
+from commbench import transports
+from commbench.machine import gpus
 
 if gpus.count(os.environ) < 2:
     pytest.skip("needs two GPUs", allow_module_level=True)

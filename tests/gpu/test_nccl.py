@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from commbench import gpus, transports
+from commbench import transports
+from commbench.machine import gpus
 from tests.bench import stress
 from tests.conftest import commbench, environment, only_run
 from tests.kills import family

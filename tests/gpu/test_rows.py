@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from commbench import gpus
+from commbench.machine import gpus
 
 if gpus.count(os.environ) < 1:
     pytest.skip("needs a GPU", allow_module_level=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commbench.communicators.gradients import Gradients
+from commbench.communicators.autograd import Gradients
 
 
 class Later:

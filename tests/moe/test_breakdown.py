@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from commbench.plots import training
-from commbench.trained import BREAKDOWN
+from commbench.train.results import BREAKDOWN
 from moe_ref.capacity import Capacity
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN
@@ -22,9 +22,9 @@ from moe_ref.gate import Gate, GateConfig
 from moe_ref.sharding import shard
 from moe_ref.training import breakdown
 from moe_ref.training.breakdown import Event, Recorder, events_of, parts
-from moe_ref.training.spans import Spans
+from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.timers import Spans
 from moe_ref.training.trainer import Trainer
-from moe_ref.training.watched import Watch, Watched
 from tests.moe.fake import Alone
 from tests.moe.test_training import TINY
 

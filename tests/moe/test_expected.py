@@ -11,19 +11,18 @@ import pytest
 
 pytest.importorskip("torch")
 
-from commbench import ab
-from commbench.ab import ARMS, BASELINE
-from commbench.commands import train_ab
+from commbench.cost_model import Model
+from commbench.emulated import Emulated
 from commbench.errors import CorruptFile, UsageError
-from commbench.fabric.emulated import Emulated
 from commbench.layout import Layout
-from commbench.model import Model
 from commbench.profile import file
 from commbench.profile.table import Table
-from commbench.training import TrainConfig, compose
+from commbench.train import ab, ab_run
+from commbench.train.ab import ARMS, BASELINE
+from commbench.train.config import TrainConfig, compose
 from moe_ref.schedules.predict import predict
 from moe_ref.training import build
-from moe_ref.training.expected import exchanges_us, shape
+from moe_ref.training.prediction import exchanges_us, shape
 from tests import profiles
 from tests.moe.test_predict import model_of
 
@@ -113,8 +112,8 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
                            losses=())  # fmt: skip
 
     def said(*words: str, model: Model | None = None) -> tuple[float | None, str]:
-        arms = train_ab.arms_of(("emulated-2x4", *words))[0]
-        return train_ab.predicted(launched, {name: arms[name] for name in ARMS}, model)
+        arms = ab_run.arms_of(("emulated-2x4", *words))[0]
+        return ab_run.predicted(launched, {name: arms[name] for name in ARMS}, model)
 
     profile = f"candidate={tmp_path / 'p.json'}"
     assert said(profile)[0] == pytest.approx(1000 / (1000 - 600 * (1 - 200 / 400)))
@@ -136,14 +135,14 @@ def test_a_model_is_read_from_a_file_or_refused(tmp_path: Path) -> None:
              "other.json": "gloo, emulated: 1gbit links, isolated, plain buffers"}  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).write_text(json.dumps(model_of(text=text).as_dict()))
-    assert train_ab._model(tmp_path / "here.json", emulated).settings
-    assert train_ab._model(tmp_path / "real.json", real).settings
+    assert ab_run._model(tmp_path / "here.json", emulated).settings
+    assert ab_run._model(tmp_path / "real.json", real).settings
     for name, its in (("real.json", emulated), ("other.json", emulated), ("here.json", real)):
         with pytest.raises(UsageError, match="and the training is on gloo"):
-            train_ab._model(tmp_path / name, its)
+            ab_run._model(tmp_path / name, its)
     with pytest.raises(UsageError, match="no cost model"):
-        train_ab._model(tmp_path / "none.json", emulated)
+        ab_run._model(tmp_path / "none.json", emulated)
     for text in ("{", "[]", '{"settings": 3}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(CorruptFile):
-            train_ab._model(tmp_path / "bad.json", emulated)
+            ab_run._model(tmp_path / "bad.json", emulated)

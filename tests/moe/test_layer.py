@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from commbench.errors import UsageError
-from moe_ref import FFN, Capacity, Gate, GateConfig, MoE, SwiGLU, dispatch
-from moe_ref import experts as expert_module
+from moe_ref import FFN, Capacity, Gate, GateConfig, MoE, SwiGLU, dispatch, experts
 from tests.conftest import REPOSITORY
 
 D, H, E = 8, 16, 4
@@ -91,7 +90,7 @@ def test_no_tokens(capacity: Capacity) -> None:
 def test_buffers_are_what_an_all_to_all_sends(factor: float, ranks: int) -> None:
     """Ranks by hand: each routes its tokens, block r of its buffer goes to rank r, and comes back."""
     moe = layer(replace(CONFIG, capacity=Capacity("tutel", factor)))
-    here = expert_module.experts_per_rank(E, ranks)
+    here = experts.experts_per_rank(E, ranks)
     inputs = [tokens(ranks * 6)[r * 6 : (r + 1) * 6] for r in range(ranks)]
     moves = [dispatch.Sparse(moe.gate(x_TD)) for x_TD in inputs]
     sent = torch.stack([m.dispatch(x_TD) for m, x_TD in zip(moves, inputs, strict=True)])  # [W, E, C, D]
@@ -102,9 +101,9 @@ def test_buffers_are_what_an_all_to_all_sends(factor: float, ranks: int) -> None
         mine = FFN(here, D, H, dtype=torch.float64)
         whole = moe.experts.state_dict()
         mine.load_state_dict({name: value[r * here : (r + 1) * here] for name, value in whole.items()})
-        blocks_END = expert_module.by_expert(exchanged[r])
+        blocks_END = experts.by_expert(exchanged[r])
         assert blocks_END.shape == (here, ranks * capacity, D)
-        back.append(expert_module.by_source(mine(blocks_END), ranks))
+        back.append(experts.by_source(mine(blocks_END), ranks))
     returned = torch.stack(back).transpose(0, 1).reshape(ranks, E, capacity, D)
     for r, x_TD in enumerate(inputs):
         torch.testing.assert_close(moves[r].combine(returned[r]), moe(x_TD).y, rtol=1e-12, atol=1e-12)

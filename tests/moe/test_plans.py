@@ -11,9 +11,9 @@ from torch import Tensor
 from moe_ref import schedules
 from moe_ref.distributed import DistributedMoE
 from moe_ref.schedules import Shape
-from moe_ref.schedules.halves import Call, Halves
 from moe_ref.schedules.parm import Fused, FusedSlots, ParmS1, ParmS2
 from moe_ref.schedules.tensor_parallel import TensorParallel
+from moe_ref.schedules.tp_exchange import Call, Halves
 
 E, D = 6, 4
 

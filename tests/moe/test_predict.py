@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from commbench.cost_model import Model
+from commbench.cost_model.costs import Fitted, Scales
+from commbench.cost_model.forms import Form
+from commbench.cost_model.skew import Skews
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.model import Model
-from commbench.model.fitted import Fitted, Scales
-from commbench.model.forms import Form
-from commbench.model.skew import Skews
 from moe_ref import schedules
 from moe_ref.schedules import Shape
 from moe_ref.schedules.predict import crossing, fastest, predict

@@ -164,7 +164,7 @@ def test_skips(schedule: str, config: GateConfig) -> None:
 
 
 def test_shapes_of_what_is_silent() -> None:
-    from moe_ref.silent import Silent
+    from moe_ref.comms import Silent
 
     class Four(Alone):
         size = 4

@@ -11,41 +11,42 @@ import pytest
 
 pytest.importorskip("torch")
 
-from commbench.commands import plot, train, train_ab
-from commbench.commands.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from commbench.commands import plot
 from commbench.errors import UsageError
 from commbench.profile import file
 from commbench.profile.scope import OutOfScope
+from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from commbench.train import ab_run, launch
 from tests import profiles
 from tests.unit.test_ab import lines
 
-Ending = Callable[[int], train.Ended | None]
+Ending = Callable[[int], launch.Ended | None]
 WORDS = ("tiny", "candidate.dispatch=loop", "rounds=3")
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[train.Request]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.Request]]:
     """Launches that `ending` ends by their number: null, as they should."""
 
-    def stub(ending: Ending) -> list[train.Request]:
-        asked: list[train.Request] = []
+    def stub(ending: Ending) -> list[launch.Request]:
+        asked: list[launch.Request] = []
 
-        def once(request: train.Request) -> train.Ended:
+        def once(request: launch.Request) -> launch.Ended:
             asked.append(request)
             folder = request.out / f"run-{len(asked)}"
             folder.mkdir()
             rate = 1100.0 if any("loop" in word for word in request.words) else 1000.0
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(rate)))
-            return ending(len(asked)) or train.Ended(EXIT_OK, folder, False)
+            return ending(len(asked)) or launch.Ended(EXIT_OK, folder, False)
 
-        monkeypatch.setattr(train, "once", once)
+        monkeypatch.setattr(launch, "once", once)
         return asked
 
     return stub
 
 
 def ab(tmp_path: Path, *words: str, **more: Any) -> int:
-    return train_ab.run(train.Request(words=words or WORDS, out=tmp_path, **more))
+    return ab_run.run(launch.Request(words=words or WORDS, out=tmp_path, **more))
 
 
 def about(tmp_path: Path) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def test_rounds_alternate_and_all_is_kept(launched: Any, tmp_path: Path, capsys:
 def test_what_was_measured_before_an_end_is_kept_and_told(
     launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: int, asked: bool, status: str, gives: int
 ) -> None:
-    launched(lambda number: train.Ended(code, tmp_path, asked) if number == 5 else None)
+    launched(lambda number: launch.Ended(code, tmp_path, asked) if number == 5 else None)
     assert ab(tmp_path) == gives
     captured = capsys.readouterr()
     assert "1 pair of launches" in captured.out
@@ -104,7 +105,7 @@ def test_what_ranks_refuse_in_the_middle_is_told_after_what_was_measured(
 
 
 def test_an_end_before_the_first_round(launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    launched(lambda number: train.Ended(EXIT_FAILED, tmp_path, False))
+    launched(lambda number: launch.Ended(EXIT_FAILED, tmp_path, False))
     assert ab(tmp_path, format="json") == EXIT_FAILED
     captured = capsys.readouterr()
     assert captured.out == "" and "failed at the baseline's launch before the rounds; 0 whole rounds" in captured.err

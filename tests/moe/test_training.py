@@ -15,20 +15,20 @@ import pytest
 import torch
 from torch import nn
 
-from commbench import training
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CorruptFile, UsageError
-from commbench.training import TrainConfig
+from commbench.train import config as training
+from commbench.train.config import TrainConfig
 from moe_ref.data import text as data
 from moe_ref.lm.config import flops_per_token, parameters
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Box, Checkpoint, Elsewhere, latest, save
-from moe_ref.training.gradients import Gradients
-from moe_ref.training.optimiser import Optimiser, rate
-from moe_ref.training.ranks import Ranks
-from moe_ref.training.spans import Spans
+from moe_ref.training.grad_buckets import Gradients
+from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.optimizer import Optimiser, rate
+from moe_ref.training.parallel_dims import Ranks
+from moe_ref.training.timers import Spans
 from moe_ref.training.trainer import Diverged, Trainer, check_same
-from moe_ref.training.watched import Watch, Watched
 from tests.conftest import REPOSITORY, environment
 
 TINY = TrainConfig(

@@ -224,8 +224,13 @@ def patch_driver(libraries: dict[int, Path]) -> None:
 
 def install(folder: Path, rank: int, gpus_here: int, libraries: dict[int, Path], *, reach: bool, limit: int) -> None:
     """In a process of its own, for good. `limit`: bytes above which no allocation succeeds; `reach`: peers' memory."""
-    from commbench import gpus, measure, transports
-    from commbench.transports import cuda_device, cuda_timer, gpu_puts, joined_nccl, nccl, peer_memory, windows
+    from commbench import transports
+    from commbench.machine import gpus
+    from commbench.measure import loop
+    from commbench.transports import existing_nccl_group, nccl
+    from commbench.transports.cuda import device as cuda_device
+    from commbench.transports.cuda import one_sided as gpu_puts
+    from commbench.transports.cuda import registered_memory, symmetric_memory, timer
 
     torch.set_num_threads(1)
     Now.limit = limit
@@ -234,19 +239,19 @@ def install(folder: Path, rank: int, gpus_here: int, libraries: dict[int, Path],
         torch, cuda=cuda(gpus_here, reach=reach), _C=raw_stream, empty=empty,
         device=lambda kind, index: torch.device("cpu", index),
     )  # fmt: skip
-    for module in (cuda_device, cuda_timer, gpu_puts, joined_nccl, nccl, peer_memory, windows):
+    for module in (cuda_device, timer, gpu_puts, existing_nccl_group, nccl, symmetric_memory, registered_memory):
         assert module.torch is torch and module.__name__ in sys.modules
         module.torch = fake
     nccl.dist = Overlay(dist, init_process_group=init_process_group)
-    peer_memory._SymmetricMemory = files = PeerFiles(folder, rank)
+    symmetric_memory._SymmetricMemory = files = PeerFiles(folder, rank)
     fake.cuda.synchronize = lambda: (refuse_capturing("cudaDeviceSynchronize"), files.check())
     after(nccl.NcclComm, lambda comm: setattr(comm, "_calls", Calls(comm._calls)))
-    after(windows.Windows, lambda made: setattr(made, "_backend", Backend()))
+    after(registered_memory.Windows, lambda made: setattr(made, "_backend", Backend()))
     transports.check = lambda name: None
     gpus.condition = lambda uuid: {"clock_mhz": 1000 + rank, "slowed_by": ["heat"] if rank else []}
     nccl._PRODUCT, gpu_puts._RATE_BYTES = 64, 1 << 16
-    cuda_timer._CALIBRATION_S = 0
-    measure.PIPELINED_CALLS = measure.GRAPH_CALLS = 4
+    timer._CALIBRATION_S = 0
+    loop.PIPELINED_CALLS = loop.GRAPH_CALLS = 4
     patch_driver(libraries)
 
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from commbench import ab
-from commbench.ab import BASELINE, CANDIDATE
-from commbench.commands import train_ab, train_ab_lines
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
 from commbench.stats import Verdict
+from commbench.train import ab, ab_run, ab_table
+from commbench.train.ab import BASELINE, CANDIDATE
 from tests import profiles
 
 
@@ -49,17 +48,17 @@ def test_the_ratio_is_of_rounds_and_the_first_steps_do_not_count() -> None:
 def test_losses_are_compared_step_by_step() -> None:
     same = launches(1.1, 2)
     assert ab.compare(same).losses == ab.compare(same).apart == 0
-    text = "\n".join(train_ab_lines.table(ab.compare(same), None))
+    text = "\n".join(ab_table.table(ab.compare(same), None))
     assert "identical at every step" in text and "10 pairs: rounds=10" in text
     losses = (*same[-1].losses[:-1], same[-1].losses[-1] * (1 + 1e-3))
     other = ab.compare([dataclasses.replace(one, losses=losses) if one.arm == CANDIDATE else one for one in same])
     assert other.losses == pytest.approx(1e-3) and other.apart == 0
     assert other.first == other.first_apart == 0
-    assert "one arm are identical: sums in another order, or a mistake" in "\n".join(train_ab_lines.table(other, None))
+    assert "one arm are identical: sums in another order, or a mistake" in "\n".join(ab_table.table(other, None))
     # A launch of the candidate that is not as its others: the arm itself has launches so far apart.
     noisy = ab.compare([*same[:-2], *(dataclasses.replace(one, losses=losses) for one in same[-2:])])
     assert noisy.apart == noisy.losses == pytest.approx(1e-3)
-    assert "launches of one arm by 1.0e-03 and 0.0e+00" in "\n".join(train_ab_lines.table(noisy, None))
+    assert "launches of one arm by 1.0e-03 and 0.0e+00" in "\n".join(ab_table.table(noisy, None))
 
 
 def test_losses_that_differ_by_more_than_chance_are_called_a_mistake() -> None:
@@ -68,10 +67,10 @@ def test_losses_that_differ_by_more_than_chance_are_called_a_mistake() -> None:
     noise = [1 + 1e-7 * number for number in range(4)]
     found = [dataclasses.replace(one, losses=tuple(loss * by for loss in one.losses))
              for one, by in zip(same, noise, strict=True)]  # fmt: skip
-    assert "mistake" not in "\n".join(train_ab_lines.table(ab.compare(found), None))
+    assert "mistake" not in "\n".join(ab_table.table(ab.compare(found), None))
     off = [dataclasses.replace(one, losses=tuple(1.2 * loss for loss in one.losses)) if one.arm == CANDIDATE else one
            for one in found]  # fmt: skip
-    assert "so a mistake" in "\n".join(train_ab_lines.table(ab.compare(off), None))
+    assert "so a mistake" in "\n".join(ab_table.table(ab.compare(off), None))
 
 
 def test_the_launch_before_the_rounds_tells_what_launches_of_one_arm_differ_by() -> None:
@@ -90,7 +89,7 @@ def test_what_is_predicted_follows_from_one_launch_and_what_exchanges_take() -> 
     assert ab.predicted(found, 100, 150) == pytest.approx(1 / (1 - 0.2 * (1 - 150 / 100)))
     assert ab.predicted(found, 100, 100) == 1
     assert ab.predicted(found, 0, 0) is None
-    text = "\n".join(train_ab_lines.table(ab.compare(launches(1.1)), 1.0))
+    text = "\n".join(ab_table.table(ab.compare(launches(1.1)), 1.0))
     assert "predicted before: 1.000x; measured / predicted 1.1" in text
 
 
@@ -124,21 +123,21 @@ def test_a_launch_of_two_steps_says_nothing() -> None:
 
 def test_how_arms_are_typed() -> None:
     words = ("tiny", "batch=32", "baseline=default", "candidate=p.json", "candidate.schedule=pipelined", "rounds=3")
-    arms, rounds, model = train_ab.arms_of(words)
-    assert model is None and train_ab.arms_of((*words, "model=m.json"))[2] == Path("m.json")
+    arms, rounds, model = ab_run.arms_of(words)
+    assert model is None and ab_run.arms_of((*words, "model=m.json"))[2] == Path("m.json")
     one, two = arms[BASELINE].config, arms[CANDIDATE].config
     assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
     assert (one.schedule, two.schedule) == ("sequential", "pipelined")
     assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every is None
-    assert train_ab.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
+    assert ab_run.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
 
 
 def test_variables_of_one_arm_are_a_difference() -> None:
-    arms, _, _ = train_ab.arms_of(("tiny", "candidate.env.GLOO_X=1"))
+    arms, _, _ = ab_run.arms_of(("tiny", "candidate.env.GLOO_X=1"))
     assert arms[BASELINE].settings() != arms[CANDIDATE].settings()
-    assert train_ab_lines.names([arm.settings() for arm in arms.values()]) == "env.GLOO_X=default and 1"
-    same_name = train_ab.arms_of(("tiny", "baseline=a/p.json", "candidate=b/p.json"))[0]
-    assert "a/p.json and /" in train_ab_lines.names([arm.settings() for arm in same_name.values()])
+    assert ab_table.names([arm.settings() for arm in arms.values()]) == "env.GLOO_X=default and 1"
+    same_name = ab_run.arms_of(("tiny", "baseline=a/p.json", "candidate=b/p.json"))[0]
+    assert "a/p.json and /" in ab_table.names([arm.settings() for arm in same_name.values()])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ def test_variables_of_one_arm_are_a_difference() -> None:
 )
 def test_arms_that_cannot_be(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        train_ab.arms_of(words)
+        ab_run.arms_of(words)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:

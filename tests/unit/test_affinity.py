@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from commbench import affinity
-from commbench.affinity import Found
-from commbench.binding import Placement
+from commbench.binding import affinity
+from commbench.binding.affinity import Found
+from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem
 
 CPUS = sorted(os.sched_getaffinity(0))

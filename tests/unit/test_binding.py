@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 
-from commbench import affinity, binding, gpus, output, ratios, tables
-from commbench.binding import Placement, parse_masks, placements
-from commbench.commands import prepare
+from commbench.analysis import ratios
+from commbench.binding import affinity, policies
+from commbench.binding.policies import Placement, parse_masks, placements
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch import placing, script
-from commbench.launch.order import Order
-from commbench.plan import expand
+from commbench.launch import job_script, placement
+from commbench.launch.job import Order
+from commbench.machine import gpus
+from commbench.machine.machine import Device, Machine, NumaNode
+from commbench.output import parquet, writers
 from commbench.plots.settings import BINDING_SETTINGS, file_words, title_words
 from commbench.records import Case, Outer, Row, from_dict
-from commbench.topology.machine import Device, Machine, NumaNode
+from commbench.sweep import prepare
+from commbench.sweep.plan import expand
 from tests.conftest import commbench, environment, here
 from tests.made import folder, measured, planned
 
@@ -96,7 +99,7 @@ def test_two_nodes() -> None:
 
 
 def test_one_node_leaves_no_difference_and_says_so() -> None:
-    for policy in binding.BY_NODE:
+    for policy in policies.BY_NODE:
         assert nodes_of(PC, policy, 3) == [0, 0, 0]
     assert "worst means nothing here" in placements(PC, "worst", 1, allowed=PC.cpus)[0].why
     assert str(placements(PC, "pci", 1, allowed=PC.cpus, devices=PC.gpus)[0]) == (
@@ -162,7 +165,7 @@ def test_masks() -> None:
     places = placements(DGX, "explicit", 2, allowed=DGX.cpus, masks=parse_masks("0-3,55-56; 7"))
     assert [place.cpus for place in places] == [(0, 1, 2, 3, 55, 56), (7,)]
     assert [place.memory_nodes for place in places] == [(0, 1), (0,)]
-    assert binding.masks_text(parse_masks("3,1,2;0")) == "1-3;0"
+    assert policies.masks_text(parse_masks("3,1,2;0")) == "1-3;0"
     with pytest.raises(UsageError, match="CPUs 112-113 for local rank 1, but allowed are 0-111"):
         placements(DGX, "explicit", 2, allowed=DGX.cpus, masks=parse_masks("0;110-113"))
     for text in ("", "0;", "a", "0-", "3-1", "0;;1", "0-99999999999"):
@@ -229,7 +232,7 @@ def test_the_job_script_says_the_binding_of_each_set_up() -> None:
         Outer(transport="gloo", nodes=1, ranks_per_node=2),
         Outer(transport="gloo", nodes=1, ranks_per_node=2, binding="explicit", cpu_masks="0;1", binding_memory=False),
     ]
-    text = script.text(("binding", "binding=none,explicit", "cpu_masks=0;1"), outers, seconds=1, python="python")
+    text = job_script.text(("binding", "binding=none,explicit", "cpu_masks=0;1"), outers, seconds=1, python="python")
     torchrun = [shlex.split(line.strip("# ")) for line in text.splitlines() if "torch.distributed.run" in line]
     assert [words[words.index("sweep") + 1 :] for words in torchrun] == [
         ["binding", "transport=gloo", "nodes=1", "ranks_per_node=2", "binding=none"],
@@ -246,7 +249,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Another machine than this one."""
 
     def use(made: Machine, allowed: Any = None) -> None:
-        monkeypatch.setattr(placing, "_machine", lambda: made)
+        monkeypatch.setattr(placement, "_machine", lambda: made)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(made.cpus if allowed is None else allowed))
         monkeypatch.setattr(affinity, "allowed_memory", lambda: None)
         monkeypatch.setattr(affinity, "memory_refused", lambda: "")
@@ -259,17 +262,17 @@ def test_ranks_are_placed_beside_the_gpus_that_they_can_see(on: Any, monkeypatch
     seen = [(f"GPU-{i}", f"0000{gpu.pci_bus_id}".upper()) for i, gpu in enumerate(NDV4.gpus)]
     monkeypatch.setattr(gpus, "visible", lambda environ: seen[::-1] if environ.get("BACK") else seen[:2])
     outer = Outer(transport="nccl", nodes=1, ranks_per_node=2, binding="pci")
-    assert [(place.gpu, place.memory_nodes) for place in placing.of_launch(outer, "local")] == [
+    assert [(place.gpu, place.memory_nodes) for place in placement.of_launch(outer, "local")] == [
         ("GPU-0", (1,)), ("GPU-1", (1,))
     ]  # fmt: skip
     back = dataclasses.replace(outer, env={"BACK": "1"})
-    assert [(place.gpu, place.memory_nodes) for place in placing.of_launch(back, "local")] == [
+    assert [(place.gpu, place.memory_nodes) for place in placement.of_launch(back, "local")] == [
         ("GPU-7", (2,)), ("GPU-6", (2,))
     ]  # fmt: skip
     # Virtual hosts: ranks of both nodes share the GPUs.
     shared = dataclasses.replace(outer, nodes=2, virtual_hosts=True, binding="worst")
-    assert [place.gpu for place in placing.of_launch(shared, "local")] == ["GPU-0", "GPU-1"] * 2
-    seat = placing.Place("pci", placing.of_launch(outer, "local")[1], strangers=True)
+    assert [place.gpu for place in placement.of_launch(shared, "local")] == ["GPU-0", "GPU-1"] * 2
+    seat = placement.Place("pci", placement.of_launch(outer, "local")[1], strangers=True)
     seat.check_gpu({"uuid": "GPU-1"})
     with pytest.raises(EnvironmentProblem, match="the rank's GPU GPU-1, but CUDA gave it GPU-5") as e:
         seat.check_gpu({"uuid": "GPU-5"})
@@ -279,17 +282,17 @@ def test_ranks_are_placed_beside_the_gpus_that_they_can_see(on: Any, monkeypatch
 def test_an_order_carries_the_places(on: Any) -> None:
     on(DGX)
     (case,) = planned(*SMALL, "transport=scripted", "binding=worst")
-    places = tuple(placing.of_launch(case.outer, "local"))
+    places = tuple(placement.of_launch(case.outer, "local"))
     order = Order(run_dir="r", attempt="a", launch=0, outer=case.outer, cases=(case,), host="h", placements=places)
     assert Order.from_json(order.to_json()) == order and len(places) == 2
-    assert placing.of_launch(case.outer, "slurm") == [], "its ranks are elsewhere"
+    assert placement.of_launch(case.outer, "slurm") == [], "its ranks are elsewhere"
 
 
 def checked(*words: str, launcher: str = "local", joined: int = 0) -> tuple[list[str], list[str]]:
     """Reasons to skip, and notes."""
     notes: list[str] = []
     _, configs = prepare.configure(["quick", *SMALL, "transport=gloo", *words])
-    items = placing.check(expand(configs), {"gloo": launcher, "mpi": launcher}, notes.append, joined=joined)
+    items = placement.check(expand(configs), {"gloo": launcher, "mpi": launcher}, notes.append, joined=joined)
     return [item.skip for item in items], notes
 
 
@@ -334,7 +337,7 @@ def test_masks_of_one_host_of_several(on: Any) -> None:
     assert checked(*words, "cpu_masks=0;1;2;3", launcher="mpiexec")[0] == [""]
     assert checked(*words, "cpu_masks=0;1", launcher="mpiexec")[0] == [""]
     outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, binding="explicit", cpu_masks="0;1")
-    assert placing.of_launch(outer, "mpiexec") == []
+    assert placement.of_launch(outer, "mpiexec") == []
     with pytest.raises(UsageError, match="3 lists of CPUs, but 4 ranks"):
         checked(*words, "cpu_masks=0;1;2", launcher="mpiexec")
 
@@ -363,11 +366,11 @@ def test_rows_tables_and_ratios_have_it(tmp_path: Path) -> None:
     assert speedups["worst"] == pytest.approx(0.5, rel=0.1)
     assert {ratio.baseline for ratio in found.values()} == {"binding=none"}
     meta = {"commbench_version": "1", "run_id": "r", "machine_text": "m", "machine": {"affinity": [0]}}
-    titles = [line for line in output.table(rows, meta, found).splitlines() if "over scripted" in line]
+    titles = [line for line in writers.table(rows, meta, found).splitlines() if "over scripted" in line]
     assert [line.endswith(f", binding={p}") for line, p in zip(titles, ("worst", "none", "pci"), strict=True)] == [
         True, False, True
     ]  # fmt: skip
-    frame = tables.frame(rows, "r", found)
+    frame = parquet.frame(rows, "r", found)
     assert set(frame["binding"]) == {"none", "pci", "worst"}
     words = dict.fromkeys(("transport", "fabric", "dtype", "mode", "env", "what"), "") | {
         "groups": "world", "overlap": "none", "buffers": "plain", "cache": "warm", **BINDING_SETTINGS,

@@ -62,9 +62,10 @@ def test_no_new_flags(command: str) -> None:
 
 def test_choices_of_the_cli_are_those_of_the_tables() -> None:
     """They are written twice only because --help must not import the tables."""
-    from commbench import launch, output
+    from commbench import launch
+    from commbench.output import writers
 
-    assert cli._FORMATS == output.FORMATS == tuple(output.WRITERS)
+    assert cli._FORMATS == writers.FORMATS == tuple(writers.WRITERS)
     assert set(launch.TABLE) | {"print"} == set(cli._LAUNCHERS)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import commbench
-from commbench.communicators.choose import PEER, Ask, Chooser
+from commbench.communicators.select import PEER, Ask, Chooser
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.layout import Layout
 from commbench.profile import Choice, Evidence
@@ -109,7 +109,7 @@ def test_uneven_exchanges_are_chosen_by_the_whole_matrix() -> None:
 def test_no_torch_before_a_communicator_is_made() -> None:
     words = (
         "import sys, commbench; assert not {'torch', 'numpy'} & sys.modules.keys();"
-        "import commbench.communicators.loaded, commbench.communicators.choose, commbench.communicators.explain;"
+        "import commbench.communicators.loaded, commbench.communicators.select, commbench.communicators.explain;"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", words], check=True, env=environment(REPOSITORY / "kernels"), timeout=60)

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
-from commbench.communicators.choose import Chooser
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.explain import Setting
+from commbench.communicators.select import Chooser
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.profile import Choice
@@ -64,7 +64,7 @@ def each(library: Path) -> Callable[..., None]:
                 fake_nccl.install(Path(shared), rank, RANKS, {RANKS: library}, reach=reach, limit=limit)
                 store = FileStore(f"{shared}/store", RANKS)
                 dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-                from commbench.transports.joined_nccl import JoinedNccl
+                from commbench.transports.existing_nccl_group import JoinedNccl
 
                 world = dist.group.WORLD
                 assert world is not None

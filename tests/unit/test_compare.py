@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench import compare, stats
+from commbench import stats
+from commbench.analysis import compare
+from commbench.analysis.compare import Outcome
 from commbench.cli import _main
-from commbench.compare import Outcome
 from commbench.records import FORMAT_VERSION, Case
 from tests.conftest import REPOSITORY
 from tests.made import META, folder, measured, planned

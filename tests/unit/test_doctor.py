@@ -17,8 +17,8 @@ from commbench.commands import doctor as command
 from commbench.doctor import CHECKS, Finding, Status, examine, finding
 from commbench.doctor.system import System, Torch
 from commbench.errors import EnvironmentProblem
-from commbench.gpus import Gpu, Gpus
 from commbench.launch.mpi_library import MpiLibrary
+from commbench.machine.gpus import Gpu, Gpus
 
 GI = 1 << 30
 CPU = "/sys/devices/system/cpu"

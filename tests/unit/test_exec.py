@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from commbench import affinity
+from commbench.binding import affinity
 from commbench.cli import _main
 from commbench.commands import exec as command
 from commbench.errors import EnvironmentProblem
-from commbench.launch.environment import RankInfo
 from commbench.profile import Choice, Profile, Scope
 from commbench.profile.file import save
+from commbench.rank_info import RankInfo
 from tests.conftest import commbench, environment
 from tests.exported import HOSTILE, NCCL, sample
 
@@ -186,7 +186,7 @@ def test_memory_too(tmp_path: Path) -> None:
     if affinity.memory_refused():
         pytest.skip(affinity.memory_refused())
     path = profile(tmp_path, binding="block")
-    code = "from commbench import affinity; print(affinity.read().memory)"
+    code = "from commbench.binding import affinity; print(affinity.read().memory)"
     assert run(path, "--", sys.executable, "-c", code, env=rank(0)).stdout == "bind\n"
     path = profile(tmp_path, binding="block", binding_memory=False)
     assert run(path, "--", sys.executable, "-c", code, env=rank(0)).stdout == "default\n"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from commbench import fabric
+from commbench.emulated import Emulated, parse_rate
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.fabric import namespaces, network, tools
-from commbench.fabric.emulated import Emulated, parse_rate
 from tests.conftest import environment, here
 
 FOUR = Emulated(nodes=4, link="1gbit", message_overhead=30000)

@@ -15,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commbench import collectives, tables
+from commbench import collectives
 from commbench.errors import UsageError
-from commbench.formats import Result, beside, nccl_tests, read
-from commbench.formats.nccl_tests_writer import float_text, write
+from commbench.formats import Result, nccl_tests, read
 from commbench.formats.result import busbw_factor
 from commbench.layout import Layout
+from commbench.output import parquet
+from commbench.output.foreign import beside
+from commbench.output.nccl_tests import float_text, write
 from commbench.plots.curves import curves
 from commbench.plots.settings import FIGURE_KEYS
 from commbench.records import Row, Status
@@ -472,7 +474,7 @@ def test_what_is_written_is_read_again(time_us: float, parts: int, both: bool) -
 
 
 def ours(*rows: Row) -> pd.DataFrame:
-    return tables.frame(rows, "r1")
+    return parquet.frame(rows, "r1")
 
 
 def result(**changes: Any) -> Result:
@@ -542,6 +544,6 @@ def test_curves_draw_them(tmp_path: Path) -> None:
 
 
 def test_formats_import_neither_torch_nor_pandas() -> None:
-    code = "import sys, commbench.formats, commbench.formats.nccl_tests_writer; print(*sys.modules)"
+    code = "import sys, commbench.formats, commbench.output.nccl_tests; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment())
     assert not {"torch", "pandas", "matplotlib"} & set(out.stdout.split())

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from commbench import gpus, metadata
-from commbench.commands.prepare import machine_text
-from commbench.gpus import Gpu, Gpus
+from commbench.machine import gpus, metadata
+from commbench.machine.gpus import Gpu, Gpus
+from commbench.sweep.prepare import machine_text
 
 GI = 1 << 30
 UUIDS = ("GPU-aa11", "GPU-aa22", "GPU-bb33")
@@ -83,7 +83,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without NVML, which this one may not be."""
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    monkeypatch.setattr("commbench.gpus._LIBRARY", "libno-such-library.so.1")
+    monkeypatch.setattr("commbench.machine.gpus._LIBRARY", "libno-such-library.so.1")
     gpus._kept_open.cache_clear()
 
 

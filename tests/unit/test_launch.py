@@ -13,12 +13,12 @@ import pytest
 
 from commbench import launch
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch.environment import detect
-from commbench.launch.guard import is_alive, start_time
-from commbench.launch.order import Order
-from commbench.launch.process import Process, rank_environment
-from commbench.plan import expand
+from commbench.launch.job import Order
+from commbench.processes.orphans import is_alive, start_time
+from commbench.processes.process import Process, rank_environment
+from commbench.rank_info import detect
 from commbench.records import Outer
+from commbench.sweep.plan import expand
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -45,7 +45,7 @@ def test_what_cannot_be_is_refused(change: dict[str, str | None]) -> None:
 
 
 def order() -> Order:
-    from commbench.commands.prepare import configure
+    from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted"])[1]))
     outer = Outer(transport="scripted", nodes=2, ranks_per_node=2)
@@ -59,7 +59,7 @@ def test_commands_are_recorded() -> None:
     assert launch.get("local").command(path, order()) == [sys.executable, "-m", "commbench.launch.local", str(path)]
     assert launch.get("torchrun").command(path, order()) == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0", "--monitor-interval=0.1",
-        "--nproc-per-node=4", "-m", "commbench.worker", str(path),
+        "--nproc-per-node=4", "-m", "commbench.measure.rank", str(path),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="unknown launcher 'mpirun'"):
         launch.get("mpirun")
@@ -121,7 +121,7 @@ def test_killing_a_process_takes_its_whole_family(tmp_path: Path) -> None:
 def test_children_die_with_their_parent(tmp_path: Path) -> None:
     """The kernel ends the launcher when the sweep is killed, without anybody's help."""
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom commbench.launch.process import Process\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom commbench.processes.process import Process\n"
         "p = Process([sys.executable, '-c', 'import time; time.sleep(60)'], os.environ, Path(sys.argv[1]))\n"
         "print(p._process.pid, flush=True)\ntime.sleep(60)"
     )

@@ -13,11 +13,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from commbench import launch, transports
+from commbench.emulated import Emulated
 from commbench.errors import EnvironmentProblem
-from commbench.fabric.emulated import Emulated
 from commbench.launch import mpi_library, mpiexec
-from commbench.launch.environment import detect
-from commbench.launch.order import Order
+from commbench.launch.job import Order
+from commbench.rank_info import detect
 from commbench.records import Outer
 from tests.conftest import REPOSITORY
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_refused(name: str, change: dict[str, str | None]) -> 
 
 # What is run.
 
-TAIL = ["python", "-m", "mpi4py", "-m", "commbench.worker", "RUN/order.json"]
+TAIL = ["python", "-m", "mpi4py", "-m", "commbench.measure.rank", "RUN/order.json"]
 
 
 @pytest.mark.parametrize("dialect", ["mpich", "openmpi", "intel"])

@@ -9,10 +9,10 @@ import pytest
 
 from commbench import algorithms
 from commbench.layout import Layout
-from commbench.measure import BEAT_S, FEWEST_SAMPLES, Observer, Timing, measure
+from commbench.measure.loop import BEAT_S, FEWEST_SAMPLES, Observer, Timing, measure
 from commbench.records import Policy
 from commbench.spec import Spec
-from commbench.transports.scripted import Scripted
+from commbench.transports.scripted.transport import Scripted
 from tests.conftest import scripted_ranks
 
 QUIET = {"alpha_us": {"intra": 10.0, "inter": 10.0}, "gbps": {"intra": 1.0, "inter": 1.0}}

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench import algorithms, collectives, model
+from commbench import algorithms, collectives, cost_model
 from commbench.commands import model as command
+from commbench.cost_model import Model, Observation, loads
+from commbench.cost_model.forms import Form
+from commbench.cost_model.observe import setting as setting_of
+from commbench.emulated import Emulated
 from commbench.errors import CorruptFile, UsageError
-from commbench.fabric.emulated import Emulated
 from commbench.layout import Layout
-from commbench.model import Model, Observation, loads
-from commbench.model.forms import Form
-from commbench.model.observe import setting as setting_of
 from commbench.records import Case, Status
-from commbench.transports.mesh import thread_meshes
-from commbench.transports.scripted import Scripted
+from commbench.transports.scripted.mesh import thread_meshes
+from commbench.transports.scripted.transport import Scripted
 from tests import made
 from tests.conftest import in_threads
 
@@ -93,7 +93,7 @@ def by_rule(cases: Sequence[Case], form: Form, costs: dict[str, float], noise: f
 def learned() -> tuple[Model, list[Observation]]:
     sizes = ("sizes.min=1K", "sizes.max=512K", "sizes.factor=8")
     seen = scripted(learned_from(f"layout={','.join(LAYOUTS)}", *sizes), launches=4)
-    return model.fit(seen), seen
+    return cost_model.fit(seen), seen
 
 
 def test_planted_costs_are_found_again(learned: tuple[Model, list[Observation]]) -> None:
@@ -166,7 +166,7 @@ def test_what_ranks_share_is_found_again_and_names_winners() -> None:
     truth = Form("node", "machine", math.inf, burst=True)
     layouts = "layout=2x4,4x4,2x8"
     sizes = ("sizes.min=1K", "sizes.max=1M", "sizes.factor=4")
-    fitted = model.fit(by_rule(learned_from(*EMULATED, layouts, *sizes), truth, SHARED, noise=0.03))
+    fitted = cost_model.fit(by_rule(learned_from(*EMULATED, layouts, *sizes), truth, SHARED, noise=0.03))
     (setting,) = fitted.settings.values()
     assert setting.form.links == "node" and setting.form.cpu == "machine"
     for name in ("alpha_inter_us", "beta_inter_us_per_kib"):
@@ -214,12 +214,12 @@ def test_what_ranks_begin_apart_is_paid_once() -> None:
         for item in seen
         for skew in [100.0 * item.case.outer.ranks_per_node]
     ]
-    fitted = model.fit(later)
+    fitted = cost_model.fit(later)
     (setting,) = fitted.settings.values()
     assert setting.costs["step_us"] == pytest.approx(50, rel=0.25)
     (case,) = made.planned("layout=1x6", "collective=all_to_all", "algorithm=pairwise", "sizes.min=6K", "sizes.max=6K")
     assert prediction_us(fitted, case) == pytest.approx(300 + 5 * (50 + 20 + 1), rel=0.15)
-    (blind,) = model.fit([dataclasses.replace(item, skew_us=None) for item in later]).settings.values()
+    (blind,) = cost_model.fit([dataclasses.replace(item, skew_us=None) for item in later]).settings.values()
     assert blind.costs["step_us"] > 100 or blind.costs.get("cpu_rank_us", 0) > 10
 
 
@@ -257,7 +257,7 @@ def test_nothing_is_said_of_what_is_not_known(learned: tuple[Model, list[Observa
     assert fitted.predict(other) is None
     assert fitted.predict(dataclasses.replace(seen[0].case, buffers="registered")) is None
     costs = {"alpha_intra_us": 5.0, "beta_intra_us_per_kib": 1.0, "step_us": 2.0}
-    inside = model.fit(by_rule(learned_from("layout=1x4", "sizes.min=1K", "sizes.max=1M"), Form("serial"), costs))
+    inside = cost_model.fit(by_rule(learned_from("layout=1x4", "sizes.min=1K", "sizes.max=1M"), Form("serial"), costs))
     assert inside.predict(made.planned("layout=1x8", "collective=all_to_all")[0]) is not None
     assert inside.predict(made.planned("layout=2x4", "collective=all_to_all")[0]) is None
 
@@ -283,11 +283,11 @@ def test_too_little_is_an_error_that_says_what_to_measure(learned: tuple[Model, 
     _, seen = learned
     for few in ([], seen[:1], [item for item in seen if item.case.size_bytes == 1024]):
         with pytest.raises(UsageError, match="too few observations") as caught:
-            model.fit(few)
+            cost_model.fit(few)
         assert "pairs" in caught.value.hint
     silent = [dataclasses.replace(seen[0], case=made.planned("collective=all_gather", "algorithm=direct")[0])]
     with pytest.raises(UsageError, match="nobody knows what moves"):
-        model.fit(silent)
+        cost_model.fit(silent)
 
 
 def test_few_messages_on_an_emulated_fabric_are_fitted_or_refused_in_words() -> None:
@@ -304,7 +304,7 @@ def test_few_messages_on_an_emulated_fabric_are_fitted_or_refused_in_words() -> 
         for case in cases
     ]
     with pytest.raises(UsageError, match="too few to fit a model"):
-        model.fit(seen)
+        cost_model.fit(seen)
 
 
 def test_costs_that_cannot_be_told_apart_are_named() -> None:
@@ -313,9 +313,9 @@ def test_costs_that_cannot_be_told_apart_are_named() -> None:
     cases = made.planned(
         "layout=1x4", "collective=all_to_all", "algorithm=direct", "sizes.min=1K", "sizes.max=4M", "sizes.factor=4"
     )
-    (alone,) = model.fit(by_rule(cases, Form("serial"), truth, 0.01)).settings.values()
+    (alone,) = cost_model.fit(by_rule(cases, Form("serial"), truth, 0.01)).settings.values()
     more = learned_from("layout=1x4,1x8", "sizes.min=1K", "sizes.max=4M")
-    (both,) = model.fit(by_rule(more, Form("serial"), truth, 0.01)).settings.values()
+    (both,) = cost_model.fit(by_rule(more, Form("serial"), truth, 0.01)).settings.values()
     assert not both.mixed
     assert set(alone.mixed) <= {"step_us", "alpha_intra_us"}
     assert alone.mixed or 0 in (alone.costs["step_us"], alone.costs["alpha_intra_us"])
@@ -331,7 +331,7 @@ def test_one_disturbed_point_does_not_bend_the_fit(learned: tuple[Model, list[Ob
         for item in seen
     ]
     assert spoilt != seen
-    (bent,) = model.fit(spoilt).settings.values()
+    (bent,) = cost_model.fit(spoilt).settings.values()
     for name in ("alpha_inter_us", "beta_inter_us_per_kib"):
         assert bent.costs[name] == pytest.approx(setting.costs[name], rel=0.1)
 
@@ -351,7 +351,7 @@ def test_a_model_is_plain_json(learned: tuple[Model, list[Observation]]) -> None
 
 def test_the_same_observations_give_the_same_model(learned: tuple[Model, list[Observation]]) -> None:
     fitted, seen = learned
-    assert model.fit(seen).as_dict() == fitted.as_dict()
+    assert cost_model.fit(seen).as_dict() == fitted.as_dict()
 
 
 @pytest.fixture
@@ -374,7 +374,7 @@ def run(tmp_path: Path) -> tuple[Any, list[Case]]:
 
 def test_a_run_folder_is_observed(run: tuple[Any, list[Case]]) -> None:
     folder, cases = run
-    seen = model.observe(folder)
+    seen = cost_model.observe(folder)
     assert seen[0].skew_us == pytest.approx(0.03)  # of 0.02 and 0.04: what was made again does not count twice
     assert [item.case for item in seen] == cases[:-1]  # the last one failed
     assert all(len(item.launches_us) == 2 for item in seen)
@@ -430,7 +430,7 @@ def test_inside_one_emulated_node_nothing_is_known_of_its_link() -> None:
         )
         for item in by_rule(learned_from("layout=1x4", "sizes.min=1K", "sizes.max=1M"), Form("serial"), costs)
     ]
-    fitted = model.fit(seen)
+    fitted = cost_model.fit(seen)
     (setting,) = fitted.settings.values()
     assert setting.form.burst and "burst_us" in setting.unknown and "burst_us" not in setting.mixed
     assert prediction_us(fitted, seen[0].case) > 0

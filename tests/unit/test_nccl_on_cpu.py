@@ -23,17 +23,17 @@ pytest.importorskip("cuda.bindings")
 import torch
 
 from commbench import data
-from commbench.commands import prepare
-from commbench.launch.environment import RankInfo
-from commbench.launch.guard import die_with_parent
-from commbench.launch.order import Order
-from commbench.plan import expand
+from commbench.launch.job import Order
+from commbench.measure.rank import start_rank
+from commbench.processes.orphans import die_with_parent
+from commbench.rank_info import RankInfo
 from commbench.records import Case, Fabric, Measurement, Status
-from commbench.store import RunFolder
-from commbench.transports import cuda_timer
-from commbench.transports.cuda_device import BlockGenerator
-from commbench.transports.cuda_timer import EventTimer
-from commbench.worker import start_rank
+from commbench.run_folder import RunFolder
+from commbench.sweep import prepare
+from commbench.sweep.plan import expand
+from commbench.transports.cuda import timer
+from commbench.transports.cuda.device import BlockGenerator
+from commbench.transports.cuda.timer import EventTimer
 from tests.conftest import REPOSITORY
 from tests.unit import fake_cuda, fake_nccl
 
@@ -248,10 +248,10 @@ def test_memory_that_one_rank_lacks_ends_that_case_alone(launch: Launch, words: 
 
 
 def test_samples_do_not_begin_with_the_longest_spin(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_timer, "torch", fake_cuda.Overlay(torch, cuda=fake_cuda.cuda(1, reach=True)))
-    monkeypatch.setattr(cuda_timer, "_CALIBRATION_S", 0)
+    monkeypatch.setattr(timer, "torch", fake_cuda.Overlay(torch, cuda=fake_cuda.cuda(1, reach=True)))
+    monkeypatch.setattr(timer, "_CALIBRATION_S", 0)
     spins = [EventTimer(lambda: None, lambda: None)._spin_us for _ in range(5)]
-    assert min(spins) < cuda_timer._FIRST_SPIN_US
+    assert min(spins) < timer._FIRST_SPIN_US
 
 
 def test_what_is_pretended_is_as_strict_as_cuda() -> None:

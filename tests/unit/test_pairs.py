@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commbench import matrices
+from commbench.analysis import pair_matrices
+from commbench.analysis.pair_matrices import Launched
 from commbench.collectives import pairs
-from commbench.commands import prepare
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.matrices import Launched
-from commbench.plan import expand
-from commbench.store import RunFolder
+from commbench.run_folder import RunFolder
+from commbench.sweep import prepare
+from commbench.sweep.plan import expand
 from tests.conftest import here, only_run
 from tests.made import planned
 
@@ -90,7 +90,7 @@ def item_of(times: list[float], begins: list[float] | None, direction: str) -> l
     item = Launched(
         case=case, launch=("r", 0), time_us=np.array([times]), begin_us=None if begins is None else np.array([begins])
     )
-    return [(src, dst, float(found[0])) for src, dst, found in matrices._messages(item)]
+    return [(src, dst, float(found[0])) for src, dst, found in pair_matrices._messages(item)]
 
 
 def test_who_waits_for_a_late_partner_is_not_slow() -> None:
@@ -120,7 +120,7 @@ def test_a_sweep_leaves_the_matrix_as_files_and_pictures(tmp_path: Path, write_s
     again = here("plot", str(run), "--out", str(tmp_path / "drawn"), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert {path.suffix for path in (tmp_path / "drawn").iterdir()} == {".png", ".svg", ".csv", ".json"}
-    (made,) = matrices.of_runs([RunFolder.open(run)])
+    (made,) = pair_matrices.of_runs([RunFolder.open(run)])
     assert made.launches == 2 and np.isfinite(made.median_us).sum() == 12
-    two = matrices.of_runs([RunFolder.open(run), RunFolder.open(run)])
+    two = pair_matrices.of_runs([RunFolder.open(run), RunFolder.open(run)])
     assert len(two) == 1, "the same set-up in two runs is one matrix"

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commbench import algorithms, collectives, config, plan, recipes
+from commbench import algorithms, collectives
 from commbench.errors import UsageError
 from commbench.records import Case, from_dict
+from commbench.sweep import config, plan, recipes
 from tests.conftest import REPOSITORY
 
 
 def planned(*words: str) -> list[plan.PlannedCase]:
-    from commbench.commands.prepare import configure
+    from commbench.sweep.prepare import configure
 
     return plan.expand(configure(words)[1])
 
@@ -39,7 +40,7 @@ def test_quick_is_twenty_cases_or_more() -> None:
 
 
 def test_a_runs_config_is_a_recipe_that_plans_the_same_cases(tmp_path: Path) -> None:
-    from commbench.commands.prepare import configure, show_config
+    from commbench.sweep.prepare import configure, show_config
 
     words = ("quick", "env.A=^ib,b", "window=1,2", "sizes.list=3K,1M", "dtype=bf16,fp32")
     path = tmp_path / "again.yaml"
@@ -167,14 +168,14 @@ def test_every_collective_and_algorithm_of_a_sweep() -> None:
 
 
 def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commbench.gpus.count", lambda environ: 4)
+    monkeypatch.setattr("commbench.machine.gpus.count", lambda environ: 4)
     monkeypatch.setattr("commbench.transports.missing", lambda name, **_: None)
     cases = planned("quick")
     assert {(item.case.outer.transport, str(item.case.outer.layout)) for item in cases} == {("nccl", "1x4")}
     assert {item.case.outer.transport for item in planned("quick", "transport=gloo")} == {"gloo"}
     assert {str(item.case.outer.layout) for item in planned("quick", "ranks_per_node=2")} == {"1x2"}
     assert {str(item.case.outer.layout) for item in planned("gpu")} == {"1x4"}
-    monkeypatch.setattr("commbench.gpus.count", lambda environ: 1)
+    monkeypatch.setattr("commbench.machine.gpus.count", lambda environ: 1)
     assert "nccl" not in {item.case.outer.transport for item in planned("quick")}
 
 
@@ -321,7 +322,7 @@ def test_a_routing_trace(tmp_path: Path) -> None:
 
 
 def test_a_run_with_files_and_layers_is_a_recipe_again(tmp_path: Path) -> None:
-    from commbench.commands.prepare import configure, show_config
+    from commbench.sweep.prepare import configure, show_config
 
     matrix = tmp_path / "bytes.txt"
     matrix.write_text("0 16\n32 0\n")
@@ -350,7 +351,7 @@ def test_a_cell_beyond_any_machine_is_an_error_of_one_line(tmp_path: Path) -> No
 
 
 def test_linear_splits_by_hand() -> None:
-    from commbench import splits
+    from commbench.collectives import splits
 
     size, asked = splits.settle(6 * 16, 3, {"splits": "linear"})
     assert size == 96
@@ -358,9 +359,10 @@ def test_linear_splits_by_hand() -> None:
 
 
 def test_zipf_bound_is_that_of_the_hot_receiver() -> None:
-    from commbench import collectives, splits
-    from commbench.bound import LinkRate, bound_us
+    from commbench import collectives
+    from commbench.collectives import splits
     from commbench.layout import Layout
+    from commbench.links import LinkRate, bound_us
     from commbench.spec import Spec
 
     size, asked = splits.settle(1 << 20, 4, {"splits": "zipf", "alpha": 2.0})

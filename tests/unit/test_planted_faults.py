@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from commbench import algorithms, check, collectives
+from commbench import algorithms, collectives
 from commbench.algorithms.base import Bound, BoundBase
-from commbench.launch.environment import RankInfo
-from commbench.launch.order import Order
+from commbench.launch.job import Order
 from commbench.layout import Layout
+from commbench.measure import verify
+from commbench.measure.rank import run
+from commbench.rank_info import RankInfo
 from commbench.records import Case, Measurement, Outer, Policy, Status
-from commbench.store import RunFolder
+from commbench.run_folder import RunFolder
 from commbench.transports.base import Done, Work
-from commbench.transports.scripted import ScriptedComm
-from commbench.worker import run
+from commbench.transports.scripted.transport import ScriptedComm
 from tests.conftest import ThreadRanks, in_threads
 
 POLICY = Policy(warmup=2, iters=6, samples_min=5, samples_max=50, precision=0.05, cap_s=1.0, launches=1)
@@ -153,13 +154,13 @@ def test_groups_have_data_of_their_own(tmp_path: Path) -> None:
     assert measurement.status is Status.OK
     seeds = {}
 
-    class Spy(check.Checker):
+    class Spy(verify.Checker):
         def __init__(self, transport: Any, collective: Any, spec: Any, rank: int, seed: int) -> None:
             super().__init__(transport, collective, spec, rank, seed)
             seeds[transport.rank] = seed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("commbench.check.Checker", Spy)
+        patch.setattr("commbench.measure.verify.Checker", Spy)
         measure(tmp_path / "spied", case, [])
     assert seeds[0] == seeds[2] != seeds[1] == seeds[3]  # rails of 2 nodes x 2: (0, 2) and (1, 3)
 
@@ -172,7 +173,7 @@ def test_without_a_fault_it_is_timed(tmp_path: Path, algorithm: str) -> None:
 
 @pytest.mark.parametrize("cache", ["warm", "cold"])
 def test_rotated_buffers_are_checked_too(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 4096)
+    monkeypatch.setattr("commbench.machine.memory.last_level_cache_bytes", lambda: 4096)
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache=cache), [])
     assert measurement.status is Status.OK
     assert measurement.buffer_pairs == (1 if cache == "warm" else 16)
@@ -202,7 +203,7 @@ class Lazy(BoundBase):
 def test_calls_that_do_nothing_while_timed_are_caught(
     tmp_path: Path, cache: str, works: Callable[[int], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 4096)
+    monkeypatch.setattr("commbench.machine.memory.last_level_cache_bytes", lambda: 4096)
     direct = algorithms.get("all_to_all", "direct")
     prepare = direct.prepare
     monkeypatch.setattr(type(direct), "prepare", lambda self, comm, spec: Lazy(prepare(comm, spec), works))
@@ -216,7 +217,7 @@ def test_calls_that_do_nothing_while_timed_are_caught(
 def test_cold_buffers_that_cannot_get_past_the_cache_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commbench.memory.last_level_cache_bytes", lambda: 1 << 30)
+    monkeypatch.setattr("commbench.machine.memory.last_level_cache_bytes", lambda: 1 << 30)
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache="cold"), [])
     assert measurement.status is Status.SKIPPED and "cold pairs of 512 B would have to be" in measurement.reason
 
@@ -233,7 +234,7 @@ def test_out_of_memory_on_one_rank_is_agreed_on_by_all(tmp_path: Path) -> None:
 
 
 def test_more_than_the_machine_has_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commbench.memory.available_bytes", lambda: 1000)
+    monkeypatch.setattr("commbench.machine.memory.available_bytes", lambda: 1000)
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [])
     assert measurement.status is Status.OUT_OF_MEMORY
     assert "4 ranks x 512 B on this host, 1000 B available" in measurement.reason

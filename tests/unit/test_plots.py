@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from commbench import algorithms, plots
-from commbench.matrices import Matrix
+from commbench.analysis.pair_matrices import Matrix
+from commbench.analysis.summary import Samples, row
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps
@@ -23,8 +24,7 @@ from commbench.plots.settings import FABRIC_SETTINGS
 from commbench.plots.style import algorithm_colour
 from commbench.plots.traffic import traffic
 from commbench.records import Case
-from commbench.store import RunFolder
-from commbench.summary import Samples, row
+from commbench.run_folder import RunFolder
 from tests.made import META, frame, measured, planned
 
 SIZES = ("sizes.min=1K", "sizes.max=64K", "sizes.factor=8")

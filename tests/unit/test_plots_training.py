@@ -13,11 +13,11 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench import ab, scalars, trained
-from commbench.commands import plot, train
+from commbench.commands import plot
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.plots import training
-from commbench.trained import Training, labels, read
+from commbench.train import ab, launch, results, tensorboard
+from commbench.train.results import Training, labels, read
 from tests.made import META
 from tests.unit.test_ab import launches
 
@@ -75,7 +75,7 @@ def test_steps_under_the_profiler_are_no_throughput(tmp_path: Path) -> None:
     (axes,) = figure.axes
     assert list(axes.lines[0].get_xdata()) == [1, 2, 5, 6, 7, 8, 9, 10] and min(axes.lines[0].get_ydata()) > 100
     assert legend(axes) == ["tiny: median 106"] and "without 2 steps under the profiler" in words(figure)
-    known = [{**one, "mfu": 0.25} for one in trained.steps(tmp_path / "run")]
+    known = [{**one, "mfu": 0.25} for one in results.steps(tmp_path / "run")]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in known))
     below = training._throughput([read(tmp_path / "run")], ["tiny"]).axes[1]
     assert set(below.lines[0].get_ydata()) == {25.0} and legend(below) == ["tiny: median 25 %"]
@@ -187,7 +187,7 @@ def test_tensorboard_gets_each_number_once(tmp_path: Path) -> None:
                 for tag in found.Tags()["tensors"]}  # fmt: skip
 
     lines = [line(1), line(2, val_bits_per_byte=2.5, drop_rate=0), line(3)]
-    first = scalars.Scalars(tmp_path / "tb")
+    first = tensorboard.Scalars(tmp_path / "tb")
     first.add(lines)
     assert set(there()) == {"loss", "val_bits_per_byte", "tokens_per_s", "drop_rate"}, (
         "no step, nothing that is yes or no"
@@ -195,19 +195,19 @@ def test_tensorboard_gets_each_number_once(tmp_path: Path) -> None:
     assert there()["val_bits_per_byte"] == [(2, 2.5)] and there()["drop_rate"] == [(2, 0.0)]
     assert there()["loss"] == [(step, pytest.approx(3 * math.log(2))) for step in (1, 2, 3)]
     first.close()
-    again = scalars.Scalars(tmp_path / "tb", lines[:2])  # a checkpoint of step 2, and step 3 is made again
+    again = tensorboard.Scalars(tmp_path / "tb", lines[:2])  # a checkpoint of step 2, and step 3 is made again
     again.add([line(3, loss=1.0)])
     assert there()["loss"][2] == (3, 1.0) and len(there()["loss"]) == 3
     again.close()
 
 
 def test_without_tensorboard_nothing_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = scalars.importlib.util.find_spec
+    found = tensorboard.importlib.util.find_spec
     monkeypatch.setattr(
-        scalars.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name)
+        tensorboard.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name)
     )
-    request = train.Request(words=("tiny", "tensorboard=true"), out=tmp_path)
+    request = launch.Request(words=("tiny", "tensorboard=true"), out=tmp_path)
     with pytest.raises(EnvironmentProblem, match="tensorboard is not installed") as error:
-        train.run(request)
+        launch.run(request)
     assert error.value.exit_code == 2 and "pip install 'commbench[tb]'" in error.value.hint
     assert not list(tmp_path.iterdir())

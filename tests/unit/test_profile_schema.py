@@ -13,7 +13,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from commbench import binding, profile
+from commbench import profile
+from commbench.binding import policies
 from commbench.profile import FORMAT, FORMAT_VERSION, Choice, Evidence, Profile, Refused, Scope, Way
 from commbench.profile.file import dump
 from tests.conftest import REPOSITORY
@@ -100,7 +101,7 @@ def test_it_is_of_this_version() -> None:
     assert set(RECORDS) - {""} == set(SCHEMA["$defs"])
     assert SCHEMA["properties"]["format"]["const"] == FORMAT
     assert SCHEMA["properties"]["format_version"]["const"] == FORMAT_VERSION
-    assert tuple(part("Scope")["properties"]["binding"]["enum"]) == binding.POLICIES
+    assert tuple(part("Scope")["properties"]["binding"]["enum"]) == policies.POLICIES
     own = {
         name
         for name, item in vars(profile).items()

@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from commbench import output, ratios, tables
+from commbench.analysis import ratios
+from commbench.analysis.ratios import Ratio
 from commbench.cli import _main
-from commbench.ratios import Ratio
+from commbench.output import parquet, writers
 from commbench.records import Case, Row
+from commbench.run_folder import RunFolder
 from commbench.stats import Verdict
-from commbench.store import RunFolder
 from tests.conftest import here, only_run
 from tests.made import META, folder, measured, planned
 
@@ -97,7 +98,7 @@ def test_a_run_folder_gives_them_and_keeps_them(tmp_path: Path, capsys: pytest.C
     run, rows = folder(tmp_path, cases, measured(cases, rule), samples=12)
     found = ratios.of_run(run, rows)
     assert sum(ratio.verdict == "faster" for ratio in found.values()) == 2
-    tables.write_results(run, rows, found)
+    parquet.write_results(run, rows, found)
     frame = pd.read_parquet(run.path / "results.parquet")
     assert set(frame["baseline"]) == {"direct"} and frame["pairs"].dropna().tolist() == [3, 3]
     others = frame[frame["label"] != frame["baseline"]]
@@ -107,12 +108,12 @@ def test_a_run_folder_gives_them_and_keeps_them(tmp_path: Path, capsys: pytest.C
     assert {ratio.pairs for ratio in ratios.of_run(run, rows).values()} == {None, 0}
     run.plan_path.unlink()
     assert ratios.of_run(run, rows) == {}
-    tables.write_results(run, rows, {})
+    parquet.write_results(run, rows, {})
     assert pd.read_parquet(run.path / "results.parquet")["speedup"].isna().all()
 
 
 def shown(rows: list[Row], found: dict[str, Ratio]) -> tuple[list[str], list[list[str]], str]:
-    text = output.table(rows, {**META, "machine": {"affinity": []}}, found)
+    text = writers.table(rows, {**META, "machine": {"affinity": []}}, found)
     lines = text.splitlines()
     header = next(line for line in lines if "time_us" in line).lstrip("# ").split()
     return header, [line.split() for line in lines if not line.startswith("#")], text

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from commbench import metadata
 from commbench.cli import _main
 from commbench.errors import CorruptFile
+from commbench.machine import metadata
 from commbench.records import Row, Status
-from commbench.store import RunFolder, append_line, read_lines, repair, write_atomically
+from commbench.run_folder import RunFolder, append_line, read_lines, repair, write_atomically
 from tests.conftest import commbench, environment, here, only_run
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")

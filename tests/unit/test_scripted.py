@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench import memory
 from commbench.errors import UsageError
+from commbench.machine import memory
 from commbench.transports.base import Message
-from commbench.transports.scripted import Script, Scripted
+from commbench.transports.scripted.transport import Script, Scripted
 from tests.conftest import scripted_ranks
 
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from commbench import launch
 from commbench.errors import EnvironmentProblem
-from commbench.launch import script, slurm, slurm_job
-from commbench.launch.order import Order
-from commbench.plan import expand
+from commbench.launch import job_script, slurm, slurm_job
+from commbench.launch.job import Order
 from commbench.records import Outer
+from commbench.sweep.plan import expand
 from tests.conftest import REPOSITORY, environment
 
 RECORDS = REPOSITORY / "tests/records"
@@ -59,7 +59,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 
 def order(run: Path = Path("results/run"), **outer: object) -> Order:
-    from commbench.commands.prepare import configure
+    from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted", "cap=1"])[1]))
     values = {"transport": "gloo", "nodes": 2, "ranks_per_node": 4, **outer}
@@ -415,7 +415,7 @@ NASTY = ("my recipe.yaml", "script=a\nrm -rf $HOME\n'`b`\"", "env.X=$(id);\\", "
 
 
 def text(words: tuple[str, ...] = WORDS, outers: list[Outer] = OUTERS, python: str = "/opt/venv/bin/python") -> str:
-    return script.text(words, outers, seconds=600, options=["--out", "/shared/my runs"], python=python, environ={})
+    return job_script.text(words, outers, seconds=600, options=["--out", "/shared/my runs"], python=python, environ={})
 
 
 def test_the_job_script_is_recorded() -> None:

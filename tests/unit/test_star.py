@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench.transports import star
+from commbench.transports import out_of_band
 from tests.conftest import in_threads
 
 
 def in_star(
-    size: int, function: Callable[[int, star.Star], Any], meanwhile: Callable[[], object] = lambda: None
+    size: int, function: Callable[[int, out_of_band.Star], Any], meanwhile: Callable[[], object] = lambda: None
 ) -> list[Any]:
     """function(rank, star) in a thread for each rank."""
     told = threading.Event()
@@ -29,7 +29,7 @@ def in_star(
         return port[0]
 
     def body(rank: int) -> Any:
-        end = star.meet(rank, size, "127.0.0.1", share, meanwhile)
+        end = out_of_band.meet(rank, size, "127.0.0.1", share, meanwhile)
         try:
             return function(rank, end)
         finally:
@@ -40,7 +40,7 @@ def in_star(
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_all_get_every_rank_s_values(size: int) -> None:
-    def votes(rank: int, end: star.Star) -> list[np.ndarray[Any, Any]]:
+    def votes(rank: int, end: out_of_band.Star) -> list[np.ndarray[Any, Any]]:
         end.barrier()
         return [end.all_gather([rank + turn, float("nan")]) for turn in range(50)] + [end.all_gather([])]
 
@@ -56,7 +56,7 @@ def test_rows_larger_than_what_the_kernel_buffers() -> None:
 
 
 def test_none_leaves_a_barrier_before_all_are_there() -> None:
-    def late(rank: int, end: star.Star) -> tuple[float, float]:
+    def late(rank: int, end: out_of_band.Star) -> tuple[float, float]:
         time.sleep(0.2 if rank == 2 else 0.0)
         came = time.monotonic()
         end.barrier()
@@ -70,7 +70,7 @@ def test_a_library_goes_on_while_its_rank_waits() -> None:
     """Rank 1 votes only after something that rank 0 has to do, and can do while it waits only."""
     done = threading.Event()
 
-    def body(rank: int, end: star.Star) -> None:
+    def body(rank: int, end: out_of_band.Star) -> None:
         if rank == 1:
             done.clear()  # what was done while they met
             assert done.wait(10)
@@ -83,7 +83,7 @@ def test_a_library_goes_on_while_its_rank_waits() -> None:
 def test_who_is_gone_is_named(gone: int, named: set[str]) -> None:
     """Rank 0 knows who; the others know that rank 0 went, too."""
 
-    def body(rank: int, end: star.Star) -> str:
+    def body(rank: int, end: out_of_band.Star) -> str:
         end.barrier()
         if rank == gone:
             return ""

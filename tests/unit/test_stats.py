@@ -79,7 +79,7 @@ def test_many_samples_give_the_same_interval_by_the_short_way(monkeypatch: pytes
 
 
 def test_samples_on_disk_become_the_slowest_ranks() -> None:
-    from commbench.summary import _slowest
+    from commbench.analysis.summary import _slowest
 
     case_id, slowest = _slowest('{"case_id": "a", "time_us": [[1, 2], [5, 3]], "other": 1}')
     assert case_id == "a" and slowest.tolist() == [2.0, 5.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -10,17 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench import algorithms, collectives, measure
+from commbench import algorithms, collectives
+from commbench.analysis.stragglers import ranks, suspects
+from commbench.analysis.stragglers.search import Finding, Search
+from commbench.analysis.summary import Samples
 from commbench.commands import stragglers
 from commbench.errors import UsageError
 from commbench.layout import Layout
+from commbench.measure import loop
 from commbench.records import Case, Measurement, Status
-from commbench.store import RunFolder
-from commbench.stragglers import ranks, suspects
-from commbench.stragglers.search import Finding, Search
-from commbench.summary import Samples
-from commbench.transports.mesh import thread_meshes
-from commbench.transports.scripted import Scripted
+from commbench.run_folder import RunFolder
+from commbench.transports.scripted.mesh import thread_meshes
+from commbench.transports.scripted.transport import Scripted
 from tests import made
 from tests.conftest import first, in_threads
 
@@ -181,7 +183,7 @@ def scripted_run(
     """
     cases = made.planned(*words)
     run = RunFolder.create(parent, "made")
-    run.write_plan([{"case": made.tables.dataclasses.asdict(case), "skip": ""} for case in cases])
+    run.write_plan([{"case": dataclasses.asdict(case), "skip": ""} for case in cases])
     run.write_json("run.json", {"format_version": 4, "plan_digest": "", "machine": {}, "launchers": {}, "joined": "",
                                 "timeout_s": 1, "seed": seed, "started": ""})  # fmt: skip
     measurements = []
@@ -220,7 +222,7 @@ def _timings(cases: list[Case], seed: int, launch: int, script: dict[str, Any]) 
             sizes = collective.output_bytes(spec, number), collective.input_bytes(spec, number)
             pair = comm.empty(sizes[0]), comm.empty(sizes[1])
             ready = bound.bind([pair])
-            timing = measure.measure(transport, ready, case.policy, mode="isolated", observer=measure.Observer())
+            timing = loop.measure(transport, ready, case.policy, mode="isolated", observer=loop.Observer())
             taken.append(timing.time_us)
         return taken
 

@@ -12,11 +12,11 @@ import pytest
 from commbench.cli import _main
 from commbench.commands import topo as command
 from commbench.errors import UsageError
-from commbench.topology import describe, driver, paths, record, sysfs
-from commbench.topology.driver import Told, ToldGpu
-from commbench.topology.files import Files, natural
-from commbench.topology.machine import Device, Machine, NumaNode, NvLinks
-from commbench.topology.paths import Kind, nearest_nics
+from commbench.machine import describe, driver, paths, record, sysfs
+from commbench.machine.driver import Told, ToldGpu
+from commbench.machine.files import Files, natural
+from commbench.machine.machine import Device, Machine, NumaNode, NvLinks
+from commbench.machine.paths import Kind, nearest_nics
 from tests import machines
 from tests.conftest import REPOSITORY, here, only_run
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from commbench import trace
-from commbench.store import RunFolder
+from commbench.measure import hang_trace
+from commbench.run_folder import RunFolder
 from tests.conftest import REPOSITORY, environment, only_run
 
 TIMEOUT_S = 0.3
-Start = Callable[..., trace.Tracer]
+Start = Callable[..., hang_trace.Tracer]
 
 
 @pytest.fixture
@@ -31,10 +31,10 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(path: Path) -> Iterator[Start]:
-    tracers: list[trace.Tracer] = []
+    tracers: list[hang_trace.Tracer] = []
 
-    def start(what: Callable[[], str] = lambda: "direct, 64 MiB", timeout_s: float = TIMEOUT_S) -> trace.Tracer:
-        tracers.append(trace.Tracer(path, timeout_s, what))
+    def start(what: Callable[[], str] = lambda: "direct, 64 MiB", timeout_s: float = TIMEOUT_S) -> hang_trace.Tracer:
+        tracers.append(hang_trace.Tracer(path, timeout_s, what))
         tracers[-1].start()
         return tracers[-1]
 
@@ -184,7 +184,7 @@ def test_collectives_of_nccl(
 
 def test_it_neither_imports_torch_nor_keeps_a_process_alive(path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from commbench.trace import Tracer\n"
+        "import sys, time; from pathlib import Path; from commbench.measure.hang_trace import Tracer\n"
         f"path = Path({str(path)!r}); Tracer(path, 0.1, lambda: 'x').start()\n"
         "while not path.exists(): time.sleep(0.01)\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
@@ -193,18 +193,18 @@ def test_it_neither_imports_torch_nor_keeps_a_process_alive(path: Path) -> None:
 
 
 def test_the_rank_that_stopped_first_is_told(tmp_path: Path) -> None:
-    assert trace.told(tmp_path) is None and trace.told(tmp_path / "none") is None
+    assert hang_trace.told(tmp_path) is None and hang_trace.told(tmp_path / "none") is None
     for rank, when in ((0, 20), (2, 10), (10, 30)):
         file = tmp_path / f"trace-rank-{rank}.txt"
         file.write_text(f"rank {rank}\ndoing: {'word ' * 30}\n")
         os.utime(file, (when, when))
-    told = trace.told(tmp_path)
+    told = hang_trace.told(tmp_path)
     assert told is not None
     name, doing, file = told
     assert (name, file.name) == ("2", "trace-rank-2.txt") and len(doing) <= 80 and doing.endswith("...")
     file.write_text("")
     os.utime(file, (10, 10))
-    assert trace.told(tmp_path) == ("2", "?", file)
+    assert hang_trace.told(tmp_path) == ("2", "?", file)
 
 
 def test_a_timeout_names_the_trace(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from commbench import cli, training
+from commbench import cli
 from commbench.cli import _main
-from commbench.commands import train
-from commbench.commands.train import LAUNCHERS
+from commbench.commands.options import TRAINERS
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.options import TRAINERS
+from commbench.train import config as training
+from commbench.train import launch
+from commbench.train.launch import LAUNCHERS
 from tests.conftest import REPOSITORY
 
 
@@ -161,8 +162,8 @@ def test_every_key_is_in_the_docs() -> None:
 
 def test_the_parent_imports_no_torch() -> None:
     code = (
-        "import sys\nfrom commbench.commands import train\nfrom commbench import training\n"
-        "training.compose(['tiny'])\nassert 'torch' not in sys.modules and 'moe_ref' not in sys.modules"
+        "import sys\nfrom commbench.train import config, launch\n"
+        "config.compose(['tiny'])\nassert 'torch' not in sys.modules and 'moe_ref' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
 
@@ -174,10 +175,10 @@ def test_nothing_in_commbench_imports_moe_ref() -> None:
 
 
 def test_each_rank_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.transports, "check", lambda name: None)
-    monkeypatch.setattr(train.gpus, "count", lambda environ: 1)
+    monkeypatch.setattr(launch.transports, "check", lambda name: None)
+    monkeypatch.setattr(launch.gpus, "count", lambda environ: 1)
     config, _ = training.compose(["tiny", "transport=nccl"])
     with pytest.raises(EnvironmentProblem, match="4 ranks and 1 GPU: each rank needs its own"):
-        train.check(config)
-    train.check(training.compose(["tiny", "transport=nccl", "ranks_per_node=1"])[0])
-    train.check(config, joined=True)  # its launcher has seen to that, perhaps on other hosts
+        launch.check(config)
+    launch.check(training.compose(["tiny", "transport=nccl", "ranks_per_node=1"])[0])
+    launch.check(config, joined=True)  # its launcher has seen to that, perhaps on other hosts

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commbench import collectives
-from commbench.bound import LinkRate, bound_us, of_messages
 from commbench.data import block_chunks, block_key
 from commbench.errors import UsageError
 from commbench.layout import Layout
+from commbench.links import LinkRate, bound_us, of_messages
 from commbench.spec import Send, Spec
 from commbench.units import format_seconds, format_size, gbps, parse_size
 

@@ -1,0 +1,1 @@
+"""Rows, ratios, comparisons and stragglers from samples."""

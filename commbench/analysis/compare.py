@@ -1,0 +1,219 @@
+"""Two runs, case by case: has anything become slower?
+
+The runs were made at different times, so nothing pairs their launches: each one's are resampled on their own. Files of
+nccl-tests and OSU have one number for each size, and so no interval.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commbench import formats, stats
+from commbench.analysis.summary import Samples
+from commbench.errors import UsageError
+from commbench.formats.result import Result
+from commbench.records import Case, Measurement, Status, digest
+from commbench.run_folder import RunFolder
+from commbench.stats import Floats
+
+# Of a machine; what else differs (kernel, packages, commit) is told.
+MUST_MATCH = ("machine", "cpu", "cpus", "gpus")
+
+
+class Outcome(StrEnum):
+    BETTER = "better"  # the second run is faster: the interval is above 1
+    WORSE = "worse"
+    INCONCLUSIVE = "inconclusive"  # the interval holds 1, or there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One thing that was measured: its times in microseconds."""
+
+    label: str
+    set_up: str  # what is shared by a curve
+    size_bytes: int
+    time_us: float
+    launches: tuple[Floats, ...] = ()  # samples of each, the maximum over ranks; none of a foreign file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    label: str
+    set_up: str
+    size_bytes: int
+    before_us: float
+    after_us: float
+    ratio: float  # before / after: above 1 the second run is faster
+    low: float | None
+    high: float | None
+    interval_of: str | None  # launches, samples
+    launches: tuple[int, int]
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.low is None or self.high is None:
+            return Outcome.INCONCLUSIVE
+        return Outcome.BETTER if self.low > 1 else Outcome.WORSE if self.high < 1 else Outcome.INCONCLUSIVE
+
+    def regressed(self, threshold: float) -> bool:
+        """Worse, and by more than `threshold` (0.05: 5 % more time)."""
+        return self.outcome is Outcome.WORSE and 1 / self.ratio > 1 + threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A run, or a file of another program."""
+
+    path: Path
+    machine: Mapping[str, Any] | None  # of a run
+    points: Mapping[str, Point]  # by what makes two of them the same thing
+    results: Sequence[Result] = ()  # of a file
+
+
+def load(path: Path, ranks: int | None = None) -> Source:
+    """Raises `UsageError` where there is nothing that could be compared."""
+    if path.is_file():
+        return Source(path=path, machine=None, points={}, results=formats.read(path, ranks))
+    folder = RunFolder.open(path)
+    samples = Samples(folder)
+    measured: dict[str, dict[str, Measurement]] = {}
+    for measurement in folder.measurements():
+        if measurement.status is Status.OK and measurement.time_us:
+            measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
+    points: dict[str, Point] = {}
+    finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
+    for case, _ in folder.plan()[0]:
+        if case.case_id in finished and (of_case := measured.get(case.case_id)):
+            known = [m for m in of_case.values() if samples.has(m)]
+            points[_identity(case)] = Point(
+                label=case.label,
+                set_up=_set_up(case),
+                size_bytes=case.size_bytes,
+                time_us=float(np.median([float(m.time_us or 0.0) for m in of_case.values()])),
+                launches=tuple(samples.slowest_us(m) for m in known),
+            )
+    if not points:
+        raise UsageError(f"{path} has no finished case with numbers", hint=f"commbench sweep --resume {path}")
+    return Source(path=path, machine=folder.read_json("run.json")["machine"], points=points)
+
+
+def _identity(case: Case) -> str:
+    """Of what was measured, however long and however often."""
+    values = dataclasses.asdict(case)
+    del values["policy"], values["seed"]
+    return digest(values)
+
+
+def _set_up(case: Case) -> str:
+    asked = [f"{key}={value}" for key, value in case.arguments.items() if key not in ("send_bytes", "round")]
+    words = [" ".join([case.collective, *asked]), str(case.outer), case.dtype, case.mode]
+    words += [f"{case.buffers} buffers"] if case.buffers != "plain" else []
+    words += ["in place"] if case.in_place else []
+    words += [case.groups] if case.groups != "world" else []
+    words += [f"beside a {case.overlap}"] if case.overlap != "none" else []
+    words += ["cold cache"] if case.cache != "warm" else []
+    return ", ".join(words)
+
+
+def mismatches(before: Source, after: Source) -> tuple[list[str], list[str]]:
+    """What differs between the machines, in words: what forbids a comparison, and what is only worth knowing."""
+    if before.machine is None or after.machine is None:
+        return [], []
+    forbidding: list[str] = []
+    telling: list[str] = []
+    for key in sorted({*before.machine, *after.machine} - {"load_average", "affinity", "uncommitted_changes"}):
+        one, two = (_comparable(key, source.machine.get(key)) for source in (before, after) if source.machine)
+        if one != two:
+            text = f"{key} was {one!r}, is {two!r}"
+            (forbidding if key in MUST_MATCH else telling).append(text)
+    return forbidding, telling
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """Another GPU of the same kind is no other machine."""
+    if key == "gpus" and value:
+        return sorted((gpu["name"], gpu["memory_bytes"]) for gpu in value)
+    if key == "memory" and isinstance(value, str):  # kB; what the kernel keeps for itself changes
+        number = value.split()[0]
+        return f"{round(int(number) / 2**20)} GiB" if number.isdigit() else value
+    return value
+
+
+def compare(before: Source, after: Source, *, seed: int = 0) -> list[Compared]:
+    """What both have, in the order of the first; with files of other programs, by collective, ranks, size and dtype."""
+    if not before.points and not after.points:
+        return _of_files(before, after)
+    if not before.points or not after.points:
+        return _with_file(before, after)
+    return [_compared(point, after.points[key], seed) for key, point in before.points.items() if key in after.points]
+
+
+def _compared(one: Point, two: Point, seed: int) -> Compared:
+    ratio = one.time_us / two.time_us
+    known = stats.unpaired_ratio(one.launches, two.launches, seed=seed) if one.launches and two.launches else None
+    return Compared(
+        label=one.label if one.label == two.label else f"{one.label} / {two.label}",
+        set_up=one.set_up,
+        size_bytes=one.size_bytes,
+        before_us=one.time_us,
+        after_us=two.time_us,
+        ratio=ratio,
+        # Samples on disk are rounded to nanoseconds, medians are not.
+        low=min(known[1], ratio) if known else None,
+        high=max(known[2], ratio) if known else None,
+        interval_of=known[3] if known else None,
+        launches=(len(one.launches), len(two.launches)),
+    )
+
+
+def _of_result(result: Result) -> Point:
+    set_up = f"{result.collective}, {result.ranks} ranks, {result.dtype or 'bytes'}"
+    return Point(
+        label=result.source, set_up=set_up + (", in place" if result.in_place else ""),
+        size_bytes=result.size_bytes, time_us=result.time_us or math.nan,
+    )  # fmt: skip
+
+
+def _key(result: Result) -> tuple[Any, ...]:
+    return result.collective, result.ranks, result.dtype, bool(result.in_place), result.size_bytes
+
+
+def _usable(results: Sequence[Result]) -> list[Result]:
+    return [result for result in results if result.time_us and result.size_bytes]
+
+
+def _of_files(before: Source, after: Source) -> list[Compared]:
+    others = {_key(result): result for result in _usable(after.results)}
+    return [
+        _compared(_of_result(result), _of_result(others[_key(result)]), 0)
+        for result in _usable(before.results)
+        if _key(result) in others
+    ]
+
+
+def _with_file(before: Source, after: Source) -> list[Compared]:
+    """Every case of the run with the line of the file of the same collective, ranks and size."""
+    run, file = (before, after) if before.points else (after, before)
+    found = []
+    by_size: dict[int, list[Result]] = {}
+    for result in _usable(file.results):
+        if not result.in_place:
+            by_size.setdefault(result.size_bytes, []).append(result)
+    for case, _ in RunFolder.open(run.path).plan()[0]:
+        point = run.points.get(_identity(case))
+        for result in by_size.get(case.size_bytes, []) if point else []:
+            alike = (result.collective, result.ranks) == (case.collective, case.outer.layout.ranks)
+            captured = result.graph in (None, case.mode == "graph")
+            if point and alike and captured and result.dtype in (None, case.dtype):
+                pair = (point, _of_result(result)) if run is before else (_of_result(result), point)
+                found.append(dataclasses.replace(_compared(*pair, 0), set_up=point.set_up))
+    return found

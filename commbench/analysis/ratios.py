@@ -1,0 +1,211 @@
+"""How much faster one way is than another: cases of one run that differ in algorithm and parameters only.
+
+They share their launches, so each launch gives one pair of medians. The baseline of a group is the collective's
+default algorithm with its default parameters. Where there is one way only, the routings of an emulated fabric or the
+environments are compared with the first of them: they have launches of their own, one in each round, in an order drawn
+for each round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from commbench import algorithms, stats
+from commbench.analysis.summary import Samples
+from commbench.binding import policies
+from commbench.emulated import ROUTINGS
+from commbench.records import Case, Measurement, Row, Status, digest
+from commbench.run_folder import RunFolder
+from commbench.stats import Floats, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A case against its baseline. Of the baseline itself, all but its name is null."""
+
+    baseline: str  # its label
+    speedup: float | None = None  # time of the baseline / time: above 1 this case is faster
+    speedup_low: float | None = None  # null: not estimable
+    speedup_high: float | None = None
+    speedup_of: str | None = None  # what was resampled: launches or samples
+    pairs: int | None = None  # launches that measured both
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """None of the baseline itself."""
+        return None if self.pairs is None else stats.verdict(self.speedup_low, self.speedup_high)
+
+
+def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Ratio]:
+    """The ratios of a run's finished cases, by case id; none where its plan or measurements are not there."""
+    finished = {row.case_id for row in rows if row.status is Status.OK}
+    cases = [case for case, _ in folder.plan()[0] if case.case_id in finished]
+    samples = Samples(folder)
+
+    def slowest_us(measurement: Measurement) -> Floats:
+        return samples.slowest_us(measurement) if samples.has(measurement) else np.empty(0)
+
+    return compare(cases, folder.measurements(), slowest_us)
+
+
+def compare(
+    cases: Sequence[Case], measurements: Sequence[Measurement], slowest_us: Callable[[Measurement], Floats]
+) -> dict[str, Ratio]:
+    """Ratios by case id, of all `cases` that have one to be compared with.
+
+    `slowest_us` gives the samples of a measurement, none where they are lost. A measurement made again counts once,
+    as it was made last.
+    """
+    latest = {(m.case_id, m.launch): m for m in measurements if m.status is Status.OK and m.time_us is not None}
+    # By process group, not by number: what a resume measured days later is no pair with what was there before.
+    by_group: dict[str, dict[str, Measurement]] = {}
+    for measurement in latest.values():
+        by_group.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
+    found = {}
+    for members in _alike(cases):
+        baseline = min(members, key=_rank)
+        found[baseline.case_id] = Ratio(baseline=baseline.label)
+        ours = by_group.get(baseline.case_id, {})
+        for case in members:
+            if case is not baseline:
+                theirs = by_group.get(case.case_id, {})
+                shared = [(ours[group], theirs[group]) for group in ours if group in theirs]
+                found[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
+    by_round: dict[str, dict[int, Measurement]] = {}
+    for measurement in latest.values():
+        by_round.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+    for axis in _AXES:
+        for members in _alike_but_for(axis, [case for case in cases if case.case_id not in found]):
+            first = min(members, key=axis.place)
+            name = axis.setting(first)
+            found[first.case_id] = Ratio(baseline=name)
+            before = by_round.get(first.case_id, {})
+            for case in members:
+                if case is not first:
+                    after = by_round.get(case.case_id, {})
+                    rounds = [(before[index], after[index]) for index in before if index in after]
+                    # Samples of two launches tell nothing of what differs between launches.
+                    found[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
+    return found
+
+
+def describe_ratios(ratios: Collection[Ratio]) -> str:
+    """In words: `over direct, launch by launch; 95 % interval over 6 launches that measured both; ...`."""
+    names = list(dict.fromkeys(ratio.baseline for ratio in ratios))
+    counts = sorted({ratio.pairs for ratio in ratios if ratio.pairs is not None})
+    kinds = {ratio.speedup_of for ratio in ratios if ratio.speedup_of}
+    over = ", or where that has no numbers ".join(names)
+    return f"over {over}, launch by launch; {describe_pairs(counts, kinds)}; =: no difference, ?: not estimable"
+
+
+def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
+    """Where intervals are from: from how many pairs (ascending), and what was resampled."""
+    few, many = (counts[0], counts[-1]) if counts else (0, 0)
+    counted = f"{few} to {many} launches" if few < many else f"{many} launch{'es' if many != 1 else ''}"
+    if not kinds:
+        return f"no interval: too few samples in {counted} that measured both"
+    of = "95 % interval over" if set(kinds) == {"launches"} else "95 % interval of samples in"
+    text = f"{of} {counted} that measured both"
+    text += "" if set(kinds) == {"launches"} else ", the spread between launches is NOT in it"
+    return text + ("" if few >= stats.PAIRS_FOR_CLAIM else f"; a claim of gain takes {stats.PAIRS_FOR_CLAIM}")
+
+
+def _alike(cases: Sequence[Case]) -> list[list[Case]]:
+    """Groups of two and more that share everything but algorithm and parameters."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        shared = dataclasses.asdict(case)
+        del shared["algorithm"], shared["params"]
+        groups.setdefault(digest(shared), []).append(case)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Axis:
+    """One that takes a launch for each setting."""
+
+    setting: Callable[[Case], str]  # in words; "" where a case has none
+    without: Callable[[dict[str, Any]], None]  # takes it out of a case
+    place: Callable[[Case], int] = lambda case: 0  # the baseline has the lowest, or else is the first in the plan
+
+
+def _routing(case: Case) -> str:
+    emulated = case.outer.emulated
+    return f"routing={emulated.routing}" if emulated is not None and emulated.spines > 1 else ""
+
+
+def _environment(case: Case) -> str:
+    return ", ".join(f"{name}={value}" for name, value in case.outer.env.items())
+
+
+def _without_binding(case: dict[str, Any]) -> None:
+    for name in ("binding", "cpu_masks", "binding_memory"):
+        del case["outer"][name]
+
+
+_AXES = (
+    _Axis(
+        setting=_routing,
+        without=lambda case: case["outer"]["emulated"].pop("routing"),
+        place=lambda case: ROUTINGS.index(case.outer.emulated.routing) if case.outer.emulated else 0,
+    ),
+    _Axis(
+        setting=lambda case: case.outer.binding_text or "binding=none",
+        without=_without_binding,
+        place=lambda case: policies.POLICIES.index(case.outer.binding),
+    ),
+    _Axis(setting=_environment, without=lambda case: case["outer"].pop("env")),
+)
+
+
+def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        if axis.setting(case):
+            shared = dataclasses.asdict(case)
+            axis.without(shared)
+            groups.setdefault(digest(shared), []).append(case)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def _rank(case: Case) -> tuple[bool, int, bool]:
+    """The baseline has the lowest: the default, else what is first in the table of algorithms, and then in the plan."""
+    names = algorithms.names(case.collective)
+    place = names.index(case.algorithm)
+    defaults = {key: value for key, (value, _) in algorithms.get(case.collective, case.algorithm).params.items()}
+    return place > 0 or case.params != defaults, place, case.params != defaults
+
+
+def _ratio(
+    baseline: str,
+    case: Case,
+    shared: Sequence[tuple[Measurement, Measurement]],
+    slowest_us: Callable[[Measurement], Floats],
+) -> Ratio:
+    ours, theirs = ([_median(pair[arm]) for pair in shared] for arm in (0, 1))
+    speedup = stats.median_ratio(ours, theirs)
+    if len(shared) < stats.LAUNCHES_FOR_INTERVAL:  # else only the medians are resampled
+        ours, theirs = ([slowest_us(pair[arm]) for pair in shared] for arm in (0, 1))
+        if any(samples.size == 0 for samples in (*ours, *theirs)):
+            ours, theirs = [], []
+    known = stats.ratio(ours, theirs, seed=case.seed)
+    if speedup is None or known is None:
+        return Ratio(baseline=baseline, speedup=speedup, pairs=len(shared))
+    return Ratio(
+        baseline=baseline,
+        speedup=speedup,
+        # Samples on disk are rounded to nanoseconds, the medians are not: keep low <= speedup <= high.
+        speedup_low=min(known[1], speedup),
+        speedup_high=max(known[2], speedup),
+        speedup_of=known[3],
+        pairs=len(shared),
+    )
+
+
+def _median(measurement: Measurement) -> Floats:
+    return np.array([measurement.time_us], dtype=float)

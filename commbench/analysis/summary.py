@@ -1,0 +1,237 @@
+"""From the measurements of a case to its row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commbench import algorithms, collectives, stats
+from commbench.layout import LINK_CLASSES, LinkClass
+from commbench.links import LinkRate, bound_us, of_messages
+from commbench.records import Case, Fabric, Measurement, Row, Status, digest
+from commbench.run_folder import RunFolder, read_lines
+from commbench.spec import Value, traffic_split
+from commbench.stats import Floats
+from commbench.units import gbps
+
+# What ended the sampling, best known first; a row shows the worst of its launches.
+_STOP_ORDER = ("iters", "precision", "samples", "cap")
+
+
+_LONGEST_TEXT = 20
+
+# Of a product beside the collective: medians over launches of each launch's own.
+_BESIDE = (
+    *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
+    *("comm_slowdown", "compute_slowdown", "overlap_percent"),
+)
+_METERED = ("wire_bytes", "link_imbalance", "cpu_percent")
+# What only a case that is `ok` has.
+_NUMBERS = (
+    "time_us",
+    "time_us_low",
+    "time_us_high",
+    "interval_of",
+    "time_us_mean",
+    "time_us_p95",
+    "host_us",
+    "skew_us",
+    "calls_per_sample",
+    "algbw_gbps",
+    "busbw_gbps",
+    "bound_gbps",
+    "bound_fraction",
+    "bound_us",
+    "steps_us",
+    "wire_bytes",
+    "link_imbalance",
+    "cpu_percent",
+    "busbw_mean_gbps",
+    *_BESIDE,
+    "wrong",
+    "stop_reason",
+)
+
+
+class Samples:
+    """Samples of a run, read from disk when asked for; each file is read once more only if it has grown."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._files: dict[Path, tuple[int, dict[str, Floats]]] = {}
+
+    def has(self, measurement: Measurement) -> bool:
+        """False where a full disk or a damaged file lost the samples of a measurement."""
+        return measurement.case_id in self._read(measurement)
+
+    def slowest_us(self, measurement: Measurement) -> Floats:
+        """Per sample, the maximum over ranks, microseconds."""
+        return self._read(measurement)[measurement.case_id]
+
+    def _read(self, measurement: Measurement) -> dict[str, Floats]:
+        path = self._folder.samples_path(measurement.attempt)
+        size = path.stat().st_size if path.exists() else 0
+        known, by_case = self._files.get(path, (-1, {}))
+        if size != known:
+            by_case = dict(read_lines(path, _slowest))
+            self._files[path] = size, by_case
+        return by_case
+
+
+def _slowest(line: str) -> tuple[str, Floats]:
+    raw = json.loads(line)
+    return raw["case_id"], np.array(raw["time_us"], dtype=float).max(axis=1)
+
+
+def skipped_row(case: Case, reason: str) -> Row:
+    return _row(case, Status.SKIPPED, reason, [])
+
+
+def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Row:
+    """The row of a finished case: the first failure if there was one, else the numbers of all launches."""
+    for measurement in measurements:
+        if measurement.status is not Status.OK:
+            return _row(case, measurement.status, measurement.reason, measurements, wrong=measurement.wrong)
+    medians = [float(m.time_us or 0.0) for m in measurements]
+    if len(measurements) >= stats.LAUNCHES_FOR_INTERVAL:
+        per_launch = [np.array([median]) for median in medians]  # only their medians are resampled
+    else:
+        per_launch = [samples.slowest_us(m) for m in measurements]
+    time_us = float(np.median(medians))
+    known = stats.interval(per_launch, seed=case.seed)
+    # Samples on disk are rounded to nanoseconds, the median is not: keep low <= time <= high.
+    low, high, of = (min(known[0], time_us), max(known[1], time_us), known[2]) if known else (None, None, None)
+    spec = case.spec
+    collective = collectives.get(case.collective)
+    factor = collective.busbw_factor(spec)
+    algbw = gbps(spec.size_bytes, time_us)
+    busbw = None if factor is None else algbw * factor
+    least_us, steps_us = _bounds(case, measurements[0].links or {})
+    bound = None if least_us is None or factor is None else gbps(spec.size_bytes, least_us) * factor
+    mean_bytes = collective.mean_bytes(spec)
+    mean = None if factor is None or mean_bytes is None else gbps(mean_bytes, time_us) * factor
+    return _row(
+        case,
+        Status.OK,
+        "",
+        measurements,
+        time_us=time_us,
+        time_us_low=low,
+        time_us_high=high,
+        interval_of=of,
+        time_us_mean=_median([m.time_us_mean for m in measurements]),
+        time_us_p95=_median([m.time_us_p95 for m in measurements]),
+        host_us=_median([m.host_us for m in measurements]),
+        skew_us=_median([m.skew_us for m in measurements]),
+        calls_per_sample=int(np.median([m.calls_per_sample for m in measurements])),
+        algbw_gbps=algbw,
+        busbw_gbps=busbw,
+        bound_gbps=bound,
+        bound_fraction=least_us / time_us if least_us else None,
+        bound_us=least_us,
+        steps_us=steps_us,
+        busbw_mean_gbps=mean,
+        **{name: _median([getattr(m, name) for m in measurements]) for name in _BESIDE},
+        **{name: _median([getattr(m, name) for m in measurements]) for name in _METERED},
+        wrong=0,
+        stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
+    )
+
+
+def _bounds(case: Case, links: Mapping[str, LinkRate]) -> tuple[float | None, float | None]:
+    """Microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
+    spec = case.spec
+    # Groups that share a node's links have a part of them each.
+    share = spec.layout.ranks_per_node / case.outer.ranks_per_node
+    least = bound_us(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
+    steps = algorithms.get(case.collective, case.algorithm).steps(spec)
+    if steps is None:
+        return least or None, None
+
+    def charged(link: LinkClass, nbytes: int) -> int:
+        return links[link].charged(nbytes) if link in links else nbytes
+
+    needs = of_messages((send for step in steps for send in step.sends), spec.layout, charged)
+    return least or None, bound_us(needs, links, spec.layout, share=share) or None
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known and len(known) == len(values) else None
+
+
+def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
+    layout = case.outer.layout
+    within = layout.within(case.groups)
+    traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
+    scratch = 0
+    mean_bytes = None
+    if status is not Status.SKIPPED:
+        spec = case.spec
+        algorithm = algorithms.get(case.collective, case.algorithm)
+        steps = algorithm.steps(spec)
+        sends = None if steps is None else [send for step in steps for send in step.sends]
+        traffic = None if sends is None else traffic_split(sends, spec.layout)
+        scratch = algorithm.scratch_bytes(spec)
+        mean_bytes = collectives.get(case.collective).mean_bytes(spec)
+    # All groups do the same at the same time.
+    groups = 1 if isinstance(within, str) else layout.ranks // within.ranks
+    emulated = case.outer.emulated
+    values: dict[str, Any] = dict.fromkeys(_NUMBERS)
+    values.update(numbers)
+    done = [m for m in measurements if m.status is Status.OK]
+    return Row(
+        case_id=case.case_id,
+        status=status,
+        reason=reason,
+        collective=case.collective,
+        arguments={key: _short(value) for key, value in case.arguments.items()},
+        in_place=case.in_place,
+        algorithm=case.algorithm,
+        params=case.params,
+        transport=case.outer.transport,
+        mode=case.mode,
+        buffers=case.buffers,
+        cache=case.cache,
+        dtype=case.dtype,
+        size_bytes=case.size_bytes,
+        ranks=layout.ranks,
+        nodes=layout.nodes,
+        groups=case.groups,
+        group_size=layout.ranks // groups,
+        overlap=case.overlap,
+        fabric=Fabric.EMULATED if emulated else next((m.fabric for m in measurements if m.fabric), ""),
+        link=emulated.link if emulated else "",
+        message_overhead=emulated.message_overhead if emulated else 0,
+        spines=emulated.spines if emulated else 0,
+        routing=emulated.routing if emulated else "",
+        intra_link=emulated.intra_link if emulated else "",
+        slow_link=emulated.slow_link if emulated else "",
+        env=case.outer.env,
+        binding=case.outer.binding,
+        cpu_masks=case.outer.cpu_masks,
+        binding_memory=case.outer.binding_memory,
+        rank_cpus=_read_back([m.rank_cpus for m in done]),
+        rank_memory=_read_back([m.rank_memory for m in done]),
+        launches=len({m.launch for m in done}),
+        samples=sum(m.samples for m in done),
+        inter_bytes=None if traffic is None else traffic["inter"] * groups,
+        intra_bytes=None if traffic is None else traffic["intra"] * groups,
+        mean_bytes=mean_bytes,
+        scratch_bytes=scratch,
+        **values,
+    )
+
+
+def _read_back(launches: Sequence[list[str] | None]) -> str:
+    """Lists by rank, with blanks between them; those of launches that differ, with bars."""
+    return " | ".join(dict.fromkeys(" ".join(found) for found in launches if found))
+
+
+def _short(value: Value) -> Value:
+    """A file's content as a digest: a matrix of a thousand ranks fills no cell of a table."""
+    return f"#{digest(value)}" if isinstance(value, str) and len(value) > _LONGEST_TEXT else value

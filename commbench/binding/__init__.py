@@ -1,0 +1,1 @@
+"""Which CPUs and memory a rank gets."""

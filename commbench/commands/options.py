@@ -1,0 +1,96 @@
+"""Options that commands share, and what they become: nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from commbench.sweep.prepare import Request
+    from commbench.train import launch
+
+TRAINERS = ("local", "torchrun")
+# Keys that have an option: its letters, what it takes, and what it is.
+SHORT = {
+    "sizes.min": ("-b", "--min-bytes", "SIZE", "Smallest size (sizes.min): 8, 32K, 1MiB."),
+    "sizes.max": ("-e", "--max-bytes", "SIZE", "Largest size (sizes.max)."),
+    "sizes.factor": ("-f", "--factor", "N", "From one size to the next (sizes.factor)."),
+    "iters": ("-n", "--iters", "N", "Fixed number of samples; no adaptive stop (iters)."),
+    "warmup": ("-w", "--warmup", "N", "Untimed calls before the first sample (warmup)."),
+    "dtype": ("-d", "--dtype", "TYPE", "Element type (dtype): fp32, bf16, ..."),
+    "op": ("-o", "--op", "OP", "Of reductions (op): sum, prod, min, max."),
+    "root": ("-r", "--root", "RANK", "Of broadcast (root)."),
+    "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
+}
+_Command = Callable[..., int]
+
+
+def shorts(*keys: str) -> Callable[[_Command], _Command]:
+    """Options for these keys, in this order."""
+
+    def decorate(command: _Command) -> _Command:
+        for key in reversed(keys):
+            letter, word, metavar, text = SHORT[key]
+            command = click.option(letter, word, _name(key), metavar=metavar, help=text)(command)
+        return command
+
+    return decorate
+
+
+def _name(key: str) -> str:
+    return key.replace(".", "_")
+
+
+def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Request:
+    """Of a sweep or a tuning, whose options for keys become words."""
+    from commbench.sweep.prepare import Request
+
+    typed = (f"{key}={options[_name(key)]}" for key in SHORT if options.get(_name(key)) is not None)
+    return Request(
+        words=(*words, *typed),
+        dry_run=options["dry_run"],
+        show_config=options["show_config"],
+        launcher=options["launcher"] or "",
+        format=options["format_"],
+        plots=not options["no_plots"],
+        quiet=options["quiet"],
+        verbose=options["verbose"],
+        **more,
+    )
+
+
+def training_options(*, json_is: str) -> Callable[[_Command], _Command]:
+    """Of one training, and of two beside each other."""
+
+    def decorate(command: _Command) -> _Command:
+        for option in (
+            click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+            click.option("--format", "format_", type=click.Choice(("table", "json")), default="table",
+                         show_default=True, help=f"Of what is printed on stdout; json: {json_is}."),
+            click.option("--launcher", type=click.Choice(TRAINERS), default="local", show_default=True,
+                         help="Starts the ranks."),
+            click.option("--show-config", is_flag=True, help="Print every key with its value and train nothing."),
+            click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+                         metavar="DIR", help="Parent of run folders."),
+        ):  # fmt: skip
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def training_request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> launch.Request:
+    from commbench.train import launch as command
+
+    return command.Request(
+        words=tuple(words),
+        out=options["out"],
+        show_config=options["show_config"],
+        launcher=options["launcher"],
+        format=options["format_"],
+        quiet=options["quiet"],
+        **more,
+    )

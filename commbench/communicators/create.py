@@ -1,0 +1,164 @@
+"""How a communicator comes to be: ranks find out where they are and agree on the scope, all of them or none."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from commbench.communicators.communicator import Communicator
+from commbench.communicators.explain import Setting
+from commbench.communicators.select import Chooser
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.layout import Layout
+from commbench.profile import Profile, Scope, file, scope
+from commbench.profile.scope import Here, OutOfScope
+from commbench.profile.table import Table
+from commbench.transports.existing_group import join, transport_of
+from commbench.transports.gloo import gather
+
+_ERRORS: dict[str, type[CommbenchError]] = {"OutOfScope": OutOfScope, "UsageError": UsageError}
+Votes = Callable[[Sequence[float]], npt.NDArray[np.float64]]
+
+
+def make(
+    group: dist.ProcessGroup | None, profile: Profile | None, name: str, *, allow_mismatch: bool = False
+) -> Communicator:
+    """Collective over `group`; None: all ranks. Whatever is wrong on one rank is raised on all."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise EnvironmentProblem(
+            "torch.distributed is not initialised, so there are no ranks to communicate with",
+            hint="call torch.distributed.init_process_group('gloo'), or 'nccl', first; start with torchrun",
+        )
+    group = dist.group.WORLD if group is None else group
+    if group is None or not isinstance(group, dist.ProcessGroup):  # torch gives those outside a number
+        raise UsageError(
+            f"this process is no rank of the group {group!r}", hint="only the members of a group make its communicator"
+        )
+    ranks = dist.get_process_group_ranks(group)
+    if ranks != sorted(ranks):
+        raise UsageError(
+            f"the group's ranks are not in ascending order: {ranks}",
+            hint="torch sorts those of its sub-groups: sort them",
+        )
+    transport_name = transport_of(group)
+    votes = _votes(group, transport_name)
+    hosts = told(votes, lambda: _facts(profile))
+    if len({fact["profile"] for fact in hosts}) > 1:
+        digests = ", ".join(fact["profile"] for fact in hosts)
+        raise UsageError(f"the ranks have different profiles: digests {digests}", hint="give all ranks the same file")
+    layout, note = layout_of([fact["host"] for fact in hosts])
+    transport = join(group, transport_name, one_host=len({fact["host"] for fact in hosts}) == 1)
+    here = Here(
+        transport=transport_name,
+        nodes=layout.nodes,
+        ranks_per_node=layout.ranks_per_node,
+        versions=transport.versions(),
+        gpu=transport.gpu(),
+        environ=dict(os.environ),
+    )
+    setting = Setting(here=here, layout=layout, note=note, profile=name if profile else "")
+    table = None
+    if profile is not None:
+        found = told(votes, lambda: _matching(profile, here, note, name, allow_mismatch=allow_mismatch).id)
+        if len({*found}) > 1:
+            raise OutOfScope(
+                f"the ranks are in different scopes of {name}: {', '.join(found)}",
+                hint="start all ranks with the same environment, binding and versions",
+            )
+        setting.scope = profile.scope(found[0])
+        setting.differences = scope.differences(setting.scope, here)
+        table = Table(profile, found[0])
+    return Communicator(transport, layout, Chooser(transport_name, layout, table), setting)
+
+
+def _matching(profile: Profile, here: Here, note: str, name: str, *, allow_mismatch: bool) -> Scope:
+    try:
+        return scope.matching(profile, here, allow_mismatch=allow_mismatch, name=name)
+    except OutOfScope as error:
+        raise OutOfScope(f"{error}{f'; {note}' if note else ''}", hint=error.hint) from error
+
+
+def _votes(group: dist.ProcessGroup, transport: str) -> Votes:
+    device = torch.device("cuda", torch.cuda.current_device()) if transport == "nccl" else None
+    return functools.partial(gather, group, dist.get_world_size(group), device=device)
+
+
+def _facts(profile: Profile | None) -> dict[str, str]:
+    digest = "none" if profile is None else hashlib.sha256(file.dump(profile).encode()).hexdigest()[:12]
+    return {"host": host(), "profile": digest}
+
+
+def host() -> str:
+    """The same for ranks that share a node, and for no others.
+
+    A network namespace is a node of its own, as the nodes of an emulated cluster are, and so is what NCCL is told to
+    take for one.
+    """
+    parts = [platform.node(), os.environ.get("NCCL_HOSTID", "")]
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/net"):
+        try:
+            parts.append(str(Path(path).stat().st_ino) if path.endswith("net") else Path(path).read_text().strip())
+        except OSError:  # not on Linux
+            parts.append("")
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+def layout_of(hosts: Sequence[str]) -> tuple[Layout, str]:
+    """The layout of ranks on `hosts`, and why it is not what one might expect; "" if it is.
+
+    Ranks that are not in blocks of equal length on their hosts get a layout of one rank a node: right for every
+    algorithm, and good for those that look at nodes not at all.
+    """
+    runs = [len(list(run)) for _, run in groupby(hosts)]
+    if len(runs) == len({*hosts}) and len({*runs}) == 1:
+        return Layout(len(runs), runs[0]), ""
+    counts = sorted(hosts.count(host) for host in {*hosts})
+    why = (
+        f"the {len(hosts)} ranks are on {len(counts)} hosts"
+        + (f" with {', '.join(map(str, counts))} ranks each" if len({*counts}) > 1 else ", not in consecutive blocks")
+        + f", so each counts as a node of its own ({len(hosts)} x 1)"
+    )
+    return Layout(len(hosts), 1), why
+
+
+def told(votes: Votes, find: Callable[[], Any]) -> list[Any]:
+    """Collective: what `find` gives on each rank. What it raises on any rank is raised on all."""
+    own: Exception | None = None
+    try:
+        text = json.dumps({"value": find()})
+    except CommbenchError as error:
+        own = error
+        text = json.dumps({"error": str(error), "hint": error.hint, "kind": type(error).__name__})
+    except Exception as error:
+        own = error
+        text = json.dumps({"error": f"{type(error).__name__}: {error}", "hint": "see that rank's log", "kind": ""})
+    answers = [json.loads(answer) for answer in _texts(votes, text)]
+    for rank, answer in enumerate(answers):
+        if "error" in answer:
+            if isinstance(own, CommbenchError):
+                raise own
+            kind = _ERRORS.get(answer["kind"], EnvironmentProblem)
+            raise kind(f"rank {rank}: {answer['error']}", hint=answer["hint"]) from own
+    return [answer["value"] for answer in answers]
+
+
+def _texts(votes: Votes, text: str) -> list[str]:
+    """Every rank's text, over votes, which are numbers: no pickle, and nothing but the group is needed."""
+    mine = text.encode()
+    lengths = votes([float(len(mine))])[:, 0].astype(int)
+    padded = np.zeros(int(lengths.max()), dtype=np.uint8)
+    padded[: len(mine)] = np.frombuffer(mine, dtype=np.uint8)
+    table = votes(padded.astype(np.float64).tolist()).astype(np.uint8)
+    return [row[:length].tobytes().decode() for row, length in zip(table, lengths, strict=True)]

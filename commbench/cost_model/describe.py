@@ -1,0 +1,64 @@
+"""A fitted setting in words."""
+
+from __future__ import annotations
+
+from commbench.cost_model.costs import Fitted
+from commbench.units import format_size
+
+MEANINGS = {
+    "step_us": "each step of an algorithm",
+    "alpha_intra_us": "a message inside a node",
+    "beta_intra_us_per_kib": "a KiB inside a node",
+    "alpha_inter_us": "a message between nodes",
+    "beta_inter_us_per_kib": "a KiB between nodes",
+    "reply_inter_us": "a message that goes the other way",
+    "reply_inter_us_per_kib": "a KiB that goes the other way",
+    "cpu_rank_us": "processors: each rank that takes part in a step",
+    "cpu_message_us": "processors: each message",
+    "cpu_us_per_kib": "processors: each KiB",
+    "burst_us": "what a link that has rested carries at once",
+    "call_us": "each call, beside its steps",
+}
+
+
+def _parts(fitted: Fitted) -> str:
+    where = {"intra": "inside nodes", "inter": "between nodes"}
+    parts = [f"{r2:.4f} {where[link]}" for link, r2 in fitted.r2_by_link.items()] if len(fitted.r2_by_link) > 1 else []
+    if fitted.r2_possible is not None:
+        parts.append(f"launches differ so much that about {fitted.r2_possible:.4f} can be reached")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def lines(fitted: Fitted) -> list[str]:
+    of = "left out" if any(fitted.left_out.values()) else "fitted, as none could be left out"
+    found = [
+        f"{fitted.text}: {fitted.form.describe()}",
+        f"  {fitted.observations} cases, {fitted.points} of them different; a new case is within "
+        f"{100 * 1.96 * fitted.spread:.0f} % for 95 % of those {of}",
+        f"  r2 {fitted.r2:.4f}{_parts(fitted)}",
+    ]
+    width = max(len(MEANINGS[name]) for name in fitted.costs)
+    for name, value in fitted.costs.items():
+        unit = "us per KiB" if name.endswith("kib") else "us"
+        if name in fitted.unknown:
+            found.append(f"  {MEANINGS[name]:<{width}}  not measured")
+            continue
+        low, high = fitted.intervals[name]
+        rate = f" ({1.024 / value:.3g} GB/s)" if name.startswith("beta") and value > 0 else ""
+        found.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} {unit} [{low:.4g}, {high:.4g}]{rate}")
+    if fitted.skews.by_ranks:
+        each = ", ".join(f"{ranks} ranks {us:.4g} us" for ranks, us in fitted.skews.by_ranks.items())
+        found.append(f"  ranks begin apart, as measured: {each}")
+    for scale, errors in fitted.left_out.items():
+        if errors:
+            each = ", ".join(f"{value} {100 * error:.1f} %" for value, error in errors.items())
+            found.append(f"  median error of each {scale} that was left out: {each}")
+    scales = fitted.scales
+    found.append(
+        f"  measured up to {format_size(scales.size_bytes)}, messages of {format_size(scales.message_bytes)}, "
+        f"{scales.ranks} ranks"
+    )
+    if fitted.mixed:
+        named = ", ".join(fitted.mixed)
+        found.append(f"  cannot be told apart: {named}: measure pairs as well, or another number of ranks")
+    return [*found, *(f"  {note}" for note in fitted.notes)]

@@ -1,0 +1,113 @@
+"""Model: the fitted costs of every setting that was observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from commbench.cost_model import loads
+from commbench.cost_model.costs import FEWEST_POINTS, Fitted, Prediction, fit_setting
+from commbench.cost_model.loads import Loads
+from commbench.cost_model.observe import Observation, describe_setting, setting
+from commbench.errors import CorruptFile, UsageError
+from commbench.records import Case
+
+# History of the format:
+# 1  first version
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`settings`: by `observe.setting`, as costs on one fabric say nothing of another."""
+
+    settings: Mapping[str, Fitted]
+    notes: tuple[str, ...] = ()  # what could not be fitted, and why
+
+    @property
+    def r2(self) -> float:
+        """Part of the variance of logarithms of times that the fit explains; of several settings the least."""
+        return min(fitted.r2 for fitted in self.settings.values())
+
+    def predict(self, case: Case) -> Prediction | None:
+        """The time of a case, measured or not.
+
+        None where nothing can be said: nothing of its setting was measured, or of a class of link that it needs; the
+        algorithm cannot run there; or a library chooses what moves.
+        """
+        fitted = self.settings.get(setting(case))
+        moves = loads.of_case(case) if fitted is not None else None
+        return None if fitted is None or moves is None else fitted.predict(case, moves)
+
+    def describe(self) -> list[str]:
+        """Lines in words."""
+        from commbench.cost_model.describe import lines
+
+        return [line for fitted in self.settings.values() for line in lines(fitted)] + list(self.notes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "settings": {key: fitted.as_dict() for key, fitted in self.settings.items()},
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_dict(raw: Mapping[str, Any]) -> Model:
+        """Raises `CorruptFile` where `as_dict` did not write it."""
+        if raw.get("format_version") != FORMAT_VERSION:
+            raise CorruptFile(
+                f"the cost model has format {raw.get('format_version')!r}, this commbench reads {FORMAT_VERSION}",
+                hint="fit it again: commbench model RUN...",
+            )
+        try:
+            settings = {key: Fitted.from_dict(fitted) for key, fitted in raw["settings"].items()}
+            return Model(settings, tuple(raw["notes"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptFile(
+                f"the cost model cannot be read: {type(error).__name__}: {error}",
+                hint="fit it again: commbench model RUN...",
+            ) from error
+
+
+def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
+    """Raises `UsageError` where there is too little to learn any costs from."""
+    groups: dict[str, list[tuple[Observation, Loads]]] = {}
+    silent = 0
+    for observation in observations:
+        if not observation.launches_us or min(observation.launches_us) <= 0:
+            continue
+        moves = loads.of_case(observation.case)
+        if moves is None:
+            silent += 1
+        else:
+            groups.setdefault(setting(observation.case), []).append((observation, moves))
+    found: dict[str, Fitted] = {}
+    notes: list[str] = []
+    for key, pairs in groups.items():
+        text = describe_setting(pairs[0][0].case)
+        points = len({moves.identity for _, moves in pairs})
+        sizes = len({observation.case.size_bytes for observation, _ in pairs})
+        if points < FEWEST_POINTS or sizes < 2:
+            notes.append(
+                f"{text}: {points} different exchange{'s' if points != 1 else ''} of {sizes} "
+                f"size{'s' if sizes != 1 else ''}, {FEWEST_POINTS} of 2 sizes are needed"
+            )
+        else:
+            try:
+                found[key] = fit_setting(pairs, seed=seed)
+            except UsageError as error:
+                notes.append(f"{text}: {error}")
+    if not found:
+        if not notes:
+            notes = [
+                f"{silent} cases in which nothing moves, or nobody knows what moves" if silent else "no observations"
+            ]
+        raise UsageError(
+            f"too few observations to fit costs: {'; '.join(notes)}",
+            hint="measure algorithm=direct of all_to_all and pairs at several sizes: commbench sweep quick "
+            "collective=all_to_all,pairs algorithm=direct round=all -b 1K -e 1M -f 4",
+        )
+    return Model(found, tuple(f"not fitted: {note}" for note in notes))

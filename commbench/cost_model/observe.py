@@ -1,0 +1,68 @@
+"""What the cost model is fitted to: cases that were measured, with one time for each launch."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from commbench.records import Case, Status, digest
+from commbench.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A measured case: microseconds of each launch, the median over samples of the maximum over ranks.
+
+    `skew_us`: how long after the first rank the last one left the barrier before a call, None where nobody knows.
+    """
+
+    case: Case
+    launches_us: tuple[float, ...]
+    skew_us: float | None = None
+
+
+def observe(folder: RunFolder) -> list[Observation]:
+    """The finished cases of a run, in the order of its plan. What failed or was skipped tells nothing."""
+    made: dict[str, dict[int, tuple[float, float | None]]] = {}
+    for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
+        if measurement.status is Status.OK and measurement.time_us:
+            made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
+    finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
+    found = []
+    for case, _ in folder.plan()[0]:
+        if case.case_id in finished and (of_case := made.get(case.case_id)):
+            skews = [skew_us for _, skew_us in of_case.values() if skew_us is not None]
+            found.append(
+                Observation(
+                    case=case,
+                    launches_us=tuple(of_case[launch][0] for launch in sorted(of_case)),
+                    skew_us=statistics.median(skews) if skews else None,
+                )
+            )
+    return found
+
+
+def setting(case: Case) -> str:
+    """The same for cases that share their costs: all that differs is the layout, the exchange and its size."""
+    outer: dict[str, Any] = dataclasses.asdict(case.outer)
+    for name in ("nodes", "ranks_per_node"):
+        del outer[name]
+    if outer["emulated"]:
+        del outer["emulated"]["nodes"]
+    return digest([outer, case.mode, case.buffers, case.cache, case.overlap])
+
+
+def describe_setting(case: Case) -> str:
+    """`gloo, emulated: 1gbit links, isolated, plain buffers`."""
+    outer = case.outer
+    words = [outer.transport]
+    words += [f"emulated: {outer.emulated}"] if outer.emulated else []
+    words += ["virtual hosts"] if outer.virtual_hosts else []
+    words += [outer.binding_text] if outer.binding_text else []
+    words += [f"{name}={value}" for name, value in outer.env.items()]
+    words += [case.mode, f"{case.buffers} buffers"]
+    words += ["cold cache"] if case.cache != "warm" else []
+    words += [f"beside a {case.overlap}"] if case.overlap != "none" else []
+    return ", ".join(words)

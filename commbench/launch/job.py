@@ -1,0 +1,78 @@
+"""The order of a launch: what the parent writes to disk and every rank reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from commbench.binding.policies import Placement
+from commbench.fabric.network import INTERFACES
+from commbench.records import Case, Outer, from_dict
+from commbench.run_folder import write_atomically
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    run_dir: str
+    attempt: str
+    launch: int
+    outer: Outer
+    cases: tuple[Case, ...]
+    timeout_s: float = 120.0  # without progress
+    parent_pid: int = 0
+    host: str = ""  # of the sweep, for whose ranks it has worked out the places, by local rank
+    placements: tuple[Placement, ...] = ()
+    parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
+    program: str = ""  # a module to import by its name and run in place of cases: see commbench.measure.rank.run
+    settings: dict[str, Any] = field(default_factory=dict)  # of the program, as JSON has them
+
+    @property
+    def folder(self) -> Path:
+        """Logs and events of this launch."""
+        return Path(self.run_dir) / "logs" / self.attempt
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        layout = self.outer.layout
+        return {
+            "script": self.outer.script,
+            "layout": (layout.nodes, layout.ranks_per_node),
+            "seed": self.cases[0].seed if self.cases else 0,
+            "launch": self.launch,
+            "virtual_hosts": self.outer.virtual_hosts,
+            "interfaces": INTERFACES if self.outer.emulated else None,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "cases": [asdict(case) for case in self.cases]})
+
+    @staticmethod
+    def from_json(text: str) -> Order:
+        raw = json.loads(text)
+        raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
+        raw["outer"] = from_dict(Outer, raw["outer"])
+        raw["placements"] = tuple(_placement(place) for place in raw["placements"])
+        return Order(**raw)
+
+    def save(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "order.json"
+        write_atomically(path, self.to_json())
+        return path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Order:
+        return Order.from_json(Path(path).read_text())
+
+
+def _placement(raw: dict[str, Any]) -> Placement:
+    nodes = raw["memory_nodes"]
+    return Placement(
+        cpus=tuple(raw["cpus"]),
+        memory_nodes=None if nodes is None else tuple(nodes),
+        why=raw["why"],
+        gpu=raw["gpu"],
+    )

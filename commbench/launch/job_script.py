@@ -1,0 +1,116 @@
+"""`--launcher print`: a sweep as a job script, with the commands that join each of its launches by hand as comments."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+
+from commbench import transports
+from commbench import variables as effective
+from commbench.launch import mpiexec, slurm
+from commbench.records import Outer
+
+# Keys that hold one value in a launch that is joined: the command of each set-up says which.
+_ONE_VALUE = ("transport", "nodes", "ranks_per_node", "layout", "binding", "cpu_masks", "binding_memory", "launches")
+_DIALECTS = {"mpich": "MPICH", "intel": "Intel MPI", "openmpi": "Open MPI"}
+_PORT = 29400
+
+
+def text(
+    words: Sequence[str],
+    outers: Sequence[Outer],
+    *,
+    seconds: float,
+    options: Sequence[str] = (),
+    python: str = sys.executable,
+    environ: Mapping[str, str] = os.environ,
+) -> str:
+    """A bash script for sbatch that runs `commbench sweep WORDS OPTIONS`, in about `seconds`, on the set-ups `outers`.
+
+    Every line of it can be run, those in comments too.
+    """
+    minutes = math.ceil(2 * seconds / 60) + 10
+    lines = [
+        "#!/bin/bash",
+        "#SBATCH --job-name=commbench",
+        f"#SBATCH --nodes={max(outer.nodes for outer in outers)}",
+        f"#SBATCH --ntasks-per-node={max(outer.ranks_per_node for outer in outers)}",
+        "#SBATCH --exclusive",
+        f"#SBATCH --time={minutes}",
+        "#SBATCH --no-requeue",
+        "# A minute before the time is over the sweep is asked to stop; --resume goes on where it was.",
+        "#SBATCH --signal=B:TERM@60",
+        "#",
+        "# Submit this file with sbatch, from a folder that all nodes see. What your site asks for besides goes on the",
+        "# command line: sbatch --partition=... --account=... FILE",
+        "#",
+        "# One launch of it can also be joined by hand; its intervals are then those of one launch.",
+    ]
+    # A recipe may say so, and then each command has to.
+    bound = any(outer.binding != "none" for outer in outers)
+    for outer in outers:
+        narrowed = _narrowed(words, outer, bound)
+        lines += ["#", *(f"# {line}" for line in _by_hand(words, narrowed, options, outer, python, environ))]
+    command = [python, "-m", "commbench", "sweep", *words, *options, "--launcher", "slurm"]
+    return "\n".join([*lines, "", f"exec {_quoted(command)}", ""])
+
+
+def _by_hand(
+    words: Sequence[str],
+    narrowed: Sequence[str],
+    options: Sequence[str],
+    outer: Outer,
+    python: str,
+    environ: Mapping[str, str],
+) -> Iterator[str]:
+    """Lines that say how to start one set-up under each launcher that its transport can do with."""
+    yield f"== {' '.join(str(outer).split())}"
+    given = {word.removeprefix("env.").partition("=")[0] for word in words if word.startswith("env.")}
+    if own := [name for name in outer.env if name not in given]:
+        yield f"Not by hand: the recipe itself sets {', '.join(own)}."
+        return
+    layout = outer.layout
+    sweep = ["commbench", "sweep", *narrowed, *options]
+    variables = effective.applied({"OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1")}, outer.env)
+    without = [word for name, value in outer.env.items() if value == effective.UNSET for word in ("-u", name)]
+    setting = ["env", *without, *(f"{name}={value}" for name, value in variables.items())]
+    rank = [*setting, python, "-m", *sweep]
+    able = transports.entry(outer.transport).launchers
+    if "torchrun" in able:
+        torchrun = [*setting, python, "-m", "torch.distributed.run"]
+        yield "torchrun, on one machine:"
+        yield f"  {_quoted([*torchrun, '--standalone', f'--nproc-per-node={layout.ranks}', '-m', *sweep])}"
+        if layout.nodes > 1:
+            yield f"torchrun, the same on each of {layout.nodes} nodes, with the name of one of them in FIRST_NODE:"
+            spread = [f"--nnodes={layout.nodes}", f"--nproc-per-node={layout.ranks_per_node}"]
+            spread += ["--rdzv-backend=c10d", "--rdzv-id=commbench"]
+            endpoint = f'--rdzv-endpoint="${{FIRST_NODE:?}}:{_PORT}"'
+            yield f"  {_quoted([*torchrun, *spread])} {endpoint} {_quoted(['-m', *sweep])}"
+    if "mpiexec" in able:
+        for dialect, name in _DIALECTS.items():
+            yield f"mpiexec of {name}{', on one machine or with a hostfile of yours' if layout.nodes > 1 else ''}:"
+            yield f"  {_quoted(mpiexec.words(dialect, 'mpiexec', layout.ranks, rank, per_node=layout.ranks_per_node))}"
+    if "slurm" in able:
+        yield "srun, inside an allocation:"
+        yield f"  {_quoted(['srun', *slurm.step_size(layout), *slurm.STEP, *rank])}"
+    if not {"torchrun", "mpiexec", "slurm"} & set(able):
+        yield f"Not by hand: transport {outer.transport} runs under --launcher {' or '.join(able)} only."
+
+
+def _narrowed(words: Sequence[str], outer: Outer, bound: bool) -> list[str]:
+    """The words for one set-up alone, with its binding where some are bound."""
+    keys = [word.partition("=")[0] if "=" in word else "" for word in words]  # the recipe has none
+    kept = [word for word, key in zip(words, keys, strict=True) if key not in _ONE_VALUE and key[:4] != "env."]
+    place = [f"transport={outer.transport}", f"nodes={outer.nodes}", f"ranks_per_node={outer.ranks_per_node}"]
+    place += [f"binding={outer.binding}"] if bound else []
+    place += [f"cpu_masks={outer.cpu_masks}"] if outer.cpu_masks else []
+    place += [] if outer.binding_memory else ["binding_memory=off"]
+    return [*kept, *place]
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Quoted for bash, and on one line: a line break would end a comment. shlex puts them between single quotes."""
+    return shlex.join(words).replace("\n", "'$'\\n''")

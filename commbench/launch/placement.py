@@ -1,0 +1,177 @@
+"""Binding, applied: the sweep works out the places of ranks on its own host, ranks elsewhere their own; each takes its
+place before it loads a library that allocates, and reads back what became of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from commbench import transports, variables
+from commbench.binding import affinity, policies
+from commbench.binding.affinity import Found
+from commbench.binding.policies import Placement
+from commbench.errors import EnvironmentProblem
+from commbench.launch.job import Order
+from commbench.machine import gpus, sysfs
+from commbench.machine.driver import bus_id
+from commbench.machine.machine import Device, Machine
+from commbench.rank_info import RankInfo
+from commbench.records import Outer
+from commbench.sweep.plan import PlannedCase
+
+_ELSEWHERE = "slurm"  # the launcher whose ranks are on other hosts than the sweep
+
+
+@functools.cache
+def _machine() -> Machine:
+    return sysfs.read()
+
+
+def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placement]:
+    """Of all `local_size` ranks of this host, which may use the CPUs `allowed`. Raises `CommbenchError`."""
+    seen = _gpus(_machine(), outer, local_size)
+    placed = policies.placements(
+        _machine(),
+        outer.binding,
+        local_size,
+        allowed=allowed,
+        devices=[device for device, _ in seen],
+        masks=policies.parse_masks(outer.cpu_masks) if outer.cpu_masks else (),
+        memory=outer.binding_memory,
+        allowed_memory=affinity.allowed_memory(),
+    )
+    if any(place.memory_nodes is not None for place in placed) and (refused := affinity.memory_refused()):
+        raise affinity.memory_problem(outer.binding, refused)
+    if outer.binding not in ("pci", "worst"):
+        return placed
+    return [replace(place, gpu=uuid) for place, (_, uuid) in zip(placed, seen, strict=True)]
+
+
+def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[Device | None, str]]:
+    """By local rank, the GPU that it will use, and its UUID; (None, "") where it uses none."""
+    none: tuple[Device | None, str] = (None, "")
+    if not transports.entry(outer.transport).gpus:
+        return [none] * local_size
+    visible = gpus.visible(variables.applied(os.environ, outer.env))
+    by_bus_id = {gpu.pci_bus_id: gpu for gpu in machine.gpus}
+    found = [(by_bus_id.get(bus_id(where)), uuid) for uuid, where in visible]
+    if len(found) == 1:  # a launcher may show each rank its own alone
+        return found * local_size
+    ranks = [outer.layout.local(rank) if outer.virtual_hosts else rank for rank in range(local_size)]
+    return [found[rank] if rank < len(found) else none for rank in ranks]
+
+
+def of_launch(outer: Outer, launcher: str) -> list[Placement]:
+    """The places of a launch's ranks, worked out by the sweep that starts it; none where each rank does so itself."""
+    if outer.binding == "none" or launcher == _ELSEWHERE or _on_hosts(outer, launcher):
+        return []
+    return here(outer, outer.layout.ranks, os.sched_getaffinity(0))
+
+
+def _on_hosts(outer: Outer, launcher: str) -> bool:
+    """Whether masks say that mpiexec will spread the ranks over several hosts: there is one for each rank of a node."""
+    masks = outer.cpu_masks.count(";") + 1
+    return launcher == "mpiexec" and outer.binding == "explicit" and masks == outer.layout.ranks_per_node
+
+
+def check(
+    planned: Sequence[PlannedCase], launchers: Mapping[str, str], note: Callable[[str], None], *, joined: int = 0
+) -> list[PlannedCase]:
+    """The plan, with a reason to skip the cases of policies that this machine or container cannot do.
+
+    Raises that reason where no case is left, and for masks that cannot be meant. `joined` is the number of ranks on
+    this host if somebody else has started them.
+    """
+    problems: dict[str, EnvironmentProblem] = {}
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
+    bound = {key: outer for key, outer in outers.items() if outer.binding != "none"}
+    for key, outer in bound.items():
+        launcher = launchers[outer.transport]
+        if outer.binding == "explicit":
+            ranks = {outer.layout.ranks_per_node, *([] if launcher == _ELSEWHERE else [outer.layout.ranks])}
+            masks = policies.parse_masks(outer.cpu_masks)
+            if joined or len(masks) not in ranks:
+                policies.check_masks(masks, joined or max(ranks))
+        try:
+            if joined:
+                here(outer, joined, affinity.limit())
+            else:
+                of_launch(outer, launcher)
+        except EnvironmentProblem as problem:
+            problems[key] = problem
+    if problems and len(problems) == len(outers):
+        raise next(iter(problems.values()))
+    local = [outer.binding for key, outer in bound.items() if joined or launchers[outer.transport] != _ELSEWHERE]
+    if len(_machine().nodes) == 1 and (alike := [name for name in policies.BY_NODE if name in local]):
+        one = f"binding={alike[0]} gives" if len(alike) == 1 else f"bindings {', '.join(alike)} all give"
+        note(f"this machine has one NUMA node: {one} every rank the same CPUs, so these policies cannot differ here")
+    reasons = {key: f"{problem}; {problem.hint}" for key, problem in problems.items()}
+    return [replace(item, skip=item.skip or reasons.get(item.case.outer.key, "")) for item in planned]
+
+
+def describe(outer: Outer, launcher: str) -> list[str]:
+    """For a dry run: where each rank would be, and why."""
+    if outer.binding == "none":
+        return ["binding=none: every rank as it is started"]
+    placed = of_launch(outer, launcher)
+    if not placed:
+        return [f"{outer.binding_text}: each rank works out its place on the host that it is on"]
+    return [f"{outer.binding_text}, local rank {rank}: {place}" for rank, place in enumerate(placed)]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of this rank: what it was given, and whether it still has it."""
+
+    policy: str
+    placement: Placement | None  # None: as it was started
+    strangers: bool  # whether the transport's own threads may be elsewhere
+
+    def check(self, when: str) -> Found:
+        """What is now. Raises `EnvironmentProblem` where that is not what was asked."""
+        found = affinity.read()
+        if self.placement is not None:
+            affinity.check(self.policy, self.placement, found, when, strangers=self.strangers)
+        return found
+
+    def check_gpu(self, identity: Mapping[str, Any]) -> None:
+        """Raises `EnvironmentProblem` where the rank has another GPU than the one beside which it was placed."""
+        wanted, uuid = self.placement.gpu if self.placement else "", str(identity.get("uuid", ""))
+        if wanted and uuid and wanted != uuid:
+            raise EnvironmentProblem(
+                f"binding={self.policy} was chosen for the rank's GPU {wanted}, but CUDA gave it {uuid}",
+                hint="let CUDA count GPUs as the driver does: env.CUDA_DEVICE_ORDER=PCI_BUS_ID",
+            )
+
+    def describe(self, found: Found) -> dict[str, Any]:
+        asked = None
+        if self.placement is not None:
+            asked = {
+                "cpus": list(self.placement.cpus),
+                "memory_nodes": None if self.placement.memory_nodes is None else list(self.placement.memory_nodes),
+                "why": self.placement.why,
+            }
+        return {"policy": self.policy, "asked": asked, "found": found.describe()}
+
+
+def take(order: Order, info: RankInfo) -> Place:
+    """Put this rank where it shall be. Before it loads what allocates; its threads and children will inherit."""
+    outer = order.outer
+    placement = _mine(order, info)
+    if placement is not None:
+        affinity.apply(outer.binding, placement)
+    return Place(outer.binding, placement, strangers=transports.entry(outer.transport).gpus)
+
+
+def _mine(order: Order, info: RankInfo) -> Placement | None:
+    if order.outer.binding == "none":
+        return None
+    if order.host == platform.node() and len(order.placements) == info.local_size:
+        return order.placements[info.local_rank]
+    # Not the affinity that it was started with: a launcher that has pinned it shall be noticed, not obeyed.
+    return here(order.outer, info.local_size, affinity.limit())[info.local_rank]

@@ -1,0 +1,1 @@
+"""One rank at work: a launch, its cases, the timing loop."""

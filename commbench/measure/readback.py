@@ -1,0 +1,120 @@
+"""What a launch found: read back from the kernel, the driver and the loaded libraries, not from what was asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import zlib
+from collections.abc import Collection
+from typing import Any
+
+from commbench import fabric
+from commbench.binding.affinity import Found
+from commbench.errors import EnvironmentProblem
+from commbench.launch.job import Order
+from commbench.launch.placement import Place
+from commbench.machine import cpulist
+from commbench.processes import cleanup
+from commbench.rank_info import RankInfo
+from commbench.records import Fabric
+from commbench.run_folder import write_atomically
+from commbench.transports.base import Transport
+
+_WORD = 32  # bits that a float holds for certain
+
+
+def describe_rank(
+    order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any], **counted: dict[str, Any]
+) -> None:
+    """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request.
+
+    `condition` of the device, before and after the cases; `counted`: what else is known after them.
+    """
+    description = {
+        "rank": info.rank,
+        "size": info.size,
+        "local_rank": info.local_rank,
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "launcher": info.launcher,
+        "shared_memory": cleanup.mapped(),
+        "versions": transport.versions(),
+        "device": {**transport.device.identity(), **condition},
+        "environment": {name: os.environ.get(name) for name in order.outer.env},
+        **counted,
+    }
+    write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
+
+
+def fabric_of(order: Order, transport: Transport) -> Fabric:
+    """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
+    layout = order.outer.layout
+    host = fabric.identity() if order.outer.emulated else zlib.crc32(platform.node().encode())
+    hosts = [row[0] for row in transport.all_gather([float(host)])]
+    if layout.nodes == 1 or len(set(hosts)) == 1:
+        found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
+        if order.outer.virtual_hosts:
+            found = Fabric.VIRTUAL
+        mixed = len(set(hosts)) > 1 or order.outer.emulated is not None
+    else:
+        found = Fabric.EMULATED if order.outer.emulated else Fabric.REAL
+        groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
+        mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
+    if mixed:
+        raise RuntimeError(
+            f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
+            f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
+        )
+    return found
+
+
+def places(transport: Transport, mine: Found) -> tuple[list[str], list[str]]:
+    """The CPUs of every rank, and the NUMA nodes to which its memory is bound; one list where all are alike."""
+    memory = mine.memory_nodes if mine.memory == "bind" else ()
+    return _gather_sets(transport, mine.cpus), _gather_sets(transport, memory)
+
+
+def _gather_sets(transport: Transport, mine: Collection[int]) -> list[str]:
+    """Lists of numbers, by rank. Ranks exchange floats, so they go as words of bits."""
+    words = int(transport.all_gather([float(max(mine, default=0) // _WORD + 1)]).max())
+    bits = [float(sum(1 << number % _WORD for number in mine if number // _WORD == word)) for word in range(words)]
+    sets = [
+        [word * _WORD + bit for word, value in enumerate(row) for bit in range(_WORD) if int(value) >> bit & 1]
+        for row in transport.all_gather(bits)
+    ]
+    texts = [cpulist.text(numbers) or "-" for numbers in sets]
+    return texts[:1] if len(set(texts)) == 1 else texts
+
+
+def check_places(transport: Transport, seat: Place) -> None:
+    """Raises on all ranks if one of them is not any more where it was put: what was measured meanwhile is void."""
+    if seat.placement is None:
+        return
+    problem: EnvironmentProblem | None = None
+    try:
+        seat.check("after a case")
+    except EnvironmentProblem as error:
+        problem = error
+    moved = [str(rank) for rank, row in enumerate(transport.all_gather([float(problem is not None)])) if row[0]]
+    if problem is not None:
+        raise problem
+    if moved:
+        raise EnvironmentProblem(
+            f"binding={seat.policy} did not stay in effect on rank {', '.join(moved)}", hint="its log says what it is"
+        )
+
+
+def clock(transport: Transport) -> dict[str, Any]:
+    """How fast the slowest rank's device runs right after the timed calls, and whether something held one back."""
+    found = transport.device.condition()
+    if not transport.all_gather([float(bool(found))]).all():
+        return {}
+    clocks = transport.all_gather([found.get("clock_mhz") or math.nan, float(bool(found.get("slowed_by")))])
+    slowest = float(clocks[:, 0].min())
+    return {
+        "clock_mhz": None if math.isnan(slowest) else slowest,
+        "slowed_ranks": [rank for rank, row in enumerate(clocks) if row[1]],
+    }

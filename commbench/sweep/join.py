@@ -1,0 +1,185 @@
+"""`commbench sweep` under an existing launcher: every process is a rank; rank 0 composes, the others get the plan.
+
+One process group is one launch, so intervals are of samples, and axes that need launches of their own (transport,
+layout, environment) can hold one value only.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from commbench.console import Talk
+from commbench.errors import UsageError, said
+from commbench.launch import placement
+from commbench.launch.job import Order
+from commbench.measure.rank import run as run_rank
+from commbench.measure.rendezvous import Meeting, MpiMeeting, Patience, by_store, follow, lead, leave
+from commbench.processes import cleanup
+from commbench.processes.orphans import die_with_parent
+from commbench.rank_info import RankInfo
+from commbench.records import Measurement, Status
+from commbench.run_folder import RunFolder, repair
+from commbench.sweep import prepare, session
+from commbench.sweep.runner import STARTS_WITHIN_S, Sweep, Tail
+
+
+def run(request: prepare.Request, rank: RankInfo) -> int:
+    die_with_parent()
+    patience = Patience(rank)
+    meeting = _meeting(request, rank)
+    if rank.rank != 0:
+        return follow(meeting, rank, patience)
+    try:
+        folder, sweep, order, talk = _prepare(request, rank)
+    except BaseException:
+        meeting.share("")
+        raise
+    lead(meeting, order, patience)
+    assert isinstance(sweep.reporter, session.Reporter)
+    reporter = sweep.reporter
+    only_once = threading.Lock()
+
+    def end(status: Status | None = None, reason: str = "") -> int:
+        """Finish with what is on disk, after noting why the running case ended."""
+        only_once.acquire()  # whoever comes second, main thread or watchdog, waits for the end of the process
+        # The launcher ends all ranks as soon as one is gone; it grants half a minute, which is plenty.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if status is not None:
+            _note_failure(folder, order, status, reason)
+            talk.note(f"{status}: {reason}")
+        cleanup.remove(order.folder)
+        sweep.load()
+        return session.finish(request, folder, sweep, reporter, talk)
+
+    session.interrupt_on_sigterm()
+    _Watchdog(order, end).start()
+    with talk:
+        talk.progress(0, len(order.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
+        try:
+            run_rank(order, rank, shared=meeting.store)
+        except KeyboardInterrupt:
+            end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
+            leave(session.EXIT_INTERRUPTED)
+        except Exception as error:
+            leave(end(Status.ERROR, said(error)))
+    return end()
+
+
+def _meeting(request: prepare.Request, rank: RankInfo) -> Meeting:
+    if rank.launcher == "mpiexec" or _wants_mpi(request, rank):
+        return MpiMeeting(rank)
+    return by_store(rank)
+
+
+def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:
+    """srun starts ranks of either kind, and they must know which before they can talk to each other."""
+    return rank.launcher == "slurm" and "transport=mpi" in request.words
+
+
+def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
+    if request.resume is not None:
+        raise UsageError(
+            "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
+        )
+    talk = Talk(quiet=request.quiet, verbose=request.verbose)
+    forced = prepare.layout_of(rank)
+    if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
+        raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
+    recipe, configs = prepare.configure([*request.words, "launches=1"], forced)
+    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request, rank) else ("gloo", "scripted")
+    named = any(word.startswith("transport=") for word in request.words)
+    if not named:  # a recipe for any machine: of its transports, those that these ranks can use
+        usable = [replace(item, transport=[t for t in item.transport if t in kinds]) for item in configs]
+        if not any(item.transport for item in usable):
+            asked = ", ".join(dict.fromkeys(t for item in configs for t in item.transport))
+            raise UsageError(
+                f"{recipe} measures over {asked}, which these ranks of {rank.started_by} cannot",
+                hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
+            )
+        configs = [item for item in usable if item.transport]
+    launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk, joined=True)
+    planned = prepare.expand(configs)
+    prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
+    placement.check(planned, launchers, talk.note, joined=rank.local_size)
+    runnable = [item for item in planned if not item.skip]
+    outers = {item.case.outer.key: item.case.outer for item in runnable}
+    if len(outers) != 1:
+        raise UsageError(
+            f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
+            hint="transport, nodes, ranks_per_node, layout, binding and env.NAME take one value here",
+        )
+    outer = next(iter(outers.values()))
+    if outer.env:
+        raise UsageError("env.NAME comes too late here", hint=f"set the variables where {rank.started_by} is started")
+    if outer.layout.ranks != rank.size:
+        raise UsageError(
+            f"{rank.started_by} started {rank.size} ranks, but nodes x ranks_per_node is "
+            f"{outer.nodes} x {outer.ranks_per_node} = {outer.layout.ranks}",
+            hint="leave both out to take the launcher's layout",
+        )
+    folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
+    sweep = session.of_run(request, folder, planned, talk)
+    order = _order(folder, sweep)
+    order.save()
+    return folder, sweep, order, talk
+
+
+def _order(folder: RunFolder, sweep: Sweep) -> Order:
+    sweep.finish_skipped()
+    item = sweep.launches[0]
+    return Order(
+        run_dir=str(folder.path.resolve()),
+        attempt="joined",
+        launch=0,
+        outer=item.outer,
+        cases=item.cases,
+        timeout_s=sweep.timeout_s,
+    )
+
+
+def _events(order: Order) -> Tail:
+    return Tail(order.folder / "events.jsonl", from_start=True)
+
+
+def _note_failure(folder: RunFolder, order: Order, status: Status, reason: str) -> None:
+    """The measurement of the case that was running, which no rank can write any more."""
+    repair(folder.measurements_path)
+    begun = [event["case_id"] for event in _events(order).read() if event["event"] == "begin"]
+    measured = {measurement.case_id for measurement in folder.measurements()}
+    if not begun or begun[-1] in measured:
+        return
+    place = next(index for index, case in enumerate(order.cases) if case.case_id == begun[-1])
+    folder.append_measurement(
+        Measurement(case_id=begun[-1], launch=0, attempt=order.attempt, order=place, status=status, reason=reason)
+    )
+
+
+class _Watchdog(threading.Thread):
+    """No parent watches a joined launch, so rank 0 cuts a hung case itself; the launcher then ends the others."""
+
+    def __init__(self, order: Order, end: Callable[[Status, str], int]) -> None:
+        super().__init__(daemon=True)
+        self._order = order
+        self._end = end
+
+    def run(self) -> None:
+        events = _events(self._order)
+        failures = Tail(self._order.folder / "failures.jsonl", from_start=True)
+        heard, allowed = time.monotonic(), max(self._order.timeout_s, STARTS_WITHIN_S)
+        while True:
+            time.sleep(1.0)
+            for event in events.read():
+                heard, allowed = time.monotonic(), self._order.timeout_s
+                if event["event"] == "end":
+                    return
+            if failed := failures.read():
+                # This rank may be waiting for that one inside a library that does not notice.
+                first = failed[0]
+                leave(self._end(Status.ERROR, f"rank {first['rank']} failed: {first['error']}"))
+            if time.monotonic() - heard > allowed:
+                leave(self._end(Status.TIMEOUT, f"no progress for {allowed:g} s"))

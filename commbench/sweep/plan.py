@@ -1,0 +1,364 @@
+"""From keys to cases, and from cases to launches. Pure: the same recipe and seed give the same plan."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from commbench import algorithms, collectives, transports
+from commbench.algorithms.base import Algorithm
+from commbench.collectives.base import Collective
+from commbench.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
+from commbench.errors import UsageError
+from commbench.records import Case, Outer, Policy
+from commbench.spec import DTYPES, Arguments
+from commbench.sweep.config import EMULATION, LAYER, SweepConfig
+from commbench.sweep.sizes import SIZE_KEYS
+from commbench.units import format_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCase:
+    case: Case
+    skip: str = ""  # why it cannot run, if so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """One start of a process group and the cases that it measures, in this order."""
+
+    index: int  # the round: 0 .. launches - 1
+    outer: Outer
+    cases: tuple[Case, ...]
+
+
+def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
+    """Every combination of the axes, without duplicates (sizes that round to the same one are one case)."""
+    planned: dict[str, PlannedCase] = {}
+    for config in configs:
+        cases = list(_cases(config))
+        _reject_idle_keys(config, cases)
+        for item in cases:
+            planned.setdefault(item.case.case_id, item)
+    return list(planned.values())
+
+
+_OF_BINDING = {"cpu_masks": "binding=explicit", "binding_memory": "a binding other than none"}
+_MAY_BE_IDLE = frozenset(
+    {
+        *algorithms.parameters(),
+        *collectives.arguments(),
+        *LAYER,
+        *EMULATION,
+        *_OF_BINDING,
+        *SIZE_KEYS,
+    }
+)
+
+
+def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
+    policy = Policy(
+        warmup=config.warmup,
+        iters=config.iters,
+        samples_min=config.samples_min,
+        samples_max=config.samples_max,
+        precision=config.precision,
+        cap_s=config.cap,
+        launches=config.launches,
+    )
+    wanted = list(collectives.EVERY) if "all" in config.collective else config.collective
+    _reject_unknown_ways(config, wanted)
+    for outer in _outers(config):
+        for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):
+            sizes = _sizes(config, collectives.get(name), outer, groups, dtype)
+            for in_place, overlap, mode, buffers, cache in itertools.product(
+                config.in_place, config.overlap, config.mode, config.buffers, config.cache
+            ):
+                for algorithm, params in _ways(config, name):
+                    if _pointless(config, outer, algorithms.get(name, algorithm), buffers):
+                        continue
+                    demands = algorithms.get(name, algorithm).demands
+                    implied = {key: value for key, value in demands.items() if key not in config.arguments}
+                    for size, arguments, reason in sizes:
+                        case = Case(
+                            outer=outer,
+                            collective=name,
+                            algorithm=algorithm,
+                            params=params,
+                            arguments={**arguments, **implied},
+                            in_place=in_place,
+                            groups=groups,
+                            overlap=overlap,
+                            mode=mode,
+                            buffers=buffers,
+                            cache=cache,
+                            dtype=dtype,
+                            size_bytes=size,
+                            seed=config.seed,
+                            policy=policy,
+                        )
+                        yield PlannedCase(case=case, skip=reason or _skip_reason(case))
+
+
+def _pointless(config: SweepConfig, outer: Outer, algorithm: Algorithm, buffers: str) -> bool:
+    """Combinations that nobody means: they would be skipped, and the reader of the results would have to skip them."""
+    if not algorithm.one_sided:
+        return False
+    unwanted = "all" in config.algorithm and not transports.entry(outer.transport).one_sided
+    return unwanted or (buffers != "symmetric" and "symmetric" in config.buffers)
+
+
+def _outers(config: SweepConfig) -> Iterator[Outer]:
+    shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
+    shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
+    for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
+        fabrics = [(emulated, False) for emulated in _fabrics(config, nodes)]
+        fabrics += [(None, True)] if "virtual" in config.fabric else []
+        env = itertools.product(*config.env.values())
+        for (emulated, virtual), values, policy in itertools.product(fabrics, env, config.binding):
+            yield Outer(
+                transport=transport,
+                nodes=nodes,
+                ranks_per_node=ranks_per_node,
+                env=dict(zip(config.env, values, strict=True)),
+                script=config.script if transport == "scripted" else "",
+                emulated=emulated,
+                virtual_hosts=virtual,
+                binding=policy,
+                cpu_masks=config.cpu_masks if policy == "explicit" else "",
+                binding_memory=config.binding_memory or policy == "none",
+            )
+
+
+def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
+    """None for the real one."""
+    if "real" in config.fabric:
+        yield None
+    if "emulated" not in config.fabric:
+        return
+    for link, overhead, spines, inside, slow in itertools.product(
+        config.link, config.message_overhead, config.spines, config.intra_link, config.slow_link
+    ):
+        # One spine leaves nothing to route.
+        for routing in config.routing if spines > 1 else ROUTINGS[:1]:
+            yield Emulated(
+                nodes=nodes,
+                link=link,
+                message_overhead=overhead,
+                spines=spines,
+                routing=routing,
+                intra_link="" if inside == "none" else inside,
+                slow_link="" if slow == "none" else slow,
+            )
+
+
+def _sizes(
+    config: SweepConfig, collective: Collective, outer: Outer, groups: str, dtype: str
+) -> list[tuple[int, Arguments, str]]:
+    """(size, arguments, why not): rounded, unique, ascending; a size that cannot be stays, with the reason."""
+    layout = outer.layout.within(groups)
+    axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
+    sizes: dict[str, tuple[int, Arguments, str]] = {}
+    for values in itertools.product(*axes.values()):
+        given = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
+        each = [given] if isinstance(layout, str) else collective.variants(given, layout)
+        for asked, (size, implied) in itertools.product(each, _asked_sizes(config, collective, dtype)):
+            try:
+                if isinstance(layout, str):
+                    raise ValueError(layout)
+                settled = (*collective.settle(size, layout, {**implied, **asked}), "")
+            except ValueError as error:
+                settled = (0, {**implied, **asked}, str(error))
+            sizes.setdefault(repr(settled), settled)
+    return sorted(sizes.values(), key=lambda item: item[0])
+
+
+def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Iterator[tuple[int, Arguments]]:
+    """Bytes, and what they imply for a collective that knows tokens: how long one is, and how much a rank sends."""
+    knows_tokens = "row_bytes" in collective.arguments
+    rows = [dim * DTYPES[dtype] for dim in config.layer.get("model_dim", [])]
+    if "tokens" not in config.layer:
+        for size, row in itertools.product(config.sizes, rows or [0]):
+            yield size, {"row_bytes": row} if row and knows_tokens else {}
+        return
+    for tokens, row, top_k in itertools.product(config.layer["tokens"], rows, config.layer["top_k"]):
+        size = tokens * top_k * row
+        yield size, {"row_bytes": row, "send_bytes": size} if knows_tokens else {}
+
+
+def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:
+    """(algorithm, parameters) of one collective."""
+    for name in algorithms.names(collective):
+        if name in config.algorithm or "all" in config.algorithm:
+            params = algorithms.get(collective, name).params
+            axes = {key: config.params.get(key, [default]) for key, (default, _) in params.items()}
+            for values in itertools.product(*axes.values()):
+                yield name, dict(zip(axes, values, strict=True))
+
+
+def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
+    """Every algorithm must be one of some collective of the sweep, and every collective must get one."""
+    if "all" in config.algorithm:
+        return
+    for name in config.algorithm:
+        if not any(name in algorithms.names(collective) for collective in wanted):
+            takers = [collective for collective, way in algorithms.TABLE if way == name]
+            raise UsageError(
+                f"{name} is no algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
+            )
+    for collective in wanted:
+        if not set(config.algorithm) & set(algorithms.names(collective)):
+            raise UsageError(
+                f"no algorithm of {collective} is asked for",
+                hint=f"add one to algorithm=: {', '.join(algorithms.names(collective))}, or all",
+            )
+
+
+def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
+    """What a user sets in vain is a mistake; what a recipe sets may be for another value of what the user sets."""
+    used: set[str] = set()
+    for item in cases:
+        used |= {*item.case.params, *item.case.arguments}
+        if item.case.arguments.get("splits") == "trace":
+            used.add("trace")  # of which a matrix was made
+        if emulated := item.case.outer.emulated:
+            used |= {*EMULATION[:-1], *(["routing"] if emulated.spines > 1 else [])}
+        used |= {"binding_memory"} if item.case.outer.binding != "none" else set()
+        used |= {"cpu_masks"} if item.case.outer.cpu_masks else set()
+        if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
+            used.add("model_dim")
+        if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
+            used |= {*SIZE_KEYS}
+            used |= set(LAYER) if "tokens" in config.layer else set()
+    for key in config.typed:
+        if key in used or key not in _MAY_BE_IDLE:
+            continue
+        params = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
+        takers = params or [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
+        text = collectives.arguments()[key].text if key in collectives.arguments() else ""
+        if key in EMULATION:
+            takers = ["fabric=emulated" + (" with spines above 1" if key == "routing" else "")]
+        if key in _OF_BINDING:
+            takers = [_OF_BINDING[key]]
+        hint = f"it belongs to {', '.join(dict.fromkeys(takers))}{': ' + text if text else ''}"
+        if not takers:
+            hint = "the splits of this sweep fix its sizes" if key.startswith("sizes.") else "leave it out"
+        raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
+
+
+def _skip_reason(case: Case) -> str:
+    collective, entry = collectives.get(case.collective), transports.entry(case.outer.transport)
+    spec = case.spec
+    if spec.ranks < 2:
+        where = "" if case.groups == "world" else f"groups={case.groups} of {case.outer.layout}: "
+        return f"{where}one rank has nobody to exchange with"
+    if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
+        return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
+    if case.outer.emulated and case.outer.emulated.slow_link:
+        node, _, _ = parse_slow_link(case.outer.emulated.slow_link)
+        if node >= case.outer.nodes:
+            return f"slow_link={case.outer.emulated.slow_link}: the nodes are 0 .. {case.outer.nodes - 1}"
+    if case.outer.virtual_hosts and not entry.virtual_hosts:
+        return f"{case.outer.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
+    if case.outer.virtual_hosts and case.outer.nodes < 2:
+        return f"virtual hosts are at least 2, layout {case.outer.layout} has {case.outer.nodes}"
+    if case.outer.emulated and "GLOO_SOCKET_IFNAME" in case.outer.env:
+        return "on an emulated fabric gloo uses its links; env.GLOO_SOCKET_IFNAME would be overwritten"
+    if case.outer.emulated and entry.not_emulated:
+        return f"{case.outer.transport} does not run on an emulated fabric: {entry.not_emulated}"
+    if case.size_bytes == 0:
+        return f"the size rounds down to 0 for {spec.ranks} ranks"
+    if case.dtype not in (entry.reduces if collective.reduces(case.arguments) else entry.dtypes):
+        return f"{case.outer.transport} cannot do {case.collective} on {case.dtype}"
+    if case.buffers not in entry.buffers:
+        return f"{case.outer.transport} has no {case.buffers} buffers"
+    if case.mode not in entry.modes:
+        return f"{case.outer.transport} has no mode {case.mode}"
+    if case.in_place and collective.in_place(spec, 0) is None:
+        return f"{case.collective} is not defined in place"
+    if case.overlap != "none" and (not entry.overlaps or case.mode != "isolated"):
+        return (
+            "only isolated calls have something beside them"
+            if entry.overlaps
+            else (f"{case.outer.transport} has nothing to compute beside")
+        )
+    algorithm = algorithms.get(case.collective, case.algorithm)
+    if algorithm.one_sided and not entry.one_sided:
+        return f"over {case.outer.transport} no rank can write into the memory of another"
+    for key, value in algorithm.demands.items():
+        if case.arguments[key] != value:
+            return f"{algorithm.name} needs {key}={value}"
+    return collective.refuses(spec) or algorithm.supports(spec) or ""
+
+
+def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
+    """All launches in the order in which they run.
+
+    Round by round, so that slow drift meets every outer point alike; within a launch the cases are in an order drawn
+    from the seed, and within a round the outer points are, too: every second round has the reverse of the one before,
+    so that each of two that are compared comes first as often as the other.
+    """
+    by_outer: dict[str, list[Case]] = {}
+    for item in planned:
+        if not item.skip:
+            by_outer.setdefault(item.case.outer.key, []).append(item.case)
+    rounds = max((case.policy.launches for cases in by_outer.values() for case in cases), default=0)
+    for index in range(rounds):
+        outers = list(by_outer)
+        random.Random(f"{seed}/{index - index % 2}").shuffle(outers)
+        if index % 2:
+            outers.reverse()
+        for key in outers:
+            cases = [case for case in by_outer[key] if index < case.policy.launches]
+            random.Random(f"{seed}/{index}/{key}").shuffle(cases)
+            if cases:
+                yield Launch(index=index, outer=cases[0].outer, cases=tuple(cases))
+
+
+def estimate_s(planned: Sequence[PlannedCase]) -> float:
+    """A guess of the whole run's seconds: every measurement takes its cap at the most, and each launch starts."""
+    runnable = [item.case for item in planned if not item.skip]
+    per_launch = {item.outer.key: item.policy.launches for item in runnable}
+    return sum(case.policy.cap_s * case.policy.launches for case in runnable) + 3.0 * sum(per_launch.values())
+
+
+def _axes(cases: Sequence[Case]) -> dict[str, list[str]]:
+    """What else tells the cases apart, or is not the default."""
+    found = {
+        "collectives": {case.collective for case in cases},
+        "dtypes": {case.dtype for case in cases},
+        "modes": {case.mode for case in cases},
+        "asked": {
+            f"{key}={value}"
+            for case in cases
+            for key, value in case.arguments.items()
+            if key not in ("matrix", "send_bytes")
+        },
+        "groups": {case.groups for case in cases} - {"world"},
+        "overlap": {case.overlap for case in cases} - {"none"},
+        "in place": {"yes" for case in cases if case.in_place},
+    }
+    return {name: sorted(values) for name, values in found.items() if values}
+
+
+def describe(planned: Sequence[PlannedCase]) -> list[str]:
+    """The plan in a few lines of words."""
+    runnable = [item.case for item in planned if not item.skip]
+    if not runnable:
+        return ["no case can run"]
+    sizes = sorted({case.size_bytes for case in runnable})
+    outers = {case.outer.key: case.outer for case in runnable}
+    names = sorted({case.label for case in runnable})
+    lines = [
+        f"{len(runnable)} cases, {len(planned) - len(runnable)} skipped; "
+        f"{len(outers)} set-up{'s' if len(outers) > 1 else ''} x {runnable[0].policy.launches} launches",
+        f"sizes: {len(sizes)} from {format_size(sizes[0])} to {format_size(sizes[-1])}",
+        f"algorithms: {', '.join(names)}",
+        *(f"{what}: {', '.join(values)}" for what, values in _axes(runnable).items()),
+    ]
+    lines += [f"set-up: {outer}" for outer in list(outers.values())[:8]]
+    if len(outers) > 8:
+        lines.append(f"set-up: and {len(outers) - 8} more")
+    return lines

@@ -1,0 +1,270 @@
+"""From words to a plan and a run folder: what every way of sweeping does before its first launch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import commbench
+from commbench import fabric, launch, transports
+from commbench.console import Talk
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.launch import placement
+from commbench.launch.job import Order
+from commbench.machine import describe, gpus, metadata, sysfs
+from commbench.rank_info import RankInfo
+from commbench.records import FORMAT_VERSION
+from commbench.run_folder import RunFolder
+from commbench.sweep import config, plan, recipes
+from commbench.sweep.plan import PlannedCase
+from commbench.units import format_seconds, format_size
+
+EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The command line of `commbench sweep`."""
+
+    words: tuple[str, ...] = ()
+    out: Path = Path("results")
+    resume: Path | None = None
+    retry_failed: bool = False
+    dry_run: bool = False
+    show_config: bool = False
+    launcher: str = ""  # "": each transport's own
+    format: str = "table"
+    plots: bool = True
+    quiet: bool = False
+    verbose: bool = False
+
+
+def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> tuple[str, list[config.SweepConfig]]:
+    """The recipe's name and one validated config per combination of group choices.
+
+    `forced` values take the place of the recipe's, but not of the user's own.
+    """
+    named = bool(words) and (recipes.is_file(words[0]) or "=" not in words[0])
+    recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
+    overrides = recipes.parse_overrides(rest)
+    if recipe == "quick" and _on_gpus(overrides.values.get("transport")):
+        recipe = "quick_gpu"
+    composed = recipes.compose(recipe, overrides)
+    if forced is None and not {"layout", "nodes", "ranks_per_node"} & {*overrides.values}:
+        forced = _gpu_layout(overrides.values.get("transport") or [item["transport"] for item in composed])
+    if "layout" not in overrides.values:  # else that is what the user means; it is compared with the ranks there are
+        for key, value in (forced or {}).items():
+            overrides.values.setdefault(key, [value])
+    return recipe, [config.build(recipe, item, overrides) for item in composed]
+
+
+def _on_gpus(asked: Sequence[Any] | None) -> bool:
+    """Whether a recipe for any machine should use GPUs: the transports are those that the user names, if any."""
+    return asked == ["nccl"] or (asked is None and gpus.count(os.environ) > 1 and not transports.missing("nccl"))
+
+
+def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
+    """One rank for each GPU of this machine, where all transports need GPUs and there are some."""
+    found = gpus.count(os.environ)
+    known = [name for name in names if isinstance(name, str) and name in transports.TABLE]
+    everywhere = bool(names) and len(known) == len(names) and all(transports.entry(name).gpus for name in known)
+    return {"nodes": 1, "ranks_per_node": found} if everywhere and found else {}
+
+
+_ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than the one that asks
+
+
+def choose_launchers(
+    request: Request, configs: Sequence[config.SweepConfig], talk: Talk, *, joined: bool = False
+) -> tuple[dict[str, str], list[config.SweepConfig]]:
+    """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
+    launchers: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    for name in dict.fromkeys(name for item in configs for name in item.transport):
+        able = transports.entry(name).launchers
+        launcher = request.launcher or able[0]
+        try:
+            transports.check(name, elsewhere=launcher in _ELSEWHERE and not joined)
+            if launcher not in able:
+                raise UsageError(
+                    f"transport {name} does not run under --launcher {launcher}", hint=f"use {' or '.join(able)}"
+                )
+            launch.get(launcher).check()
+        except CommbenchError as error:
+            lacking[name] = f"{error}; {error.hint}"
+            problem = error
+        else:
+            launchers[name] = launcher
+    reasons = list(dict.fromkeys(lacking.values()))
+    if not launchers and len(reasons) == 1:
+        raise problem
+    if not launchers:
+        raise EnvironmentProblem("none of the transports can run here", hint=" | ".join(reasons))
+    for reason in lacking.values():
+        talk.note(f"left out: {reason}")
+    kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
+    return launchers, [item for item in kept if item.transport]
+
+
+def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> list[PlannedCase]:
+    """Make every emulated fabric of the plan once, so that what lacks is told before anything is measured.
+
+    The plan, with a reason to skip the cases that would not use it. Raises that reason where no case is left.
+    """
+    problems: dict[str, EnvironmentProblem] = {}  # of set-ups
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
+    for key, outer in outers.items():
+        if outer.emulated is None:
+            continue
+        if (launcher := launchers[outer.transport]) not in EMULATING:
+            able = [name for name in transports.entry(outer.transport).launchers if name in EMULATING]
+            raise UsageError(
+                f"fabric=emulated does not run under {launcher}: its ranks start on this machine, in networks of it",
+                hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(able)}",
+            )
+        try:
+            launch.get(launcher).check_emulated(outer.env)
+        except EnvironmentProblem as problem:
+            problems[key] = problem
+    if problems and len(problems) == len(outers):
+        raise next(iter(problems.values()))
+    for emulated in dict.fromkeys(outer.emulated for key, outer in outers.items() if key not in problems):
+        if emulated is not None:
+            fabric.check(emulated)
+    reasons = {key: str(problem) for key, problem in problems.items()}
+    return [replace(item, skip=item.skip or reasons.get(item.case.outer.key, "")) for item in planned]
+
+
+def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
+    planned = plan.expand(configs)
+    if all(item.skip for item in planned):
+        reasons = sorted({item.skip for item in planned})
+        raise UsageError("no case of this sweep can run", hint="; ".join(reasons[:3]))
+    return planned
+
+
+def create(
+    request: Request,
+    recipe: str,
+    configs: Sequence[config.SweepConfig],
+    planned: Sequence[PlannedCase],
+    launchers: Mapping[str, str],
+    *,
+    joined: str = "",
+) -> RunFolder:
+    """The run folder, with all that can be written before the first launch. Takes its lock.
+
+    `launchers` is the launcher of each transport; `joined` who started the ranks, if it was not the sweep.
+    """
+    folder = RunFolder.create(request.out, configs[0].recipe)
+    folder.lock.take()
+    lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": asdict(item.case)} for item in planned]
+    digest = folder.write_plan(lines)
+    machine = metadata.collect()
+    (folder.path / "config.yaml").write_text(show_config(configs))
+    folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
+    outers = {item.case.outer.key: item.case.outer for item in planned}
+    folder.write_json(
+        "topology.json",
+        {
+            "layouts": [asdict(outer.layout) for outer in outers.values()],
+            "machine": describe.dictionary(sysfs.read()),  # of the host that began the run
+        },
+    )
+    folder.write_json(
+        "run.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "run_id": folder.run_id,
+            "status": "running",
+            "recipe": recipe,
+            "command": ["commbench", "sweep", *request.words],
+            "launchers": dict(launchers),
+            "joined": joined,
+            "timeout_s": configs[0].timeout,
+            "seed": configs[0].seed,
+            "plan_digest": digest,
+            "commbench_version": commbench.__version__,
+            "machine_text": machine_text(machine),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine,
+        },
+    )
+    folder.link_latest()
+    return folder
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """One line for captions: `AMD EPYC, 2 CPUs, x86_64, 2 x NVIDIA H200, Python 3.11.7, torch 2.13.0`."""
+    words = [machine["cpu"] or "unknown CPU", f"{machine['cpus']} CPUs", machine["machine"]]
+    models = Counter(gpu["name"] for gpu in machine.get("gpus") or ())
+    words += [f"{count} x {name}" for name, count in models.items()]
+    words.append(f"Python {machine['python']}")
+    if version := machine["packages"].get("torch"):
+        words.append(f"torch {version}")
+    return ", ".join(words)
+
+
+def show_config(configs: Sequence[config.SweepConfig]) -> str:
+    text: str = yaml.safe_dump_all([item.as_keys() for item in configs], sort_keys=False)
+    # Hydra would read ${...} in a value as a reference.
+    return "# @package _global_\n" + text.replace("${", "\\${")
+
+
+def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> None:
+    if request.format == "json":
+        import json
+
+        for item in planned:
+            line = {"case_id": item.case.case_id, "skip": item.skip, **asdict(item.case)}
+            sys.stdout.write(json.dumps(line) + "\n")
+        return
+    lines = plan.describe(planned)
+    skipped: dict[str, int] = {}
+    for item in planned:
+        if item.skip:
+            skipped[item.skip] = skipped.get(item.skip, 0) + 1
+    lines += [f"skipped: {count} x {reason}" for reason, count in skipped.items()]
+    runnable = [item.case for item in planned if not item.skip]
+    most = max(case.size_bytes * case.outer.layout.ranks * 2 for case in runnable)
+    lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
+    outers = {case.outer.key: case.outer for case in runnable}
+    if any(outer.binding != "none" for outer in outers.values()):
+        told = (placement.describe(outer, launchers[outer.transport]) for outer in outers.values())
+        lines += dict.fromkeys(itertools.chain.from_iterable(told))
+    seconds = format_seconds(plan.estimate_s(planned))
+    lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
+    for first in {item.outer.transport: item for item in runnable}.values():
+        order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
+        words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), order)
+        words = fabric.wrap(words, first.outer.emulated) if first.outer.emulated else words
+        lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def show_script(request: Request, planned: Sequence[PlannedCase]) -> None:
+    """The sweep as a job script on stdout: `commbench sweep ... --launcher print > job.sh`."""
+    from commbench.launch import job_script
+
+    plain = Request()
+    options = ["--out", str(request.out)] if request.out != plain.out else []
+    options += ["--format", request.format] if request.format != plain.format else []
+    options += [] if request.plots else ["--no-plots"]
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
+    text = job_script.text(request.words, list(outers.values()), seconds=plan.estimate_s(planned), options=options)
+    sys.stdout.write(text)
+
+
+def layout_of(rank: RankInfo) -> dict[str, int]:
+    """The layout that a launcher's environment implies, as keys."""
+    return {"nodes": rank.size // rank.local_size, "ranks_per_node": rank.local_size}

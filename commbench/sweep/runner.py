@@ -1,0 +1,367 @@
+"""The sweep as the parent runs it: launch after launch, watching, storing, and surviving whatever a case does.
+
+Success is read from the rows on disk, not from exit codes: launchers rewrite those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from commbench import fabric, launch, variables
+from commbench.analysis import summary
+from commbench.errors import EnvironmentProblem
+from commbench.launch import placement
+from commbench.launch.job import Order
+from commbench.measure import hang_trace
+from commbench.processes import cleanup
+from commbench.processes.orphans import start_time
+from commbench.processes.process import Process, rank_environment
+from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE
+from commbench.records import Case, Measurement, Row, Status, from_dict
+from commbench.run_folder import RunFolder, repair
+from commbench.stats import LAUNCHES_FOR_INTERVAL
+from commbench.sweep import plan
+from commbench.sweep.plan import Launch, PlannedCase
+from commbench.units import format_seconds
+
+RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
+STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
+_POLL_S = 0.05
+_GRACE_S = 5.0  # from a rank that raised to the end of the others
+_STARTS_TRIED = 2  # launches that end before their first case, in a row
+_TAIL_LINES = 8
+_LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
+
+
+class Reporter(Protocol):
+    """What the sweep tells while it runs."""
+
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None: ...
+
+    def row(self, row: Row) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one process group ended."""
+
+    ended: bool = False  # it said so itself
+    timed_out: bool = False
+    running: str | None = None  # the case that was being measured when it stopped
+    seen: set[str] = field(default_factory=set)
+
+
+class Sweep:
+    """One run, from its first launch or from where a killed one stopped."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        planned: Sequence[PlannedCase],
+        *,
+        seed: int,
+        launchers: Mapping[str, str],
+        timeout_s: float,
+        reporter: Reporter,
+        alike: Callable[[Case], str] | None = None,
+    ) -> None:
+        """`launchers` is the launcher of each transport.
+
+        `alike`, if there is one, names what a case tries: after a hang, nothing of the same name is tried again.
+        """
+        self.folder = folder
+        self.planned = planned
+        self.launchers = launchers
+        self.timeout_s = timeout_s
+        self.reporter = reporter
+        self.rows: dict[str, Row] = {}
+        self.launches = list(plan.launches(planned, seed=seed))
+        self._needed: dict[str, int] = {}
+        for item in self.launches:
+            for case in item.cases:
+                self._needed[case.case_id] = self._needed.get(case.case_id, 0) + 1
+        self._cases = {item.case.case_id: item.case for item in planned}
+        self._done: dict[str, dict[int, Measurement]] = {}  # case -> launch -> measurement
+        self._alike = alike
+        self._noted: set[str] = set()  # what ranks had to say, once each
+        self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
+        self._samples = summary.Samples(folder)
+        self._measured_now = 0
+        self._began = time.monotonic()
+
+    def load(self, *, retry_failed: bool = False) -> None:
+        """Take over what the run already has, and finish cases that lack only their row."""
+        self.rows = self.folder.rows()
+        if retry_failed:
+            bad = {key for key, row in self.rows.items() if row.status not in (Status.OK, Status.SKIPPED)}
+            self.rows = {key: row for key, row in self.rows.items() if key not in bad}
+        for measurement in self.folder.measurements():
+            if retry_failed and measurement.status is not Status.OK and measurement.case_id not in self.rows:
+                continue
+            if measurement.status is Status.OK and not self._samples.has(measurement):
+                continue
+            self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+        for case_id in self._done:
+            self._finish_if_complete(self._cases[case_id])
+
+    def run(self) -> None:
+        """Measure all that is not measured yet. KeyboardInterrupt ends the running launch and passes on."""
+        self.finish_skipped()
+        for item in self.launches:
+            self._run_launch(item)
+
+    def finish_skipped(self) -> None:
+        """Write the rows of cases that cannot run here."""
+        for item in self.planned:
+            if item.skip and item.case.case_id not in self.rows:
+                self._finish(summary.skipped_row(item.case, item.skip))
+
+    @property
+    def total(self) -> int:
+        return sum(self._needed.values())
+
+    @property
+    def done(self) -> int:
+        """Measurements made or, as their case has failed, not needed any more."""
+        return sum(
+            needed if case_id in self.rows else len(self._done.get(case_id, {}))
+            for case_id, needed in self._needed.items()
+        )
+
+    def _run_launch(self, item: Launch) -> None:
+        failed_starts = 0
+        while pending := [case for case in item.cases if self._wants(case, item.index)]:
+            order = self._order(item, pending)
+            what = f"launch {item.index + 1}, {item.outer}"
+            outcome = self._watch(order, what)
+            while self._waiting:
+                self._finish_if_complete(self._cases[self._waiting.pop()])
+            left = [case for case in pending if self._wants(case, item.index)]
+            if not left:
+                return
+            reason = self._why(order, outcome)
+            if outcome.running is not None and self._wants(self._cases[outcome.running], item.index):
+                failed_starts = 0
+                status = Status.TIMEOUT if outcome.timed_out else Status.ERROR
+                self._fail(order, self._cases[outcome.running], status, reason)
+                continue
+            failed_starts += not outcome.seen
+            if failed_starts >= _STARTS_TRIED:
+                for case in left:
+                    self._fail(order, case, Status.ERROR, f"the launch did not start: {reason}")
+
+    def _wants(self, case: Case, index: int) -> bool:
+        return case.case_id not in self.rows and index not in self._done.get(case.case_id, {})
+
+    def _settle(self) -> None:
+        """Ranks of a launch that broke may still be ending, and the last line that they wrote may be torn."""
+        if self.folder.ranks_lock.take(wait_s=RANKS_END_S):
+            self.folder.ranks_lock.release()
+        repair(self.folder.measurements_path)
+
+    def _order(self, item: Launch, cases: Sequence[Case]) -> Order:
+        self._settle()
+        logs = self.folder.path / "logs"
+        attempts = (f"{item.index:03d}-{item.outer.key[:6]}-{number}" for number in range(10**6))
+        attempt = next(name for name in attempts if not (logs / name).exists())
+        return Order(
+            run_dir=str(self.folder.path),
+            attempt=attempt,
+            launch=item.index,
+            outer=item.outer,
+            cases=tuple(cases),
+            timeout_s=self.timeout_s,
+            host=platform.node(),
+            placements=tuple(placement.of_launch(item.outer, self.launchers[item.outer.transport])),
+            parent_pid=os.getpid(),
+            # Ranks that Slurm starts may be on other hosts, where this pid is somebody else's or nobody's.
+            parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
+        )
+
+    def _watch(self, order: Order, what: str) -> Outcome:
+        path = order.save()
+        launcher = self._launcher(order)
+        command = launcher.command(path, order)
+        if order.outer.emulated:
+            command = fabric.wrap(command, order.outer.emulated)
+        measurements = Tail(self.folder.measurements_path)
+        events = Tail(order.folder / "events.jsonl", from_start=True)
+        failures = Tail(order.folder / "failures.jsonl", from_start=True)
+        until = math.inf
+        outcome = Outcome()
+        asked = order.outer.env
+        told = {BINDING_VARIABLE: order.outer.binding}
+        if order.outer.emulated:
+            told[FABRIC_VARIABLE] = str(order.outer.emulated)
+        environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, asked)
+        if order.outer.transport == "nccl":
+            environment = {**environment, **variables.nccl_log(order.folder, asked, environment)}
+        process = Process(command, environment, order.folder / "launcher.log")
+
+        def end() -> None:
+            if not process.ended():
+                process.kill()
+                launcher.cancel(order.folder)
+            cleanup.remove(order.folder)
+
+        try:
+            heard = time.monotonic()
+            self._tell(what)
+            while True:
+                over = process.ended()  # before reading: what was written by then is read below
+                for event in events.read():
+                    heard = time.monotonic()
+                    if event["event"] == "begin":
+                        outcome.running = event["case_id"]
+                        outcome.seen.add(event["case_id"])
+                    outcome.ended |= event["event"] == "end"
+                    if event["event"] == "note" and event["text"] not in self._noted:
+                        self._noted.add(event["text"])
+                        self.reporter.note(event["text"])
+                    if event["event"] == "queued":
+                        self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
+                if self._collect(measurements, outcome):
+                    heard = time.monotonic()
+                    self._tell(what)
+                if over:
+                    return outcome
+                if failures.read():
+                    # Its peers may wait for it inside a library that does not notice: give them a moment, no more.
+                    until = min(until, time.monotonic() + _GRACE_S)
+                if time.monotonic() > until:
+                    end()
+                    self._collect(measurements, outcome)
+                    return outcome
+                allowed = self.timeout_s if outcome.seen else max(self.timeout_s, STARTS_WITHIN_S)
+                if time.monotonic() - heard > allowed:
+                    outcome.timed_out = True
+                    end()
+                    self._collect(measurements, outcome)
+                    return outcome
+                time.sleep(_POLL_S)
+        finally:
+            end()
+
+    def _launcher(self, order: Order) -> launch.Launcher:
+        return launch.get(self.launchers[order.outer.transport])
+
+    def _collect(self, measurements: Tail, outcome: Outcome) -> bool:
+        new = measurements.read(Measurement)
+        for measurement in new:
+            self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+            self._measured_now += 1
+            if outcome.running == measurement.case_id:
+                outcome.running = None
+            if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
+                self._finish_if_complete(self._cases[measurement.case_id])
+            else:  # needs all samples; not while the next case is being timed on the same cores
+                self._waiting.append(measurement.case_id)
+        return bool(new)
+
+    def _tell(self, what: str) -> None:
+        left = None
+        if self._measured_now >= 3:
+            each = (time.monotonic() - self._began) / self._measured_now
+            left = each * (self.total - self.done)
+        self.reporter.progress(self.done, self.total, left, what)
+
+    def _finish_if_complete(self, case: Case) -> None:
+        if case.case_id in self.rows or case.case_id not in self._needed:
+            return
+        measured = self._done.get(case.case_id, {})
+        failed = any(m.status is not Status.OK for m in measured.values())
+        if failed or len(measured) == self._needed[case.case_id]:
+            self._finish(summary.row(case, [measured[index] for index in sorted(measured)], self._samples))
+
+    def _finish(self, row: Row) -> None:
+        self.folder.append_row(row)
+        self.rows[row.case_id] = row
+        self.reporter.row(row)
+        if self._alike is not None and row.status is Status.TIMEOUT:
+            name = self._alike(self._cases[row.case_id])
+            for case_id in self._needed.keys() - self.rows.keys():
+                if self._alike(self._cases[case_id]) == name:
+                    reason = f"not tried: at {row.size_bytes} B it hung"
+                    self._finish(summary.skipped_row(self._cases[case_id], reason))
+
+    def _fail(self, order: Order, case: Case, status: Status, reason: str) -> None:
+        """Write the measurement that the ranks could not write themselves."""
+        self._settle()
+        measurement = Measurement(
+            case_id=case.case_id,
+            launch=order.launch,
+            attempt=order.attempt,
+            order=order.cases.index(case),
+            status=status,
+            reason=reason,
+        )
+        self.folder.append_measurement(measurement)
+        self._done.setdefault(case.case_id, {})[order.launch] = measurement
+        self._finish_if_complete(case)
+        self.reporter.note(f"{case.label}, {case.size_bytes} B: {status}: {reason}")
+
+    def _why(self, order: Order, outcome: Outcome) -> str:
+        """The first failing rank and its last lines, for a person."""
+        if outcome.timed_out:
+            where = "" if outcome.seen else " (it did not even start a case)"
+            if found := hang_trace.told(order.folder):
+                rank, doing, path = found
+                where += f"; rank {rank} was in {doing}: {path.relative_to(self.folder.path)}"
+            return f"no progress for {format_seconds(self.timeout_s)}{where}"
+        log = order.folder / "launcher.log"
+        what = "the launcher ended early"
+        hard = Tail(order.folder / "exits.jsonl", from_start=True).read()
+        raised = Tail(order.folder / "failures.jsonl", from_start=True).read()
+        # Whoever lost a connection did so because of another: look for that one first.
+        own = [line for line in raised if not any(text in line["error"] for text in _LOST_PEER)]
+        if hard or own:
+            first = (hard or own)[0]
+            what = f"rank {first['rank']} {first.get('what') or 'failed: ' + first['error']}"
+            log = order.folder / f"rank-{first['rank']}.log"
+        elif raised:
+            what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
+        if not hard and not own and log.exists():
+            what = self._launcher(order).explain(log.read_text(errors="replace")) or what
+        if order.outer.emulated and log.exists():
+            what = fabric.explain(log.read_text(errors="replace")) or what
+        if "No space left" in what:
+            raise EnvironmentProblem(
+                f"{self.folder.path}: no space left on the disk",
+                hint=f"make room, then go on with: commbench sweep --resume {self.folder.path}",
+            )
+        lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
+        self.reporter.note(f"{what}; the last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines))
+        return what
+
+
+class Tail:
+    """New whole lines of a growing JSONL file."""
+
+    def __init__(self, path: Path, *, from_start: bool = False, offset: int | None = None) -> None:
+        """offset: of the first byte that is new."""
+        self._path = path
+        if offset is None:
+            offset = 0 if from_start or not path.exists() else path.stat().st_size
+        self._offset = offset
+
+    def read(self, cls: type[Any] | None = None) -> list[Any]:
+        """Parsed lines since the last call: records of `cls`, or plain dictionaries."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        parsed = [json.loads(line) for line in whole.splitlines()]
+        return [from_dict(cls, raw) for raw in parsed] if cls else parsed

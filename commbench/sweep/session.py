@@ -1,0 +1,141 @@
+"""A sweep in progress: what it tells, how it is interrupted, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from commbench.analysis.ratios import Ratio
+from commbench.console import Talk
+from commbench.output import writers
+from commbench.records import Row, Status
+from commbench.run_folder import RunFolder
+from commbench.sweep.plan import PlannedCase
+from commbench.sweep.prepare import Request
+from commbench.sweep.runner import Sweep
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class Reporter:
+    """Progress to stderr, rows to stdout. If nobody reads stdout any more, the sweep goes on: rows are on disk."""
+
+    def __init__(self, talk: Talk, writer: writers.Writer) -> None:
+        self.talk = talk
+        self.writer: writers.Writer | None = writer
+        self.progress = talk.progress
+        self.note = talk.note
+
+    def row(self, row: Row) -> None:
+        self.talk.row(row)
+        self._write(lambda writer: writer.row(row))
+
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Ratio]) -> None:
+        self._write(lambda writer: writer.end(rows, meta, compared))
+
+    def _write(self, write: Callable[[writers.Writer], None]) -> None:
+        if self.writer is None:
+            return
+        try:
+            write(self.writer)
+        except (BrokenPipeError, AttributeError, ValueError):  # closed by its reader, missing, closed
+            self.writer = None
+            self.note("nobody reads stdout any more; rows go to the run folder only")
+            if sys.stdout is not None:  # keep the interpreter from complaining on exit
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], talk: Talk) -> Sweep:
+    """The sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
+    about = folder.read_json("run.json")
+    return Sweep(
+        folder,
+        planned,
+        seed=about["seed"],
+        launchers=about["launchers"],
+        timeout_s=about["timeout_s"],
+        reporter=Reporter(talk, writers.WRITERS[request.format]()),
+    )
+
+
+def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:
+    """Run the sweep to its end, or to the point where somebody stops it; the exit code."""
+    _set_status(folder, "running")
+    interrupt_on_sigterm()
+    assert isinstance(sweep.reporter, Reporter)
+    try:
+        with talk:
+            sweep.run()
+        return finish(request, folder, sweep, sweep.reporter, talk)
+    except KeyboardInterrupt:
+        _set_status(folder, "interrupted")
+        retry = " --retry-failed" if request.retry_failed else ""
+        talk.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
+        talk.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
+        return EXIT_INTERRUPTED
+
+
+def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk) -> int:
+    """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
+    from commbench.analysis import pair_matrices, ratios
+    from commbench.output import parquet
+
+    rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
+    meta = folder.read_json("run.json")
+    compared = ratios.of_run(folder, rows)
+    parquet.write_results(folder, rows, compared)
+    parquet.write_samples(folder)
+    meta["pairs"] = pair_matrices.of_runs([folder])
+    pair_matrices.write(meta["pairs"], folder.path)
+    complete = len(rows) == len(sweep.planned)
+    interrupted = any(row.status is Status.INTERRUPTED for row in rows)
+    _set_status(folder, "interrupted" if interrupted else "finished" if complete else "incomplete")
+    reporter.end(rows, meta, compared)
+    failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
+    if request.plots and any(row.status is Status.OK for row in rows):
+        from commbench import plots
+
+        try:
+            for path in plots.draw(parquet.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
+                talk.note(f"plot: {_short(path)}")
+        except (OSError, ValueError) as error:
+            talk.note(f"no plot: {error}")
+    ok = sum(row.status is Status.OK for row in rows)
+    talk.note(
+        f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
+    )
+    if failed and not meta["joined"]:
+        talk.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
+    return EXIT_FAILED if failed or not complete else EXIT_OK
+
+
+def interrupt_on_sigterm() -> None:
+    """SIGTERM, as schedulers send it, means the same as Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _set_status(folder: RunFolder, status: str) -> None:
+    about = folder.read_json("run.json")
+    about["status"] = status
+    about["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+    folder.write_json("run.json", about)
+
+
+def _short(path: Path) -> str:
+    """Relative where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

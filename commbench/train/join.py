@@ -1,0 +1,129 @@
+"""`commbench train` under an existing launcher: every process is a rank; rank 0 composes, the others get the order."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from commbench.console import print_error
+from commbench.errors import CommbenchError, UsageError
+from commbench.launch.job import Order
+from commbench.measure.rank import note_failure
+from commbench.measure.rank import run as run_rank
+from commbench.measure.rendezvous import Patience, by_store, follow, lead, leave
+from commbench.processes.orphans import die_with_parent
+from commbench.rank_info import RankInfo
+from commbench.run_folder import RunFolder
+from commbench.train import config as training
+from commbench.train import launch
+from commbench.train.config import TrainConfig
+from commbench.train.progress import Line, Show, draw
+
+_OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
+
+
+def run(request: launch.Request, info: RankInfo) -> int:
+    if info.launcher == "mpiexec":
+        raise UsageError(
+            "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
+        )
+    die_with_parent()
+    patience = Patience(info)
+    meeting = by_store(info)
+    if info.rank != 0:
+        return follow(meeting, info, patience)
+    talk = Line(quiet=request.quiet)
+    try:
+        config, env = _settings(request, info)
+        folder = launch.open_folder(request, config)
+        with launch.ending(folder, talk):
+            order = launch.make_order(folder, config, env, info.launcher, info.started_by)
+    except BaseException:
+        meeting.share("")
+        raise
+    with launch.ending(folder, talk):
+        lead(meeting, order, patience)
+        code = _train(request, info, folder, order, talk, meeting.store)
+    if request.plots:
+        draw(folder.path, talk)
+    return code
+
+
+def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
+    layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
+    config, env = launch.settings(_with(request, layout))
+    if config.ranks != info.size:
+        raise UsageError(
+            f"{info.started_by} started {info.size} ranks, but nodes x ranks_per_node is "
+            f"{config.nodes} x {config.ranks_per_node} = {config.ranks}",
+            hint="leave both out to take the launcher's layout",
+        )
+    launch.check(config, joined=True)
+    return config, env
+
+
+def _train(request: launch.Request, info: RankInfo, folder: RunFolder, order: Order, talk: Line, store: Any) -> int:
+    """Rank 0's part, and what it tells of the others'."""
+    show = Show(folder, order, talk, stdout=request.format)
+    watchdog = _Watchdog(folder, order, show, talk)
+    watchdog.start()
+    with talk:
+        try:
+            run_rank(order, info, shared=store)
+        except Exception as error:  # whose frames may hold what cannot be freed any more: see `worker._kept`
+            watchdog.stop()
+            leave(_failed(error, folder, order, show, talk))
+        watchdog.stop()
+        return launch.finish(folder, order, show, talk)
+
+
+def _failed(error: Exception, folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
+    """Tell why: what a rank has refused, be it another one, else this rank's error. The exit code."""
+    until = time.monotonic() + _OTHERS_TELL_S
+    while not (order.folder / training.REFUSED).exists() and time.monotonic() < until:
+        time.sleep(launch.POLL_S)
+    if not isinstance(error, CommbenchError):
+        note_failure(order.folder, 0, error)
+    elif not (order.folder / training.REFUSED).exists():
+        launch.end(folder, "failed", "", talk)
+        print_error(str(error), error.hint)
+        return error.exit_code
+    return _told(folder, order, show, talk)
+
+
+def _told(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
+    try:
+        return launch.finish(folder, order, show, talk, why)
+    except CommbenchError as error:
+        print_error(str(error), error.hint)
+        return error.exit_code
+
+
+def _with(request: launch.Request, layout: Sequence[str]) -> launch.Request:
+    """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
+    typed = {word.split("=")[0] for word in request.words}
+    return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))
+
+
+class _Watchdog(threading.Thread):
+    """No parent watches joined ranks, so rank 0 tells what is new, and ends itself where it may wait for ever."""
+
+    def __init__(self, folder: RunFolder, order: Order, show: Show, talk: Line) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._order, self._show, self._talk = folder, order, show, talk
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        heard = launch.Heard(self._order, self._show)
+        while not self._over.wait(launch.POLL_S):
+            if heard.enough():
+                leave(_told(self._folder, self._order, self._show, self._talk, heard.why))
+        self._show.new()
+
+    def stop(self) -> None:
+        """This rank is over: `finish` is somebody else's now."""
+        self._over.set()
+        self.join()

@@ -1,0 +1,363 @@
+"""`commbench train`: starts the ranks of a training, shows its metrics, and goes on with one that was stopped.
+
+The training itself is `moe_ref.training.rank`, which ranks import by its name: nothing in commbench imports moe_ref.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import commbench
+from commbench import fabric, launch, transports, variables
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.launch import placement
+from commbench.launch.job import Order
+from commbench.machine import gpus, metadata
+from commbench.processes import cleanup
+from commbench.processes.orphans import start_time
+from commbench.processes.process import Process, rank_environment
+from commbench.profile import Scope
+from commbench.profile import file as profile_file
+from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, Here, check_place
+from commbench.rank_info import detect
+from commbench.run_folder import RunFolder
+from commbench.sweep import prepare
+from commbench.sweep.runner import RANKS_END_S, STARTS_WITHIN_S, Tail
+from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from commbench.train import config as training
+from commbench.train import results, tensorboard
+from commbench.train.config import TrainConfig
+from commbench.train.progress import Line, Show, draw
+
+LAUNCHERS = ("local", "torchrun")
+POLL_S = 0.1
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    words: tuple[str, ...] = ()
+    out: Path = Path("results")
+    resume: Path | None = None
+    show_config: bool = False
+    launcher: str = "local"
+    format: str = "table"  # or json, or none: nothing on stdout
+    quiet: bool = False
+    plots: bool = True
+
+
+def run(request: Request) -> int:
+    """The exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
+    info = detect(os.environ)
+    if "ab" in request.words:
+        raise UsageError("ab is a command of its own", hint="commbench train ab [RECIPE] [KEY=VALUE ...]")
+    if info is not None and not request.show_config:
+        from commbench.train import join
+
+        return join.run(request, info)
+    if request.show_config:
+        config, _ = settings(request)
+        if info is None or info.rank == 0:
+            sys.stdout.write(
+                "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
+            )
+        return EXIT_OK
+    ended = once(request)
+    if request.plots:
+        draw(ended.folder, Line(quiet=request.quiet))
+    return ended.code
+
+
+class Ended(NamedTuple):
+    """One launch. asked: whether somebody asked it to stop, be it too late."""
+
+    code: int
+    folder: Path
+    asked: bool
+
+
+def once(request: Request) -> Ended:
+    """One launch of a training, new or to go on with."""
+    config, env = settings(request)
+    check(config)
+    talk = Line(quiet=request.quiet)
+    folder = open_folder(request, config)
+    with ending(folder, talk):
+        order = make_order(folder, config, env, request.launcher)
+        with talk, _stopping(order) as asked:
+            return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
+
+
+@contextlib.contextmanager
+def ending(folder: RunFolder, talk: Line) -> Iterator[None]:
+    """No run is said to be running when it is not."""
+    try:
+        yield
+    except BaseException as error:
+        end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", talk)
+        raise
+
+
+def settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
+    if request.resume is None:
+        return training.compose(request.words)
+    before = _opened(request.resume)
+    about = before.read_json("run.json")
+    saved = training.load(before.path / "config.json")
+    config, typed = training.compose(request.words, first=json.loads(saved.to_json()))
+    if changed := config.changed(saved):
+        told = ", ".join(f"{key}={there}" for key, (_, there) in changed.items())
+        raise UsageError(f"the run that goes on has {told}, and others would compute something else",
+                         hint="leave these keys out, or start a new run")  # fmt: skip
+    done = results.saved_step(before.path)
+    if done is None and (saved.save_every is None or _was_saved(before.path, saved, about)):
+        why = "save_every=null" if saved.save_every is None else "they have been removed"
+        raise UsageError(f"{request.resume} has no checkpoints to go on from ({why})", hint="start a new run")
+    if done is not None and config.steps < done:
+        raise UsageError(f"steps={config.steps}, and {request.resume} has made {done}",
+                         hint=f"steps={done} or more; without steps=N it goes on to {saved.steps}")  # fmt: skip
+    return config, {**about.get("env", {}), **typed}
+
+
+def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> bool:
+    """Whether this run has come to a point where it must have saved."""
+    last = max((line["step"] for line in results.steps(path)), default=0)
+    return about.get("status") == "finished" or 0 < (config.save_every or 0) < last
+
+
+def check(config: TrainConfig, *, joined: bool = False) -> None:
+    """Before there is a run folder: what ranks would find missing. joined: a launcher has placed them already."""
+    transports.check(config.transport)
+    if config.transport == "nccl" and not joined and config.ranks > (found := gpus.count(os.environ)):
+        raise EnvironmentProblem(f"{config.ranks} ranks and {found} GPU{'s' * (found != 1)}: each rank needs its own",
+                                 hint=f"ranks_per_node={found}, or see CUDA_VISIBLE_DEVICES")  # fmt: skip
+    if config.tensorboard:
+        tensorboard.check()
+    if config.profile is not None:
+        profile = profile_file.load(Path(config.profile))
+        if not (joined or config.allow_mismatch or config.ranks == 1):  # which exchanges nothing
+            check_place(profile, _here(config), config.profile)
+    if config.path is not None and not Path(config.path).is_file():
+        raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
+    if config.emulated is not None:
+        fabric.check(config.emulated)
+
+
+def _here(config: TrainConfig) -> Here:
+    """Of ranks that are started on this machine, which is one node if its network is not emulated."""
+    told = {FABRIC_VARIABLE: str(config.emulated)} if config.emulated else {}
+    nodes = config.nodes if config.emulated else 1
+    return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=told)
+
+
+def _opened(path: Path) -> RunFolder:
+    if not (path / "run.json").is_file():
+        raise UsageError(
+            f"no run in {str(path)!r}", hint="give the folder that commbench train printed, or results/latest"
+        )
+    folder = RunFolder(path.resolve())
+    about = folder.read_json("run.json")
+    if about.get("format_version") != results.FORMAT:
+        raise UsageError(f"{path} is no training: its format is {about.get('format_version')}",
+                         hint="commbench sweep --resume goes on with a sweep")  # fmt: skip
+    return folder
+
+
+def open_folder(request: Request, config: TrainConfig) -> RunFolder:
+    """New, or the one to go on with, which is as it was until its ranks begin; locked, with nobody in it."""
+    if request.resume is not None:
+        folder = _opened(request.resume)
+        if not folder.lock.take():
+            raise UsageError(f"{folder.path} is in use by another commbench", hint="wait for it, or end it first")
+        if not folder.ranks_lock.take(wait_s=RANKS_END_S):
+            raise EnvironmentProblem(f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s",
+                                     hint="end them, then resume again")  # fmt: skip
+        folder.ranks_lock.release()
+        if results.saved_step(folder.path) is None:
+            Line(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
+    else:
+        folder = RunFolder.create(request.out, f"train-{config.recipe}")
+        folder.lock.take()
+        with contextlib.suppress(OSError):
+            (folder.path / "samples").rmdir()  # of sweeps
+        machine = metadata.collect()
+        folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
+        about = {
+            "format_version": results.FORMAT,
+            "run_id": folder.run_id,
+            "recipe": config.recipe,
+            "command": ["commbench", "train", *request.words],
+            "commbench_version": commbench.__version__,
+            "machine_text": prepare.machine_text(machine),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine,
+        }
+        folder.write_json("config.json", json.loads(config.to_json()))
+        folder.write_json("run.json", {**about, "status": "running"})
+    return folder
+
+
+def make_order(
+    folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = ""
+) -> Order:
+    logs = folder.path / "logs"
+    attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
+    outer = config.outer(env)
+    if (scope := scope_of(config)) is not None:  # as commbench exec would start it
+        bound: dict[str, Any] = {}
+        if config.binding == "none" and scope.binding != "none":
+            bound = {"binding": scope.binding, "cpu_masks": scope.cpu_masks, "binding_memory": scope.binding_memory}
+        outer = config.outer({**scope.env, **env}, **bound)
+    late = {name: value for name, value in outer.env.items() if variables.differs(name, value, os.environ)}
+    if joined and (late or outer.emulated):
+        what = f"{', '.join(late)}, by env.NAME or the profile," if late else "fabric=emulated"
+        raise UsageError(f"{what} comes too late for ranks that {joined} has started",
+                         hint=f"{joined} .. commbench exec --profile FILE -- commbench train ..")  # fmt: skip
+    order = Order(
+        run_dir=str(folder.path.resolve()),
+        attempt=attempt,
+        launch=0,
+        outer=outer,
+        cases=(),
+        timeout_s=config.timeout,
+        placements=() if joined else tuple(placement.of_launch(outer, launcher)),
+        host=metadata.collect()["host"] if outer.binding != "none" else "",
+        parent_pid=0 if joined else os.getpid(),
+        parent_started="" if joined else start_time(os.getpid()),
+        program=training.PROGRAM,
+        settings={"config": json.loads(config.to_json()), "about": {"joined": joined, "env": dict(env)}},
+    )
+    order.save()
+    return order
+
+
+def scope_of(config: TrainConfig) -> Scope | None:
+    """Of the profile, the one for these ranks, whose settings they are to be started with; the ranks check the rest."""
+    if config.profile is None:
+        return None
+    profile = profile_file.load(Path(config.profile))
+    fits = [
+        scope
+        for scope in profile.scopes
+        if scope.transport == config.transport
+        and scope.nodes in (None, config.nodes)
+        and scope.ranks_per_node in (None, config.ranks_per_node)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int:
+    launcher = launch.get(request.launcher)
+    launcher.check()
+    command = launcher.command(order.folder / "order.json", order)
+    if order.outer.emulated:
+        command = fabric.wrap(command, order.outer.emulated)
+    told = {BINDING_VARIABLE: order.outer.binding}
+    if order.outer.emulated:
+        told[FABRIC_VARIABLE] = str(order.outer.emulated)
+    environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, order.outer.env)
+    show = Show(folder, order, talk, stdout=request.format)
+    process = Process(command, environment, order.folder / "launcher.log")
+    heard = Heard(order, show)
+    try:
+        while not process.ended() and not heard.enough():
+            time.sleep(POLL_S)
+    finally:
+        process.kill()
+        cleanup.remove(order.folder)
+    show.new()
+    return finish(folder, order, show, talk, heard.why)
+
+
+class Heard:
+    """Whether it makes sense to wait for more of a training. why: what it was given up for, if nobody said."""
+
+    def __init__(self, order: Order, show: Show) -> None:
+        self._order, self._show = order, show
+        self._last, self._until = time.monotonic(), float("inf")
+        self.why = ""
+
+    def enough(self) -> bool:
+        """Tell what is new. Call it now and then."""
+        order, show = self._order, self._show
+        if show.new():
+            self._last = time.monotonic()
+        if any((order.folder / name).exists() for name in ("failures.jsonl", training.REFUSED)):
+            self._until = min(self._until, time.monotonic() + _GRACE_S)  # its peers may wait for it for ever
+        allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
+        late = time.monotonic() - self._last > allowed
+        if late:
+            self.why = f"no step for {allowed:g} s; see {order.folder}"
+        return late or time.monotonic() > self._until
+
+
+@contextlib.contextmanager
+def _stopping(order: Order) -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
+    asked = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        (order.folder / training.STOP).touch()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
+    """Say how it has ended: the exit code. Raises what ranks have refused. why: where the ranks say nothing."""
+    if show.ended is not None:
+        if show.ended["finished"]:
+            return end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
+        text = f"stopped at step {show.ended['step']}, with nothing saved (save_every=null)"
+        if show.ended["saved"]:
+            text = f"stopped at step {show.ended['step']} and saved; go on with: commbench train --resume {folder.path}"
+        return end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
+    refused = Tail(order.folder / training.REFUSED, from_start=True).read()
+    if refused:
+        end(folder, "failed", "", talk)
+        raise CommbenchError(refused[0]["error"], hint=refused[0]["hint"], exit_code=refused[0]["exit_code"])
+    if why:
+        return end(folder, "failed", why, talk)
+    lines = [
+        f"rank {line['rank']} {line.get('what') or 'failed: ' + line['error']}"
+        for name in ("exits.jsonl", "failures.jsonl")
+        for line in Tail(order.folder / name, from_start=True).read()
+    ]
+    log = order.folder / "launcher.log"
+    tail = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+    said = (lines or tail or ["the ranks ended early"])[0]
+    return end(folder, "failed", f"{said}; logs: {order.folder}", talk)
+
+
+def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
+    about = folder.read_json("run.json")
+    if about["status"] == "running":  # not one that was refused when it was to go on
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        folder.write_json("run.json", {**about, "status": status, "updated": now})
+    if text:
+        (talk.error if status == "failed" else talk.note)(text)
+    return code
+
+
+__all__ = [
+    "Ended", "Heard", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder", "run",
+    "settings",
+]  # fmt: skip

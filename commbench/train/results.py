@@ -1,0 +1,109 @@
+"""What a run folder of `commbench train` has in it, for those who draw it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from commbench.errors import UsageError
+from commbench.run_folder import RunFolder, read_lines
+
+FORMAT = "train-1"  # of run.json
+METRICS, BREAKDOWN, CHECKPOINTS = "metrics.jsonl", "breakdown.jsonl", "checkpoints"
+_MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
+_WHERE = ("path", "profile")  # keys that are files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """about, config: run.json and config.json. steps: lines of metrics.jsonl.
+
+    breakdown: those of breakdown.jsonl that the last start has written, since each start may have other ranks.
+    """
+
+    run_id: str
+    about: Mapping[str, Any]
+    config: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    breakdown: Sequence[Mapping[str, Any]]
+
+
+def is_one(path: Path) -> bool:
+    """Whether this is a run folder of a training."""
+    if not (path / "run.json").is_file():
+        return False
+    return RunFolder(path).read_json("run.json").get("format_version") == FORMAT
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    """Lines of its metrics.jsonl; none before the first step."""
+    return list(read_lines(path / METRICS, json.loads))
+
+
+def saved_step(path: Path) -> int | None:
+    """Of its newest whole checkpoint; None: it has none."""
+    whole = [int(file.parent.name.removeprefix("step-")) for file in path.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
+    return max(whole, default=None)
+
+
+def read(path: Path) -> Training:
+    """Raises `UsageError` for a training that has made no step yet, `CorruptFile` for a damaged folder."""
+    folder = RunFolder(path.resolve())
+    lines = steps(path)
+    if not lines:
+        raise UsageError(f"{path} has no step yet", hint="it was stopped, or refused, before its first one: see logs/")
+    breakdown = list(read_lines(folder.path / BREAKDOWN, json.loads))
+    return Training(
+        run_id=folder.run_id,
+        about=folder.read_json("run.json"),
+        config=folder.read_json("config.json"),
+        steps=lines,
+        breakdown=[line for line in breakdown if line.get("start") == breakdown[-1].get("start")],
+    )
+
+
+def labels(trainings: Sequence[Training]) -> list[str]:
+    """A name for each, by the keys in which they differ; with the run's own where that does not tell them apart."""
+    if len(trainings) == 1:
+        return [str(trainings[0].config.get("recipe", trainings[0].run_id))]
+    keys = [key for key in trainings[0].config if len({_word(key, one.config.get(key)) for one in trainings}) > 1]
+    if len(keys) > _MOST_KEYS and "recipe" in keys:
+        keys = ["recipe"]
+    elif "recipe" in keys and len(keys) > 1:
+        keys.remove("recipe")
+    told = [_name(one.config, keys[:_MOST_KEYS]) for one in trainings]
+    return [label if label and told.count(label) == 1 else f"{label} {one.run_id}".strip()
+            for label, one in zip(told, trainings, strict=True)]  # fmt: skip
+
+
+def ranks_text(config: Mapping[str, Any]) -> str:
+    """How many ranks, over what."""
+    network = " on an emulated network" if config["fabric"] == "emulated" else ""
+    return f"{config['nodes']}x{config['ranks_per_node']} ranks{network}, {config['transport']}"
+
+
+def differences(configs: Sequence[Mapping[str, Any]], between: str) -> list[str]:
+    """`key=one and two` of each key in which they differ."""
+    values = {key: [one.get(key) for one in configs] for one in configs for key in one}
+    return [f"{key}={between.join(_words(key, its))}" for key, its in values.items() if any(v != its[0] for v in its)]
+
+
+def _name(config: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Without what is left to its default, unless all is."""
+    typed = [key for key in keys if config.get(key) is not None] or keys
+    return " ".join(f"{key}={_word(key, config.get(key))}" for key in typed)
+
+
+def _words(key: str, values: Sequence[Any]) -> list[str]:
+    """Different values by different words: files of one name by their paths."""
+    words = [_word(key, value) for value in values]
+    return words if len(set(words)) == len(set(values)) else [_word("", value) for value in values]
+
+
+def _word(key: str, value: Any) -> str:
+    if value is None:
+        return "default"
+    return Path(str(value)).name if key in _WHERE else str(value)

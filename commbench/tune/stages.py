@@ -1,0 +1,148 @@
+"""The stages of tuning as run folders: every number of a profile can be read again, drawn and compared."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commbench.console import Talk
+from commbench.output import parquet
+from commbench.profile import Scope
+from commbench.records import Case, Outer, Row, Status, digest
+from commbench.run_folder import RunFolder
+from commbench.sweep import prepare
+from commbench.sweep.config import SweepConfig
+from commbench.sweep.plan import PlannedCase
+from commbench.sweep.prepare import Request
+from commbench.sweep.runner import Sweep
+from commbench.tune import Found
+from commbench.tune.space import way
+
+_START_S, _OVERHEAD_S = 4.0, 0.2  # before the first stage has shown better
+
+
+class Reporter:
+    """Progress and notes; the rows are in the run folders."""
+
+    def __init__(self, talk: Talk, stage: str) -> None:
+        self._talk = talk
+        self._stage = stage
+        self.note = talk.note
+
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
+        self._talk.progress(done, total, seconds_left, f"{self._stage}: {what}")
+
+    def row(self, row: Row) -> None:
+        self._talk.row(row)
+
+
+class Stages:
+    """Measures each stage in a run folder of its own, inside `request.out`."""
+
+    def __init__(
+        self, request: Request, config: SweepConfig, launchers: Mapping[str, str], talk: Talk, began: float
+    ) -> None:
+        """`began`: when tuning began, on `time.monotonic`'s clock."""
+        self._request = request
+        self._config = config
+        self._launchers = launchers
+        self._talk = talk
+        self._began = began
+        self.folders: list[RunFolder] = []
+        self.start_s, self.overhead_s = _START_S, _OVERHEAD_S
+        self._known: dict[str, tuple[dict[str, str], str]] = {}  # transport -> versions, GPU
+
+    @property
+    def run(self) -> str:
+        return self.folders[-1].run_id if self.folders else ""
+
+    @property
+    def spent_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
+        began = time.monotonic()
+        planned = [PlannedCase(case=case) for case in cases]
+        config = replace(self._config, recipe=stage)
+        folder = prepare.create(self._request, stage, [config], planned, self._launchers)
+        self.folders.append(folder)
+        sweep = Sweep(
+            folder, planned, seed=config.seed, launchers=self._launchers, timeout_s=config.timeout,
+            reporter=Reporter(self._talk, stage), alike=way,
+        )  # fmt: skip
+        try:
+            sweep.run()
+        finally:
+            self._end(folder, sweep)
+        measurements = folder.measurements()
+        attempts = {m.attempt for m in measurements}
+        inside = sum(m.elapsed_s for m in measurements)
+        if attempts:
+            self.start_s = max(0.05, (time.monotonic() - began - inside) / len(attempts))
+        caps = {case.case_id: case.policy.cap_s for case in cases}
+        over = [max(0.0, m.elapsed_s - caps[m.case_id]) for m in measurements if m.status is Status.OK]
+        if over:
+            self.overhead_s = float(np.mean(over))
+        found = {}
+        for case in cases:
+            row = sweep.rows.get(case.case_id)
+            of_case = [m for m in measurements if m.case_id == case.case_id and m.status is Status.OK and m.time_us]
+            found[case.case_id] = Found(
+                status=row.status if row else Status.ERROR,
+                reason=row.reason if row else "it was not measured",
+                time_us={m.launch: float(m.time_us or 0.0) for m in of_case},
+            )
+        for case in cases:
+            self._look(folder, case.outer)
+        return found
+
+    def _end(self, folder: RunFolder, sweep: Sweep) -> None:
+        rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
+        parquet.write_results(folder, rows, {})
+        parquet.write_samples(folder)
+        about = folder.read_json("run.json")
+        about["status"] = "finished" if len(rows) == len(sweep.planned) else "interrupted"
+        about["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        folder.write_json("run.json", about)
+        folder.lock.release()
+
+    def _look(self, folder: RunFolder, outer: Outer) -> None:
+        """What rank 0 of a launch said of its libraries and its GPU."""
+        if outer.transport in self._known:
+            return
+        for path in sorted((folder.path / "logs").glob(f"*-{outer.key[:6]}-*/rank-0.json")):
+            told: dict[str, Any] = json.loads(path.read_text())
+            gpu = told.get("device", {}).get("name") or told.get("device", {}).get("gpu") or ""
+            self._known[outer.transport] = (dict(told["versions"]), str(gpu))
+            return
+
+    def scope(self, outer: Outer) -> Scope:
+        versions, gpu = self._known.get(outer.transport, ({}, ""))
+        values: dict[str, Any] = {
+            "transport": outer.transport,
+            "nodes": outer.nodes,
+            "ranks_per_node": outer.ranks_per_node,
+            "versions": versions,
+            "gpu": gpu,
+            "fabric": str(outer.emulated) if outer.emulated else "",
+            "env": dict(outer.env),
+            "binding": outer.binding,
+            "cpu_masks": outer.cpu_masks,
+            "binding_memory": outer.binding_memory,
+        }
+        return Scope(id=digest(values)[:8], **values)
+
+
+def new_folder(parent: Path) -> Path:
+    """`parent/STAMP-tune-XXXXXX`, for the run folders of one tuning."""
+    path = RunFolder.create(parent, "tune").path
+    for name in ("logs", "samples"):
+        (path / name).rmdir()
+    return path

@@ -1,0 +1,242 @@
+"""A communicator that counts, times, and can give back what it has once received in place of asking again.
+
+The last is TED's communication-aware checkpointing (arXiv 2303.06318, section 4): activations of a block are thrown
+away and computed again in backward, but what came from other ranks is kept, so that no exchange is made twice.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from commbench.communicators.communicator import Communicator
+from commbench.communicators.prepared import Pending
+from moe_ref.profiling import labelled
+from moe_ref.training.timers import Mark, Spans
+
+if TYPE_CHECKING:
+    from commbench.communicators.autograd import Gradients
+
+ALL_TO_ALLS = ("all_to_all", "all_to_allv", "tp_all_to_all")
+
+
+_CHANGED = "a tensor that was received has been changed in place since"
+
+
+class Stash:
+    """What one pass of one block has received, in order."""
+
+    def __init__(self) -> None:
+        self._kept: deque[_Kept] = deque()
+
+    def keep(self, value: Any) -> _Kept:
+        kept = _Kept(value)
+        self._kept.append(kept)
+        return kept
+
+    def take(self) -> Any:
+        return self._kept.popleft().value()
+
+    def fill(self, out: Tensor) -> None:
+        """The next one into `out`, which may be where it came to first (`moe_ref.kept_buffers`) and still is."""
+        kept = self._kept.popleft()
+        if kept.is_in(out):
+            return
+        with torch.no_grad():
+            out.copy_(kept.value().view(out.shape))
+
+
+class _Kept:
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.landed()
+
+    def landed(self) -> None:
+        """It is what it will be: called again when an exchange in flight has ended."""
+        self._version = self._value._version if isinstance(self._value, Tensor) else None
+
+    def value(self) -> Any:
+        now = self._value._version if isinstance(self._value, Tensor) else None
+        assert now == self._version, _CHANGED
+        return self._value
+
+    def is_in(self, out: Tensor) -> bool:
+        """Whether `out` is the same memory, of which autograd has been told once that it would be written to."""
+        if self._value.data_ptr() != out.data_ptr() or not out.numel():
+            return False
+        assert self._version is not None and self._value._version == self._version + 1, _CHANGED
+        return True
+
+
+class Watch:
+    """What all communicators of a training are asked for.
+
+    calls: how often each collective was asked for, and how often it was `stashed` and so not made. sent: bytes that
+    this rank has handed to each, its own share included. spans: where times go, "a2a" for all-to-alls from call to
+    end, "exposed" for all that the current stream, or this thread, waits, and "exposed_moe" for what of it is the
+    expert layers'.
+    """
+
+    def __init__(self, spans: Spans) -> None:
+        self.spans = spans
+        self.calls: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
+        self.stashed: Counter[str] = Counter()
+        self.keeping: Stash | None = None
+        self.giving: Stash | None = None
+
+    def reset(self) -> None:
+        """Forget counts; times are `spans`' own."""
+        for counts in (self.calls, self.sent, self.stashed):
+            counts.clear()
+
+    @property
+    def a2a_bytes(self) -> int:
+        return sum(self.sent[name] for name in ALL_TO_ALLS)
+
+    @property
+    def a2a_calls(self) -> int:
+        return sum(self.calls[name] for name in ALL_TO_ALLS)
+
+    def contexts(
+        self, *, stash: bool
+    ) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+        """For `LM.forward(contexts=)`: blocks are redone with their exchanges, or without (`stash`)."""
+
+        def make() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            kept = Stash() if stash else None
+            return self._with(keeping=kept), self._again(giving=kept)
+
+        return make
+
+    @contextmanager
+    def _with(self, *, keeping: Stash | None = None, giving: Stash | None = None) -> Iterator[None]:
+        before = self.keeping, self.giving
+        self.keeping, self.giving = keeping, giving
+        try:
+            yield
+        finally:
+            self.keeping, self.giving = before
+
+    @contextmanager
+    def _again(self, giving: Stash | None) -> Iterator[None]:
+        with labelled("train::redone"), self._with(giving=giving):
+            yield
+
+
+class Watched:
+    """Stands for a communicator: the same calls, which are made on it and told to `watch`."""
+
+    def __init__(self, comm: Communicator, watch: Watch, *, of_moe: bool = False) -> None:
+        """of_moe: the expert layers', and nobody else's."""
+        self.comm, self.watch = comm, watch
+        self._waits = ("exposed", "exposed_moe") if of_moe else ("exposed",)
+        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
+
+    def __getattr__(self, name: str) -> Any:
+        """layout, empty, prepare, explain, close: the communicator's own."""
+        return getattr(self.comm, name)
+
+    @functools.cached_property
+    def autograd(self) -> Gradients:
+        from commbench.communicators.autograd import Gradients
+
+        return Gradients(self)  # type: ignore[arg-type]
+
+    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        return self._call("all_to_all", out, inp, async_op=async_op)
+
+    def all_to_allv(
+        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
+        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
+    ) -> Pending | None:  # fmt: skip
+        return self._call("all_to_allv", out, inp, received, sent, matrix=matrix, async_op=async_op)
+
+    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
+        return self._call("all_gather", out, inp, async_op=async_op)
+
+    def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
+        return self._call("reduce_scatter", out, inp, op, async_op=async_op)
+
+    def all_reduce(
+        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
+    ) -> Pending | None:
+        return self._call("all_reduce", out, out if inp is None else inp, op, async_op=async_op)
+
+    def broadcast(self, tensor: Tensor, root: int = 0, *, async_op: bool = False) -> Pending | None:
+        return self._call("broadcast", tensor, root, async_op=async_op)
+
+    def tp_all_to_all(
+        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
+    ) -> Pending | None:
+        return self._call("tp_all_to_all", out, inp, tp=tp, tp_input=tp_input, async_op=async_op)
+
+    def waited(self, begin: Mark, end: Mark) -> None:
+        for name in self._waits:
+            self.watch.spans.add(name, begin, end)
+
+    def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
+        watch = self.watch
+        if watch.giving is not None:
+            watch.stashed["exchange_counts"] += 1
+            known: list[list[int]] = watch.giving.take()
+            return known
+        watch.calls["exchange_counts"] += 1
+        begin = watch.spans.mark()
+        with labelled("comm::exchange_counts"):
+            matrix = self.comm.exchange_counts(sent)
+        self.waited(begin, watch.spans.mark())
+        if watch.keeping is not None:
+            watch.keeping.keep(matrix)
+        return matrix
+
+    def _call(self, name: str, out: Tensor, *given: Any, async_op: bool, **named: Any) -> Pending | None:
+        watch = self.watch
+        if watch.giving is not None:
+            watch.stashed[name] += 1
+            watch.giving.fill(out)
+            return Pending(None, ()) if async_op else None
+        inp = given[0] if given and isinstance(given[0], Tensor) else out
+        watch.calls[name] += 1
+        watch.sent[name] += inp.nbytes
+        begin = watch.spans.mark()
+        with labelled(f"comm::{name}"):
+            work: Pending | None = getattr(self.comm, name)(out, *given, async_op=async_op, **named)
+        end = watch.spans.mark()
+        self.waited(begin, end)
+        kept = None if watch.keeping is None else watch.keeping.keep(out.detach())
+        if work is not None:
+            return _Flying(work, self, begin, kept, name)
+        if name in ALL_TO_ALLS:
+            watch.spans.add("a2a", begin, end)
+        return None
+
+
+class _Flying(Pending):
+    """A call in flight: what its wait takes is exposed."""
+
+    def __init__(self, work: Pending, comm: Watched, begin: Mark, kept: _Kept | None, name: str) -> None:
+        super().__init__(None, ())
+        self._flying: Pending | None = work
+        self._comm, self._begin, self._kept, self._name = comm, begin, kept, name
+
+    def wait(self) -> None:
+        work, self._flying = self._flying, None
+        if work is None:
+            return
+        spans = self._comm.watch.spans
+        begin = spans.mark()
+        with labelled(f"comm::{self._name}"):
+            work.wait()
+        end = spans.mark()
+        self._comm.waited(begin, end)
+        if self._kept is not None:
+            self._kept.landed()
+        if self._name in ALL_TO_ALLS:
+            spans.add("a2a", self._begin, end)

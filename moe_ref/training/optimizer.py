@@ -1,0 +1,100 @@
+"""AdamW over all parameters, its states of what several ranks have spread over these (ZeRO-1).
+
+ZeRO-1 is torch's ZeroRedundancyOptimizer (ZeRO, arXiv 1910.02054, stage 1): each such parameter is one rank's to
+update, and that rank sends it to the others. Its states are whole tensors on one rank, so a checkpoint holds them by
+name and any number of ranks can take them up again. Experts are on one rank as they are, and so are their states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from commbench.train.config import TrainConfig
+from moe_ref.training.grad_buckets import Kind
+from moe_ref.training.parallel_dims import Ranks
+
+Named = Sequence[tuple[str, nn.Parameter]]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of step 1, 2, ..: a line up to `lr` at step `warmup`, then half a cosine to lr_end x lr."""
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    return config.lr * (config.lr_end + (1 - config.lr_end) * (1 + math.cos(math.pi * done)) / 2)
+
+
+class Optimiser:
+    def __init__(self, config: TrainConfig, model: Mapping[Kind, Named], ranks: Ranks) -> None:
+        """model: by kind, as `Gradients` has them. Matrices decay, vectors do not (biases, norms, experts' biases)."""
+        self._names = {parameter: name for named in model.values() for name, parameter in named}
+        self._all: list[Any] = []
+        self._owned: list[Any] = []
+        options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": 1e-8}
+        if any(parameter.is_cuda for parameter in self._names):
+            options["fused"] = True  # else it makes copies of all states at once
+        sharers = {"replicated": ranks.size, "cut": ranks.size // ranks.places, "expert": 1}
+        for kind, named in model.items():
+            if not named:
+                continue
+            groups = _groups(named, config.weight_decay, vector=2 if kind == "expert" else 1)
+            if config.zero and sharers[kind] > 1:
+                from torch.distributed.optim import ZeroRedundancyOptimizer  # a third of a second, and warnings
+
+                process_group = ranks.ep_group if kind == "cut" else None
+                zero: Any = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, process_group=process_group, **options)
+                self._all.append(zero)
+                self._owned.append(zero.optim)
+            else:
+                adam = torch.optim.AdamW(groups, **options)
+                self._all.append(adam)
+                self._owned.append(adam)
+
+    def step(self, rate: float) -> None:
+        """Collective with ZeRO-1."""
+        for optimiser in self._all:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
+
+    def states(self) -> dict[str, dict[str, Tensor]]:
+        """By parameter's name, of those that this rank updates and has updated: both moments, of its shape."""
+        return {
+            self._names[parameter]: {moment: optimiser.state[parameter][moment] for moment in _MOMENTS}
+            for optimiser in self._owned
+            for parameter in _parameters(optimiser)
+            if optimiser.state.get(parameter)
+        }
+
+    def owned(self) -> list[str]:
+        """Names of the parameters that this rank updates."""
+        return [self._names[parameter] for optimiser in self._owned for parameter in _parameters(optimiser)]
+
+    def load(self, states: dict[str, dict[str, Tensor]], step: int) -> None:
+        """What `states` gave, of the parameters that this rank updates now, after `step` steps."""
+        for optimiser in self._owned:
+            for parameter in _parameters(optimiser):
+                found = {moment: states[self._names[parameter]][moment].to(parameter.device) for moment in _MOMENTS}
+                # Fused AdamW counts steps on the GPU, the other one on the CPU.
+                count = torch.tensor(float(step), device=parameter.device if parameter.is_cuda else "cpu")
+                optimiser.state[parameter] = {"step": count, **found}
+
+
+def _groups(named: Named, decay: float, *, vector: int) -> list[dict[str, Any]]:
+    """vector: dimensions of what is one for each expert, or for the model."""
+    by_kind: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        by_kind[parameter.dim() > vector and "bias" not in name].append(parameter)
+    return [
+        {"params": members, "weight_decay": decay if decays else 0.0} for decays, members in by_kind.items() if members
+    ]
+
+
+def _parameters(optimiser: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]

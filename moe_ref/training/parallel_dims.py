@@ -1,0 +1,81 @@
+"""Data x expert x tensor parallel: which ranks hold the same tokens, and which the same pieces.
+
+W = G t ranks. The t consecutive ranks of a tensor-parallel group have the same tokens, and pieces of attention, FFN and
+experts; the G ranks of equal place have the same pieces, but of experts, which are spread over the groups (DeepSpeed-
+TED, Singh et al., arXiv 2303.06318, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+import commbench
+from commbench.communicators.communicator import Communicator
+from commbench.errors import UsageError
+from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.timers import Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Comms:
+    """comm: of all ranks. tp: of this rank's tensor-parallel group; null: it is alone there. ep: of the ranks of equal
+    place in all groups, comm itself without tp."""
+
+    comm: Watched
+    tp: Watched | None
+    ep: Watched
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """comms: for everything but expert layers, which have `moe`: the same communicators, whose waits are told apart.
+    Null: there is one rank, which has nobody to send to. ep_group: torch's, of `ep`; null: all ranks.
+    """
+
+    rank: int = 0
+    size: int = 1
+    place: int = 0  # in the tensor-parallel group
+    places: int = 1  # t
+    watch: Watch | None = None
+    comms: Comms | None = None
+    moe: Comms | None = None
+    ep_group: dist.ProcessGroup | None = None
+
+    def close(self) -> None:
+        """Collective: of communicators that were made here."""
+        if self.comms is not None and self.comms.tp is not None:
+            self.comms.tp.comm.close()
+            self.comms.ep.comm.close()
+
+
+def groups(comm: Communicator | None, tp: int, spans: Spans) -> Ranks:
+    """Collective over all ranks. Communicators of groups take commbench's defaults: profiles are of all ranks.
+
+    Raises `UsageError` where `tp` does not divide the ranks.
+    """
+    size = 1 if comm is None else comm.size
+    if size % tp:
+        raise UsageError(f"tp={tp} does not divide {size} ranks", hint="a divisor of the ranks of a node")
+    if comm is None or size == 1:
+        return Ranks()
+    watch = Watch(spans)
+    if tp == 1:
+        comms, moe = (_watched(watch, comm, None, comm, of_moe=of_moe) for of_moe in (False, True))
+        return Ranks(comm.rank, size, 0, 1, watch, comms, moe)
+    # All ranks make all groups, in one order: torch asks for it.
+    inside = [dist.new_group(list(range(first, first + tp))) for first in range(0, size, tp)]
+    across = [dist.new_group(list(range(place, size, tp))) for place in range(tp)]
+    group, place = divmod(comm.rank, tp)
+    pair = commbench.communicator(group=inside[group]), commbench.communicator(group=across[place])
+    comms, moe = (_watched(watch, comm, *pair, of_moe=of_moe) for of_moe in (False, True))
+    return Ranks(comm.rank, size, place, tp, watch, comms, moe, across[place])
+
+
+def _watched(watch: Watch, comm: Communicator, tp: Communicator | None, ep: Communicator, *, of_moe: bool) -> Comms:
+    return Comms(
+        Watched(comm, watch, of_moe=of_moe),
+        None if tp is None else Watched(tp, watch, of_moe=of_moe),
+        Watched(ep, watch, of_moe=of_moe),
+    )
