@@ -105,7 +105,7 @@ def commbench(
 def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """As `commbench`, but in this process, which has imported everything. Ranks are processes as always."""
     from commbench.cli import _main
-    from tests import warm
+    from tests.support import forked_launcher
 
     out, err = io.StringIO(), io.StringIO()
     before = signal.getsignal(signal.SIGTERM)
@@ -113,8 +113,8 @@ def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         with (
             contextlib.chdir(cwd),
             mock.patch.dict(os.environ, environment()),
-            mock.patch("commbench.sweep.runner.Process", warm.process),
-            mock.patch("commbench.train.launch.Process", warm.process),
+            mock.patch("commbench.sweep.runner.Process", forked_launcher.process),
+            mock.patch("commbench.train.launch.Process", forked_launcher.process),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
@@ -198,7 +198,7 @@ def write_script(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder is the tier: tests/unit -> unit, tests/gloo -> gloo."""
+    """The folder is the tier: tests/unit/sweep -> unit, tests/gloo -> gloo."""
     for item in items:
-        tier = Path(item.path).parent.name
+        tier = Path(item.path).relative_to(REPOSITORY / "tests").parts[0]
         item.add_marker(getattr(pytest.mark, tier))

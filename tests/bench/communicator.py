@@ -58,7 +58,7 @@ def made(transport: Any) -> Any:
     from commbench.layout import Layout
     from commbench.profile.scope import Here
     from commbench.profile.table import Table
-    from tests import profiles
+    from tests.support import profiles
 
     layout = Layout(1, transport.size)
     table = Table(profiles.profile(profiles.choice("all_to_all", "direct")), "s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.kills import kill_and_resume
+from tests.support.kill_and_resume import kill_and_resume
 
 SEEDS, SCRIPTED = range(100, 110), range(20, 60)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.planted import NOISE, InProcess, adopted, region, tune
+from tests.support.planted_tunings import NOISE, InProcess, adopted, region, tune
 
 WHERE = ("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=64K", "sizes.factor=4", "warmup=1", "iters=8")
 

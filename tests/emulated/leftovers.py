@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from tests.conftest import environment
-from tests.kills import GONE_WITHIN_S, choose, family
+from tests.support.kill_and_resume import GONE_WITHIN_S, choose, family
 
 VICTIMS = ("parent", "launcher", "rank", "group")
 

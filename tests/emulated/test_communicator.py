@@ -10,8 +10,8 @@ from commbench import fabric
 from commbench.emulated import Emulated
 from commbench.profile import file
 from commbench.profile.scope import FABRIC_VARIABLE
-from tests import profiles
 from tests.conftest import REPOSITORY, environment
+from tests.support import profiles
 
 PROGRAM = """
 import os

@@ -13,7 +13,7 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library
 from tests.conftest import commbench, environment, here, rows_of
 from tests.emulated.leftovers import rank_at_work, round_of
-from tests.kills import family
+from tests.support.kill_and_resume import family
 
 EMULATED = ("transport=mpi", "fabric=emulated", "launches=1", "--no-plots")
 

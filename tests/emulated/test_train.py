@@ -7,8 +7,8 @@ from pathlib import Path
 
 from commbench.emulated import Emulated
 from commbench.profile import file
-from tests import profiles
 from tests.conftest import commbench, only_run
+from tests.support import profiles
 
 WORDS = ("train", "tiny", "layers=2", "width=16", "heads=2", "hidden=16", "context=32", "experts=4", "val_sequences=8",
          "batch=4", "warmup=2", "steps=4", "save_every=null", "--format", "json", "-q")  # fmt: skip

@@ -13,7 +13,7 @@ from commbench.communicators import create
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.loaded import LoadedProfile
 from commbench.profile import Choice
-from tests import profiles
+from tests.support import profiles
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool, torch.complex64)
 

@@ -28,7 +28,7 @@ from tests.conftest import (
     only_run,
     rows_of,
 )
-from tests.kills import family, kill_and_resume
+from tests.support.kill_and_resume import family, kill_and_resume
 
 FEW = ("transport=gloo", "launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import golden
+from tests.support import goldens
 
 
-@pytest.mark.parametrize("schedule", golden.SCHEDULES)
+@pytest.mark.parametrize("schedule", goldens.SCHEDULES)
 def test_losses_are_those_of_before(schedule: str, tmp_path: Path) -> None:
-    recorded = json.loads((golden.FOLDER / "losses.json").read_text())
-    assert golden.losses(schedule, tmp_path) == pytest.approx(recorded[schedule], rel=1e-12)
+    recorded = json.loads((goldens.FOLDER / "losses.json").read_text())
+    assert goldens.losses(schedule, tmp_path) == pytest.approx(recorded[schedule], rel=1e-12)

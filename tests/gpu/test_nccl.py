@@ -16,7 +16,7 @@ from commbench import transports
 from commbench.machine import gpus
 from tests.bench import stress
 from tests.conftest import commbench, environment, only_run
-from tests.kills import family
+from tests.support.kill_and_resume import family
 
 if gpus.count(os.environ) < 2:
     pytest.skip("needs two GPUs", allow_module_level=True)

@@ -23,8 +23,8 @@ from commbench.train.config import TrainConfig, compose
 from moe_ref.schedules.predict import predict
 from moe_ref.training import build
 from moe_ref.training.prediction import exchanges_us, shape
-from tests import profiles
 from tests.moe.test_predict import model_of
+from tests.support import profiles
 
 NODES = 2
 

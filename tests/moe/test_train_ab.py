@@ -17,8 +17,8 @@ from commbench.profile import file
 from commbench.profile.scope import OutOfScope
 from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.train import ab_run, launch
-from tests import profiles
-from tests.unit.test_ab import lines
+from tests.support import profiles
+from tests.unit.train.test_ab import lines
 
 Ending = Callable[[int], launch.Ended | None]
 WORDS = ("tiny", "candidate.dispatch=loop", "rounds=3")

@@ -15,7 +15,7 @@ from commbench.export.source import Source
 from commbench.launch import mpi_library
 from commbench.profile import Profile, Scope
 from tests.conftest import environment
-from tests.exported import HOSTILE
+from tests.support.export_goldens import HOSTILE
 
 CPUS = sorted(os.sched_getaffinity(0))
 # In a file each: lines of ranks mix on stdout.

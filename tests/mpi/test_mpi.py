@@ -26,7 +26,7 @@ from tests.conftest import (
     rows_of,
 )
 from tests.emulated.leftovers import rank_at_work
-from tests.kills import family, kill_and_resume
+from tests.support.kill_and_resume import family, kill_and_resume
 
 FEW = ("transport=mpi", "algorithm=direct,bruck", "launches=1", "iters=3", "warmup=1", "-e", "1K", "--no-plots")
 

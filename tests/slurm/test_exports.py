@@ -13,8 +13,8 @@ from commbench.export import export
 from commbench.export.source import Source
 from commbench.profile import Profile, Scope
 from tests.conftest import environment
-from tests.exported import HOSTILE
 from tests.slurm.test_slurm import why_not
+from tests.support.export_goldens import HOSTILE
 
 # In a file each: lines of ranks mix on stdout.
 SHOW = "import json, os; json.dump(dict(os.environ), open(f'rank-{os.environ[\"SLURM_PROCID\"]}.json', 'w'))"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests import golden
+from tests.support import goldens
 
 
-@pytest.mark.parametrize("name", golden.TEXTS)
+@pytest.mark.parametrize("name", goldens.TEXTS)
 def test_nothing_changed_by_itself(name: str) -> None:
-    assert golden.text(name) == (golden.FOLDER / name).read_text()
+    assert goldens.text(name) == (goldens.FOLDER / name).read_text()
 
 
 def test_every_recorded_file_is_compared() -> None:
-    assert {path.name for path in golden.FOLDER.iterdir()} == {*golden.TEXTS, "losses.json"}
+    assert {path.name for path in goldens.FOLDER.iterdir()} == {*goldens.TEXTS, "losses.json"}

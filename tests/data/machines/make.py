@@ -1,6 +1,6 @@
 """Machines like real ones, as what `commbench topo --record` writes: python tests/data/machines/make.py
 
-Each is one JSON file, path -> content, as a folder would have hundreds; `tests.machines.unpack` makes the folder.
+Each is one JSON file, path -> content, as a folder would have hundreds; `tests.support.machines.unpack` makes one.
 Names, bus ids and links are modelled on such machines and not copied from one.
 """
 

@@ -1,0 +1,120 @@
+"""Two runs, case by case: what is planted is found, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commbench import stats
+from commbench.analysis import compare
+from commbench.analysis.compare import Outcome
+from commbench.cli import _main
+from commbench.records import FORMAT_VERSION, Case
+from tests.conftest import REPOSITORY
+from tests.support.fake_runs import META, folder, measured, planned
+
+WORDS = ("nodes=1", "ranks_per_node=2", "algorithm=direct,bruck", "sizes.min=1K", "sizes.max=64K", "sizes.factor=4")
+MACHINE: dict[str, Any] = {"machine": "x86_64", "cpu": "A", "cpus": 2, "gpus": None, "kernel": "6.1", "commit": "a"}
+
+
+def made(
+    parent: Path, *words: str, factor: float = 1.0, noise: float = 0.01, machine: dict[str, Any] | None = None
+) -> Path:
+    """A run in which `bruck` takes `factor` times as long as it would."""
+
+    def rule(case: Case) -> float:
+        return (20 + case.size_bytes / 1000) * (factor if case.algorithm == "bruck" else 1.0)
+
+    cases = planned(*WORDS, *words)
+    run, _ = folder(parent, cases, measured(cases, rule, noise=noise, drift=0.02), 20)
+    about = {**META, "run_id": run.run_id, "joined": "", "machine": {**MACHINE, **(machine or {})}}
+    about |= {"format_version": FORMAT_VERSION, "launchers": {}, "plan_digest": "", "timeout_s": 1, "seed": 0}
+    (run.path / "run.json").write_text(json.dumps(about))
+    return run.path
+
+
+def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = made(tmp_path / "a", "launches=10"), made(tmp_path / "b", "launches=8", factor=1.2)
+    assert _main(["compare", str(before), str(after), "--format", "json"]) == 1
+    found = rows(capsys)
+    assert len(found) == 8
+    for row in found:
+        slower = row["label"] == "bruck"
+        assert row["outcome"] == (Outcome.WORSE if slower else Outcome.INCONCLUSIVE) and row["regressed"] is slower
+        assert row["low"] <= row["ratio"] <= row["high"] and row["launches"] == [10, 8]
+        assert row["ratio"] == pytest.approx(1 / 1.2 if slower else 1, rel=0.05)
+    assert _main(["compare", str(after), str(before), "--format", "json"]) == 0
+    assert {row["outcome"] for row in rows(capsys) if row["label"] == "bruck"} == {Outcome.BETTER}
+    assert _main(["compare", str(before), str(after), "--threshold", "0.3", "--plot", str(tmp_path / "p.png")]) == 0
+    text = capsys.readouterr().out
+    assert "8 cases: 0 better, 4 worse, 4 inconclusive; 0 regressed by more than 30 %" in text
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_few_launches_are_compared_by_their_samples_and_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = made(tmp_path / "a", "launches=3"), made(tmp_path / "b", "launches=10", factor=1.5)
+    assert _main(["compare", str(before), str(after)]) == 1
+    text = capsys.readouterr().out
+    assert "samples   worse, regressed" in text and "6 launches and more have it" in text
+
+
+def test_other_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = made(tmp_path / "a", "launches=6")
+    after = made(tmp_path / "b", "launches=6", machine={"cpu": "B", "kernel": "6.2"})
+    assert _main(["compare", str(before), str(after)]) == 2
+    error = capsys.readouterr().err
+    assert "cpu was 'A', is 'B'" in error and "--allow-mismatch" in error and "kernel" not in error
+    assert _main(["compare", str(before), str(after), "--allow-mismatch"]) in (0, 1)
+    assert "differs: kernel was '6.1', is '6.2'" in capsys.readouterr().err
+
+
+def test_another_gpu_of_the_same_kind_is_no_other_machine() -> None:
+    def source(uuid: str, memory: str) -> compare.Source:
+        machine = {**MACHINE, "gpus": [{"name": "H200", "uuid": uuid, "memory_bytes": 5}], "memory": memory}
+        return compare.Source(path=Path("x"), machine=machine, points={})
+
+    assert compare.mismatches(source("1", "263998500 kB"), source("2", "263998460 kB")) == ([], [])
+
+
+def test_runs_without_a_common_case_and_paths_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = made(tmp_path / "a", "launches=6"), made(tmp_path / "b", "launches=6", "dtype=bf16")
+    assert _main(["compare", str(before), str(after)]) == 2
+    assert "no case in common" in capsys.readouterr().err
+    assert _main(["compare", str(before), str(tmp_path / "nothing")]) == 2
+    assert "no run in" in capsys.readouterr().err
+
+
+def test_files_of_nccl_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = REPOSITORY / "tests/data/formats/nccl-tests-2.19-alltoall.txt"
+    assert _main(["compare", str(file), str(file), "--format", "json"]) == 0
+    found = rows(capsys)
+    assert found and {row["ratio"] for row in found} == {1.0} and {row["low"] for row in found} == {None}
+    run = made(tmp_path / "a", "launches=6", "sizes.min=4M", "sizes.max=4M")
+    assert _main(["compare", str(run), str(file), "--format", "json"]) == 0
+    beside = rows(capsys)
+    assert {row["label"] for row in beside} == {"direct / nccl-tests 2.19.6", "bruck / nccl-tests 2.19.6"}
+    assert {row["after_us"] for row in beside} == {21.77}
+
+
+def test_the_interval_of_two_runs_holds_the_truth() -> None:
+    """Of two equal runs, with launches of 10 % spread, at most 5 % should be told apart; 9 % are let pass here."""
+    rng = np.random.default_rng(5)
+    told_apart = 0
+    for seed in range(300):
+        arms = [[rng.normal(100 * rng.lognormal(0, 0.1), 1, 20) for _ in range(7)] for _ in range(2)]
+        known = stats.unpaired_ratio(*arms, seed=seed)
+        assert known is not None and known[1] <= known[0] <= known[2] and known[3] == "launches"
+        told_apart += stats.verdict(known[1], known[2]) is not stats.Verdict.NO_DIFFERENCE
+    assert told_apart <= 27
+    assert stats.unpaired_ratio([], [np.ones(9)]) is None and stats.unpaired_ratio([np.ones(3)], [np.ones(9)]) is None
+    assert stats.unpaired_ratio([np.zeros(9)], [np.ones(9)]) is None

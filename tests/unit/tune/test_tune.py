@@ -1,0 +1,273 @@
+"""Tuning against planted truths: what is better is found, what only looks so is not, what is wrong is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commbench.cli import _main
+from commbench.profile import file as profile_file
+from commbench.profile.table import Table
+from commbench.records import Case, Status
+from commbench.tune import space
+from commbench.tune.choices import _NOTHING, Decision, ranges
+from commbench.tune.confirm import compare, holm, signed_rank
+from commbench.tune.search import Ledger, pruned
+from commbench.tune.space import identity
+from tests.conftest import here
+from tests.support.planted_tunings import Ruled, adopted, region, tune
+
+SIZES = ("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=64K", "sizes.factor=4")
+
+
+def faster(name: str, times: float) -> Any:
+    """Every way takes 100 us, `name` less."""
+    return lambda case: 100.0 / (times if case.label == name else 1.0)
+
+
+@pytest.fixture(scope="module")
+def where() -> space.Region:
+    return region(*SIZES)
+
+
+def test_ten_percent_are_found(where: space.Region) -> None:
+    confirmed = []
+    for seed in range(20):
+        tuned = tune(Ruled(faster("pairwise window=2", 1.1), seed), where)
+        assert set(adopted(tuned)) == {"pairwise window=2"}, seed
+        confirmed += [one for choice in tuned.choices for one in choice.evidence if one.verdict == "confirmed"]
+    assert len(confirmed) >= 0.8 * 20 * 3  # at nearly all sizes of nearly all tunings
+    assert 1.08 < np.median([one.ratio for one in confirmed]) < 1.13
+    assert all(one.low is not None and one.low > 1.03 and one.pairs == 10 for one in confirmed)
+
+
+def test_one_percent_is_not_taken(where: space.Region) -> None:
+    taken = [adopted(tune(Ruled(faster("pairwise window=2", 1.01), seed), where)) for seed in range(40)]
+    assert taken == [[]] * 40
+
+
+def test_of_200_tunings_without_a_difference_hardly_one_adopts_anything(where: space.Region) -> None:
+    taken = [adopted(tune(Ruled(lambda case: 100.0, seed), where)) for seed in range(200)]
+    assert sum(map(bool, taken)) <= 2  # 10 would be 5 %; without the interval, or without the test, it is 4 to 10
+
+
+def test_the_search_alone_would_have_taken_noise(where: space.Region) -> None:
+    """What the confirmation is for: the fastest of the search looks better than the default, and is not."""
+    looks = 0
+    for seed in range(20):
+        measurer = Ruled(lambda case: 100.0, seed)
+        tuned = tune(measurer, where)
+        looks += any("measured" in one.verdict for choice in tuned.choices for one in choice.evidence)
+    assert looks >= 15
+
+
+def test_what_is_wrong_is_refused_by_name_however_fast(where: space.Region) -> None:
+    faults = {"bruck": Status.WRONG_RESULT, "pairwise window=1": Status.TIMEOUT}
+    rule = lambda case: 100.0 / {"bruck": 7.0, "pairwise window=1": 3.0, "pairwise window=4": 1.1}.get(case.label, 1.0)  # noqa: E731
+    tuned = tune(Ruled(rule, 1, faults), where)
+    assert set(adopted(tuned)) == {"pairwise window=4"}
+    told = {refused.label: refused for refused in tuned.refused}
+    assert told["bruck"].why == "wrong_result" and told["bruck"].reason == "planted"
+    assert told["bruck"].sizes == [4096, 16384, 65536]
+    assert told["pairwise window=1"].why == "timeout"
+
+
+def test_every_candidate_is_accounted_for(where: space.Region) -> None:
+    tuned = tune(Ruled(faster("bruck", 2), 3, {"pairwise window=4": Status.ERROR}), where)
+    refused = {(one.label, size) for one in tuned.refused for size in one.sizes}
+    for problem in where.problems:
+        for case in problem.candidates:
+            kept = case.label in ("direct", "bruck")
+            assert kept != ((case.label, problem.size_bytes) in refused), case.label
+
+
+def test_launches_of_the_confirmation_are_ten_and_new_with_a_control() -> None:
+    measurer = Ruled(faster("bruck", 1.5), 0)
+    tune(measurer, region(*SIZES))
+    stage, cases = measurer.stages[-1]
+    assert stage == "confirm" and {case.policy.launches for case in cases} == {10}
+    assert sorted({case.label for case in cases}) == ["bruck", "direct"]
+    assert len({case.seed for case in cases if case.label == "direct"}) == 2  # the default, and the default again
+    assert [stage for stage, _ in measurer.stages] == ["probe", "search-1", "search-2", "search-3", "confirm"]
+
+
+def test_time_that_is_left_goes_to_more_launches(where: space.Region) -> None:
+    measurer = Ruled(lambda case: 100.0, 0)
+    tune(measurer, where, pairs=(10, 30))
+    assert {case.policy.launches for case in measurer.stages[-1][1]} == {30}
+    measurer = Ruled(lambda case: 100.0, 0)
+    measurer.start_s = 1e9
+    tune(measurer, where, pairs=(10, 30))
+    assert {case.policy.launches for case in measurer.stages[-1][1]} == {10}
+
+
+def test_halving_measures_fewer_and_fewer() -> None:
+    measurer = Ruled(faster("bruck", 1.5), 0)
+    tune(measurer, region("nodes=2", "ranks_per_node=2", *SIZES[2:]))
+    counts = [len(cases) for stage, cases in measurer.stages if stage.startswith("search")]
+    assert counts[0] > counts[1] > counts[2]
+
+
+def test_a_setting_of_the_launch_is_taken_if_it_pays_over_all_sizes() -> None:
+    words = (*SIZES, "env.SETTING=unset,8")
+    pays = tune(Ruled(lambda case: 100.0 / (1.3 if case.outer.env["SETTING"] == "8" else 1.0), 0), region(*words))
+    assert pays.scope.env == {"SETTING": "8"}
+    assert all(one.verdict == "confirmed" for choice in pays.choices for one in choice.evidence)
+    nothing = tune(Ruled(lambda case: 100.0, 0), region(*words))
+    assert nothing.scope.env == {"SETTING": "unset"}
+
+    def at_one_size(case: Case) -> float:
+        return 100.0 / (1.05 if case.outer.env["SETTING"] == "8" and case.size_bytes == 4096 else 1.0)
+
+    assert tune(Ruled(at_one_size, 0), region(*words)).scope.env == {"SETTING": "unset"}
+
+
+def test_the_border_is_where_the_times_cross() -> None:
+    where = region("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=64K", "sizes.factor=16")
+    small, large = where.problems
+    bruck = {p.key: next(c for c in p.candidates if c.label == "bruck") for p in where.problems}
+
+    def time_us(case: Case, problem: space.Problem) -> float:
+        # direct costs 100 us and bruck 10 + a fifth of a microsecond for 100 bytes: alike at 45000 bytes.
+        return 100.0 if case.label == "direct" else 10 + problem.size_bytes / 500
+
+    choices = ranges("s", [Decision(problem=small, chosen=bruck[small.key], on_plain=None, evidence=_NOTHING),
+                           Decision(problem=large, chosen=large.default, on_plain=None, evidence=_NOTHING)],
+                     time_us, unit=32)  # fmt: skip
+    assert [choice.label for choice in choices] == ["bruck", "direct"]
+    assert choices[0].min_bytes == 0 and choices[1].max_bytes is None
+    assert choices[1].min_bytes % 32 == 0 and choices[1].min_bytes == (choices[0].max_bytes or 0) + 1
+    logs = [math.log(100 / (10 + size / 500)) for size in (4096, 65536)]
+    crossing = math.exp(math.log(4096) + logs[0] / (logs[0] - logs[1]) * math.log(16))
+    assert abs(choices[1].min_bytes - crossing) <= 32
+
+
+def test_evidence_stays_with_its_range_wherever_the_border_falls(where: space.Region) -> None:
+    """Also where two ways are as fast as each other at the larger size, so that the border is that size."""
+    small, large, _ = where.problems
+    bruck = next(case for case in small.candidates if case.label == "bruck")
+
+    def time_us(case: Case, problem: space.Problem) -> float:
+        return 50.0 if (case.label, problem) == ("bruck", small) else 100.0 + (case.label == "bruck") * 1e-9
+
+    made = [
+        Decision(problem=problem, chosen=case, on_plain=None, evidence=replace(_NOTHING, size_bytes=problem.size_bytes))
+        for problem, case in ((small, bruck), (large, large.default))
+    ]
+    first, second = ranges("s", made, time_us, unit=32)
+    assert [one.size_bytes for one in first.evidence] == [small.size_bytes]
+    assert [one.size_bytes for one in second.evidence] == [large.size_bytes]
+    assert second.min_bytes == large.size_bytes
+
+
+def test_beyond_twice_the_largest_size_the_default_comes_back() -> None:
+    tuned = tune(Ruled(faster("bruck", 2), 0), region(*SIZES))
+    assert [(c.label, c.min_bytes, c.max_bytes) for c in tuned.choices] == [
+        ("bruck", 0, 131072),
+        ("direct", 131073, None),
+    ]
+
+
+def test_what_only_an_algorithm_demands_is_not_tuned_besides() -> None:
+    words = ("collective=tp_all_to_all", "nodes=2", "ranks_per_node=2", "sizes.min=64K", "sizes.max=64K")
+    (problem,) = region(*words).problems
+    assert problem.arguments["tp_input"] == "replicated" and problem.default.label == "drop_gather"
+    (problem,) = region(*words, "tp_input=partial").problems
+    assert {case.algorithm for case in problem.candidates} == {"drop_reduce_scatter", "all_reduce_drop"}
+
+
+def test_sizes_of_an_uneven_exchange_are_one_curve() -> None:
+    where = region(*SIZES, "collective=all_to_allv", "splits=zipf", "alpha=1.2", "experts=4")
+    tuned = tune(Ruled(lambda case: 100.0, 0), where)
+    assert len({problem.size_bytes for problem in where.problems}) == 3
+    (choice,) = tuned.choices
+    assert choice.arguments == {"splits": "zipf", "alpha": 1.2, "experts": 4} and choice.max_bytes is None
+
+
+def test_the_model_rules_out_but_never_the_default() -> None:
+    (problem, *_) = region(*SIZES).problems
+    bounds = {"direct": (1000.0, 1100.0), "bruck": (90.0, 110.0), "pairwise window=1": (300.0, 320.0)}
+    hopeless = pruned(problem, lambda case: bounds.get(case.label))
+    assert {case.label for case in problem.candidates if identity(case) in hopeless} == {"pairwise window=1"}
+
+
+def test_a_way_that_was_wrong_once_is_not_trusted_at_another_size() -> None:
+    first, second, _ = region(*SIZES).problems
+    measurer = Ruled(lambda case: 100.0, 0, {"bruck": Status.WRONG_RESULT})
+    ledger = Ledger()
+    bruck = [next(c for c in p.candidates if c.label == "bruck") for p in (first, second)]
+    ledger.add(bruck[:1], measurer.measure("x", bruck[:1]))
+    assert not ledger.usable(bruck[0]) and not ledger.usable(bruck[1])
+
+
+def test_holm_and_the_signed_rank() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([None, 0.02]) == [None, pytest.approx(0.04)]
+    assert signed_rank(np.full(10, 0.1) + np.arange(10) / 1000) == pytest.approx(1 / 1024)
+    assert signed_rank(np.zeros(10)) == 1.0
+    assert signed_rank(np.ones(4)) is None
+    same = dict.fromkeys(range(10), 5.0)
+    assert "lower end" in compare(same, same).gains(0.03, 0.001)
+    nine = dict.fromkeys(range(9), 5.0)
+    assert "9 pairs" in compare({k: 2 * v for k, v in nine.items()}, nine).gains(0.03, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["budget=soon"], "budget=soon"),
+        (["budget=0"], "budget=0"),
+        (["gain=much"], "gain=much"),
+        (["groups=rails"], "groups=rails"),
+        (["mode=isolated,pipelined"], "mode=isolated,pipelined"),
+        (["dtype=fp32,bf16"], "dtype=fp32,bf16"),
+        (["overlap=matmul"], "overlap=matmul"),
+        (["budgt=8m"], "budgt"),
+        (["nodes=1", "algorithm=2d_intra_first"], "two levels need"),
+        (["--out", "/nowhere/p.json"], "/nowhere/p.json"),
+    ],
+)
+def test_what_cannot_be_tuned(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["tune", "quick", "transport=scripted", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_over_the_scripted_transport_from_the_command_line(tmp_path: Path) -> None:
+    """One way is faster, one is seven times as fast and wrong, one hangs."""
+    (tmp_path / "script.json").write_text(
+        json.dumps(
+            {
+                "factor": {"2d_intra_first": 0.5, "bruck": 0.14},
+                "noise": 0.02,
+                "launch_noise": 0.05,
+                "faults": [
+                    {"kind": "flip", "algorithm": "bruck", "rank": 1},
+                    {"kind": "hang", "algorithm": "2d_inter_first", "rank": 2, "from_op": 3},
+                ],
+            }
+        )
+    )
+    words = ["transport=scripted", "script=script.json", "sizes.min=4K", "sizes.max=16K", "sizes.factor=4", "iters=6"]
+    words += ["algorithm=direct,bruck,2d_intra_first,2d_inter_first", "warmup=1", "timeout=2", "budget=10s"]
+    tuned = here("tune", "quick", *words, "--out", "p.json", "--no-plots", cwd=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
+    profile = profile_file.load(tmp_path / "p.json")
+    assert [choice.label for choice in profile.choices] == ["2d_intra_first", "direct"]
+    (scope,) = profile.scopes
+    assert (scope.transport, scope.nodes, scope.ranks_per_node) == ("scripted", 2, 2)
+    assert 10 <= profile.choices[0].evidence[0].pairs <= 30
+    assert profile.choices[0].evidence[0].ratio > 1.5
+    why = {one.label: one.why for one in profile.refused}
+    assert why["bruck"] == "wrong_result" and why["2d_inter_first"] == "timeout"
+    assert "refused: bruck: wrong_result" in tuned.stdout and "A-A control" in tuned.stdout
+    table = Table(profile, scope.id)
+    curve = table.curve("all_to_all")
+    assert curve is not None and curve.at(8192).label == "2d_intra_first" and curve.at(10**9).label == "direct"
+    runs = sorted(path.name.split("-")[1] for path in (tmp_path / "results").glob("2*-tune-*/2*"))
+    assert runs == ["confirm", "probe", "search", "search", "search"]
