@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def load_profile(path: str | Path) -> LoadedProfile:
-    """A profile that `commbench tune` wrote: `load_profile("profile.json").communicator()`. docs/communicator.md.
+    """A profile that `commbench tune` wrote: `load_profile("profile.json").communicator()`. docs/guide/communicator.md.
 
     Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile.
     """

@@ -195,7 +195,8 @@ def stragglers(runs: tuple[Path, ...], effect: float, format_: str) -> int:
 def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
     """Fit what a step, a message and a byte cost on each class of link, and set every case beside its prediction.
 
-    Runs of `algorithm=direct` and of `collective=pairs` at several sizes are enough; docs/model.md has the formulas.
+    Runs of `algorithm=direct` and of `collective=pairs` at several sizes are enough. The formulas are in
+    docs/reference/model.md.
     """
     from commbench.commands.model import run
 
@@ -258,7 +259,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
 
-    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/training.md has every key.
+    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/guide/training.md has every key.
 
     \b
     commbench train tiny

@@ -64,7 +64,7 @@ def of_messages(
     """Of data that each belong to one receiver: the busiest rank and node, in each direction, over each class of link.
 
     For a network-bound all-to-all on N nodes of m ranks this gives busbw <= B (n - 1) / (n - m), the ceiling derived
-    in docs/metrics.md. `charged(link, nbytes)` is what a message takes of its link; without it, its bytes.
+    in docs/reference/metrics.md. `charged(link, nbytes)` is what a message takes of its link; without it, its bytes.
     """
     load: Counter[tuple[str, Owner, int, LinkClass]] = Counter()
     for src, dst, nbytes in sends:

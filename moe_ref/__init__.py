@@ -3,7 +3,7 @@
 Shape suffixes, everywhere: T tokens of one rank, D model, H hidden, E experts, K choices of a token (top-k), C capacity
 (slots of an expert for one rank's tokens), R rows of the dispatch buffer (E C, or for dropless the number of choices),
 W ranks, E_g = E / W experts of one, q = W / E ranks that share one, N rows in general.
-docs/moe.md has the picture and the rules.
+docs/guide/moe.md has the picture and the rules.
 """
 
 from moe_ref.capacity import Capacity

@@ -1,7 +1,7 @@
 """How many tokens an expert takes from one rank: the rules of fairseq, Tutel and DeepSpeed, side by side.
 
-T tokens of the rank, E experts, K choices of a token, C slots of an expert, f capacity factor. docs/moe.md has worked
-examples.
+T tokens of the rank, E experts, K choices of a token, C slots of an expert, f capacity factor. Worked examples are in
+docs/guide/moe.md.
 """
 
 from __future__ import annotations

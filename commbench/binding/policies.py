@@ -2,7 +2,7 @@
 
 `block` and `round_robin` are what Tutel does, `block` in `tutel/launcher/execl.py` (numactl --cpunodebind) and
 `round_robin` in `init_affinity_at_program_beginning` of `tutel/system.py`; neither asks where the GPUs are.
-docs/binding.md has both formulas, and why they miss on Azure's NDv4.
+docs/guide/binding.md has both formulas, and why they miss on Azure's NDv4.
 
 Ranks that are sent to one NUMA node share all of its CPUs, as `numactl --cpunodebind` has it. To cut a node up would
 compare few CPUs with many.

@@ -14,7 +14,7 @@ import numpy as np
 from commbench.cost_model.observe import Observation
 
 # The rest is hidden behind what early ranks do meanwhile. Half fitted best where processors are scarce, of 0, a half
-# and 1; where they are not, there is hardly any skew (docs/log.md, 2026-11-22).
+# and 1; where they are not, there is hardly any skew (docs/project/log.md, 2026-11-22).
 _SEEN = 0.5
 
 

@@ -2,8 +2,8 @@
 
 A profile has *scopes*, each a set-up that was tuned (transport, versions, GPU, layout, fabric, launch settings), and
 *choices*: for a collective and a range of sizes of one scope, the algorithm that was proven better there than the
-default, or the default itself. Ranges have no gaps, and the last one is open. docs/profile.md describes every field;
-docs/profile.schema.json is the same for machines.
+default, or the default itself. Ranges have no gaps, and the last one is open. docs/reference/profile.md describes every
+field; docs/reference/profile.schema.json is the same for machines.
 """
 
 from __future__ import annotations

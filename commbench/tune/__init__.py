@@ -3,7 +3,7 @@
 The best of many noisy measurements looks better than it is, and a fast way may deliver wrong data. So every candidate
 is checked at every size before it is timed; what the search finds is measured again, beside the default, in launches
 that the search has not seen; and the default beside itself goes through the same, to show what no gain looks like.
-docs/tuning.md says how to use it, docs/metrics.md how the numbers are made.
+docs/guide/tuning.md says how to use it, docs/reference/metrics.md how the numbers are made.
 """
 
 from __future__ import annotations

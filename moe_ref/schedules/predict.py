@@ -1,6 +1,6 @@
 """How long a schedule takes, by a cost model that has seen other exchanges on the same links, and which is fastest.
 
-    model = commbench.cost_model.fit(...)                               of plain exchanges: docs/model.md
+    model = commbench.cost_model.fit(...)                               of plain exchanges: docs/reference/model.md
     predict(schedule, shape, model, Layout(2, 4), compute_us=...)  one pass forward and one backward
     fastest(schedules, shape, model, Layout(2, 4), ...)
 

@@ -28,7 +28,7 @@ _PEAKS = {
 
 @dataclass(slots=True, kw_only=True)
 class Metrics:
-    """One line of metrics.jsonl. docs/training.md says what each means; null is what was not measured."""
+    """One line of metrics.jsonl. docs/guide/training.md says what each means; null is what was not measured."""
 
     step: int
     loss: float

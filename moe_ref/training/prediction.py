@@ -3,8 +3,8 @@
 `commbench train ab` imports this by its name, in the parent, before its rounds. Two sources, and either will do:
 
 - a profile: what its tuning measured of each call's default and of its choice, between sizes on a line of logarithms;
-- a cost model (docs/model.md): of every call of the schedule's plan, by the default ways, times what the profile's
-  choice took over its default where there is a profile.
+- a cost model (docs/reference/model.md): of every call of the schedule's plan, by the default ways, times what the
+  profile's choice took over its default where there is a profile.
 """
 
 from __future__ import annotations

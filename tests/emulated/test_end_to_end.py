@@ -1,4 +1,4 @@
-"""docs/end-to-end.md as a newcomer types it: sweep, tune, export, a program, training, and what that was worth."""
+"""A newcomer types docs/guide/end-to-end.md: sweep, tune, export, a program, training, and what that was worth."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _SENT = 32 * 1024  # what the page's training hands to an all-to-all
 
 def typed() -> list[str]:
     """What the page says to type, block by block."""
-    return re.findall(r"^```sh\n(.*?)^```$", (REPOSITORY / "docs/end-to-end.md").read_text(), re.DOTALL | re.MULTILINE)
+    return re.findall(
+        r"^```sh\n(.*?)^```$", (REPOSITORY / "docs/guide/end-to-end.md").read_text(), re.DOTALL | re.MULTILINE
+    )
 
 
 def shell(folder: Path) -> dict[str, str]:

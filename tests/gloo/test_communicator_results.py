@@ -210,7 +210,7 @@ def test_groups_of_ranks_have_communicators_of_their_own() -> None:
 
 
 def test_the_program_in_the_docs_runs_under_torchrun(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs/communicator.md").read_text()
+    text = (REPOSITORY / "docs/guide/communicator.md").read_text()
     (tmp_path / "exchange.py").write_text(text.split("```python\n")[1].split("```")[0])
     made = profiles.profile(profiles.choice("all_to_all", "pairwise"), profiles.choice("all_to_allv", "pairwise"))
     file.save(made, tmp_path / "p.json")

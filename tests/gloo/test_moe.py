@@ -380,7 +380,7 @@ def run(path: Path, *words: str, ranks: int = 2) -> str:
 
 
 def test_the_programs_in_the_docs_run(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs/moe.md").read_text()
+    text = (REPOSITORY / "docs/guide/moe.md").read_text()
     theirs, ours = tmp_path / "theirs.py", tmp_path / "ours.py"
     theirs.write_text(program(text, "## In somebody else's layer"))
     ours.write_text(program(text, "## Over ranks"))

@@ -310,7 +310,7 @@ def test_all_are_in_the_table() -> None:
 
 
 def test_the_program_in_the_docs_runs(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs/schedules.md").read_text()
+    text = (REPOSITORY / "docs/guide/schedules.md").read_text()
     program = tmp_path / "duplicates.py"
     program.write_text(text.split("```python\n")[1].split("```")[0])
     done = subprocess.run(

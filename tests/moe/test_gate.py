@@ -82,7 +82,7 @@ def test_the_second_expert_is_taken_with_twice_its_weight() -> None:
 
 
 def test_weights_before_and_after_dropping() -> None:
-    """The worked example in docs/moe.md: the second expert of token 0 is full."""
+    """The worked example in docs/guide/moe.md: the second expert of token 0 is full."""
     logits_TE = torch.tensor([[0.5, 0.4, 0.1], [0.1, 0.6, 0.3]]).log()
     config = GateConfig(experts=3, capacity=Capacity("deepspeed", 0.75, fewest=0))
     for normalise, expected in (("after", [1.0, 0.0]), ("before", [5 / 9, 0.0]), ("never", [0.5, 0.0])):

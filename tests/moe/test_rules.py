@@ -131,7 +131,7 @@ def test_slots_are_deepspeeds() -> None:
     ("factor", "fairseq", "tutel", "deepspeed"), [(1, 6, 6, 5), (1.25, 7, 6, 7), (0.5, 3, 2, 3), (0.1, 0, 0, 1)]
 )
 def test_worked_example_of_capacity(factor: float, fairseq: int, tutel: int, deepspeed: int) -> None:
-    """The table in docs/moe.md: ten tokens, four experts, two choices."""
+    """The table in docs/guide/moe.md: ten tokens, four experts, two choices."""
     found = [Capacity(rule, factor, fewest=0).slots(10, 4, 2) for rule in ("fairseq", "tutel", "deepspeed")]
     assert found == [fairseq, tutel, deepspeed]
     assert Capacity("deepspeed", factor).slots(10, 4, 2) == 8, "its least"
@@ -170,7 +170,7 @@ SCORES_TK = torch.tensor([[0.5, 0.3], [0.6, 0.25], [0.7, 0.2], [0.9, 0.05]])
     ],
 )
 def test_worked_example_of_orders(order: str, expected: list[list[int]]) -> None:
-    """The table in docs/moe.md; random with the draws .9 .1 .2 .5."""
+    """The table in docs/guide/moe.md; random with the draws .9 .1 .2 .5."""
     found_TK = slots.assign(
         EXPERTS_TK, torch.ones(4, 2, dtype=torch.bool), 3, 2, order,
         scores_TK=SCORES_TK, best_T=SCORES_TK[:, 0], priority_T=torch.tensor([0.9, 0.1, 0.2, 0.5]),

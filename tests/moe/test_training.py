@@ -407,7 +407,7 @@ def test_experts_that_cannot_be_placed_are_refused() -> None:
 
 
 def test_the_program_of_the_docs_runs(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs/training.md").read_text()
+    text = (REPOSITORY / "docs/guide/training.md").read_text()
     (program,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"), capture_output=True,

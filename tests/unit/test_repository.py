@@ -32,8 +32,25 @@ def test_no_dead_links(path: Path) -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_the_index_of_the_docs_has_every_page() -> None:
+    linked = re.findall(r"\]\((\w+/[^)]*)\)", (REPOSITORY / "docs/README.md").read_text())
+    pages = [str(path.relative_to(REPOSITORY / "docs")) for path in REPOSITORY.glob("docs/*/**/*.md")]
+    assert sorted(page for page in linked if page.endswith(".md")) == sorted(pages)
+
+
+def test_pages_named_in_any_text_exist() -> None:
+    tracked = subprocess.run(
+        ["git", "grep", "-IhoE", r"docs/[A-Za-z0-9_/.-]+\.(md|json|png)"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [name for name in sorted(set(tracked.stdout.split())) if not (REPOSITORY / name).exists()] == []
+
+
 def test_factors_in_the_docs_are_those_of_the_code() -> None:
-    text = (REPOSITORY / "docs/metrics.md").read_text().split("## Bus bandwidth")[1]
+    text = (REPOSITORY / "docs/reference/metrics.md").read_text().split("## Bus bandwidth")[1]
     for name, collective in collectives.TABLE.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
         if name in WITHOUT_BUSBW:

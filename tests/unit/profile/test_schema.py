@@ -1,4 +1,4 @@
-"""docs/profile.schema.json says neither more nor less than the records of a profile do."""
+"""docs/reference/profile.schema.json says neither more nor less than the records of a profile do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from commbench.profile.file import dump
 from tests.conftest import REPOSITORY
 from tests.support.export_goldens import sample
 
-SCHEMA = json.loads((REPOSITORY / "docs/profile.schema.json").read_text())
+SCHEMA = json.loads((REPOSITORY / "docs/reference/profile.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 RECORDS = {"": Profile, **{cls.__name__: cls for cls in (Scope, Way, Evidence, Choice, Refused)}}
 HEAD = {"format", "format_version", "digest"}
@@ -148,7 +148,7 @@ def test_what_cannot_be_is_refused(path: tuple[Any, ...], value: Any) -> None:
 
 
 def test_the_documentation_has_every_field() -> None:
-    text = (REPOSITORY / "docs/profile.md").read_text()
+    text = (REPOSITORY / "docs/reference/profile.md").read_text()
     for cls in RECORDS.values():
         for field in dataclasses.fields(cls):
             assert f"`{field.name}`" in text, field.name
