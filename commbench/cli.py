@@ -268,7 +268,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     commbench train ab tiny candidate=p.json    # a command of its own: two settings side by side
     torchrun --nproc-per-node=8 --no-python commbench train small transport=nccl
     """
-    from commbench.train import launch as command
+    from commbench.commands import train as command
 
     resume, plots = options["resume"], not options["no_plots"]
     return command.run(training_request(words, options, resume=resume, plots=plots))
@@ -295,7 +295,7 @@ def train_ab(words: tuple[str, ...], **options: Any) -> int:
     commbench train ab tiny candidate=p.json
     commbench train ab tiny candidate.schedule=pipelined candidate.chunks=2 rounds=3
     """
-    from commbench.train import ab_run as command
+    from commbench.commands import train_ab as command
 
     return command.run(training_request(words, options))
 

@@ -1,12 +1,10 @@
-"""`commbench train ab`: the same training under two settings, in fresh launches by turns."""
+"""The engine of `commbench train ab`: the same training under two settings, in fresh launches by turns."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,7 +16,6 @@ from commbench.errors import CommbenchError, CorruptFile, UsageError, unknown
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
-from commbench.rank_info import detect
 from commbench.run_folder import RunFolder, append_line
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import prepare
@@ -56,26 +53,17 @@ class _Stopped(Exception):
     """A launch that has not ended as it should: with the exit code of the whole."""
 
 
-def run(request: launch.Request) -> int:
-    """The exit code: 0 there is an answer, 1 a launch broke, 130 interrupted. Raises `CommbenchError`."""
-    if detect(os.environ) is not None:
-        raise UsageError(
-            "commbench train ab starts launches of its own, and a launcher has started it as a rank",
-            hint="start it without the launcher",
-        )
-    arms, rounds, costs = arms_of(request.words)
-    if request.show_config:
-        sys.stdout.write("".join(f"{arm.name}: {json.dumps(arm.settings())}\n" for arm in arms.values()))
-        return EXIT_OK
+def create(request: launch.Request, arms: Mapping[str, Arm], rounds: int, costs: Path | None) -> Comparison:
+    """Check what ranks would find missing, and make the folder. Raises `CommbenchError`."""
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
     for arm in arms.values():
         launch.check(arm.config)
         expected.check(arm.config)
     model = None if costs is None else _model(costs, arms[BASELINE].config)
-    return _Comparison(request, arms, rounds, model).run()
+    return Comparison(request, arms, rounds, model)
 
 
-class _Comparison:
+class Comparison:
     """What an A/B knows by now, which `ab.json` has from the beginning."""
 
     def __init__(self, request: launch.Request, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
@@ -98,12 +86,36 @@ class _Comparison:
             "started": _now(),
         }
 
+    @property
+    def title(self) -> str:
+        return names([arm.settings() for arm in self._arms.values()])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What `ab.json` has."""
+        return self._about
+
+    @property
+    def folder(self) -> Path:
+        return self._folder.path
+
+    @property
+    def launches(self) -> list[Launched]:
+        """The launches of the rounds that have both arms."""
+        return self._launches[: len(self._launches) // 2 * 2]
+
+    @property
+    def outcome(self) -> ab.Outcome:
+        return ab.compare(self.launches, self._calibration)
+
     def run(self) -> int:
-        """The exit code. However it ends, what has been measured until then is written, and told."""
+        """Return the exit code. However it ends, what has been measured until then is written and printed.
+
+        Raises what ranks refused.
+        """
         interrupt_on_sigterm()
-        steps, folder = self._arms[BASELINE].config.steps, self._folder.path
-        title = names([arm.settings() for arm in self._arms.values()])
-        self._talk.note(f"{title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
+        steps, folder = self._arms[BASELINE].config.steps, self.folder
+        self._talk.note(f"{self.title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
         self._write("running")
         status, code = "failed", EXIT_FAILED
         refused: CommbenchError | None = None
@@ -120,10 +132,10 @@ class _Comparison:
             status = "interrupted" if code == EXIT_INTERRUPTED else status
             self._write(status)
         if code != EXIT_OK:
-            kept = count(len(self._whole()) // 2, "whole round")
+            kept = count(len(self.launches) // 2, "whole round")
             self._talk.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
-        if self._whole():
-            self._tell(title)
+        if self.launches:
+            self._print()
         if refused is not None:
             raise refused
         return code
@@ -154,32 +166,19 @@ class _Comparison:
         tokens = arm.config.batch * arm.config.context
         return ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
 
-    def _whole(self) -> list[Launched]:
-        """Launches of the rounds that have both arms."""
-        return self._launches[: len(self._launches) // 2 * 2]
-
     def _write(self, status: str) -> None:
         about: dict[str, Any] = {**self._about, "status": status, "updated": _now(), "predicted": self._predicted}
         if self._calibration is not None:
             about["calibration"] = dataclasses.asdict(self._calibration)
-        if launches := self._whole():
-            outcome = ab.compare(launches, self._calibration)
+        if self.launches:
+            outcome = self.outcome
             about |= {**dataclasses.asdict(outcome), "verdict": str(outcome.verdict)}
         self._about = about
         self._folder.write_json("ab.json", about)
 
-    def _tell(self, title: str) -> None:
-        launches = self._whole()
-        outcome = ab.compare(launches, self._calibration)
-        lines = table(outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
+    def _print(self) -> None:
+        lines = table(self.outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
         write("\n".join(lines))
-        from commbench.plots.ab import draw
-
-        try:
-            for path in draw(launches, outcome, self._about, title, self._folder.path / "plots"):
-                self._talk.note(f"plot: {path}")
-        except (OSError, ValueError) as error:
-            self._talk.note(f"no plot: {error}")
 
 
 def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
@@ -288,4 +287,4 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-__all__ = ["arms_of", "predicted", "run"]
+__all__ = ["Comparison", "arms_of", "create", "predicted"]

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from commbench.console import print_error
@@ -20,12 +21,13 @@ from commbench.run_folder import RunFolder
 from commbench.train import config as training
 from commbench.train import launch
 from commbench.train.config import TrainConfig
-from commbench.train.progress import Line, Show, draw
+from commbench.train.progress import Line, Show
 
 _OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
 
 
-def run(request: launch.Request, info: RankInfo) -> int:
+def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
+    """Train as one of the ranks; return the exit code, and on rank 0 the run folder. Raises `CommbenchError`."""
     if info.launcher == "mpiexec":
         raise UsageError(
             "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
@@ -34,7 +36,7 @@ def run(request: launch.Request, info: RankInfo) -> int:
     patience = Patience(info)
     meeting = by_store(info)
     if info.rank != 0:
-        return follow(meeting, info, patience)
+        return follow(meeting, info, patience), None
     talk = Line(quiet=request.quiet)
     try:
         config, env = _settings(request, info)
@@ -46,10 +48,7 @@ def run(request: launch.Request, info: RankInfo) -> int:
         raise
     with launch.ending(folder, talk):
         lead(meeting, order, patience)
-        code = _train(request, info, folder, order, talk, meeting.store)
-    if request.plots:
-        draw(folder.path, talk)
-    return code
+        return _train(request, info, folder, order, talk, meeting.store), folder.path
 
 
 def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:

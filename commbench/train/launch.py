@@ -1,4 +1,4 @@
-"""`commbench train`: starts the ranks of a training, shows its metrics, and goes on with one that was stopped.
+"""One launch of a training: starts its ranks, shows its metrics, and goes on with one that was stopped.
 
 The training itself is `moe_ref.training.rank`, which ranks import by its name: nothing in commbench imports moe_ref.
 """
@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,6 @@ from commbench.processes.process import Process, rank_environment
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
 from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, Here, check_place
-from commbench.rank_info import detect
 from commbench.run_folder import RunFolder
 from commbench.sweep import prepare
 from commbench.sweep.runner import RANKS_END_S, STARTS_WITHIN_S, Tail
@@ -38,7 +36,7 @@ from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.train import config as training
 from commbench.train import results, tensorboard
 from commbench.train.config import TrainConfig
-from commbench.train.progress import Line, Show, draw
+from commbench.train.progress import Line, Show
 
 LAUNCHERS = ("local", "torchrun")
 POLL_S = 0.1
@@ -55,28 +53,6 @@ class Request:
     format: str = "table"  # or json, or none: nothing on stdout
     quiet: bool = False
     plots: bool = True
-
-
-def run(request: Request) -> int:
-    """The exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
-    info = detect(os.environ)
-    if "ab" in request.words:
-        raise UsageError("ab is a command of its own", hint="commbench train ab [RECIPE] [KEY=VALUE ...]")
-    if info is not None and not request.show_config:
-        from commbench.train import join
-
-        return join.run(request, info)
-    if request.show_config:
-        config, _ = settings(request)
-        if info is None or info.rank == 0:
-            sys.stdout.write(
-                "".join(f"{key}: {json.dumps(value)}\n" for key, value in json.loads(config.to_json()).items())
-            )
-        return EXIT_OK
-    ended = once(request)
-    if request.plots:
-        draw(ended.folder, Line(quiet=request.quiet))
-    return ended.code
 
 
 class Ended(NamedTuple):
@@ -358,6 +334,6 @@ def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_
 
 
 __all__ = [
-    "Ended", "Heard", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder", "run",
+    "Ended", "Heard", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder",
     "settings",
 ]  # fmt: skip

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from commbench.console import Talk
-from commbench.errors import CommbenchError
 from commbench.launch.job import Order
 from commbench.run_folder import RunFolder
 from commbench.sweep.runner import Tail
@@ -111,16 +110,3 @@ def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:
     if path.exists() and step:
         kept = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= step]
     return Tail(path, offset=sum(map(len, kept))), [json.loads(line) for line in kept]
-
-
-def draw(folder: Path, talk: Line) -> None:
-    """A training that is over has not failed because it cannot be drawn."""
-    if not results.steps(folder):
-        return
-    from commbench.commands import plot
-
-    try:
-        for path in plot.trainings([folder]):
-            talk.note(f"plot: {path}")
-    except CommbenchError as error:
-        talk.note(f"no plots: {error}")

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from commbench.commands import plot
+from commbench.commands import plot, train_ab
 from commbench.errors import UsageError
 from commbench.profile import file
 from commbench.profile.scope import OutOfScope
 from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
-from commbench.train import ab_run, launch
+from commbench.train import launch
 from tests.support import profiles
 from tests.unit.train.test_ab import lines
 
@@ -46,7 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.
 
 
 def ab(tmp_path: Path, *words: str, **more: Any) -> int:
-    return ab_run.run(launch.Request(words=words or WORDS, out=tmp_path, **more))
+    return train_ab.run(launch.Request(words=words or WORDS, out=tmp_path, **more))
 
 
 def about(tmp_path: Path) -> dict[str, Any]:

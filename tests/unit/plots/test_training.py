@@ -13,7 +13,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.commands import plot
+from commbench.commands import plot, train
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.plots import training
 from commbench.train import ab, launch, results, tensorboard
@@ -208,6 +208,6 @@ def test_without_tensorboard_nothing_starts(tmp_path: Path, monkeypatch: pytest.
     )
     request = launch.Request(words=("tiny", "tensorboard=true"), out=tmp_path)
     with pytest.raises(EnvironmentProblem, match="tensorboard is not installed") as error:
-        launch.run(request)
+        train.run(request)
     assert error.value.exit_code == 2 and "pip install 'commbench[tb]'" in error.value.hint
     assert not list(tmp_path.iterdir())
