@@ -15,7 +15,7 @@ from commbench.layout import Layout
 from commbench.measure.loop import PIPELINED_CALLS, take
 from commbench.spec import Spec
 from commbench.units import format_size
-from tests.bench.ranks import on_gloo
+from tests.support.ranks import on_gloo
 
 RANKS = 4
 PAIRS = 200

@@ -10,7 +10,7 @@ from commbench.layout import Layout
 from commbench.measure.loop import Observer, measure
 from commbench.records import Policy
 from commbench.spec import Spec
-from tests.bench.ranks import on_gloo
+from tests.support.ranks import on_gloo
 
 
 class Stopwatch:

@@ -40,8 +40,8 @@ from moe_ref import FFN, Capacity, Gate, GateConfig, dispatch, schedules
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import by_expert, by_source
 from tests.bench import steps
-from tests.bench.ranks import on_ranks
 from tests.bench.steps import DTYPES, Stage, back, through
+from tests.support.ranks import on_ranks
 
 LEARNING_RATE = 1e-5
 LAST = 10

@@ -23,7 +23,7 @@ from commbench import stats
 from commbench.machine import gpus
 from commbench.profile import file as profile_file
 from commbench.units import format_size
-from tests.bench.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 IN_A_GRAPH = 20
 ROUNDS = 9

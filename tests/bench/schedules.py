@@ -30,8 +30,8 @@ from commbench.fabric.network import INTERFACES
 from commbench.layout import Layout
 from commbench.profile.scope import FABRIC_VARIABLE
 from commbench.run_folder import RunFolder
-from tests.bench.ranks import forked
 from tests.conftest import REPOSITORY, commbench, environment
+from tests.support.ranks import forked
 
 NODES, TP = 2, 4  # W = 8
 T, D, H, E, K = 512, 256, 512, 8, 2  # C = 128: a dispatch buffer of 1 MiB in fp32

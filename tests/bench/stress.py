@@ -20,7 +20,7 @@ from commbench.measure import buffers
 from commbench.measure.verify import Checker
 from commbench.spec import Spec
 from commbench.units import format_size, parse_size
-from tests.bench.ranks import on_ranks
+from tests.support.ranks import on_ranks
 
 CALLS = 100_000
 VOTE_AFTER = 2000  # calls

@@ -22,9 +22,9 @@ from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile import Profile, Way, file
 from commbench.profile.scope import OutOfScope
-from tests.bench.ranks import on_gloo
 from tests.gloo.calls import by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 
 def test_ranks_that_are_not_in_blocks_on_their_hosts_count_as_nodes() -> None:

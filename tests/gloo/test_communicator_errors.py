@@ -19,9 +19,9 @@ from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.profile import file
 from commbench.profile.scope import OutOfScope
-from tests.bench.ranks import on_gloo
 from tests.gloo.calls import by, check_all_to_all, nodes_of, raises
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 
 def test_a_profile_from_elsewhere_is_refused_on_all_ranks(tmp_path: Path) -> None:

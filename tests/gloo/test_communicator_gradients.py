@@ -13,8 +13,8 @@ import torch
 import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
-from tests.bench.ranks import on_gloo
 from tests.gloo.calls import nodes_of, numbers, raises
+from tests.support.ranks import on_gloo
 
 
 def close(found: torch.Tensor | None, want: torch.Tensor) -> None:

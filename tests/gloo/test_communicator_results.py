@@ -22,10 +22,10 @@ from commbench import algorithms
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
 from commbench.profile import file
-from tests.bench.ranks import on_gloo
 from tests.conftest import REPOSITORY, environment
 from tests.gloo.calls import DTYPES, by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

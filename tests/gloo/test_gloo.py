@@ -16,11 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.bench.ranks import on_gloo
 from tests.conftest import (
-    EVERYTHING,
-    OF_EVERYTHING,
-    check_everything,
     commbench,
     environment,
     first,
@@ -28,7 +24,9 @@ from tests.conftest import (
     only_run,
     rows_of,
 )
+from tests.support.everything import EVERYTHING, OF_EVERYTHING, check_everything
 from tests.support.kill_and_resume import family, kill_and_resume
+from tests.support.ranks import on_gloo
 
 FEW = ("transport=gloo", "launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
 

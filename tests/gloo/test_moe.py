@@ -28,10 +28,10 @@ from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, SwiGLU, dispatch, schedules, shard
 from moe_ref.schedules import Schedule
 from moe_ref.schedules.verify import counting, report, verify
-from tests.bench.ranks import on_gloo
 from tests.conftest import REPOSITORY, environment
 from tests.gloo.calls import by
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 D, H = 8, 16
 KINDS = {"ffn": FFN, "swiglu": SwiGLU}

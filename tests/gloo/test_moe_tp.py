@@ -26,9 +26,9 @@ from moe_ref.experts import Experts
 from moe_ref.schedules import Schedule
 from moe_ref.schedules.verify import Mismatch, verify
 from moe_ref.sharding import shard
-from tests.bench.ranks import on_gloo
 from tests.conftest import REPOSITORY, environment
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 D, H, E = 8, 16, 4
 SAME_SLOTS: tuple[tuple[str, dict[str, Any]], ...] = (

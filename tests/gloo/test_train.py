@@ -29,10 +29,10 @@ from moe_ref.schedules import Shape
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Checkpoint
 from moe_ref.training.trainer import Trainer
-from tests.bench.ranks import on_gloo
 from tests.conftest import commbench as command
 from tests.conftest import environment, here, only_run
 from tests.support import profiles
+from tests.support.ranks import on_gloo
 
 # fp64: what remains of another number of ranks is the order of sums.
 TINY = TrainConfig(

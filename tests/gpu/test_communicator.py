@@ -17,8 +17,8 @@ if reason := transports.missing("nccl"):
 
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.loaded import LoadedProfile
-from tests.bench.ranks import on_ranks
 from tests.support import profiles
+from tests.support.ranks import on_ranks
 
 RANKS = 2
 

@@ -16,9 +16,6 @@ from commbench import transports
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
 from tests.conftest import (
-    EVERYTHING,
-    OF_EVERYTHING,
-    check_everything,
     commbench,
     environment,
     here,
@@ -26,6 +23,7 @@ from tests.conftest import (
     rows_of,
 )
 from tests.emulated.leftovers import rank_at_work
+from tests.support.everything import EVERYTHING, OF_EVERYTHING, check_everything
 from tests.support.kill_and_resume import family, kill_and_resume
 
 FEW = ("transport=mpi", "algorithm=direct,bruck", "launches=1", "iters=3", "warmup=1", "-e", "1K", "--no-plots")

@@ -159,9 +159,9 @@ def observed(call: Callable[[], object]) -> list[str]:
 
 def test_choosing_and_calling_open_nothing_and_lock_nothing(hook: None) -> None:
     torch = pytest.importorskip("torch")
-    from tests.bench import communicator
+    from tests.support import idle_communicator
 
-    comm = communicator.made(communicator.Idle())
+    comm = idle_communicator.communicator(idle_communicator.Idle())
     out, inp = torch.empty(64), torch.empty(64)
     for _ in range(3):
         comm.all_to_all(out, inp)
@@ -187,19 +187,6 @@ def test_no_module_of_the_way_of_a_call_knows_locks() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {"threading", "_thread", "multiprocessing", "queue", "asyncio", "fcntl"} & {*names}, path
-
-
-def test_the_bench_measures_a_difference() -> None:
-    pytest.importorskip("torch")
-    from tests.bench import communicator
-
-    calls, rounds = communicator.CALLS, communicator.ROUNDS
-    communicator.CALLS, communicator.ROUNDS = 20, 3
-    try:
-        found = communicator.measure()
-    finally:
-        communicator.CALLS, communicator.ROUNDS = calls, rounds
-    assert len(found) == 3 and all(low <= middle <= high for middle, low, high in found.values())
 
 
 def test_evidence_is_told_with_the_choice() -> None:

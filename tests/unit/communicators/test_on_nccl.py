@@ -27,9 +27,9 @@ from commbench.layout import Layout
 from commbench.profile import Choice
 from commbench.profile.scope import Here
 from commbench.profile.table import Table
-from tests.bench.ranks import forked
 from tests.conftest import REPOSITORY
 from tests.support import fake_cuda, fake_nccl, profiles
+from tests.support.ranks import forked
 
 pytestmark = pytest.mark.timeout(60)
 RANKS = 2

@@ -1,4 +1,4 @@
-"""Forked ranks for benchmarks: function(transport) on each; rank 0's result comes back as JSON."""
+"""Forked ranks for tests and benchmarks: function(transport) on each; rank 0's result comes back as JSON."""
 
 from __future__ import annotations
 
