@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,37 @@ _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
 _FEW = 30
 _LARGE = 200
+
+
+class Interval(NamedTuple):
+    """A 95 % interval, and what was resampled for it."""
+
+    low: float
+    high: float
+    of: str  # "launches", "samples", or "messages" of all launches
+
+    def around(self, value: float) -> Interval:
+        """Return the interval, widened to hold `value`.
+
+        Samples on disk are rounded to nanoseconds and the medians that are reported are not, so an interval of samples
+        may miss the median by that much. What is reported keeps low <= value <= high.
+        """
+        return Interval(min(self.low, value), max(self.high, value), self.of)
+
+
+class Ratio(NamedTuple):
+    """A ratio of times, and its 95 % interval, None where that is not estimable."""
+
+    value: float
+    interval: Interval | None
+
+    @property
+    def low(self) -> float | None:
+        return None if self.interval is None else self.interval.low
+
+    @property
+    def high(self) -> float | None:
+        return None if self.interval is None else self.interval.high
 
 
 @functools.lru_cache(maxsize=4096)
@@ -60,8 +92,8 @@ def median_of_medians(per_launch: Sequence[Floats]) -> float:
     return float(np.median([np.median(samples) for samples in per_launch]))
 
 
-def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, float, str] | None:
-    """95 % interval (low, high) of `median_of_medians`, and what was resampled: "launches" or "samples".
+def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> Interval | None:
+    """Return the 95 % interval of `median_of_medians`.
 
     A percentile bootstrap of the statistic itself. From 6 launches up, launches are resampled, as samples of one
     launch are correlated. Below that samples within each launch are, and launch-to-launch spread is not in the result;
@@ -72,7 +104,7 @@ def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, flo
     if len(per_launch) >= LAUNCHES_FOR_INTERVAL:
         medians = np.array([np.median(samples) for samples in per_launch])
         low, high = _interval_of_median(medians, _resampled_medians(medians, rng))
-        return min(low, centre), max(high, centre), "launches"
+        return Interval(low, high, "launches").around(centre)
     if any(median_ranks(samples.size) is None for samples in per_launch):
         return None
     by_launch = [_resampled_medians(samples, rng) for samples in per_launch]
@@ -80,11 +112,13 @@ def interval(per_launch: Sequence[Floats], *, seed: int = 0) -> tuple[float, flo
         low, high = _interval_of_median(per_launch[0], by_launch[0])
     else:
         low, high = (float(q) for q in np.quantile(np.median(by_launch, axis=0), _TAILS))
-    return min(low, centre), max(high, centre), "samples"
+    return Interval(low, high, "samples").around(centre)
 
 
 def median_ratio(baseline: Sequence[Floats], other: Sequence[Floats]) -> float | None:
-    """Median over launches of the ratio of the launch's medians: above 1, `other` is faster. None if there is none.
+    """Return the median over launches of the ratio of the launch's medians, None if there is none.
+
+    Above 1, `other` is faster.
 
     Launch by launch, so that what slows a whole launch cancels. Of an even number of launches the middle is the
     geometric one: seen from the other arm, the ratio is then exactly its inverse.
@@ -93,10 +127,8 @@ def median_ratio(baseline: Sequence[Floats], other: Sequence[Floats]) -> float |
     return math.exp(float(np.median(logs))) if logs.size and np.isfinite(logs).all() else None
 
 
-def ratio(
-    baseline: Sequence[Floats], other: Sequence[Floats], *, seed: int = 0
-) -> tuple[float, float, float, str] | None:
-    """`median_ratio`, its 95 % interval (low, high), and what was resampled: "launches" or "samples".
+def ratio(baseline: Sequence[Floats], other: Sequence[Floats], *, seed: int = 0) -> Ratio | None:
+    """Return `median_ratio` with its 95 % interval.
 
     The samples of launch i of both arms are of one process group. As in `interval`, from 6 launches up launches are
     resampled, in pairs; below that samples within each launch of each arm. None, "not estimable", without launches,
@@ -120,7 +152,7 @@ def ratio(
         ]
         low, high = (float(q) for q in np.quantile(np.median(by_launch, axis=0), _TAILS))
     centre = float(np.median(logs))
-    return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
+    return _ratio_of_logs(centre, Interval(low, high, of))
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,26 +169,25 @@ def _signed_rank_depth(n: int) -> int:
     return int(np.searchsorted(below, _TAILS[0], side="right"))
 
 
-def paired_ratio(logs: Floats) -> tuple[float, float | None, float | None]:
-    """Ratio from paired observations of its logarithm, with the 95 % interval: (ratio, low, high).
+def paired_ratio(logs: Floats) -> Ratio:
+    """Return the ratio from paired observations of its logarithm, with the 95 % interval.
 
     The Hodges-Lehmann estimate, the median of the averages of all pairs of observations, and the interval that belongs
     to Wilcoxon's signed-rank test (Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3.2 and 3.3):
-    about as robust against launches that went wrong as the median, and narrower for ten pairs. Low and high are None
+    about as robust against launches that went wrong as the median, and narrower for ten pairs. There is no interval
     below 6 observations. `logs` has at least one.
     """
     rows, columns = np.triu_indices(logs.size)
     walsh = np.sort((logs[rows] + logs[columns]) / 2)
     depth = _signed_rank_depth(logs.size)
+    value = math.exp(float(np.median(walsh)))
     if depth < 1:
-        return math.exp(float(np.median(walsh))), None, None
-    return math.exp(float(np.median(walsh))), math.exp(float(walsh[depth - 1])), math.exp(float(walsh[-depth]))
+        return Ratio(value, None)
+    return Ratio(value, Interval(math.exp(float(walsh[depth - 1])), math.exp(float(walsh[-depth])), "launches"))
 
 
-def unpaired_ratio(
-    before: Sequence[Floats], after: Sequence[Floats], *, seed: int = 0
-) -> tuple[float, float, float, str] | None:
-    """Ratio of the `median_of_medians` of two runs, with its 95 % interval, and what was resampled.
+def unpaired_ratio(before: Sequence[Floats], after: Sequence[Floats], *, seed: int = 0) -> Ratio | None:
+    """Return the ratio of the `median_of_medians` of two runs, with its 95 % interval.
 
     Above 1, `after` is faster. Launches of the two have nothing to do with each other, so each run's are resampled on
     their own: the bootstrap then covers 95.7 to 96.6 % at 6 to 15 launches (simulated), and needs no guard. With fewer
@@ -177,7 +208,12 @@ def unpaired_ratio(
             replicates.append(np.median([_resampled_medians(samples, rng) for samples in arm], axis=0))
     centre = math.log(median_of_medians(before) / median_of_medians(after))
     low, high = (float(q) for q in np.quantile(np.log(replicates[0] / replicates[1]), _TAILS))
-    return math.exp(centre), math.exp(min(low, centre)), math.exp(max(high, centre)), of
+    return _ratio_of_logs(centre, Interval(low, high, of))
+
+
+def _ratio_of_logs(centre: float, logs: Interval) -> Ratio:
+    low, high, of = logs.around(centre)
+    return Ratio(math.exp(centre), Interval(math.exp(low), math.exp(high), of))
 
 
 def _log_ratios(baseline: Sequence[Floats], other: Sequence[Floats]) -> Floats:

@@ -159,7 +159,8 @@ def compare(before: Source, after: Source, *, seed: int = 0) -> list[Compared]:
 
 def _compared(one: Point, two: Point, seed: int) -> Compared:
     ratio = one.time_us / two.time_us
-    known = stats.unpaired_ratio(one.launches, two.launches, seed=seed) if one.launches and two.launches else None
+    known = stats.unpaired_ratio(one.launches, two.launches, seed=seed)
+    low, high, of = known.interval.around(ratio) if known and known.interval else (None, None, None)
     return Compared(
         label=one.label if one.label == two.label else f"{one.label} / {two.label}",
         set_up=one.set_up,
@@ -167,10 +168,9 @@ def _compared(one: Point, two: Point, seed: int) -> Compared:
         before_us=one.time_us,
         after_us=two.time_us,
         ratio=ratio,
-        # Samples on disk are rounded to nanoseconds, medians are not.
-        low=min(known[1], ratio) if known else None,
-        high=max(known[2], ratio) if known else None,
-        interval_of=known[3] if known else None,
+        low=low,
+        high=high,
+        interval_of=of,
         launches=(len(one.launches), len(two.launches)),
     )
 

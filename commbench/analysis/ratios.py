@@ -25,12 +25,12 @@ from commbench.stats import Floats, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
-    """A case against its baseline. Of the baseline itself, all but its name is null."""
+class Speedup:
+    """A case against its baseline. Of the baseline itself, all but its name is None."""
 
     baseline: str  # its label
     speedup: float | None = None  # time of the baseline / time: above 1 this case is faster
-    speedup_low: float | None = None  # null: not estimable
+    speedup_low: float | None = None  # None: not estimable
     speedup_high: float | None = None
     speedup_of: str | None = None  # what was resampled: launches or samples
     pairs: int | None = None  # launches that measured both
@@ -41,7 +41,7 @@ class Ratio:
         return None if self.pairs is None else stats.verdict(self.speedup_low, self.speedup_high)
 
 
-def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Ratio]:
+def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
     """The ratios of a run's finished cases, by case id; none where its plan or measurements are not there."""
     finished = {row.case_id for row in rows if row.status is Status.OK}
     cases = [case for case, _ in folder.plan()[0] if case.case_id in finished]
@@ -55,7 +55,7 @@ def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Ratio]:
 
 def compare(
     cases: Sequence[Case], measurements: Sequence[Measurement], slowest_us: Callable[[Measurement], Floats]
-) -> dict[str, Ratio]:
+) -> dict[str, Speedup]:
     """Ratios by case id, of all `cases` that have one to be compared with.
 
     `slowest_us` gives the samples of a measurement, none where they are lost. A measurement made again counts once,
@@ -69,7 +69,7 @@ def compare(
     found = {}
     for members in _alike(cases):
         baseline = min(members, key=_rank)
-        found[baseline.case_id] = Ratio(baseline=baseline.label)
+        found[baseline.case_id] = Speedup(baseline=baseline.label)
         ours = by_group.get(baseline.case_id, {})
         for case in members:
             if case is not baseline:
@@ -83,7 +83,7 @@ def compare(
         for members in _alike_but_for(axis, [case for case in cases if case.case_id not in found]):
             first = min(members, key=axis.place)
             name = axis.setting(first)
-            found[first.case_id] = Ratio(baseline=name)
+            found[first.case_id] = Speedup(baseline=name)
             before = by_round.get(first.case_id, {})
             for case in members:
                 if case is not first:
@@ -94,7 +94,7 @@ def compare(
     return found
 
 
-def describe_ratios(ratios: Collection[Ratio]) -> str:
+def describe_ratios(ratios: Collection[Speedup]) -> str:
     """In words: `over direct, launch by launch; 95 % interval over 6 launches that measured both; ...`."""
     names = list(dict.fromkeys(ratio.baseline for ratio in ratios))
     counts = sorted({ratio.pairs for ratio in ratios if ratio.pairs is not None})
@@ -186,7 +186,7 @@ def _ratio(
     case: Case,
     shared: Sequence[tuple[Measurement, Measurement]],
     slowest_us: Callable[[Measurement], Floats],
-) -> Ratio:
+) -> Speedup:
     ours, theirs = ([_median(pair[arm]) for pair in shared] for arm in (0, 1))
     speedup = stats.median_ratio(ours, theirs)
     if len(shared) < stats.LAUNCHES_FOR_INTERVAL:  # else only the medians are resampled
@@ -194,15 +194,16 @@ def _ratio(
         if any(samples.size == 0 for samples in (*ours, *theirs)):
             ours, theirs = [], []
     known = stats.ratio(ours, theirs, seed=case.seed)
-    if speedup is None or known is None:
-        return Ratio(baseline=baseline, speedup=speedup, pairs=len(shared))
-    return Ratio(
+    interval = known.interval if known else None
+    if speedup is None or interval is None:
+        return Speedup(baseline=baseline, speedup=speedup, pairs=len(shared))
+    interval = interval.around(speedup)
+    return Speedup(
         baseline=baseline,
         speedup=speedup,
-        # Samples on disk are rounded to nanoseconds, the medians are not: keep low <= speedup <= high.
-        speedup_low=min(known[1], speedup),
-        speedup_high=max(known[2], speedup),
-        speedup_of=known[3],
+        speedup_low=interval.low,
+        speedup_high=interval.high,
+        speedup_of=interval.of,
         pairs=len(shared),
     )
 

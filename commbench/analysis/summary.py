@@ -103,8 +103,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         per_launch = [samples.slowest_us(m) for m in measurements]
     time_us = float(np.median(medians))
     known = stats.interval(per_launch, seed=case.seed)
-    # Samples on disk are rounded to nanoseconds, the median is not: keep low <= time <= high.
-    low, high, of = (min(known[0], time_us), max(known[1], time_us), known[2]) if known else (None, None, None)
+    low, high, of = known.around(time_us) if known else (None, None, None)
     spec = case.spec
     collective = collectives.get(case.collective)
     factor = collective.busbw_factor(spec)

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from commbench.analysis.ratios import Ratio
+from commbench.analysis.ratios import Speedup
 from commbench.records import FORMAT_VERSION, Row
 from commbench.run_folder import RunFolder, read_lines
 
@@ -33,8 +33,8 @@ _TEXTS = ("run", "label", "what")  # columns that a row itself does not have
 _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 
 
-def frame(rows: Sequence[Row], run_id: str, ratios: Mapping[str, Ratio] | None = None) -> pd.DataFrame:
-    """One line per row: the columns of `Row` (dictionaries as text), `run`, `label`, `what`, and those of `Ratio`.
+def frame(rows: Sequence[Row], run_id: str, ratios: Mapping[str, Speedup] | None = None) -> pd.DataFrame:
+    """One line per row: the columns of `Row` (dictionaries as text), `run`, `label`, `what`, and those of `Speedup`.
 
     `ratios` are by case id; where a case has none, their columns are null.
     """
@@ -48,20 +48,20 @@ def frame(rows: Sequence[Row], run_id: str, ratios: Mapping[str, Ratio] | None =
         lines.append({**line, "run": run_id, "label": row.label, "what": row.what})
         if ratios and row.case_id in ratios:
             lines[-1] |= dataclasses.asdict(ratios[row.case_id])
-    columns = [*(f.name for f in dataclasses.fields(Row)), *_TEXTS, *(f.name for f in dataclasses.fields(Ratio))]
+    columns = [*(f.name for f in dataclasses.fields(Row)), *_TEXTS, *(f.name for f in dataclasses.fields(Speedup))]
     return pd.DataFrame(lines, columns=columns)
 
 
-def write_results(folder: RunFolder, rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> None:
+def write_results(folder: RunFolder, rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> None:
     """Every column has its type in every run, whether it has values or not, so that runs can be read together."""
-    schema = pa.schema([*_arrow_fields(Row), *((name, pa.string()) for name in _TEXTS), *_arrow_fields(Ratio)])
+    schema = pa.schema([*_arrow_fields(Row), *((name, pa.string()) for name in _TEXTS), *_arrow_fields(Speedup)])
     _write(
         pa.Table.from_pandas(frame(rows, folder.run_id, ratios), schema=schema, preserve_index=False),
         folder.path / "results.parquet",
     )
 
 
-def _arrow_fields(record: type[Row] | type[Ratio]) -> list[tuple[str, pa.DataType]]:
+def _arrow_fields(record: type[Row] | type[Speedup]) -> list[tuple[str, pa.DataType]]:
     hints = typing.get_type_hints(record)
     return [(field.name, _arrow_type(hints[field.name])) for field in dataclasses.fields(record)]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from commbench.analysis.ratios import Ratio, describe_ratios
+from commbench.analysis.ratios import Speedup, describe_ratios
 from commbench.emulated import Emulated
 from commbench.records import Fabric, Row, Status, to_json
 from commbench.stats import Verdict
@@ -24,7 +24,7 @@ class Writer(Protocol):
         """A case has finished."""
         ...
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
         """The sweep has ended; `rows` are all of its rows in the plan's order, `ratios` are by case id."""
         ...
 
@@ -36,7 +36,7 @@ class JsonWriter:
         sys.stdout.write(to_json(row) + "\n")
         sys.stdout.flush()
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
         return None
 
 
@@ -57,7 +57,7 @@ class CsvWriter:
         sys.stdout.write(buffer.getvalue())
         sys.stdout.flush()
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
         return None
 
 
@@ -67,7 +67,7 @@ class TableWriter:
     def row(self, row: Row) -> None:
         return None
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
         sys.stdout.write(table(rows, meta, ratios))
         sys.stdout.flush()
 
@@ -78,7 +78,7 @@ class NcclTestsWriter:
     def row(self, row: Row) -> None:
         return None
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
         from commbench.output import nccl_tests
 
         sys.stdout.write(nccl_tests.write(rows, meta))
@@ -97,7 +97,7 @@ _BUSY_PERCENT = 90  # from there on an emulated fabric is about the CPUs
 _VERDICTS = {None: "-", Verdict.NO_DIFFERENCE: "=", Verdict.NOT_ESTIMABLE: "?"}  # each one word
 
 
-def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str, int, Callable[[Row], str]]]:
+def _columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[tuple[str, int, Callable[[Row], str]]]:
     """(name, width, text of a row): those of every table, and those that say something of these rows only."""
 
     def number(field: str) -> Callable[[Row], str]:
@@ -139,7 +139,7 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str
             ("overlap", 7, percent("overlap_percent")),
         ]
     if ratios:
-        none = Ratio(baseline="")
+        none = Speedup(baseline="")
 
         def speedup(field: str) -> Callable[[Row], str]:
             return lambda row: _number(getattr(ratios.get(row.case_id, none), field))
@@ -163,7 +163,7 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Ratio]) -> list[tuple[str
     ]
 
 
-def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Ratio]) -> str:
+def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> str:
     """Rows in groups that share everything but size and algorithm, smallest size first."""
     lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", f"# {meta['machine_text']}"]
     groups: dict[tuple[Any, ...], list[Row]] = {}

@@ -44,7 +44,7 @@ class _Cell:
 
 
 def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
-    """Maps by file name; none where there is too little to compare. `frame` has the columns of `Row` and `Ratio`."""
+    """Maps by file name; none where there is too little to compare. `frame` has the columns of `Row` and `Speedup`."""
     if "baseline" not in frame:
         return {}
     known = complete(frame[(frame["status"] == "ok") & frame["baseline"].notna()])

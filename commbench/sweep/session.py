@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from commbench.analysis.ratios import Ratio
+from commbench.analysis.ratios import Speedup
 from commbench.console import Talk
 from commbench.output import writers
 from commbench.records import Row, Status
@@ -37,7 +37,7 @@ class Reporter:
         self.talk.row(row)
         self._write(lambda writer: writer.row(row))
 
-    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Ratio]) -> None:
+    def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Speedup]) -> None:
         self._write(lambda writer: writer.end(rows, meta, compared))
 
     def _write(self, write: Callable[[writers.Writer], None]) -> None:

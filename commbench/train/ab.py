@@ -105,13 +105,13 @@ def compare(launches: Sequence[Launched], calibration: Launched | None = None) -
     if not rounds:
         raise CommbenchError("no round has both arms", hint="see the logs of the launches")
     first, second = (np.array([by_arm[arm][number].tokens_per_s for number in rounds]) for arm in ARMS)
-    ratio, low, high = stats.paired_ratio(np.log(second / first))
+    ratio = stats.paired_ratio(np.log(second / first))
     losses = [[one.losses for one in by_arm[arm].values()] for arm in ARMS]
     losses[0] += [] if calibration is None else [calibration.losses]
     across = [(one, two) for one in losses[0] for two in losses[1]]
     within = [pair for arm in losses for pair in itertools.combinations(arm, 2)]
     return Outcome(
-        ratio=ratio, low=low, high=high, pairs=len(rounds),
+        ratio=ratio.value, low=ratio.low, high=ratio.high, pairs=len(rounds),
         exposed={arm: _median(by_arm[arm].values(), "exposed_share") for arm in ARMS},
         tokens_per_s={arm: _median(by_arm[arm].values(), "tokens_per_s") for arm in ARMS},
         losses=_furthest(across),

@@ -47,8 +47,8 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:
     if not shared:
         return Claim(pairs=0, ratio=math.nan, low=None, high=None, p=None)
     logs = np.array([math.log(first[launch] / second[launch]) for launch in shared])
-    ratio, low, high = stats.paired_ratio(logs)
-    return Claim(pairs=len(shared), ratio=ratio, low=low, high=high, p=signed_rank(logs))
+    ratio = stats.paired_ratio(logs)
+    return Claim(pairs=len(shared), ratio=ratio.value, low=ratio.low, high=ratio.high, p=signed_rank(logs))
 
 
 def signed_rank(logs: stats.Floats) -> float | None:

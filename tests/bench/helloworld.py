@@ -219,7 +219,7 @@ def measured(
     times = on_the_host(transport, call, setting.steps)
     row |= {"ms": float(np.median(times)), "samples": len(times), "mean_of_last_ms": float(times[-LAST:].mean())}
     if (interval := stats.interval([times])) is not None:
-        row |= {"ms_low": interval[0], "ms_high": interval[1], "interval_of": interval[2]}
+        row |= {"ms_low": interval.low, "ms_high": interval.high, "interval_of": interval.of}
     row["gpu_ms"] = on_the_gpu(transport, call, setting.repeats)
     if run.graph is not None:
         torch.cuda.synchronize()

@@ -66,7 +66,7 @@ class Cell:
     def _slower(self, names: set[str]) -> bool:
         best = _launches(self.measured[self.winner])
         ratios = [stats.ratio(_launches(self.measured[name]), best) for name in names]
-        return all(ratio is not None and ratio[1] > 1 for ratio in ratios)
+        return all(ratio is not None and ratio.low is not None and ratio.low > 1 for ratio in ratios)
 
     @property
     def named(self) -> str:

@@ -169,7 +169,7 @@ def compared(
         if way != ways[0] and times[ways[0]]:
             compare = stats.ratio([np.array(times[way])], [np.array(times[ways[0]])])
             if compare is not None:
-                rows[way] |= dict(zip(("ratio", "ratio_low", "ratio_high"), compare[:3], strict=True))
+                rows[way] |= {"ratio": compare.value, "ratio_low": compare.low, "ratio_high": compare.high}
     return list(rows.values())
 
 
@@ -210,7 +210,7 @@ def described(times: Sequence[float]) -> dict[str, Any]:
     """Median and interval, ms."""
     found: dict[str, Any] = {"ms": float(np.median(times)), "samples": len(times), "interval_of": "samples"}
     if (interval := stats.interval([np.array(times)])) is not None:
-        found |= {"ms_low": interval[0], "ms_high": interval[1], "interval_of": interval[2]}
+        found |= {"ms_low": interval.low, "ms_high": interval.high, "interval_of": interval.of}
     return found
 
 

@@ -141,8 +141,14 @@ def ratio(theirs: Times, ours: Times) -> Ratio | None:
     """Median over the rounds that have both; its interval from 6 of them up, below that the least and the largest."""
     shared = sorted(theirs.keys() & ours.keys())
     pairs = [[np.array([times[number]]) for number in shared] for times in (theirs, ours)]
-    if len(shared) >= stats.LAUNCHES_FOR_INTERVAL and (found := stats.ratio(*pairs)):
-        return Ratio(found[0], found[1], found[2], len(shared), f"95 % interval over {len(shared)} rounds")
+    if len(shared) >= stats.LAUNCHES_FOR_INTERVAL and (found := stats.ratio(*pairs)) and found.interval:
+        return Ratio(
+            found.value,
+            found.interval.low,
+            found.interval.high,
+            len(shared),
+            f"95 % interval over {len(shared)} rounds",
+        )
     centre = stats.median_ratio(*pairs)
     if centre is None:
         return None

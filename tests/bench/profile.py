@@ -140,11 +140,11 @@ def table(sizes: Sequence[int], launches: Sequence[dict[str, Any]]) -> str:
         for size in sizes:
             cells = [launch[f"{size} {how}"] for launch in launches]
             logs = np.log([cell["torch"] / cell["profile"] for cell in cells])
-            ratio, low, high = stats.paired_ratio(logs)
+            ratio = stats.paired_ratio(logs)
             theirs, mine = (float(np.median([cell[name] for cell in cells])) for name in ("torch", "profile"))
-            interval = "not estimable" if low is None or high is None else f"{low:.3f} - {high:.3f}"
+            interval = "not estimable" if ratio.interval is None else f"{ratio.low:.3f} - {ratio.high:.3f}"
             wrong = "" if all(cell["equal"] for cell in cells) else "  WRONG RESULT"
             lines.append(
-                f"{format_size(size):>9}  {how:8}  {theirs:10.2f}  {mine:10.2f}  {ratio:6.3f}  {interval}{wrong}"
+                f"{format_size(size):>9}  {how:8}  {theirs:10.2f}  {mine:10.2f}  {ratio.value:6.3f}  {interval}{wrong}"
             )
     return "\n".join(lines)

@@ -124,8 +124,8 @@ def show(fitted: cost_model.Model, whole: Times, silent: Times) -> None:
     print(f"fastest: measured {won}; by the model {named}, which takes {loss:.0%} more; intervals of {rows[0][2][2]}")
     for name, *_ in rows:
         if name != won and (found := stats.ratio(arrays[name], arrays[won])) is not None:
-            ratio, low, high, _ = found
-            print(f"  {name} / fastest: {ratio:.2f} [{low:.2f}, {high:.2f}], {stats.verdict(low, high).value}")
+            print(f"  {name} / fastest: {found.value:.2f} [{found.low:.2f}, {found.high:.2f}], "
+                  f"{stats.verdict(found.low, found.high).value}")  # fmt: skip
     print()
 
 

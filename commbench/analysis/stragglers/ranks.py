@@ -84,17 +84,18 @@ def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
         slow = int((np.log(per_launch) >= least / 2).sum())
         ratio, enough = float(np.median(per_launch)), len(per_launch) >= stats.LAUNCHES_FOR_INTERVAL
         known = stats.interval([np.array([value]) for value in per_launch]) if enough else None
-        if chance > CHANCE or 2 * slow <= len(per_launch) or ratio < min_effect or known is None or known[0] <= 1:
+        if chance > CHANCE or 2 * slow <= len(per_launch) or ratio < min_effect or known is None or known.low <= 1:
             continue
+        low, high, interval_of = known.around(ratio)
         found.append(
             Finding(
                 kind="rank",
                 name=f"rank {rank}" + (f" (node {ranks.outer.layout.node(rank)})" if ranks.outer.nodes > 1 else ""),
                 about={"ranks": [rank], "direction": "both", "slowest_share": round(float(ranks.slowest[rank]), 3)},
                 ratio=ratio,
-                low=min(known[0], ratio),
-                high=max(known[1], ratio),
-                interval_of="launches",
+                low=low,
+                high=high,
+                interval_of=interval_of,
                 other_way=None,
                 launches=len(per_launch),
                 launches_slow=slow,

@@ -23,7 +23,7 @@ from commbench import stats
 from commbench.analysis.stragglers import suspects
 from commbench.analysis.stragglers.suspects import Suspect
 from commbench.layout import LINK_CLASSES, Layout
-from commbench.stats import Floats
+from commbench.stats import Floats, Interval
 
 MIN_EFFECT = 1.3
 CHANCE = 0.05  # of naming anybody in a healthy system, all suspects of all matrices together
@@ -188,21 +188,22 @@ class Search:
             return None
         ratios, interval = self._interval(cells)
         slow = int((np.log(ratios) >= self._least / 2).sum())
-        if 2 * slow <= len(ratios) or (interval is not None and interval[0] <= 1):
+        if 2 * slow <= len(ratios) or (interval is not None and interval.low <= 1):
             return None
         if interval is None and (certain or slow < len(ratios)):
             return None
         rest = self._rest(cells)
         names = {link: LINK_CLASSES[link] for link in usual}
         ratio = float(np.median(ratios))
+        low, high, interval_of = interval.around(ratio) if interval else (None, None, None)
         return Finding(
             kind=suspect.kind,
             name=suspect.name,
             about=suspect.about,
             ratio=ratio,
-            low=min(interval[0], ratio) if interval else None,
-            high=max(interval[1], ratio) if interval else None,
-            interval_of=interval[2] if interval else None,
+            low=low,
+            high=high,
+            interval_of=interval_of,
             other_way=self._other_way(suspect, usual),
             launches=len(ratios),
             launches_slow=slow,
@@ -245,8 +246,8 @@ class Search:
         spread = _MAD * float(np.nanmedian(apart)) * math.sqrt(launches / (launches - 1))
         return _MEDIAN * spread / math.sqrt(launches)
 
-    def _interval(self, cells: npt.NDArray[np.int64]) -> tuple[Floats, tuple[float, float, str] | None]:
-        """The slow-down in each launch, and the 95 % interval of its median with what it is of, if there is one."""
+    def _interval(self, cells: npt.NDArray[np.int64]) -> tuple[Floats, Interval | None]:
+        """Return the slow-down in each launch, and the 95 % interval of its median, None if it is not estimable."""
         rest = self._rest(cells)
         of = self._class[cells]
         excess = np.full((len(self._logs), cells.size), np.nan)
@@ -259,10 +260,9 @@ class Search:
         launches = np.isfinite(excess).any(axis=1)
         per_launch = np.exp(np.nanmedian(excess[launches], axis=1))
         if len(per_launch) >= stats.LAUNCHES_FOR_INTERVAL:
-            known = stats.interval([np.array([ratio]) for ratio in per_launch])
-            return per_launch, (known[0], known[1], "launches") if known else None
+            return per_launch, stats.interval([np.array([ratio]) for ratio in per_launch])
         known = stats.interval([np.exp(excess[np.isfinite(excess)])])
-        return per_launch, (known[0], known[1], "messages") if known else None
+        return per_launch, known._replace(of="messages") if known else None
 
 
 def _drift(logs: Floats, known: Mask) -> Floats:

@@ -113,8 +113,10 @@ def test_the_interval_of_two_runs_holds_the_truth() -> None:
     for seed in range(300):
         arms = [[rng.normal(100 * rng.lognormal(0, 0.1), 1, 20) for _ in range(7)] for _ in range(2)]
         known = stats.unpaired_ratio(*arms, seed=seed)
-        assert known is not None and known[1] <= known[0] <= known[2] and known[3] == "launches"
-        told_apart += stats.verdict(known[1], known[2]) is not stats.Verdict.NO_DIFFERENCE
+        assert known is not None and known.interval is not None
+        low, high, of = known.interval
+        assert low <= known.value <= high and of == "launches"
+        told_apart += stats.verdict(low, high) is not stats.Verdict.NO_DIFFERENCE
     assert told_apart <= 27
     assert stats.unpaired_ratio([], [np.ones(9)]) is None and stats.unpaired_ratio([np.ones(3)], [np.ones(9)]) is None
     assert stats.unpaired_ratio([np.zeros(9)], [np.ones(9)]) is None

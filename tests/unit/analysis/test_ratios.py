@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from commbench.analysis import ratios
-from commbench.analysis.ratios import Ratio
+from commbench.analysis.ratios import Speedup
 from commbench.cli import _main
 from commbench.output import parquet, writers
 from commbench.records import Case, Row
@@ -29,7 +29,7 @@ def rule(case: Case) -> float:
     return case.size_bytes / (20.0 if case.algorithm == "2d_intra_first" else 10.0)
 
 
-def compare(cases: list[Case], *, launches: int | None = None, **how: Any) -> dict[str, Ratio]:
+def compare(cases: list[Case], *, launches: int | None = None, **how: Any) -> dict[str, Speedup]:
     made = [m for m in measured(cases, rule, **how) if launches is None or m.launch < launches]
     return ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
 
@@ -41,7 +41,7 @@ def test_the_default_with_its_default_parameters_is_the_baseline() -> None:
     for case in cases:
         ratio = found[case.case_id]
         if case.algorithm == "direct":
-            assert ratio == Ratio(baseline="direct") and ratio.verdict is None
+            assert ratio == Speedup(baseline="direct") and ratio.verdict is None
         else:
             true = 2.0 if case.algorithm == "2d_intra_first" else 1.0
             assert ratio.speedup == pytest.approx(true, rel=0.05) and ratio.pairs == 10
@@ -81,7 +81,7 @@ def test_pairs_are_of_one_process_group() -> None:
     twice = ratios.compare(cases, again, slowest_us)[cases[1].case_id]
     assert (twice.pairs, twice.speedup) == (6, 1.0), "measured again: the last counts, once"
     none = [dataclasses.replace(m, attempt=m.case_id) for m in made]
-    assert ratios.compare(cases, none, slowest_us)[cases[1].case_id] == Ratio(baseline="direct", pairs=0)
+    assert ratios.compare(cases, none, slowest_us)[cases[1].case_id] == Speedup(baseline="direct", pairs=0)
 
 
 def test_few_launches_rest_on_samples_and_lost_samples_on_nothing() -> None:
@@ -112,7 +112,7 @@ def test_a_run_folder_gives_them_and_keeps_them(tmp_path: Path, capsys: pytest.C
     assert pd.read_parquet(run.path / "results.parquet")["speedup"].isna().all()
 
 
-def shown(rows: list[Row], found: dict[str, Ratio]) -> tuple[list[str], list[list[str]], str]:
+def shown(rows: list[Row], found: dict[str, Speedup]) -> tuple[list[str], list[list[str]], str]:
     text = writers.table(rows, {**META, "machine": {"affinity": []}}, found)
     lines = text.splitlines()
     header = next(line for line in lines if "time_us" in line).lstrip("# ").split()

@@ -345,7 +345,7 @@ def test_masks_of_one_host_of_several(on: Any) -> None:
 # Rows, tables, ratios.
 
 
-def rows_of_three(tmp_path: Path) -> tuple[list[Row], dict[str, ratios.Ratio]]:
+def rows_of_three(tmp_path: Path) -> tuple[list[Row], dict[str, ratios.Speedup]]:
     factors = {"none": 1.0, "pci": 0.5, "worst": 2.0}
     cases = planned(*SMALL, "transport=scripted", "binding=worst,none,pci", "launches=10")
     made = [
