@@ -80,6 +80,29 @@ def repair(path: Path) -> bool:
     return True
 
 
+class Tail:
+    """New whole lines of a growing JSONL file."""
+
+    def __init__(self, path: Path, *, from_start: bool = False, offset: int | None = None) -> None:
+        """offset: of the first byte that is new."""
+        self._path = path
+        if offset is None:
+            offset = 0 if from_start or not path.exists() else path.stat().st_size
+        self._offset = offset
+
+    def read(self, cls: type[Any] | None = None) -> list[Any]:
+        """Parsed lines since the last call: records of `cls`, or plain dictionaries."""
+        if not self._path.exists():
+            return []
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        parsed = [json.loads(line) for line in whole.splitlines()]
+        return [from_dict(cls, raw) for raw in parsed] if cls else parsed
+
+
 class Lock:
     """An flock that the kernel frees when its holder ends, however it ends."""
 

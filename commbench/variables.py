@@ -14,6 +14,9 @@ from pathlib import Path
 from commbench.errors import EnvironmentProblem
 
 UNSET = "unset"
+# What `commbench exec` and launches tell their ranks, as nobody could find it out afterwards.
+BINDING, FABRIC = "COMMBENCH_BINDING", "COMMBENCH_FABRIC"
+PROFILE = "COMMBENCH_PROFILE"  # the file's path
 _TOLD = re.compile(r"\b(NCCL_\w+) set by environment to (.*?)\.?\s*$", re.MULTILINE)
 
 

@@ -19,7 +19,7 @@ from commbench.console import stderr_console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.profile import Scope
 from commbench.profile.file import load
-from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, PROFILE_VARIABLE, only
+from commbench.profile.scope import only
 from commbench.rank_info import RankInfo, detect
 from commbench.records import Outer
 from commbench.variables import UNSET
@@ -31,8 +31,8 @@ def run(path: Path, command: Sequence[str], *, wanted: str, dry_run: bool) -> in
     info = _rank(scope)
     variables = {
         **effective.applied(os.environ, scope.env),
-        BINDING_VARIABLE: scope.binding,
-        PROFILE_VARIABLE: str(path.absolute()),
+        effective.BINDING: scope.binding,
+        effective.PROFILE: str(path.absolute()),
     }
     if info is None or info.local_rank == 0:  # else every rank of a host would say the same
         for text in told(scope, os.environ):
@@ -52,7 +52,7 @@ def told(scope: Scope, environ: Mapping[str, str]) -> list[str]:
         if name in environ and environ[name] != value
     ]
     found = [f"the profile's settings replace yours: {', '.join(lost)}"] if lost else []
-    if scope.fabric and environ.get(FABRIC_VARIABLE) != scope.fabric:
+    if scope.fabric and environ.get(effective.FABRIC) != scope.fabric:
         found.append(f"scope {scope.id} was tuned on an emulated fabric ({scope.fabric}), which exec does not make")
     return found
 
@@ -115,7 +115,7 @@ def _no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:
 
 def _show(scope: Scope, info: RankInfo | None, path: Path, variables: Mapping[str, str], command: Sequence[str]) -> int:
     unset = [f"unset {name}" for name, value in scope.env.items() if value == UNSET]
-    names = [name for name, value in scope.env.items() if value != UNSET] + [BINDING_VARIABLE, PROFILE_VARIABLE]
+    names = [name for name, value in scope.env.items() if value != UNSET] + [effective.BINDING, effective.PROFILE]
     lines = [*unset, *(f"{name}={shlex.quote(variables[name])}" for name in names)]
     if scope.binding == "none":
         lines.append("binding=none: as it is started")

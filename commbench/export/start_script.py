@@ -11,9 +11,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from commbench import variables
 from commbench.export.source import Exported, Source, comment, lines, settings, without
 from commbench.profile import Scope
-from commbench.profile.scope import BINDING_VARIABLE, PROFILE_VARIABLE
 
 PROGRAM = '"$@"'
 
@@ -51,7 +51,7 @@ def rank(source: Source) -> list[str]:
     if scope.binding != "none":
         return [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id, "--", Shell(PROGRAM)]
     unset = [word for name in without(scope) for word in ("-u", name)]
-    values = {**settings(scope), BINDING_VARIABLE: scope.binding, PROFILE_VARIABLE: path}
+    values = {**settings(scope), variables.BINDING: scope.binding, variables.PROFILE: path}
     return ["env", *unset, *(f"{name}={value}" for name, value in values.items()), Shell(PROGRAM)]
 
 

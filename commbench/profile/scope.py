@@ -7,12 +7,7 @@ from dataclasses import dataclass, field
 
 from commbench.errors import CommbenchError
 from commbench.profile import Profile, Scope
-from commbench.variables import UNSET
-
-# What `commbench exec` and the launches of a sweep tell their ranks, as nobody could find it out afterwards.
-BINDING_VARIABLE = "COMMBENCH_BINDING"
-FABRIC_VARIABLE = "COMMBENCH_FABRIC"
-PROFILE_VARIABLE = "COMMBENCH_PROFILE"  # the file's path
+from commbench.variables import BINDING, FABRIC, UNSET
 
 
 class OutOfScope(CommbenchError):
@@ -32,11 +27,11 @@ class Here:
 
     @property
     def fabric(self) -> str:
-        return self.environ.get(FABRIC_VARIABLE, "")
+        return self.environ.get(FABRIC, "")
 
     @property
     def binding(self) -> str:
-        return self.environ.get(BINDING_VARIABLE, "none")
+        return self.environ.get(BINDING, "none")
 
 
 def differences(scope: Scope, here: Here) -> list[str]:

@@ -22,9 +22,9 @@ from commbench.processes import cleanup
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
 from commbench.records import Measurement, Status
-from commbench.run_folder import RunFolder, repair
+from commbench.run_folder import RunFolder, Tail, repair
 from commbench.sweep import prepare, session
-from commbench.sweep.runner import STARTS_WITHIN_S, Sweep, Tail
+from commbench.sweep.runner import STARTS_WITHIN_S, Sweep
 
 
 def run(request: prepare.Request, rank: RankInfo) -> int:

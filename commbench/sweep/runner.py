@@ -5,15 +5,13 @@ Success is read from the rows on disk, not from exit codes: launchers rewrite th
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from commbench import fabric, launch, variables
 from commbench.analysis import summary
@@ -24,9 +22,8 @@ from commbench.measure import hang_trace
 from commbench.processes import cleanup
 from commbench.processes.orphans import start_time
 from commbench.processes.process import Process, rank_environment
-from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE
-from commbench.records import Case, Measurement, Row, Status, from_dict
-from commbench.run_folder import RunFolder, repair
+from commbench.records import Case, Measurement, Row, Status
+from commbench.run_folder import RunFolder, Tail, repair
 from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.sweep import plan
 from commbench.sweep.plan import Launch, PlannedCase
@@ -200,9 +197,9 @@ class Sweep:
         until = math.inf
         outcome = Outcome()
         asked = order.outer.env
-        told = {BINDING_VARIABLE: order.outer.binding}
+        told = {variables.BINDING: order.outer.binding}
         if order.outer.emulated:
-            told[FABRIC_VARIABLE] = str(order.outer.emulated)
+            told[variables.FABRIC] = str(order.outer.emulated)
         environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, asked)
         if order.outer.transport == "nccl":
             environment = {**environment, **variables.nccl_log(order.folder, asked, environment)}
@@ -342,26 +339,3 @@ class Sweep:
         lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
         self.reporter.note(f"{what}; the last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines))
         return what
-
-
-class Tail:
-    """New whole lines of a growing JSONL file."""
-
-    def __init__(self, path: Path, *, from_start: bool = False, offset: int | None = None) -> None:
-        """offset: of the first byte that is new."""
-        self._path = path
-        if offset is None:
-            offset = 0 if from_start or not path.exists() else path.stat().st_size
-        self._offset = offset
-
-    def read(self, cls: type[Any] | None = None) -> list[Any]:
-        """Parsed lines since the last call: records of `cls`, or plain dictionaries."""
-        if not self._path.exists():
-            return []
-        with open(self._path, "rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        parsed = [json.loads(line) for line in whole.splitlines()]
-        return [from_dict(cls, raw) for raw in parsed] if cls else parsed

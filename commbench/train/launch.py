@@ -28,10 +28,10 @@ from commbench.processes.orphans import start_time
 from commbench.processes.process import Process, rank_environment
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
-from commbench.profile.scope import BINDING_VARIABLE, FABRIC_VARIABLE, Here, check_place
-from commbench.run_folder import RunFolder
+from commbench.profile.scope import Here, check_place
+from commbench.run_folder import RunFolder, Tail
 from commbench.sweep import prepare
-from commbench.sweep.runner import RANKS_END_S, STARTS_WITHIN_S, Tail
+from commbench.sweep.runner import RANKS_END_S, STARTS_WITHIN_S
 from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.train import config as training
 from commbench.train import results, tensorboard
@@ -132,7 +132,7 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
 
 def _here(config: TrainConfig) -> Here:
     """Of ranks that are started on this machine, which is one node if its network is not emulated."""
-    told = {FABRIC_VARIABLE: str(config.emulated)} if config.emulated else {}
+    told = {variables.FABRIC: str(config.emulated)} if config.emulated else {}
     nodes = config.nodes if config.emulated else 1
     return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=told)
 
@@ -239,9 +239,9 @@ def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int
     command = launcher.command(order.folder / "order.json", order)
     if order.outer.emulated:
         command = fabric.wrap(command, order.outer.emulated)
-    told = {BINDING_VARIABLE: order.outer.binding}
+    told = {variables.BINDING: order.outer.binding}
     if order.outer.emulated:
-        told[FABRIC_VARIABLE] = str(order.outer.emulated)
+        told[variables.FABRIC] = str(order.outer.emulated)
     environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, order.outer.env)
     show = Show(folder, order, talk, stdout=request.format)
     process = Process(command, environment, order.folder / "launcher.log")

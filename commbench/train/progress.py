@@ -12,8 +12,7 @@ from typing import Any
 
 from commbench.console import Talk
 from commbench.launch.job import Order
-from commbench.run_folder import RunFolder
-from commbench.sweep.runner import Tail
+from commbench.run_folder import RunFolder, Tail
 from commbench.train import results, tensorboard
 
 

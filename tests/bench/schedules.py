@@ -28,8 +28,8 @@ from commbench import cost_model, fabric, stats
 from commbench.emulated import Emulated
 from commbench.fabric.network import INTERFACES
 from commbench.layout import Layout
-from commbench.profile.scope import FABRIC_VARIABLE
 from commbench.run_folder import RunFolder
+from commbench.variables import FABRIC
 from tests.conftest import REPOSITORY, commbench, environment
 from tests.support.ranks import forked
 
@@ -88,7 +88,7 @@ def measured(cluster: Emulated, folder: Path) -> tuple[Times, Times]:
         answer = folder / f"times-{launch}.json"
         if not answer.exists():
             command = [sys.executable, "-m", "tests.bench.schedules", str(launch), str(answer)]
-            extra = {FABRIC_VARIABLE: str(cluster), "OMP_NUM_THREADS": "1"}
+            extra = {FABRIC: str(cluster), "OMP_NUM_THREADS": "1"}
             extra["PYTHONWARNINGS"] = "ignore::FutureWarning"  # of torch, about its own names
             subprocess.run(fabric.wrap(command, cluster), env=environment(REPOSITORY / "kernels", **extra), check=True)
     told = [json.loads((folder / f"times-{launch}.json").read_text()) for launch in range(LAUNCHES)]

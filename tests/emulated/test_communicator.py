@@ -9,7 +9,7 @@ from pathlib import Path
 from commbench import fabric
 from commbench.emulated import Emulated
 from commbench.profile import file
-from commbench.profile.scope import FABRIC_VARIABLE
+from commbench.variables import FABRIC
 from tests.conftest import REPOSITORY, environment
 from tests.support import profiles
 
@@ -54,7 +54,7 @@ def test_namespaces_are_nodes(tmp_path: Path) -> None:
     program.write_text(PROGRAM)
     result = subprocess.run(
         fabric.wrap([sys.executable, str(program), str(tmp_path)], cluster),
-        env=environment(REPOSITORY / "kernels", **{FABRIC_VARIABLE: str(cluster), "OMP_NUM_THREADS": "1"}),
+        env=environment(REPOSITORY / "kernels", **{FABRIC: str(cluster), "OMP_NUM_THREADS": "1"}),
         cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
