@@ -38,6 +38,18 @@ def test_the_index_of_the_docs_has_every_page() -> None:
     assert sorted(page for page in linked if page.endswith(".md")) == sorted(pages)
 
 
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.name)
+def test_prose_is_wrapped_like_the_code(path: Path) -> None:
+    """Tables, code and a link of its own length may be longer."""
+    text = re.sub(r"^ *```.*?^ *```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    long = [
+        line
+        for line in text.splitlines()
+        if len(line) > 120 and not re.match(r" {4}|\||!?\[[^]]*\]\([^)]*\)\S?$", line)
+    ]
+    assert long == []
+
+
 def test_pages_named_in_any_text_exist() -> None:
     tracked = subprocess.run(
         ["git", "grep", "-IhoE", r"docs/[A-Za-z0-9_/.-]+\.(md|json|png)"],
