@@ -38,6 +38,35 @@ def test_the_index_of_the_docs_has_every_page() -> None:
     assert sorted(page for page in linked if page.endswith(".md")) == sorted(pages)
 
 
+def test_what_the_docs_import_exists() -> None:
+    for path in MARKDOWN:
+        for module, names in re.findall(
+            r"^ *from ((?:commbench|moe_ref)[\w.]*) import ([\w, ]+)", path.read_text(), re.M
+        ):
+            for name in names.replace(" ", "").split(","):
+                assert name in _names(module), f"{path.name}: from {module} import {name}"
+
+
+def _names(module: str) -> set[str]:
+    """What can be imported from a module or package, read from its text: nothing is imported here."""
+    file = REPOSITORY / (module.replace(".", "/") + ".py")
+    folder = file.with_suffix("")
+    submodules = {child.stem for child in folder.iterdir()} if folder.is_dir() else set()
+    tree = ast.parse((file if file.exists() else folder / "__init__.py").read_text())
+    assigned = [
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    imported = [
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    return {*submodules, *assigned, *defined, *imported}
+
+
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.name)
 def test_prose_is_wrapped_like_the_code(path: Path) -> None:
     """Tables, code and a link of its own length may be longer."""
