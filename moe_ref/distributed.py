@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from commbench.communicators.base import CommLike
 from commbench.errors import UsageError, unknown
 from moe_ref import schedules
-from moe_ref.comms import Silent
+from moe_ref.comms import NoOpComm
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
 from moe_ref.kept_buffers import Rooms
 from moe_ref.layer import Layer
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Comm, Schedule
+from moe_ref.schedules.base import Schedule
 from moe_ref.sharding import Weights
 
 SKIPS = ("communication", "experts")
@@ -39,10 +40,10 @@ class DistributedMoE(Layer):
         self,
         gate: Gate,
         experts: Experts,
-        comm: Comm,
+        comm: CommLike,
         *,
-        tp: Comm | None = None,
-        ep: Comm | None = None,
+        tp: CommLike | None = None,
+        ep: CommLike | None = None,
         schedule: str | Schedule = "sequential",
         dispatch: str = "sparse",
         equal_tokens: bool = False,
@@ -66,7 +67,7 @@ class DistributedMoE(Layer):
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """
         super().__init__(gate, experts, dispatch)
-        self.comms: dict[str, Comm | None] = {"comm": comm, "tp": tp, "ep": ep}
+        self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
         self.equal_tokens, self.skip = equal_tokens, skip
         self.rooms = Rooms() if keep_buffers else None
         self._check_experts()
@@ -93,17 +94,17 @@ class DistributedMoE(Layer):
         self._skip = skip
 
     @property
-    def comm(self) -> Comm:
+    def comm(self) -> CommLike:
         comm = self._comm("comm")
         assert comm is not None
         return comm
 
     @property
-    def tp(self) -> Comm | None:
+    def tp(self) -> CommLike | None:
         return self._comm("tp")
 
     @property
-    def ep(self) -> Comm:
+    def ep(self) -> CommLike:
         return self._comm("ep") or self.comm
 
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
@@ -160,9 +161,9 @@ class DistributedMoE(Layer):
         self.comm.all_reduce(told, op="max")
         return int(told)
 
-    def _comm(self, name: str) -> Comm | None:
+    def _comm(self, name: str) -> CommLike | None:
         comm = self.comms[name]
-        return Silent(comm) if comm is not None and self.skip == "communication" else comm
+        return NoOpComm(comm) if comm is not None and self.skip == "communication" else comm
 
     def _check_experts(self) -> None:
         comm, tp, ep = (self.comms[name] for name in ("comm", "tp", "ep"))

@@ -6,7 +6,7 @@ ranks in turn hold the whole of it between them after the pieces have been gathe
 ranks, whose outputs are summed when they are back, and an expert's rows divide among its q / r copies. W blocks go
 out in any case.
 
-    exchange = of(layer, routing, r=1, chunks=d)   collective for dropless, where ranks tell each other their counts
+    exchange = of(comm, routing, r=1, chunks=d)   collective for dropless, where ranks tell each other their counts
     parts = exchange.parts(buffer)                 what is sent, part by part
     part.inp, part.collective, part.there          a call of the communicator
     part.sort(arrived)                             its output as experts take it
@@ -17,20 +17,17 @@ out in any case.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
 from moe_ref.experts import by_expert, by_source
 from moe_ref.routing import Routing
-
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
-    from moe_ref.schedules.base import Comm
 
 
 class Part(Protocol):
@@ -66,19 +63,19 @@ def ways_of_r(pieces: int) -> list[int]:
 
 
 def of(
-    layer: DistributedMoE, routing: Routing, *, r: int = 1, chunks: int = 1, groups: int = 1
+    comm: CommLike, routing: Routing, *, r: int = 1, chunks: int = 1, groups: int = 1
 ) -> EvenExchange | UnevenExchange:
-    """The exchange of a routing over `layer.comm`, in `chunks` parts by capacity or in `groups` parts by expert.
+    """The exchange of a routing over `comm`, in `chunks` parts by capacity or in `groups` parts by expert.
 
     Collective for dropless: one all_gather of counts.
     """
-    ranks, experts = layer.comm.size, routing.experts
+    ranks, experts = comm.size, routing.experts
     if routing.capacity is not None:
         return EvenExchange(ranks, experts, routing.capacity, r=r, chunks=chunks, groups=groups)
-    return UnevenExchange(layer.comm.rank, told(layer.comm, routing), r=r, chunks=chunks, groups=groups)
+    return UnevenExchange(comm.rank, told(comm, routing), r=r, chunks=chunks, groups=groups)
 
 
-def told(comm: Comm, routing: Routing) -> Tensor:
+def told(comm: CommLike, routing: Routing) -> Tensor:
     """Collective: the counts of all ranks, int64 [W, E], on the host. `exchange_counts` of the communicator is for W
     counts of each rank, these are E; and from a GPU the host waits once.
     """

@@ -11,13 +11,10 @@ needs what was there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-if TYPE_CHECKING:
-    from moe_ref.schedules.base import Comm
+from commbench.communicators.base import CommLike
 
 KEPT = ("all_to_all",)  # of others each rank may need another length, or another one with each pass
 
@@ -37,7 +34,7 @@ class Rooms:
         return self._next
 
     def empty(
-        self, comm: Comm, collective: str, shape: tuple[int, ...], like: Tensor, place: tuple[int, str]
+        self, comm: CommLike, collective: str, shape: tuple[int, ...], like: Tensor, place: tuple[int, str]
     ) -> Tensor:
         """For what comes by `collective`, at this place of a pass. Collective where it is made."""
         make = getattr(comm, "empty", None)  # what stands for a communicator may have none

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from commbench.communicators.autograd import Gradients
+from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
 from moe_ref.experts import Experts
-
-if TYPE_CHECKING:
-    from moe_ref.schedules.base import Comm
 
 Weights = Mapping[str, Tensor]
 
@@ -59,7 +57,7 @@ def own(experts: Experts) -> dict[str, Tensor]:
     return _fitted(experts, dict(experts.named_parameters()), experts.piece, experts.pieces)
 
 
-def gathered(experts: Experts, comm: Comm, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def gathered(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Parameters for a step with this r, collective over `comm`; with gradients, which go back to their pieces.
 
     r = 0: of all experts, by one all_gather, backward one reduce_scatter. r = q: this rank's, without communication.
@@ -69,7 +67,7 @@ def gathered(experts: Experts, comm: Comm, r: int, dtype: torch.dtype | None = N
     """
     if r == 0:
         mine = _flat(experts, dtype)
-        every_WN = comm.autograd.all_gather(mine[None])
+        every_WN = Gradients(comm).all_gather(mine[None])
         return {name: _whole(parts, experts.cut[name], experts.pieces)
                 for name, parts in _split(experts, every_WN).items()}  # fmt: skip
     if experts.pieces % r:
@@ -80,7 +78,7 @@ def gathered(experts: Experts, comm: Comm, r: int, dtype: torch.dtype | None = N
     matrix = [[int(i // copies == j // copies) for j in range(comm.size)] for i in range(comm.size)]
     counts = matrix[comm.rank]
     rows_GN = _flat(experts, dtype).expand(copies, -1).contiguous()
-    found_GN = comm.autograd.all_to_allv(rows_GN, counts, counts, matrix=matrix)
+    found_GN = Gradients(comm).all_to_allv(rows_GN, counts, counts, matrix=matrix)
     whole = {name: _whole(parts, experts.cut[name], copies) for name, parts in _split(experts, found_GN).items()}
     return _fitted(experts, whole, experts.piece // copies, r)
 

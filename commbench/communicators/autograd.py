@@ -7,14 +7,12 @@ they compute the same loss, which counts once: gradients of replicated tensors a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from commbench import collectives
-
-if TYPE_CHECKING:
-    from commbench.communicators.communicator import Communicator
+from commbench.communicators.base import CommLike
 
 
 def output_shape(collective: str, shape: tuple[int, ...], arguments: Mapping[str, Any], ranks: int) -> tuple[int, ...]:
@@ -46,7 +44,7 @@ def adjoint_arguments(collective: str, arguments: Mapping[str, Any]) -> dict[str
 class _Step(NamedTuple):
     """A collective with all its arguments but the tensors."""
 
-    comm: Communicator
+    comm: CommLike
     collective: str
     shape: tuple[int, ...]  # of the input
     arguments: Mapping[str, Any] = {}
@@ -89,7 +87,7 @@ class Gradients:
     Inputs are contiguous. Outputs are new tensors in plain memory.
     """
 
-    def __init__(self, comm: Communicator) -> None:
+    def __init__(self, comm: CommLike) -> None:
         self._comm = comm
 
     def all_to_all(self, inp: torch.Tensor) -> torch.Tensor:

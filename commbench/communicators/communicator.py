@@ -10,11 +10,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 
 from commbench.communicators import requests
+from commbench.communicators.autograd import Gradients
 from commbench.communicators.call_cache import Calls
 from commbench.communicators.explain import Setting, explain
 from commbench.communicators.prepared import Pending
@@ -24,9 +25,6 @@ from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.spec import Value
 from commbench.transports.existing_group import Joined
-
-if TYPE_CHECKING:
-    from commbench.communicators.autograd import Gradients
 
 Tensor = torch.Tensor
 _REQUESTS: dict[str, Callable[..., Request]] = {
@@ -132,8 +130,6 @@ class Communicator:
     @functools.cached_property
     def autograd(self) -> Gradients:
         """The collectives as functions of their input, which carry gradients back by their adjoints."""
-        from commbench.communicators.autograd import Gradients
-
         return Gradients(self)
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:

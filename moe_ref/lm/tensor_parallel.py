@@ -8,16 +8,14 @@ tokens before and after.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from moe_ref.schedules.base import Comm
 
 
 class Cut(nn.Module):
@@ -27,9 +25,9 @@ class Cut(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tp: Comm | None = None
+        self.tp: CommLike | None = None
 
-    def share(self, tp: Comm) -> None:
+    def share(self, tp: CommLike) -> None:
         """Keep this rank's piece of each parameter, in place. Ranks that had equal modules hold all between them.
 
         Raises `UsageError` where a length does not divide among the ranks of `tp`.
@@ -70,7 +68,7 @@ class Cut(nn.Module):
 
 class _Copied(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: Comm) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tp: CommLike) -> Tensor:
         ctx.tp = tp
         return x.view_as(x)
 
@@ -81,7 +79,7 @@ class _Copied(torch.autograd.Function):
 
 class _Summed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: Comm) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tp: CommLike) -> Tensor:
         return _sum(x, tp)
 
     @staticmethod
@@ -89,7 +87,7 @@ class _Summed(torch.autograd.Function):
         return gradients[0], None
 
 
-def _sum(x: Tensor, tp: Comm) -> Tensor:
+def _sum(x: Tensor, tp: CommLike) -> Tensor:
     x = x.detach().contiguous()
     out = torch.empty_like(x)
     tp.all_reduce(out, x)

@@ -7,57 +7,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
+from moe_ref.dispatch import Moves
+from moe_ref.experts import Experts
+from moe_ref.gate import Gate
+from moe_ref.kept_buffers import Rooms
 from moe_ref.routing import Routing
-
-if TYPE_CHECKING:
-    from commbench.communicators.autograd import Gradients
-    from commbench.communicators.prepared import Pending
-    from moe_ref.distributed import DistributedMoE
+from moe_ref.sharding import Weights
 
 Phase = Literal["forward", "backward"]
 COUNT_BYTES = 8  # of a number that ranks tell each other: int64, or fp64
-
-
-class Comm(Protocol):
-    """What schedules ask of a communicator: commbench's own, or one that counts or is silent."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None: ...
-
-    def all_to_allv(
-        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
-        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
-    ) -> Pending | None: ...  # fmt: skip
-
-    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None: ...
-
-    def reduce_scatter(
-        self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False
-    ) -> Pending | None: ...
-
-    def all_reduce(
-        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
-    ) -> Pending | None: ...
-
-    def tp_all_to_all(
-        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
-    ) -> Pending | None: ...
-
-    def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]: ...
-
-    @property
-    def autograd(self) -> Gradients: ...
 
 
 class Message(NamedTuple):
@@ -122,28 +89,80 @@ class Shape:
         return (-(-self.T * self.K // self.E),) * self.E
 
 
+class Layer(Protocol):
+    """What a schedule may rely on of the layer that it runs, a `DistributedMoE`."""
+
+    gate: Gate
+    experts: Experts  # this rank's: `experts.pieces`: into how many pieces of H they are cut, `experts.piece`: which
+    comms: dict[str, CommLike | None]  # behind `comm`, `tp` and `ep`
+    rooms: Rooms | None  # where exchanges write to; None: to new memory
+
+    @property
+    def comm(self) -> CommLike:
+        """The communicator of all ranks of the layer."""
+
+    @property
+    def tp(self) -> CommLike | None:
+        """The communicator of ranks that hold the same tokens, if there are such."""
+
+    @property
+    def ep(self) -> CommLike:
+        """The communicator of the ranks of equal place in all tp groups; without these it is `comm`."""
+
+    @property
+    def way(self) -> type[Moves]:
+        """The implementation of dispatch and combine, to be made with a routing."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that runs the layer."""
+
+    def route(
+        self,
+        x_TD: Tensor,
+        padding_T: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        gate: Callable[..., Any] | None = None,
+    ) -> Routing:
+        """The routing of any tokens, after ranks of `comm` have agreed on C.
+
+        Calls the gate once: `gate` in place of the layer's own where given.
+        """
+
+    def agreements(self) -> int:
+        """How many numbers ranks agree on in `route`."""
+
+    def travelling(self, x_TD: Tensor) -> Tensor:
+        """Tokens in the dtype that is sent."""
+
+    def travel_dtype(self) -> torch.dtype | None:
+        """Autocast's dtype; None without autocast."""
+
+    def apply_experts(self, x: Tensor, counts_E: Tensor | None = None, weights: Weights | None = None) -> Tensor:
+        """What experts make of [E_g, N, D], or of sorted rows with counts, with other parameters where given.
+
+        Where experts are skipped it is x itself.
+        """
+
+    def parameters(self) -> Iterator[Tensor]:
+        """All parameters that are here."""
+
+    def __call__(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Any:
+        """The forward pass, as a module makes it: y and the routing."""
+
+
 class Schedule(ABC):
     """In which order a layer's gate, dispatch, experts and exchanges run, and in how many parts.
 
     A schedule has parameters, and no state: it may be taken by many layers, and a layer may take another one in any
-    step. It may rely on these of `DistributedMoE`:
-
-    comm, tp, ep: communicators (`Comm`): all ranks of the layer; those that hold the same tokens, or null; those of
-        equal place in all tp groups (comm itself where there is no tp).
-    route(x_TD, padding_T, generator, gate=None): the routing of any tokens, after ranks of `comm` have agreed on C.
-        Calls the gate once: `gate` in place of `layer.gate` where given.
-    way(routing): dispatch and combine (`moe_ref.dispatch.Moves`). travelling(x_TD): in the dtype that is sent.
-    apply_experts(x, counts_E=None, weights=None): what experts make of [E_g, N, D], or of sorted rows with counts, with
-        other parameters where given (`moe_ref.sharding`); x itself where experts are skipped.
-    experts, gate: the modules. experts.pieces, experts.piece: into how many pieces of H they are cut, and which is
-        here.
+    step. It may rely on what `Layer` has.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         """y [T, D] and the routing. Collective over all of the layer's ranks, as is the way back."""
 
@@ -151,7 +170,7 @@ class Schedule(ABC):
     def traffic(self, shape: Shape) -> list[Message]:
         """Every collective of one forward and one backward pass, `merged`."""
 
-    def check(self, layer: DistributedMoE) -> None:
+    def check(self, layer: Layer) -> None:
         """Raises `UsageError` where this layer is none that the schedule can run. Without tensor parallelism here."""
         if layer.tp is not None:
             raise UsageError(
@@ -183,4 +202,4 @@ def agreed(shape: Shape) -> list[Message]:
     return [Message("forward", "all_reduce", "comm", shape.agreements, COUNT_BYTES)]
 
 
-__all__ = ["Comm", "Message", "Phase", "Schedule", "Shape", "agreed", "both_ways", "merged", "replace"]
+__all__ = ["Layer", "Message", "Phase", "Schedule", "Shape", "agreed", "both_ways", "merged", "replace"]

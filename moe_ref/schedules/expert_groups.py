@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Message, Schedule, Shape
+from moe_ref.schedules.base import Layer, Message, Schedule, Shape
 from moe_ref.schedules.parts import Plan, in_parts, traffic
-
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +24,12 @@ class ExpertGroups(Schedule):
     name: ClassVar[str] = "expert_groups"
     groups: int = 2
 
-    def check(self, layer: DistributedMoE) -> None:
+    def check(self, layer: Layer) -> None:
         Schedule.check(self, layer)
         Plan(groups=self.groups).check(layer)
 
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         return in_parts(layer, Plan(groups=self.groups), x_TD, padding_T, generator)
 

@@ -21,15 +21,15 @@ from torch.autograd.function import once_differentiable
 
 from commbench import collectives
 from commbench.communicators.autograd import adjoint_arguments, output_shape
+from commbench.communicators.base import CommLike
 from moe_ref.kept_buffers import Rooms
-from moe_ref.schedules.base import Comm
 
 
 class Flight:
     """A collective on its way. Of no use after `land`, but to autograd."""
 
     def __init__(
-        self, comm: Comm, collective: str, arguments: dict[str, Any], *, beside: bool, rooms: Rooms | None
+        self, comm: CommLike, collective: str, arguments: dict[str, Any], *, beside: bool, rooms: Rooms | None
     ) -> None:
         self.comm, self.collective, self.arguments, self.beside = comm, collective, arguments, beside
         self._rooms, self._place = rooms, 0 if rooms is None else rooms.number()
@@ -61,7 +61,7 @@ class Flight:
 
 
 def start(
-    comm: Comm, collective: str, inp: Tensor, *, beside: bool = True, rooms: Rooms | None = None, **arguments: Any
+    comm: CommLike, collective: str, inp: Tensor, *, beside: bool = True, rooms: Rooms | None = None, **arguments: Any
 ) -> Flight:
     """Issue a collective on a contiguous tensor: all_to_all, all_to_allv, all_gather, reduce_scatter, all_reduce or
     tp_all_to_all, with the arguments of the communicator's method.

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
+from commbench.communicators.base import CommLike
 from moe_ref.experts import by_expert, by_source
 from moe_ref.gate import Gate
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Comm, Shape
+from moe_ref.schedules.base import Layer, Shape
 from moe_ref.schedules.tp_exchange import (
     Call,
     Planned,
@@ -39,9 +40,6 @@ from moe_ref.schedules.tp_exchange import (
     through,
 )
 
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
-
 
 @dataclass(frozen=True, slots=True)
 class ParmS1(Planned):
@@ -57,7 +55,7 @@ class ParmS1(Planned):
     name: ClassVar[str] = "parm_s1"
 
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         tp = layer.tp
         assert tp is not None
@@ -100,7 +98,7 @@ class ParmS2(Planned):
         check_chunks(self.chunks)
 
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         assert layer.tp is not None
         routing = layer.route(x_TD, padding_T, generator)
@@ -131,7 +129,7 @@ class ParmS2(Planned):
 class Fused:
     """Rows that one rank alone has, to all places of a group, and the sums of what they make of them."""
 
-    def __init__(self, comm: Comm, places: int) -> None:
+    def __init__(self, comm: CommLike, places: int) -> None:
         self.comm, self.places, self.groups = comm, places, comm.size // places
 
     def spread(self, buffer_ECD: Tensor) -> Tensor:
@@ -151,7 +149,7 @@ class Fused:
 class FusedSlots(Fused):
     """The same of a buffer that all of a group have, of which a rank keeps a run of slots; they gather the sums."""
 
-    def __init__(self, comm: Comm, tp: Comm, chunks: int) -> None:
+    def __init__(self, comm: CommLike, tp: CommLike, chunks: int) -> None:
         super().__init__(comm, tp.size)
         self.tp, self.chunks = tp, chunks
 
@@ -191,7 +189,7 @@ class _Slice(torch.autograd.Function):
     """This rank's slice of tokens that all of `tp` have, behind the last one rows of 0; backward gathers."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, tp: Comm) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, tp: CommLike) -> Tensor:
         ctx.tp, ctx.tokens = tp, len(x_TD)
         return _cut(x_TD.detach(), tp)
 
@@ -204,7 +202,7 @@ class _Whole(torch.autograd.Function):
     """All T rows of the slices of `tp`; backward each rank has its slice of a gradient that all have."""
 
     @staticmethod
-    def forward(ctx: Any, y_ND: Tensor, tp: Comm, tokens: int) -> Tensor:
+    def forward(ctx: Any, y_ND: Tensor, tp: CommLike, tokens: int) -> Tensor:
         ctx.tp = tp
         return Sent(tp, "all_gather", y_ND.detach()).land()[:tokens]
 
@@ -217,7 +215,7 @@ class _Summing(torch.autograd.Function):
     """Parameters that ranks use on different tokens: their gradients are summed, in one all_reduce."""
 
     @staticmethod
-    def forward(ctx: Any, tp: Comm, *parameters: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, tp: CommLike, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.tp = tp
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
@@ -229,7 +227,7 @@ class _Summing(torch.autograd.Function):
         return None, *(part.view_as(of).to(of.dtype) for part, of in zip(parts, gradients, strict=True))
 
 
-def _summing(gate: Gate, tp: Comm) -> Callable[..., Any]:
+def _summing(gate: Gate, tp: CommLike) -> Callable[..., Any]:
     """The gate, with gradients of its parameters that are sums over `tp`."""
     names, parameters = zip(*gate.named_parameters(), strict=True)
     shared = dict(zip(names, _Summing.apply(tp, *parameters), strict=True))  # type: ignore[no-untyped-call]
@@ -240,13 +238,13 @@ def _summing(gate: Gate, tp: Comm) -> Callable[..., Any]:
     return gated
 
 
-def _cut(x_TD: Tensor, tp: Comm) -> Tensor:
+def _cut(x_TD: Tensor, tp: CommLike) -> Tensor:
     length = -(-len(x_TD) // tp.size)
     mine_ND = x_TD[tp.rank * length : (tp.rank + 1) * length]
     return functional.pad(mine_ND, (0, 0, 0, length - len(mine_ND))) if len(mine_ND) < length else mine_ND
 
 
-def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: Comm) -> Tensor | None:
+def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: CommLike) -> Tensor | None:
     """Of this rank's slice; null where no rank's has any."""
     if padding_T is None and len(x_TD) % tp.size == 0:
         return None

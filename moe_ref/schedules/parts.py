@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +12,8 @@ from commbench.errors import UsageError
 from moe_ref import exchange, sharding
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Message, Shape, agreed, merged
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Shape, agreed, merged
 from moe_ref.schedules.overlap import start
-
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +24,7 @@ class Plan:
     chunks: int = 1
     groups: int = 1
 
-    def check(self, layer: DistributedMoE) -> None:
+    def check(self, layer: Layer) -> None:
         """Raises `UsageError` for what this layer cannot do."""
         pieces, here = layer.experts.pieces, layer.experts.experts
         if self.r not in exchange.ways_of_r(pieces):
@@ -43,7 +39,7 @@ class Plan:
 
 
 def in_parts(
-    layer: DistributedMoE, plan: Plan, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    layer: Layer, plan: Plan, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Routing]:
     """All exchanges are started, then each part is computed when it is there, and its way back is started.
 
@@ -66,7 +62,7 @@ def in_parts(
     if plan.groups > 1 and weights is None:
         weights = dict(layer.experts.named_parameters())
     with labelled("moe::dispatch"):
-        exchanged = exchange.of(layer, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
+        exchanged = exchange.of(layer.comm, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
         parts: Sequence[exchange.Part] = exchanged.parts(buffer)
         beside = len(parts) > 1
         rooms = layer.rooms

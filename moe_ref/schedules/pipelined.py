@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Message, Schedule, Shape
+from moe_ref.schedules.base import Layer, Message, Schedule, Shape
 from moe_ref.schedules.parts import Plan, in_parts, traffic
-
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +25,12 @@ class Pipelined(Schedule):
     chunks: int = 2
     r: int = 1
 
-    def check(self, layer: DistributedMoE) -> None:
+    def check(self, layer: Layer) -> None:
         Schedule.check(self, layer)
         Plan(r=self.r, chunks=self.chunks).check(layer)
 
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         return in_parts(layer, Plan(r=self.r, chunks=self.chunks), x_TD, padding_T, generator)
 

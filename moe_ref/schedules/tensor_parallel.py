@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from commbench.communicators.base import CommLike
 from commbench.errors import unknown
 from moe_ref.experts import by_expert, by_source
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Comm, Shape
+from moe_ref.schedules.base import Layer, Shape
 from moe_ref.schedules.tp_exchange import (
     Call,
     Halves,
@@ -30,9 +31,6 @@ from moe_ref.schedules.tp_exchange import (
     share,
     through,
 )
-
-if TYPE_CHECKING:
-    from moe_ref.distributed import DistributedMoE
 
 TP_TOKENS = ("duplicate", "drop", "drop_pipelined", "profile")
 
@@ -69,7 +67,7 @@ class TensorParallel(Planned):
         return f"{self.name} tp_tokens={self.tp_tokens}{chunks}"
 
     def forward(
-        self, layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         routing = layer.route(x_TD, padding_T, generator)
         with labelled("moe::dispatch"):
@@ -79,7 +77,7 @@ class TensorParallel(Planned):
         with labelled("moe::combine"):
             return moves.combine(out_ECD), routing
 
-    def halves(self, layer: DistributedMoE) -> Halves:
+    def halves(self, layer: Layer) -> Halves:
         assert layer.tp is not None
         match self._sent(layer.ep.size):
             case "duplicate":
@@ -142,7 +140,7 @@ class TensorParallel(Planned):
 
 
 class Duplicate:
-    def __init__(self, tp: Comm, ep: Comm) -> None:
+    def __init__(self, tp: CommLike, ep: CommLike) -> None:
         self.tp, self.ep = tp, ep
 
     def spread(self, buffer_ECD: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ class Duplicate:
 
 
 class ByProfile:
-    def __init__(self, comm: Comm, places: int) -> None:
+    def __init__(self, comm: CommLike, places: int) -> None:
         self.comm, self.places, self.groups = comm, places, comm.size // places
 
     def spread(self, buffer_ECD: Tensor) -> Tensor:
@@ -181,7 +179,7 @@ class Drop:
     `ep` has one exchange in flight at the most, as two would share its links; all ranks issue the same order.
     """
 
-    def __init__(self, tp: Comm, ep: Comm, chunks: int) -> None:
+    def __init__(self, tp: CommLike, ep: CommLike, chunks: int) -> None:
         self.tp, self.ep, self.chunks = tp, ep, chunks
 
     def spread(self, buffer_ECD: Tensor) -> Tensor:

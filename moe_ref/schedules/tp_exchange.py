@@ -19,19 +19,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from commbench.communicators.base import CommLike
+from commbench.communicators.prepared import Pending
 from commbench.errors import UsageError
 from moe_ref.profiling import labelled
-from moe_ref.schedules.base import Comm, Message, Phase, Schedule, Shape, agreed, merged
+from moe_ref.schedules.base import Layer, Message, Phase, Schedule, Shape, agreed, merged
 from moe_ref.sharding import own
-
-if TYPE_CHECKING:
-    from commbench.communicators.prepared import Pending
-    from moe_ref.distributed import DistributedMoE
 
 
 class Halves(Protocol):
@@ -54,7 +52,7 @@ def collect(rows_END: Tensor, halves: Halves) -> Tensor:
     return buffer_ECD
 
 
-def through(layer: DistributedMoE, halves: Halves, buffer_ECD: Tensor) -> Tensor:
+def through(layer: Layer, halves: Halves, buffer_ECD: Tensor) -> Tensor:
     """To the experts and back: what they make of the dispatch buffer, in its shape."""
     with labelled("moe::dispatch"):
         rows_END = spread(buffer_ECD, halves)
@@ -114,7 +112,7 @@ class Planned(Schedule):
         calls = [(stage.phase, call) for stage in self.stages(shape) for call in stage.calls]
         return merged([*agreed(shape), *(Message(phase, c.collective, c.group, 1, c.nbytes) for phase, c in calls)])
 
-    def check(self, layer: DistributedMoE) -> None:
+    def check(self, layer: Layer) -> None:
         if layer.tp is None:
             raise UsageError(f"schedule {self.name} of a layer without a tp communicator",
                              hint="DistributedMoE(.., tp=, ep=), with experts in pieces")  # fmt: skip
@@ -163,7 +161,7 @@ def check_chunks(chunks: int) -> None:
 class Sent:
     """A call on its way, with its buffers. It carries no gradient."""
 
-    def __init__(self, comm: Comm, collective: str, inp: Tensor) -> None:
+    def __init__(self, comm: CommLike, collective: str, inp: Tensor) -> None:
         """collective: all_to_all or all_gather, along dimension 0."""
         rows = len(inp) * (comm.size if collective == "all_gather" else 1)
         self._out, inp = inp.new_empty(rows, *inp.shape[1:]), inp.contiguous()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from commbench.communicators.base import CommLike
+from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
+from commbench.communicators.wrapper import CommWrapper
 from commbench.errors import CommbenchError
 from moe_ref.exchange import told
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Comm, Message, Phase, Shape, merged
-
-if TYPE_CHECKING:
-    from commbench.communicators.autograd import Gradients
-    from commbench.communicators.communicator import Communicator
-    from moe_ref.distributed import DistributedMoE
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Phase, Shape, merged
 
 
 class Mismatch(CommbenchError):
@@ -38,60 +36,26 @@ class Log:
         self.messages.append(Message(self.phase, collective, group, 1, nbytes))
 
 
-class Counting:
+class CountingComm(CommWrapper):
     """A communicator that notes each call, and makes it."""
 
-    def __init__(self, comm: Comm, group: str, log: Log) -> None:
+    def __init__(self, comm: CommLike, group: str, log: Log) -> None:
         """group: the name in the log."""
-        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
-        self._comm, self._group, self._log = comm, group, log
-
-    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        self._add("all_to_all", inp.nbytes)
-        return self._comm.all_to_all(out, inp, async_op=async_op)
-
-    def all_to_allv(
-        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
-        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
-    ) -> Pending | None:  # fmt: skip
-        self._add("all_to_allv", inp.nbytes)
-        return self._comm.all_to_allv(out, inp, received, sent, matrix=matrix, async_op=async_op)
-
-    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        self._add("all_gather", out.nbytes)
-        return self._comm.all_gather(out, inp, async_op=async_op)
-
-    def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
-        self._add("reduce_scatter", inp.nbytes)
-        return self._comm.reduce_scatter(out, inp, op, async_op=async_op)
-
-    def all_reduce(
-        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
-    ) -> Pending | None:
-        self._add("all_reduce", out.nbytes)
-        return self._comm.all_reduce(out, inp, op, async_op=async_op)
-
-    def tp_all_to_all(
-        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
-    ) -> Pending | None:
-        self._add("tp_all_to_all", inp.nbytes)
-        return self._comm.tp_all_to_all(out, inp, tp=tp, tp_input=tp_input, async_op=async_op)
+        super().__init__(comm)
+        self._group, self._log = group, log
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
-        self._add("exchange_counts", COUNT_BYTES * len(sent))
-        return self._comm.exchange_counts(sent)
+        self._log.add("exchange_counts", self._group, COUNT_BYTES * len(sent))
+        return super().exchange_counts(sent)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, collective: str) -> Tensor:
-        return cast("Communicator", self._comm).empty(shape, dtype, collective=collective)
+        """A tensor in the memory of the communicator's choice, which is no call."""
+        return cast(Communicator, self.comm).empty(shape, dtype, collective=collective)
 
-    @property
-    def autograd(self) -> Gradients:
-        from commbench.communicators.autograd import Gradients
-
-        return Gradients(cast("Communicator", self))
-
-    def _add(self, collective: str, nbytes: int) -> None:
-        self._log.add(collective, self._group, nbytes)
+    def _call(self, name: str, out: Tensor, inp: Tensor | None, *, async_op: bool, **arguments: Any) -> Pending | None:
+        counted = out if inp is None or name == "all_gather" else inp
+        self._log.add(name, self._group, counted.nbytes)
+        return super()._call(name, out, inp, async_op=async_op, **arguments)
 
 
 class Report(NamedTuple):
@@ -111,7 +75,7 @@ class Report(NamedTuple):
                            hint=f"in the formula and not sent: {'; '.join(missing) or 'nothing'}")  # fmt: skip
 
 
-def shape_of(layer: DistributedMoE, x: Tensor, routing: Routing) -> Shape:
+def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
     """The shape of a pass that has been made. Collective for dropless: the counts of all ranks."""
     config, weights = layer.gate.config, layer.experts
     itemsize = layer.travelling(x.new_empty(0)).element_size()
@@ -138,24 +102,24 @@ def shape_of(layer: DistributedMoE, x: Tensor, routing: Routing) -> Shape:
 
 
 @contextmanager
-def counting(layer: DistributedMoE) -> Iterator[Log]:
+def counting(layer: Layer) -> Iterator[Log]:
     """Within it all calls of the layer's communicators are noted. Set `Log.phase` before going back."""
     log, kept = Log(), layer.comms
-    layer.comms = {name: comm and Counting(comm, name, log) for name, comm in kept.items()}
+    layer.comms = {name: comm and CountingComm(comm, name, log) for name, comm in kept.items()}
     try:
         yield log
     finally:
         layer.comms = kept
 
 
-def report(layer: DistributedMoE, log: Log, x: Tensor, routing: Routing) -> Report:
+def report(layer: Layer, log: Log, x: Tensor, routing: Routing) -> Report:
     """What one pass sent, and what the formula says for its shape. Collective, as `shape_of` is."""
     shape = shape_of(layer, x, routing)
     return Report(log.messages, layer.schedule.traffic(shape), shape)
 
 
 def verify(
-    layer: DistributedMoE, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None
+    layer: Layer, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None
 ) -> Report:
     """One pass forward and one backward, counted. Collective; `.grad` of nothing is touched.
 

@@ -6,22 +6,19 @@ away and computed again in backward, but what came from other ranks is kept, so 
 
 from __future__ import annotations
 
-import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
+from commbench.communicators.wrapper import CommWrapper
 from moe_ref.profiling import labelled
 from moe_ref.training.timers import Mark, Spans
-
-if TYPE_CHECKING:
-    from commbench.communicators.autograd import Gradients
 
 ALL_TO_ALLS = ("all_to_all", "all_to_allv", "tp_all_to_all")
 
@@ -130,52 +127,20 @@ class Watch:
             yield
 
 
-class Watched:
+class InstrumentedComm(CommWrapper):
     """Stands for a communicator: the same calls, which are made on it and told to `watch`."""
+
+    comm: Communicator
 
     def __init__(self, comm: Communicator, watch: Watch, *, of_moe: bool = False) -> None:
         """of_moe: the expert layers', and nobody else's."""
-        self.comm, self.watch = comm, watch
+        super().__init__(comm)
+        self.watch = watch
         self._waits = ("exposed", "exposed_moe") if of_moe else ("exposed",)
-        self.rank, self.size, self.device = comm.rank, comm.size, comm.device
 
     def __getattr__(self, name: str) -> Any:
         """layout, empty, prepare, explain, close: the communicator's own."""
         return getattr(self.comm, name)
-
-    @functools.cached_property
-    def autograd(self) -> Gradients:
-        from commbench.communicators.autograd import Gradients
-
-        return Gradients(self)  # type: ignore[arg-type]
-
-    def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        return self._call("all_to_all", out, inp, async_op=async_op)
-
-    def all_to_allv(
-        self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
-        matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
-    ) -> Pending | None:  # fmt: skip
-        return self._call("all_to_allv", out, inp, received, sent, matrix=matrix, async_op=async_op)
-
-    def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        return self._call("all_gather", out, inp, async_op=async_op)
-
-    def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
-        return self._call("reduce_scatter", out, inp, op, async_op=async_op)
-
-    def all_reduce(
-        self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
-    ) -> Pending | None:
-        return self._call("all_reduce", out, out if inp is None else inp, op, async_op=async_op)
-
-    def broadcast(self, tensor: Tensor, root: int = 0, *, async_op: bool = False) -> Pending | None:
-        return self._call("broadcast", tensor, root, async_op=async_op)
-
-    def tp_all_to_all(
-        self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
-    ) -> Pending | None:
-        return self._call("tp_all_to_all", out, inp, tp=tp, tp_input=tp_input, async_op=async_op)
 
     def waited(self, begin: Mark, end: Mark) -> None:
         for name in self._waits:
@@ -196,18 +161,17 @@ class Watched:
             watch.keeping.keep(matrix)
         return matrix
 
-    def _call(self, name: str, out: Tensor, *given: Any, async_op: bool, **named: Any) -> Pending | None:
+    def _call(self, name: str, out: Tensor, inp: Tensor | None, *, async_op: bool, **arguments: Any) -> Pending | None:
         watch = self.watch
         if watch.giving is not None:
             watch.stashed[name] += 1
             watch.giving.fill(out)
             return Pending(None, ()) if async_op else None
-        inp = given[0] if given and isinstance(given[0], Tensor) else out
         watch.calls[name] += 1
-        watch.sent[name] += inp.nbytes
+        watch.sent[name] += (out if inp is None else inp).nbytes
         begin = watch.spans.mark()
         with labelled(f"comm::{name}"):
-            work: Pending | None = getattr(self.comm, name)(out, *given, async_op=async_op, **named)
+            work = super()._call(name, out, inp, async_op=async_op, **arguments)
         end = watch.spans.mark()
         self.waited(begin, end)
         kept = None if watch.keeping is None else watch.keeping.keep(out.detach())
@@ -221,7 +185,7 @@ class Watched:
 class _Flying(Pending):
     """A call in flight: what its wait takes is exposed."""
 
-    def __init__(self, work: Pending, comm: Watched, begin: Mark, kept: _Kept | None, name: str) -> None:
+    def __init__(self, work: Pending, comm: InstrumentedComm, begin: Mark, kept: _Kept | None, name: str) -> None:
         super().__init__(None, ())
         self._flying: Pending | None = work
         self._comm, self._begin, self._kept, self._name = comm, begin, kept, name

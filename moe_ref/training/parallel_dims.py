@@ -14,7 +14,7 @@ import torch.distributed as dist
 import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
-from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
 from moe_ref.training.timers import Spans
 
 
@@ -23,9 +23,9 @@ class Comms:
     """comm: of all ranks. tp: of this rank's tensor-parallel group; null: it is alone there. ep: of the ranks of equal
     place in all groups, comm itself without tp."""
 
-    comm: Watched
-    tp: Watched | None
-    ep: Watched
+    comm: InstrumentedComm
+    tp: InstrumentedComm | None
+    ep: InstrumentedComm
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def groups(comm: Communicator | None, tp: int, spans: Spans) -> Ranks:
 
 def _watched(watch: Watch, comm: Communicator, tp: Communicator | None, ep: Communicator, *, of_moe: bool) -> Comms:
     return Comms(
-        Watched(comm, watch, of_moe=of_moe),
-        None if tp is None else Watched(tp, watch, of_moe=of_moe),
-        Watched(ep, watch, of_moe=of_moe),
+        InstrumentedComm(comm, watch, of_moe=of_moe),
+        None if tp is None else InstrumentedComm(tp, watch, of_moe=of_moe),
+        InstrumentedComm(ep, watch, of_moe=of_moe),
     )

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commbench.communicators.autograd import Gradients
-
 
 class Later:
     """A call whose result is there after `wait`, and not before."""
@@ -72,7 +70,3 @@ class Alone:
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
         return [list(sent)]
-
-    @property
-    def autograd(self) -> Gradients:
-        return Gradients(self)  # type: ignore[arg-type]

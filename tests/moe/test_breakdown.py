@@ -22,7 +22,7 @@ from moe_ref.gate import Gate, GateConfig
 from moe_ref.sharding import shard
 from moe_ref.training import breakdown
 from moe_ref.training.breakdown import Event, Recorder, events_of, parts
-from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
 from moe_ref.training.timers import Spans
 from moe_ref.training.trainer import Trainer
 from tests.moe.fake import Alone
@@ -237,7 +237,7 @@ def nodes(events: list[Event]) -> dict[str, set[str]]:
 
 def layer(schedule: str, dispatch: str = "sparse") -> tuple[DistributedMoE, Watch]:
     watch = Watch(Spans(torch.device("cpu")))
-    comms: dict[str, Any] = {name: Watched(Alone(), watch) for name in ("comm", "tp", "ep")}  # type: ignore[arg-type]
+    comms: dict[str, Any] = {name: InstrumentedComm(Alone(), watch) for name in ("comm", "tp", "ep")}  # type: ignore[arg-type]
     groups = schedule in ("tensor_parallel", "parm_s1", "parm_s2")
     experts = FFN(4, 8, 12)
     if groups:

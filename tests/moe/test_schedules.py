@@ -152,10 +152,10 @@ def test_skips(schedule: str, config: GateConfig) -> None:
     whole = moe(x).y
     assert comm.issued
     moe.skip, comm.issued = "communication", 0
-    silent = moe(x).y
+    unsent = moe(x).y
     assert not comm.issued, "nothing is sent"
-    torch.testing.assert_close(silent, whole, rtol=1e-12, atol=1e-12)  # of one rank that is what would arrive
-    silent.sum().backward()
+    torch.testing.assert_close(unsent, whole, rtol=1e-12, atol=1e-12)  # of one rank that is what would arrive
+    unsent.sum().backward()
     assert not comm.issued and x.grad is not None
     moe.skip = "experts"
     y, routing = moe(x)
@@ -163,18 +163,18 @@ def test_skips(schedule: str, config: GateConfig) -> None:
     torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_shapes_of_what_is_silent() -> None:
-    from moe_ref.comms import Silent
+def test_shapes_of_what_a_no_op_gives() -> None:
+    from moe_ref.comms import NoOpComm
 
     class Four(Alone):
         size = 4
 
-    silent, inp = Silent(Four()), torch.arange(3.0)[:, None]
-    assert silent.autograd.all_gather(inp).flatten().tolist() == [0, 1, 2] * 4
-    assert silent.exchange_counts([1, 2]) == [[1, 2]] * 4
-    out = silent.autograd.all_to_allv(inp, [2, 0, 0, 2], [3, 0, 0, 0])
+    no_op, inp = NoOpComm(Four()), torch.arange(3.0)[:, None]
+    assert no_op.autograd.all_gather(inp).flatten().tolist() == [0, 1, 2] * 4
+    assert no_op.exchange_counts([1, 2]) == [[1, 2]] * 4
+    out = no_op.autograd.all_to_allv(inp, [2, 0, 0, 2], [3, 0, 0, 0])
     assert out.flatten().tolist() == [0, 1, 2, 0]
-    assert silent.autograd.all_to_allv(inp[:0], [1, 0, 0, 0], [0, 0, 0, 0]).tolist() == [[0]]
+    assert no_op.autograd.all_to_allv(inp[:0], [1, 0, 0, 0], [0, 0, 0, 0]).tolist() == [[0]]
 
 
 def pieces(count: int, *, bias: bool = True) -> list[Any]:

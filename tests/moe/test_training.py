@@ -24,7 +24,7 @@ from moe_ref.lm.config import flops_per_token, parameters
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Box, Checkpoint, Elsewhere, latest, save
 from moe_ref.training.grad_buckets import Gradients
-from moe_ref.training.instrumented_comm import Watch, Watched
+from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
 from moe_ref.training.optimizer import Optimiser, rate
 from moe_ref.training.parallel_dims import Ranks
 from moe_ref.training.timers import Spans
@@ -174,7 +174,7 @@ class Echo:
 def test_what_came_from_others_is_given_again_and_not_asked_again() -> None:
     echo = Echo()
     watch = Watch(Spans(torch.device("cpu")))
-    watched = Watched(cast(Communicator, echo), watch)
+    watched = InstrumentedComm(cast(Communicator, echo), watch)
     first, again = watch.contexts(stash=True)()
     inp, outs = torch.ones(4), [torch.empty(4) for _ in range(4)]
     with first:
@@ -203,7 +203,7 @@ def test_what_came_from_others_is_given_again_and_not_asked_again() -> None:
 
 def test_what_was_received_must_not_be_written_over() -> None:
     watch = Watch(Spans(torch.device("cpu")))
-    watched = Watched(cast(Communicator, Echo()), watch)
+    watched = InstrumentedComm(cast(Communicator, Echo()), watch)
     first, again = watch.contexts(stash=True)()
     out = torch.empty(4)
     with first:
@@ -216,7 +216,7 @@ def test_what_was_received_must_not_be_written_over() -> None:
 def test_what_is_still_where_it_came_to_is_not_copied() -> None:
     """In memory that a layer keeps for its exchanges the second pass finds what came to the first."""
     watch = Watch(Spans(torch.device("cpu")))
-    watched = Watched(cast(Communicator, Echo()), watch)
+    watched = InstrumentedComm(cast(Communicator, Echo()), watch)
     first, again = watch.contexts(stash=True)()
     memory = torch.empty(4)
 
