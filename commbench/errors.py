@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130  # codes of every command
+
 
 class CommbenchError(Exception):
     """Ends a command with `exit_code`, one `error:` line and one `hint:` line, and no traceback."""

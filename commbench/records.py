@@ -150,6 +150,14 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCase:
+    """A case of a plan, and why it cannot run here, if so."""
+
+    case: Case
+    skip: str = ""  # why it cannot run, if so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One case in one launch: the unit of storage and of resume."""
 

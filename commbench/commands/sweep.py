@@ -7,14 +7,14 @@ import sys
 
 from commbench import launch, transports
 from commbench.console import Talk
-from commbench.errors import EnvironmentProblem, UsageError
+from commbench.errors import EXIT_OK, EnvironmentProblem, UsageError
 from commbench.launch import placement
+from commbench.launch.job import RANKS_END_S
 from commbench.machine import metadata
 from commbench.processes import cleanup
 from commbench.rank_info import detect
-from commbench.records import Status
+from commbench.records import PlannedCase, Status
 from commbench.run_folder import RunFolder, repair
-from commbench.sweep.plan import PlannedCase
 from commbench.sweep.prepare import (
     Request,
     check_fabrics,
@@ -27,8 +27,8 @@ from commbench.sweep.prepare import (
     show_plan,
     show_script,
 )
-from commbench.sweep.runner import RANKS_END_S, Sweep
-from commbench.sweep.session import EXIT_OK, measure, of_run
+from commbench.sweep.runner import Sweep
+from commbench.sweep.session import measure, of_run
 
 
 def run(request: Request) -> int:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from commbench.commands import plot
 from commbench.console import Talk
-from commbench.errors import CommbenchError, UsageError
+from commbench.errors import EXIT_OK, CommbenchError, UsageError
 from commbench.rank_info import RankInfo, detect
-from commbench.sweep.session import EXIT_OK
 from commbench.train import launch, results
 
 

@@ -7,9 +7,8 @@ import os
 import sys
 
 from commbench.console import Talk
-from commbench.errors import UsageError
+from commbench.errors import EXIT_OK, UsageError
 from commbench.rank_info import detect
-from commbench.sweep.session import EXIT_OK
 from commbench.train import ab_run, launch
 
 

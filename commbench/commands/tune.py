@@ -17,17 +17,16 @@ import commbench
 from commbench import cost_model
 from commbench.collectives.base import PART_BYTES
 from commbench.console import Talk
-from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.errors import EXIT_INTERRUPTED, CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement
 from commbench.machine import metadata
 from commbench.profile import Choice, Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
-from commbench.records import Case
+from commbench.records import Case, PlannedCase
 from commbench.run_folder import write_atomically
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import config, plan, prepare, session
-from commbench.sweep.plan import PlannedCase
 from commbench.sweep.prepare import Request
 from commbench.sweep.sizes import Sizes
 from commbench.tune import MINIMUM_GAIN, space
@@ -88,7 +87,7 @@ def run(request: Request, out: Path | None) -> int:
             tuned = _tune(regions, configs, stages, wish, talk)
     except KeyboardInterrupt:
         talk.note(f"interrupted; no profile was written. What was measured is in {folder}")
-        return session.EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     profile = _profile(tuned, request.words, wish, time.monotonic() - began)
     profile_file.save(profile, target)
     if out is not None:

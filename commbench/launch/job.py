@@ -13,6 +13,9 @@ from commbench.fabric.network import INTERFACES
 from commbench.records import Case, Outer, from_dict
 from commbench.run_folder import write_atomically
 
+RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
+STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:

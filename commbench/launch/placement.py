@@ -21,8 +21,7 @@ from commbench.machine import gpus, sysfs
 from commbench.machine.driver import bus_id
 from commbench.machine.machine import Device, Machine
 from commbench.rank_info import RankInfo
-from commbench.records import Outer
-from commbench.sweep.plan import PlannedCase
+from commbench.records import Outer, PlannedCase
 
 _ELSEWHERE = "slurm"  # the launcher whose ranks are on other hosts than the sweep
 

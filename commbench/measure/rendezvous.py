@@ -13,12 +13,10 @@ import numpy as np
 
 from commbench import transports
 from commbench.console import print_error
-from commbench.errors import EnvironmentProblem
-from commbench.launch.job import Order
+from commbench.errors import EXIT_USAGE, EnvironmentProblem
+from commbench.launch.job import STARTS_WITHIN_S, Order
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.rank_info import RankInfo
-from commbench.sweep.runner import STARTS_WITHIN_S
-from commbench.sweep.session import EXIT_USAGE
 
 _FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
 

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from commbench.console import Talk
-from commbench.errors import UsageError, said
+from commbench.errors import EXIT_INTERRUPTED, UsageError, said
 from commbench.launch import placement
-from commbench.launch.job import Order
+from commbench.launch.job import STARTS_WITHIN_S, Order
 from commbench.measure.rank import run as run_rank
 from commbench.measure.rendezvous import Meeting, MpiMeeting, Patience, by_store, follow, lead, leave
 from commbench.processes import cleanup
@@ -24,7 +24,7 @@ from commbench.rank_info import RankInfo
 from commbench.records import Measurement, Status
 from commbench.run_folder import RunFolder, Tail, repair
 from commbench.sweep import prepare, session
-from commbench.sweep.runner import STARTS_WITHIN_S, Sweep
+from commbench.sweep.runner import Sweep
 
 
 def run(request: prepare.Request, rank: RankInfo) -> int:
@@ -64,7 +64,7 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
             run_rank(order, rank, shared=meeting.store)
         except KeyboardInterrupt:
             end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
-            leave(session.EXIT_INTERRUPTED)
+            leave(EXIT_INTERRUPTED)
         except Exception as error:
             leave(end(Status.ERROR, said(error)))
     return end()

@@ -12,17 +12,11 @@ from commbench.algorithms.base import Algorithm
 from commbench.collectives.base import Collective
 from commbench.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
 from commbench.errors import UsageError
-from commbench.records import Case, Outer, Policy
+from commbench.records import Case, Outer, PlannedCase, Policy
 from commbench.spec import DTYPES, Arguments
 from commbench.sweep.config import EMULATION, LAYER, SweepConfig
 from commbench.sweep.sizes import SIZE_KEYS
 from commbench.units import format_size
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedCase:
-    case: Case
-    skip: str = ""  # why it cannot run, if so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

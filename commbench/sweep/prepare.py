@@ -23,10 +23,9 @@ from commbench.launch import placement
 from commbench.launch.job import Order
 from commbench.machine import describe, gpus, metadata, sysfs
 from commbench.rank_info import RankInfo
-from commbench.records import FORMAT_VERSION
+from commbench.records import FORMAT_VERSION, PlannedCase
 from commbench.run_folder import RunFolder
 from commbench.sweep import config, plan, recipes
-from commbench.sweep.plan import PlannedCase
 from commbench.units import format_seconds, format_size
 
 EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold

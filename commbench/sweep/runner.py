@@ -17,20 +17,18 @@ from commbench import fabric, launch, variables
 from commbench.analysis import summary
 from commbench.errors import EnvironmentProblem
 from commbench.launch import placement
-from commbench.launch.job import Order
+from commbench.launch.job import RANKS_END_S, STARTS_WITHIN_S, Order
 from commbench.measure import hang_trace
 from commbench.processes import cleanup
 from commbench.processes.orphans import start_time
 from commbench.processes.process import Process, rank_environment
-from commbench.records import Case, Measurement, Row, Status
+from commbench.records import Case, Measurement, PlannedCase, Row, Status
 from commbench.run_folder import RunFolder, Tail, repair
 from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.sweep import plan
-from commbench.sweep.plan import Launch, PlannedCase
+from commbench.sweep.plan import Launch
 from commbench.units import format_seconds
 
-RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
-STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
 _POLL_S = 0.05
 _GRACE_S = 5.0  # from a rank that raised to the end of the others
 _STARTS_TRIED = 2  # launches that end before their first case, in a row

@@ -14,14 +14,12 @@ from typing import Any
 
 from commbench.analysis.ratios import Speedup
 from commbench.console import Talk
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.output import writers
-from commbench.records import Row, Status
+from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
-from commbench.sweep.plan import PlannedCase
 from commbench.sweep.prepare import Request
 from commbench.sweep.runner import Sweep
-
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 class Reporter:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commbench
-from commbench.errors import CommbenchError, CorruptFile, UsageError, unknown
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError, unknown
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.run_folder import RunFolder, append_line
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import prepare
-from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, interrupt_on_sigterm
+from commbench.sweep.session import interrupt_on_sigterm
 from commbench.train import ab, launch, results
 from commbench.train import config as training
 from commbench.train.ab import ARMS, BASELINE, CANDIDATE, Launched

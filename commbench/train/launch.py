@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import commbench
 from commbench import fabric, launch, transports, variables
-from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement
-from commbench.launch.job import Order
+from commbench.launch.job import RANKS_END_S, STARTS_WITHIN_S, Order
 from commbench.machine import gpus, metadata
 from commbench.processes import cleanup
 from commbench.processes.orphans import start_time
@@ -31,8 +31,6 @@ from commbench.profile import file as profile_file
 from commbench.profile.scope import Here, check_place
 from commbench.run_folder import RunFolder, Tail
 from commbench.sweep import prepare
-from commbench.sweep.runner import RANKS_END_S, STARTS_WITHIN_S
-from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.train import config as training
 from commbench.train import results, tensorboard
 from commbench.train.config import TrainConfig

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 from commbench import algorithms, collectives, transports
 from commbench.errors import UsageError
-from commbench.records import Case, Outer, digest
+from commbench.records import Case, Outer, PlannedCase, digest
 from commbench.spec import Value
 from commbench.sweep import plan
 from commbench.sweep.config import SweepConfig
-from commbench.sweep.plan import PlannedCase
 
 _OF_SIZE = ("send_bytes", "matrix", "row_bytes")  # arguments of an uneven exchange that follow from how much it moves
 _LAUNCH_KEYS = ("env", "binding", "cpu_masks", "binding_memory")  # of an outer point: what starts of ranks decide

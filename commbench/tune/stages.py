@@ -15,11 +15,10 @@ import numpy as np
 from commbench.console import Talk
 from commbench.output import parquet
 from commbench.profile import Scope
-from commbench.records import Case, Outer, Row, Status, digest
+from commbench.records import Case, Outer, PlannedCase, Row, Status, digest
 from commbench.run_folder import RunFolder
 from commbench.sweep import prepare
 from commbench.sweep.config import SweepConfig
-from commbench.sweep.plan import PlannedCase
 from commbench.sweep.prepare import Request
 from commbench.sweep.runner import Sweep
 from commbench.tune import Found

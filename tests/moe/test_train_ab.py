@@ -12,10 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from commbench.commands import plot, train_ab
-from commbench.errors import UsageError
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, UsageError
 from commbench.profile import file
 from commbench.profile.scope import OutOfScope
-from commbench.sweep.session import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.train import launch
 from tests.support import profiles
 from tests.unit.train.test_ab import lines

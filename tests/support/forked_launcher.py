@@ -16,11 +16,12 @@ from commbench import transports
 from commbench.fabric import namespaces
 from commbench.launch import local
 from commbench.launch.job import Order
+from commbench.measure import fork
 from commbench.processes.orphans import die_with_parent
 from commbench.processes.process import Process
 
 # What `python -m` would run, and another module's `Popen` that it starts a process with.
-PROGRAMS: dict[str, Callable[[], None]] = {"commbench.launch.local": local.main, "commbench.fabric": namespaces.main}
+PROGRAMS: dict[str, Callable[[], None]] = {local.PROGRAM: fork.main, "commbench.fabric": namespaces.main}
 
 
 class _Child:
@@ -92,4 +93,4 @@ def _run(command: Sequence[str], environment: Mapping[str, str], begin: Callable
 
 def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
     """Other launchers start as always."""
-    return (Forked if local.__name__ in command else Process)(command, environment, log)
+    return (Forked if local.PROGRAM in command else Process)(command, environment, log)

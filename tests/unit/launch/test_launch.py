@@ -56,7 +56,7 @@ def order() -> Order:
 
 def test_commands_are_recorded() -> None:
     path = Path("RUN/logs/x/order.json")
-    assert launch.get("local").command(path, order()) == [sys.executable, "-m", "commbench.launch.local", str(path)]
+    assert launch.get("local").command(path, order()) == [sys.executable, "-m", "commbench.measure.fork", str(path)]
     assert launch.get("torchrun").command(path, order()) == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0", "--monitor-interval=0.1",
         "--nproc-per-node=4", "-m", "commbench.measure.rank", str(path),

@@ -178,7 +178,7 @@ def _sabotage(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import sys\nif 'commbench.launch.local' in sys.orig_argv: raise SystemExit('sabotaged')\n"
+        "import sys\nif 'commbench.measure.fork' in sys.orig_argv: raise SystemExit('sabotaged')\n"
     )
     return folder
 
