@@ -223,15 +223,17 @@ def _log_ratios(baseline: Sequence[Floats], other: Sequence[Floats]) -> Floats:
 
 
 class Verdict(StrEnum):
-    """What an interval of a ratio says."""
+    """What is said of a ratio of times. Tables, files and plots show these words, or derive theirs from them."""
 
     FASTER = "faster"
     SLOWER = "slower"
     NO_DIFFERENCE = "no difference"  # the interval holds 1
     NOT_ESTIMABLE = "not estimable"  # there is no interval
+    CONFIRMED = "confirmed"  # faster by a gain that counts, in enough pairs, tested: only tuning says so
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
+    """Return what the interval of a ratio says, without a claim."""
     if low is None or high is None:
         return Verdict.NOT_ESTIMABLE
     return Verdict.FASTER if low > 1 else Verdict.SLOWER if high < 1 else Verdict.NO_DIFFERENCE

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,19 @@ from commbench.errors import UsageError
 from commbench.formats.result import Result
 from commbench.records import Case, Measurement, Status, digest
 from commbench.run_folder import RunFolder
-from commbench.stats import Floats
+from commbench.stats import Floats, Verdict
 
 # Of a machine; what else differs (kernel, packages, commit) is told.
 MUST_MATCH = ("machine", "cpu", "cpus", "gpus")
 
 
-class Outcome(StrEnum):
-    BETTER = "better"  # the second run is faster: the interval is above 1
-    WORSE = "worse"
-    INCONCLUSIVE = "inconclusive"  # the interval holds 1, or there is none
+# What `commbench compare` calls a verdict on the second run.
+OUTCOMES = {
+    Verdict.FASTER: "better",
+    Verdict.SLOWER: "worse",
+    Verdict.NO_DIFFERENCE: "inconclusive",
+    Verdict.NOT_ESTIMABLE: "inconclusive",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +61,16 @@ class Compared:
     launches: tuple[int, int]
 
     @property
-    def outcome(self) -> Outcome:
-        if self.low is None or self.high is None:
-            return Outcome.INCONCLUSIVE
-        return Outcome.BETTER if self.low > 1 else Outcome.WORSE if self.high < 1 else Outcome.INCONCLUSIVE
+    def verdict(self) -> Verdict:
+        return stats.verdict(self.low, self.high)
+
+    @property
+    def outcome(self) -> str:
+        return OUTCOMES[self.verdict]
 
     def regressed(self, threshold: float) -> bool:
-        """Worse, and by more than `threshold` (0.05: 5 % more time)."""
-        return self.outcome is Outcome.WORSE and 1 / self.ratio > 1 + threshold
+        """Return whether it is slower, and by more than `threshold` (0.05: 5 % more time)."""
+        return self.verdict is Verdict.SLOWER and 1 / self.ratio > 1 + threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

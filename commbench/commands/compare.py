@@ -11,7 +11,7 @@ from pathlib import Path
 
 from commbench import stats
 from commbench.analysis import compare
-from commbench.analysis.compare import Compared, Outcome
+from commbench.analysis.compare import OUTCOMES, Compared
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.units import format_size
@@ -72,10 +72,8 @@ def table(found: Sequence[Compared], first: Path, second: Path, threshold: float
             )
     counts = Counter(item.outcome for item in found)
     worse = sum(item.regressed(threshold) for item in found)
-    lines.append(
-        f"# {len(found)} cases: {', '.join(f'{counts[outcome]} {outcome}' for outcome in Outcome)}; "
-        f"{worse} regressed by more than {100 * threshold:g} %"
-    )
+    counted = [f"{counts[outcome]} {outcome}" for outcome in dict.fromkeys(OUTCOMES.values())]
+    lines.append(f"# {len(found)} cases: {', '.join(counted)}; {worse} regressed by more than {100 * threshold:g} %")
     estimated = sum(item.low is not None for item in found)
     if (by_chance := 0.025 * estimated) >= 0.5:
         lines.append(f"# by chance alone some {by_chance:.1f} would be called worse, and as many better")

@@ -283,7 +283,7 @@ def _reasons(choices: Sequence[Choice]) -> list[str]:
         f"{format_size(one.size_bytes)}: {one.verdict}"
         for choice in choices
         for one in choice.evidence
-        if one.verdict != "confirmed"
+        if not one.confirmed
     ]
 
 

@@ -11,8 +11,6 @@ from commbench.profile import Choice, Evidence, Scope
 from commbench.profile.scope import Here
 from commbench.units import format_size
 
-_CONFIRMED = "confirmed"
-
 
 @dataclass(slots=True, kw_only=True)
 class Setting:
@@ -64,7 +62,7 @@ def _said(choice: Choice, item: Evidence) -> str:
     interval = "no interval" if item.low is None or item.high is None else f"{item.low:.2f} .. {item.high:.2f}"
     words = f"{choice.label} {item.ratio:.2f} times as fast as {item.default} ({interval}, {item.pairs} pairs) "
     words += f"at {format_size(item.size_bytes)}: {_us(item.default_us)} -> {_us(item.chosen_us)} us"
-    return words if item.verdict == _CONFIRMED else f"{words}; {item.verdict}"
+    return words if item.confirmed else f"{words}; {item.verdict}"
 
 
 def _us(value: float) -> str:

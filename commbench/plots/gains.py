@@ -55,11 +55,10 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
         ratios = [one.ratio for _, one in mine]
         low = [one.ratio - (one.low if one.low is not None else one.ratio) for _, one in mine]
         high = [(one.high if one.high is not None else one.ratio) - one.ratio for _, one in mine]
-        kept = mine[0][1].verdict != "confirmed"
         axes.errorbar(
             [one.size_bytes for _, one in mine], ratios, yerr=[low, high], label=label, capsize=2.5, linestyle="none",
             marker=MARKERS[index % len(MARKERS)], markersize=5.5,
-            color=_UNCHANGED if kept else algorithm_colour(mine[0][0].algorithm),
+            color=algorithm_colour(mine[0][0].algorithm) if mine[0][1].confirmed else _UNCHANGED,
         )  # fmt: skip
     controls = [(one.size_bytes, one.apparent) for _, one in points if one.apparent is not None]
     if controls:
@@ -85,6 +84,5 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
 
 
 def _label(choice: Choice, one: Evidence) -> str:
-    kept = one.verdict != "confirmed"
     buffers = f", {choice.buffers}" if choice.buffers != "plain" else ""
-    return f"{choice.label}{buffers}" + (" (default kept)" if kept else "")
+    return f"{choice.label}{buffers}" + ("" if one.confirmed else " (default kept)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from commbench.spec import Value
+from commbench.stats import Verdict
 
 FORMAT = "commbench-profile"
 # History of the format:
@@ -63,6 +64,11 @@ class Evidence:
     candidates: int  # ways that were searched
     run: str  # the id of the run folder that holds the samples
     verdict: str  # "confirmed"; else why the default was kept
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the choice was proven better than the default at this size."""
+        return self.verdict == Verdict.CONFIRMED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,6 @@ from commbench.stats import Verdict
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 ARMS = (BASELINE, CANDIDATE)
-_CONFIRMED = "confirmed"
 _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
 
 
@@ -157,7 +156,7 @@ def default_us(curve: Curve, size: float) -> float | None:
 
 def gain(curve: Curve, size: float) -> float:
     """Of the choice at this size over the default: known where it was confirmed, between those sizes as above."""
-    its = [one for one in curve.at(int(size)).evidence if one.verdict == _CONFIRMED]
+    its = [one for one in curve.at(int(size)).evidence if one.confirmed]
     return math.exp(_between(size, {one.size_bytes: one.default_us / one.chosen_us for one in its}) or 0.0)
 
 

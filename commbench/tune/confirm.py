@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commbench import stats
+from commbench.stats import Verdict
 
 LEVEL = 0.05
 
@@ -29,8 +30,8 @@ class Claim:
     high: float | None
     p: float | None  # one-sided, of no gain; None: too few pairs
 
-    def gains(self, minimum: float, p: float | None) -> str:
-        """ "confirmed", or why not; `p` is adjusted for all claims that are made."""
+    def judge(self, minimum: float, p: float | None) -> str:
+        """Return `Verdict.CONFIRMED`, or in words why not; `p` is adjusted for all claims that are made."""
         if self.pairs < stats.PAIRS_FOR_CLAIM:
             return f"not confirmed: {self.pairs} pairs of launches, a claim takes {stats.PAIRS_FOR_CLAIM}"
         if self.low is None or self.low <= 1 + minimum:
@@ -38,7 +39,7 @@ class Claim:
             return f"not confirmed: the interval's lower end is {least}, above {1 + minimum:.3f} is asked for"
         if p is None or p > LEVEL:
             return f"not confirmed: p is {p}, at most {LEVEL} is asked for"
-        return "confirmed"
+        return Verdict.CONFIRMED
 
 
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:

@@ -10,7 +10,7 @@ import numpy as np
 
 from commbench.profile import Choice, Evidence, Refused, Scope
 from commbench.records import Case, Outer, Policy, Status
-from commbench.stats import PAIRS_FOR_CLAIM
+from commbench.stats import PAIRS_FOR_CLAIM, Verdict
 from commbench.tune import MINIMUM_GAIN, Found, Measurer
 from commbench.tune.choices import Decision, ranges
 from commbench.tune.confirm import Claim, compare, holm
@@ -199,7 +199,7 @@ class Tuner:
             control.claims.append(compare(times(default), times(one.control)))
         adjusted = dict(zip(claims, holm([claim.p for claim in claims.values()]), strict=True))
         control.passed = sum(
-            claim.gains(self._minimum, p) == "confirmed"
+            claim.judge(self._minimum, p) == Verdict.CONFIRMED
             for claim, p in zip(control.claims, holm([claim.p for claim in control.claims]), strict=True)
         )
         moved = outer.key != self._region.default.key and self._start_pays(arms, times, outer)
@@ -233,9 +233,9 @@ class Tuner:
                     after.setdefault(launch, []).append(math.log(min(best)))
         first, second = ({k: math.exp(float(np.mean(v))) for k, v in arm.items()} for arm in (before, after))
         claim = compare(first, second)
-        verdict = claim.gains(self._minimum, claim.p)
+        verdict = claim.judge(self._minimum, claim.p)
         self._note(f"started with {_started(outer)}: {claim.ratio:.3f}x over all sizes, {verdict}")
-        return verdict == "confirmed"
+        return verdict == Verdict.CONFIRMED
 
     def _decision(
         self,
@@ -259,16 +259,16 @@ class Tuner:
             if not self._ledger.usable(case):
                 status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[way(case)]
                 return f"not confirmed: {status}: {reason}"
-            return claims[index, name].gains(self._minimum, adjusted[index, name])
+            return claims[index, name].judge(self._minimum, adjusted[index, name])
 
         arms.decided = {name: verdict(name) for name in (_BEST, _PLAIN)}
-        name = _BEST if arms.decided[_BEST] == "confirmed" else ""
-        if not name and arms.decided[_PLAIN] == "confirmed":
+        name = _BEST if arms.decided[_BEST] == Verdict.CONFIRMED else ""
+        if not name and arms.decided[_PLAIN] == Verdict.CONFIRMED:
             name = _PLAIN
         chosen = arms.challengers[name] if name else default
         plain = None
         if chosen.buffers != "plain":
-            plain = arms.challengers[_PLAIN] if arms.decided[_PLAIN] == "confirmed" else default
+            plain = arms.challengers[_PLAIN] if arms.decided[_PLAIN] == Verdict.CONFIRMED else default
         claim = claims.get((index, name or _BEST))
         ours, theirs = times(default), times(chosen)
         if not name and _BEST in arms.challengers:  # what was tried, beside why it was not taken
@@ -288,7 +288,7 @@ class Tuner:
             apparent=control.ratio if math.isfinite(control.ratio) else None,
             candidates=len(arms.problem.candidates),
             run=run,
-            verdict="confirmed" if name else self._why_default(arms, claim),
+            verdict=Verdict.CONFIRMED if name else self._why_default(arms, claim),
         )
         return Decision(problem=arms.problem, chosen=chosen, on_plain=plain, evidence=evidence)
 

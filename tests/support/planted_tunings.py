@@ -161,4 +161,4 @@ def tune(measurer: Ruled | InProcess, of: space.Region, **options: Any) -> Tuned
 
 def adopted(tuned: Tuned) -> list[str]:
     """The ways that took the default's place."""
-    return [choice.label for choice in tuned.choices if any(one.verdict == "confirmed" for one in choice.evidence)]
+    return [choice.label for choice in tuned.choices if any(one.confirmed for one in choice.evidence)]

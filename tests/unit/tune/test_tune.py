@@ -41,7 +41,7 @@ def test_ten_percent_are_found(where: space.Region) -> None:
     for seed in range(20):
         tuned = tune(Ruled(faster("pairwise window=2", 1.1), seed), where)
         assert set(adopted(tuned)) == {"pairwise window=2"}, seed
-        confirmed += [one for choice in tuned.choices for one in choice.evidence if one.verdict == "confirmed"]
+        confirmed += [one for choice in tuned.choices for one in choice.evidence if one.confirmed]
     assert len(confirmed) >= 0.8 * 20 * 3  # at nearly all sizes of nearly all tunings
     assert 1.08 < np.median([one.ratio for one in confirmed]) < 1.13
     assert all(one.low is not None and one.low > 1.03 and one.pairs == 10 for one in confirmed)
@@ -118,7 +118,7 @@ def test_a_setting_of_the_launch_is_taken_if_it_pays_over_all_sizes() -> None:
     words = (*SIZES, "env.SETTING=unset,8")
     pays = tune(Ruled(lambda case: 100.0 / (1.3 if case.outer.env["SETTING"] == "8" else 1.0), 0), region(*words))
     assert pays.scope.env == {"SETTING": "8"}
-    assert all(one.verdict == "confirmed" for choice in pays.choices for one in choice.evidence)
+    assert all(one.confirmed for choice in pays.choices for one in choice.evidence)
     nothing = tune(Ruled(lambda case: 100.0, 0), region(*words))
     assert nothing.scope.env == {"SETTING": "unset"}
 
@@ -213,9 +213,9 @@ def test_holm_and_the_signed_rank() -> None:
     assert signed_rank(np.zeros(10)) == 1.0
     assert signed_rank(np.ones(4)) is None
     same = dict.fromkeys(range(10), 5.0)
-    assert "lower end" in compare(same, same).gains(0.03, 0.001)
+    assert "lower end" in compare(same, same).judge(0.03, 0.001)
     nine = dict.fromkeys(range(9), 5.0)
-    assert "9 pairs" in compare({k: 2 * v for k, v in nine.items()}, nine).gains(0.03, 0.001)
+    assert "9 pairs" in compare({k: 2 * v for k, v in nine.items()}, nine).judge(0.03, 0.001)
 
 
 @pytest.mark.parametrize(
