@@ -23,6 +23,11 @@ from commbench.records import READABLE, Case, Measurement, Row, digest, from_dic
 T = TypeVar("T")
 
 
+def timestamp() -> str:
+    """Return the time of now, in UTC and to the second, as every file of a run folder has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Whoever reads `path` finds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -206,6 +211,10 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         write_atomically(self.path / name, json.dumps(value, indent=1) + "\n")
+
+    def set_status(self, status: str) -> None:
+        """Write into run.json what has become of the run, and when."""
+        self.write_json("run.json", {**self.read_json("run.json"), "status": status, "updated": timestamp()})
 
     def write_plan(self, lines: list[dict[str, Any]]) -> str:
         """Returns the plan's digest, by which a resume knows that nobody edited it."""

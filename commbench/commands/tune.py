@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import commbench
@@ -24,7 +23,7 @@ from commbench.profile import Choice, Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
 from commbench.records import Case, PlannedCase
-from commbench.run_folder import write_atomically
+from commbench.run_folder import timestamp, write_atomically
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import config, plan, prepare, session
 from commbench.sweep.prepare import Request
@@ -237,7 +236,7 @@ def _profile(tuned: Sequence[Tuned], words: Sequence[str], wish: Wish, seconds: 
         scopes=[one.scope for one in tuned],
         choices=[choice for one in tuned for choice in one.choices],
         refused=[refused for one in tuned for refused in one.refused],
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=timestamp(),
         commbench_version=commbench.__version__,
         machine=prepare.machine_text(metadata.collect()),
         command=["commbench", "tune", *words, f"budget={wish.budget_s:g}s"],

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from commbench.run_folder import write_atomically
+from commbench.run_folder import timestamp, write_atomically
 
 _AFTER = 0.7  # of the timeout: late enough to mean something, early enough to be on disk when the rank is killed
 _POLL_S = 1.0  # while a rank is silent
@@ -72,8 +72,7 @@ class Tracer(threading.Thread):
 
     def _write(self, silent_s: float) -> None:
         rank = re.search(r"rank-(\d+)", self._path.name)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = f"rank {rank[1] if rank else '?'}, {now}: no progress for {silent_s:.1f} s\n"
+        text = f"rank {rank[1] if rank else '?'}, {timestamp()}: no progress for {silent_s:.1f} s\n"
         text += f"{_DOING}{' '.join(_tried(self._what).split())}\n"
         text += _tried(lambda: _stacks(leave_out=self.ident))
         self._replace(text)

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from commbench.launch.job import Order
 from commbench.machine import describe, gpus, metadata, sysfs
 from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, PlannedCase
-from commbench.run_folder import RunFolder
+from commbench.run_folder import RunFolder, timestamp
 from commbench.sweep import config, plan, recipes
 from commbench.units import format_seconds, format_size
 
@@ -195,7 +194,7 @@ def create(
             "plan_digest": digest,
             "commbench_version": commbench.__version__,
             "machine_text": machine_text(machine),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": timestamp(),
             "machine": machine,
         },
     )

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,7 +65,7 @@ def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], 
 
 def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:
     """Run the sweep to its end, or to the point where somebody stops it; the exit code."""
-    _set_status(folder, "running")
+    folder.set_status("running")
     interrupt_on_sigterm()
     assert isinstance(sweep.reporter, Reporter)
     try:
@@ -74,7 +73,7 @@ def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> in
             sweep.run()
         return finish(request, folder, sweep, sweep.reporter, talk)
     except KeyboardInterrupt:
-        _set_status(folder, "interrupted")
+        folder.set_status("interrupted")
         retry = " --retry-failed" if request.retry_failed else ""
         talk.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
         talk.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
@@ -95,7 +94,7 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     pair_matrices.write(meta["pairs"], folder.path)
     complete = len(rows) == len(sweep.planned)
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
-    _set_status(folder, "interrupted" if interrupted else "finished" if complete else "incomplete")
+    folder.set_status("interrupted" if interrupted else "finished" if complete else "incomplete")
     reporter.end(rows, meta, compared)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
@@ -122,13 +121,6 @@ def interrupt_on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-
-
-def _set_status(folder: RunFolder, status: str) -> None:
-    about = folder.read_json("run.json")
-    about["status"] = status
-    about["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
-    folder.write_json("run.json", about)
 
 
 def _short(path: Path) -> str:

@@ -7,7 +7,6 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchEr
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
-from commbench.run_folder import RunFolder, append_line
+from commbench.run_folder import RunFolder, append_line, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
@@ -83,7 +82,7 @@ class Comparison:
             "command": ["commbench", "train", "ab", *request.words],
             "commbench_version": commbench.__version__,
             "machine_text": prepare.machine_text(machine),
-            "started": _now(),
+            "started": timestamp(),
         }
 
     @property
@@ -167,7 +166,7 @@ class Comparison:
         return ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
 
     def _write(self, status: str) -> None:
-        about: dict[str, Any] = {**self._about, "status": status, "updated": _now(), "predicted": self._predicted}
+        about: dict[str, Any] = {**self._about, "status": status, "updated": timestamp(), "predicted": self._predicted}
         if self._calibration is not None:
             about["calibration"] = dataclasses.asdict(self._calibration)
         if self.launches:
@@ -281,10 +280,6 @@ def _table(config: TrainConfig) -> Table | None:
     if config.profile is None or scope is None:
         return None
     return Table(profile_file.load(Path(config.profile)), scope.id)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 __all__ = ["Comparison", "arms_of", "create", "predicted"]

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from commbench.processes.process import Process, rank_environment
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
 from commbench.profile.scope import Here, check_place
-from commbench.run_folder import RunFolder, Tail
+from commbench.run_folder import RunFolder, Tail, timestamp
 from commbench.sweep import prepare
 from commbench.train import config as training
 from commbench.train import results, tensorboard
@@ -174,7 +173,7 @@ def open_folder(request: Request, config: TrainConfig) -> RunFolder:
             "command": ["commbench", "train", *request.words],
             "commbench_version": commbench.__version__,
             "machine_text": prepare.machine_text(machine),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": timestamp(),
             "machine": machine,
         }
         folder.write_json("config.json", json.loads(config.to_json()))
@@ -322,10 +321,8 @@ def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "
 
 
 def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
-    about = folder.read_json("run.json")
-    if about["status"] == "running":  # not one that was refused when it was to go on
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        folder.write_json("run.json", {**about, "status": status, "updated": now})
+    if folder.read_json("run.json")["status"] == "running":  # not one that was refused when it was to go on
+        folder.set_status(status)
     if text:
         (talk.error if status == "failed" else talk.note)(text)
     return code

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +105,7 @@ class Stages:
         rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
         parquet.write_results(folder, rows, {})
         parquet.write_samples(folder)
-        about = folder.read_json("run.json")
-        about["status"] = "finished" if len(rows) == len(sweep.planned) else "interrupted"
-        about["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
-        folder.write_json("run.json", about)
+        folder.set_status("finished" if len(rows) == len(sweep.planned) else "interrupted")
         folder.lock.release()
 
     def _look(self, folder: RunFolder, outer: Outer) -> None:
