@@ -3,9 +3,9 @@
     layer.schedule = schedules.get("pipelined", chunks=4)
     layer.schedule.traffic(shape)
 
-What the others use: base.py (`Schedule`, `Shape`, `Message`), parts.py (a pass in parts, of which three schedules are
-cases), flights.py (exchanges that overlap in both passes), halves.py (exchanges of ranks that hold the same tokens).
-predict.py says how long they take by a cost model.
+What they use: base.py (`Layer`, `Schedule`, `Shape`, `Message`), overlap.py (exchanges that overlap in both passes),
+tp_exchange.py (exchanges of ranks that hold the same tokens), planned.py (their plans). verify.py counts what a
+schedule sends, and predict.py says by a cost model how long that takes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,8 @@ from typing import Any
 
 from commbench.errors import UsageError, unknown
 from moe_ref.schedules.base import Message, Schedule, Shape
-from moe_ref.schedules.expert_groups import ExpertGroups
+from moe_ref.schedules.chunked import ExpertGroups, Pipelined, Sequential
 from moe_ref.schedules.parm import ParmS1, ParmS2
-from moe_ref.schedules.pipelined import Pipelined
-from moe_ref.schedules.sequential import Sequential
 from moe_ref.schedules.tensor_parallel import TensorParallel
 
 TABLE: dict[str, type[Schedule]] = {

@@ -23,26 +23,22 @@ from moe_ref.gate import Gate
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Layer, Shape
-from moe_ref.schedules.tp_exchange import (
-    Call,
-    Planned,
-    Sent,
+from moe_ref.schedules.planned import (
+    CollectiveCall,
+    PlannedSchedule,
     Stage,
-    apart,
     both_passes,
-    by_group,
-    by_place,
+    call_of_chunk,
     capacity_of,
     check_chunks,
-    named,
-    pieces,
-    share,
-    through,
+    chunk_slices,
+    slots_per_rank,
 )
+from moe_ref.schedules.tp_exchange import AsyncCall, TPExchange, apply_experts, by_group, by_sender, by_tp_rank
 
 
 @dataclass(frozen=True, slots=True)
-class ParmS1(Planned):
+class ParmS1(PlannedSchedule):
     """Each rank of a group takes 1 / t of the tokens, gates those only, and the group gathers what comes out.
 
     The gate is t times cheaper, but slots are counted slice by slice: where capacity binds, other tokens are dropped
@@ -66,24 +62,32 @@ class ParmS1(Planned):
         with labelled("moe::dispatch"):
             moves = layer.way(routing)
             buffer_ECD = moves.dispatch(layer.travelling(x_ND))
-        out_ECD = through(layer, Fused(layer.comm, tp.size), buffer_ECD)
+        out_ECD = apply_experts(layer, self.exchange(layer), buffer_ECD)
         with labelled("moe::combine"):
             y_TD: Tensor = _Whole.apply(moves.combine(out_ECD), tp, len(x_TD))  # type: ignore[no-untyped-call]
         return y_TD, replace(routing, losses={name: _part(loss, tp.size) for name, loss in routing.losses.items()})
 
+    def exchange(self, layer: Layer) -> TPExchange:
+        assert layer.tp is not None
+        return ParmExchange(layer.comm, layer.tp.size)
+
     def stages(self, shape: Shape) -> list[Stage]:
         """C of the shape is that of a slice."""
-        exchange = Call("exchange", "all_to_all", "comm", shape.tp * shape.E * capacity_of(shape) * shape.row_bytes)
+        exchange = CollectiveCall(
+            "exchange", "all_to_all", "comm", shape.tp * shape.E * capacity_of(shape) * shape.row_bytes
+        )
         rows = -(-shape.T // shape.tp) * shape.tp * shape.D
         found = both_passes(shape, [exchange], [exchange])
-        found.insert(2, Stage("forward", (Call("gather", "all_gather", "tp", rows * shape.itemsize),)))
+        found.insert(2, Stage("forward", (CollectiveCall("gather", "all_gather", "tp", rows * shape.itemsize),)))
         if shape.input_grad:
-            found.append(Stage("backward", (Call("gather", "all_gather", "tp", rows * shape.token_itemsize),)))
-        return [*found, Stage("backward", (Call("gate", "all_reduce", "tp", shape.gate_bytes),))]
+            found.append(
+                Stage("backward", (CollectiveCall("gather", "all_gather", "tp", rows * shape.token_itemsize),))
+            )
+        return [*found, Stage("backward", (CollectiveCall("gate", "all_reduce", "tp", shape.gate_bytes),))]
 
 
 @dataclass(frozen=True, slots=True)
-class ParmS2(Planned):
+class ParmS2(PlannedSchedule):
     """All ranks gate all tokens, each keeps 1 / t of the slots of each expert, and the group gathers the buffer.
 
     Slots are those of all tokens, so the result is that of `tensor_parallel`. What comes back goes in `chunks` along
@@ -97,91 +101,85 @@ class ParmS2(Planned):
     def __post_init__(self) -> None:
         check_chunks(self.chunks)
 
-    def forward(
-        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Routing]:
+    def exchange(self, layer: Layer) -> TPExchange:
         assert layer.tp is not None
-        routing = layer.route(x_TD, padding_T, generator)
-        with labelled("moe::dispatch"):
-            moves = layer.way(routing)
-            buffer_ECD = moves.dispatch(layer.travelling(x_TD))
-        out_ECD = through(layer, FusedSlots(layer.comm, layer.tp, self.chunks), buffer_ECD)
-        with labelled("moe::combine"):
-            return moves.combine(out_ECD), routing
+        return ParmSlotsExchange(layer.comm, layer.tp, self.chunks)
 
     def stages(self, shape: Shape) -> list[Stage]:
-        mine = share(capacity_of(shape), shape.tp)
+        mine = slots_per_rank(capacity_of(shape), shape.tp)
         of_slots = shape.tp * shape.E * shape.row_bytes
-        there = Call("exchange", "all_to_all", "comm", mine * of_slots)
-        back: list[Call] = []
-        cuts = pieces(mine, self.chunks)
+        there = CollectiveCall("exchange", "all_to_all", "comm", mine * of_slots)
+        back: list[CollectiveCall] = []
+        cuts = chunk_slices(mine, self.chunks)
         for i in range(len(cuts) + 1):
-            before = named("exchange", i - 1) + named("gather", i - 3)
+            before = call_of_chunk("exchange", i - 1) + call_of_chunk("gather", i - 3)
             if i < len(cuts):
                 nbytes = (cuts[i].stop - cuts[i].start) * of_slots
-                back.append(Call(f"exchange-{i}", "all_to_all", "comm", nbytes, before))
+                back.append(CollectiveCall(f"exchange-{i}", "all_to_all", "comm", nbytes, before))
             if i:
                 nbytes = (cuts[i - 1].stop - cuts[i - 1].start) * of_slots
-                back.append(Call(f"gather-{i - 1}", "all_gather", "tp", nbytes, before))
+                back.append(CollectiveCall(f"gather-{i - 1}", "all_gather", "tp", nbytes, before))
         return both_passes(shape, [there], back)
 
 
-class Fused:
-    """Rows that one rank alone has, to all places of a group, and the sums of what they make of them."""
+class ParmExchange:
+    """Rows that one rank alone has, to all ranks of a group, and the sums of what they make of them."""
 
-    def __init__(self, comm: CommLike, places: int) -> None:
-        self.comm, self.places, self.groups = comm, places, comm.size // places
+    def __init__(self, comm: CommLike, tp_size: int) -> None:
+        self.comm, self.tp_size, self.groups = comm, tp_size, comm.size // tp_size
 
-    def spread(self, buffer_ECD: Tensor) -> Tensor:
-        return by_expert(Sent(self.comm, "all_to_all", self._to_places(by_group(buffer_ECD, self.groups))).land())
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
+        return by_expert(
+            AsyncCall(self.comm, "all_to_all", self._to_tp_ranks(by_group(buffer_ECD, self.groups))).wait()
+        )
 
-    def collect(self, rows_END: Tensor) -> Tensor:
-        return self._summed(Sent(self.comm, "all_to_all", by_source(rows_END, self.comm.size))).flatten(0, 1)
+    def combine(self, rows_END: Tensor) -> Tensor:
+        return self._summed(AsyncCall(self.comm, "all_to_all", by_source(rows_END, self.comm.size))).flatten(0, 1)
 
-    def _to_places(self, blocks_GECD: Tensor) -> Tensor:
+    def _to_tp_ranks(self, blocks_GECD: Tensor) -> Tensor:
         """One copy for each rank: [W, E, C, D]."""
-        return blocks_GECD[:, None].expand(-1, self.places, -1, -1, -1).flatten(0, 1)
+        return blocks_GECD[:, None].expand(-1, self.tp_size, -1, -1, -1).flatten(0, 1)
 
-    def _summed(self, back: Sent) -> Tensor:
-        return apart(back.land(), self.groups).sum(1)
+    def _summed(self, back: AsyncCall) -> Tensor:
+        return by_sender(back.wait(), self.groups).sum(1)
 
 
-class FusedSlots(Fused):
+class ParmSlotsExchange(ParmExchange):
     """The same of a buffer that all of a group have, of which a rank keeps a run of slots; they gather the sums."""
 
     def __init__(self, comm: CommLike, tp: CommLike, chunks: int) -> None:
         super().__init__(comm, tp.size)
         self.tp, self.chunks = tp, chunks
 
-    def spread(self, buffer_ECD: Tensor) -> Tensor:
-        share(buffer_ECD.shape[1], self.places)
-        mine_GECD = by_place(by_group(buffer_ECD, self.groups), self.places)[:, :, self.tp.rank]
-        return by_expert(Sent(self.comm, "all_to_all", self._to_places(mine_GECD)).land())
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
+        slots_per_rank(buffer_ECD.shape[1], self.tp_size)
+        mine_GECD = by_tp_rank(by_group(buffer_ECD, self.groups), self.tp_size)[:, :, self.tp.rank]
+        return by_expert(AsyncCall(self.comm, "all_to_all", self._to_tp_ranks(mine_GECD)).wait())
 
-    def collect(self, rows_END: Tensor) -> Tensor:
+    def combine(self, rows_END: Tensor) -> Tensor:
         here, rows, width = rows_END.shape
         rows_EWCD = rows_END.view(here, self.comm.size, rows // self.comm.size, width)
         mine = rows_EWCD.shape[2]
-        out_GEPCD = rows_END.new_empty(self.groups, here, self.places, mine, width)
+        out_GEPCD = rows_END.new_empty(self.groups, here, self.tp_size, mine, width)
 
-        def exchange(cut: slice) -> Sent:
-            return Sent(self.comm, "all_to_all", rows_EWCD[:, :, cut].transpose(0, 1))
+        def exchange(cut: slice) -> AsyncCall:
+            return AsyncCall(self.comm, "all_to_all", rows_EWCD[:, :, cut].transpose(0, 1))
 
-        def place(gather: Sent, cut: slice) -> None:
-            found_PGECD = apart(gather.land(), self.places)
-            out_GEPCD[:, :, :, cut] = found_PGECD.permute(1, 2, 0, 3, 4)
+        def store(gather: AsyncCall, cut: slice) -> None:
+            gathered_PGECD = by_sender(gather.wait(), self.tp_size)
+            out_GEPCD[:, :, :, cut] = gathered_PGECD.permute(1, 2, 0, 3, 4)
 
-        cuts, gathers = pieces(mine, self.chunks), list[Sent]()
+        cuts, gathers = chunk_slices(mine, self.chunks), list[AsyncCall]()
         flying = exchange(cuts[0])
         for i in range(len(cuts)):
             back = flying
-            back.land()
+            back.wait()
             if i + 1 < len(cuts):
                 flying = exchange(cuts[i + 1])
-            gathers.append(Sent(self.tp, "all_gather", self._summed(back)))
+            gathers.append(AsyncCall(self.tp, "all_gather", self._summed(back)))
             if i:
-                place(gathers[i - 1], cuts[i - 1])
-        place(gathers[-1], cuts[-1])
+                store(gathers[i - 1], cuts[i - 1])
+        store(gathers[-1], cuts[-1])
         return out_GEPCD.flatten(2, 3).flatten(0, 1)
 
 
@@ -204,7 +202,7 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, tp: CommLike, tokens: int) -> Tensor:
         ctx.tp = tp
-        return Sent(tp, "all_gather", y_ND.detach()).land()[:tokens]
+        return AsyncCall(tp, "all_gather", y_ND.detach()).wait()[:tokens]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -232,8 +230,8 @@ def _summing(gate: Gate, tp: CommLike) -> Callable[..., Any]:
     names, parameters = zip(*gate.named_parameters(), strict=True)
     shared = dict(zip(names, _Summing.apply(tp, *parameters), strict=True))  # type: ignore[no-untyped-call]
 
-    def gated(*given: Any, **named: Any) -> Any:
-        return functional_call(gate, shared, given, named)
+    def gated(*given: Any, **keywords: Any) -> Any:
+        return functional_call(gate, shared, given, keywords)
 
     return gated
 
@@ -253,6 +251,6 @@ def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: CommLike) -> Tensor | N
     return functional.pad(mask_T, (0, length * tp.size - len(mask_T)), value=True).view(tp.size, length)[tp.rank]
 
 
-def _part(loss: Tensor, places: int) -> Tensor:
+def _part(loss: Tensor, tp_size: int) -> Tensor:
     """The same number, with 1 / t of its gradient."""
-    return loss.detach() * (1 - 1 / places) + loss / places
+    return loss.detach() * (1 - 1 / tp_size) + loss / tp_size

@@ -4,7 +4,7 @@
     predict(schedule, shape, model, Layout(2, 4), compute_us=...)  one pass forward and one backward
     fastest(schedules, shape, model, Layout(2, 4), ...)
 
-What a schedule sends is in its plan (`halves.Stage`): calls between which nothing is computed, and what is in flight
+What a schedule sends is in its plan (`planned.Stage`): calls between which nothing is computed, and what is in flight
 beside what. Each becomes steps of messages, as `commbench.algorithms` have them, and the model says how long these take
 together. What ranks compute is given, not predicted, and comes on top: so it is for schedules that do not compute
 beside their exchanges.
@@ -26,8 +26,8 @@ from commbench.errors import UsageError
 from commbench.layout import Layout, LinkClass
 from commbench.spec import Send, Spec, Step, traffic_split
 from moe_ref.schedules.base import Schedule, Shape
-from moe_ref.schedules.sequential import Sequential
-from moe_ref.schedules.tp_exchange import Call, Planned, Stage
+from moe_ref.schedules.chunked import Sequential
+from moe_ref.schedules.planned import CollectiveCall, PlannedSchedule, Stage
 
 _TWO_SIDED = 1.96  # standard deviations of a normal distribution that hold 95 %
 
@@ -52,7 +52,7 @@ def predict(
     layout: Layout,
     *,
     compute_us: float = 0.0,
-    factor: Callable[[Call], float] | None = None,
+    factor: Callable[[CollectiveCall], float] | None = None,
 ) -> Predicted:
     """compute_us: of everything but communication, both passes. layout: the W ranks on their nodes.
 
@@ -132,7 +132,7 @@ def stage_loads(stage: Stage, shape: Shape, layout: Layout) -> Loads | None:
     return of_steps(found, layout) if found else None
 
 
-def steps(call: Call, shape: Shape, layout: Layout) -> list[Step]:
+def steps(call: CollectiveCall, shape: Shape, layout: Layout) -> list[Step]:
     """The messages of a call in all groups of its kind at once.
 
     all_to_all: one to each other rank. all_gather, reduce_scatter: a ring, a part in each step. all_reduce: two rings,
@@ -180,10 +180,10 @@ def _groups(group: str, shape: Shape) -> list[list[int]]:
 
 def plan(schedule: Schedule, shape: Shape) -> list[Stage]:
     """What is sent, in stages. Raises `UsageError` for a schedule that computes beside its exchanges."""
-    if isinstance(schedule, Planned):
+    if isinstance(schedule, PlannedSchedule):
         return schedule.stages(shape)
     if isinstance(schedule, Sequential):  # one call after the other
-        return [Stage(m.phase, (Call("all", m.collective, m.group, m.nbytes),))
+        return [Stage(m.phase, (CollectiveCall("all", m.collective, m.group, m.nbytes),))
                 for m in schedule.traffic(shape) for _ in range(m.calls)]  # fmt: skip
     raise UsageError(f"schedule {schedule.name} computes beside its exchanges",
                      hint="predict takes sequential, tensor_parallel, parm_s1, parm_s2")  # fmt: skip

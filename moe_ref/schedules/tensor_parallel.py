@@ -11,32 +11,25 @@ from torch import Tensor
 from commbench.communicators.base import CommLike
 from commbench.errors import unknown
 from moe_ref.experts import by_expert, by_source
-from moe_ref.profiling import labelled
-from moe_ref.routing import Routing
 from moe_ref.schedules.base import Layer, Shape
-from moe_ref.schedules.tp_exchange import (
-    Call,
-    Halves,
-    Planned,
-    Sent,
+from moe_ref.schedules.planned import (
+    CollectiveCall,
+    PlannedSchedule,
     Stage,
-    apart,
     both_passes,
-    by_group,
-    by_place,
+    call_of_chunk,
     capacity_of,
     check_chunks,
-    named,
-    pieces,
-    share,
-    through,
+    chunk_slices,
+    slots_per_rank,
 )
+from moe_ref.schedules.tp_exchange import AsyncCall, TPExchange, by_group, by_sender, by_tp_rank
 
 TP_TOKENS = ("duplicate", "drop", "drop_pipelined", "profile")
 
 
 @dataclass(frozen=True, slots=True)
-class TensorParallel(Planned):
+class TensorParallel(PlannedSchedule):
     """tp_tokens: what is sent.
 
     duplicate: all of them, to the ranks of its place in other groups; sums by all_reduce. DeepSpeed before June 2024
@@ -66,37 +59,29 @@ class TensorParallel(Planned):
         chunks = f" chunks={self.chunks}" if self.tp_tokens == "drop_pipelined" else ""
         return f"{self.name} tp_tokens={self.tp_tokens}{chunks}"
 
-    def forward(
-        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
-    ) -> tuple[Tensor, Routing]:
-        routing = layer.route(x_TD, padding_T, generator)
-        with labelled("moe::dispatch"):
-            moves = layer.way(routing)
-            buffer_ECD = moves.dispatch(layer.travelling(x_TD))
-        out_ECD = through(layer, self.halves(layer), buffer_ECD)
-        with labelled("moe::combine"):
-            return moves.combine(out_ECD), routing
-
-    def halves(self, layer: Layer) -> Halves:
+    def exchange(self, layer: Layer) -> TPExchange:
         assert layer.tp is not None
         match self._sent(layer.ep.size):
             case "duplicate":
-                return Duplicate(layer.tp, layer.ep)
+                return DuplicateExchange(layer.tp, layer.ep)
             case "profile":
-                return ByProfile(layer.comm, layer.tp.size)
-        return Drop(layer.tp, layer.ep, self._parts)
+                return ProfileExchange(layer.comm, layer.tp.size)
+        return DropExchange(layer.tp, layer.ep, self._parts)
 
     def stages(self, shape: Shape) -> list[Stage]:
         whole = shape.E * capacity_of(shape) * shape.row_bytes
         match self._sent(shape.W // shape.tp):
             case "duplicate":
-                exchange = Call("exchange", "all_to_all", "ep", whole)
-                there, back = [exchange], [Call("sum", "all_reduce", "tp", whole), exchange._replace(after=("sum",))]
+                exchange = CollectiveCall("exchange", "all_to_all", "ep", whole)
+                there, back = (
+                    [exchange],
+                    [CollectiveCall("sum", "all_reduce", "tp", whole), exchange._replace(after=("sum",))],
+                )
             case "profile":
-                there = [Call("replicated", "tp_all_to_all", "comm", whole)]
-                back = [Call("partial", "tp_all_to_all", "comm", whole)]
+                there = [CollectiveCall("replicated", "tp_all_to_all", "comm", whole)]
+                back = [CollectiveCall("partial", "tp_all_to_all", "comm", whole)]
             case _:
-                there, back = self._spread(shape), self._collect(shape)
+                there, back = self._dispatch(shape), self._combine(shape)
         return both_passes(shape, there, back)
 
     def _sent(self, groups: int) -> str:
@@ -109,44 +94,46 @@ class TensorParallel(Planned):
 
     def _shares(self, shape: Shape) -> list[int]:
         """Bytes that this rank sends of each chunk."""
-        slots = pieces(share(capacity_of(shape), shape.tp), self._parts)
+        slots = chunk_slices(slots_per_rank(capacity_of(shape), shape.tp), self._parts)
         return [shape.E * (cut.stop - cut.start) * shape.row_bytes for cut in slots]
 
-    def _spread(self, shape: Shape) -> list[Call]:
+    def _dispatch(self, shape: Shape) -> list[CollectiveCall]:
         calls, groups = [], shape.W // shape.tp
         shares = self._shares(shape)
         for i in range(len(shares) + 1):  # a chunk is exchanged before the one before it is gathered
-            before = named("exchange", i - 1) + named("gather", i - 3)
+            before = call_of_chunk("exchange", i - 1) + call_of_chunk("gather", i - 3)
             if i < len(shares):
-                calls.append(Call(f"exchange-{i}", "all_to_all", "ep", shares[i], before))
+                calls.append(CollectiveCall(f"exchange-{i}", "all_to_all", "ep", shares[i], before))
             if i:
                 others = shares[i - 1] * shape.tp * (groups - 1) // groups
-                calls.append(Call(f"gather-{i - 1}", "all_gather", "tp", others, before))
+                calls.append(CollectiveCall(f"gather-{i - 1}", "all_gather", "tp", others, before))
         return calls
 
-    def _collect(self, shape: Shape) -> list[Call]:
+    def _combine(self, shape: Shape) -> list[CollectiveCall]:
         shares = self._shares(shape)
-        calls = [Call("sum-0", "all_to_all", "tp", shares[0] * shape.tp)]
+        calls = [CollectiveCall("sum-0", "all_to_all", "tp", shares[0] * shape.tp)]
         for i, nbytes in enumerate(shares):
-            before = named("sum", i) + named("exchange", i - 1) + named("gather", i - 3)
-            calls.append(Call(f"exchange-{i}", "all_to_all", "ep", nbytes, before))
+            before = call_of_chunk("sum", i) + call_of_chunk("exchange", i - 1) + call_of_chunk("gather", i - 3)
+            calls.append(CollectiveCall(f"exchange-{i}", "all_to_all", "ep", nbytes, before))
             if i + 1 < len(shares):
-                calls.append(Call(f"sum-{i + 1}", "all_to_all", "tp", shares[i + 1] * shape.tp, before))
+                calls.append(CollectiveCall(f"sum-{i + 1}", "all_to_all", "tp", shares[i + 1] * shape.tp, before))
             if i:
-                calls.append(Call(f"gather-{i - 1}", "all_gather", "tp", shares[i - 1] * shape.tp, before))
+                calls.append(CollectiveCall(f"gather-{i - 1}", "all_gather", "tp", shares[i - 1] * shape.tp, before))
         last = len(shares) - 1
-        before = named("exchange", last) + named("gather", last - 2)
-        return [*calls, Call(f"gather-{last}", "all_gather", "tp", shares[last] * shape.tp, before)]
+        before = call_of_chunk("exchange", last) + call_of_chunk("gather", last - 2)
+        return [*calls, CollectiveCall(f"gather-{last}", "all_gather", "tp", shares[last] * shape.tp, before)]
 
 
-class Duplicate:
+class DuplicateExchange:
+    """All ranks of a group send everything to those of their own place, and summands are added up before that."""
+
     def __init__(self, tp: CommLike, ep: CommLike) -> None:
         self.tp, self.ep = tp, ep
 
-    def spread(self, buffer_ECD: Tensor) -> Tensor:
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
         return by_expert(self._swapped(by_group(buffer_ECD, self.ep.size)))
 
-    def collect(self, rows_END: Tensor) -> Tensor:
+    def combine(self, rows_END: Tensor) -> Tensor:
         sums_END = torch.empty_like(rows_END)
         self.tp.all_reduce(sums_END, rows_END)
         return self._swapped(by_source(sums_END, self.ep.size)).flatten(0, 1)
@@ -157,24 +144,28 @@ class Duplicate:
         return found_GECD
 
 
-class ByProfile:
-    def __init__(self, comm: CommLike, places: int) -> None:
-        self.comm, self.places, self.groups = comm, places, comm.size // places
+class ProfileExchange:
+    """One call each way, for which the profile of `comm` has the algorithm."""
 
-    def spread(self, buffer_ECD: Tensor) -> Tensor:
+    def __init__(self, comm: CommLike, tp_size: int) -> None:
+        self.comm, self.tp_size, self.groups = comm, tp_size, comm.size // tp_size
+
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
         return by_expert(self._exchanged(by_group(buffer_ECD, self.groups), "replicated"))
 
-    def collect(self, rows_END: Tensor) -> Tensor:
+    def combine(self, rows_END: Tensor) -> Tensor:
         return self._exchanged(by_source(rows_END, self.groups), "partial").flatten(0, 1)
 
     def _exchanged(self, blocks_GECD: Tensor, tp_input: str) -> Tensor:
         found_GECD = torch.empty_like(blocks_GECD)
-        self.comm.tp_all_to_all(found_GECD, blocks_GECD, tp=self.places, tp_input=tp_input)
+        self.comm.tp_all_to_all(found_GECD, blocks_GECD, tp=self.tp_size, tp_input=tp_input)
         return found_GECD
 
 
-class Drop:
-    """Which slots a rank carries is free, so a chunk is a run of slots, and each rank has a run of that.
+class DropExchange:
+    """Each rank of a group sends its share of the slots, and the group gathers the rest.
+
+    Which slots a rank carries is free, so a chunk is a run of slots, and each rank has a run of that.
 
     `ep` has one exchange in flight at the most, as two would share its links; all ranks issue the same order.
     """
@@ -182,68 +173,68 @@ class Drop:
     def __init__(self, tp: CommLike, ep: CommLike, chunks: int) -> None:
         self.tp, self.ep, self.chunks = tp, ep, chunks
 
-    def spread(self, buffer_ECD: Tensor) -> Tensor:
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
         blocks_GECD = by_group(buffer_ECD, self.ep.size)
         groups, here, capacity, width = blocks_GECD.shape
-        places, me = self.tp.size, self.ep.rank
+        tp_size, me = self.tp.size, self.ep.rank
         rows_EGCD = blocks_GECD.new_empty(here, groups, capacity, width)
         cuts = self._cuts(capacity)
 
-        def exchange(cut: slice) -> Sent:
-            return Sent(self.ep, "all_to_all", by_place(blocks_GECD[:, :, cut], places)[:, :, self.tp.rank])
+        def exchange(cut: slice) -> AsyncCall:
+            return AsyncCall(self.ep, "all_to_all", by_tp_rank(blocks_GECD[:, :, cut], tp_size)[:, :, self.tp.rank])
 
-        def place(gather: Sent, cut: slice) -> None:
-            found_PGECD = apart(gather.land(), places)
+        def store(gather: AsyncCall, cut: slice) -> None:
+            gathered_PGECD = by_sender(gather.wait(), tp_size)
             for to, source in ((slice(me), slice(me)), (slice(me + 1, None), slice(me, None))):
-                by_place(rows_EGCD[:, to, cut], places).copy_(found_PGECD[:, source].permute(2, 1, 0, 3, 4))
+                by_tp_rank(rows_EGCD[:, to, cut], tp_size).copy_(gathered_PGECD[:, source].permute(2, 1, 0, 3, 4))
 
-        flying, gathers = exchange(cuts[0]), list[Sent]()
+        flying, gathers = exchange(cuts[0]), list[AsyncCall]()
         rows_EGCD[:, me] = blocks_GECD[me]  # what the own group has sent is here
         for i in range(len(cuts)):
-            found_GECD = flying.land()
+            found_GECD = flying.wait()
             if i + 1 < len(cuts):
                 flying = exchange(cuts[i + 1])
-            gathers.append(Sent(self.tp, "all_gather", _without(found_GECD, me)))
+            gathers.append(AsyncCall(self.tp, "all_gather", _without(found_GECD, me)))
             if i:
-                place(gathers[i - 1], cuts[i - 1])
-        place(gathers[-1], cuts[-1])
+                store(gathers[i - 1], cuts[i - 1])
+        store(gathers[-1], cuts[-1])
         return rows_EGCD.flatten(1, 2)
 
-    def collect(self, rows_END: Tensor) -> Tensor:
+    def combine(self, rows_END: Tensor) -> Tensor:
         here, rows, width = rows_END.shape
-        places, groups = self.tp.size, self.ep.size
+        tp_size, groups = self.tp.size, self.ep.size
         rows_EGCD = rows_END.view(here, groups, rows // groups, width)
         out_GECD = rows_END.new_empty(groups, here, rows // groups, width)
         cuts = self._cuts(rows // groups)
 
-        def summands(cut: slice) -> Sent:
-            of_place_PGECD = by_place(rows_EGCD[:, :, cut], places).permute(2, 1, 0, 3, 4)
-            return Sent(self.tp, "all_to_all", of_place_PGECD.flatten(0, 1))
+        def summands(cut: slice) -> AsyncCall:
+            summands_PGECD = by_tp_rank(rows_EGCD[:, :, cut], tp_size).permute(2, 1, 0, 3, 4)
+            return AsyncCall(self.tp, "all_to_all", summands_PGECD.flatten(0, 1))
 
-        def place(gather: Sent, cut: slice) -> None:
-            found_PGECD = apart(gather.land(), places)
-            by_place(out_GECD[:, :, cut], places).copy_(found_PGECD.permute(1, 2, 0, 3, 4))
+        def store(gather: AsyncCall, cut: slice) -> None:
+            gathered_PGECD = by_sender(gather.wait(), tp_size)
+            by_tp_rank(out_GECD[:, :, cut], tp_size).copy_(gathered_PGECD.permute(1, 2, 0, 3, 4))
 
-        sums, exchanges, gathers = summands(cuts[0]), list[Sent](), list[Sent]()
+        sums, exchanges, gathers = summands(cuts[0]), list[AsyncCall](), list[AsyncCall]()
         for i in range(len(cuts)):
-            sums_GECD = apart(sums.land(), places).sum(0)
-            arrived = exchanges[i - 1].land() if i else None
-            exchanges.append(Sent(self.ep, "all_to_all", sums_GECD))
+            sums_GECD = by_sender(sums.wait(), tp_size).sum(0)
+            arrived = exchanges[i - 1].wait() if i else None
+            exchanges.append(AsyncCall(self.ep, "all_to_all", sums_GECD))
             if i + 1 < len(cuts):
                 sums = summands(cuts[i + 1])
             if arrived is not None:
-                gathers.append(Sent(self.tp, "all_gather", arrived))
+                gathers.append(AsyncCall(self.tp, "all_gather", arrived))
             if i > 1:
-                place(gathers[i - 2], cuts[i - 2])
-        gathers.append(Sent(self.tp, "all_gather", exchanges[-1].land()))
+                store(gathers[i - 2], cuts[i - 2])
+        gathers.append(AsyncCall(self.tp, "all_gather", exchanges[-1].wait()))
         for i in range(max(0, len(cuts) - 2), len(cuts)):
-            place(gathers[i], cuts[i])
+            store(gathers[i], cuts[i])
         return out_GECD.flatten(0, 1)
 
     def _cuts(self, capacity: int) -> list[slice]:
-        places = self.tp.size
-        cuts = pieces(share(capacity, places), self.chunks)
-        return [slice(places * cut.start, places * cut.stop) for cut in cuts]
+        tp_size = self.tp.size
+        cuts = chunk_slices(slots_per_rank(capacity, tp_size), self.chunks)
+        return [slice(tp_size * cut.start, tp_size * cut.stop) for cut in cuts]
 
 
 def _without(found_GECD: Tensor, group: int) -> Tensor:

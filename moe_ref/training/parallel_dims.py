@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.distributed as dist
+from torch import Tensor
 
 import commbench
 from commbench.communicators.communicator import Communicator
@@ -43,11 +44,16 @@ class Ranks:
     moe: Comms | None = None
     ep_group: dist.ProcessGroup | None = None
 
+    def all_reduce(self, numbers: Tensor, op: str = "sum") -> None:
+        """Collective: combine numbers of all ranks, in place. What measures is not itself measured."""
+        if self.comms is not None:
+            self.comms.comm.comm.all_reduce(numbers, op=op)
+
     def close(self) -> None:
-        """Collective: of communicators that were made here."""
+        """Collective: close the communicators that were made here."""
         if self.comms is not None and self.comms.tp is not None:
-            self.comms.tp.comm.close()
-            self.comms.ep.comm.close()
+            self.comms.tp.close()
+            self.comms.ep.close()
 
 
 def groups(comm: Communicator | None, tp: int, spans: Spans) -> Ranks:

@@ -20,8 +20,8 @@ from commbench.train import ab
 from commbench.train.config import TrainConfig
 from moe_ref.kept_buffers import KEPT
 from moe_ref.schedules.base import Shape
+from moe_ref.schedules.planned import CollectiveCall
 from moe_ref.schedules.predict import plan, predict
-from moe_ref.schedules.tp_exchange import Call
 from moe_ref.training import build
 
 
@@ -58,7 +58,7 @@ def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table],
     """
     schedule, of = build.schedule(config), shape(config)
 
-    def ratio(call: Call) -> float:
+    def ratio(call: CollectiveCall) -> float:
         curve = None if own is None else _curve(call, of, own)
         return 1.0 if curve is None else 1 / _gain(call, of, curve)
 
@@ -81,7 +81,7 @@ def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table],
     return lm.moe_layers * parts * (forward * (2 if config.recompute == "redo" else 1) + backward)
 
 
-def _curve(call: Call, of: Shape, table: Table) -> Curve | None:
+def _curve(call: CollectiveCall, of: Shape, table: Table) -> Curve | None:
     """What was tuned for such calls; profiles are of all ranks' exchanges."""
     arguments: Mapping[str, Value] = {}
     if call.collective == "tp_all_to_all":
@@ -89,7 +89,7 @@ def _curve(call: Call, of: Shape, table: Table) -> Curve | None:
     return table.curve(call.collective, arguments=arguments) if call.group == "comm" else None
 
 
-def _gain(call: Call, of: Shape, curve: Curve) -> float:
+def _gain(call: CollectiveCall, of: Shape, curve: Curve) -> float:
     """Over the default. A choice for memory that is not plain holds where `moe_ref.kept_buffers` makes it, so not in
     groups.
     """

@@ -222,15 +222,13 @@ class Trainer:
         return ((self.config.seed * 1_000_003 + step) * 65_537 + part) % 2**48
 
     def _added(self, numbers: Tensor) -> Tensor:
-        """Collective: fp64 numbers, summed over ranks. What measures is not itself measured."""
-        if self._ranks.comms is not None:
-            self._ranks.comms.comm.comm.all_reduce(numbers)
+        """Collective: fp64 numbers, summed over ranks."""
+        self._ranks.all_reduce(numbers)
         return numbers.cpu()
 
     def _largest(self, numbers: list[float]) -> list[float]:
         told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        if self._ranks.comms is not None:
-            self._ranks.comms.comm.comm.all_reduce(told, op="max")
+        self._ranks.all_reduce(told, op="max")
         found: list[float] = told.tolist()
         return found
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from moe_ref import schedules
 from moe_ref.distributed import DistributedMoE
 from moe_ref.schedules import Shape
-from moe_ref.schedules.parm import Fused, FusedSlots, ParmS1, ParmS2
+from moe_ref.schedules.parm import ParmS1, ParmS2
+from moe_ref.schedules.planned import CollectiveCall
 from moe_ref.schedules.tensor_parallel import TensorParallel
-from moe_ref.schedules.tp_exchange import Call, Halves
 
 E, D = 6, 4
 
@@ -39,21 +39,12 @@ class Noted:
         return call
 
 
-def halves_of(schedule: Any, layer: DistributedMoE) -> Halves:
-    assert layer.tp is not None
-    if isinstance(schedule, TensorParallel):
-        return schedule.halves(layer)
-    if isinstance(schedule, ParmS2):
-        return FusedSlots(layer.comm, layer.tp, schedule.chunks)
-    return Fused(layer.comm, layer.tp.size)
-
-
-def closed(calls: tuple[Call, ...]) -> list[set[int]]:
+def closed(calls: tuple[CollectiveCall, ...]) -> list[set[int]]:
     """Of each call, all that is over when it is issued: what it names, and what that came after."""
-    places = {call.name: number for number, call in enumerate(calls)}
+    numbers = {call.name: number for number, call in enumerate(calls)}
     found: list[set[int]] = []
     for call in calls:
-        named = {places[name] for name in call.after}
+        named = {numbers[name] for name in call.after}
         found.append(named.union(*(found[number] for number in named)))
     return found
 
@@ -69,22 +60,22 @@ def closed(calls: tuple[Call, ...]) -> list[set[int]]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("groups", "places"), [(2, 4), (3, 2), (1, 4)])
-def test_plans_are_what_is_issued(groups: int, places: int, schedule: Any, capacity: int) -> None:
-    shape = Shape(T=8, D=D, E=E, K=2, C=capacity, W=groups * places, tp=places)
-    spread, collect = schedule.stages(shape)[:2]
-    for stage in (spread, collect):
+@pytest.mark.parametrize(("groups", "tp_size"), [(2, 4), (3, 2), (1, 4)])
+def test_plans_are_what_is_issued(groups: int, tp_size: int, schedule: Any, capacity: int) -> None:
+    shape = Shape(T=8, D=D, E=E, K=2, C=capacity, W=groups * tp_size, tp=tp_size)
+    dispatch, combine = schedule.stages(shape)[:2]
+    for stage in (dispatch, combine):
         log: list[tuple[str, str, int, frozenset[int]]] = []
         over: set[int] = set()
-        sizes = {"comm": groups * places, "tp": places, "ep": groups}
+        sizes = {"comm": groups * tp_size, "tp": tp_size, "ep": groups}
         comms = {name: Noted(name, size, log, over) for name, size in sizes.items()}
         layer = cast(DistributedMoE, type("Layer", (), comms)())
-        halves = halves_of(schedule, layer)
-        if stage is spread:
-            out = halves.spread(torch.zeros(E, capacity, D))
+        exchange = schedule.exchange(layer)
+        if stage is dispatch:
+            out = exchange.dispatch(torch.zeros(E, capacity, D))
         else:
-            rows = groups * places * capacity if isinstance(schedule, ParmS1) else groups * capacity
-            out = halves.collect(torch.zeros(E // groups, rows, D))
+            rows = groups * tp_size * capacity if isinstance(schedule, ParmS1) else groups * capacity
+            out = exchange.combine(torch.zeros(E // groups, rows, D))
             assert out.shape == (E, capacity, D)
         assert len(over) == len(log), "all was waited for"
         assert [entry[:3] for entry in log] == [(c.collective, c.group, c.nbytes) for c in stage.calls]
@@ -93,8 +84,8 @@ def test_plans_are_what_is_issued(groups: int, places: int, schedule: Any, capac
 
 def test_chunks_are_in_flight_together() -> None:
     shape = Shape(T=8, D=D, E=E, K=2, C=12, W=4, tp=2)
-    spread, collect = TensorParallel(tp_tokens="drop_pipelined", chunks=3).stages(shape)[:2]
-    for stage, beside in ((spread, ("exchange-1", "gather-0")), (collect, ("exchange-1", "sum-2"))):
+    dispatch, combine = TensorParallel(tp_tokens="drop_pipelined", chunks=3).stages(shape)[:2]
+    for stage, beside in ((dispatch, ("exchange-1", "gather-0")), (combine, ("exchange-1", "sum-2"))):
         before = dict(zip([call.name for call in stage.calls], closed(stage.calls), strict=True))
         names = [call.name for call in stage.calls]
         one, two = beside

@@ -1,9 +1,11 @@
-"""A layer's forward pass with what is sent in parts, and its traffic. Three schedules are this with other parts."""
+"""A layer's forward pass with what is sent in chunks, and its traffic. Three schedules differ in how they cut."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,13 +14,13 @@ from commbench.errors import UsageError
 from moe_ref import exchange, sharding
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Shape, agreed, merged
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Schedule, Shape, agreed, merged
 from moe_ref.schedules.overlap import start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """r: as in `moe_ref.sharding`. chunks: parts by rows of each expert. groups: parts by experts of a rank."""
+class Cuts:
+    """r: as in `moe_ref.sharding`. chunks: cuts by rows of each expert. groups: cuts by experts of a rank."""
 
     r: int = 1
     chunks: int = 1
@@ -38,8 +40,82 @@ class Plan:
             raise UsageError(f"r=0 with chunks={self.chunks}: no token is sent", hint="chunks=1, or another r")
 
 
-def in_parts(
-    layer: Layer, plan: Plan, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+@dataclass(frozen=True, slots=True)
+class Chunked(Schedule):
+    """A schedule whose pass is that of its cuts."""
+
+    @property
+    @abstractmethod
+    def cuts(self) -> Cuts:
+        """How what is sent is cut."""
+
+    def check(self, layer: Layer) -> None:
+        Schedule.check(self, layer)
+        self.cuts.check(layer)
+
+    def forward(
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing]:
+        return _forward(layer, self.cuts, x_TD, padding_T, generator)
+
+    def traffic(self, shape: Shape) -> list[Message]:
+        return _traffic(shape, self.cuts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sequential(Chunked):
+    """One exchange, the experts, one exchange back: nothing overlaps. Other schedules are measured against it.
+
+    r: 1, or 0 for no exchange of tokens, but all parameters on all ranks. Where E < W, any divisor of W / E too: on
+    how many ranks a whole expert is in a step (`moe_ref.sharding`).
+    """
+
+    name: ClassVar[str] = "sequential"
+    r: int = 1
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts(r=self.r)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipelined(Chunked):
+    """Capacity in chunks: the exchange of one beside the experts of another (Tutel, arXiv 2206.03382, 3.3).
+
+    chunks: d. Chunk i has rows floor(i C / d) .. floor((i + 1) C / d) of every expert, and of a dropless layer the
+    same part of what each rank has for it. r: as in `Sequential`, but not 0.
+
+    Experts' products have d times fewer rows, so they take longer in all; what is won is hidden communication.
+    """
+
+    name: ClassVar[str] = "pipelined"
+    chunks: int = 2
+    r: int = 1
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts(r=self.r, chunks=self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertGroups(Chunked):
+    """A rank's experts in groups: the exchange of one beside the products of another (EPS-MoE, arXiv 2410.12247).
+
+    groups: G, at most E / W. Group i has experts floor(i E_g / G) .. floor((i + 1) E_g / G) of each rank. Weights are
+    read once and each expert has all of its rows in one product, where `Pipelined` cuts them. It needs several experts
+    on a rank.
+    """
+
+    name: ClassVar[str] = "expert_groups"
+    groups: int = 2
+
+    @property
+    def cuts(self) -> Cuts:
+        return Cuts(groups=self.groups)
+
+
+def _forward(
+    layer: Layer, cuts: Cuts, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Routing]:
     """All exchanges are started, then each part is computed when it is there, and its way back is started.
 
@@ -51,18 +127,18 @@ def in_parts(
         moves = layer.way(routing)
         buffer = moves.dispatch(layer.travelling(x_TD))
     weights: sharding.Weights | None = None
-    if plan.r == 0 or layer.experts.pieces > 1:
+    if cuts.r == 0 or layer.experts.pieces > 1:
         with labelled("moe::experts"):
-            weights = sharding.gathered(layer.experts, layer.comm, plan.r, layer.travel_dtype())
-    if plan.r == 0:
+            weights = sharding.gathered(layer.experts, layer.comm, cuts.r, layer.travel_dtype())
+    if cuts.r == 0:
         counts_E = routing.counts_E if routing.capacity is None else None
         made = layer.apply_experts(buffer, counts_E, weights)
         with labelled("moe::combine"):
             return moves.combine(made), routing
-    if plan.groups > 1 and weights is None:
+    if cuts.groups > 1 and weights is None:
         weights = dict(layer.experts.named_parameters())
     with labelled("moe::dispatch"):
-        exchanged = exchange.of(layer.comm, routing, r=plan.r, chunks=plan.chunks, groups=plan.groups)
+        exchanged = exchange.of(layer.comm, routing, r=cuts.r, chunks=cuts.chunks, groups=cuts.groups)
         parts: Sequence[exchange.Part] = exchanged.parts(buffer)
         beside = len(parts) > 1
         rooms = layer.rooms
@@ -75,7 +151,7 @@ def in_parts(
     for part, flight in zip(parts, there, strict=True):
         with labelled("moe::dispatch"):
             x = part.sort(flight.land())
-        its = weights if weights is None or plan.groups == 1 else sharding.picked(weights, part.experts)
+        its = weights if weights is None or cuts.groups == 1 else sharding.picked(weights, part.experts)
         out = layer.apply_experts(x, part.counts_E, its)
         with labelled("moe::combine"):
             back.append(start(layer.comm, part.collective, part.unsort(out), beside=beside, rooms=rooms, **part.back))
@@ -83,23 +159,23 @@ def in_parts(
         return moves.combine(exchanged.join([flight.land() for flight in back])), routing
 
 
-def traffic(shape: Shape, plan: Plan) -> list[Message]:
-    """Of `in_parts`."""
+def _traffic(shape: Shape, cuts: Cuts) -> list[Message]:
+    """The messages of `_forward`, merged."""
     found, weights = agreed(shape), shape.weight_bytes
-    if plan.r == 0:
+    if cuts.r == 0:
         gathered = shape.W * weights
         found += [Message("forward", "all_gather", "comm", 1, gathered)]
         found += [Message("backward", "reduce_scatter", "comm", 1, gathered)]
         return merged(found)
-    copies = shape.pieces // plan.r
+    copies = shape.pieces // cuts.r
     if copies > 1:
         found += [Message("forward", "all_to_allv", "comm", 1, copies * weights)]
         found += [Message("backward", "all_to_allv", "comm", 1, copies * weights)]
     if shape.C is None:
         found += [Message("forward", "all_gather", "comm", 1, COUNT_BYTES * shape.W * shape.E)]
-        name, sizes = "all_to_allv", list(_uneven(shape, plan, copies))
+        name, sizes = "all_to_allv", list(_uneven(shape, cuts, copies))
     else:
-        name, sizes = "all_to_all", list(_even(shape, plan, copies))
+        name, sizes = "all_to_all", list(_even(shape, cuts, copies))
     for sent, received in sizes:
         there, back = sent * shape.row_bytes, received * shape.row_bytes
         found += [Message("forward", name, "comm", 1, there), Message("forward", name, "comm", 1, back)]
@@ -108,27 +184,27 @@ def traffic(shape: Shape, plan: Plan) -> list[Message]:
     return merged(found)
 
 
-def _even(shape: Shape, plan: Plan, copies: int) -> Iterator[tuple[int, int]]:
+def _even(shape: Shape, cuts: Cuts, copies: int) -> Iterator[tuple[int, int]]:
     """Rows sent and received in each part: the same number."""
     assert shape.C is not None
     here, rows = max(1, shape.E // shape.W), -(-shape.C // copies)
-    for part in range(plan.chunks):
-        for group in range(plan.groups):
-            number = shape.W * _length(here, group, plan.groups) * _length(rows, part, plan.chunks)
+    for part in range(cuts.chunks):
+        for group in range(cuts.groups):
+            number = shape.W * _length(here, group, cuts.groups) * _length(rows, part, cuts.chunks)
             yield number, number
 
 
-def _uneven(shape: Shape, plan: Plan, copies: int) -> Iterator[tuple[int, int]]:
+def _uneven(shape: Shape, cuts: Cuts, copies: int) -> Iterator[tuple[int, int]]:
     here, ranks = max(1, shape.E // shape.W), range(shape.W)
-    for part in range(plan.chunks):
-        for group in range(plan.groups):
-            local = range(here * group // plan.groups, here * (group + 1) // plan.groups)
+    for part in range(cuts.chunks):
+        for group in range(cuts.groups):
+            local = range(here * group // cuts.groups, here * (group + 1) // cuts.groups)
 
             def rows(source: int, target: int, part: int = part, local: range = local) -> int:
                 first = target * here if shape.E >= shape.W else target * shape.E // shape.W
                 counts = (shape.choices(source)[first + expert] for expert in local)
                 ours = (_length(count, target % copies, copies) for count in counts)
-                return sum(_length(count, part, plan.chunks) for count in ours)
+                return sum(_length(count, part, cuts.chunks) for count in ours)
 
             yield sum(rows(shape.rank, j) for j in ranks), sum(rows(i, shape.rank) for i in ranks)
 
