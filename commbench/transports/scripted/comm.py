@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from commbench.data import OPS, Bytes, add, decode, encode
 from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
 
-if TYPE_CHECKING:
-    from commbench.transports.scripted.transport import Scripted
+
+class Carrier(Protocol):
+    """What a communicator asks of the transport that carries its messages between global ranks."""
+
+    rank: int
+    counting: bool  # whether what algorithms do is noted, in the two lists that follow
+    allocated: list[int]
+    began: list[tuple[str, tuple[str, ...]]]
+    pending: list[Exchange]  # started and not yet waited for, in this order
+
+    def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]: ...
+
+    def fault(self, *kinds: str) -> str | None: ...
+
+    def transfer(self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Sequence[int]) -> dict[int, bytes]: ...
 
 
 class ScriptedComm:
     """A group of global ranks over the transport's mesh."""
 
-    def __init__(self, transport: Scripted, ranks: list[int]) -> None:
+    def __init__(self, transport: Carrier, ranks: list[int]) -> None:
         self._transport = transport
         self._ranks = ranks
         self.rank = ranks.index(transport.rank)
@@ -71,8 +85,8 @@ class ScriptedComm:
 
     def started(
         self, sends: Sequence[Message], recvs: Sequence[Message], step: str, finish: Callable[[], None] | None = None
-    ) -> Pending:
-        return Pending(self._transport, self._ranks, sends, recvs, step, finish)
+    ) -> Exchange:
+        return Exchange(self._transport, self._ranks, sends, recvs, step, finish)
 
     def exchange(self, sends: Sequence[Message], recvs: Sequence[Message], *, step: str) -> Work:
         return self.started(sends, recvs, step)
@@ -148,7 +162,7 @@ def _copy(out: Array, inp: Array) -> None:
     out[...] = inp
 
 
-class Pending:
+class Exchange:
     """A started exchange. Nothing is read, sent or delivered before `wait`, the latest moment that is allowed.
 
     So an algorithm that reads its output or changes its input too early gets it wrong here for certain.
@@ -156,7 +170,7 @@ class Pending:
 
     def __init__(
         self,
-        transport: Scripted,
+        transport: Carrier,
         ranks: Sequence[int],
         sends: Sequence[Message],
         recvs: Sequence[Message],

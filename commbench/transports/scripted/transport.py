@@ -26,7 +26,7 @@ from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm
 from commbench.transports.host_clock import OnHost
-from commbench.transports.scripted.comm import Pending, ScriptedComm
+from commbench.transports.scripted.comm import Exchange, ScriptedComm
 from commbench.transports.scripted.mesh import Mesh, SocketPairs
 
 FAULTS = ("flip", "swap", "stale", "untouched", "hang", "out_of_memory", "crash")
@@ -111,7 +111,7 @@ class Scripted(OnHost):
         self.log: list[tuple[str, int, int, int]] = []  # (step, src, dst, bytes), this rank's sends
         self.allocated: list[int] = []
         self.began: list[tuple[str, tuple[str, ...]]] = []  # step, and the steps in flight when it was started
-        self.pending: list[Pending] = []  # started and not yet waited for
+        self.pending: list[Exchange] = []  # started and not yet waited for
         self._labels: dict[str, Any] = {}
         self._operations = 0
         self._last: dict[tuple[str, int], bytes] = {}
