@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from commbench import launch, transports
 from commbench.console import Talk
@@ -30,6 +33,9 @@ from commbench.sweep.prepare import (
 from commbench.sweep.runner import Sweep
 from commbench.sweep.session import measure, of_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def run(request: Request) -> int:
     """The exit code: 0 fine, 1 a case failed, 130 interrupted. Raises `CommbenchError` before anything starts."""
@@ -37,12 +43,12 @@ def run(request: Request) -> int:
     if rank is not None and not (request.dry_run or request.show_config):
         from commbench.sweep import join
 
-        return join.run(request, rank)
+        return join.run(request, rank, _draw)
     if rank is not None and rank.rank != 0:  # of a plan that all ranks could show, one shows it
         return EXIT_OK
     talk = Talk(quiet=request.quiet, verbose=request.verbose)
     if request.resume is not None:
-        return measure(request, *_resume(request, talk), talk)
+        return measure(request, *_resume(request, talk), talk, _draw)
     recipe, configs = configure(request.words, layout_of(rank) if rank else None)
     if request.show_config:
         sys.stdout.write(show_config(configs))
@@ -58,7 +64,13 @@ def run(request: Request) -> int:
         show_plan(request, planned, launchers)
         return EXIT_OK
     folder = create(request, recipe, configs, planned, launchers)
-    return measure(request, folder, of_run(request, folder, planned, talk), talk)
+    return measure(request, folder, of_run(request, folder, planned, talk), talk, _draw)
+
+
+def _draw(frame: pd.DataFrame, meta: Mapping[str, Any], target: Path) -> list[Path]:
+    from commbench import plots
+
+    return plots.draw(frame, meta, target)
 
 
 def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:

@@ -27,7 +27,7 @@ from commbench.sweep import prepare, session
 from commbench.sweep.runner import Sweep
 
 
-def run(request: prepare.Request, rank: RankInfo) -> int:
+def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     die_with_parent()
     patience = Patience(rank)
     meeting = _meeting(request, rank)
@@ -54,7 +54,7 @@ def run(request: prepare.Request, rank: RankInfo) -> int:
             talk.note(f"{status}: {reason}")
         cleanup.remove(order.folder)
         sweep.load()
-        return session.finish(request, folder, sweep, reporter, talk)
+        return session.finish(request, folder, sweep, reporter, talk, draw)
 
     session.interrupt_on_sigterm()
     _Watchdog(order, end).start()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from commbench.analysis.ratios import Speedup
 from commbench.console import Talk
@@ -19,6 +19,17 @@ from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
 from commbench.sweep.prepare import Request
 from commbench.sweep.runner import Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Draw(Protocol):
+    """What draws a finished run: plots are above this floor, so a command brings it."""
+
+    def __call__(self, frame: pd.DataFrame, meta: Mapping[str, Any], target: Path) -> list[Path]:
+        """Draw the rows of `frame`, as run.json (`meta`) describes them, below `target`; return the files."""
+        ...
 
 
 class Reporter:
@@ -63,15 +74,15 @@ def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], 
     )
 
 
-def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> int:
-    """Run the sweep to its end, or to the point where somebody stops it; the exit code."""
+def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk, draw: Draw) -> int:
+    """Run the sweep to its end, or to the point where somebody stops it, and draw it; return the exit code."""
     folder.set_status("running")
     interrupt_on_sigterm()
     assert isinstance(sweep.reporter, Reporter)
     try:
         with talk:
             sweep.run()
-        return finish(request, folder, sweep, sweep.reporter, talk)
+        return finish(request, folder, sweep, sweep.reporter, talk, draw)
     except KeyboardInterrupt:
         folder.set_status("interrupted")
         retry = " --retry-failed" if request.retry_failed else ""
@@ -80,7 +91,7 @@ def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk) -> in
         return EXIT_INTERRUPTED
 
 
-def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk) -> int:
+def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk, draw: Draw) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
     from commbench.analysis import pair_matrices, ratios
     from commbench.output import parquet
@@ -98,10 +109,8 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     reporter.end(rows, meta, compared)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
-        from commbench import plots
-
         try:
-            for path in plots.draw(parquet.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
+            for path in draw(parquet.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
                 talk.note(f"plot: {_short(path)}")
         except (OSError, ValueError) as error:
             talk.note(f"no plot: {error}")
