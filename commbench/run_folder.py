@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from commbench.errors import CorruptFile, UsageError
-from commbench.records import READABLE, Case, Measurement, Row, digest, from_dict, parse_line, to_json
+from commbench.records import READABLE, Case, Measurement, Row
+from commbench.serialise import digest, from_dict, parse_line, to_json
 
 T = TypeVar("T")
 

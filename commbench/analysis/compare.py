@@ -19,8 +19,9 @@ from commbench import formats, stats
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats.result import Result
-from commbench.records import Case, Measurement, Status, digest
+from commbench.records import Case, Measurement, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import digest
 from commbench.stats import Floats, Verdict
 
 # Of a machine; what else differs (kernel, packages, commit) is told.

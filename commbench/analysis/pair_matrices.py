@@ -16,8 +16,9 @@ import numpy as np
 from commbench import stats
 from commbench.collectives import pairs
 from commbench.layout import Layout
-from commbench.records import Case, Row, Status, digest
+from commbench.records import Case, Row, Status
 from commbench.run_folder import RunFolder, read_lines, write_atomically
+from commbench.serialise import digest
 from commbench.stats import Floats
 from commbench.units import gbps
 

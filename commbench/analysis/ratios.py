@@ -19,8 +19,9 @@ from commbench import algorithms, stats
 from commbench.analysis.summary import Samples
 from commbench.binding import policies
 from commbench.emulated import ROUTINGS
-from commbench.records import Case, Measurement, Row, Status, digest
+from commbench.records import Case, Measurement, Row, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import digest
 from commbench.stats import Floats, Verdict
 
 

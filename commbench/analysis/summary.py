@@ -12,8 +12,9 @@ import numpy as np
 from commbench import algorithms, collectives, stats
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.links import LinkRate, bound_us, of_messages
-from commbench.records import Case, Fabric, Measurement, Row, Status, digest
+from commbench.records import Case, Fabric, Measurement, Row, Status
 from commbench.run_folder import RunFolder, read_lines
+from commbench.serialise import digest
 from commbench.spec import Value, traffic_split
 from commbench.stats import Floats
 from commbench.units import gbps

@@ -14,8 +14,9 @@ from commbench.analysis import pair_matrices
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.output import foreign
-from commbench.records import Status, digest
+from commbench.records import Status
 from commbench.run_folder import RunFolder, read_lines
+from commbench.serialise import digest
 from commbench.train import ab, results
 
 

@@ -17,7 +17,7 @@ from commbench.analysis.stragglers.search import Finding, Search
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.output.writers import describe
+from commbench.output.describe import describe
 from commbench.run_folder import RunFolder
 from commbench.units import format_size
 

@@ -7,8 +7,9 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from commbench.records import Case, Status, digest
+from commbench.records import Case, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

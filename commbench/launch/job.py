@@ -10,8 +10,9 @@ from typing import Any
 
 from commbench.binding.policies import Placement
 from commbench.fabric.network import INTERFACES
-from commbench.records import Case, Outer, from_dict
+from commbench.records import Case, Outer
 from commbench.run_folder import write_atomically
+from commbench.serialise import from_dict
 
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
 STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from commbench.layout import Layout
-from commbench.output.writers import describe_emulated, describe_layout
+from commbench.output.describe import describe_emulated, describe_layout
 from commbench.records import Fabric, Row, Status
 from commbench.spec import DTYPES
 from commbench.units import format_size, gbps

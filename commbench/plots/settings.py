@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from commbench import algorithms
-from commbench.output.writers import describe_emulated, describe_layout
-from commbench.records import Fabric, binding_text, digest
+from commbench.output.describe import describe_emulated, describe_layout
+from commbench.records import Fabric, binding_text
+from commbench.serialise import digest
 
 if TYPE_CHECKING:
     import pandas as pd

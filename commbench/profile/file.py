@@ -13,8 +13,8 @@ from commbench import algorithms, collectives, transports
 from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
 from commbench.profile import FORMAT, FORMAT_VERSION, Choice, Profile, Scope, Way
-from commbench.records import digest, from_dict
 from commbench.run_folder import write_atomically
+from commbench.serialise import digest, from_dict
 
 _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
 

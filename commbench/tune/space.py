@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from commbench import algorithms, collectives, transports
 from commbench.errors import UsageError
-from commbench.records import Case, Outer, PlannedCase, digest
+from commbench.records import Case, Outer, PlannedCase
+from commbench.serialise import digest
 from commbench.spec import Value
 from commbench.sweep import plan
 from commbench.sweep.config import SweepConfig

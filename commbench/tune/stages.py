@@ -14,8 +14,9 @@ import numpy as np
 from commbench.console import Talk
 from commbench.output import parquet
 from commbench.profile import Scope
-from commbench.records import Case, Outer, PlannedCase, Row, Status, digest
+from commbench.records import Case, Outer, PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import digest
 from commbench.sweep import prepare
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.prepare import Request

@@ -14,7 +14,7 @@ import pytest
 from commbench.analysis import ratios
 from commbench.analysis.ratios import Speedup
 from commbench.cli import _main
-from commbench.output import parquet, writers
+from commbench.output import parquet, table
 from commbench.records import Case, Row
 from commbench.run_folder import RunFolder
 from commbench.stats import Verdict
@@ -113,7 +113,7 @@ def test_a_run_folder_gives_them_and_keeps_them(tmp_path: Path, capsys: pytest.C
 
 
 def shown(rows: list[Row], found: dict[str, Speedup]) -> tuple[list[str], list[list[str]], str]:
-    text = writers.table(rows, {**META, "machine": {"affinity": []}}, found)
+    text = table.table(rows, {**META, "machine": {"affinity": []}}, found)
     lines = text.splitlines()
     header = next(line for line in lines if "time_us" in line).lstrip("# ").split()
     return header, [line.split() for line in lines if not line.startswith("#")], text

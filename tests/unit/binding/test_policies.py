@@ -20,9 +20,10 @@ from commbench.launch import job_script, placement
 from commbench.launch.job import Order
 from commbench.machine import gpus
 from commbench.machine.machine import Device, Machine, NumaNode
-from commbench.output import parquet, writers
+from commbench.output import parquet, table
 from commbench.plots.settings import BINDING_SETTINGS, file_words, title_words
-from commbench.records import Case, Outer, Row, from_dict
+from commbench.records import Case, Outer, Row
+from commbench.serialise import from_dict
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
 from tests.conftest import commbench, environment, here
@@ -366,7 +367,7 @@ def test_rows_tables_and_ratios_have_it(tmp_path: Path) -> None:
     assert speedups["worst"] == pytest.approx(0.5, rel=0.1)
     assert {ratio.baseline for ratio in found.values()} == {"binding=none"}
     meta = {"commbench_version": "1", "run_id": "r", "machine_text": "m", "machine": {"affinity": [0]}}
-    titles = [line for line in writers.table(rows, meta, found).splitlines() if "over scripted" in line]
+    titles = [line for line in table.table(rows, meta, found).splitlines() if "over scripted" in line]
     assert [line.endswith(f", binding={p}") for line, p in zip(titles, ("worst", "none", "pci"), strict=True)] == [
         True, False, True
     ]  # fmt: skip

@@ -12,7 +12,8 @@ import yaml
 
 from commbench import algorithms, collectives
 from commbench.errors import UsageError
-from commbench.records import Case, from_dict
+from commbench.records import Case
+from commbench.serialise import from_dict
 from commbench.sweep import config, plan, recipes
 from tests.conftest import REPOSITORY
 

@@ -305,7 +305,8 @@ def test_secrets_are_not_stored() -> None:
 
 
 def test_rows_refuse_nan() -> None:
-    from commbench.records import Measurement, to_json
+    from commbench.records import Measurement
+    from commbench.serialise import to_json
 
     bad = Measurement(case_id="a", launch=0, attempt="a", order=0, status=Status.OK, time_us=float("nan"))
     with pytest.raises(ValueError, match="JSON compliant"):

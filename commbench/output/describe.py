@@ -1,0 +1,35 @@
+"""What rows of one curve share, in words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from commbench.emulated import Emulated
+from commbench.records import Fabric, Row
+
+
+def describe(row: Row) -> str:
+    """All that rows of one curve share: `all_reduce op=sum over gloo, fp32, isolated, ..., 2 nodes x 2 ranks`."""
+    words = [f"{row.what} over {row.transport}", row.dtype, row.mode]
+    words += [f"{row.buffers} buffers", f"{row.cache} cache", describe_layout(row.nodes, row.ranks, row.fabric)]
+    words += [describe_emulated(dataclasses.asdict(row))] if row.fabric == Fabric.EMULATED else []
+    words += [f"groups of {row.group_size} ({row.groups})"] if row.groups != "world" else []
+    words += [f"beside a {row.overlap}"] if row.overlap != "none" else []
+    words += [row.binding_text] if row.binding_text else []
+    return ", ".join([*words, *(f"{name}={value}" for name, value in row.env.items())])
+
+
+def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
+    """`2 nodes x 4 ranks, declared on one machine`."""
+    text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"
+    if fabric == Fabric.VIRTUAL:
+        return f"{text}, virtual hosts of one machine"
+    return text + (", declared on one machine" if fabric == Fabric.DECLARED else "")
+
+
+def describe_emulated(setting: Mapping[str, Any]) -> str:
+    """`emulated: 1gbit links, 30000 B per packet`."""
+    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
+    return f"emulated: {Emulated(**{name: setting[name] for name in names})}"
