@@ -259,7 +259,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
 
-    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/guide/training.md has every key.
+    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/reference/keys.md has every key.
 
     \b
     commbench train tiny

@@ -112,7 +112,7 @@ def _whole_rows(shares: npt.NDArray[np.float64], rows: int) -> Matrix:
 def _of_file(splits: str, ranks: int, arguments: Arguments) -> dict[str, Value]:
     if not arguments.get(splits):
         raise UsageError(
-            f"splits={splits} needs a file", hint=f"write {splits}=FILE; its form is in docs/guide/sweep.md"
+            f"splits={splits} needs a file", hint=f"write {splits}=FILE; its form is in docs/reference/formats.md"
         )
     content = json.loads(str(arguments[splits]))
     if splits == "matrix":

@@ -46,7 +46,7 @@ _OTHER_SLOTS = "parm_s1"  # the one schedule that counts slots in other groups o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """docs/guide/training.md has what each key means. Raises `UsageError` for values that cannot be meant."""
+    """docs/reference/keys.md has what each key means. Raises `UsageError` for values that cannot be meant."""
 
     recipe: str = DEFAULT
     # The model: `moe_ref.lm.LMConfig`.

@@ -8,11 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from commbench import collectives
+from commbench import algorithms, collectives, profile, records
 from commbench.layout import Layout
 from commbench.spec import Spec
 from commbench.sweep import recipes
+from commbench.train import results
 from tests.conftest import REPOSITORY
 
 WITHOUT_BUSBW = {"tp_all_to_all"}
@@ -88,6 +90,42 @@ def test_pages_named_in_any_text_exist() -> None:
         check=False,
     )
     assert [name for name in sorted(set(tracked.stdout.split())) if not (REPOSITORY / name).exists()] == []
+
+
+def test_every_key_of_a_sweep_is_in_the_docs() -> None:
+    text = (REPOSITORY / "docs/reference/keys.md").read_text()
+    defaults = yaml.safe_load((REPOSITORY / "sweeps/config.yaml").read_text())
+    keys = {*defaults, *algorithms.parameters(), *collectives.arguments(), "sizes.min", "sizes.list", "samples.min"}
+    missing = {key for key in keys - {"defaults", "sizes", "samples", "env"} if f"`{key}`" not in text}
+    assert missing == set()
+
+
+def test_versions_of_formats_in_the_docs_are_those_of_the_code() -> None:
+    text = (REPOSITORY / "docs/reference/formats.md").read_text()
+    versions = {
+        "run folder of a sweep": f"| {records.FORMAT_VERSION} | {min(records.READABLE)} to {max(records.READABLE)} |",
+        "run folder of a training": f"| `{results.FORMAT}` | `{results.FORMAT}` |",
+        "checkpoint": f"| `commbench-checkpoint`, {_constant('moe_ref/training/checkpoint.py')} |",
+        "profile": f"| `{profile.FORMAT}`, {profile.FORMAT_VERSION} |",
+        "cost model": f"| {_constant('commbench/cost_model/model.py')} |",
+        "machine": f"| {_constant('commbench/machine/describe.py')} |",
+    }
+    for name, cells in versions.items():
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))
+        assert cells in line, line
+
+
+def _constant(path: str) -> int:
+    """FORMAT_VERSION of a module, read from its text, as importing it may need torch."""
+    match = re.search(r"^FORMAT_VERSION = (\d+)", (REPOSITORY / path).read_text(), re.MULTILINE)
+    assert match is not None, path
+    return int(match[1])
+
+
+def test_variables_of_the_environment_are_in_the_docs() -> None:
+    text = (REPOSITORY / "docs/reference/stability.md").read_text()
+    named = {name for path in SOURCES for name in re.findall(r"\"(COMMBENCH_[A-Z]+)\"", path.read_text())}
+    assert {name for name in named - {"COMMBENCH_NODES"} if f"`{name}`" not in text} == set()
 
 
 def test_factors_in_the_docs_are_those_of_the_code() -> None:

@@ -65,13 +65,15 @@ class Script:
             raw = json.loads(text or "{}")
         except json.JSONDecodeError as error:
             raise UsageError(
-                f"the script is no JSON: {error}", hint="see docs/guide/sweep.md, 'The scripted transport'"
+                f"the script is no JSON: {error}", hint="see docs/reference/formats.md, 'The scripted transport'"
             ) from error
         tables = (
             [entry for key in ("faults", "slow_links") for entry in raw.get(key, ())] if isinstance(raw, dict) else []
         )
         if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in tables):
-            raise UsageError("the script is no JSON object", hint="see docs/guide/sweep.md, 'The scripted transport'")
+            raise UsageError(
+                "the script is no JSON object", hint="see docs/reference/formats.md, 'The scripted transport'"
+            )
         known = [f.name for f in fields(cls)]
         for key in raw:
             if key not in known:
