@@ -52,20 +52,27 @@ class Layout:
         size = self.ranks if groups == "world" else block_size(groups)
         return [list(range(first, first + size)) for first in range(0, self.ranks, size)]
 
-    def within(self, groups: str) -> Layout | str:
-        """The layout of one group, all being alike, or in words why this layout has no such groups."""
+    def unsupported(self, groups: str) -> str:
+        """Return in words why this layout has no such groups that are all alike; "" if it has."""
+        if groups in ("world", "rails"):
+            return ""
+        size, m = block_size(groups), self.ranks_per_node
+        if self.ranks % size:
+            return f"{groups}: {self.ranks} ranks do not divide into groups of {size}"
+        if size % m and m % size:
+            return f"{groups}: groups of {size} would cut nodes of {m} ranks unevenly"
+        return ""
+
+    def within(self, groups: str) -> Layout:
+        """Return the layout of one group. Raises `ValueError` where this layout has no such groups."""
+        if reason := self.unsupported(groups):
+            raise ValueError(reason)
         if groups == "world":
             return self
         if groups == "rails":
             return Layout(self.nodes, 1)
         size, m = block_size(groups), self.ranks_per_node
-        if self.ranks % size:
-            return f"{groups}: {self.ranks} ranks do not divide into groups of {size}"
-        if size % m == 0:
-            return Layout(size // m, m)
-        if m % size == 0:
-            return Layout(1, size)
-        return f"{groups}: groups of {size} would cut nodes of {m} ranks unevenly"
+        return Layout(size // m, m) if size % m == 0 else Layout(1, size)
 
     def __str__(self) -> str:
         return f"{self.nodes}x{self.ranks_per_node}"

@@ -122,14 +122,11 @@ class Case:
     @property
     def spec(self) -> Spec:
         """What each group is asked to do. Raises `ValueError` where the layout has no such groups."""
-        layout = self.outer.layout.within(self.groups)
-        if isinstance(layout, str):
-            raise ValueError(layout)
         return Spec(
             collective=self.collective,
             dtype=self.dtype,
             size_bytes=self.size_bytes,
-            layout=layout,
+            layout=self.outer.layout.within(self.groups),
             params=self.params,
             arguments=self.arguments,
             in_place=self.in_place,

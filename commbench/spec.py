@@ -1,4 +1,4 @@
-"""Spec: what an algorithm is asked to do. The one argument of `supports`, `steps` and `prepare`."""
+"""Spec: what an algorithm is asked to do. The one argument of `unsupported`, `steps` and `prepare`."""
 
 from __future__ import annotations
 

@@ -161,8 +161,7 @@ class Fused(Sparse):
     """
 
     def __init__(self, routing: Routing) -> None:
-        reason = fused.refusal(routing.slots_TK.device)
-        if reason is not None:
+        if reason := fused.unsupported(routing.slots_TK.device):
             raise UsageError(f"dispatch=fused needs {reason}", hint="dispatch=sparse does the same everywhere")
         super().__init__(routing)
 

@@ -49,8 +49,8 @@ def by_source(out_END: Tensor, ranks: int) -> Tensor:
     return out_END.view(experts, ranks, rows // ranks, width).transpose(0, 1).contiguous()
 
 
-def refusal(x_ND: Tensor, weight_EDH: Tensor) -> str | None:
-    """Why torch's grouped product would not do this, in words, or null. It would refuse, or fail in backward."""
+def unsupported(x_ND: Tensor, weight_EDH: Tensor) -> str:
+    """Return in words why torch's grouped product would refuse this, or fail in backward; "" if it would not."""
     if not hasattr(functional, "grouped_mm"):
         return f"torch {torch.__version__} has no grouped_mm"
     dtype = x_ND.dtype
@@ -65,7 +65,7 @@ def refusal(x_ND: Tensor, weight_EDH: Tensor) -> str | None:
         return "there are no rows"
     if any(length * x_ND.element_size() % _ALIGNED for length in weight_EDH.shape[1:]):
         return f"rows of {list(weight_EDH.shape[1:])} elements are no multiples of {_ALIGNED} bytes"
-    return None
+    return ""
 
 
 def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
 
     torch's grouped_mm where it takes them; else a loop over experts, for which the host waits for the counts.
     """
-    if refusal(x_ND, weight_EDH) is None:
+    if not unsupported(x_ND, weight_EDH):
         y_NH: Tensor = functional.grouped_mm(x_ND.contiguous(), weight_EDH, offs=counts_E.cumsum(0).to(torch.int32))
         if y_NH.requires_grad:
             # A gradient that was expanded from a scalar has strides of 0, and the backward pass would refuse it.

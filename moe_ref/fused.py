@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def refusal(device: torch.device) -> str | None:
-    """What is missing for them there, in words, or null."""
-    return rows.refusal(device)
+def unsupported(device: torch.device) -> str:
+    """Return in words what they lack there; "" if nothing."""
+    return rows.unsupported(device)
 
 
 class Dispatch(torch.autograd.Function):

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound
-from commbench.algorithms.chunks import uncuttable
+from commbench.algorithms.chunks import unsupported_chunks
 from commbench.algorithms.drop_gather import DropGatherBound, drop_gather_order, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes
 from commbench.spec import Spec, Step
@@ -22,8 +22,8 @@ class AllReduceDrop(AlgorithmBase):
     collective = "tp_all_to_all"
     demands = {"tp_input": "partial"}
 
-    def supports(self, spec: Spec) -> str | None:
-        return uncuttable(group_block_bytes(spec), 1, slice_unit(spec))
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_chunks(group_block_bytes(spec), 1, slice_unit(spec))
 
     def steps(self, spec: Spec) -> list[Step] | None:
         return None

@@ -1,4 +1,4 @@
-"""One algorithm, one file, four things: supports, steps, scratch_bytes, prepare.
+"""One algorithm, one file, four things: unsupported, steps, scratch_bytes, prepare.
 
 They may never disagree. `steps` feeds the bound, the cost prediction and the traffic split beside each result; the
 tests compare it, message by message, with what a counting transport saw.
@@ -124,8 +124,8 @@ class Algorithm(Protocol):
     concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
     one_sided: bool  # whether ranks write into each other's memory
 
-    def supports(self, spec: Spec) -> str | None:
-        """None, or why this cannot run here, in words."""
+    def unsupported(self, spec: Spec) -> str:
+        """Return in words why this cannot run here; "" if it can."""
         ...
 
     def steps(self, spec: Spec) -> list[Step] | None:
@@ -158,8 +158,8 @@ class AlgorithmBase:
     concurrent = False
     one_sided = False
 
-    def supports(self, spec: Spec) -> str | None:
-        return None
+    def unsupported(self, spec: Spec) -> str:
+        return ""
 
     def scratch_bytes(self, spec: Spec) -> int:
         return 0

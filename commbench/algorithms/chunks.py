@@ -20,15 +20,15 @@ def cut(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
-def uncuttable(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> str | None:
-    """None, or why a block of `nbytes` cannot be cut into `chunks` pieces, in words."""
+def unsupported_chunks(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> str:
+    """Return in words why a block of `nbytes` cannot be cut into `chunks` pieces; "" if it can."""
     if chunks < 1:
         return f"chunks={chunks}: there must be at least one"
     if nbytes % unit:
         return f"a block of {nbytes} B is no whole number of pieces of {unit} B"
     if chunks > nbytes // unit:
         return f"chunks={chunks}: a block of {nbytes} B has {nbytes // unit} pieces of {unit} B to share out"
-    return None
+    return ""
 
 
 class Move(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
-from commbench.algorithms.chunks import UNIT_BYTES, cut, uncuttable
+from commbench.algorithms.chunks import UNIT_BYTES, cut, unsupported_chunks
 from commbench.collectives.tp_all_to_all import expert_parallel, group_block_bytes, tensor_parallel, tp_of
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
@@ -27,8 +27,8 @@ class DropGather(AlgorithmBase):
     collective = "tp_all_to_all"
     demands = {"tp_input": "replicated"}
 
-    def supports(self, spec: Spec) -> str | None:
-        return uncuttable(group_block_bytes(spec), 1, slice_unit(spec))
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_chunks(group_block_bytes(spec), 1, slice_unit(spec))
 
     def steps(self, spec: Spec) -> list[Step]:
         chunks = spec.params.get("chunks", 1)

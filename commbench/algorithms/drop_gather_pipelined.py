@@ -5,7 +5,7 @@ MoNTA (arXiv 2411.00662) has four chunks and a copy of each into its place; here
 
 from __future__ import annotations
 
-from commbench.algorithms.chunks import uncuttable
+from commbench.algorithms.chunks import unsupported_chunks
 from commbench.algorithms.drop_gather import DropGather, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes
 from commbench.spec import Spec
@@ -17,5 +17,5 @@ class DropGatherPipelined(DropGather):
     tries = {"chunks": (2, 4, 8)}
     concurrent = True
 
-    def supports(self, spec: Spec) -> str | None:
-        return uncuttable(group_block_bytes(spec), spec.params["chunks"], slice_unit(spec))
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_chunks(group_block_bytes(spec), spec.params["chunks"], slice_unit(spec))

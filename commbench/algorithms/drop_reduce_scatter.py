@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, steps_in_order
-from commbench.algorithms.chunks import uncuttable
+from commbench.algorithms.chunks import unsupported_chunks
 from commbench.algorithms.drop_gather import DropGatherBound, chunk_slices, exchange_sends, group_sends, slice_unit
 from commbench.collectives.tp_all_to_all import group_block_bytes, tensor_parallel
 from commbench.spec import Send, Spec, Step
@@ -31,8 +31,8 @@ class DropReduceScatter(AlgorithmBase):
     demands = {"tp_input": "partial"}
     concurrent = True
 
-    def supports(self, spec: Spec) -> str | None:
-        return uncuttable(group_block_bytes(spec), spec.params["chunks"], slice_unit(spec))
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_chunks(group_block_bytes(spec), spec.params["chunks"], slice_unit(spec))
 
     def steps(self, spec: Spec) -> list[Step]:
         sends: dict[str, tuple[Send, ...]] = {}

@@ -31,12 +31,12 @@ class _OneSided(AlgorithmBase):
     one_sided = True
     collective = "all_to_all"
 
-    def supports(self, spec: Spec) -> str | None:
+    def unsupported(self, spec: Spec) -> str:
         if spec.layout.nodes != 1:
             return "ranks write into each other's memory, so all of them must be on one node"
         if spec.buffers != "symmetric":
             return "others write into the output: it needs buffers=symmetric"
-        return None
+        return ""
 
     def steps(self, spec: Spec) -> list[Step]:
         return [Step(name="all", sends=tuple(self._messages(spec)))]
@@ -83,10 +83,10 @@ class SymmStore(_OneSided):
     }
     tries = {"ctas": (0, 8, 32)}
 
-    def supports(self, spec: Spec) -> str | None:
+    def unsupported(self, spec: Spec) -> str:
         if not 0 <= spec.params["ctas"] <= scratch.BLOCKS:
             return f"ctas={spec.params['ctas']}: 1 to {scratch.BLOCKS}, or 0 to choose by the size"
-        return super().supports(spec)
+        return super().unsupported(spec)
 
     def scratch_bytes(self, spec: Spec) -> int:
         flags = scratch.flag_bytes(spec.ranks)
@@ -119,12 +119,12 @@ class SymmCopyEngine(_OneSided):
         "own_ctas": (0, "thread blocks that copy the own block; 0: a copy engine does"),
     }
 
-    def supports(self, spec: Spec) -> str | None:
+    def unsupported(self, spec: Spec) -> str:
         if spec.params["memops"] not in (0, 1):
             return f"memops={spec.params['memops']}: 0 or 1"
         if not 0 <= spec.params["own_ctas"] <= scratch.BLOCKS:
             return f"own_ctas={spec.params['own_ctas']}: up to {scratch.BLOCKS}, or 0 for a copy engine"
-        return super().supports(spec)
+        return super().unsupported(spec)
 
     def scratch_bytes(self, spec: Spec) -> int:
         return scratch.flag_bytes(spec.ranks)

@@ -23,9 +23,9 @@ class Pairwise(AlgorithmBase):
     params = {"window": (1, "rounds of send/recv in flight together")}
     tries = {"window": (1, 2, 4)}
 
-    def supports(self, spec: Spec) -> str | None:
+    def unsupported(self, spec: Spec) -> str:
         window = spec.params["window"]
-        return None if window >= 1 else f"window={window}: at least one round must be in flight"
+        return "" if window >= 1 else f"window={window}: at least one round must be in flight"
 
     def steps(self, spec: Spec) -> list[Step]:
         n = spec.ranks

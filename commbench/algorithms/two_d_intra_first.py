@@ -19,11 +19,11 @@ from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 
 
-def two_levels(layout: Layout) -> str | None:
-    """None, or why there are no two levels."""
+def unsupported_layout(layout: Layout) -> str:
+    """Return in words why `layout` has no two levels; "" if it has."""
     if layout.nodes < 2 or layout.ranks_per_node < 2:
         return f"layout {layout}: two levels need at least 2 nodes of at least 2 ranks"
-    return None
+    return ""
 
 
 def inside_and_between(layout: Layout, block_bytes: int) -> tuple[tuple[Send, ...], tuple[Send, ...]]:
@@ -43,8 +43,8 @@ class TwoDIntraFirst(AlgorithmBase):
     collective = "all_to_all"
     legs = ("intra", "inter")  # one after the other
 
-    def supports(self, spec: Spec) -> str | None:
-        return two_levels(spec.layout)
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_layout(spec.layout)
 
     def steps(self, spec: Spec) -> list[Step]:
         sends = dict(zip(("intra", "inter"), inside_and_between(spec.layout, spec.block_bytes), strict=True))
@@ -95,8 +95,8 @@ class TwoDIntraFirstV(AlgorithmBase):
     collective = "all_to_allv"
     legs = ("intra", "inter")
 
-    def supports(self, spec: Spec) -> str | None:
-        return two_levels(spec.layout)
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_layout(spec.layout)
 
     def steps(self, spec: Spec) -> list[Step]:
         loads = _loads(spec, self.legs)

@@ -15,8 +15,8 @@ import functools
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
-from commbench.algorithms.chunks import cut, uncuttable
-from commbench.algorithms.two_d_intra_first import inside_and_between, two_levels
+from commbench.algorithms.chunks import cut, unsupported_chunks
+from commbench.algorithms.two_d_intra_first import inside_and_between, unsupported_layout
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Work
 
@@ -31,8 +31,8 @@ class TwoDPipelined(AlgorithmBase):
     tries = {"chunks": (2, 4, 8)}
     concurrent = True
 
-    def supports(self, spec: Spec) -> str | None:
-        return two_levels(spec.layout) or uncuttable(spec.block_bytes, spec.params["chunks"])
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_layout(spec.layout) or unsupported_chunks(spec.block_bytes, spec.params["chunks"])
 
     def steps(self, spec: Spec) -> list[Step]:
         sends: dict[str, tuple[Send, ...]] = {}

@@ -166,7 +166,6 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
     layout = case.outer.layout
-    within = layout.within(case.groups)
     traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
     mean_bytes = None
@@ -179,7 +178,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         scratch = algorithm.scratch_bytes(spec)
         mean_bytes = collectives.get(case.collective).mean_bytes(spec)
     # All groups do the same at the same time.
-    groups = 1 if isinstance(within, str) else layout.ranks // within.ranks
+    groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
     emulated = case.outer.emulated
     values: dict[str, Any] = dict.fromkeys(_NUMBERS)
     values.update(numbers)

@@ -69,8 +69,8 @@ def allowed_memory() -> tuple[int, ...] | None:
         return None
 
 
-def memory_refused() -> str:
-    """Why the kernel would set no memory policy, in words; "" if it would. Changes nothing."""
+def unsupported_memory_policy() -> str:
+    """Return in words why the kernel would set no memory policy, "" if it would. Changes nothing."""
     answer: list[str] = []
     # The policy is that of a thread, and ends with it.
     thread = threading.Thread(target=lambda: answer.append(_set_memory(())))

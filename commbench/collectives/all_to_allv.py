@@ -32,10 +32,10 @@ class AllToAllV(Blocks):
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         return splits.settle(size_bytes, layout.ranks, arguments)
 
-    def refuses(self, spec: Spec) -> str | None:
+    def unsupported(self, spec: Spec) -> str:
         odd = self.counts(spec) % spec.itemsize
         if not odd.any():
-            return None
+            return ""
         i, j = (int(index[0]) for index in odd.nonzero())
         return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are no whole number of {spec.dtype}"
 

@@ -53,8 +53,8 @@ class Collective(Protocol):
         """
         ...
 
-    def refuses(self, spec: Spec) -> str | None:
-        """None, or why this cannot be done or checked, in words."""
+    def unsupported(self, spec: Spec) -> str:
+        """Return in words why this cannot be done or checked; "" if it can."""
         ...
 
     def input_bytes(self, spec: Spec, rank: int) -> int: ...
@@ -114,8 +114,8 @@ class Moves:
         unit = layout.ranks * PART_BYTES
         return size_bytes // unit * unit, arguments
 
-    def refuses(self, spec: Spec) -> str | None:
-        return None
+    def unsupported(self, spec: Spec) -> str:
+        return ""
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return None

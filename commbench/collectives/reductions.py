@@ -30,8 +30,8 @@ class _Reduction(Moves):
     def reduces(self, arguments: Arguments) -> bool:
         return True
 
-    def refuses(self, spec: Spec) -> str | None:
-        return inexact(spec.ranks, spec.dtype, str(spec.arguments["op"]))
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_reduction(spec.ranks, spec.dtype, str(spec.arguments["op"]))
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
@@ -105,11 +105,11 @@ class ReduceScatter(_Reduction):
         return (spec.ranks - 1) / spec.ranks
 
 
-def inexact(ranks: int, dtype: str, op: str) -> str | None:
-    """None, or why what `ranks` ranks bring cannot be combined without rounding, in words."""
+def unsupported_reduction(ranks: int, dtype: str, op: str) -> str:
+    """Return in words why what `ranks` ranks bring cannot be combined without rounding; "" if it can."""
     if op == "sum" and dtype not in _WRAPS and ranks > _EXACT[dtype]:
         return f"sums over {ranks} ranks are not exact in {dtype}, so they cannot be checked"
-    return None
+    return ""
 
 
 def combined(streams: Sequence[Iterator[Integers]], dtype: str, op: str) -> Iterator[Bytes]:

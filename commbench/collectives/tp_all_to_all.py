@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.collectives.base import Argument, Moves
-from commbench.collectives.reductions import combined, inexact, numbers
+from commbench.collectives.reductions import combined, numbers, unsupported_reduction
 from commbench.data import Bytes, block_chunks, block_key, encode
 from commbench.layout import Layout
 from commbench.links import Need, of_shared
@@ -50,8 +50,8 @@ class TpAllToAll(Moves):
         size, _ = super().settle(size_bytes, layout, arguments)
         return size, {**arguments, "tp": tp}
 
-    def refuses(self, spec: Spec) -> str | None:
-        return inexact(tp_of(spec), spec.dtype, "sum") if self.reduces(spec.arguments) else None
+    def unsupported(self, spec: Spec) -> str:
+        return unsupported_reduction(tp_of(spec), spec.dtype, "sum") if self.reduces(spec.arguments) else ""
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes

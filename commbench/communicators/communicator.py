@@ -171,7 +171,7 @@ class Communicator:
         captured = captured and self._chooser.captures(collective)
         memory = self._chooser.memory(Ask(collective, "uint8", size, asked, captured=captured))
         buffers, one_sided = ("symmetric", True) if memory == PEER else (memory, False)
-        lacking = "" if memory == PLAIN else self._transport.lacks(buffers, one_sided=one_sided)
+        lacking = "" if memory == PLAIN else self._transport.unsupported(buffers, one_sided=one_sided)
         if lacking:
             self._setting.lacking[buffers] = lacking
         if memory == PLAIN or lacking or not nbytes:

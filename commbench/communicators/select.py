@@ -72,7 +72,7 @@ class Chooser:
                 return self._default(ask, f"{what}; the default", curve)
             way, buffers, why = choice.on_plain, PLAIN, f"{what}; the profile's choice on plain memory"
         spec = self._spec(ask, way, buffers)
-        if reason := self._refuses(ask, way, spec):
+        if reason := self._unsupported(ask, way, spec):
             return self._default(ask, f"{way.label} cannot do this: {reason}; the default", curve)
         return Chosen(way=way, algorithm=_algorithm(ask, way), spec=spec, why=why, choice=choice)
 
@@ -106,8 +106,8 @@ class Chooser:
             params = {key: value for key, (value, _) in algorithms.get(ask.collective, name).params.items()}
             way = Way(algorithm=name, params=params)
             spec = self._spec(ask, way, PLAIN)
-            reason = self._refuses(ask, way, spec)
-            if reason is None:
+            reason = self._unsupported(ask, way, spec)
+            if not reason:
                 return Chosen(way=way, algorithm=_algorithm(ask, way), spec=spec, why=why, choice=choice)
             reasons.append(f"{name}: {reason}")
         raise UsageError(f"no algorithm can do {named(ask)} of {ask.size_bytes} B here", hint="; ".join(reasons))
@@ -127,7 +127,7 @@ class Chooser:
             buffers=buffers,
         )
 
-    def _refuses(self, ask: Ask, way: Way, spec: Spec) -> str | None:
+    def _unsupported(self, ask: Ask, way: Way, spec: Spec) -> str:
         algorithm = _algorithm(ask, way)
         for key, value in algorithm.demands.items():
             if spec.arguments.get(key) != value:
@@ -136,7 +136,7 @@ class Chooser:
             return "it needs the counts of all ranks"
         if algorithm.one_sided and not transports.entry(self._transport).one_sided:
             return f"no rank reaches the memory of another over {self._transport}"
-        return algorithm.supports(spec)
+        return algorithm.unsupported(spec)
 
 
 def named(ask: Ask) -> str:

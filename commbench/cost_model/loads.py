@@ -56,7 +56,7 @@ def of_case(case: Case) -> Loads | None:
     except ValueError:  # the layout has no such groups
         return None
     algorithm = algorithms.get(case.collective, case.algorithm)
-    if algorithm.supports(spec) is not None:
+    if algorithm.unsupported(spec):
         return None
     steps = algorithm.steps(spec)
     if not steps or not any(step.sends for step in steps):

@@ -89,8 +89,8 @@ def torch(system: System) -> Finding:
 
 def transports(system: System) -> Finding:
     every = system.transports()
-    ready = [name for name, reason in every.items() if reason is None]
-    reasons = [reason for reason in every.values() if reason is not None]
+    ready = [name for name, reason in every.items() if not reason]
+    reasons = [reason for reason in every.values() if reason]
     if reasons:
         # "... is not installed: pip install ..."
         why, do = zip(*(reason.split(": ", 1) for reason in reasons), strict=True)

@@ -160,8 +160,8 @@ class System:
         """What commbench's own metadata asks for, extras included. Raises where commbench is not installed."""
         return importlib.metadata.requires("commbench") or []
 
-    def transports(self) -> dict[str, str | None]:
-        """Each transport, with None or what it lacks here."""
+    def transports(self) -> dict[str, str]:
+        """Return for each transport what it lacks here, "" if nothing."""
         return {name: transports.missing(name) for name in transports.TABLE}
 
     @functools.cached_property

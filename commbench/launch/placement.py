@@ -44,7 +44,7 @@ def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placem
         memory=outer.binding_memory,
         allowed_memory=affinity.allowed_memory(),
     )
-    if any(place.memory_nodes is not None for place in placed) and (refused := affinity.memory_refused()):
+    if any(place.memory_nodes is not None for place in placed) and (refused := affinity.unsupported_memory_policy()):
         raise affinity.memory_problem(outer.binding, refused)
     if outer.binding not in ("pci", "worst"):
         return placed

@@ -204,7 +204,7 @@ def _measure_case(
             **values,
         )
 
-    if lacking := transport.lacks(case.buffers, one_sided=algorithm.one_sided):
+    if lacking := transport.unsupported(case.buffers, one_sided=algorithm.one_sided):
         return done(Status.SKIPPED, lacking), None
     partition = order.outer.layout.partition(case.groups)
     group = next(index for index, ranks in enumerate(partition) if info.rank in ranks)
@@ -225,7 +225,7 @@ def _measure_case(
     widest = largest if case.buffers == "symmetric" else None
     needed = (widest or needed) * count + algorithm.scratch_bytes(spec)
     # Linux grants memory that it does not have, and kills whoever touches it; so ask first.
-    lacking = transport.device.lacks(needed, info.local_size)
+    lacking = transport.device.missing_memory(needed, info.local_size)
     if lacking:
         sys.stderr.write(f"{case.label}, {format_size(case.size_bytes)}: {lacking}\n")
     if transport.all_gather([float(bool(lacking))]).any():

@@ -152,17 +152,15 @@ def _sizes(
     config: SweepConfig, collective: Collective, outer: Outer, groups: str, dtype: str
 ) -> list[tuple[int, Arguments, str]]:
     """(size, arguments, why not): rounded, unique, ascending; a size that cannot be stays, with the reason."""
-    layout = outer.layout.within(groups)
+    layout, unsupported = outer.layout, outer.layout.unsupported(groups)
     axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
     sizes: dict[str, tuple[int, Arguments, str]] = {}
     for values in itertools.product(*axes.values()):
         given = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
-        each = [given] if isinstance(layout, str) else collective.variants(given, layout)
+        each = [given] if unsupported else collective.variants(given, layout.within(groups))
         for asked, (size, implied) in itertools.product(each, _asked_sizes(config, collective, dtype)):
             try:
-                if isinstance(layout, str):
-                    raise ValueError(layout)
-                settled = (*collective.settle(size, layout, {**implied, **asked}), "")
+                settled = (*collective.settle(size, layout.within(groups), {**implied, **asked}), "")
             except ValueError as error:
                 settled = (0, {**implied, **asked}, str(error))
             sizes.setdefault(repr(settled), settled)
@@ -284,7 +282,7 @@ def _skip_reason(case: Case) -> str:
     for key, value in algorithm.demands.items():
         if case.arguments[key] != value:
             return f"{algorithm.name} needs {key}={value}"
-    return collective.refuses(spec) or algorithm.supports(spec) or ""
+    return collective.unsupported(spec) or algorithm.unsupported(spec)
 
 
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:

@@ -79,14 +79,17 @@ def entry(name: str) -> TransportEntry:
     return TABLE[name]
 
 
-def missing(name: str, *, elsewhere: bool = False) -> str | None:
-    """None, or one line that says what a transport lacks here; imports nothing. elsewhere: GPUs are other hosts'."""
+def missing(name: str, *, elsewhere: bool = False) -> str:
+    """Return one line that says what a transport lacks here, "" if nothing; import nothing.
+
+    `elsewhere`: the GPUs are other hosts'.
+    """
     if entry(name).gpus and not elsewhere and not gpus.count(os.environ):
         return f"transport {name} needs GPUs, and none is to be seen here: see nvidia-smi, and CUDA_VISIBLE_DEVICES"
     for module, install in entry(name).requires.items():
         if not _installed(module):
             return f"transport {name} needs {module}, which is not installed: {install}"
-    return None
+    return ""
 
 
 def _installed(module: str) -> bool:

@@ -267,8 +267,8 @@ class Transport(Protocol):
         """All `calls`, one after the other, as one call: a CUDA graph. They have been made before."""
         ...
 
-    def lacks(self, buffers: str, *, one_sided: bool) -> str:
-        """Why such buffers cannot be had on this machine, in words, the same on all ranks; "" if they can."""
+    def unsupported(self, buffers: str, *, one_sided: bool) -> str:
+        """Return in words why this machine has no such buffers, the same on all ranks; "" if it has."""
         ...
 
     def publish(self) -> None:

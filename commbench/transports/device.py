@@ -23,8 +23,8 @@ class Generator(Protocol):
 class Device(Protocol):
     generator: Generator | None  # None: data come from the host
 
-    def lacks(self, nbytes: int, ranks: int) -> str:
-        """Why each of the `ranks` ranks of this host cannot have `nbytes`, in words; "" if they can."""
+    def missing_memory(self, nbytes: int, ranks: int) -> str:
+        """Return in words why each of the `ranks` ranks of this host cannot have `nbytes`; "" if they can."""
         ...
 
     def cache_bytes(self) -> int:
@@ -45,7 +45,7 @@ class Host:
 
     generator = None
 
-    def lacks(self, nbytes: int, ranks: int) -> str:
+    def missing_memory(self, nbytes: int, ranks: int) -> str:
         available = memory.available_bytes()
         if nbytes * ranks <= available:
             return ""

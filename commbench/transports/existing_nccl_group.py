@@ -30,8 +30,8 @@ class JoinedNccl(Nccl):
         self._without = "" if _has_compiler() else "the package cuda-bindings is not installed"
         self._open(group, one_host=one_host and not self._without)
 
-    def lacks(self, buffers: str, *, one_sided: bool) -> str:
-        lacking = super().lacks(buffers, one_sided=one_sided)
+    def unsupported(self, buffers: str, *, one_sided: bool) -> str:
+        lacking = super().unsupported(buffers, one_sided=one_sided)
         return (self._without or lacking) if one_sided and lacking else lacking
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -41,7 +41,7 @@ class OnHost:
     def capture(self, calls: Sequence[Ready]) -> Ready:
         raise NotImplementedError("graphs hold what a GPU does; the plan skips such cases")
 
-    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+    def unsupported(self, buffers: str, *, one_sided: bool) -> str:
         return ""
 
     def publish(self) -> None:

@@ -303,7 +303,7 @@ class Nccl:
         torch.cuda.synchronize()
         return graph.replay
 
-    def lacks(self, buffers: str, *, one_sided: bool) -> str:
+    def unsupported(self, buffers: str, *, one_sided: bool) -> str:
         if one_sided:
             return "" if self._one_sided else "these GPUs do not reach each other's memory; see nvidia-smi topo -p2p r"
         return "" if buffers == "plain" else self._no_windows

@@ -25,21 +25,21 @@ _MOST = 4096  # elements of a row that a program holds at a time
 _PER_WARP = 512  # of them
 
 
-def refusal(device: torch.device) -> str | None:
-    """Why the kernels cannot run there, in words, or null."""
+def unsupported(device: torch.device) -> str:
+    """Return in words what the kernels lack there; "" if nothing."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not interpreted:
         return f"a GPU, and tensors are on {device.type}"
-    return _no_triton()
+    return _missing_triton()
 
 
 @functools.cache
-def _no_triton() -> str | None:
+def _missing_triton() -> str:
     try:
         importlib.import_module("triton")
     except ImportError as error:
         return f"triton, which cannot be imported: {error}"
-    return None
+    return ""
 
 
 def gather_sum(source: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:

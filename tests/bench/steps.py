@@ -34,7 +34,7 @@ class HostTimer(HostMarks):
 
 def ours(device: torch.device) -> tuple[str, ...]:
     """Our ways to dispatch that run there."""
-    return OURS if fused.refusal(device) is None else OURS[:1]
+    return OURS if not fused.unsupported(device) else OURS[:1]
 
 
 def timer_of(device: torch.device) -> Any:

@@ -14,7 +14,7 @@ from tests.conftest import commbench, environment, here, only_run, rows_of
 CPUS = sorted(os.sched_getaffinity(0))
 WORDS = ("sweep", "quick", "transport=gloo", "algorithm=direct", "nodes=1", "ranks_per_node=2", "-b", "64K",
          "-e", "64K", "launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")  # fmt: skip
-MEMORY = () if not affinity.memory_refused() else ("binding_memory=off",)
+MEMORY = () if not affinity.unsupported_memory_policy() else ("binding_memory=off",)
 several = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU: there is nothing to choose")
 
 

@@ -22,7 +22,7 @@ WAYS = ("sparse", "fused")
 
 
 def needs_triton() -> None:
-    if reason := fused.refusal(torch.device("cuda")):
+    if reason := fused.unsupported(torch.device("cuda")):
         pytest.skip(f"needs {reason}")
 
 

@@ -166,7 +166,7 @@ def test_what_experts_write_where_nobody_is_does_not_come_back() -> None:
 
 @pytest.mark.parametrize("way", dispatch.TABLE)
 def test_shapes_that_do_not_fit(way: str) -> None:
-    if way == "fused" and (reason := fused.refusal(torch.device("cpu"))):
+    if way == "fused" and (reason := fused.unsupported(torch.device("cpu"))):
         pytest.skip(f"needs {reason}")
     route, x_TD = made(CAPACITIES["even"], tokens=8, k=2, padded=False, skewed=False)
     moves = dispatch.get(way)(route())
@@ -178,7 +178,7 @@ def test_shapes_that_do_not_fit(way: str) -> None:
 
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fused` by the references of its kernels, on any device."""
-    monkeypatch.setattr(fused, "refusal", lambda device: None)
+    monkeypatch.setattr(fused, "unsupported", lambda device: "")
     monkeypatch.setattr(rows, "gather_sum", rows.gather_sum_reference)
     monkeypatch.setattr(rows, "combine_backward", rows.combine_backward_reference)
 
@@ -212,10 +212,10 @@ def test_what_fused_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "dispatch=sparse" in str(caught.value.hint)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "triton", None)
-    rows._no_triton.cache_clear()
+    rows._missing_triton.cache_clear()
     with pytest.raises(UsageError, match="dispatch=fused needs triton, which cannot be imported"):
         layer(torch.ones(3, WIDTH))
-    rows._no_triton.cache_clear()
+    rows._missing_triton.cache_clear()
 
 
 def test_an_unknown_way_is_named() -> None:

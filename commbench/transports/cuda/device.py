@@ -36,7 +36,7 @@ class Cuda:
         self._uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
         self.generator = BlockGenerator(torch.device("cuda", index))
 
-    def lacks(self, nbytes: int, ranks: int) -> str:
+    def missing_memory(self, nbytes: int, ranks: int) -> str:
         torch.cuda.empty_cache()  # what earlier cases left: symmetric buffers come from elsewhere
         available = int(torch.cuda.mem_get_info(self.index)[0] * _HEADROOM)
         if nbytes <= available:

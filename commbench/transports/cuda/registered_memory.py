@@ -18,7 +18,7 @@ class Windows:
         self._published = 0
 
     def missing(self) -> str:
-        """Why NCCL's allocator does not work here, in its words; "" if it does."""
+        """Return why NCCL's allocator does not work here, in its words; "" if it does."""
         try:
             return "" if self._backend.mem_allocator is not None else "NCCL has no allocator here"
         except RuntimeError as error:

@@ -53,7 +53,7 @@ def recorded_machine(name: str = "ndv4") -> Iterator[None]:
             (placement, "_machine", lambda: machine),
             (os, "sched_getaffinity", lambda pid: set(machine.cpus)),
             (affinity, "allowed_memory", lambda: None),
-            (affinity, "memory_refused", lambda: ""),
+            (affinity, "unsupported_memory_policy", lambda: ""),
             (gpus, "count", lambda environ: 0),
             (gpus, "visible", lambda environ: []),
             (transports, "check", lambda name, elsewhere=False: None),

@@ -18,7 +18,8 @@ from commbench.errors import EnvironmentProblem
 
 CPUS = sorted(os.sched_getaffinity(0))
 several = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU: there is nothing to choose")
-no_memory = pytest.mark.skipif(bool(affinity.memory_refused()), reason=f"no memory policy: {affinity.memory_refused()}")
+no_policy = affinity.unsupported_memory_policy()
+no_memory = pytest.mark.skipif(bool(no_policy), reason=f"no memory policy: {no_policy}")
 
 
 def place(*cpus: int, memory: tuple[int, ...] | None = None) -> Placement:
@@ -61,10 +62,10 @@ def test_memory_is_bound_and_read_back() -> None:
     assert nodes
 
     def child() -> None:
-        assert affinity.read().memory == "default" and affinity.memory_refused() == ""
+        assert affinity.read().memory == "default" and affinity.unsupported_memory_policy() == ""
         found = affinity.apply("block", place(*CPUS, memory=nodes[:1]))
         assert (found.memory, found.memory_nodes) == ("bind", nodes[:1])
-        assert affinity.memory_refused() == "" and affinity.read().memory == "bind", "to ask changes nothing"
+        assert affinity.unsupported_memory_policy() == "" and affinity.read().memory == "bind", "to ask changes nothing"
         assert found.describe()["memory_nodes"] == str(nodes[0])
         with pytest.raises(EnvironmentProblem, match="the kernel refuses: set_mempolicy: Invalid argument"):
             affinity.apply("block", place(*CPUS, memory=(1000,)))  # a node that nobody has
@@ -138,5 +139,5 @@ def test_differences_are_told(values: dict[str, Any], text: str) -> None:
 
 def test_other_processors_are_told_that_memory_cannot_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "sparc64")
-    assert affinity.memory_refused() == "commbench does not know this system call on sparc64"
-    assert affinity.read().reason == affinity.memory_refused() and affinity.read().memory == ""
+    assert affinity.unsupported_memory_policy() == "commbench does not know this system call on sparc64"
+    assert affinity.read().reason == affinity.unsupported_memory_policy() and affinity.read().memory == ""

@@ -253,7 +253,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(placement, "_machine", lambda: made)
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(made.cpus if allowed is None else allowed))
         monkeypatch.setattr(affinity, "allowed_memory", lambda: None)
-        monkeypatch.setattr(affinity, "memory_refused", lambda: "")
+        monkeypatch.setattr(affinity, "unsupported_memory_policy", lambda: "")
 
     return use
 
@@ -315,7 +315,7 @@ def test_a_policy_that_a_container_cannot_do_is_skipped_beside_others(on: Any) -
 
 def test_memory_that_cannot_be_bound_is_told_before_anything_starts(on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     on(PC)
-    monkeypatch.setattr(affinity, "memory_refused", lambda: "set_mempolicy: Operation not permitted")
+    monkeypatch.setattr(affinity, "unsupported_memory_policy", lambda: "set_mempolicy: Operation not permitted")
     with pytest.raises(EnvironmentProblem, match="the kernel refuses: set_mempolicy: Operation not permitted") as e:
         checked("binding=block")
     assert "binding_memory=off" in e.value.hint

@@ -183,8 +183,8 @@ def test_each_rank_has_its_cpus(tmp_path: Path) -> None:
 
 
 def test_memory_too(tmp_path: Path) -> None:
-    if affinity.memory_refused():
-        pytest.skip(affinity.memory_refused())
+    if affinity.unsupported_memory_policy():
+        pytest.skip(affinity.unsupported_memory_policy())
     path = profile(tmp_path, binding="block")
     code = "from commbench.binding import affinity; print(affinity.read().memory)"
     assert run(path, "--", sys.executable, "-c", code, env=rank(0)).stdout == "bind\n"

@@ -37,7 +37,7 @@ class Recorded(System):
     says: dict[str, str] = field(default_factory=dict)  # path -> what it prints
     packages: dict[str, str] = field(default_factory=dict)
     requires: list[str] = field(default_factory=list)
-    lacks: dict[str, str | None] = field(default_factory=dict)
+    lacks: dict[str, str] = field(default_factory=dict)
     spaces: dict[str, tuple[int, int]] = field(default_factory=dict)
     limits: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     lock_error: OSError | None = None
@@ -101,7 +101,7 @@ class Recorded(System):
     def requirements(self) -> list[str]:
         return self.requires
 
-    def transports(self) -> dict[str, str | None]:
+    def transports(self) -> dict[str, str]:
         return self.lacks
 
     @property
@@ -171,7 +171,7 @@ def node() -> Recorded:
         packages={"torch": "2.8.0", "numpy": "2.1", "mpi4py": "4.1.2", "mpich": "5.0.2"},
         requires=["torch>=2.8", "numpy>=1.26", "mpi4py>=4; extra == 'mpi'", "mpich; extra == 'mpi'",
                   "ruff; extra == 'dev'"],
-        lacks={"gloo": None, "mpi": None},
+        lacks={"gloo": "", "mpi": ""},
         spaces={"/dev/shm": (128 * GI, 127 * GI), "/home/ada/runs": (900 * GI, 400 * GI), "/tmp": (64 * GI, 63 * GI)},
         limits={resource.RLIMIT_MEMLOCK: (None, None), resource.RLIMIT_NOFILE: (65536, 65536)},
         mpi=MPICH,

@@ -420,5 +420,5 @@ def test_gpus_of_other_hosts_are_not_looked_for_here(monkeypatch: pytest.MonkeyP
     """A login node has none, and `--launcher slurm` is typed there."""
     monkeypatch.setattr(transports, "_installed", lambda module: True)
     monkeypatch.setattr(transports.gpus, "count", lambda environ: 0)
-    assert "needs GPUs" in (transports.missing("nccl") or "")
-    assert transports.missing("nccl", elsewhere=True) is None
+    assert "needs GPUs" in transports.missing("nccl")
+    assert not transports.missing("nccl", elsewhere=True)
