@@ -112,8 +112,7 @@ def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         with (
             contextlib.chdir(cwd),
             mock.patch.dict(os.environ, environment()),
-            mock.patch("commbench.sweep.runner.Process", forked_launcher.process),
-            mock.patch("commbench.train.launch.Process", forked_launcher.process),
+            forked_launcher.instead(),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):

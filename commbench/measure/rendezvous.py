@@ -33,6 +33,7 @@ def follow(meeting: Meeting, rank: RankInfo, patience: Patience) -> int:
     patience.end()
     code = start_rank(order, rank, shared=meeting.store) if visible else EXIT_USAGE
     if code == RANK_FAILED:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a program's own handler would let the launcher wait as well
         time.sleep(_FAILED_RANK_STAYS_S)
     return code
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -29,9 +30,8 @@ from moe_ref.schedules import Shape
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Checkpoint
 from moe_ref.training.trainer import Trainer
-from tests.conftest import commbench as command
 from tests.conftest import environment, here, only_run
-from tests.support import profiles
+from tests.support import forked_command, profiles
 from tests.support.ranks import on_gloo
 
 # fp64: what remains of another number of ranks is the order of sums.
@@ -125,8 +125,8 @@ def test_slots_counted_by_slices_train_another_model() -> None:
     slices = replace(config, schedule="parm_s1")
     assert slices.changed(config) == {"schedule": ("parm_s1", None)}
     assert replace(config, schedule="parm_s2").changed(config) == {}
-    found = on(4, slices, 3)
-    assert found == pytest.approx(on(4, config, 3), rel=0.01) and found != on(4, config, 3)
+    found, whole = on(4, slices, 3), on(4, config, 3)
+    assert found == pytest.approx(whole, rel=0.01) and found != whole
     # With room for all, slices decide what the whole group decides, but for the balance loss, which is of a slice.
     roomy = {"capacity_factor": 4.0, "order": "position", "aux": 0.0, "recompute": "stash"}
     assert on(4, replace(slices, **roomy), 3) == pytest.approx(on(4, replace(config, **roomy), 3), rel=1e-11)
@@ -295,22 +295,29 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
 
 @pytest.mark.parametrize("then", [4, 2])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(then: int, whole: list[dict[str, Any]], tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "commbench", *WORDS, "steps=30", "val_every=10", "save_every=10", "-q"]
-    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL) as process:
+    words = (*WORDS, "steps=30", "val_every=10", "save_every=10", "-q")
+    with forked_command.start(*words, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
         metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
         wait_for(lambda: len(lines_of(metrics)) >= 13 or None, process)
         process.send_signal(signal.SIGKILL)
     before = {path.name for path in metrics.parent.glob("checkpoints/*")}
     assert "step-00000010" in before
-    result = command("train", "--resume", "results/latest", f"ranks_per_node={then}", "--format", "json", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", f"ranks_per_node={then}", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     compared(lines_of(metrics), whole, rel=0 if then == 4 else 1e-10)
     first = json.loads(result.stdout.splitlines()[0])["step"]
     assert first in (11, 21) and first == len(whole) + 1 - len(result.stdout.splitlines())
-    assert command("train", "--resume", "results/latest", cwd=tmp_path).returncode == 0, "nothing is left to do"
+    assert here("train", "--resume", "results/latest", cwd=tmp_path).returncode == 0, "nothing is left to do"
 
 
-def wait_for(find: Any, process: subprocess.Popen[bytes], seconds: float = 90) -> Any:
+def started(own: bool, *words: str, **options: Any) -> subprocess.Popen[Any]:
+    """In an interpreter of its own, or forked from this one, which has imported everything."""
+    if own:
+        return subprocess.Popen([sys.executable, "-m", "commbench", *words], env=environment(), **options)
+    return forked_command.start(*words, **options)
+
+
+def wait_for(find: Any, process: subprocess.Popen[Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while (found := find()) is None:
         assert process.poll() is None and time.monotonic() < deadline
@@ -321,10 +328,10 @@ def wait_for(find: Any, process: subprocess.Popen[bytes], seconds: float = 90) -
 @pytest.mark.parametrize("whom", ["parent", "all"])
 def test_sigterm_saves_and_ends(whom: str, tmp_path: Path) -> None:
     """Service managers and batch systems send it to every process of a job."""
-    words = [sys.executable, "-m", "commbench", *WORDS, "steps=100000", "save_every=0", "val_every=0"]
-    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
+    words = (*WORDS, "steps=100000", "save_every=0", "val_every=0")
+    with started(whom == "all", *words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
         told = psutil.Process(process.pid).children(recursive=True) if whom == "all" else []
         assert whom == "parent" or len(told) >= 5, "the launcher and four ranks"
         for one in [psutil.Process(process.pid), *told]:
@@ -334,7 +341,7 @@ def test_sigterm_saves_and_ends(whom: str, tmp_path: Path) -> None:
     done = lines_of(metrics)[-1]["step"]
     assert [path.name for path in metrics.parent.glob("checkpoints/step-*")] == [f"step-{done:08d}"]
     assert json.loads((metrics.parent / "run.json").read_text())["status"] == "interrupted"
-    result = command("train", "--resume", "results/latest", f"steps={done + 2}", "--format", "json", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", f"steps={done + 2}", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [done + 1, done + 2]
 
@@ -383,13 +390,12 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "commbench", *WORDS, "steps=100000", "save_every=90000", "val_every=0", "-q"]
-    words.append("env.COMMBENCH_TRIED=yes")
-    with subprocess.Popen(words, cwd=tmp_path, env=environment()) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
+    words = (*WORDS, "steps=100000", "save_every=90000", "val_every=0", "-q", "env.COMMBENCH_TRIED=yes")
+    with forked_command.start(*words, cwd=tmp_path) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
         process.kill()
-    result = command("train", "--resume", "results/latest", "steps=2", "--no-plots", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", "steps=2", "--no-plots", cwd=tmp_path)
     assert result.returncode == 0 and "has no checkpoint yet: it begins again" in result.stderr
     assert [line["step"] for line in lines_of(metrics)] == [1, 2]
     orders = [json.loads(path.read_text()) for path in sorted(metrics.parent.glob("logs/*/order.json"))]
@@ -406,9 +412,9 @@ def test_a_run_without_checkpoints_does_not_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_reader_of_stdout_that_goes_away_ends_nothing(form: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "commbench", *WORDS, "steps=8", "val_every=1", "--format", form, "-q"]
-    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:  # fmt: skip
+    words = (*WORDS, "steps=8", "val_every=1", "--format", form, "-q")
+    with started(form == "json", *words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                 text=True) as process:  # fmt: skip
         assert process.stdout is not None and process.stderr is not None
         assert "1" in process.stdout.readline()
         process.stdout.close()
@@ -434,39 +440,38 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     assert result.returncode == 2 and "was not made for this set-up" in result.stderr
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench")
-
-
 def test_under_torchrun_a_rank_that_does_not_go_on_ends_all(tmp_path: Path) -> None:
     """No parent watches joined ranks: rank 0 does."""
-    words = [*TORCHRUN, *WORDS, "steps=100000", "timeout=3"]
-    with subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)  # type: ignore[arg-type]
-        ranks = {one.environ()["RANK"]: one for one in psutil.Process(process.pid).children()}
-        ranks["1"].suspend()
+    words = (*WORDS, "steps=100000", "timeout=3")
+    with forked_command.start_torchrun(2, *words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
+        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
+        ranks = psutil.Process(process.pid).children()
+        other = max(ranks, key=lambda one: (one.create_time(), one.pid))  # torchrun starts rank 1 after rank 0
+        other.suspend()
         about = metrics.parent / "run.json"
-        wait_for(lambda: json.loads(about.read_text())["status"] == "failed" or None, process)  # type: ignore[arg-type]
-        ranks["1"].kill()  # torchrun would give it half a minute
+        wait_for(lambda: json.loads(about.read_text())["status"] == "failed" or None, process)
+        other.kill()  # torchrun would give it half a minute
         _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "no step for 3 s" in said
 
 
 def test_under_torchrun_the_reason_is_that_of_the_rank_that_has_it(tmp_path: Path) -> None:
     """Rank 1 alone cannot read its part: rank 0 sees a closed connection, and tells what rank 1 said."""
-    settings: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "text": True, "timeout": 120, "check": False}
-    first = subprocess.run([*TORCHRUN, *WORDS, "steps=2", "zero=false"], capture_output=True, **settings)
+    first = forked_command.torchrun(2, *WORDS, "steps=2", "zero=false", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     shard = next(tmp_path.glob("results/2*/checkpoints/step-*/rank-0001.safetensors"))
     shard.write_bytes(b"\xff" * shard.stat().st_size)  # of the length that the manifest says
-    again = [*TORCHRUN, "train", "--resume", "results/latest", "steps=4"]
-    result = subprocess.run(again, capture_output=True, **settings)
+    result = forked_command.torchrun(2, "train", "--resume", "results/latest", "steps=4", cwd=tmp_path)
     assert result.returncode == 1 and "rank-0001.safetensors" in result.stderr
     assert "the checkpoint is damaged" in result.stderr
+    ended = re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", result.stderr)
+    assert dict(ended)["1"] == str(-signal.SIGTERM), "it waits for rank 0 only until its launcher ends it"
 
 
 def test_under_torchrun_it_joins(tmp_path: Path) -> None:
-    words = [*TORCHRUN, *WORDS, "steps=3", "--format", "json"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench"]
+    words += [*WORDS, "steps=3", "--format", "json"]
     result = subprocess.run(
         words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import logging
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
+from unittest import mock
 
 from commbench import transports
 from commbench.fabric import namespaces
@@ -19,6 +23,8 @@ from commbench.launch.job import Order
 from commbench.measure import fork
 from commbench.processes.orphans import die_with_parent
 from commbench.processes.process import Process
+from commbench.sweep import runner
+from commbench.train import launch
 
 # What `python -m` would run, and another module's `Popen` that it starts a process with.
 PROGRAMS: dict[str, Callable[[], None]] = {local.PROGRAM: fork.main, "commbench.fabric": namespaces.main}
@@ -49,7 +55,10 @@ class Forked(Process):
     """`Process` for the command of the launcher `local`, with or without a fabric around it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        transports.load(Order.load(command[-1]).outer.transport)  # here, and not by every launch
+        order = Order.load(command[-1])
+        transports.load(order.outer.transport)  # here, and not by every launch
+        if order.program:
+            importlib.import_module(order.program)
 
         def begin() -> None:
             os.setsid()
@@ -57,9 +66,19 @@ class Forked(Process):
             output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             for number in (1, 2):
                 os.dup2(output, number)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))
+            let_go()
 
         self._process: Any = _forked(command, environment, begin)
+
+
+def let_go() -> None:
+    """Close what an exec would have closed, locks of run folders above all; speak on descriptors 1 and 2."""
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    for logger in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            if type(handler) is logging.StreamHandler:
+                handler.stream = sys.stderr
 
 
 def _forked(command: Sequence[str], env: Mapping[str, str], preexec_fn: Callable[[], None]) -> _Child:
@@ -94,3 +113,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str], begin: Callable
 def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Process:
     """Other launchers start as always."""
     return (Forked if local.PROGRAM in command else Process)(command, environment, log)
+
+
+@contextlib.contextmanager
+def instead() -> Iterator[None]:
+    """Let sweeps and trainings of this process start their launchers so."""
+    with mock.patch.object(runner, "Process", process), mock.patch.object(launch, "Process", process):
+        yield
