@@ -32,7 +32,7 @@ from commbench.tune import MINIMUM_GAIN, space
 from commbench.tune.search import Predict
 from commbench.tune.space import Region
 from commbench.tune.stages import Stages, new_folder
-from commbench.tune.tuner import MOST_PAIRS, Control, Tuned, Tuner
+from commbench.tune.tuner import MOST_PAIRS, Confirmation, Control, CostModel, Tuned, Tuner
 from commbench.units import format_seconds, format_size
 
 _BUDGET = "10m"
@@ -150,10 +150,11 @@ def _tune(
             return _predictor(stages, first, talk)
 
         asked = [item.launches for item in configs if "launches" in item.typed]
-        launches = max(PAIRS_FOR_CLAIM, *asked, PAIRS_FOR_CLAIM)
+        launches = max([PAIRS_FOR_CLAIM, *asked])
         tuner = Tuner(
-            region, stages, budget_s=left_s, scope=stages.scope, note=talk.note, minimum_gain=wish.gain,
-            pairs=(launches, max(launches, MOST_PAIRS)), fit=fit, probes=_pairs(region, configs),
+            region, stages, budget_s=left_s, scope=stages.scope, note=talk.note,
+            confirmation=Confirmation(minimum_gain=wish.gain, pairs=(launches, max(launches, MOST_PAIRS))),
+            model=CostModel(probes=_pairs(region, configs), fit=fit),
         )  # fmt: skip
         tuned.append(tuner.run())
     if stages.spent_s > _OVERDRAWN * wish.budget_s:

@@ -14,12 +14,31 @@ from commbench.stats import PAIRS_FOR_CLAIM, Verdict
 from commbench.tune import MINIMUM_GAIN, Found, Measurer
 from commbench.tune.choices import Decision, ranges
 from commbench.tune.confirm import Claim, compare, holm
+from commbench.tune.refusals import Refusals
 from commbench.tune.search import Ledger, Predict, cap, search, with_policy
 from commbench.tune.space import Problem, Region, identity, label, way
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
 _SPARE = 0.9  # of the time that is left: later launches may take longer than those before
 MOST_PAIRS = 30  # more tell a gain of 3 % from none no better
+_MOST_PROBE_S = 0.1  # seconds for each measurement of the probe
+_UNIT_BYTES = 16  # borders between choices are multiples of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmation:
+    """What it takes to give the default up."""
+
+    minimum_gain: float = MINIMUM_GAIN  # that the lower end of the interval must show
+    pairs: tuple[int, int] = (PAIRS_FOR_CLAIM, MOST_PAIRS)  # of launches, the fewest and the most
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostModel:
+    """What may rule candidates out before they are measured."""
+
+    probes: Sequence[Case]  # measured beside the defaults, for the fit
+    fit: Callable[[], Predict | None]  # called after the probe; None: the fit is not good enough
 
 
 @dataclass(slots=True)
@@ -46,18 +65,38 @@ class Tuned:
 
 @dataclass(slots=True)
 class _Arms:
-    """What is measured of a problem in the confirmation."""
+    """What is measured of a problem in the confirmation, and what is claimed from it. By claim: `_BEST`, `_PLAIN`."""
 
     problem: Problem
     control: Case
-    challengers: dict[str, Case] = field(default_factory=dict)  # claim -> case
-    decided: dict[str, str] = field(default_factory=dict)  # claim -> verdict
+    challengers: dict[str, Case] = field(default_factory=dict)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    p: dict[str, float | None] = field(default_factory=dict)  # adjusted for all claims of the region
+    verdicts: dict[str, str] = field(default_factory=dict)
 
 
 _BEST, _PLAIN = "best", "plain"
 
 
+@dataclass(frozen=True, slots=True)
+class _Confirmed:
+    """What the launches of the confirmation measured, by identity of the case."""
+
+    found: Mapping[str, Found]
+    run: str  # the id of the run folder
+
+    def times(self, case: Case) -> Mapping[int, float]:
+        """Return launch -> median time, microseconds; nothing of a case that failed."""
+        one = self.found.get(identity(case))
+        return one.time_us if one is not None and one.status is Status.OK else {}
+
+
+_CONFIRMATION = Confirmation()
+
+
 class Tuner:
+    """Tune one region: probe the defaults, search the candidates, confirm the best in fresh launches."""
+
     def __init__(
         self,
         region: Region,
@@ -66,28 +105,19 @@ class Tuner:
         budget_s: float,
         scope: Callable[[Outer], Scope],
         note: Callable[[str], None],
-        minimum_gain: float = MINIMUM_GAIN,
-        pairs: tuple[int, int] = (PAIRS_FOR_CLAIM, MOST_PAIRS),
-        unit: int = 16,
-        fit: Callable[[], Predict | None] | None = None,
-        probes: Sequence[Case] = (),
+        confirmation: Confirmation = _CONFIRMATION,
+        model: CostModel | None = None,
     ) -> None:
-        """`scope(outer)` describes where the choices will hold; `pairs` are the fewest and the most of a confirmation.
-
-        `fit` gives predictions after the probe, if it can; `probes` are measured in it for that.
-        """
+        """Tune `region` in `budget_s` seconds. `scope(outer)` describes where the choices will hold."""
         self._region = region
         self._measurer = measurer
         self._budget_s = budget_s
         self._scope = scope
         self._note = note
-        self._minimum = minimum_gain
-        self._pairs = pairs
-        self._unit = unit
-        self._fit = fit
-        self._probes = probes
+        self._confirmation = confirmation
+        self._model = model
         self._ledger = Ledger()
-        self._refused: dict[tuple[str, str, str], tuple[str, list[int]]] = {}
+        self._refusals = Refusals(region.default)
         self._policy: Policy = region.problems[0].default.policy
         self._ends_s = measurer.spent_s + budget_s
 
@@ -95,29 +125,27 @@ class Tuner:
         problems = self._region.problems
         for problem in problems:
             for item in problem.skipped:
-                self._refuse(item.case, "skipped", item.skip)
+                self._refusals.add(item.case, "skipped", item.skip)
         predict = self._probe()
         budget_s = max(0.0, self._ends_s - self._measurer.spent_s - self._budget_s * (1 - _PROBE - _SEARCH))
         ranked = search(
             problems, self._measurer, self._ledger, self._policy,
-            budget_s=budget_s, predict=predict, refuse=self._refuse,
+            budget_s=budget_s, predict=predict, refuse=self._refusals.add,
         )  # fmt: skip
         outer = self._best_outer(ranked)
         arms = [self._arms(problem, ranked[problem.key], outer) for problem in problems]
-        found, run = self._confirm(arms, outer)
-        return self._decide(arms, found, outer, run)
+        return self._decide(arms, self._confirm(arms, outer), outer)
 
     # Probe
 
     def _probe(self) -> Predict | None:
         """The default at every size: what a launch costs here, and what a model can be made of."""
-        defaults = [problem.default for problem in self._region.problems]
-        cap_s = min(
-            cap(self._measurer, [*defaults, *self._probes], 1, self._budget_s * _PROBE, self._policy.cap_s), 0.1
-        )
-        cases = [with_policy(case, self._policy, launches=1, cap_s=cap_s) for case in (*defaults, *self._probes)]
+        wanted = [problem.default for problem in self._region.problems]
+        wanted += self._model.probes if self._model else []
+        cap_s = min(cap(self._measurer, wanted, 1, self._budget_s * _PROBE, self._policy.cap_s), _MOST_PROBE_S)
+        cases = [with_policy(case, self._policy, launches=1, cap_s=cap_s) for case in wanted]
         self._ledger.add(cases, self._measurer.measure("probe", cases))
-        return self._fit() if self._fit else None
+        return self._model.fit() if self._model else None
 
     # Search
 
@@ -156,8 +184,8 @@ class Tuner:
 
     # Confirmation
 
-    def _confirm(self, arms: Sequence[_Arms], outer: Outer) -> tuple[dict[str, Found], str]:
-        """All arms of all problems, in launches of their own; by identity."""
+    def _confirm(self, arms: Sequence[_Arms], outer: Outer) -> _Confirmed:
+        """Measure all arms of all problems, in launches of their own."""
         wanted = {identity(case): case for one in arms for case in self._measured(one, outer)}
         left_s = max(0.0, self._ends_s - self._measurer.spent_s)
         if not any(one.challengers for one in arms):
@@ -167,14 +195,15 @@ class Tuner:
         made = {name: with_policy(case, self._policy, launches=pairs, cap_s=cap_s) for name, case in wanted.items()}
         found = self._measurer.measure("confirm", list(made.values()))
         self._ledger.add(made.values(), found)
-        return {name: found[case.case_id] for name, case in made.items() if case.case_id in found}, self._measurer.run
+        by_identity = {name: found[case.case_id] for name, case in made.items() if case.case_id in found}
+        return _Confirmed(by_identity, self._measurer.run)
 
     def _size_of_confirmation(self, cases: Sequence[Case], seconds: float) -> tuple[int, float]:
         """Pairs, and seconds for each measurement: launches differ more than samples do, and get what time there is.
 
         Decided by the clock before anything of it is measured: to go on until a claim holds would make it hold.
         """
-        fewest, most = self._pairs
+        fewest, most = self._confirmation.pairs
         starts_s = len({case.outer.key for case in cases}) * self._measurer.start_s
         each_s = starts_s + len(cases) * (self._policy.cap_s + self._measurer.overhead_s)
         pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
@@ -185,47 +214,44 @@ class Tuner:
         started = [] if outer.key == self._region.default.key else [replace(default, outer=outer)]
         return [default, arms.control, *arms.challengers.values(), *started]
 
-    def _decide(self, arms: Sequence[_Arms], found: Mapping[str, Found], outer: Outer, run: str) -> Tuned:
-        def times(case: Case) -> Mapping[int, float]:
-            one = found.get(identity(case))
-            return one.time_us if one is not None and one.status is Status.OK else {}
-
-        claims: dict[tuple[int, str], Claim] = {}
-        control = Control()
-        for index, one in enumerate(arms):
-            default = one.problem.default
-            for name, case in one.challengers.items():
-                claims[index, name] = compare(times(default), times(case))
-            control.claims.append(compare(times(default), times(one.control)))
-        adjusted = dict(zip(claims, holm([claim.p for claim in claims.values()]), strict=True))
-        control.passed = sum(
-            claim.judge(self._minimum, p) == Verdict.CONFIRMED
-            for claim, p in zip(control.claims, holm([claim.p for claim in control.claims]), strict=True)
-        )
-        moved = outer.key != self._region.default.key and self._start_pays(arms, times, outer)
-        decisions = []
-        for index, one in enumerate(arms):
-            decisions.append(
-                self._decision(
-                    one, index, claims, adjusted, times, control.claims[index], run, outer if moved else None
-                )
-            )
-        chosen = outer if moved else self._region.default
-        scope = self._scope(chosen)
+    def _decide(self, arms: Sequence[_Arms], confirmed: _Confirmed, outer: Outer) -> Tuned:
+        control = self._claim(arms, confirmed)
+        moved = outer.key != self._region.default.key and self._start_pays(arms, confirmed, outer)
+        decisions = [
+            self._decision(one, confirmed, claim, moved=moved) for one, claim in zip(arms, control.claims, strict=True)
+        ]
+        scope = self._scope(outer if moved else self._region.default)
         choices = []
         for curve in dict.fromkeys(one.problem.curve for one in arms):
             same = [decision for decision in decisions if decision.problem.curve == curve]
-            choices += ranges(scope.id, same, self._time_of, self._unit)
-        self._account(decisions)
-        return Tuned(scope=scope, choices=choices, refused=self._told(scope.id), control=control)
+            choices += ranges(scope.id, same, self._time_of, _UNIT_BYTES)
+        self._refusals.add_rest(decisions, self._ledger)
+        return Tuned(scope=scope, choices=choices, refused=self._refusals.records(scope.id), control=control)
 
-    def _start_pays(self, arms: Sequence[_Arms], times: Callable[[Case], Mapping[int, float]], outer: Outer) -> bool:
+    def _claim(self, arms: Sequence[_Arms], confirmed: _Confirmed) -> Control:
+        """Set the claims of all arms and their p, adjusted for all of them; return what the control shows."""
+        control = Control()
+        for one in arms:
+            default = confirmed.times(one.problem.default)
+            one.claims = {name: compare(default, confirmed.times(case)) for name, case in one.challengers.items()}
+            control.claims.append(compare(default, confirmed.times(one.control)))
+        every = [(one, name) for one in arms for name in one.claims]
+        for (one, name), p in zip(every, holm([one.claims[name].p for one, name in every]), strict=True):
+            one.p[name] = p
+        control.passed = sum(
+            claim.judge(self._confirmation.minimum_gain, p) == Verdict.CONFIRMED
+            for claim, p in zip(control.claims, holm([claim.p for claim in control.claims]), strict=True)
+        )
+        return control
+
+    def _start_pays(self, arms: Sequence[_Arms], confirmed: _Confirmed, outer: Outer) -> bool:
         """Whether starting ranks otherwise is better over all sizes together: the best ways there and by default."""
         before: dict[int, list[float]] = {}
         after: dict[int, list[float]] = {}
         for one in arms:
-            there = [times(case) for case in (replace(one.problem.default, outer=outer), *one.challengers.values())]
-            here = times(one.problem.default)
+            moved = replace(one.problem.default, outer=outer)
+            there = [confirmed.times(case) for case in (moved, *one.challengers.values())]
+            here = confirmed.times(one.problem.default)
             for launch, value in here.items():
                 best = [arm[launch] for arm in there if launch in arm]
                 if best:
@@ -233,71 +259,58 @@ class Tuner:
                     after.setdefault(launch, []).append(math.log(min(best)))
         first, second = ({k: math.exp(float(np.mean(v))) for k, v in arm.items()} for arm in (before, after))
         claim = compare(first, second)
-        verdict = claim.judge(self._minimum, claim.p)
+        verdict = claim.judge(self._confirmation.minimum_gain, claim.p)
         self._note(f"started with {_started(outer)}: {claim.ratio:.3f}x over all sizes, {verdict}")
         return verdict == Verdict.CONFIRMED
 
-    def _decision(
-        self,
-        arms: _Arms,
-        index: int,
-        claims: Mapping[tuple[int, str], Claim],
-        adjusted: Mapping[tuple[int, str], float | None],
-        times: Callable[[Case], Mapping[int, float]],
-        control: Claim,
-        run: str,
-        moved: Outer | None,
-    ) -> Decision:
+    def _decision(self, arms: _Arms, confirmed: _Confirmed, control: Claim, *, moved: bool) -> Decision:
+        """Choose for one problem. `control`: its default against itself; `moved`: ranks will be started otherwise."""
         default = arms.problem.default
-
-        def verdict(name: str) -> str:
-            case = arms.challengers.get(name)
-            if case is None:
-                return "nothing was faster in the search"
-            if case.outer.key != default.outer.key and moved is None:
-                return "not confirmed: the start of ranks that it needs does not pay over all sizes"
-            if not self._ledger.usable(case):
-                status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[way(case)]
-                return f"not confirmed: {status}: {reason}"
-            return claims[index, name].judge(self._minimum, adjusted[index, name])
-
-        arms.decided = {name: verdict(name) for name in (_BEST, _PLAIN)}
-        name = _BEST if arms.decided[_BEST] == Verdict.CONFIRMED else ""
-        if not name and arms.decided[_PLAIN] == Verdict.CONFIRMED:
-            name = _PLAIN
+        arms.verdicts = {name: self._verdict(arms, name, moved=moved) for name in (_BEST, _PLAIN)}
+        name = next((name for name in (_BEST, _PLAIN) if arms.verdicts[name] == Verdict.CONFIRMED), "")
         chosen = arms.challengers[name] if name else default
         plain = None
         if chosen.buffers != "plain":
-            plain = arms.challengers[_PLAIN] if arms.decided[_PLAIN] == Verdict.CONFIRMED else default
-        claim = claims.get((index, name or _BEST))
-        ours, theirs = times(default), times(chosen)
-        if not name and _BEST in arms.challengers:  # what was tried, beside why it was not taken
-            theirs = times(arms.challengers[_BEST]) or theirs
+            plain = arms.challengers[_PLAIN] if arms.verdicts[_PLAIN] == Verdict.CONFIRMED else default
+        claim = arms.claims.get(name or _BEST)
+        default_us = _median(confirmed.times(default))
         evidence = Evidence(
             size_bytes=arms.problem.size_bytes,
             dtype=default.dtype,
             default=label(default, self._region.default),
-            default_us=_median(ours),
-            chosen_us=_median(ours if not name else theirs),
+            default_us=default_us,
+            chosen_us=_median(confirmed.times(chosen)) if name else default_us,
             ratio=claim.ratio if claim and name and math.isfinite(claim.ratio) else 1.0,
             low=claim.low if claim and name else None,
             high=claim.high if claim and name else None,
             interval_of="launches" if claim and name else None,
             pairs=claim.pairs if claim else 0,
-            p=adjusted.get((index, name or _BEST)),
+            p=arms.p.get(name or _BEST),
             apparent=control.ratio if math.isfinite(control.ratio) else None,
             candidates=len(arms.problem.candidates),
-            run=run,
+            run=confirmed.run,
             verdict=Verdict.CONFIRMED if name else self._why_default(arms, claim),
         )
         return Decision(problem=arms.problem, chosen=chosen, on_plain=plain, evidence=evidence)
 
+    def _verdict(self, arms: _Arms, name: str, *, moved: bool) -> str:
+        """Return `Verdict.CONFIRMED`, or in words why a challenger does not take the default's place."""
+        case = arms.challengers.get(name)
+        if case is None:
+            return "nothing was faster in the search"
+        if case.outer.key != arms.problem.default.outer.key and not moved:
+            return "not confirmed: the start of ranks that it needs does not pay over all sizes"
+        if not self._ledger.usable(case):
+            status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[way(case)]
+            return f"not confirmed: {status}: {reason}"
+        return arms.claims[name].judge(self._confirmation.minimum_gain, arms.p[name])
+
     def _why_default(self, arms: _Arms, claim: Claim | None) -> str:
         case = arms.challengers.get(_BEST)
         if case is None:
-            return f"default kept: {arms.decided[_BEST]}"
+            return f"default kept: {arms.verdicts[_BEST]}"
         seen = f", measured {claim.ratio:.3f}x" if claim and math.isfinite(claim.ratio) else ""
-        return f"default kept: {label(case, self._region.default)}{seen}, {arms.decided[_BEST]}"
+        return f"default kept: {label(case, self._region.default)}{seen}, {arms.verdicts[_BEST]}"
 
     def _time_of(self, case: Case, problem: Problem) -> float:
         """What the way of `case` takes at the size of `problem`, microseconds; infinite where it was not measured."""
@@ -305,46 +318,6 @@ class Tuner:
             if way(other) == way(case):
                 return self._ledger.time_us(other)
         return math.inf
-
-    # What was not taken
-
-    def _refuse(self, case: Case, why: str, reason: str) -> None:
-        key = case.collective, label(case, self._region.default), why
-        _, sizes = self._refused.setdefault(key, (reason, []))
-        if case.size_bytes not in sizes:
-            sizes.append(case.size_bytes)
-
-    def _account(self, decisions: Sequence[Decision]) -> None:
-        """Every candidate is chosen, or refused with a reason."""
-        pruned = {(collective, name) for collective, name, why in self._refused if why == "pruned"}
-        for decision in decisions:
-            problem = decision.problem
-            kept = {identity(decision.chosen), identity(problem.default)}
-            best = self._ledger.time_us(decision.chosen)
-            for case in problem.candidates:
-                if identity(case) in kept or (decision.on_plain and identity(case) == identity(decision.on_plain)):
-                    continue
-                failure = self._ledger.failed.get(identity(case)) or self._ledger.banned.get(way(case))
-                if failure is not None:
-                    self._refuse(case, str(failure[0]), failure[1])
-                elif math.isfinite(self._ledger.time_us(case)):
-                    ratio = self._ledger.time_us(case) / best
-                    if ratio > 1:
-                        self._refuse(
-                            case, "slower", f"{ratio:.2f} times the time of {decision.chosen.label} in the search"
-                        )
-                    else:
-                        reason = "faster than the default in the search, and not the one that was confirmed or tried"
-                        mine = case.label in decision.evidence.verdict
-                        self._refuse(case, "not confirmed", decision.evidence.verdict if mine else reason)
-                elif (case.collective, label(case, self._region.default)) not in pruned:
-                    self._refuse(case, "not measured", "the search ended before it")
-
-    def _told(self, scope: str) -> list[Refused]:
-        return [
-            Refused(scope=scope, collective=collective, label=name, sizes=sorted(sizes), why=why, reason=reason)
-            for (collective, name, why), (reason, sizes) in self._refused.items()
-        ]
 
 
 def _median(times: Mapping[int, float]) -> float:

@@ -20,7 +20,7 @@ from commbench.sweep import prepare
 from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
 from commbench.tune import Found, space
-from commbench.tune.tuner import Tuned, Tuner
+from commbench.tune.tuner import Confirmation, Tuned, Tuner
 from tests.conftest import in_threads
 
 # The launches differ, cases within a launch differ, samples wander, and some are hit by what has nothing to do with us.
@@ -148,14 +148,14 @@ def region(*words: str) -> space.Region:
     return found
 
 
-def tune(measurer: Ruled | InProcess, of: space.Region, **options: Any) -> Tuned:
+def tune(measurer: Ruled | InProcess, of: space.Region, pairs: tuple[int, int] = (10, 10)) -> Tuned:
     def scope(outer: Any) -> Scope:
         return Scope(
             id="s", transport="scripted", nodes=outer.nodes, ranks_per_node=outer.ranks_per_node, env=outer.env
         )
 
     return Tuner(
-        of, measurer, budget_s=1e9, scope=scope, note=lambda text: None, **{"pairs": (10, 10), **options}
+        of, measurer, budget_s=1e9, scope=scope, note=lambda text: None, confirmation=Confirmation(pairs=pairs)
     ).run()
 
 
