@@ -40,7 +40,7 @@ def test_the_algorithm_sends_what_it_declares(examples: list[ModuleType]) -> Non
 
 
 def test_the_exporter_writes_settings(examples: list[ModuleType]) -> None:
-    scope = Scope(id="a", transport="nccl", env={"NCCL_PROTO": "Simple"})
+    scope = Scope(id="a", transport="nccl", nodes=1, ranks_per_node=8, env={"NCCL_PROTO": "Simple"})
     text = examples[1].write(Source(Profile(scopes=[scope], choices=[]), Path("p.json"))).text
     assert "\nNCCL_PROTO=Simple\n" in text
 
