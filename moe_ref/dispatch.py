@@ -1,6 +1,6 @@
-"""Tokens into the buffer that is sent, and back: five ways to do the same, and one table of them.
+"""Tokens into the buffer that is sent, and back: five implementations of the same, and one table of them.
 
-Each way is made for a routing and has two halves, both with gradients:
+Each dispatcher is made for a routing and has two methods, both with gradients:
 
     dispatch    tokens [T, D] -> buffer [E, C, D], or [rows, D] for dropless (`Routing.buffer_shape`)
     combine     what experts made of the buffer, same shape -> tokens [T, D]: sum over k of weight x row
@@ -21,8 +21,8 @@ from moe_ref import fused
 from moe_ref.routing import Routing
 
 
-class Moves(Protocol):
-    """What a way is, once it is made for a routing."""
+class TokenDispatcher(Protocol):
+    """Takes tokens into the dispatch buffer of a routing, and the experts' output back."""
 
     def __init__(self, routing: Routing) -> None: ...
 
@@ -31,7 +31,7 @@ class Moves(Protocol):
     def combine(self, buffer: Tensor) -> Tensor: ...
 
 
-class Loop:
+class LoopDispatcher:
     """One row at a time: the oracle of the others. Not for use."""
 
     def __init__(self, routing: Routing) -> None:
@@ -61,17 +61,17 @@ class Loop:
         return torch.stack(found) if found else buffer_RD[:0]
 
 
-class FairseqEinsum:
+class EinsumDispatcher:
     """Products with dense one-hot tensors [T, E C], as in GShard (arXiv 2006.16668, 3.2), fairseq and DeepSpeed.
 
     E C is about k f T, so time is O(T^2 k f D) and memory O(T^2 k f), whatever E is. Kept as it is, since it is the
     baseline that published gains are over. Weights are rounded to the tokens' dtype, as in fairseq.
 
     One difference to fairseq: its mask is `weights != 0`, so a weight that underflowed to 0 leaves its slot empty; here
-    the slot is filled, as in the other ways.
+    the slot is filled, as in the other dispatchers.
     """
 
-    dtype: torch.dtype | None = None  # of the products; null: the tokens'
+    dtype: torch.dtype | None = None  # of the products; None: the tokens'
 
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
@@ -117,17 +117,17 @@ class FairseqEinsum:
         return (expert_TE[:, :, None] & slot_TC[:, None, :]).view(routing.tokens, routing.rows)
 
 
-class FairseqEinsumTC(FairseqEinsum):
+class EinsumTCDispatcher(EinsumDispatcher):
     """The same with its products in bf16, which tensor cores do: so that fp32 tokens do not make the baseline slower
     than it has to be. Good to bf16's 8 bits."""
 
     dtype = torch.bfloat16
 
 
-class Sparse:
+class SparseDispatcher:
     """By indices: O(T K D) time, O(E C + T K) memory beside the buffer itself, and no atomic additions.
 
-    Both ways gather: tokens look up their rows, and rows look up their token in the inverse map. So each half is the
+    Both methods gather: tokens look up their rows, and rows look up their token in the inverse map. So each is the
     other's gradient, sums have a fixed order, and the buffer is written once, empty rows included. Weights multiply in
     the wider of their dtype and the buffer's.
     """
@@ -151,8 +151,10 @@ class Sparse:
         return y_TD
 
 
-class Fused(Sparse):
-    """What `Sparse` does, each half in one kernel forward and one backward (`commbench_kernels.rows`).
+class FusedDispatcher(SparseDispatcher):
+    """Does what `SparseDispatcher` does, each method in one kernel forward and one backward.
+
+    The kernels are those of `commbench_kernels.rows`.
 
     A row that is needed is read once and a row of the result written once. Sums are in fp32, or in fp64 where something
     given is fp64.
@@ -176,17 +178,17 @@ class Fused(Sparse):
         return y_TD
 
 
-TABLE: dict[str, type[Moves]] = {
-    "loop": Loop,
-    "fairseq_einsum": FairseqEinsum,
-    "fairseq_einsum_tc": FairseqEinsumTC,
-    "sparse": Sparse,
-    "fused": Fused,
+TABLE: dict[str, type[TokenDispatcher]] = {
+    "loop": LoopDispatcher,
+    "fairseq_einsum": EinsumDispatcher,
+    "fairseq_einsum_tc": EinsumTCDispatcher,
+    "sparse": SparseDispatcher,
+    "fused": FusedDispatcher,
 }
 
 
-def get(name: str) -> type[Moves]:
-    """The way of this name: make it with a routing. Raises `UsageError` for a name that is not in the table."""
+def get(name: str) -> type[TokenDispatcher]:
+    """Return the dispatcher of this name, to be made with a routing. Raises `UsageError` for an unknown name."""
     if name not in TABLE:
         raise unknown("dispatch", name, TABLE)
     return TABLE[name]

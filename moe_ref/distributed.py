@@ -15,8 +15,8 @@ from moe_ref import schedules
 from moe_ref.comms import NoOpComm
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
-from moe_ref.kept_buffers import Rooms
-from moe_ref.layer import Layer
+from moe_ref.kept_buffers import KeptBuffers
+from moe_ref.layer import BaseMoELayer
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Schedule
@@ -25,7 +25,7 @@ from moe_ref.sharding import Weights
 SKIPS = ("communication", "experts")
 
 
-class DistributedMoE(Layer):
+class DistributedMoE(BaseMoELayer):
     """`MoE` over the ranks of a communicator: same capacity rule for each rank's tokens, same result.
 
     Gate: the same parameters on all ranks, of which each gets the gradient of its own tokens: the trainer adds or
@@ -69,7 +69,7 @@ class DistributedMoE(Layer):
         super().__init__(gate, experts, dispatch)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
         self.equal_tokens, self.skip = equal_tokens, skip
-        self.rooms = Rooms() if keep_buffers else None
+        self.kept_buffers = KeptBuffers() if keep_buffers else None
         self._check_experts()
         self.schedule = schedule
 
@@ -135,12 +135,12 @@ class DistributedMoE(Layer):
         tokens = not self.equal_tokens and rule.needs_tokens(training=self.training)
         return int(tokens) + int(rule.needs_load(training=self.training))
 
-    def travelling(self, x_TD: Tensor) -> Tensor:
+    def cast_to_send(self, x_TD: Tensor) -> Tensor:
         """Tokens as they are sent: in autocast's dtype where there is autocast, in which experts take them anyway."""
-        dtype = self.travel_dtype()
+        dtype = self.send_dtype()
         return x_TD if dtype is None else x_TD.to(dtype)
 
-    def travel_dtype(self) -> torch.dtype | None:
+    def send_dtype(self) -> torch.dtype | None:
         """Autocast's dtype; null without."""
         kind = self.comm.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

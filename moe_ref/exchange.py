@@ -1,4 +1,4 @@
-"""Dispatch buffers to the ranks of their experts, and back: whole or in parts, of equal blocks or of sorted rows.
+"""Dispatch buffers to the ranks of their experts, and back: whole or in chunks, of equal blocks or of sorted rows.
 
 W ranks share E experts. With E_g = E / W >= 1 rank w has experts w E_g .. (w + 1) E_g - 1. With q = W / E > 1 ranks
 e q .. (e + 1) q - 1 each have one of q pieces of expert e (`moe_ref.sharding`), and r says how tokens get there: r
@@ -6,12 +6,12 @@ ranks in turn hold the whole of it between them after the pieces have been gathe
 ranks, whose outputs are summed when they are back, and an expert's rows divide among its q / r copies. W blocks go
 out in any case.
 
-    exchange = of(comm, routing, r=1, chunks=d)   collective for dropless, where ranks tell each other their counts
-    parts = exchange.parts(buffer)                 what is sent, part by part
-    part.inp, part.collective, part.there          a call of the communicator
-    part.sort(arrived)                             its output as experts take it
-    part.unsort(out), part.back                    theirs as it goes back, and the call's arguments
-    exchange.join(returned)                        of all parts, as the dispatch buffer is
+    exchange = create(comm, routing, r=1, chunks=d)     collective for dropless: ranks tell each other their counts
+    chunks = exchange.split(buffer)                     what is sent, chunk by chunk
+    chunk.inp, chunk.collective, chunk.dispatch_args    a call of the communicator
+    chunk.sort(arrived)                                 its output as experts take it
+    chunk.unsort(out), chunk.combine_args               theirs as it goes back, and the call's arguments
+    exchange.join(returned)                             of all chunks, as the dispatch buffer is
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from moe_ref.experts import by_expert, by_source
 from moe_ref.routing import Routing
 
 
-class Part(Protocol):
-    """A part of what one layer sends. `counts_E`: of the sorted rows; null for equal blocks.
+class ExchangeChunk(Protocol):
+    """A chunk of what one layer sends. `counts_E`: of the sorted rows; None for equal blocks.
 
     inp: what goes out, [W, e, c, D] or rows [n, D]. experts: those of this rank that it is for, of all e = E_g.
     """
@@ -39,8 +39,8 @@ class Part(Protocol):
     inp: Tensor
     experts: slice
     collective: str
-    there: dict[str, Any]  # arguments of the collective, on the way there
-    back: dict[str, Any]
+    dispatch_args: dict[str, Any]  # arguments of the collective, on the way there
+    combine_args: dict[str, Any]
 
     @property
     def counts_E(self) -> Tensor | None: ...
@@ -52,32 +52,33 @@ class Part(Protocol):
         """What experts made of it, as it goes back."""
 
 
-def span(length: int, index: int, parts: int) -> tuple[int, int]:
-    """First and last + 1 of part `index`: parts of nearly equal length, the longer ones spread evenly."""
-    return length * index // parts, length * (index + 1) // parts
+def bounds(length: int, index: int, chunks: int) -> tuple[int, int]:
+    """Return first and last + 1 of chunk `index`: chunks of nearly equal length, the longer ones spread evenly."""
+    return length * index // chunks, length * (index + 1) // chunks
 
 
-def ways_of_r(pieces: int) -> list[int]:
-    """What r may be: 0, or a divisor of q."""
+def allowed_r(pieces: int) -> list[int]:
+    """Return what r may be: 0, or a divisor of q."""
     return [0, *(r for r in range(1, pieces + 1) if pieces % r == 0)]
 
 
-def of(
+def create(
     comm: CommLike, routing: Routing, *, r: int = 1, chunks: int = 1, groups: int = 1
 ) -> EvenExchange | UnevenExchange:
-    """The exchange of a routing over `comm`, in `chunks` parts by capacity or in `groups` parts by expert.
+    """Make the exchange of a routing over `comm`, in `chunks` by capacity or in `groups` by expert.
 
     Collective for dropless: one all_gather of counts.
     """
     ranks, experts = comm.size, routing.experts
     if routing.capacity is not None:
         return EvenExchange(ranks, experts, routing.capacity, r=r, chunks=chunks, groups=groups)
-    return UnevenExchange(comm.rank, told(comm, routing), r=r, chunks=chunks, groups=groups)
+    return UnevenExchange(comm.rank, gather_counts(comm, routing), r=r, chunks=chunks, groups=groups)
 
 
-def told(comm: CommLike, routing: Routing) -> Tensor:
-    """Collective: the counts of all ranks, int64 [W, E], on the host. `exchange_counts` of the communicator is for W
-    counts of each rank, these are E; and from a GPU the host waits once.
+def gather_counts(comm: CommLike, routing: Routing) -> Tensor:
+    """Collective: gather the counts of all ranks, int64 [W, E], on the host.
+
+    `exchange_counts` of the communicator is for W counts of each rank, these are E; and from a GPU the host waits once.
     """
     counts_WE = routing.counts_E.new_empty(comm.size, routing.experts)
     comm.all_gather(counts_WE, routing.counts_E[None])
@@ -85,7 +86,7 @@ def told(comm: CommLike, routing: Routing) -> Tensor:
 
 
 class EvenExchange:
-    """Of buffers [E, C, D], by all_to_all. Capacity is padded to a multiple of q / r with rows of 0."""
+    """Exchanges buffers [E, C, D] by all_to_all. Capacity is padded to a multiple of q / r with rows of 0."""
 
     def __init__(
         self, ranks: int, experts: int, capacity: int, *, r: int = 1, chunks: int = 1, groups: int = 1
@@ -96,12 +97,12 @@ class EvenExchange:
         self.sent = -(-capacity // self.copies)  # rows of one block for one expert
         self.chunks, self.groups = chunks, groups
 
-    def parts(self, buffer: Tensor) -> list[EvenPart]:
+    def split(self, buffer: Tensor) -> list[EvenChunk]:
         blocks_WECD = self._blocks(buffer)
         if self.groups > 1:
-            return [EvenPart(blocks_WECD, slice(*span(self.here, i, self.groups)), slice(None))
+            return [EvenChunk(blocks_WECD, slice(*bounds(self.here, i, self.groups)), slice(None))
                     for i in range(self.groups)]  # fmt: skip
-        return [EvenPart(blocks_WECD, slice(None), slice(*span(self.sent, i, self.chunks)))
+        return [EvenChunk(blocks_WECD, slice(None), slice(*bounds(self.sent, i, self.chunks)))
                 for i in range(self.chunks)]  # fmt: skip
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
@@ -122,8 +123,8 @@ class EvenExchange:
         return repeated.reshape(self.ranks, 1, self.sent, width)
 
 
-class EvenPart:
-    """Some experts, or some rows of all experts, of the blocks [W, E_g, rows, D]."""
+class EvenChunk:
+    """Holds some experts, or some rows of all experts, of the blocks [W, E_g, rows, D]."""
 
     counts_E: Tensor | None = None
     collective = "all_to_all"
@@ -131,8 +132,8 @@ class EvenPart:
     def __init__(self, blocks_WECD: Tensor, experts: slice, rows: slice) -> None:
         self.inp = blocks_WECD[:, experts, rows].contiguous()
         self.experts = experts
-        self.there: dict[str, Any] = {}
-        self.back: dict[str, Any] = {}
+        self.dispatch_args: dict[str, Any] = {}
+        self.combine_args: dict[str, Any] = {}
 
     def sort(self, arrived: Tensor) -> Tensor:
         return by_expert(arrived)
@@ -142,7 +143,7 @@ class EvenPart:
 
 
 class UnevenExchange:
-    """Of rows [rows, D], sorted by expert, by all_to_allv. All ranks know the counts of all."""
+    """Exchanges rows [rows, D], sorted by expert, by all_to_allv. All ranks know the counts of all."""
 
     def __init__(self, rank: int, counts_WE: Tensor, *, r: int = 1, chunks: int = 1, groups: int = 1) -> None:
         """counts_WE: int64, on the host: rows of each rank for each expert."""
@@ -155,47 +156,47 @@ class UnevenExchange:
         first_W = target_W * self.experts // self.ranks
         expert_WG = first_W[:, None] + torch.arange(self.here)
         before_WWG = (counts_WE.cumsum(1) - counts_WE)[:, expert_WG]
-        first_WWG, last_WWG = _spans(counts_WE[:, expert_WG], (target_W % copies)[:, None], copies)
+        first_WWG, last_WWG = _bounds(counts_WE[:, expert_WG], (target_W % copies)[:, None], copies)
         self.first_WWG, self.length_WWG = before_WWG + first_WWG, last_WWG - first_WWG
-        self._places: Tensor | None = None  # null: rows go out in the order in which they are
+        self._positions: Tensor | None = None  # None: rows go out in the order in which they are
 
-    def parts(self, buffer: Tensor) -> list[UnevenPart]:
-        made = [UnevenPart(self, i) for i in range(max(self.chunks, self.groups))]
+    def split(self, buffer: Tensor) -> list[UnevenChunk]:
+        made = [UnevenChunk(self, i) for i in range(max(self.chunks, self.groups))]
         if len(made) > 1 or self.ranks > self.experts:
-            sent = torch.cat([part.index for part in made]).to(buffer.device)
+            sent = torch.cat([chunk.index for chunk in made]).to(buffer.device)
             # Rows are sent r times each: where they are in what is sent, r numbers for each.
-            self._places = sent.argsort(stable=True)
-            buffer = _take(buffer, sent, self._places, self.r)
-        for part, rows in zip(made, torch.split(buffer, [len(part.index) for part in made]), strict=True):
-            part.inp = rows
+            self._positions = sent.argsort(stable=True)
+            buffer = _take(buffer, sent, self._positions, self.r)
+        for chunk, rows in zip(made, torch.split(buffer, [len(chunk.index) for chunk in made]), strict=True):
+            chunk.inp = rows
         return made
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
         back_ND = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
-        if self._places is None:
+        if self._positions is None:
             return back_ND
-        rows_ND = _take(back_ND, self._places, self._places.argsort(), 1)
+        rows_ND = _take(back_ND, self._positions, self._positions.argsort(), 1)
         return rows_ND if self.r == 1 else rows_ND.view(-1, self.r, rows_ND.shape[1]).sum(1)
 
 
-class UnevenPart:
-    """Some experts, or some rows of each expert."""
+class UnevenChunk:
+    """Holds some experts, or some rows of each expert."""
 
     collective = "all_to_allv"
     inp: Tensor
 
-    def __init__(self, exchange: UnevenExchange, part: int) -> None:
+    def __init__(self, exchange: UnevenExchange, number: int) -> None:
         me = exchange.rank
-        self.experts = slice(*span(exchange.here, part, exchange.groups)) if exchange.groups > 1 else slice(None)
+        self.experts = slice(*bounds(exchange.here, number, exchange.groups)) if exchange.groups > 1 else slice(None)
         first_WWG, length_WWG = (of[:, :, self.experts] for of in (exchange.first_WWG, exchange.length_WWG))
         if exchange.chunks > 1:
-            start_WWG, stop_WWG = _spans(length_WWG, part, exchange.chunks)
+            start_WWG, stop_WWG = _bounds(length_WWG, number, exchange.chunks)
             first_WWG, length_WWG = first_WWG + start_WWG, stop_WWG - start_WWG
         self.index = _indices(first_WWG[me], length_WWG[me])  # of the rows that this rank sends
         matrix_WW = length_WWG.sum(2)
         sent, received = matrix_WW[me].tolist(), matrix_WW[:, me].tolist()
-        self.there: dict[str, Any] = {"received": received, "sent": sent, "matrix": matrix_WW.tolist()}
-        self.back: dict[str, Any] = {"received": sent, "sent": received, "matrix": matrix_WW.t().tolist()}
+        self.dispatch_args: dict[str, Any] = {"received": received, "sent": sent, "matrix": matrix_WW.tolist()}
+        self.combine_args: dict[str, Any] = {"received": sent, "sent": received, "matrix": matrix_WW.t().tolist()}
         self._arrived_WG = length_WWG[:, me]  # rows of each source for each expert
         self._index: tuple[Tensor, Tensor] | None = None
 
@@ -215,42 +216,42 @@ class UnevenPart:
     def unsort(self, out: Tensor) -> Tensor:
         if self._index is None:
             return out
-        index, back = self._index
-        return _take(out, back, index, 1)
+        index, inverse = self._index
+        return _take(out, inverse, index, 1)
 
 
 class _Take(torch.autograd.Function):
     """Rows by index, where each row is taken equally often: backward is a look-up too, with a fixed order of sums."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, index_M: Tensor, places_M: Tensor, times: int) -> Tensor:
-        ctx.save_for_backward(places_M)
+    def forward(ctx: Any, x_ND: Tensor, index_M: Tensor, positions_M: Tensor, times: int) -> Tensor:
+        ctx.save_for_backward(positions_M)
         ctx.times = times
         return x_ND.index_select(0, index_M)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None, None, None]:
-        (places_M,) = ctx.saved_tensors
-        rows_MD = gradient_MD.index_select(0, places_M)
+        (positions_M,) = ctx.saved_tensors
+        rows_MD = gradient_MD.index_select(0, positions_M)
         if ctx.times > 1:
             rows_MD = rows_MD.view(-1, ctx.times, rows_MD.shape[1]).sum(1)
         return rows_MD, None, None, None
 
 
-def _take(x_ND: Tensor, index_M: Tensor, places_M: Tensor, times: int) -> Tensor:
-    """Rows index_M of x; row n is taken `times` times, at places_M[n times .. (n + 1) times - 1]."""
-    taken_MD: Tensor = _Take.apply(x_ND, index_M, places_M, times)  # type: ignore[no-untyped-call]
+def _take(x_ND: Tensor, index_M: Tensor, positions_M: Tensor, times: int) -> Tensor:
+    """Rows index_M of x; row n is taken `times` times, at positions_M[n times .. (n + 1) times - 1]."""
+    taken_MD: Tensor = _Take.apply(x_ND, index_M, positions_M, times)  # type: ignore[no-untyped-call]
     return taken_MD
 
 
-def _spans(length: Tensor, index: Tensor | int, parts: int) -> tuple[Tensor, Tensor]:
-    """`span` of many lengths."""
-    return length * index // parts, length * (index + 1) // parts
+def _bounds(length: Tensor, index: Tensor | int, chunks: int) -> tuple[Tensor, Tensor]:
+    """`bounds` of many lengths."""
+    return length * index // chunks, length * (index + 1) // chunks
 
 
 def _indices(first: Tensor, length: Tensor) -> Tensor:
-    """All numbers first .. first + length - 1, one span after the other."""
+    """All numbers first .. first + length - 1, one run after the other."""
     first, length = first.flatten(), length.flatten()
     shift = first - (length.cumsum(0) - length)
     return torch.repeat_interleave(shift, length) + torch.arange(int(length.sum()))
@@ -259,7 +260,7 @@ def _indices(first: Tensor, length: Tensor) -> Tensor:
 def _r_and_copies(ranks: int, experts: int, r: int) -> tuple[int, int]:
     """r and q / r, which is on how many ranks the whole of an expert then is, in pieces of r."""
     pieces = max(1, ranks // experts)
-    if r not in ways_of_r(pieces)[1:]:
+    if r not in allowed_r(pieces)[1:]:
         raise UsageError(f"r={r} for {experts} experts on {ranks} ranks",
-                         hint=f"a divisor of {pieces}: {', '.join(map(str, ways_of_r(pieces)[1:]))}")  # fmt: skip
+                         hint=f"a divisor of {pieces}: {', '.join(map(str, allowed_r(pieces)[1:]))}")  # fmt: skip
     return r, pieces // r

@@ -86,12 +86,12 @@ def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
 class Experts(nn.Module):
     """What the experts of a rank share. `forward` takes equal blocks [E_g, N, D], or sorted rows [N, D] with counts.
 
-    Parameters have the expert in dimension 0. cut: the dimension of each that divides where H does, or of a bias of the
-    output D; cut_output: which are such biases. piece, pieces: what of that is here (`moe_ref.sharding`).
+    Parameters have the expert in dimension 0. shard_dims: the dimension of each that divides where H does, or of a bias
+    of the output D; output_biases: which are such biases. piece, pieces: what of that is here (`moe_ref.sharding`).
     """
 
-    cut: ClassVar[Mapping[str, int]] = {}
-    cut_output: ClassVar[frozenset[str]] = frozenset()
+    shard_dims: ClassVar[Mapping[str, int]] = {}
+    output_biases: ClassVar[frozenset[str]] = frozenset()
     piece, pieces = 0, 1
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
@@ -182,8 +182,8 @@ class _Biased(torch.autograd.Function):
 class FFN(Experts):
     """activation(x w1 + b1) w2 + b2 for each expert: fairseq's and Tutel's `ffn`."""
 
-    cut: ClassVar[Mapping[str, int]] = {"w1_EDH": 2, "w2_EHD": 1, "b1_EH": 1, "b2_ED": 1}
-    cut_output: ClassVar[frozenset[str]] = frozenset({"b2_ED"})
+    shard_dims: ClassVar[Mapping[str, int]] = {"w1_EDH": 2, "w2_EHD": 1, "b1_EH": 1, "b2_ED": 1}
+    output_biases: ClassVar[frozenset[str]] = frozenset({"b2_ED"})
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class FFN(Experts):
 class SwiGLU(Experts):
     """(silu(x w_gate) * x w_up) w_down for each expert, no biases (Shazeer, arXiv 2002.05202; Tutel's `llama_ffn`)."""
 
-    cut: ClassVar[Mapping[str, int]] = {"gate_EDH": 2, "up_EDH": 2, "down_EHD": 1}
+    shard_dims: ClassVar[Mapping[str, int]] = {"gate_EDH": 2, "up_EDH": 2, "down_EHD": 1}
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The halves of `moe_ref.dispatch.Fused`, with gradients: indices as in `Sparse`, rows by `commbench_kernels.rows`."""
+"""What `moe_ref.dispatch.FusedDispatcher` is made of: kernels of `commbench_kernels.rows`, with gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 def unsupported(device: torch.device) -> str:
-    """Return in words what they lack there; "" if nothing."""
+    """Say in words what the kernels lack on this device; "" where nothing is missing."""
     return rows.unsupported(device)
 
 

@@ -19,28 +19,30 @@ from commbench.communicators.base import CommLike
 KEPT = ("all_to_all",)  # of others each rank may need another length, or another one with each pass
 
 
-class Rooms:
+class KeptBuffers:
+    """The buffers of one layer, by the exchange that writes to them."""
+
     def __init__(self) -> None:
         self._kept: dict[tuple[object, ...], Tensor] = {}
         self._next = 0
 
-    def begin(self) -> None:
-        """A pass."""
+    def begin_pass(self) -> None:
+        """Number exchanges from 1 again."""
         self._next = 0
 
-    def number(self) -> int:
-        """Of the next exchange of this pass. The same on all ranks."""
+    def next_number(self) -> int:
+        """Return the number of the next exchange of this pass, the same on all ranks."""
         self._next += 1
         return self._next
 
     def empty(
-        self, comm: CommLike, collective: str, shape: tuple[int, ...], like: Tensor, place: tuple[int, str]
+        self, comm: CommLike, collective: str, shape: tuple[int, ...], like: Tensor, use: tuple[int, str]
     ) -> Tensor:
-        """For what comes by `collective`, at this place of a pass. Collective where it is made."""
+        """Return a buffer for what comes by `collective`, at this use in a pass. Collective where it is made."""
         make = getattr(comm, "empty", None)  # what stands for a communicator may have none
         if collective not in KEPT or make is None:
             return like.new_empty(shape)
-        key = (place, shape, like.dtype)
+        key = (use, shape, like.dtype)
         if key not in self._kept:
             self._kept[key] = make(shape, like.dtype, collective=collective)
         kept = self._kept[key]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from commbench.errors import UsageError
-from moe_ref import dispatch as ways
+from moe_ref import dispatch as dispatchers
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
 from moe_ref.profiling import labelled
@@ -26,7 +26,7 @@ class Output(NamedTuple):
     routing: Routing
 
 
-class Layer(nn.Module):
+class BaseMoELayer(nn.Module):
     """y = sum over the choices k of a token: weight_k expert_k(token). Residual and norm are the caller's."""
 
     def __init__(self, gate: Gate, experts: Experts, dispatch: str) -> None:
@@ -34,7 +34,7 @@ class Layer(nn.Module):
         if gate.width != experts.width:
             raise UsageError(f"a gate of width {gate.width} with experts of width {experts.width}", hint="one D")
         self.gate, self.experts = gate, experts
-        self.way = ways.get(dispatch)
+        self.dispatcher = dispatchers.get(dispatch)
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
         """x: [.., D], any leading shape. padding: bool [..], true for padding. generator: of the gate's draws.
@@ -55,7 +55,7 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
-class MoE(Layer):
+class MoE(BaseMoELayer):
     """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
 
     def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "sparse") -> None:
@@ -69,9 +69,9 @@ class MoE(Layer):
         with labelled("moe::gate"):
             routing = self.gate(x_TD, padding_T, generator=generator)
         with labelled("moe::dispatch"):
-            moves = self.way(routing)
-            buffer = moves.dispatch(x_TD)
+            dispatcher = self.dispatcher(routing)
+            buffer = dispatcher.dispatch(x_TD)
         with labelled("moe::experts"):
             out = self.experts(buffer) if routing.capacity is not None else self.experts(buffer, routing.counts_E)
         with labelled("moe::combine"):
-            return moves.combine(out), routing
+            return dispatcher.combine(out), routing

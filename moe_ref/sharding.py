@@ -40,24 +40,24 @@ def shard(experts: Experts, piece: int, pieces: int) -> Experts:
         raise UsageError(f"piece={piece} of {pieces}", hint=f"0 <= piece < {pieces}")
     whole = dict(experts.named_parameters())
     for name, parameter in whole.items():
-        length = parameter.shape[experts.cut[name]]
+        length = parameter.shape[experts.shard_dims[name]]
         if length % pieces:
             raise UsageError(f"{name} of shape {list(parameter.shape)} does not divide into {pieces} pieces",
                              hint=f"{length} is to be a multiple of {pieces}")  # fmt: skip
     for name, parameter in whole.items():
-        mine = parameter.detach().chunk(pieces, experts.cut[name])[piece].clone()
+        mine = parameter.detach().chunk(pieces, experts.shard_dims[name])[piece].clone()
         setattr(experts, name, nn.Parameter(mine, requires_grad=parameter.requires_grad))
     experts.piece, experts.pieces = piece, pieces
     experts.hidden //= pieces
     return experts
 
 
-def own(experts: Experts) -> dict[str, Tensor]:
+def own_weights(experts: Experts) -> dict[str, Tensor]:
     """This rank's pieces as parameters that give a summand of the output."""
     return _fitted(experts, dict(experts.named_parameters()), experts.piece, experts.pieces)
 
 
-def gathered(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Parameters for a step with this r, collective over `comm`; with gradients, which go back to their pieces.
 
     r = 0: of all experts, by one all_gather, backward one reduce_scatter. r = q: this rank's, without communication.
@@ -68,29 +68,29 @@ def gathered(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype | None
     if r == 0:
         mine = _flat(experts, dtype)
         every_WN = Gradients(comm).all_gather(mine[None])
-        return {name: _whole(parts, experts.cut[name], experts.pieces)
+        return {name: _whole(parts, experts.shard_dims[name], experts.pieces)
                 for name, parts in _split(experts, every_WN).items()}  # fmt: skip
     if experts.pieces % r:
         raise UsageError(f"r={r} for experts in {experts.pieces} pieces", hint=f"0, or a divisor of {experts.pieces}")
     copies = experts.pieces // r
     if copies == 1:
-        return own(experts)
+        return own_weights(experts)
     matrix = [[int(i // copies == j // copies) for j in range(comm.size)] for i in range(comm.size)]
     counts = matrix[comm.rank]
     rows_GN = _flat(experts, dtype).expand(copies, -1).contiguous()
     found_GN = Gradients(comm).all_to_allv(rows_GN, counts, counts, matrix=matrix)
-    whole = {name: _whole(parts, experts.cut[name], copies) for name, parts in _split(experts, found_GN).items()}
+    whole = {name: _whole(parts, experts.shard_dims[name], copies) for name, parts in _split(experts, found_GN).items()}
     return _fitted(experts, whole, experts.piece // copies, r)
 
 
-def picked(weights: Weights, which: slice) -> dict[str, Tensor]:
+def select_experts(weights: Weights, which: slice) -> dict[str, Tensor]:
     """Of some experts only."""
     return {name: weight[which] for name, weight in weights.items()}
 
 
 def _fitted(experts: Experts, weights: dict[str, Tensor], piece: int, pieces: int) -> dict[str, Tensor]:
     """With zeros in the columns of an output bias that other ranks add."""
-    for name in experts.cut_output.intersection(weights):
+    for name in experts.output_biases.intersection(weights):
         length = weights[name].shape[-1]
         weights[name] = functional.pad(weights[name], (piece * length, (pieces - 1 - piece) * length))
     return weights
@@ -120,4 +120,4 @@ def _whole(parts: Tensor, cut: int, pieces: int) -> Tensor:
     return joined.reshape(groups // pieces * here, *shape)
 
 
-__all__ = ["Weights", "gathered", "own", "picked", "shard"]
+__all__ = ["Weights", "gather_weights", "own_weights", "select_experts", "shard"]

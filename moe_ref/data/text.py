@@ -27,7 +27,7 @@ def sample() -> Path:
     return Path(__file__).resolve().parent / _SAMPLE
 
 
-class Text:
+class TextDataset:
     """The last `validation` of the file is held out; a batch for training never touches it."""
 
     def __init__(self, path: Path | None = None, *, context: int, validation: float = 0.1) -> None:

@@ -4,6 +4,6 @@ Shape suffixes beside those of `moe_ref`: B sequences of one pass, S positions, 
 """
 
 from moe_ref.lm.config import LMConfig
-from moe_ref.lm.model import LM, Result
+from moe_ref.lm.model import LM, LMOutput
 
-__all__ = ["LM", "LMConfig", "Result"]
+__all__ = ["LM", "LMConfig", "LMOutput"]

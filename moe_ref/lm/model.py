@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,11 @@ from moe_ref.experts import ACTIVATIONS, FFN
 from moe_ref.gate import Gate
 from moe_ref.layer import MoE
 from moe_ref.lm.config import LMConfig
-from moe_ref.lm.tensor_parallel import Cut
+from moe_ref.lm.tensor_parallel import TensorParallelModule
 from moe_ref.routing import Routing
 
 _STD = 0.02  # of embeddings and head, as in GPT-2
 Contexts = tuple[AbstractContextManager[object], AbstractContextManager[object]]
-
-
-class Layer(Protocol):
-    """An expert layer: `MoE`, or one over ranks."""
-
-    def __call__(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Routing]: ...
 
 
 # Makes the expert layer of a block, with first weights by a seed, both of which it gets.
@@ -36,7 +30,7 @@ MakeLayer = Callable[[int, int], nn.Module]
 
 
 @dataclass(slots=True)
-class Result:
+class LMOutput:
     """logits_BSV: of the next byte. losses: by name, the mean over expert layers, with gradient; empty without any.
 
     routings: of each expert layer, in order, without gradient.
@@ -47,10 +41,10 @@ class Result:
     routings: list[Routing] = field(default_factory=list)
 
 
-class Attention(Cut):
+class Attention(TensorParallelModule):
     """Causal self-attention of all heads, or of those of this rank, by torch's scaled dot product."""
 
-    cut: ClassVar[Mapping[str, int]] = {"qkv_3ID": 1, "qkv_bias_3I": 1, "out.weight": 1}
+    shard_dims: ClassVar[Mapping[str, int]] = {"qkv_3ID": 1, "qkv_bias_3I": 1, "out.weight": 1}
 
     def __init__(self, width: int, heads: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -62,16 +56,16 @@ class Attention(Cut):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         sequences, positions, _ = x_BSD.shape
-        qkv = functional.linear(self.copied(x_BSD), self.qkv_3ID.flatten(0, 1), self.qkv_bias_3I.flatten())
+        qkv = functional.linear(self.copy_to_tp(x_BSD), self.qkv_3ID.flatten(0, 1), self.qkv_bias_3I.flatten())
         q_BNSd, k_BNSd, v_BNSd = qkv.view(sequences, positions, 3, -1, self.head).permute(2, 0, 3, 1, 4)
         y_BNSd = functional.scaled_dot_product_attention(q_BNSd, k_BNSd, v_BNSd, is_causal=True)
-        return self.summed(y_BNSd.transpose(1, 2).flatten(2), self.out)
+        return self.reduce_from_tp(y_BNSd.transpose(1, 2).flatten(2), self.out)
 
 
-class Dense(Cut):
+class FeedForward(TensorParallelModule):
     """The FFN of a block without experts."""
 
-    cut: ClassVar[Mapping[str, int]] = {"up.weight": 0, "up.bias": 0, "down.weight": 1}
+    shard_dims: ClassVar[Mapping[str, int]] = {"up.weight": 0, "up.bias": 0, "down.weight": 1}
 
     def __init__(self, config: LMConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -80,10 +74,10 @@ class Dense(Cut):
         self.down = _linear(config.hidden, config.width, generator)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        return self.summed(self.activation(self.up(self.copied(x_BSD))), self.down)
+        return self.reduce_from_tp(self.activation(self.up(self.copy_to_tp(x_BSD))), self.down)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     def __init__(self, config: LMConfig, layer: int, moe: nn.Module | None, generator: torch.Generator) -> None:
         """moe: the expert layer; null: the block has an FFN."""
         super().__init__()
@@ -92,7 +86,7 @@ class Block(nn.Module):
         self.attention = Attention(config.width, config.heads, generator)
         self.norm = nn.LayerNorm(config.width)
         self.moe = moe
-        self.ffn = None if moe is not None else Dense(config, generator)
+        self.ffn = None if moe is not None else FeedForward(config, generator)
 
     def forward(self, x_BSD: Tensor, seed: int | None) -> tuple[Tensor, Routing | None]:
         with record_function("lm::attention"):
@@ -118,16 +112,16 @@ class LM(nn.Module):
     ) -> None:
         """make: of expert layers; null: `moe_ref.MoE`, all experts here. seed: of the first weights.
 
-        What ranks share depends on the seed alone, and so do experts that `fill` draws, however many ranks there are.
+        What ranks share depends on the seed alone, and so do experts that `init_experts` draws, on any number of ranks.
         """
         super().__init__()
         self.config = config
         generator = torch.Generator().manual_seed(seed)
-        make = make or local(config)
+        make = make or local_experts(config)
         self.embedding_VD = nn.Parameter(_normal(config.vocabulary, config.width, generator))
         self.positions_SD = nn.Parameter(_normal(config.context, config.width, generator))
         self.blocks = nn.ModuleList(
-            Block(config, layer, make(layer, seed) if config.has_experts(layer) else None, generator)
+            TransformerBlock(config, layer, make(layer, seed) if config.has_experts(layer) else None, generator)
             for layer in range(config.layers)
         )
         self.norm = nn.LayerNorm(config.width)
@@ -147,8 +141,8 @@ class LM(nn.Module):
         *,
         seed: int | None = None,
         contexts: Callable[[], Contexts] | None = None,
-    ) -> Result:
-        """bytes_BS: integers below V, S at most the context. seed: of the gates' draws; null: torch's own generator.
+    ) -> LMOutput:
+        """bytes_BS: integers below V, S at most the context. seed: of the gates' draws; None: torch's own generator.
 
         contexts: blocks keep their inputs alone and are redone in backward; each block calls it once for the context
             of its first pass and that of the second one. Null: everything is kept.
@@ -171,33 +165,33 @@ class LM(nn.Module):
                 routings.append(routing)
         with record_function("lm::head"):
             logits_BSV = functional.linear(self.norm(x_BSD), self.head_VD)
-        return Result(logits_BSV, _mean_losses(routings), routings)
+        return LMOutput(logits_BSV, _mean_losses(routings), routings)
 
 
-def local(config: LMConfig, dispatch: str = "sparse") -> MakeLayer:
+def local_experts(config: LMConfig, dispatch: str = "sparse") -> MakeLayer:
     """Expert layers with all experts on this rank."""
 
     def make(layer: int, seed: int) -> nn.Module:
-        gate = Gate(config.width, config.gate, generator=draws(seed, layer))
+        gate = Gate(config.width, config.gate, generator=seeded_generator(seed, layer))
         ffn = FFN(config.experts, config.width, config.hidden, activation=config.activation)
         moe = MoE(gate, ffn, dispatch=dispatch)
-        fill(moe.experts, seed, layer)
+        init_experts(moe.experts, seed, layer)
         return moe
 
     return make
 
 
-def fill(experts: nn.Module, seed: int, layer: int, first: int = 0) -> None:
-    """First weights of experts `first`, `first` + 1, .. of a layer: each expert's own draws, wherever it is."""
+def init_experts(experts: nn.Module, seed: int, layer: int, first: int = 0) -> None:
+    """Draw the first weights of experts `first`, `first` + 1, ..: each expert has its own draws, wherever it is."""
     for name, weight in experts.named_parameters():
         if weight.dim() == 3:  # [E_g, inside, out]; biases are 0
             salt = sum(map(ord, name))
             for index, part in enumerate(weight.data):
                 bound = part.shape[0] ** -0.5
-                part.uniform_(-bound, bound, generator=draws(seed, layer, 1 + first + index, salt))
+                part.uniform_(-bound, bound, generator=seeded_generator(seed, layer, 1 + first + index, salt))
 
 
-def draws(*numbers: int) -> torch.Generator:
+def seeded_generator(*numbers: int) -> torch.Generator:
     """A generator on the CPU that depends on these numbers, all below 2^31, and nothing else."""
     state = 0
     for number in numbers:

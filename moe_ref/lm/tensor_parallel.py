@@ -18,33 +18,36 @@ from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
 
 
-class Cut(nn.Module):
-    """Whole until `share` cuts it. `cut`: by parameter's name, the dimension in which it is cut; others are whole."""
+class TensorParallelModule(nn.Module):
+    """A module that is whole until `shard` cuts it.
 
-    cut: ClassVar[Mapping[str, int]] = {}
+    shard_dims: by parameter's name, the dimension in which it is cut; others are whole.
+    """
+
+    shard_dims: ClassVar[Mapping[str, int]] = {}
 
     def __init__(self) -> None:
         super().__init__()
         self.tp: CommLike | None = None
 
-    def share(self, tp: CommLike) -> None:
+    def shard(self, tp: CommLike) -> None:
         """Keep this rank's piece of each parameter, in place. Ranks that had equal modules hold all between them.
 
         Raises `UsageError` where a length does not divide among the ranks of `tp`.
         """
-        for name, dimension in self.cut.items():
+        for name, dimension in self.shard_dims.items():
             whole = self.get_parameter(name)
             length = whole.shape[dimension]
             if length % tp.size:
                 raise UsageError(f"{name} of shape {list(whole.shape)} does not divide among {tp.size} ranks",
                                  hint=f"{length} is to be a multiple of {tp.size}")  # fmt: skip
-        for name, dimension in self.cut.items():
+        for name, dimension in self.shard_dims.items():
             path, _, last = name.rpartition(".")
             piece = self.get_parameter(name).detach().chunk(tp.size, dimension)[tp.rank].clone()
             setattr(self.get_submodule(path), last, nn.Parameter(piece))
         self.tp = tp
 
-    def copied(self, x: Tensor) -> Tensor:
+    def copy_to_tp(self, x: Tensor) -> Tensor:
         """x, of which each rank's piece makes something: gradients of all pieces are added up.
 
         In autocast's dtype where there is autocast: the products take it in that anyway, and its gradient has half the
@@ -54,19 +57,19 @@ class Cut(nn.Module):
             return x
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        same: Tensor = _Copied.apply(x, self.tp)  # type: ignore[no-untyped-call]
+        same: Tensor = _CopyToTP.apply(x, self.tp)  # type: ignore[no-untyped-call]
         return same
 
-    def summed(self, x: Tensor, last: nn.Linear) -> Tensor:
+    def reduce_from_tp(self, x: Tensor, last: nn.Linear) -> Tensor:
         """last(x), of this rank's columns of `last`, added up over ranks; its bias counts once."""
         if self.tp is None:
             out: Tensor = last(x)
             return out
-        total: Tensor = _Summed.apply(functional.linear(x, last.weight), self.tp)  # type: ignore[no-untyped-call]
+        total: Tensor = _ReduceFromTP.apply(functional.linear(x, last.weight), self.tp)  # type: ignore[no-untyped-call]
         return total if last.bias is None else total + last.bias.to(total.dtype)
 
 
-class _Copied(torch.autograd.Function):
+class _CopyToTP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: CommLike) -> Tensor:
         ctx.tp = tp
@@ -77,7 +80,7 @@ class _Copied(torch.autograd.Function):
         return _sum(gradients[0], ctx.tp), None
 
 
-class _Summed(torch.autograd.Function):
+class _ReduceFromTP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: CommLike) -> Tensor:
         return _sum(x, tp)
@@ -94,4 +97,4 @@ def _sum(x: Tensor, tp: CommLike) -> Tensor:
     return out
 
 
-__all__ = ["Cut"]
+__all__ = ["TensorParallelModule"]

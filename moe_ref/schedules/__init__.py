@@ -3,9 +3,9 @@
     layer.schedule = schedules.get("pipelined", chunks=4)
     layer.schedule.traffic(shape)
 
-What they use: base.py (`Layer`, `Schedule`, `Shape`, `Message`), overlap.py (exchanges that overlap in both passes),
-tp_exchange.py (exchanges of ranks that hold the same tokens), planned.py (their plans). verify.py counts what a
-schedule sends, and predict.py says by a cost model how long that takes.
+What they use: base.py (`Layer`, `Schedule`, `Shape`, `TrafficEntry`), overlap.py (exchanges that overlap in both
+passes), tp_exchange.py (exchanges of ranks that hold the same tokens), planned.py (their plans). verify.py counts what
+a schedule sends, and predict.py says by a cost model how long that takes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from commbench.errors import UsageError, unknown
-from moe_ref.schedules.base import Message, Schedule, Shape
+from moe_ref.schedules.base import Schedule, Shape, TrafficEntry
 from moe_ref.schedules.chunked import ExpertGroups, Pipelined, Sequential
 from moe_ref.schedules.parm import ParmS1, ParmS2
 from moe_ref.schedules.tensor_parallel import TensorParallel
@@ -41,4 +41,4 @@ def get(name: str, **params: Any) -> Schedule:
     return TABLE[name](**params)
 
 
-__all__ = ["TABLE", "Message", "Schedule", "Shape", "get"]
+__all__ = ["TABLE", "Schedule", "Shape", "TrafficEntry", "get"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
-from moe_ref.dispatch import Moves
+from moe_ref.dispatch import TokenDispatcher
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
-from moe_ref.kept_buffers import Rooms
+from moe_ref.kept_buffers import KeptBuffers
 from moe_ref.routing import Routing
 from moe_ref.sharding import Weights
 
@@ -27,7 +27,7 @@ Phase = Literal["forward", "backward"]
 COUNT_BYTES = 8  # of a number that ranks tell each other: int64, or fp64
 
 
-class Message(NamedTuple):
+class TrafficEntry(NamedTuple):
     """`calls` calls of a collective on one rank.
 
     nbytes: of each call, of the larger of this rank's two tensors (nccl-tests' size column): the input of all_to_all,
@@ -95,7 +95,7 @@ class Layer(Protocol):
     gate: Gate
     experts: Experts  # this rank's: `experts.pieces`: into how many pieces of H they are cut, `experts.piece`: which
     comms: dict[str, CommLike | None]  # behind `comm`, `tp` and `ep`
-    rooms: Rooms | None  # where exchanges write to; None: to new memory
+    kept_buffers: KeptBuffers | None  # where exchanges write to; None: new memory
 
     @property
     def comm(self) -> CommLike:
@@ -110,7 +110,7 @@ class Layer(Protocol):
         """The communicator of the ranks of equal place in all tp groups; without these it is `comm`."""
 
     @property
-    def way(self) -> type[Moves]:
+    def dispatcher(self) -> type[TokenDispatcher]:
         """The implementation of dispatch and combine, to be made with a routing."""
 
     @property
@@ -132,10 +132,10 @@ class Layer(Protocol):
     def agreements(self) -> int:
         """How many numbers ranks agree on in `route`."""
 
-    def travelling(self, x_TD: Tensor) -> Tensor:
+    def cast_to_send(self, x_TD: Tensor) -> Tensor:
         """Tokens in the dtype that is sent."""
 
-    def travel_dtype(self) -> torch.dtype | None:
+    def send_dtype(self) -> torch.dtype | None:
         """Autocast's dtype; None without autocast."""
 
     def apply_experts(self, x: Tensor, counts_E: Tensor | None = None, weights: Weights | None = None) -> Tensor:
@@ -167,7 +167,7 @@ class Schedule(ABC):
         """y [T, D] and the routing. Collective over all of the layer's ranks, as is the way back."""
 
     @abstractmethod
-    def traffic(self, shape: Shape) -> list[Message]:
+    def traffic(self, shape: Shape) -> list[TrafficEntry]:
         """Every collective of one forward and one backward pass, `merged`."""
 
     def check(self, layer: Layer) -> None:
@@ -183,23 +183,17 @@ class Schedule(ABC):
         return " ".join([self.name, *given])
 
 
-def merged(messages: Iterable[Message]) -> list[Message]:
+def merged(messages: Iterable[TrafficEntry]) -> list[TrafficEntry]:
     """Sorted, with one record for what differs in nothing but `calls`, and none for no calls."""
-    calls: Counter[Message] = Counter()
+    calls: Counter[TrafficEntry] = Counter()
     for message in messages:
         calls[message._replace(calls=0)] += message.calls
     return sorted(message._replace(calls=number) for message, number in calls.items() if number)
 
 
-def both_ways(messages: Iterable[Message], *, backward: bool = True) -> list[Message]:
-    """These of the forward pass and the same once more backward: all-to-alls, whose adjoints are of their kind."""
-    forward = list(messages)
-    return [*forward, *(message._replace(phase="backward") for message in forward if backward)]
+def agreement_traffic(shape: Shape) -> list[TrafficEntry]:
+    """Return what `DistributedMoE.route` sends."""
+    return [TrafficEntry("forward", "all_reduce", "comm", shape.agreements, COUNT_BYTES)]
 
 
-def agreed(shape: Shape) -> list[Message]:
-    """What `DistributedMoE.route` sends."""
-    return [Message("forward", "all_reduce", "comm", shape.agreements, COUNT_BYTES)]
-
-
-__all__ = ["Layer", "Message", "Phase", "Schedule", "Shape", "agreed", "both_ways", "merged", "replace"]
+__all__ = ["Layer", "Phase", "Schedule", "Shape", "TrafficEntry", "agreement_traffic", "merged"]

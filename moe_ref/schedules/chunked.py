@@ -14,7 +14,7 @@ from commbench.errors import UsageError
 from moe_ref import exchange, sharding
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Schedule, Shape, agreed, merged
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Schedule, Shape, TrafficEntry, agreement_traffic, merged
 from moe_ref.schedules.overlap import start
 
 
@@ -29,9 +29,9 @@ class Cuts:
     def check(self, layer: Layer) -> None:
         """Raises `UsageError` for what this layer cannot do."""
         pieces, here = layer.experts.pieces, layer.experts.experts
-        if self.r not in exchange.ways_of_r(pieces):
+        if self.r not in exchange.allowed_r(pieces):
             raise UsageError(f"r={self.r} for experts in {pieces} pieces",
-                             hint=f"one of {', '.join(map(str, exchange.ways_of_r(pieces)))}")  # fmt: skip
+                             hint=f"one of {', '.join(map(str, exchange.allowed_r(pieces)))}")  # fmt: skip
         if self.chunks < 1:
             raise UsageError(f"chunks={self.chunks} is below 1", hint="1 or more")
         if not 1 <= self.groups <= here:
@@ -58,7 +58,7 @@ class Chunked(Schedule):
     ) -> tuple[Tensor, Routing]:
         return _forward(layer, self.cuts, x_TD, padding_T, generator)
 
-    def traffic(self, shape: Shape) -> list[Message]:
+    def traffic(self, shape: Shape) -> list[TrafficEntry]:
         return _traffic(shape, self.cuts)
 
 
@@ -83,7 +83,7 @@ class Pipelined(Chunked):
     """Capacity in chunks: the exchange of one beside the experts of another (Tutel, arXiv 2206.03382, 3.3).
 
     chunks: d. Chunk i has rows floor(i C / d) .. floor((i + 1) C / d) of every expert, and of a dropless layer the
-    same part of what each rank has for it. r: as in `Sequential`, but not 0.
+    same chunk of what each rank has for it. r: as in `Sequential`, but not 0.
 
     Experts' products have d times fewer rows, so they take longer in all; what is won is hidden communication.
     """
@@ -117,97 +117,101 @@ class ExpertGroups(Chunked):
 def _forward(
     layer: Layer, cuts: Cuts, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Routing]:
-    """All exchanges are started, then each part is computed when it is there, and its way back is started.
+    """Start all exchanges, then compute each chunk when it is there, and start its way back.
 
-    So experts work on part i beside the exchanges of the parts after it and the ways back of those before it; and
-    backward the same in the reverse order (`flights`). One part has nothing to run beside, so it does not try.
+    So experts work on chunk i beside the exchanges of the chunks after it and the ways back of those before it; and
+    backward the same in the reverse order (overlap.py). A single chunk has nothing to run beside, so it does not try.
     """
     routing = layer.route(x_TD, padding_T, generator)
     with labelled("moe::dispatch"):
-        moves = layer.way(routing)
-        buffer = moves.dispatch(layer.travelling(x_TD))
+        dispatcher = layer.dispatcher(routing)
+        buffer = dispatcher.dispatch(layer.cast_to_send(x_TD))
     weights: sharding.Weights | None = None
     if cuts.r == 0 or layer.experts.pieces > 1:
         with labelled("moe::experts"):
-            weights = sharding.gathered(layer.experts, layer.comm, cuts.r, layer.travel_dtype())
+            weights = sharding.gather_weights(layer.experts, layer.comm, cuts.r, layer.send_dtype())
     if cuts.r == 0:
         counts_E = routing.counts_E if routing.capacity is None else None
         made = layer.apply_experts(buffer, counts_E, weights)
         with labelled("moe::combine"):
-            return moves.combine(made), routing
+            return dispatcher.combine(made), routing
     if cuts.groups > 1 and weights is None:
         weights = dict(layer.experts.named_parameters())
     with labelled("moe::dispatch"):
-        exchanged = exchange.of(layer.comm, routing, r=cuts.r, chunks=cuts.chunks, groups=cuts.groups)
-        parts: Sequence[exchange.Part] = exchanged.parts(buffer)
-        beside = len(parts) > 1
-        rooms = layer.rooms
-        if rooms is not None:
-            rooms.begin()
+        exchanged = exchange.create(layer.comm, routing, r=cuts.r, chunks=cuts.chunks, groups=cuts.groups)
+        chunks: Sequence[exchange.ExchangeChunk] = exchanged.split(buffer)
+        overlaps = len(chunks) > 1
+        kept = layer.kept_buffers
+        if kept is not None:
+            kept.begin_pass()
         there = [
-            start(layer.comm, part.collective, part.inp, beside=beside, rooms=rooms, **part.there) for part in parts
+            start(layer.comm, chunk.collective, chunk.inp, async_op=overlaps, kept=kept, **chunk.dispatch_args)
+            for chunk in chunks
         ]
     back = []
-    for part, flight in zip(parts, there, strict=True):
+    for chunk, call in zip(chunks, there, strict=True):
         with labelled("moe::dispatch"):
-            x = part.sort(flight.land())
-        its = weights if weights is None or cuts.groups == 1 else sharding.picked(weights, part.experts)
-        out = layer.apply_experts(x, part.counts_E, its)
+            x = chunk.sort(call.wait())
+        its = weights if weights is None or cuts.groups == 1 else sharding.select_experts(weights, chunk.experts)
+        out = layer.apply_experts(x, chunk.counts_E, its)
         with labelled("moe::combine"):
-            back.append(start(layer.comm, part.collective, part.unsort(out), beside=beside, rooms=rooms, **part.back))
+            returned = chunk.unsort(out)
+            back.append(
+                start(layer.comm, chunk.collective, returned, async_op=overlaps, kept=kept, **chunk.combine_args)
+            )
     with labelled("moe::combine"):
-        return moves.combine(exchanged.join([flight.land() for flight in back])), routing
+        return dispatcher.combine(exchanged.join([call.wait() for call in back])), routing
 
 
-def _traffic(shape: Shape, cuts: Cuts) -> list[Message]:
+def _traffic(shape: Shape, cuts: Cuts) -> list[TrafficEntry]:
     """The messages of `_forward`, merged."""
-    found, weights = agreed(shape), shape.weight_bytes
+    found, weights = agreement_traffic(shape), shape.weight_bytes
     if cuts.r == 0:
         gathered = shape.W * weights
-        found += [Message("forward", "all_gather", "comm", 1, gathered)]
-        found += [Message("backward", "reduce_scatter", "comm", 1, gathered)]
+        found += [TrafficEntry("forward", "all_gather", "comm", 1, gathered)]
+        found += [TrafficEntry("backward", "reduce_scatter", "comm", 1, gathered)]
         return merged(found)
     copies = shape.pieces // cuts.r
     if copies > 1:
-        found += [Message("forward", "all_to_allv", "comm", 1, copies * weights)]
-        found += [Message("backward", "all_to_allv", "comm", 1, copies * weights)]
+        found += [TrafficEntry("forward", "all_to_allv", "comm", 1, copies * weights)]
+        found += [TrafficEntry("backward", "all_to_allv", "comm", 1, copies * weights)]
     if shape.C is None:
-        found += [Message("forward", "all_gather", "comm", 1, COUNT_BYTES * shape.W * shape.E)]
+        found += [TrafficEntry("forward", "all_gather", "comm", 1, COUNT_BYTES * shape.W * shape.E)]
         name, sizes = "all_to_allv", list(_uneven(shape, cuts, copies))
     else:
         name, sizes = "all_to_all", list(_even(shape, cuts, copies))
     for sent, received in sizes:
         there, back = sent * shape.row_bytes, received * shape.row_bytes
-        found += [Message("forward", name, "comm", 1, there), Message("forward", name, "comm", 1, back)]
-        found += [Message("backward", name, "comm", 1, there)]  # of the gradient of what came back
-        found += [Message("backward", name, "comm", int(shape.input_grad), back)]
+        found += [TrafficEntry("forward", name, "comm", 1, there), TrafficEntry("forward", name, "comm", 1, back)]
+        found += [TrafficEntry("backward", name, "comm", 1, there)]  # of the gradient of what came back
+        found += [TrafficEntry("backward", name, "comm", int(shape.input_grad), back)]
     return merged(found)
 
 
 def _even(shape: Shape, cuts: Cuts, copies: int) -> Iterator[tuple[int, int]]:
-    """Rows sent and received in each part: the same number."""
+    """Count rows sent and received in each chunk: the same number."""
     assert shape.C is not None
     here, rows = max(1, shape.E // shape.W), -(-shape.C // copies)
-    for part in range(cuts.chunks):
+    for chunk in range(cuts.chunks):
         for group in range(cuts.groups):
-            number = shape.W * _length(here, group, cuts.groups) * _length(rows, part, cuts.chunks)
+            number = shape.W * _length(here, group, cuts.groups) * _length(rows, chunk, cuts.chunks)
             yield number, number
 
 
 def _uneven(shape: Shape, cuts: Cuts, copies: int) -> Iterator[tuple[int, int]]:
     here, ranks = max(1, shape.E // shape.W), range(shape.W)
-    for part in range(cuts.chunks):
+    for chunk in range(cuts.chunks):
         for group in range(cuts.groups):
             local = range(here * group // cuts.groups, here * (group + 1) // cuts.groups)
 
-            def rows(source: int, target: int, part: int = part, local: range = local) -> int:
+            def rows(source: int, target: int, chunk: int = chunk, local: range = local) -> int:
                 first = target * here if shape.E >= shape.W else target * shape.E // shape.W
                 counts = (shape.choices(source)[first + expert] for expert in local)
                 ours = (_length(count, target % copies, copies) for count in counts)
-                return sum(_length(count, part, cuts.chunks) for count in ours)
+                return sum(_length(count, chunk, cuts.chunks) for count in ours)
 
             yield sum(rows(shape.rank, j) for j in ranks), sum(rows(i, shape.rank) for i in ranks)
 
 
-def _length(whole: int, index: int, parts: int) -> int:
-    return whole * (index + 1) // parts - whole * index // parts
+def _length(whole: int, index: int, chunks: int) -> int:
+    return whole * (index + 1) // chunks - whole * index // chunks

@@ -1,11 +1,11 @@
-"""Exchanges that run beside what is computed, forward and backward.
+"""Exchanges that overlap with what is computed, forward and backward.
 
-    flight = start(comm, "all_to_all", inp)      issues the exchange
+    call = start(comm, "all_to_all", inp)      issues the exchange
     ...                                          computes something else
-    out = flight.land()                          waits for it
+    out = call.wait()                          waits for it
 
-Each half is a node of autograd's graph. Backward, `land` issues the adjoint and `start` waits for it. autograd runs
-nodes that are ready in the reverse order of their making, so what lay between the two halves forward is computed
+Both are nodes of autograd's graph. Backward, `wait` issues the adjoint and `start` waits for it. autograd runs
+nodes that are ready in the reverse order of their making, so what lay between the two forward is computed
 backward between them as well, and the backward pass overlaps as the forward pass does. All ranks make the same nodes,
 so they issue the same order of exchanges. Tutel (arXiv 2206.03382, 3.3) overlaps both passes too; MoNTA's code the
 forward pass only.
@@ -22,83 +22,85 @@ from torch.autograd.function import once_differentiable
 from commbench import collectives
 from commbench.communicators.autograd import adjoint_arguments, output_shape
 from commbench.communicators.base import CommLike
-from moe_ref.kept_buffers import Rooms
+from moe_ref.kept_buffers import KeptBuffers
 
 
-class Flight:
-    """A collective on its way. Of no use after `land`, but to autograd."""
+class AsyncCollective:
+    """A collective on its way. Of no use after `wait`, but to autograd."""
 
     def __init__(
-        self, comm: CommLike, collective: str, arguments: dict[str, Any], *, beside: bool, rooms: Rooms | None
+        self, comm: CommLike, collective: str, arguments: dict[str, Any], *, async_op: bool, kept: KeptBuffers | None
     ) -> None:
-        self.comm, self.collective, self.arguments, self.beside = comm, collective, arguments, beside
-        self._rooms, self._place = rooms, 0 if rooms is None else rooms.number()
+        self.comm, self.collective, self.arguments, self.async_op = comm, collective, arguments, async_op
+        self._kept, self._number = kept, 0 if kept is None else kept.next_number()
         self.pending: Any = None  # of the forward pass, then of the backward pass
         self.out: Tensor | None = None  # what is being written to
 
-    def land(self) -> Tensor:
-        """The output, once it is there."""
+    def wait(self) -> Tensor:
+        """Return the output, once it is there."""
         coming, self.out = self.out, None
-        out: Tensor = _Land.apply(coming, self)  # type: ignore[no-untyped-call]
+        out: Tensor = _Wait.apply(coming, self)  # type: ignore[no-untyped-call]
         return out
 
     def issue(self, inp: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Start it. What is returned is being written to until `wait`."""
+        """Start it. What is returned is being written to until `finish`."""
         name = collectives.get(self.collective).adjoint if adjoint else self.collective
         arguments = adjoint_arguments(self.collective, self.arguments) if adjoint else self.arguments
         shape = output_shape(name, tuple(inp.shape), arguments, self.comm.size)
-        if self._rooms is None:
+        if self._kept is None:
             out = inp.new_empty(shape)
         else:
-            out = self._rooms.empty(self.comm, name, shape, inp, (self._place, "back" if adjoint else "there"))
-        self.pending = getattr(self.comm, name)(out, inp, **arguments, async_op=self.beside)
+            out = self._kept.empty(self.comm, name, shape, inp, (self._number, "adjoint" if adjoint else "forward"))
+        self.pending = getattr(self.comm, name)(out, inp, **arguments, async_op=self.async_op)
         return out
 
-    def wait(self) -> None:
+    def finish(self) -> None:
+        """Wait for what `issue` has started, if that still runs."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.wait()
 
 
 def start(
-    comm: CommLike, collective: str, inp: Tensor, *, beside: bool = True, rooms: Rooms | None = None, **arguments: Any
-) -> Flight:
+    comm: CommLike, collective: str, inp: Tensor, *, async_op: bool = True, kept: KeptBuffers | None = None,
+    **arguments: Any,
+) -> AsyncCollective:  # fmt: skip
     """Issue a collective on a contiguous tensor: all_to_all, all_to_allv, all_gather, reduce_scatter, all_reduce or
     tp_all_to_all, with the arguments of the communicator's method.
 
-    beside: false where there is nothing to compute meanwhile: then it is an ordinary call, whose backward is one too.
-    rooms: where the output is, and the gradient's on the way back; null: in new memory.
-    The tensor must not be written to before `Flight.land`, nor be freed, for which the graph or the caller holds it.
+    async_op: false where there is nothing to compute meanwhile: then it is an ordinary call, whose backward is one too.
+    kept: where the output is, and the gradient's on the way back; None: in new memory.
+    The tensor must not be written to before `AsyncCollective.wait`, nor be freed: the graph or the caller holds it.
     """
-    flight = Flight(comm, collective, arguments, beside=beside, rooms=rooms)
-    flight.out = _Start.apply(inp, flight)  # type: ignore[no-untyped-call]
-    return flight
+    call = AsyncCollective(comm, collective, arguments, async_op=async_op, kept=kept)
+    call.out = _Start.apply(inp, call)  # type: ignore[no-untyped-call]
+    return call
 
 
 class _Start(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inp: Tensor, flight: Flight) -> Tensor:
-        ctx.flight, ctx.shape = flight, inp.shape
-        return flight.issue(inp.detach())
+    def forward(ctx: Any, inp: Tensor, call: AsyncCollective) -> Tensor:
+        ctx.call, ctx.shape = call, inp.shape
+        return call.issue(inp.detach())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        ctx.flight.wait()
-        out, ctx.flight.out = ctx.flight.out, None
+        ctx.call.finish()
+        out, ctx.call.out = ctx.call.out, None
         return out.view(ctx.shape), None
 
 
-class _Land(torch.autograd.Function):
+class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, out: Tensor, flight: Flight) -> Tensor:
-        ctx.flight = flight
-        flight.wait()
+    def forward(ctx: Any, out: Tensor, call: AsyncCollective) -> Tensor:
+        ctx.call = call
+        call.finish()
         return out.view_as(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # What this issues may have another shape than what it is the gradient of, so it goes another way.
-        ctx.flight.out = ctx.flight.issue(gradient.contiguous(), adjoint=True)
+        ctx.call.out = ctx.call.issue(gradient.contiguous(), adjoint=True)
         return gradient, None

@@ -60,11 +60,11 @@ class ParmS1(PlannedSchedule):
             gate = _summing(layer.gate, tp)
         routing = layer.route(x_ND, _padding(x_TD, padding_T, tp), generator, gate)
         with labelled("moe::dispatch"):
-            moves = layer.way(routing)
-            buffer_ECD = moves.dispatch(layer.travelling(x_ND))
+            dispatcher = layer.dispatcher(routing)
+            buffer_ECD = dispatcher.dispatch(layer.cast_to_send(x_ND))
         out_ECD = apply_experts(layer, self.exchange(layer), buffer_ECD)
         with labelled("moe::combine"):
-            y_TD: Tensor = _Whole.apply(moves.combine(out_ECD), tp, len(x_TD))  # type: ignore[no-untyped-call]
+            y_TD: Tensor = _Whole.apply(dispatcher.combine(out_ECD), tp, len(x_TD))  # type: ignore[no-untyped-call]
         return y_TD, replace(routing, losses={name: _part(loss, tp.size) for name, loss in routing.losses.items()})
 
     def exchange(self, layer: Layer) -> TPExchange:

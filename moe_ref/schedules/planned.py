@@ -18,12 +18,12 @@ from torch import Tensor
 from commbench.errors import UsageError
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import Layer, Message, Phase, Schedule, Shape, agreed, merged
+from moe_ref.schedules.base import Layer, Phase, Schedule, Shape, TrafficEntry, agreement_traffic, merged
 from moe_ref.schedules.tp_exchange import TPExchange, apply_experts
 
 
 class CollectiveCall(NamedTuple):
-    """A collective of dispatch or combine, of `nbytes` as `Message` has it.
+    """A collective of dispatch or combine, of `nbytes` as `TrafficEntry` has it.
 
     It is issued when those named in `after` are over.
     """
@@ -59,15 +59,20 @@ class PlannedSchedule(Schedule):
     ) -> tuple[Tensor, Routing]:
         routing = layer.route(x_TD, padding_T, generator)
         with labelled("moe::dispatch"):
-            moves = layer.way(routing)
-            buffer_ECD = moves.dispatch(layer.travelling(x_TD))
+            dispatcher = layer.dispatcher(routing)
+            buffer_ECD = dispatcher.dispatch(layer.cast_to_send(x_TD))
         out_ECD = apply_experts(layer, self.exchange(layer), buffer_ECD)
         with labelled("moe::combine"):
-            return moves.combine(out_ECD), routing
+            return dispatcher.combine(out_ECD), routing
 
-    def traffic(self, shape: Shape) -> list[Message]:
+    def traffic(self, shape: Shape) -> list[TrafficEntry]:
         calls = [(stage.phase, call) for stage in self.stages(shape) for call in stage.calls]
-        return merged([*agreed(shape), *(Message(phase, c.collective, c.group, 1, c.nbytes) for phase, c in calls)])
+        return merged(
+            [
+                *agreement_traffic(shape),
+                *(TrafficEntry(phase, c.collective, c.group, 1, c.nbytes) for phase, c in calls),
+            ]
+        )
 
     def check(self, layer: Layer) -> None:
         if layer.tp is None:

@@ -24,7 +24,7 @@ from commbench.communicators.base import CommLike
 from commbench.communicators.prepared import Pending
 from moe_ref.profiling import labelled
 from moe_ref.schedules.base import Layer
-from moe_ref.sharding import own
+from moe_ref.sharding import own_weights
 
 
 class TPExchange(Protocol):
@@ -37,13 +37,13 @@ class TPExchange(Protocol):
 
 def dispatch(buffer_ECD: Tensor, exchange: TPExchange) -> Tensor:
     """Send the buffer [E, C, D] to its experts: [E, N, D], with its gradient."""
-    rows_END: Tensor = _Dispatch.apply(buffer_ECD, exchange)  # type: ignore[no-untyped-call]
+    rows_END: Tensor = _TPDispatch.apply(buffer_ECD, exchange)  # type: ignore[no-untyped-call]
     return rows_END
 
 
 def combine(rows_END: Tensor, exchange: TPExchange) -> Tensor:
     """Bring the sums of summands [E, N, D] back: [E, C, D], with its gradient."""
-    buffer_ECD: Tensor = _Combine.apply(rows_END, exchange)  # type: ignore[no-untyped-call]
+    buffer_ECD: Tensor = _TPCombine.apply(rows_END, exchange)  # type: ignore[no-untyped-call]
     return buffer_ECD
 
 
@@ -51,12 +51,12 @@ def apply_experts(layer: Layer, exchange: TPExchange, buffer_ECD: Tensor) -> Ten
     """Send the dispatch buffer to the experts and back: what they make of it, in its shape."""
     with labelled("moe::dispatch"):
         rows_END = dispatch(buffer_ECD, exchange)
-    out_END = layer.apply_experts(rows_END, weights=own(layer.experts))
+    out_END = layer.apply_experts(rows_END, weights=own_weights(layer.experts))
     with labelled("moe::combine"):
         return combine(out_END, exchange)
 
 
-class _Dispatch(torch.autograd.Function):
+class _TPDispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, buffer_ECD: Tensor, exchange: TPExchange) -> Tensor:
         ctx.exchange = exchange
@@ -67,7 +67,7 @@ class _Dispatch(torch.autograd.Function):
         return combine(gradients[0], ctx.exchange), None
 
 
-class _Combine(torch.autograd.Function):
+class _TPCombine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_END: Tensor, exchange: TPExchange) -> Tensor:
         ctx.exchange = exchange

@@ -14,9 +14,9 @@ from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
 from commbench.communicators.wrapper import CommWrapper
 from commbench.errors import CommbenchError
-from moe_ref.exchange import told
+from moe_ref.exchange import gather_counts
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Layer, Message, Phase, Shape, merged
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Phase, Shape, TrafficEntry, merged
 
 
 class Mismatch(CommbenchError):
@@ -25,21 +25,21 @@ class Mismatch(CommbenchError):
     exit_code = 1
 
 
-class Log:
+class TrafficLog:
     """What has been sent, in order. phase: of what comes next."""
 
     def __init__(self) -> None:
         self.phase: Phase = "forward"
-        self.messages: list[Message] = []
+        self.messages: list[TrafficEntry] = []
 
     def add(self, collective: str, group: str, nbytes: int) -> None:
-        self.messages.append(Message(self.phase, collective, group, 1, nbytes))
+        self.messages.append(TrafficEntry(self.phase, collective, group, 1, nbytes))
 
 
 class CountingComm(CommWrapper):
     """A communicator that notes each call, and makes it."""
 
-    def __init__(self, comm: CommLike, group: str, log: Log) -> None:
+    def __init__(self, comm: CommLike, group: str, log: TrafficLog) -> None:
         """group: the name in the log."""
         super().__init__(comm)
         self._group, self._log = group, log
@@ -58,11 +58,11 @@ class CountingComm(CommWrapper):
         return super()._call(name, out, inp, async_op=async_op, **arguments)
 
 
-class Report(NamedTuple):
+class TrafficReport(NamedTuple):
     """sent: what was counted, in order. expected: what the formula says, merged. shape: what it was given."""
 
-    sent: list[Message]
-    expected: list[Message]
+    sent: list[TrafficEntry]
+    expected: list[TrafficEntry]
     shape: Shape
 
     def raise_if_different(self) -> None:
@@ -78,10 +78,10 @@ class Report(NamedTuple):
 def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
     """The shape of a pass that has been made. Collective for dropless: the counts of all ranks."""
     config, weights = layer.gate.config, layer.experts
-    itemsize = layer.travelling(x.new_empty(0)).element_size()
+    itemsize = layer.cast_to_send(x.new_empty(0)).element_size()
     rows_WE = None
     if routing.capacity is None:
-        rows_WE = tuple(map(tuple, told(layer.comm, routing).tolist()))
+        rows_WE = tuple(map(tuple, gather_counts(layer.comm, routing).tolist()))
     return Shape(
         T=x.numel() // x.shape[-1],
         D=x.shape[-1],
@@ -102,9 +102,9 @@ def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
 
 
 @contextmanager
-def counting(layer: Layer) -> Iterator[Log]:
-    """Within it all calls of the layer's communicators are noted. Set `Log.phase` before going back."""
-    log, kept = Log(), layer.comms
+def counting(layer: Layer) -> Iterator[TrafficLog]:
+    """Within it all calls of the layer's communicators are noted. Set `TrafficLog.phase` before going back."""
+    log, kept = TrafficLog(), layer.comms
     layer.comms = {name: comm and CountingComm(comm, name, log) for name, comm in kept.items()}
     try:
         yield log
@@ -112,15 +112,15 @@ def counting(layer: Layer) -> Iterator[Log]:
         layer.comms = kept
 
 
-def report(layer: Layer, log: Log, x: Tensor, routing: Routing) -> Report:
+def report(layer: Layer, log: TrafficLog, x: Tensor, routing: Routing) -> TrafficReport:
     """What one pass sent, and what the formula says for its shape. Collective, as `shape_of` is."""
     shape = shape_of(layer, x, routing)
-    return Report(log.messages, layer.schedule.traffic(shape), shape)
+    return TrafficReport(log.messages, layer.schedule.traffic(shape), shape)
 
 
 def verify(
     layer: Layer, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None
-) -> Report:
+) -> TrafficReport:
     """One pass forward and one backward, counted. Collective; `.grad` of nothing is touched.
 
     Compare on every rank: `verify(layer, x).raise_if_different()`.

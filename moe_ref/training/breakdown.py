@@ -41,7 +41,7 @@ _TABLE = (
     ("moe::combine", "combine"),
     ("comm::", "communication"),
     ("train::gradients", "gradients"),
-    ("train::optimiser", "optimiser"),
+    ("train::optimizer", "optimiser"),  # as files have it
     ("lm::", OTHER),
     ("train::", OTHER),
 )
@@ -223,12 +223,12 @@ class Recorder:
     """
 
     def __init__(
-        self, trainer: Trainer, folder: Path, *, meet: Callable[[], object], tell: Callable[[str], object]
+        self, trainer: Trainer, folder: Path, *, barrier: Callable[[], object], tell: Callable[[str], object]
     ) -> None:
-        """folder: of the run. meet: all ranks wait for each other, lest what rank 0 does between steps looks like a
+        """folder: of the run. barrier: all ranks wait for each other, lest what rank 0 does between steps looks like a
         slow exchange of the next one.
         """
-        self._trainer, self._file, self._meet, self._tell = trainer, folder / BREAKDOWN, meet, tell
+        self._trainer, self._file, self._barrier, self._tell = trainer, folder / BREAKDOWN, barrier, tell
         self._first = trainer.done + WARM_STEPS + 1
         self._last = self._first + trainer.config.breakdown_steps - 1
         if self._last < self._first or self._last > trainer.config.steps:
@@ -255,7 +255,7 @@ class Recorder:
             except Exception as error:  # of CUPTI, of kineto, of a full disk: all the same to the training
                 self._profile = None
                 self._tell(f"no step breakdown: {type(error).__name__}: {error}")
-        self._meet()
+        self._barrier()
 
     def _start(self) -> None:
         gpu = [ProfilerActivity.CUDA] if self._trainer.device.type == "cuda" else []

@@ -16,13 +16,13 @@ from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, Experts
 from moe_ref.gate import Gate
 from moe_ref.lm.config import LMConfig
-from moe_ref.lm.model import LM, MakeLayer, draws, fill, local
-from moe_ref.lm.tensor_parallel import Cut
+from moe_ref.lm.model import LM, MakeLayer, init_experts, local_experts, seeded_generator
+from moe_ref.lm.tensor_parallel import TensorParallelModule
 from moe_ref.schedules.base import Schedule
 from moe_ref.sharding import shard
 from moe_ref.training.checkpoint import Box
 from moe_ref.training.grad_buckets import Kind
-from moe_ref.training.parallel_dims import Ranks
+from moe_ref.training.parallel_dims import ParallelDims
 
 _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: bf16 is autocast's
 
@@ -47,39 +47,39 @@ def lm_config(config: TrainConfig) -> LMConfig:
     )
 
 
-def schedule(config: TrainConfig) -> Schedule:
+def make_schedule(config: TrainConfig) -> Schedule:
     given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
     name = config.settled().schedule
     assert name is not None
     return schedules.get(name, **{key: value for key, value in given.items() if value is not None})
 
 
-def build(config: TrainConfig, ranks: Ranks, device: torch.device | None = None) -> LM:
+def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | None = None) -> LM:
     """The model on this rank. Where there is but one rank, all experts are on it.
 
     The first weights are the same on any number of ranks.
     """
     settings = lm_config(config)
-    make = local(settings, config.dispatch) if ranks.moe is None else _over_ranks(config, settings, ranks)
+    make = local_experts(settings, config.dispatch) if dims.moe is None else _over_ranks(config, settings, dims)
     model = LM(settings, make, seed=config.seed, dtype=_DTYPES[config.dtype])
-    if ranks.comms is not None and ranks.comms.tp is not None:
+    if dims.comms is not None and dims.comms.tp is not None:
         for module in model.modules():
-            if isinstance(module, Cut):
-                module.share(ranks.comms.tp)
+            if isinstance(module, TensorParallelModule):
+                module.shard(dims.comms.tp)
     return model.to(device)
 
 
-def _over_ranks(config: TrainConfig, settings: LMConfig, ranks: Ranks) -> MakeLayer:
-    first, here, piece, pieces = place(settings.experts, ranks)
-    how = schedule(config)
-    comms = ranks.moe
+def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> MakeLayer:
+    first, here, piece, pieces = expert_shard(settings.experts, dims)
+    how = make_schedule(config)
+    comms = dims.moe
     assert comms is not None
     kept = config.profile is not None  # which may want memory of its own
 
     def make(layer: int, seed: int) -> nn.Module:
-        gate = Gate(settings.width, settings.gate, generator=draws(seed, layer))
+        gate = Gate(settings.width, settings.gate, generator=seeded_generator(seed, layer))
         experts = FFN(here, settings.width, settings.hidden, activation=settings.activation)
-        fill(experts, seed, layer, first)
+        init_experts(experts, seed, layer, first)
         if pieces > 1:
             shard(experts, piece, pieces)
         return DistributedMoE(
@@ -90,58 +90,58 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, ranks: Ranks) -> MakeLa
     return make
 
 
-def place(experts: int, ranks: Ranks) -> tuple[int, int, int, int]:
+def expert_shard(experts: int, dims: ParallelDims) -> tuple[int, int, int, int]:
     """This rank's first expert, how many it has, and which of how many pieces of it. Raises `UsageError`."""
-    groups, group = ranks.size // ranks.places, ranks.rank // ranks.places
+    groups, group = dims.size // dims.tp_size, dims.rank // dims.tp_size
     if experts >= groups and experts % groups == 0:
         here = experts // groups
-        return group * here, here, ranks.place, ranks.places
-    if groups % experts == 0 and ranks.places == 1:
+        return group * here, here, dims.tp_rank, dims.tp_size
+    if groups % experts == 0 and dims.tp_size == 1:
         pieces = groups // experts
         return group // pieces, 1, group % pieces, pieces
-    if ranks.places > 1:
-        raise UsageError(f"experts={experts} do not divide among {groups} groups of tp={ranks.places} ranks",
+    if dims.tp_size > 1:
+        raise UsageError(f"experts={experts} do not divide among {groups} groups of tp={dims.tp_size} ranks",
                          hint="a multiple of nodes x ranks_per_node / tp")  # fmt: skip
     raise UsageError(f"experts={experts} and {groups} ranks do not divide each other",
                      hint="a multiple of the ranks, or a divisor of them")  # fmt: skip
 
 
-class Held(NamedTuple):
+class ParamPlacement(NamedTuple):
     """What a rank has of a parameter of the model.
 
     box: where it lies in the whole one. kind: `replicated`: the same on all ranks; `cut`: a piece, which the ranks of
-    equal place in all tensor-parallel groups have; `expert`: this rank's alone.
+    equal tp_rank in all tensor-parallel groups have; `expert`: this rank's alone.
     """
 
     box: Box
     kind: Kind
 
 
-def held(model: LM, ranks: Ranks) -> dict[str, Held]:
+def param_placements(model: LM, dims: ParallelDims) -> dict[str, ParamPlacement]:
     """By parameter's name."""
-    found = {name: Held(Box.whole(parameter), "replicated") for name, parameter in model.named_parameters()}
+    found = {name: ParamPlacement(Box.whole(parameter), "replicated") for name, parameter in model.named_parameters()}
     for prefix, module in model.named_modules():
         if isinstance(module, Experts):
-            first, here, piece, pieces = place(model.config.experts, ranks)
+            first, here, piece, pieces = expert_shard(model.config.experts, dims)
             for name, parameter in module.named_parameters():
                 shape, start = list(parameter.shape), [0] * parameter.dim()
                 shape[0], start[0] = model.config.experts, first
                 if pieces > 1:
-                    cut = module.cut[name]
+                    cut = module.shard_dims[name]
                     start[cut] = piece * shape[cut]
                     shape[cut] *= pieces
                 assert len(parameter) == here
-                found[f"{prefix}.{name}"] = Held(Box(tuple(shape), tuple(start)), "expert")
-        if isinstance(module, Cut) and module.tp is not None:
-            for name, cut in module.cut.items():
+                found[f"{prefix}.{name}"] = ParamPlacement(Box(tuple(shape), tuple(start)), "expert")
+        if isinstance(module, TensorParallelModule) and module.tp is not None:
+            for name, cut in module.shard_dims.items():
                 shape, start = list(module.get_parameter(name).shape), [0] * module.get_parameter(name).dim()
-                start[cut] = ranks.place * shape[cut]
-                shape[cut] *= ranks.places
-                found[f"{prefix}.{name}"] = Held(Box(tuple(shape), tuple(start)), "cut")
+                start[cut] = dims.tp_rank * shape[cut]
+                shape[cut] *= dims.tp_size
+                found[f"{prefix}.{name}"] = ParamPlacement(Box(tuple(shape), tuple(start)), "cut")
     return found
 
 
-def by_kind(model: LM, of: Mapping[str, Held]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
+def group_by_kind(model: LM, of: Mapping[str, ParamPlacement]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
     """All parameters, by what others have of them."""
     found: dict[Kind, list[tuple[str, nn.Parameter]]] = {"replicated": [], "cut": [], "expert": []}
     for name, parameter in model.named_parameters():

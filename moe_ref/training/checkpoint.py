@@ -42,16 +42,16 @@ class Box:
         return Box(tuple(tensor.shape), (0,) * tensor.dim())
 
 
-class Elsewhere(UsageError):
+class OtherRankFailed(UsageError):
     """Another rank could not, and says why."""
 
 
-Votes = Callable[[bool], bool]  # collective: whether it is so on all ranks
+AllSucceeded = Callable[[bool], bool]  # collective: whether it is so on all ranks
 
 
 def save(
     parent: Path, step: int, tensors: Mapping[str, tuple[Tensor, Box]], about: Mapping[str, Any], *,
-    rank: int, ranks: int, votes: Votes, keep: int,
+    rank: int, ranks: int, all_succeeded: AllSucceeded, keep: int,
 ) -> Path:  # fmt: skip
     """Collective: write a checkpoint of `step` below `parent`, of every rank's `tensors`, and keep the newest `keep`.
 
@@ -62,14 +62,14 @@ def save(
     failure = ""
     if rank == 0:
         failure = _try(lambda: _fresh(temporary))
-    if votes(not failure):
+    if all_succeeded(not failure):
         failure = _try(lambda: _write(temporary, rank, tensors))
-        if votes(not failure) and rank == 0:
+        if all_succeeded(not failure) and rank == 0:
             failure = _try(lambda: _finish(temporary, folder, step, about, ranks))
-    if not votes(not failure):
+    if not all_succeeded(not failure):
         if rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        kind, why = (UsageError, failure) if failure else (Elsewhere, "another rank could not write")
+        kind, why = (UsageError, failure) if failure else (OtherRankFailed, "another rank could not write")
         raise kind(f"no checkpoint of step {step} in {str(parent)!r}: {why}",
                    hint="make room, or take another --out; the last checkpoint is whole")  # fmt: skip
     if rank == 0:

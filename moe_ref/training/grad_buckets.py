@@ -15,18 +15,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from moe_ref.training.parallel_dims import Ranks
+from moe_ref.training.parallel_dims import ParallelDims
 
 Kind = Literal["replicated", "cut", "expert"]
 _TINY = 1e-6
 
 
-class Gradients:
+class GradBuckets:
     """The gradients of all parameters. Those that other ranks have too live in flat buckets, reduced as they are."""
 
-    def __init__(self, model: Mapping[Kind, Sequence[nn.Parameter]], ranks: Ranks, bucket_bytes: int) -> None:
-        """model: the parameters of this rank, by `build.Held.kind`."""
-        self._ranks = ranks
+    def __init__(self, model: Mapping[Kind, Sequence[nn.Parameter]], dims: ParallelDims, bucket_bytes: int) -> None:
+        """model: the parameters of this rank, by `build.ParamPlacement.kind`."""
+        self._dims = dims
         self._experts = list(model["expert"])
         self._replicated, self._cut = ([_flat(bucket) for bucket in _packed(model[kind], bucket_bytes)]
                                        for kind in ("replicated", "cut"))  # fmt: skip
@@ -43,20 +43,20 @@ class Gradients:
 
     def reduce(self) -> None:
         """Collective: add up what several ranks have, a bucket a call."""
-        ranks = self._ranks
-        if ranks.comms is None:
+        dims = self._dims
+        if dims.comms is None:
             return
         for bucket in self._replicated:
-            ranks.comms.comm.all_reduce(bucket)
-            if ranks.places > 1:
-                bucket.div_(ranks.places)
+            dims.comms.comm.all_reduce(bucket)
+            if dims.tp_size > 1:
+                bucket.div_(dims.tp_size)
         for bucket in self._cut:
-            ranks.comms.ep.all_reduce(bucket)
+            dims.comms.ep.all_reduce(bucket)
 
     def squares(self) -> Tensor:
         """fp64, 0-dimensional: this rank's part of the sum of squares, after `reduce`; all ranks' parts make it up."""
-        ranks = self._ranks
-        shared = _squares(self._replicated) / ranks.size + _squares(self._cut) * ranks.places / ranks.size
+        dims = self._dims
+        shared = _squares(self._replicated) / dims.size + _squares(self._cut) * dims.tp_size / dims.size
         return shared + _squares(self._own())
 
     def clip(self, norm: float, most: float) -> None:

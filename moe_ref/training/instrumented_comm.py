@@ -18,7 +18,7 @@ from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
 from commbench.communicators.wrapper import CommWrapper
 from moe_ref.profiling import labelled
-from moe_ref.training.timers import Mark, Spans
+from moe_ref.training.timers import Mark, Timers
 
 ALL_TO_ALLS = ("all_to_all", "all_to_allv", "tp_all_to_all")
 
@@ -52,9 +52,9 @@ class Stash:
 class _Kept:
     def __init__(self, value: Any) -> None:
         self._value = value
-        self.landed()
+        self.settle()
 
-    def landed(self) -> None:
+    def settle(self) -> None:
         """It is what it will be: called again when an exchange in flight has ended."""
         self._version = self._value._version if isinstance(self._value, Tensor) else None
 
@@ -71,17 +71,17 @@ class _Kept:
         return True
 
 
-class Watch:
+class CommMonitor:
     """What all communicators of a training are asked for.
 
     calls: how often each collective was asked for, and how often it was `stashed` and so not made. sent: bytes that
-    this rank has handed to each, its own share included. spans: where times go, "a2a" for all-to-alls from call to
+    this rank has handed to each, its own share included. timers: where times go, "a2a" for all-to-alls from call to
     end, "exposed" for all that the current stream, or this thread, waits, and "exposed_moe" for what of it is the
     expert layers'.
     """
 
-    def __init__(self, spans: Spans) -> None:
-        self.spans = spans
+    def __init__(self, timers: Timers) -> None:
+        self.timers = timers
         self.calls: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()
         self.stashed: Counter[str] = Counter()
@@ -89,7 +89,7 @@ class Watch:
         self.giving: Stash | None = None
 
     def reset(self) -> None:
-        """Forget counts; times are `spans`' own."""
+        """Forget counts; times are `timers`' own."""
         for counts in (self.calls, self.sent, self.stashed):
             counts.clear()
 
@@ -128,79 +128,79 @@ class Watch:
 
 
 class InstrumentedComm(CommWrapper):
-    """Stands for a communicator: the same calls, which are made on it and told to `watch`."""
+    """Stands for a communicator: the same calls, which are made on it and told to `monitor`."""
 
     comm: Communicator
 
-    def __init__(self, comm: Communicator, watch: Watch, *, of_moe: bool = False) -> None:
+    def __init__(self, comm: Communicator, monitor: CommMonitor, *, of_moe: bool = False) -> None:
         """of_moe: the expert layers', and nobody else's."""
         super().__init__(comm)
-        self.watch = watch
+        self.monitor = monitor
         self._waits = ("exposed", "exposed_moe") if of_moe else ("exposed",)
 
     def __getattr__(self, name: str) -> Any:
         """layout, empty, prepare, explain, close: the communicator's own."""
         return getattr(self.comm, name)
 
-    def waited(self, begin: Mark, end: Mark) -> None:
+    def add_exposed(self, begin: Mark, end: Mark) -> None:
         for name in self._waits:
-            self.watch.spans.add(name, begin, end)
+            self.monitor.timers.add(name, begin, end)
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
-        watch = self.watch
-        if watch.giving is not None:
-            watch.stashed["exchange_counts"] += 1
-            known: list[list[int]] = watch.giving.take()
+        monitor = self.monitor
+        if monitor.giving is not None:
+            monitor.stashed["exchange_counts"] += 1
+            known: list[list[int]] = monitor.giving.take()
             return known
-        watch.calls["exchange_counts"] += 1
-        begin = watch.spans.mark()
+        monitor.calls["exchange_counts"] += 1
+        begin = monitor.timers.mark()
         with labelled("comm::exchange_counts"):
             matrix = self.comm.exchange_counts(sent)
-        self.waited(begin, watch.spans.mark())
-        if watch.keeping is not None:
-            watch.keeping.keep(matrix)
+        self.add_exposed(begin, monitor.timers.mark())
+        if monitor.keeping is not None:
+            monitor.keeping.keep(matrix)
         return matrix
 
     def _call(self, name: str, out: Tensor, inp: Tensor | None, *, async_op: bool, **arguments: Any) -> Pending | None:
-        watch = self.watch
-        if watch.giving is not None:
-            watch.stashed[name] += 1
-            watch.giving.fill(out)
+        monitor = self.monitor
+        if monitor.giving is not None:
+            monitor.stashed[name] += 1
+            monitor.giving.fill(out)
             return Pending(None, ()) if async_op else None
-        watch.calls[name] += 1
-        watch.sent[name] += (out if inp is None else inp).nbytes
-        begin = watch.spans.mark()
+        monitor.calls[name] += 1
+        monitor.sent[name] += (out if inp is None else inp).nbytes
+        begin = monitor.timers.mark()
         with labelled(f"comm::{name}"):
             work = super()._call(name, out, inp, async_op=async_op, **arguments)
-        end = watch.spans.mark()
-        self.waited(begin, end)
-        kept = None if watch.keeping is None else watch.keeping.keep(out.detach())
+        end = monitor.timers.mark()
+        self.add_exposed(begin, end)
+        kept = None if monitor.keeping is None else monitor.keeping.keep(out.detach())
         if work is not None:
-            return _Flying(work, self, begin, kept, name)
+            return _MonitoredPending(work, self, begin, kept, name)
         if name in ALL_TO_ALLS:
-            watch.spans.add("a2a", begin, end)
+            monitor.timers.add("a2a", begin, end)
         return None
 
 
-class _Flying(Pending):
+class _MonitoredPending(Pending):
     """A call in flight: what its wait takes is exposed."""
 
     def __init__(self, work: Pending, comm: InstrumentedComm, begin: Mark, kept: _Kept | None, name: str) -> None:
         super().__init__(None, ())
-        self._flying: Pending | None = work
+        self._running: Pending | None = work
         self._comm, self._begin, self._kept, self._name = comm, begin, kept, name
 
     def wait(self) -> None:
-        work, self._flying = self._flying, None
+        work, self._running = self._running, None
         if work is None:
             return
-        spans = self._comm.watch.spans
-        begin = spans.mark()
+        timers = self._comm.monitor.timers
+        begin = timers.mark()
         with labelled(f"comm::{self._name}"):
             work.wait()
-        end = spans.mark()
-        self._comm.waited(begin, end)
+        end = timers.mark()
+        self._comm.add_exposed(begin, end)
         if self._kept is not None:
-            self._kept.landed()
+            self._kept.settle()
         if self._name in ALL_TO_ALLS:
-            spans.add("a2a", self._begin, end)
+            timers.add("a2a", self._begin, end)

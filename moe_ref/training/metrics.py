@@ -65,7 +65,7 @@ def memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class Loads:
+class ExpertLoads:
     """Of the expert layers of one step: choices for each expert before dropping, and how many were dropped."""
 
     def __init__(self, layers: int, experts: int, device: torch.device) -> None:

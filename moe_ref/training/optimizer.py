@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from commbench.train.config import TrainConfig
 from moe_ref.training.grad_buckets import Kind
-from moe_ref.training.parallel_dims import Ranks
+from moe_ref.training.parallel_dims import ParallelDims
 
 Named = Sequence[tuple[str, nn.Parameter]]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -30,16 +30,18 @@ def rate(config: TrainConfig, step: int) -> float:
     return config.lr * (config.lr_end + (1 - config.lr_end) * (1 + math.cos(math.pi * done)) / 2)
 
 
-class Optimiser:
-    def __init__(self, config: TrainConfig, model: Mapping[Kind, Named], ranks: Ranks) -> None:
-        """model: by kind, as `Gradients` has them. Matrices decay, vectors do not (biases, norms, experts' biases)."""
+class DistributedOptimizer:
+    """AdamW over all parameters of this rank, with ZeRO-1 where the settings ask for it."""
+
+    def __init__(self, config: TrainConfig, model: Mapping[Kind, Named], dims: ParallelDims) -> None:
+        """model: by kind, as for `GradBuckets`. Matrices decay, vectors do not (biases, norms, experts' biases)."""
         self._names = {parameter: name for named in model.values() for name, parameter in named}
         self._all: list[Any] = []
         self._owned: list[Any] = []
         options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": 1e-8}
         if any(parameter.is_cuda for parameter in self._names):
             options["fused"] = True  # else it makes copies of all states at once
-        sharers = {"replicated": ranks.size, "cut": ranks.size // ranks.places, "expert": 1}
+        sharers = {"replicated": dims.size, "cut": dims.size // dims.tp_size, "expert": 1}
         for kind, named in model.items():
             if not named:
                 continue
@@ -47,7 +49,7 @@ class Optimiser:
             if config.zero and sharers[kind] > 1:
                 from torch.distributed.optim import ZeroRedundancyOptimizer  # a third of a second, and warnings
 
-                process_group = ranks.ep_group if kind == "cut" else None
+                process_group = dims.ep_group if kind == "cut" else None
                 zero: Any = ZeroRedundancyOptimizer(groups, torch.optim.AdamW, process_group=process_group, **options)
                 self._all.append(zero)
                 self._owned.append(zero.optim)
@@ -58,32 +60,32 @@ class Optimiser:
 
     def step(self, rate: float) -> None:
         """Collective with ZeRO-1."""
-        for optimiser in self._all:
-            for group in optimiser.param_groups:
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
                 group["lr"] = rate
-            optimiser.step()
+            optimizer.step()
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         """By parameter's name, of those that this rank updates and has updated: both moments, of its shape."""
         return {
-            self._names[parameter]: {moment: optimiser.state[parameter][moment] for moment in _MOMENTS}
-            for optimiser in self._owned
-            for parameter in _parameters(optimiser)
-            if optimiser.state.get(parameter)
+            self._names[parameter]: {moment: optimizer.state[parameter][moment] for moment in _MOMENTS}
+            for optimizer in self._owned
+            for parameter in _parameters(optimizer)
+            if optimizer.state.get(parameter)
         }
 
     def owned(self) -> list[str]:
         """Names of the parameters that this rank updates."""
-        return [self._names[parameter] for optimiser in self._owned for parameter in _parameters(optimiser)]
+        return [self._names[parameter] for optimizer in self._owned for parameter in _parameters(optimizer)]
 
     def load(self, states: dict[str, dict[str, Tensor]], step: int) -> None:
         """What `states` gave, of the parameters that this rank updates now, after `step` steps."""
-        for optimiser in self._owned:
-            for parameter in _parameters(optimiser):
+        for optimizer in self._owned:
+            for parameter in _parameters(optimizer):
                 found = {moment: states[self._names[parameter]][moment].to(parameter.device) for moment in _MOMENTS}
                 # Fused AdamW counts steps on the GPU, the other one on the CPU.
                 count = torch.tensor(float(step), device=parameter.device if parameter.is_cuda else "cpu")
-                optimiser.state[parameter] = {"step": count, **found}
+                optimizer.state[parameter] = {"step": count, **found}
 
 
 def _groups(named: Named, decay: float, *, vector: int) -> list[dict[str, Any]]:
@@ -96,5 +98,5 @@ def _groups(named: Named, decay: float, *, vector: int) -> list[dict[str, Any]]:
     ]
 
 
-def _parameters(optimiser: Any) -> list[nn.Parameter]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,7 +1,7 @@
 """Data x expert x tensor parallel: which ranks hold the same tokens, and which the same pieces.
 
 W = G t ranks. The t consecutive ranks of a tensor-parallel group have the same tokens, and pieces of attention, FFN and
-experts; the G ranks of equal place have the same pieces, but of experts, which are spread over the groups (DeepSpeed-
+experts; the G ranks of equal tp_rank have the same pieces, but of experts, which are spread over the groups (DeepSpeed-
 TED, Singh et al., arXiv 2303.06318, section 3).
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
-from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
-from moe_ref.training.timers import Spans
+from moe_ref.training.instrumented_comm import CommMonitor, InstrumentedComm
+from moe_ref.training.timers import Timers
 
 
 @dataclass(frozen=True, slots=True)
 class Comms:
     """comm: of all ranks. tp: of this rank's tensor-parallel group; null: it is alone there. ep: of the ranks of equal
-    place in all groups, comm itself without tp."""
+    tp_rank in all groups, comm itself without tp."""
 
     comm: InstrumentedComm
     tp: InstrumentedComm | None
@@ -30,16 +30,16 @@ class Comms:
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class ParallelDims:
     """comms: for everything but expert layers, which have `moe`: the same communicators, whose waits are told apart.
     Null: there is one rank, which has nobody to send to. ep_group: torch's, of `ep`; null: all ranks.
     """
 
     rank: int = 0
     size: int = 1
-    place: int = 0  # in the tensor-parallel group
-    places: int = 1  # t
-    watch: Watch | None = None
+    tp_rank: int = 0  # in the tensor-parallel group
+    tp_size: int = 1  # t
+    monitor: CommMonitor | None = None
     comms: Comms | None = None
     moe: Comms | None = None
     ep_group: dist.ProcessGroup | None = None
@@ -56,7 +56,7 @@ class Ranks:
             self.comms.ep.close()
 
 
-def groups(comm: Communicator | None, tp: int, spans: Spans) -> Ranks:
+def create(comm: Communicator | None, tp: int, timers: Timers) -> ParallelDims:
     """Collective over all ranks. Communicators of groups take commbench's defaults: profiles are of all ranks.
 
     Raises `UsageError` where `tp` does not divide the ranks.
@@ -65,23 +65,25 @@ def groups(comm: Communicator | None, tp: int, spans: Spans) -> Ranks:
     if size % tp:
         raise UsageError(f"tp={tp} does not divide {size} ranks", hint="a divisor of the ranks of a node")
     if comm is None or size == 1:
-        return Ranks()
-    watch = Watch(spans)
+        return ParallelDims()
+    monitor = CommMonitor(timers)
     if tp == 1:
-        comms, moe = (_watched(watch, comm, None, comm, of_moe=of_moe) for of_moe in (False, True))
-        return Ranks(comm.rank, size, 0, 1, watch, comms, moe)
+        comms, moe = (_instrumented(monitor, comm, None, comm, of_moe=of_moe) for of_moe in (False, True))
+        return ParallelDims(comm.rank, size, 0, 1, monitor, comms, moe)
     # All ranks make all groups, in one order: torch asks for it.
     inside = [dist.new_group(list(range(first, first + tp))) for first in range(0, size, tp)]
-    across = [dist.new_group(list(range(place, size, tp))) for place in range(tp)]
-    group, place = divmod(comm.rank, tp)
-    pair = commbench.communicator(group=inside[group]), commbench.communicator(group=across[place])
-    comms, moe = (_watched(watch, comm, *pair, of_moe=of_moe) for of_moe in (False, True))
-    return Ranks(comm.rank, size, place, tp, watch, comms, moe, across[place])
+    across = [dist.new_group(list(range(tp_rank, size, tp))) for tp_rank in range(tp)]
+    group, tp_rank = divmod(comm.rank, tp)
+    pair = commbench.communicator(group=inside[group]), commbench.communicator(group=across[tp_rank])
+    comms, moe = (_instrumented(monitor, comm, *pair, of_moe=of_moe) for of_moe in (False, True))
+    return ParallelDims(comm.rank, size, tp_rank, tp, monitor, comms, moe, across[tp_rank])
 
 
-def _watched(watch: Watch, comm: Communicator, tp: Communicator | None, ep: Communicator, *, of_moe: bool) -> Comms:
+def _instrumented(
+    monitor: CommMonitor, comm: Communicator, tp: Communicator | None, ep: Communicator, *, of_moe: bool
+) -> Comms:
     return Comms(
-        InstrumentedComm(comm, watch, of_moe=of_moe),
-        None if tp is None else InstrumentedComm(tp, watch, of_moe=of_moe),
-        InstrumentedComm(ep, watch, of_moe=of_moe),
+        InstrumentedComm(comm, monitor, of_moe=of_moe),
+        None if tp is None else InstrumentedComm(tp, monitor, of_moe=of_moe),
+        InstrumentedComm(ep, monitor, of_moe=of_moe),
     )

@@ -44,7 +44,7 @@ def shape(config: TrainConfig) -> Shape:
 
 def check(config: TrainConfig) -> None:
     """Raises `UsageError` for a model or a schedule that ranks would refuse, before any rank is started."""
-    build.schedule(config)
+    build.make_schedule(config)
     build.lm_config(config)
 
 
@@ -56,7 +56,7 @@ def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table],
     Raises `UsageError` that says why nobody knows: a schedule that computes beside its exchanges, what no profile has
     and there is no model for, or a model of several settings or of none of the links that are needed.
     """
-    schedule, of = build.schedule(config), shape(config)
+    schedule, of = build.make_schedule(config), shape(config)
 
     def ratio(call: CollectiveCall) -> float:
         curve = None if own is None else _curve(call, of, own)

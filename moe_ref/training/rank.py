@@ -25,7 +25,7 @@ from commbench.run_folder import append_line, read_lines, repair, write_atomical
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
 from moe_ref.training import breakdown, checkpoint
-from moe_ref.training.checkpoint import Checkpoint, Elsewhere
+from moe_ref.training.checkpoint import Checkpoint, OtherRankFailed
 from moe_ref.training.trainer import Trainer, check_same
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) 
             _note(order, info, comm.explain())
             comm.close()
     except CommbenchError as error:
-        if not isinstance(error, Elsewhere):
+        if not isinstance(error, OtherRankFailed):
             told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
             append_line(order.folder / REFUSED, json.dumps(told), durable=False)
         raise
@@ -77,7 +77,9 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
             _forget(folder / BREAKDOWN, trainer.done)
         events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
     stopped = False
-    recorder = breakdown.Recorder(trainer, folder, meet=trainer.meet, tell=lambda text: events.tell("note", text=text))
+    recorder = breakdown.Recorder(
+        trainer, folder, barrier=trainer.barrier, tell=lambda text: events.tell("note", text=text)
+    )
     while trainer.done < config.steps and not stopped:
         events.doing = f"step {trainer.done + 1}"
         line, stopped = recorder.step(stop=stop.asked())

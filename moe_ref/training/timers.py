@@ -10,8 +10,8 @@ import torch
 Mark = float | torch.cuda.Event
 
 
-class Spans:
-    """`begin = spans.mark()`, work, `spans.add(name, begin)`; `read` sums what was added since, by name."""
+class Timers:
+    """`begin = timers.mark()`, work, `timers.add(name, begin)`; `read` sums what was added since, by name."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"

@@ -1,8 +1,9 @@
 """The trainer: a step, an evaluation, a checkpoint, on one rank or many. Files and processes are `rank`'s business.
 
-A batch is cut into parts (GShard's groups, arXiv 2006.16668, 3.1): each part has its own capacity and its own balance
-loss. Ranks take parts in turn, W at a time, so that 4 ranks with one part each and 2 ranks with two compute the same.
-Whatever is drawn depends on the seed, the step and the part alone, so that a step can be done again, and elsewhere.
+A batch is cut into micro-batches (GShard's groups, arXiv 2006.16668, 3.1), each with its own capacity and its own
+balance loss. Ranks take them in turn, W at a time, so that 4 ranks with one each and 2 ranks with two compute the same.
+Whatever is drawn depends on the seed, the step and the micro-batch alone, so that a step can be done again, and
+elsewhere.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from torch.profiler import record_function
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CommbenchError, UsageError
 from commbench.train.config import TrainConfig
-from moe_ref.data import Text
+from moe_ref.data import TextDataset
 from moe_ref.lm.config import flops_per_token
 from moe_ref.profiling import labelled
 from moe_ref.training import build, checkpoint, parallel_dims
 from moe_ref.training.checkpoint import Box, Checkpoint
-from moe_ref.training.grad_buckets import Gradients
-from moe_ref.training.metrics import Loads, Metrics, memory_bytes, peak_flops
-from moe_ref.training.optimizer import Optimiser, rate
-from moe_ref.training.timers import Spans
+from moe_ref.training.grad_buckets import GradBuckets
+from moe_ref.training.metrics import ExpertLoads, Metrics, memory_bytes, peak_flops
+from moe_ref.training.optimizer import DistributedOptimizer, rate
+from moe_ref.training.timers import Timers
 
 _MODEL = "model"
 
@@ -48,21 +49,21 @@ class Trainer:
         """comm: of all ranks; null: there is one. Collective. Raises `UsageError` for settings that cannot be."""
         self.config = config
         self.device = device or torch.device("cpu")
-        self.spans = Spans(self.device)
-        self._ranks = parallel_dims.groups(comm, config.tp, self.spans)
-        self.rank, self.ranks, self.watch = self._ranks.rank, self._ranks.size, self._ranks.watch
+        self.timers = Timers(self.device)
+        self._dims = parallel_dims.create(comm, config.tp, self.timers)
+        self.rank, self.ranks, self.monitor = self._dims.rank, self._dims.size, self._dims.monitor
         # Of ranks with tokens of their own, that is of tensor-parallel groups.
-        self._group, self._groups = self.rank // config.tp, self.ranks // config.tp
-        self.parts, self.rows = config.cut(self._groups)
-        build.schedule(config)  # which one rank alone has no use for
-        self.text = Text(None if config.path is None else Path(config.path), context=config.context,
+        self._dp_rank, self._dp_size = self.rank // config.tp, self.ranks // config.tp
+        self.micro_batches, self.micro_batch_size = config.cut(self._dp_size)
+        build.make_schedule(config)  # which one rank alone has no use for
+        self.text = TextDataset(None if config.path is None else Path(config.path), context=config.context,
                          validation=config.validation)  # fmt: skip
-        self.model = build.build(config, self._ranks, self.device)
+        self.model = build.build_model(config, self._dims, self.device)
         self.lm = self.model.config
-        self._held = build.held(self.model, self._ranks)
-        named = build.by_kind(self.model, self._held)
-        self.optimiser = Optimiser(config, named, self._ranks)
-        self.gradients = Gradients({kind: [p for _, p in members] for kind, members in named.items()}, self._ranks,
+        self._placements = build.param_placements(self.model, self._dims)
+        named = build.group_by_kind(self.model, self._placements)
+        self.optimizer = DistributedOptimizer(config, named, self._dims)
+        self.gradients = GradBuckets({kind: [p for _, p in members] for kind, members in named.items()}, self._dims,
                                    int(config.bucket_mb * 2**20))  # fmt: skip
         self._validation = self.text.validation(config.val_sequences)
         peak = peak_flops(self.device, config.dtype) if config.peak_tflops is None else 1e12 * config.peak_tflops
@@ -76,46 +77,46 @@ class Trainer:
         """
         step, config = self.done + 1, self.config
         began = time.perf_counter()
-        self.spans.read()
-        if self.watch is not None:
-            self.watch.reset()
+        self.timers.read()
+        if self.monitor is not None:
+            self.monitor.reset()
         self.model.train()
         inputs, targets = self.text.batch(config.batch, seed=config.seed, step=step)
         self.gradients.zero()
-        loads = Loads(self.lm.moe_layers, self.lm.experts, self.device)
+        loads = ExpertLoads(self.lm.moe_layers, self.lm.experts, self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in range(self._group, self.parts, self._groups):
-            rows = slice(part * self.rows, (part + 1) * self.rows)
+        for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
+            rows = slice(micro_batch * self.micro_batch_size, (micro_batch + 1) * self.micro_batch_size)
             with self._autocast():
                 result = self.model(
-                    inputs[rows].to(self.device), seed=self._seed(step, part), contexts=self._contexts()
+                    inputs[rows].to(self.device), seed=self._seed(step, micro_batch), contexts=self._contexts()
                 )
                 found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
             loss += found.detach().double()
             loads.add(result.routings)
             with record_function("train::backward"):
-                ((found + config.aux * sum(result.losses.values())) / self.parts).backward()
+                ((found + config.aux * sum(result.losses.values())) / self.micro_batches).backward()
         with record_function("train::gradients"):
             self.gradients.reduce()
         squares = self.gradients.squares().to(self.device)
         told = torch.stack([loss, squares, torch.tensor(float(stop), device=self.device).double()])
-        told = self._added(torch.cat([told, loads.numbers()]))
-        mean, norm = float(told[0]) / (self.parts * self.config.tp), math.sqrt(float(told[1]))
+        told = self._sum_over_ranks(torch.cat([told, loads.numbers()]))
+        mean, norm = float(told[0]) / (self.micro_batches * self.config.tp), math.sqrt(float(told[1]))
         if not math.isfinite(mean + norm):
             raise Diverged(
                 f"step {step}: the loss is {mean:g}, the norm of its gradient {norm:g}",
                 hint="a smaller lr, a longer warmup, or dtype=fp32; the last checkpoint is from before",
             )
         self.gradients.clip(norm, config.clip)
-        with record_function("train::optimiser"):
-            self.optimiser.step(rate(config, step))
+        with record_function("train::optimizer"):
+            self.optimizer.step(rate(config, step))
         self.done = step
         with record_function("train::read"):
-            times = self.spans.read()  # waits for a GPU
+            times = self.timers.read()  # waits for a GPU
         seconds = time.perf_counter() - began
         drop_rate, balance = loads.read(told[3:])
         a2a, exposed, exposed_moe = (times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe"))
-        worst = self._largest([a2a, exposed, -exposed, exposed_moe, seconds, memory_bytes(self.device)])
+        worst = self._max_over_ranks([a2a, exposed, -exposed, exposed_moe, seconds, memory_bytes(self.device)])
         tokens_per_s = config.batch * config.context / worst[4]
         metrics = Metrics(
             step=step,
@@ -126,8 +127,8 @@ class Trainer:
             if self.peak_flops is None
             else tokens_per_s * flops_per_token(self.lm) / (self.peak_flops * self.ranks),
             a2a_us=worst[0],
-            a2a_calls=0 if self.watch is None else self.watch.a2a_calls,
-            a2a_bytes=0 if self.watch is None else self.watch.a2a_bytes,
+            a2a_calls=0 if self.monitor is None else self.monitor.a2a_calls,
+            a2a_bytes=0 if self.monitor is None else self.monitor.a2a_bytes,
             exposed_comm_us=worst[1],
             exposed_comm_min_us=-worst[2],
             exposed_moe_us=worst[3],
@@ -139,27 +140,28 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Collective: bits a byte of the held-out text, at the same places each time, in parts as a batch is."""
+        """Collective: compute bits a byte of the held-out text, the same each time, in micro-batches as a batch is."""
         self.model.eval()
         inputs, targets = self._validation
-        each = len(inputs) // self.parts
+        each = len(inputs) // self.micro_batches
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
-        for part in range(self._group, self.parts, self._groups):
-            for first in range(0, each, self.rows):
-                rows = slice(part * each + first, part * each + min(each, first + self.rows))
+        for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
+            for first in range(0, each, self.micro_batch_size):
+                begin = micro_batch * each
+                rows = slice(begin + first, begin + min(each, first + self.micro_batch_size))
                 with self._autocast():
-                    result = self.model(inputs[rows].to(self.device), seed=self._seed(0, part))
+                    result = self.model(inputs[rows].to(self.device), seed=self._seed(0, micro_batch))
                     found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
                 total += found.double() * inputs[rows].numel()
-        return float(self._added(total)[0]) / (inputs.numel() * self.config.tp) / math.log(2)
+        return float(self._sum_over_ranks(total)[0]) / (inputs.numel() * self.config.tp) / math.log(2)
 
     def save(self, folder: Path) -> Path:
         """Collective: a checkpoint below `folder`."""
         tensors: dict[str, tuple[Tensor, Box]] = {}
-        states = self.optimiser.states()
+        states = self.optimizer.states()
         for name, parameter in self.model.named_parameters():
-            box, kind = self._held[name]
-            first = {"replicated": self.rank == 0, "cut": self._group == 0, "expert": True}[kind]
+            box, kind = self._placements[name]
+            first = {"replicated": self.rank == 0, "cut": self._dp_rank == 0, "expert": True}[kind]
             if first:
                 tensors[f"{_MODEL}/{name}"] = parameter, box
             # With ZeRO-1 a state is on one rank; else all have what several share, and the first of them writes it.
@@ -169,7 +171,7 @@ class Trainer:
         about = {"config": self.config.to_json(), "ranks": self.ranks, "text": self.text.identity()}
         return checkpoint.save(
             folder, self.done, tensors, about,
-            rank=self.rank, ranks=self.ranks, votes=self._votes, keep=self.config.keep,
+            rank=self.rank, ranks=self.ranks, all_succeeded=self._all_succeeded, keep=self.config.keep,
         )  # fmt: skip
 
     def load(self, found: Checkpoint) -> None:
@@ -184,60 +186,57 @@ class Trainer:
                              hint="path=FILE, the same text; or start a new run")  # fmt: skip
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                box = self._held[name].box
-                parameter.copy_(found.read(f"{_MODEL}/{name}", box, tuple(parameter.shape)))
-        if found.step:  # before its first step an optimiser has no moments
+                parameter.copy_(self._read(found, f"{_MODEL}/{name}", name))
+        if found.step:  # before its first step an optimizer has no moments
             states = {
-                name: {
-                    moment: found.read(f"{moment}/{name}", self._held[name].box, tuple(self._parameter(name).shape))
-                    for moment in ("exp_avg", "exp_avg_sq")
-                }
-                for name in self.optimiser.owned()
+                name: {moment: self._read(found, f"{moment}/{name}", name) for moment in ("exp_avg", "exp_avg_sq")}
+                for name in self.optimizer.owned()
             }
-            self.optimiser.load(states, found.step)
+            self.optimizer.load(states, found.step)
         self.done = found.step
 
     def close(self) -> None:
         """Collective: what the trainer made for itself; the communicator that it was given stays."""
-        self._ranks.close()
+        self._dims.close()
 
-    def _parameter(self, name: str) -> Tensor:
-        return self.model.get_parameter(name)
+    def _read(self, found: Checkpoint, tensor: str, name: str) -> Tensor:
+        """Read this rank's part of a tensor that lies as parameter `name` does."""
+        return found.read(tensor, self._placements[name].box, tuple(self.model.get_parameter(name).shape))
 
     def _contexts(self) -> Any:
         recompute = self.config.recompute
         if recompute == "none":
             return None
-        if self.watch is None:
+        if self.monitor is None:
             return lambda: (nullcontext(), labelled("train::redone"))
-        return self.watch.contexts(stash=recompute == "stash")
+        return self.monitor.contexts(stash=recompute == "stash")
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.dtype != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _seed(self, step: int, part: int) -> int:
-        """Of the gates' draws: the same in a tensor-parallel group, whose ranks have the same part."""
-        return ((self.config.seed * 1_000_003 + step) * 65_537 + part) % 2**48
+    def _seed(self, step: int, micro_batch: int) -> int:
+        """Return the seed of the gates' draws, the same in a tensor-parallel group: its ranks have the same tokens."""
+        return ((self.config.seed * 1_000_003 + step) * 65_537 + micro_batch) % 2**48
 
-    def _added(self, numbers: Tensor) -> Tensor:
+    def _sum_over_ranks(self, numbers: Tensor) -> Tensor:
         """Collective: fp64 numbers, summed over ranks."""
-        self._ranks.all_reduce(numbers)
+        self._dims.all_reduce(numbers)
         return numbers.cpu()
 
-    def _largest(self, numbers: list[float]) -> list[float]:
+    def _max_over_ranks(self, numbers: list[float]) -> list[float]:
         told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        self._ranks.all_reduce(told, op="max")
+        self._dims.all_reduce(told, op="max")
         found: list[float] = told.tolist()
         return found
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Collective: all ranks wait for each other, and for their devices."""
-        self._largest([0.0])
+        self._max_over_ranks([0.0])
 
-    def _votes(self, fine: bool) -> bool:
-        return self._largest([float(not fine)])[0] == 0
+    def _all_succeeded(self, fine: bool) -> bool:
+        return self._max_over_ranks([float(not fine)])[0] == 0
 
 
 def _cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:

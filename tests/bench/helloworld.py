@@ -105,7 +105,7 @@ class Run:
                                    keep_buffers=bool(setting.profile)).to(device, kind)  # fmt: skip
         self.comm, self.setting, self.way = comm, setting, way
         self.shared = list(self.layer.gate.parameters())
-        self.optimiser = torch.optim.SGD(self.layer.parameters(), lr=LEARNING_RATE)
+        self.optimizer = torch.optim.SGD(self.layer.parameters(), lr=LEARNING_RATE)
         shape = (setting.batch, setting.tokens, setting.width)
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, kind)
         self.x = x.requires_grad_(input_gradient)
@@ -113,7 +113,7 @@ class Run:
         self.target = torch.zeros(setting.batch, dtype=torch.int64, device=device)
 
     def forget(self) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         self.x.grad = None
 
     def loss(self, y: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Run:
         loss = self.loss(self.layer(self.x).y)
         loss.backward()
         self.average()
-        self.optimiser.step()
+        self.optimizer.step()
         return loss.detach()
 
     def captured(self) -> Callable[[], Any]:
@@ -200,7 +200,7 @@ def taken_apart(transport: Any, run: Run, repeats: int) -> dict[str, float]:
         back(take, tape, torch.ones_like(tape[-1][2]))
         take("gate backward", functools.partial(routing.weights_TK.backward, weights.grad))
         take("gate all_reduce", run.average)
-        take("optimiser", run.optimiser.step)
+        take("optimiser", run.optimizer.step)
     run.forget()
     names = list(times)
     medians = slowest(transport, [float(np.median(times[name][steps.WARMUP :])) for name in names])

@@ -113,7 +113,7 @@ def oracle(case: Case, rank: int, ranks: int) -> Expected:
     loads = [int(gate(case.x(other), case.padding(other)).loads_E.max()) for other in range(ranks)]
     most = max(case.many(other) for other in range(ranks))
     routing = gate(x_TD, case.padding(rank), most_tokens=most, largest=lambda _: max(loads))
-    moves = dispatch.Loop(routing)
+    moves = dispatch.LoopDispatcher(routing)
     counts = (routing.counts_E,) if routing.capacity is None else ()
     y_TD = moves.combine(whole(moves.dispatch(x_TD), *counts))
     wanted = [x_TD, *gate.parameters(), *whole.parameters()]
@@ -159,7 +159,7 @@ def part_of(whole: Tensor, moe: DistributedMoE, name: str, parameter: Tensor) ->
     comm, experts = moe.comm, moe.experts
     first = comm.rank * len(whole) // comm.size
     mine = whole[first : first + len(parameter)]
-    return mine.chunk(experts.pieces, experts.cut[name])[experts.piece] if experts.pieces > 1 else mine
+    return mine.chunk(experts.pieces, experts.shard_dims[name])[experts.piece] if experts.pieces > 1 else mine
 
 
 def of_all(ranks: int, experts: int) -> Iterator[Schedule]:

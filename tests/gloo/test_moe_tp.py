@@ -116,7 +116,7 @@ def oracle(case: Case, group: int, tp: int, *, slices: bool) -> Expected:
         ys, auxiliary = [], torch.zeros((), dtype=torch.float64)
         for x, mask in zip(xs, masks, strict=True):
             routing = gate(x, mask.bool(), most_tokens=max(lengths), largest=lambda load: max(loads))
-            moves = dispatch.Loop(routing)
+            moves = dispatch.LoopDispatcher(routing)
             ys.append(moves.combine(experts(moves.dispatch(x))))
             auxiliary = auxiliary + (routing.losses["gshard"] + 0.1 * routing.losses["z"]) / parts
         y = torch.cat(ys)[: len(inputs[number])]
@@ -145,7 +145,7 @@ def pieces(experts: Experts, whole: Sequence[Tensor], group: int, tp: int, place
     """Of the gradients of whole experts, what a rank has of them."""
     names = [name for name, _ in experts.named_parameters()]
     here = experts.experts
-    return [g[group * here : (group + 1) * here].chunk(tp, experts.cut[name])[place]
+    return [g[group * here : (group + 1) * here].chunk(tp, experts.shard_dims[name])[place]
             for name, g in zip(names, whole, strict=True)]  # fmt: skip
 
 

@@ -156,14 +156,14 @@ def test_collectives_of_tensor_parallel_ranks_are_as_many_as_the_plans_say() -> 
         for variant in TP.values():
             trainer = Trainer(replace(config, **{**variant, "recompute": "none"}), comm)
             trainer.step()
-            assert trainer.watch is not None
-            found.append(dict(trainer.watch.calls))
+            assert trainer.monitor is not None
+            found.append(dict(trainer.monitor.calls))
         return found
 
     shape = Shape(T=32 * 2, D=16, E=4, K=2, C=32, W=4, tp=2)
     for variant, calls in zip(TP.values(), on_gloo(4, rank), strict=True):
         planned = Counter[str]()
-        for message in build.schedule(replace(config, **variant)).traffic(shape):
+        for message in build.make_schedule(replace(config, **variant)).traffic(shape):
             planned[message.collective] += message.calls
         planned["all_reduce"] += 2 * 2 + 2 + 2  # attention of two blocks, one FFN, two buckets
         assert calls == planned
@@ -208,9 +208,9 @@ def test_all_to_alls_of_a_step_are_as_many_as_the_formula_says(
     def rank(transport: Any) -> list[Any]:
         trainer = Trainer(replace(DEEP, recompute=recompute), commbench.communicator())
         metrics, _ = trainer.step()
-        watch = trainer.watch
-        assert watch is not None
-        return [watch.a2a_calls, sum(watch.stashed.values()), metrics.a2a_bytes, dict(watch.calls)]
+        monitor = trainer.monitor
+        assert monitor is not None
+        return [monitor.a2a_calls, sum(monitor.stashed.values()), metrics.a2a_bytes, dict(monitor.calls)]
 
     calls, stashed, sent, by_name = on_gloo(2, rank)
     assert (calls, stashed) == (exchanges, given_again)

@@ -39,24 +39,24 @@ def test_every_way_is_compared_at_every_size(tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.count("| fairseq_einsum_tc |") == 3
 
 
-class Misrouted(dispatch.FairseqEinsum):
+class Misrouted(dispatch.EinsumDispatcher):
     def combine(self, buffer: Tensor) -> Tensor:
         return super().combine(buffer).flip(0)
 
 
-class WithoutGradient(dispatch.FairseqEinsum):
+class WithoutGradient(dispatch.EinsumDispatcher):
     def dispatch(self, x_TD: Tensor) -> Tensor:
         return super().dispatch(x_TD.detach())
 
 
-class TooLarge(dispatch.FairseqEinsum):
+class TooLarge(dispatch.EinsumDispatcher):
     def dispatch(self, x_TD: Tensor) -> Tensor:
         if len(x_TD) > 16:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().dispatch(x_TD)
 
 
-class TooLargeBeside(dispatch.FairseqEinsum):
+class TooLargeBeside(dispatch.EinsumDispatcher):
     """Fits when it is checked, and no longer beside what the others keep."""
 
     calls = 0
@@ -70,7 +70,7 @@ class TooLargeBeside(dispatch.FairseqEinsum):
 
 @pytest.mark.parametrize("way", [Misrouted, WithoutGradient])
 def test_a_wrong_way_has_no_numbers(
-    way: type[dispatch.FairseqEinsum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: type[dispatch.EinsumDispatcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(dispatch.TABLE, "fairseq_einsum", way)
     _, found = rows(tmp_path)
@@ -82,7 +82,7 @@ def test_a_wrong_way_has_no_numbers(
 
 @pytest.mark.parametrize("way", [TooLarge, TooLargeBeside])
 def test_out_of_memory_ends_a_row_only(
-    way: type[dispatch.FairseqEinsum], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: type[dispatch.EinsumDispatcher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     TooLargeBeside.calls = 0
     monkeypatch.setitem(dispatch.TABLE, "fairseq_einsum_tc", way)

@@ -22,8 +22,8 @@ from moe_ref.gate import Gate, GateConfig
 from moe_ref.sharding import shard
 from moe_ref.training import breakdown
 from moe_ref.training.breakdown import Event, Recorder, events_of, parts
-from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
-from moe_ref.training.timers import Spans
+from moe_ref.training.instrumented_comm import CommMonitor, InstrumentedComm
+from moe_ref.training.timers import Timers
 from moe_ref.training.trainer import Trainer
 from tests.moe.fake import Alone
 from tests.moe.test_training import TINY
@@ -59,7 +59,7 @@ def test_the_innermost_range_has_the_time() -> None:
         us("lm::moe", 30, 60), us("moe::dispatch", 32, 42), us("comm::all_to_all", 35, 40), us("moe::experts", 42, 50),
         us("aten::mm", 43, 49), us("moe::combine", 50, 58),
         us("train::gradients", 60, 70), us("comm::all_reduce", 61, 69),
-        us("train::optimiser", 70, 90),
+        us("train::optimizer", 70, 90),
     ])  # fmt: skip
     assert found == {
         "attention": 15, "communication": 5, "dispatch": 5, "a2a": 5, "experts": 8, "combine": 8, "gradients": 10,
@@ -81,7 +81,7 @@ def test_backward_belongs_to_the_part_of_its_operation() -> None:
         us(NODE + "MulBackward0", 31, 41, sequence=8, fwd_thread=1),
         us("MulBackward0", 32, 40, sequence=8, fwd_thread=1),
         us(NODE + "torch::autograd::AccumulateGrad", 41, 45),
-        us(NODE + "_LandBackward", 50, 60, sequence=7, fwd_thread=1),  # says 7, which the gate has made
+        us(NODE + "_WaitBackward", 50, 60, sequence=7, fwd_thread=1),  # says 7, which the gate has made
         us("comm::all_to_all", 52, 57),
         us(NODE + "UnknownBackward0", 60, 65, sequence=99, fwd_thread=1),
         us(NODE + "MulBackward0", 65, 66, sequence=8, fwd_thread=3),  # the same number of another thread
@@ -135,7 +135,7 @@ def test_on_a_gpu_kernels_count_by_their_launch() -> None:
         us("cudaMemcpyAsync", 7.5, 7.6, kernels=kernels((55, 58), (56, 59))),  # two engines: 4 us, not 6
         us(NODE + "IndexBackward0", 9, 12, thread=2, sequence=5, fwd_thread=1),
         us("cudaLaunchKernel", 10, 11, thread=2, kernels=kernels((70, 80))),
-        us("train::optimiser", 150, 160),
+        us("train::optimizer", 150, 160),
         us("cudaLaunchKernel", 155, 156, kernels=kernels((157, 160))),  # after the step
     ], "cuda")  # fmt: skip
     assert found == {"dispatch": 10 + 10, "a2a": 30, "experts": 15 + 4, "idle": 100 - 40 - 10}
@@ -235,16 +235,16 @@ def nodes(events: list[Event]) -> dict[str, set[str]]:
     return dict(found)
 
 
-def layer(schedule: str, dispatch: str = "sparse") -> tuple[DistributedMoE, Watch]:
-    watch = Watch(Spans(torch.device("cpu")))
-    comms: dict[str, Any] = {name: InstrumentedComm(Alone(), watch) for name in ("comm", "tp", "ep")}  # type: ignore[arg-type]
+def layer(schedule: str, dispatch: str = "sparse") -> tuple[DistributedMoE, CommMonitor]:
+    monitor = CommMonitor(Timers(torch.device("cpu")))
+    comms: dict[str, Any] = {name: InstrumentedComm(Alone(), monitor) for name in ("comm", "tp", "ep")}  # type: ignore[arg-type]
     groups = schedule in ("tensor_parallel", "parm_s1", "parm_s2")
     experts = FFN(4, 8, 12)
     if groups:
         shard(experts, 0, 1)
     gate = Gate(8, GateConfig(experts=4, top_k=2, capacity=Capacity("tutel", 2.0)))
     given = comms if groups else {"comm": comms["comm"]}
-    return DistributedMoE(gate, experts, schedule=schedule, dispatch=dispatch, equal_tokens=True, **given), watch
+    return DistributedMoE(gate, experts, schedule=schedule, dispatch=dispatch, equal_tokens=True, **given), monitor
 
 
 SCHEDULES = ("sequential", "pipelined", "expert_groups", "tensor_parallel", "parm_s1", "parm_s2")
@@ -252,7 +252,7 @@ SCHEDULES = ("sequential", "pipelined", "expert_groups", "tensor_parallel", "par
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_have_ranges_in_both_passes(schedule: str) -> None:
-    made, watch = layer(schedule)
+    made, monitor = layer(schedule)
     x = torch.randn(16, 8, requires_grad=True)
 
     def both() -> None:
@@ -265,14 +265,14 @@ def test_schedules_have_ranges_in_both_passes(schedule: str) -> None:
     assert found["BmmBackward0" if "BmmBackward0" in found else "BaddbmmBackward0"] == {"experts"}
     assert found["TopkBackward0" if "TopkBackward0" in found else "SoftmaxBackward0"] == {"gate"}
     if schedule in ("tensor_parallel", "parm_s1", "parm_s2"):
-        assert found["_SpreadBackward"] == {"dispatch"} and found["_CollectBackward"] == {"combine"}
+        assert found["_TPDispatchBackward"] == {"dispatch"} and found["_TPCombineBackward"] == {"combine"}
     else:
-        assert found["_StartBackward"] == found["_LandBackward"] == {"dispatch", "combine"}
+        assert found["_StartBackward"] == found["_WaitBackward"] == {"dispatch", "combine"}
     ordered = sorted(events, key=lambda event: (event.start, -event.end))
     backward = next(event.start for event in ordered if event.name.startswith(NODE))
     called = [event.name for event in ordered if event.name.startswith("comm::")]
-    # Waiting for a call in flight is a range too; what calls there were, `watch` has counted.
-    asked = sum(watch.calls.values())
+    # Waiting for a call in flight is a range too; what calls there were, `monitor` has counted.
+    asked = sum(monitor.calls.values())
     assert asked and asked <= len(called) <= 2 * asked
     assert {event.name for event in ordered if event.name.startswith("comm::") and event.start > backward} & {
         "comm::all_to_all", "comm::tp_all_to_all"
@@ -301,7 +301,7 @@ def steps(trainer: Trainer, folder: Path, until: int, stop: int | None = None) -
     """Whether each step was profiled, what was told, and how often ranks met."""
     told: list[str] = []
     met: list[int] = []
-    recorder = Recorder(trainer, folder, meet=lambda: met.append(1), tell=told.append)
+    recorder = Recorder(trainer, folder, barrier=lambda: met.append(1), tell=told.append)
     marked = []
     while trainer.done < until:
         metrics, stopped = recorder.step(stop=trainer.done + 1 == stop)

@@ -108,12 +108,12 @@ def test_sparse_gradients_are_those_of_finite_differences() -> None:
     for name in ("overflow", "dropless"):
         route, x_TD = made(CAPACITIES[name], tokens=7, k=2, padded=True, skewed=False)
         routing = route()
-        moves = dispatch.Sparse(routing)
+        moves = dispatch.SparseDispatcher(routing)
         assert torch.autograd.gradcheck(moves.dispatch, (x_TD.clone().requires_grad_(),))
         rows = torch.randn(routing.buffer_shape(WIDTH), dtype=torch.float64)
         weights = routing.weights_TK.detach().requires_grad_()
 
-        def combined(rows: Tensor, weights: Tensor, moves: dispatch.Sparse = moves) -> Tensor:
+        def combined(rows: Tensor, weights: Tensor, moves: dispatch.SparseDispatcher = moves) -> Tensor:
             y_TD: Tensor = dispatch._Combine.apply(rows.flatten(0, -2), weights, moves.rows_TK, moves.choice_R)
             return y_TD
 
@@ -147,7 +147,7 @@ def test_the_baseline_is_quadratic_and_sparse_is_not() -> None:
 def test_dropless_rows_are_sorted_by_expert_then_order() -> None:
     route, x_TD = made(CAPACITIES["dropless"], tokens=9, k=2, padded=True, skewed=False)
     routing = route()
-    buffer_RD = dispatch.Sparse(routing).dispatch(x_TD)
+    buffer_RD = dispatch.SparseDispatcher(routing).dispatch(x_TD)
     rows = []
     for e in range(4):
         for k in range(2):
@@ -158,7 +158,7 @@ def test_dropless_rows_are_sorted_by_expert_then_order() -> None:
 
 def test_what_experts_write_where_nobody_is_does_not_come_back() -> None:
     route, x_TD = made(CAPACITIES["roomy"], tokens=5, k=2, padded=True, skewed=False)
-    moves = dispatch.Sparse(route())
+    moves = dispatch.SparseDispatcher(route())
     buffer = moves.dispatch(x_TD)
     spoilt = torch.where(buffer == 0, torch.nan, buffer)
     assert torch.equal(moves.combine(spoilt), moves.combine(buffer))

@@ -92,7 +92,7 @@ def test_a_model_knows_every_plan_and_a_profile_makes_it_faster() -> None:
     model = model_of()
     cases = {words: config(*words) for words in ((), ("tp_tokens=duplicate",), ("tp_tokens=drop_pipelined",))}
     for its in cases.values():
-        found = predict(build.schedule(its), shape(its), model, Layout(2, 4))
+        found = predict(build.make_schedule(its), shape(its), model, Layout(2, 4))
         assert exchanges_us(its, None, [], model) == pytest.approx(2 * (found.forward_us + found.backward_us))
     times = [exchanges_us(cases[words], None, [], model) for words in (("tp_tokens=duplicate",), ())]
     assert times[0] > 2 * times[1]

@@ -88,11 +88,11 @@ def test_no_tokens(capacity: Capacity) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("factor", [0.5, 4.0])
 def test_buffers_are_what_an_all_to_all_sends(factor: float, ranks: int) -> None:
-    """Ranks by hand: each routes its tokens, block r of its buffer goes to rank r, and comes back."""
+    """ParallelDims by hand: each routes its tokens, block r of its buffer goes to rank r, and comes back."""
     moe = layer(replace(CONFIG, capacity=Capacity("tutel", factor)))
     here = experts.experts_per_rank(E, ranks)
     inputs = [tokens(ranks * 6)[r * 6 : (r + 1) * 6] for r in range(ranks)]
-    moves = [dispatch.Sparse(moe.gate(x_TD)) for x_TD in inputs]
+    moves = [dispatch.SparseDispatcher(moe.gate(x_TD)) for x_TD in inputs]
     sent = torch.stack([m.dispatch(x_TD) for m, x_TD in zip(moves, inputs, strict=True)])  # [W, E, C, D]
     capacity = sent.shape[2]
     exchanged = sent.view(ranks, ranks, here, capacity, D).transpose(0, 1)  # of rank r: what came from each

@@ -120,14 +120,14 @@ def test_it_knows_nothing_first_and_learns_a_text_by_heart() -> None:
     model = LM(config)
     text = torch.tensor(list(b"a loaf is a loaf is a"))
     x_BS, y_BS = text[:8][None], text[1:9][None]
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
     for _ in range(100):
         loss = functional.cross_entropy(model(x_BS).logits_BSV.flatten(0, 1), y_BS.flatten())
         losses.append(float(loss.detach()))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert losses[0] == pytest.approx(math.log(256), abs=0.3) and losses[-1] < 0.1
 
 

@@ -24,7 +24,7 @@ A_I, B_I, A_E, B_E = 10.0, 0.5, 100.0, 8.0  # microseconds per message, and per 
 
 
 def model_of(alpha_inter: float = A_E, beta_inter: float = B_E, **more: Any) -> Model:
-    """Ranks with links of their own, and nothing else costs anything."""
+    """ParallelDims with links of their own, and nothing else costs anything."""
     costs = {"step_us": 0.0, "alpha_intra_us": A_I, "beta_intra_us_per_kib": B_I, "alpha_inter_us": alpha_inter,
              "beta_inter_us_per_kib": beta_inter}  # fmt: skip
     values: dict[str, Any] = {

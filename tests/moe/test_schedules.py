@@ -11,7 +11,7 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, schedules, shard, sharding
-from moe_ref.schedules import Message, Shape, verify
+from moe_ref.schedules import Shape, TrafficEntry, verify
 from tests.moe.fake import Alone
 
 D, H, E = 8, 16, 4
@@ -135,13 +135,13 @@ def test_verify_sees_what_is_not_in_the_formula() -> None:
     report = verify.verify(moe, x)
     report.raise_if_different()
     assert report.shape.C == 8 and x.grad is None
-    wrong = verify.Report(
-        [*report.sent, Message("backward", "all_to_all", "comm", 1, 7)], report.expected, report.shape
+    wrong = verify.TrafficReport(
+        [*report.sent, TrafficEntry("backward", "all_to_all", "comm", 1, 7)], report.expected, report.shape
     )
     with pytest.raises(verify.Mismatch, match="nbytes=7"):
         wrong.raise_if_different()
     with pytest.raises(verify.Mismatch, match="sent and not in the formula: nothing"):
-        verify.Report(report.sent[1:], report.expected, report.shape).raise_if_different()
+        verify.TrafficReport(report.sent[1:], report.expected, report.shape).raise_if_different()
 
 
 @pytest.mark.parametrize("config", [CONFIG, DROPLESS], ids=["capacity", "dropless"])
@@ -192,7 +192,7 @@ def pieces(count: int, *, bias: bool = True) -> list[Any]:
 def test_pieces_sum_to_the_whole(count: int, bias: bool) -> None:
     (whole,), cut, x = pieces(1, bias=bias), pieces(count, bias=bias), tokens(1, 5)
     assert sum(p.numel() for experts in cut for p in experts.parameters()) == sum(p.numel() for p in whole.parameters())
-    outputs = [torch.func.functional_call(experts, sharding.own(experts), (x,)) for experts in cut]
+    outputs = [torch.func.functional_call(experts, sharding.own_weights(experts), (x,)) for experts in cut]
     torch.testing.assert_close(sum(outputs), whole(x), rtol=1e-12, atol=1e-12)
 
 

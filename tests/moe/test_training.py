@@ -22,12 +22,12 @@ from commbench.train.config import TrainConfig
 from moe_ref.data import text as data
 from moe_ref.lm.config import flops_per_token, parameters
 from moe_ref.training import build
-from moe_ref.training.checkpoint import Box, Checkpoint, Elsewhere, latest, save
-from moe_ref.training.grad_buckets import Gradients
-from moe_ref.training.instrumented_comm import InstrumentedComm, Watch
-from moe_ref.training.optimizer import Optimiser, rate
-from moe_ref.training.parallel_dims import Ranks
-from moe_ref.training.timers import Spans
+from moe_ref.training.checkpoint import Box, Checkpoint, OtherRankFailed, latest, save
+from moe_ref.training.grad_buckets import GradBuckets
+from moe_ref.training.instrumented_comm import CommMonitor, InstrumentedComm
+from moe_ref.training.optimizer import DistributedOptimizer, rate
+from moe_ref.training.parallel_dims import ParallelDims
+from moe_ref.training.timers import Timers
 from moe_ref.training.trainer import Diverged, Trainer, check_same
 from tests.conftest import REPOSITORY, environment
 
@@ -58,7 +58,9 @@ def test_gradients_live_in_buckets_and_are_clipped_by_one_norm() -> None:
     replicated = [nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (5,), (2, 2))]
     wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
     own = nn.Parameter(torch.ones(4))
-    gradients = Gradients({"replicated": [*replicated, wide], "cut": [], "expert": [own]}, Ranks(), bucket_bytes=70)
+    gradients = GradBuckets(
+        {"replicated": [*replicated, wide], "cut": [], "expert": [own]}, ParallelDims(), bucket_bytes=70
+    )
     assert [bucket.numel() for bucket in gradients.buckets] == [17, 4, 3], "by bytes, and apart by dtype"
     gradients.zero()
     total = sum(p.sum() * (i + 1) for i, p in enumerate([*replicated, wide, own]))
@@ -133,25 +135,25 @@ def test_a_damaged_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
 def test_saving_replaces_nothing_before_it_is_whole(tmp_path: Path) -> None:
     tensors = {"w": (torch.ones(3), Box((3,), (0,)))}
 
-    def saved(step: int, votes: Callable[[bool], bool] = lambda fine: fine) -> Path:
-        return save(tmp_path, step, tensors, {}, rank=0, ranks=1, votes=votes, keep=2)
+    def saved(step: int, all_succeeded: Callable[[bool], bool] = lambda fine: fine) -> Path:
+        return save(tmp_path, step, tensors, {}, rank=0, ranks=1, all_succeeded=all_succeeded, keep=2)
 
     for step in (1, 2, 3):
         saved(step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
-    with pytest.raises(Elsewhere, match="another rank could not write"):
-        saved(4, votes=lambda fine: False)
+    with pytest.raises(OtherRankFailed, match="another rank could not write"):
+        saved(4, all_succeeded=lambda fine: False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     (tmp_path / ".step-00000003.old").mkdir()  # of a save that was killed between two names
     (tmp_path / ".step-00000003.old" / "rank-0000.safetensors").touch()
     saved(3)
     assert Checkpoint(tmp_path / "step-00000003").step == 3
     with pytest.raises(UsageError, match="the files of 1 of 2 ranks"):  # what a lagging network file system shows
-        save(tmp_path, 4, tensors, {}, rank=0, ranks=2, votes=lambda fine: fine, keep=2)
+        save(tmp_path, 4, tensors, {}, rank=0, ranks=2, all_succeeded=lambda fine: fine, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000002", "step-00000003"]
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="no checkpoint of step 1"):
-        save(tmp_path / "file", 1, tensors, {}, rank=0, ranks=1, votes=lambda fine: fine, keep=1)
+        save(tmp_path / "file", 1, tensors, {}, rank=0, ranks=1, all_succeeded=lambda fine: fine, keep=1)
 
 
 class Echo:
@@ -173,51 +175,51 @@ class Echo:
 
 def test_what_came_from_others_is_given_again_and_not_asked_again() -> None:
     echo = Echo()
-    watch = Watch(Spans(torch.device("cpu")))
-    watched = InstrumentedComm(cast(Communicator, echo), watch)
-    first, again = watch.contexts(stash=True)()
+    monitor = CommMonitor(Timers(torch.device("cpu")))
+    instrumented = InstrumentedComm(cast(Communicator, echo), monitor)
+    first, again = monitor.contexts(stash=True)()
     inp, outs = torch.ones(4), [torch.empty(4) for _ in range(4)]
     with first:
-        watched.all_to_all(outs[0], inp)
-        counts = watched.exchange_counts([1, 2])
-        watched.all_to_all(outs[1], inp)
+        instrumented.all_to_all(outs[0], inp)
+        counts = instrumented.exchange_counts([1, 2])
+        instrumented.all_to_all(outs[1], inp)
     with again:
-        watched.all_to_all(outs[2], inp)
-        assert watched.exchange_counts([1, 2]) == counts
-        watched.all_to_all(outs[3], inp)
+        instrumented.all_to_all(outs[2], inp)
+        assert instrumented.exchange_counts([1, 2]) == counts
+        instrumented.all_to_all(outs[3], inp)
     assert echo.calls == ["all_to_all", "exchange_counts", "all_to_all"]
     assert torch.equal(outs[0], outs[2]) and torch.equal(outs[1], outs[3]) and not torch.equal(outs[0], outs[1])
-    assert watch.calls == {"all_to_all": 2, "exchange_counts": 1} and watch.a2a_bytes == 2 * 16
-    assert watch.stashed == {"all_to_all": 2, "exchange_counts": 1}
-    watched.all_to_all(outs[2], inp)
+    assert monitor.calls == {"all_to_all": 2, "exchange_counts": 1} and monitor.a2a_bytes == 2 * 16
+    assert monitor.stashed == {"all_to_all": 2, "exchange_counts": 1}
+    instrumented.all_to_all(outs[2], inp)
     assert len(echo.calls) == 4, "outside of a block all is asked"
-    redo_first, redo_again = watch.contexts(stash=False)()
+    redo_first, redo_again = monitor.contexts(stash=False)()
     with redo_first:
-        watched.all_to_all(outs[0], inp)
+        instrumented.all_to_all(outs[0], inp)
     with redo_again:
-        watched.all_to_all(outs[0], inp)
+        instrumented.all_to_all(outs[0], inp)
     assert len(echo.calls) == 6
-    times = watch.spans.read()
-    assert times["a2a"] > 0 and times["exposed"] >= times["a2a"] and watch.spans.read() == {}
+    times = monitor.timers.read()
+    assert times["a2a"] > 0 and times["exposed"] >= times["a2a"] and monitor.timers.read() == {}
 
 
 def test_what_was_received_must_not_be_written_over() -> None:
-    watch = Watch(Spans(torch.device("cpu")))
-    watched = InstrumentedComm(cast(Communicator, Echo()), watch)
-    first, again = watch.contexts(stash=True)()
+    monitor = CommMonitor(Timers(torch.device("cpu")))
+    instrumented = InstrumentedComm(cast(Communicator, Echo()), monitor)
+    first, again = monitor.contexts(stash=True)()
     out = torch.empty(4)
     with first:
-        watched.all_to_all(out, torch.ones(4))
+        instrumented.all_to_all(out, torch.ones(4))
     out.zero_()
     with again, pytest.raises(AssertionError, match="changed in place"):
-        watched.all_to_all(torch.empty(4), torch.ones(4))
+        instrumented.all_to_all(torch.empty(4), torch.ones(4))
 
 
 def test_what_is_still_where_it_came_to_is_not_copied() -> None:
     """In memory that a layer keeps for its exchanges the second pass finds what came to the first."""
-    watch = Watch(Spans(torch.device("cpu")))
-    watched = InstrumentedComm(cast(Communicator, Echo()), watch)
-    first, again = watch.contexts(stash=True)()
+    monitor = CommMonitor(Timers(torch.device("cpu")))
+    instrumented = InstrumentedComm(cast(Communicator, Echo()), monitor)
+    first, again = monitor.contexts(stash=True)()
     memory = torch.empty(4)
 
     def room() -> torch.Tensor:
@@ -225,19 +227,19 @@ def test_what_is_still_where_it_came_to_is_not_copied() -> None:
         return memory.detach()
 
     with first:
-        watched.all_to_all(room(), torch.ones(4))
-        watched.all_to_all(torch.empty(4), torch.ones(4))
+        instrumented.all_to_all(room(), torch.ones(4))
+        instrumented.all_to_all(torch.empty(4), torch.ones(4))
     held = memory.clone()
     with again:
-        watched.all_to_all(room(), torch.ones(4))
-        watched.all_to_all(torch.empty(4), torch.ones(4))
-    assert torch.equal(memory, held) and watch.stashed == {"all_to_all": 2}
-    first, again = watch.contexts(stash=True)()
+        instrumented.all_to_all(room(), torch.ones(4))
+        instrumented.all_to_all(torch.empty(4), torch.ones(4))
+    assert torch.equal(memory, held) and monitor.stashed == {"all_to_all": 2}
+    first, again = monitor.contexts(stash=True)()
     with first:
-        watched.all_to_all(room(), torch.ones(4))
+        instrumented.all_to_all(room(), torch.ones(4))
     room()  # of another pass, before this one has gone back
     with again, pytest.raises(AssertionError, match="changed in place"):
-        watched.all_to_all(room(), torch.ones(4))
+        instrumented.all_to_all(room(), torch.ones(4))
 
 
 def steps(trainer: Trainer, until: int) -> list[float]:
@@ -325,12 +327,14 @@ def test_the_gradient_is_the_mean_over_the_batch_however_it_is_cut() -> None:
 def test_matrices_decay_and_vectors_do_not() -> None:
     """Without a gradient, decay is all that AdamW does: of experts' [E, H] and [E, D] nothing either."""
     config = replace(TINY, weight_decay=0.5, lr=0.1)
-    model = build.build(config, Ranks())
+    model = build.build_model(config, ParallelDims())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
             parameter.grad = torch.zeros_like(parameter)
-    Optimiser(config, build.by_kind(model, build.held(model, Ranks())), Ranks()).step(0.1)
+    DistributedOptimizer(
+        config, build.group_by_kind(model, build.param_placements(model, ParallelDims())), ParallelDims()
+    ).step(0.1)
     shrunk = {name for name, parameter in model.named_parameters() if float(parameter.detach().mean()) < 0.96}
     matrices = (".weight", "weight_ED", "qkv_3ID", "w1_EDH", "w2_EHD", "embedding_VD", "positions_SD")
     names = [name for name, _ in model.named_parameters()]
@@ -342,7 +346,7 @@ def test_recipes_are_models_that_fit_where_they_are_meant_for(name: str) -> None
     """By what stays: fp32 weights, gradients and moments, and autocast's copies of the weights."""
     config, _ = training.compose([name])
     formula, ranks = parameters(build.lm_config(config)), config.ranks
-    assert build.schedule(config).name == ("sequential" if config.tp == 1 else "tensor_parallel")
+    assert build.make_schedule(config).name == ("sequential" if config.tp == 1 else "tensor_parallel")
     states = 8 / ranks if config.zero else 8
     held = formula.replicated * (4 + 4 + states + 2) + formula.experts / ranks * (4 + 4 + 8 + 2)
     most = {"table1-scaled-2xh200": 141e9, "tiny": 1e9, "small": 1e9, "emulated-2x4": 1e9}.get(name, 80e9)
@@ -396,14 +400,14 @@ def test_it_learns_the_sample() -> None:
     ],
 )  # fmt: skip
 def test_experts_have_a_place(experts: int, rank: int, ranks: int, tp: int, found: Any) -> None:
-    assert build.place(experts, Ranks(rank, ranks, rank % tp, tp)) == found
+    assert build.expert_shard(experts, ParallelDims(rank, ranks, rank % tp, tp)) == found
 
 
 def test_experts_that_cannot_be_placed_are_refused() -> None:
     with pytest.raises(UsageError, match="experts=6 and 4 ranks"):
-        build.place(6, Ranks(0, 4))
+        build.expert_shard(6, ParallelDims(0, 4))
     with pytest.raises(UsageError, match="experts=3 do not divide among 2 groups of tp=2"):
-        build.place(3, Ranks(0, 4, 0, 2))
+        build.expert_shard(3, ParallelDims(0, 4, 0, 2))
 
 
 def test_the_program_of_the_docs_runs(tmp_path: Path) -> None:
