@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
+from commbench.measure.samples import BESIDE, fit_product, take, take_beside
 from commbench.records import Policy
 from commbench.stats import Floats
-from commbench.transports.base import Ready, Timer, Transport
+from commbench.transports.base import Ready, Transport
 
 PIPELINED_CALLS = 20  # nccl-tests' -n
 GRAPH_CALLS = 20  # in one graph; as many pairs of buffers take turns in it at the most
@@ -71,128 +72,6 @@ class Observer:
         """After each batch: still alive."""
 
 
-def take(
-    timer: Timer, calls: Sequence[Ready], first: int, count: int, each: int, whole: Ready | None = None
-) -> list[list[float]]:
-    """`count` samples of `each` calls, on this rank: [times, host times, begins], times per call in microseconds.
-
-    `first` numbers the first call, so that rotated buffers go on where the last batch stopped. `whole` makes `each`
-    calls at once.
-    """
-    marks: list[tuple[Any, Any]] = []
-    host: list[float] = []
-    barrier, mark, clock, synchronize = timer.barrier, timer.mark, timer.host_us, timer.synchronize
-    drains, n = timer.drains, len(calls)
-    for number in range(first, first + count * each, each):
-        turn = [whole] if whole else list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
-        call = turn[0]
-        barrier()
-        if len(turn) == 1:
-            begin = mark()
-            enter = clock()
-            work = call()
-            leave = clock()
-            if work is not None:
-                work.wait()
-            if drains:
-                synchronize()
-        else:
-            begin = mark()
-            enter = clock()
-            for call in turn:
-                work = call()
-                if work is not None:
-                    work.wait()
-            leave = clock()
-            synchronize()
-        end = mark()
-        work = None  # its destructor shall not run inside the next sample
-        marks.append((begin, end))
-        host.append((leave - enter) / each)
-    synchronize()
-    times = [timer.between_us(begin, end) / each for begin, end in marks]
-    return [times, host, [timer.moment_us(begin) for begin, _ in marks]]
-
-
-BESIDE = ("comm_alone_us", "compute_alone_us", "compute_beside_us")
-_RATIOS = ("comm_slowdown", "compute_slowdown", "overlap_percent")
-_MOST_ROWS = 1024  # of one product; 1 MiB of tokens
-_FITTINGS = 8  # at most, of the product to the call
-
-
-def take_beside(
-    timer: Timer, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any]
-) -> list[list[float]]:
-    """As `take`, one call a sample, of call and product together, followed by the three columns of `BESIDE`.
-
-    Each sample makes two calls: one alone, one with the product between its start and its end.
-    """
-    columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
-    for number in range(first, first + 2 * count, 2):
-        alone = take(timer, calls, number, 1, 1)
-        timer.barrier()
-        begin = timer.mark()
-        product()
-        end = timer.mark()
-        timer.barrier()
-        call = calls[(number + 1) % len(calls)]
-        both = timer.mark()
-        enter = timer.host_us()
-        work = call()
-        started, leave = timer.mark(), timer.host_us()
-        product()
-        made = timer.mark()
-        if work is not None:
-            work.wait()
-        done = timer.mark()
-        timer.synchronize()
-        between = timer.between_us
-        values = [between(both, done), leave - enter, timer.moment_us(both)]
-        values += [alone[0][0], between(begin, end), between(started, made)]
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return columns
-
-
-def _product(transport: Transport, timer: Timer, call_us: float) -> Callable[[], Any]:
-    """A matrix product, or several in turn, that last as long as the call within a tenth; the same on all ranks."""
-    rows = repeats = 1
-    for _ in range(_FITTINGS):
-        one = transport.product(rows)
-
-        def product(one: Callable[[], Any] = one, repeats: int = repeats) -> None:
-            for _ in range(repeats):
-                one()
-
-        times = []
-        for _ in range(5):
-            timer.barrier()
-            begin = timer.mark()
-            product()
-            end = timer.mark()
-            timer.synchronize()
-            times.append(timer.between_us(begin, end))
-        took_us = float(transport.all_gather([sorted(times)[2]]).max())
-        if 0.9 < took_us / call_us < 1.1:
-            break
-        wanted = min(max(rows * repeats * call_us / max(took_us, 1e-3), 1.0), 1e9)
-        rows = min(round(wanted), _MOST_ROWS)
-        repeats = max(1, round(wanted / rows))
-    return product
-
-
-def beside_ratios(timing: Timing) -> dict[str, float]:
-    """How much slower each was beside the other, medians over samples of ratios of maxima over ranks.
-
-    Of the two alone, the longer one is what both together take at best; OSU's overlap (osu_ialltoall) in percent.
-    """
-    both = timing.slowest_us
-    comm, compute, compute_beside = (timing.beside[name].max(axis=1) for name in BESIDE)
-    overlap = np.clip(100 - (both - compute) / comm * 100, 0, 100)
-    ratios = (both / np.maximum(comm, compute), compute_beside / compute, overlap)
-    return {name: float(np.median(ratio)) for name, ratio in zip(_RATIOS, ratios, strict=True)}
-
-
 def measure(
     transport: Transport,
     ready: Sequence[Ready],
@@ -210,121 +89,146 @@ def measure(
     collecting = gc.isenabled()
     gc.disable()  # a collection inside a sample would be measured
     try:
-        return _measure(transport, ready, policy, mode, observer, beside)
+        return _Loop(transport, ready, policy, mode, observer, beside).run()
     finally:
         if collecting:
             gc.enable()
 
 
-def _measure(
-    transport: Transport,
-    ready: Sequence[Ready],
-    policy: Policy,
-    mode: str,
-    observer: Observer,
-    beside: bool,
-) -> Timing:
-    timer = transport.timer(mode)
-    transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for that
-    started = timer.host_us()
-    warmup: list[Floats] = []  # times of each batch, samples x ranks
-    batches: list[Floats] = []  # of timed samples: columns x samples x ranks
-    elapsed_us = 0.0
-    called = 0
+class _Loop:
+    """One measurement in progress: warm up, calibrate, arm, sample until it is known. All ranks decide alike."""
 
-    def batch(count: int, calls: int) -> Floats:
-        """Take `count` samples of `calls` calls and vote: columns x samples x ranks, the same on all ranks."""
-        nonlocal elapsed_us, called
-        mine = timed(called, count, calls)
-        called += count * calls
+    def __init__(
+        self, transport: Transport, ready: Sequence[Ready], policy: Policy, mode: str, observer: Observer, beside: bool
+    ) -> None:
+        self._transport, self._ready, self._policy = transport, ready, policy
+        self._mode, self._observer, self._beside = mode, observer, beside
+        self._timer = transport.timer(mode)
+        self._cap_us = math.inf if policy.iters else policy.cap_s * 1e6
+        self._called = 0  # calls so far
+        self._calls = 1  # of a sample
+        self._per_sample_us = math.inf  # unknown: the first batch is one sample
+        self._whole: Ready | None = None  # all calls of a sample at once
+        self._product: Callable[[], Any] | None = None  # what is made beside each call
+        self._started = self._elapsed_us = 0.0
+
+    def run(self) -> Timing:
+        self._transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for it
+        self._started = self._timer.host_us()
+        warmup = self._warm_up()
+        if warmup.size:
+            self._calibrate(warmup)
+        self._arm()
+        first_call = self._called
+        columns, reason = self._sample()
+        time_us, host_us, begin_us, *others = columns
+        return Timing(
+            warmup_us=warmup,
+            time_us=time_us,
+            host_us=host_us,
+            begin_us=begin_us,
+            beside=dict(zip(BESIDE, others, strict=True)) if self._beside else {},
+            calls_per_sample=1 if self._beside else self._calls,
+            calls=range(first_call, self._called),
+            stop_reason=reason,
+            elapsed_s=self._elapsed_us / 1e6,
+        )
+
+    def _batch(self, count: int) -> Floats:
+        """Take `count` samples and vote: columns x samples x ranks, the same on all ranks."""
+        before_us = self._elapsed_us
+        if self._product is not None:
+            mine = take_beside(self._timer, self._ready, self._called, count, self._product)
+        else:
+            mine = take(self._timer, self._ready, self._called, count, self._calls, self._whole)
+        self._called += count * self._calls
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
-        votes = transport.all_gather([timer.host_us() - started, *itertools.chain(*mine)])
-        elapsed_us = float(votes[:, 0].max())
-        observer.beat()
+        votes = self._transport.all_gather([self._timer.host_us() - self._started, *itertools.chain(*mine)])
+        self._elapsed_us = float(votes[:, 0].max())
+        self._per_sample_us = (self._elapsed_us - before_us) / count
+        self._observer.beat()
         columns: Floats = votes[:, 1:].reshape(-1, len(mine), count).transpose(1, 2, 0)
         return columns
 
-    product: Callable[[], Any] | None = None
-    whole: Ready | None = None
+    def _warm_up(self) -> Floats:
+        """Make the untimed calls, of which the first tells how long one takes; return their times, samples x ranks.
 
-    def timed(first: int, count: int, calls: int) -> list[list[float]]:
-        if product is not None:
-            return take_beside(timer, ready, first, count, product)
-        return take(timer, ready, first, count, calls, whole)
+        The others may use a quarter of the cap.
+        """
+        if not (self._policy.warmup or self._mode != "isolated" or self._beside):
+            return np.empty((0, self._transport.size))
+        taken = [self._batch(1)[0]]
+        self._per_sample_us = self._elapsed_us
+        affordable = int(min(self._cap_us / 4, 1e15) / max(self._per_sample_us, 1e-3))
+        wanted = min(max(0, self._policy.warmup - 1), affordable)
+        taken += [self._batch(count)[0] for count in _split(wanted, self._per_sample_us, self._observer.beat_s)]
+        if self._beside:
+            per_sample_us = self._per_sample_us
+            taken.append(self._batch(5)[0])
+            self._per_sample_us = per_sample_us
+        return np.concatenate(taken)
 
-    cap_us = math.inf if policy.iters else policy.cap_s * 1e6
-    # The first warm-up tells how long a call takes; the rest may use a quarter of the cap.
-    calls = 1
-    per_sample_us = math.inf  # unknown: the first batch is one sample
-    if policy.warmup or mode != "isolated" or beside:
-        warmup.append(batch(1, 1)[0])
-        per_sample_us = elapsed_us
-        affordable = int(min(cap_us / 4, 1e15) / max(per_sample_us, 1e-3))
-        for count in _split(min(max(0, policy.warmup - 1), affordable), per_sample_us, observer.beat_s):
-            before_us = elapsed_us
-            warmup.append(batch(count, 1)[0])
-            per_sample_us = (elapsed_us - before_us) / count
-        if beside:
-            warmup.append(batch(5, 1)[0])
-        slowest_us = np.concatenate(warmup).max(axis=1)
-        call_us = max(float(np.median(slowest_us[1:]) if beside else slowest_us.min()), 1e-3)
-        if mode == "pipelined":
-            calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
-            per_sample_us = call_us * calls
-        if mode == "graph":
-            calls = GRAPH_CALLS
-            whole = transport.capture([ready[call % len(ready)] for call in range(calls)])
-            per_sample_us = call_us * calls
-        if beside:
-            product = _product(transport, timer, call_us)
-            calls = 2
-            per_sample_us *= 4
-    paused = timer.host_us()
-    observer.arm()
-    transport.barrier()
-    started += timer.host_us() - paused
-    first_call = called
+    def _calibrate(self, warmup: Floats) -> None:
+        """Choose how many calls a sample has, capture them where the mode is `graph`, and fit the product."""
+        slowest_us = warmup.max(axis=1)
+        call_us = max(float(np.median(slowest_us[1:]) if self._beside else slowest_us.min()), 1e-3)
+        if self._mode == "pipelined":
+            self._calls = max(2, min(PIPELINED_CALLS, int(PIPELINED_SAMPLE_S * 1e6 / call_us)))
+            self._per_sample_us = call_us * self._calls
+        if self._mode == "graph":
+            self._calls = GRAPH_CALLS
+            turn = itertools.islice(itertools.cycle(self._ready), GRAPH_CALLS)
+            self._whole = self._transport.capture(list(turn))
+            self._per_sample_us = call_us * self._calls
+        if self._beside:
+            self._product = fit_product(self._transport, self._timer, call_us)
+            self._calls = 2
+            self._per_sample_us *= 4
 
-    reason = ""
-    growth = 0.0  # of the number of samples, in the next batch
-    slowest = np.empty(0)  # per sample, the maximum over ranks
-    while not reason:
-        # Batches aim at the number of samples that the precision seems to need, so that votes cost little beside the
-        # samples. None runs far past the cap, nor so long that nothing is heard of it.
-        have = slowest.size
+    def _arm(self) -> None:
+        """Let the observer make every output wrong; that time is nobody's."""
+        paused = self._timer.host_us()
+        self._observer.arm()
+        self._transport.barrier()
+        self._started += self._timer.host_us() - paused
+
+    def _sample(self) -> tuple[Floats, str]:
+        """Take batches until something says stop: columns x samples x ranks, and what said so."""
+        batches: list[Floats] = []
+        slowest = np.empty(0)  # per sample, the maximum over ranks
+        growth, reason = 0.0, ""
+        while not reason:
+            batches.append(self._batch(self._next_count(slowest.size, growth)))
+            slowest = np.concatenate([slowest, batches[-1][0].max(axis=1)])
+            reason, growth = self._stop(slowest)
+        return np.concatenate(batches, axis=1), reason
+
+    def _next_count(self, have: int, growth: float) -> int:
+        """Return how many samples the next batch has. growth: of their number, as the precision seems to need.
+
+        Votes shall cost little beside the samples; no batch runs far past the cap, nor so long that nothing is heard.
+        """
+        policy = self._policy
         count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
-        affordable = max(1, int(min(cap_us - elapsed_us, observer.beat_s * 1e6) / max(per_sample_us, 1e-3)))
-        count = max(1, min(count, affordable))
-        if not policy.iters:
-            count = min(count, policy.samples_max - have)
-        before_us = elapsed_us
-        batches.append(batch(count, calls))
-        per_sample_us = (elapsed_us - before_us) / count
-        slowest = np.concatenate([slowest, batches[-1][0].max(axis=1)])
+        left_us = min(self._cap_us - self._elapsed_us, self._observer.beat_s * 1e6)
+        count = max(1, min(count, max(1, int(left_us / max(self._per_sample_us, 1e-3)))))
+        return count if policy.iters else min(count, policy.samples_max - have)
+
+    def _stop(self, slowest: Floats) -> tuple[str, float]:
+        """Return why to stop ("": go on), and by how much the number of samples should grow."""
+        policy, have = self._policy, slowest.size
         if policy.iters:
-            reason = "iters" if slowest.size == policy.iters else ""
-            continue
+            return ("iters" if have == policy.iters else ""), 0.0
         width = stats.relative_half_width(slowest)
         aim = min(width / policy.precision, 2.0) ** 2 if policy.precision > 0 else 4.0
         growth = max(aim - 1, 0.25)
-        if slowest.size >= policy.samples_min and policy.precision > 0 and width <= policy.precision:
-            reason = "precision"
-        elif slowest.size >= policy.samples_max:
-            reason = "samples"
-        elif elapsed_us >= cap_us and slowest.size >= min(FEWEST_SAMPLES, policy.samples_max):
-            reason = "cap"
-    time_us, host_us, begin_us, *others = np.concatenate(batches, axis=1)
-    return Timing(
-        warmup_us=np.concatenate(warmup) if warmup else np.empty((0, transport.size)),
-        time_us=time_us,
-        host_us=host_us,
-        begin_us=begin_us,
-        beside=dict(zip(BESIDE, others, strict=True)) if beside else {},
-        calls_per_sample=1 if beside else calls,
-        calls=range(first_call, called),
-        stop_reason=reason,
-        elapsed_s=elapsed_us / 1e6,
-    )
+        if have >= policy.samples_min and policy.precision > 0 and width <= policy.precision:
+            return "precision", growth
+        if have >= policy.samples_max:
+            return "samples", growth
+        if self._elapsed_us >= self._cap_us and have >= min(FEWEST_SAMPLES, policy.samples_max):
+            return "cap", growth
+        return "", growth
 
 
 def _split(count: int, each_us: float, beat_s: float) -> list[int]:

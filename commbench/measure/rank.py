@@ -24,7 +24,7 @@ from commbench.errors import said
 from commbench.launch import placement
 from commbench.launch.job import Order
 from commbench.machine import infiniband, memory
-from commbench.measure import buffers, loop, readback, verify
+from commbench.measure import buffers, loop, readback, samples, verify
 from commbench.measure.buffers import Pair
 from commbench.measure.hang_trace import Tracer
 from commbench.measure.usage import Meter
@@ -277,7 +277,7 @@ def _measure_case(
     slowest = timing.slowest_us
     skew_us = timing.skew_us if timing.skew_us is not None else transport.timer(case.mode).skew_us
     beside: dict[str, Any] = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
-    beside |= loop.beside_ratios(timing) if beside else {}
+    beside |= samples.overlap_ratios(slowest, timing.beside) if beside else {}
     if slowest.min() <= 0:
         return done(Status.ERROR, "a sample took no time: the clock cannot resolve this call; use mode=pipelined"), None
     return done(

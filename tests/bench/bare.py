@@ -12,7 +12,8 @@ import numpy as np
 
 from commbench import algorithms
 from commbench.layout import Layout
-from commbench.measure.loop import PIPELINED_CALLS, take
+from commbench.measure.loop import PIPELINED_CALLS
+from commbench.measure.samples import take
 from commbench.spec import Spec
 from commbench.units import format_size
 from tests.support.ranks import on_gloo

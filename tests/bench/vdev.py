@@ -51,7 +51,7 @@ def of_rank(rank: int, ranks: int, store: str) -> list[dict[str, Any]]:
     import torch.distributed as dist
     import torch.distributed._symmetric_memory as symm_mem
 
-    from commbench.measure.loop import take
+    from commbench.measure.samples import take
     from commbench.transports.cuda.timer import EventTimer
     from commbench.transports.gloo import gather
 
