@@ -30,7 +30,7 @@ from moe_ref.training.trainer import Trainer, check_same
 
 if TYPE_CHECKING:
     from commbench.launch.placement import Place
-    from commbench.measure.rank import Events
+    from commbench.measure.events import Events
 
 
 def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
