@@ -200,6 +200,12 @@ class RunFolder:
         except OSError:  # a convenience: a file system without links does without
             temporary.unlink(missing_ok=True)
 
+    def ranks_ended(self, *, wait_s: float) -> bool:
+        """Return whether no rank is in the run any more, after waiting for them as long as that."""
+        ended = self.ranks_lock.take(wait_s=wait_s)
+        self.ranks_lock.release()
+        return ended
+
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from commbench import launch, transports
 from commbench.console import Talk
 from commbench.errors import EXIT_OK, EnvironmentProblem, UsageError
-from commbench.launch import placement
-from commbench.launch.job import RANKS_END_S
+from commbench.launch import placement, supervise
 from commbench.machine import metadata
-from commbench.processes import cleanup
 from commbench.rank_info import detect
 from commbench.records import PlannedCase, Status
-from commbench.run_folder import RunFolder, repair
+from commbench.run_folder import RunFolder
 from commbench.sweep.prepare import (
     Request,
     check_fabrics,
@@ -88,19 +86,9 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
         )
     folder = RunFolder.open(request.resume)
     about = folder.read_json("run.json")
-    if not folder.lock.take():
-        raise UsageError(f"{folder.path} is being measured by another commbench", hint="wait for it, or end it first")
-    attempts = sorted((folder.path / "logs").glob("*/"))
-    for name in set(about["launchers"].values()) & set(launch.TABLE):
-        for attempt in attempts:
-            launch.get(name).cancel(attempt)
-    if not folder.ranks_lock.take(wait_s=RANKS_END_S):
-        raise EnvironmentProblem(
-            f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
-        )
-    folder.ranks_lock.release()
-    for attempt in attempts:
-        cleanup.remove(attempt)
+    started_by = set(about["launchers"].values()) & set(launch.TABLE)
+    for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
+        talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     if about["joined"]:
         raise UsageError(
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
@@ -114,9 +102,6 @@ def _resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
             f"the machine is not what it was when {folder.run_id} began: {'; '.join(changed)}",
             hint="results from two machines do not belong in one run: start a new one",
         )
-    for path in (folder.measurements_path, folder.cases_path):
-        if repair(path):
-            talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
     for before, now in zip(items, check_fabrics(items, about["launchers"]), strict=True):
         if now.skip != before.skip:

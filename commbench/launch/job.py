@@ -16,6 +16,9 @@ from commbench.serialise import from_dict
 
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
 STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
+# Files of a launch's folder, an object a line: what rank 0 is at, ranks that raised, ranks that ended without a word.
+EVENTS, FAILURES, EXITS = "events.jsonl", "failures.jsonl", "exits.jsonl"
+TRACE_DOING = "doing: "  # how a line begins that says what a rank was at, in the trace that it leaves if it hangs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

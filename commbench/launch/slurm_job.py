@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench.launch import slurm
-from commbench.launch.job import Order
+from commbench.launch.job import EVENTS, EXITS, Order
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.run_folder import append_line, write_atomically
 
@@ -105,7 +105,7 @@ def _wait(order: Order, job_id: str, stop: threading.Event) -> str:
             return state
         if state in ("PENDING", "CONFIGURING"):  # for the sweep, which else would take the silence for a hang
             event = {"event": "queued", "job_id": job_id, "state": state, "reason": reason}
-            append_line(order.folder / "events.jsonl", json.dumps(event), durable=False)
+            append_line(order.folder / EVENTS, json.dumps(event), durable=False)
         if stop.wait(BEAT_S):
             return state
 
@@ -181,7 +181,7 @@ def _end_when_silent(heartbeat: Heartbeat, process: subprocess.Popen[bytes]) -> 
 
 
 def _note_exit(folder: str, rank: int, what: str) -> None:
-    append_line(Path(folder) / "exits.jsonl", json.dumps({"rank": rank, "what": what}), durable=False)
+    append_line(Path(folder) / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from commbench.launch.job import Order
+from commbench.launch.job import EVENTS, Order
 from commbench.measure.hang_trace import Tracer
 from commbench.run_folder import append_line
 
@@ -15,7 +15,7 @@ class Events:
     """A rank's running commentary. By that of rank 0 the parent knows what goes on; each leaves a trace if it hangs."""
 
     def __init__(self, order: Order, rank: int) -> None:
-        self._path = order.folder / "events.jsonl"
+        self._path = order.folder / EVENTS
         self._active = rank == 0
         self._last = 0.0
         self.timeout_s = order.timeout_s

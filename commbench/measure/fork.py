@@ -13,7 +13,7 @@ import sys
 import time
 
 from commbench import transports
-from commbench.launch.job import Order
+from commbench.launch.job import EXITS, Order
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.rank_info import RankInfo
@@ -83,7 +83,7 @@ def _wait(order: Order, ranks: dict[int, int]) -> int:
         if not failed:
             failed, deadline = True, time.monotonic() + _GRACE_S
         if what := _hard_end(status):
-            append_line(order.folder / "exits.jsonl", json.dumps({"rank": rank, "what": what}), durable=False)
+            append_line(order.folder / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
     return 1 if failed else 0
 
 

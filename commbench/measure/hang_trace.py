@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 import sys
-import textwrap
 import threading
 import time
 import traceback
@@ -15,14 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from commbench.launch.job import TRACE_DOING
 from commbench.run_folder import timestamp, write_atomically
 
 _AFTER = 0.7  # of the timeout: late enough to mean something, early enough to be on disk when the rank is killed
 _POLL_S = 1.0  # while a rank is silent
 _LONGEST_WAIT_S = 60.0
 _MOST_COLLECTIVES = 50
-_SHORT = 80  # characters, of what a sentence can hold
-_DOING = "doing: "
 
 
 class Tracer(threading.Thread):
@@ -73,7 +71,7 @@ class Tracer(threading.Thread):
     def _write(self, silent_s: float) -> None:
         rank = re.search(r"rank-(\d+)", self._path.name)
         text = f"rank {rank[1] if rank else '?'}, {timestamp()}: no progress for {silent_s:.1f} s\n"
-        text += f"{_DOING}{' '.join(_tried(self._what).split())}\n"
+        text += f"{TRACE_DOING}{' '.join(_tried(self._what).split())}\n"
         text += _tried(lambda: _stacks(leave_out=self.ident))
         self._replace(text)
         if pending := _tried(_nccl):  # only now: a library that hangs may not answer either
@@ -82,22 +80,6 @@ class Tracer(threading.Thread):
     def _replace(self, text: str) -> None:
         with contextlib.suppress(OSError):
             write_atomically(self._path, text.encode(errors="backslashreplace"))
-
-
-def told(folder: Path) -> tuple[str, str, Path] | None:
-    """The rank that stopped first of those that left a trace in `folder`, what it was doing, and its file.
-
-    First, as the others may only wait for it.
-    """
-    found = []
-    for path in folder.glob("trace-rank-*.txt"):
-        with contextlib.suppress(OSError):  # taken away meanwhile
-            found.append((path.stat().st_mtime_ns, path, path.read_text(errors="replace")))
-    if not found:
-        return None
-    _, path, text = min(found)
-    doing = next((line.removeprefix(_DOING) for line in text.splitlines() if line.startswith(_DOING)), "?")
-    return path.stem.rpartition("-")[2], textwrap.shorten(doing, _SHORT, placeholder="..."), path
 
 
 def _tried(tell: Callable[[], str]) -> str:

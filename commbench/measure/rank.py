@@ -17,7 +17,7 @@ from typing import Any
 from commbench import fabric, transports, variables
 from commbench.errors import said
 from commbench.launch import placement
-from commbench.launch.job import Order
+from commbench.launch.job import FAILURES, Order
 from commbench.machine import infiniband
 from commbench.measure import readback
 from commbench.measure.case import measure_case, write_samples
@@ -117,8 +117,11 @@ def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
 
 
 def note_failure(folder: Path, rank: int, error: BaseException) -> None:
+    """Write down why a rank ends, where whoever watches the launch looks for it."""
     details = {"rank": rank, "error": said(error)}
-    append_line(folder / "failures.jsonl", json.dumps(details), durable=False)
+    if isinstance(error, OSError) and error.errno is not None:
+        details["errno"] = error.errno  # a full disk is no fault of the case
+    append_line(folder / FAILURES, json.dumps(details), durable=False)
 
 
 def main() -> None:

@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from commbench.console import Talk
 from commbench.errors import EXIT_INTERRUPTED, UsageError, said
-from commbench.launch import placement
-from commbench.launch.job import STARTS_WITHIN_S, Order
+from commbench.launch import placement, supervise
+from commbench.launch.job import EVENTS, Order
 from commbench.measure.rank import run as run_rank
 from commbench.measure.rendezvous import Meeting, MpiMeeting, Patience, by_store, follow, lead, leave
 from commbench.processes import cleanup
@@ -142,14 +143,11 @@ def _order(folder: RunFolder, sweep: Sweep) -> Order:
     )
 
 
-def _events(order: Order) -> Tail:
-    return Tail(order.folder / "events.jsonl", from_start=True)
-
-
 def _note_failure(folder: RunFolder, order: Order, status: Status, reason: str) -> None:
     """The measurement of the case that was running, which no rank can write any more."""
     repair(folder.measurements_path)
-    begun = [event["case_id"] for event in _events(order).read() if event["event"] == "begin"]
+    events = Tail(order.folder / EVENTS, from_start=True).read()
+    begun = [event["case_id"] for event in events if event["event"] == "begin"]
     measured = {measurement.case_id for measurement in folder.measurements()}
     if not begun or begun[-1] in measured:
         return
@@ -166,20 +164,20 @@ class _Watchdog(threading.Thread):
         super().__init__(daemon=True)
         self._order = order
         self._end = end
+        self._ended = False
 
     def run(self) -> None:
-        events = _events(self._order)
-        failures = Tail(self._order.folder / "failures.jsonl", from_start=True)
-        heard, allowed = time.monotonic(), max(self._order.timeout_s, STARTS_WITHIN_S)
-        while True:
+        # No grace: this rank may be waiting for one that failed inside a library that does not notice.
+        watched = supervise.Watch(self._order, self._on_event, grace_s=0.0)
+        while not self._ended:
             time.sleep(1.0)
-            for event in events.read():
-                heard, allowed = time.monotonic(), self._order.timeout_s
-                if event["event"] == "end":
-                    return
-            if failed := failures.read():
-                # This rank may be waiting for that one inside a library that does not notice.
-                first = failed[0]
-                leave(self._end(Status.ERROR, f"rank {first['rank']} failed: {first['error']}"))
-            if time.monotonic() - heard > allowed:
-                leave(self._end(Status.TIMEOUT, f"no progress for {allowed:g} s"))
+            watched.listen()
+            if self._ended or not watched.gives_up():
+                continue
+            if watched.timed_out:
+                leave(self._end(Status.TIMEOUT, f"no progress for {watched.allowed_s:g} s"))
+            first = watched.failures[0]
+            leave(self._end(Status.ERROR, f"rank {first['rank']} failed: {first['error']}"))
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        self._ended |= event["event"] == "end"

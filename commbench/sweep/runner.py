@@ -5,23 +5,18 @@ Success is read from the rows on disk, not from exit codes: launchers rewrite th
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
-from commbench import fabric, launch, variables
 from commbench.analysis import summary
 from commbench.errors import EnvironmentProblem
-from commbench.launch import placement
-from commbench.launch.job import RANKS_END_S, STARTS_WITHIN_S, Order
-from commbench.measure import hang_trace
-from commbench.processes import cleanup
+from commbench.launch import placement, supervise
+from commbench.launch.job import RANKS_END_S, Order
 from commbench.processes.orphans import start_time
-from commbench.processes.process import Process, rank_environment
 from commbench.records import Case, Measurement, PlannedCase, Row, Status
 from commbench.run_folder import RunFolder, Tail, repair
 from commbench.stats import LAUNCHES_FOR_INTERVAL
@@ -29,11 +24,7 @@ from commbench.sweep import plan
 from commbench.sweep.plan import Launch
 from commbench.units import format_seconds
 
-_POLL_S = 0.05
-_GRACE_S = 5.0  # from a rank that raised to the end of the others
 _STARTS_TRIED = 2  # launches that end before their first case, in a row
-_TAIL_LINES = 8
-_LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
 
 
 class Reporter(Protocol):
@@ -47,13 +38,12 @@ class Reporter(Protocol):
 
 
 @dataclass(slots=True)
-class Outcome:
-    """How one process group ended."""
+class Heard:
+    """What a launch has told of its cases."""
 
-    ended: bool = False  # it said so itself
-    timed_out: bool = False
+    began: set[str] = field(default_factory=set)
     running: str | None = None  # the case that was being measured when it stopped
-    seen: set[str] = field(default_factory=set)
+    timed_out: bool = False
 
 
 class Sweep:
@@ -138,19 +128,19 @@ class Sweep:
         while pending := [case for case in item.cases if self._wants(case, item.index)]:
             order = self._order(item, pending)
             what = f"launch {item.index + 1}, {item.outer}"
-            outcome = self._watch(order, what)
+            heard = self._watch(order, what)
             while self._waiting:
                 self._finish_if_complete(self._cases[self._waiting.pop()])
             left = [case for case in pending if self._wants(case, item.index)]
             if not left:
                 return
-            reason = self._why(order, outcome)
-            if outcome.running is not None and self._wants(self._cases[outcome.running], item.index):
+            reason = self._why(order, heard)
+            if heard.running is not None and self._wants(self._cases[heard.running], item.index):
                 failed_starts = 0
-                status = Status.TIMEOUT if outcome.timed_out else Status.ERROR
-                self._fail(order, self._cases[outcome.running], status, reason)
+                status = Status.TIMEOUT if heard.timed_out else Status.ERROR
+                self._fail(order, self._cases[heard.running], status, reason)
                 continue
-            failed_starts += not outcome.seen
+            failed_starts += not heard.began
             if failed_starts >= _STARTS_TRIED:
                 for case in left:
                     self._fail(order, case, Status.ERROR, f"the launch did not start: {reason}")
@@ -160,8 +150,7 @@ class Sweep:
 
     def _settle(self) -> None:
         """Ranks of a launch that broke may still be ending, and the last line that they wrote may be torn."""
-        if self.folder.ranks_lock.take(wait_s=RANKS_END_S):
-            self.folder.ranks_lock.release()
+        self.folder.ranks_ended(wait_s=RANKS_END_S)
         repair(self.folder.measurements_path)
 
     def _order(self, item: Launch, cases: Sequence[Case]) -> Order:
@@ -183,80 +172,39 @@ class Sweep:
             parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
         )
 
-    def _watch(self, order: Order, what: str) -> Outcome:
-        path = order.save()
-        launcher = self._launcher(order)
-        command = launcher.command(path, order)
-        if order.outer.emulated:
-            command = fabric.wrap(command, order.outer.emulated)
+    def _watch(self, order: Order, what: str) -> Heard:
+        heard = Heard()
         measurements = Tail(self.folder.measurements_path)
-        events = Tail(order.folder / "events.jsonl", from_start=True)
-        failures = Tail(order.folder / "failures.jsonl", from_start=True)
-        until = math.inf
-        outcome = Outcome()
-        asked = order.outer.env
-        told = {variables.BINDING: order.outer.binding}
-        if order.outer.emulated:
-            told[variables.FABRIC] = str(order.outer.emulated)
-        environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, asked)
-        if order.outer.transport == "nccl":
-            environment = {**environment, **variables.nccl_log(order.folder, asked, environment)}
-        process = Process(command, environment, order.folder / "launcher.log")
 
-        def end() -> None:
-            if not process.ended():
-                process.kill()
-                launcher.cancel(order.folder)
-            cleanup.remove(order.folder)
+        def on_event(event: dict[str, Any]) -> None:
+            match event["event"]:
+                case "begin":
+                    heard.running = event["case_id"]
+                    heard.began.add(event["case_id"])
+                case "note" if event["text"] not in self._noted:
+                    self._noted.add(event["text"])
+                    self.reporter.note(event["text"])
+                case "queued":
+                    self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
 
-        try:
-            heard = time.monotonic()
-            self._tell(what)
-            while True:
-                over = process.ended()  # before reading: what was written by then is read below
-                for event in events.read():
-                    heard = time.monotonic()
-                    if event["event"] == "begin":
-                        outcome.running = event["case_id"]
-                        outcome.seen.add(event["case_id"])
-                    outcome.ended |= event["event"] == "end"
-                    if event["event"] == "note" and event["text"] not in self._noted:
-                        self._noted.add(event["text"])
-                        self.reporter.note(event["text"])
-                    if event["event"] == "queued":
-                        self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
-                if self._collect(measurements, outcome):
-                    heard = time.monotonic()
-                    self._tell(what)
-                if over:
-                    return outcome
-                if failures.read():
-                    # Its peers may wait for it inside a library that does not notice: give them a moment, no more.
-                    until = min(until, time.monotonic() + _GRACE_S)
-                if time.monotonic() > until:
-                    end()
-                    self._collect(measurements, outcome)
-                    return outcome
-                allowed = self.timeout_s if outcome.seen else max(self.timeout_s, STARTS_WITHIN_S)
-                if time.monotonic() - heard > allowed:
-                    outcome.timed_out = True
-                    end()
-                    self._collect(measurements, outcome)
-                    return outcome
-                time.sleep(_POLL_S)
-        finally:
-            end()
+        def collect() -> bool:
+            new = self._collect(measurements, heard)
+            if new:
+                self._tell(what)
+            return new
 
-    def _launcher(self, order: Order) -> launch.Launcher:
-        return launch.get(self.launchers[order.outer.transport])
+        self._tell(what)
+        launcher = self.launchers[order.outer.transport]
+        heard.timed_out = supervise.watch(order, launcher, on_event, collect).timed_out
+        return heard
 
-    def _collect(self, measurements: Tail, outcome: Outcome) -> bool:
+    def _collect(self, measurements: Tail, heard: Heard) -> bool:
         new = measurements.read(Measurement)
         for measurement in new:
             self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
             self._measured_now += 1
-            if outcome.running == measurement.case_id:
-                outcome.running = None
+            if heard.running == measurement.case_id:
+                heard.running = None
             if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
                 self._finish_if_complete(self._cases[measurement.case_id])
             else:  # needs all samples; not while the next case is being timed on the same cores
@@ -305,35 +253,18 @@ class Sweep:
         self._finish_if_complete(case)
         self.reporter.note(f"{case.label}, {case.size_bytes} B: {status}: {reason}")
 
-    def _why(self, order: Order, outcome: Outcome) -> str:
-        """The first failing rank and its last lines, for a person."""
-        if outcome.timed_out:
-            where = "" if outcome.seen else " (it did not even start a case)"
-            if found := hang_trace.told(order.folder):
-                rank, doing, path = found
-                where += f"; rank {rank} was in {doing}: {path.relative_to(self.folder.path)}"
-            return f"no progress for {format_seconds(self.timeout_s)}{where}"
-        log = order.folder / "launcher.log"
-        what = "the launcher ended early"
-        hard = Tail(order.folder / "exits.jsonl", from_start=True).read()
-        raised = Tail(order.folder / "failures.jsonl", from_start=True).read()
-        # Whoever lost a connection did so because of another: look for that one first.
-        own = [line for line in raised if not any(text in line["error"] for text in _LOST_PEER)]
-        if hard or own:
-            first = (hard or own)[0]
-            what = f"rank {first['rank']} {first.get('what') or 'failed: ' + first['error']}"
-            log = order.folder / f"rank-{first['rank']}.log"
-        elif raised:
-            what = f"rank {raised[0]['rank']} lost another rank, which was killed or crashed"
-        if not hard and not own and log.exists():
-            what = self._launcher(order).explain(log.read_text(errors="replace")) or what
-        if order.outer.emulated and log.exists():
-            what = fabric.explain(log.read_text(errors="replace")) or what
-        if "No space left" in what:
+    def _why(self, order: Order, heard: Heard) -> str:
+        """Return the first failing rank and its reason; its last lines go to the reporter."""
+        if heard.timed_out:
+            where = "" if heard.began else " (it did not even start a case)"
+            return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(order)}"
+        reason = supervise.explain(order, self.launchers[order.outer.transport])
+        if reason.disk_full:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",
                 hint=f"make room, then go on with: commbench sweep --resume {self.folder.path}",
             )
-        lines = log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if log.exists() else []
-        self.reporter.note(f"{what}; the last lines of {log}:\n" + "\n".join(f"    {line}" for line in lines))
+        what = reason.text or "the launcher ended early"
+        lines = "\n".join(f"    {line}" for line in reason.last_lines())
+        self.reporter.note(f"{what}; the last lines of {reason.log}:\n{lines}")
         return what

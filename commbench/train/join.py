@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from commbench.console import print_error
 from commbench.errors import CommbenchError, UsageError
+from commbench.launch import supervise
 from commbench.launch.job import Order
+from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
 from commbench.measure.rank import run as run_rank
 from commbench.measure.rendezvous import Patience, by_store, follow, lead, leave
@@ -65,37 +68,40 @@ def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dic
 
 
 def _train(request: launch.Request, info: RankInfo, folder: RunFolder, order: Order, talk: Line, store: Any) -> int:
-    """Rank 0's part, and what it tells of the others'."""
+    """Do rank 0's part, and tell of the others'."""
     show = Show(folder, order, talk, stdout=request.format)
-    watchdog = _Watchdog(folder, order, show, talk)
+    watched = Watch(order, show.on_event, show.read_metrics)
+    finish = functools.partial(launch.finish, folder, order, show, talk, watched, info.launcher)
+    watchdog = _Watchdog(watched, finish)
     watchdog.start()
     with talk:
         try:
             run_rank(order, info, shared=store)
-        except Exception as error:  # whose frames may hold what cannot be freed any more: see `worker._kept`
+        except Exception as error:  # whose frames may hold what cannot be freed any more: see `rank._kept`
             watchdog.stop()
-            leave(_failed(error, folder, order, show, talk))
+            leave(_failed(error, folder, order, talk, finish))
         watchdog.stop()
-        return launch.finish(folder, order, show, talk)
+        return finish()
 
 
-def _failed(error: Exception, folder: RunFolder, order: Order, show: Show, talk: Line) -> int:
-    """Tell why: what a rank has refused, be it another one, else this rank's error. The exit code."""
+def _failed(error: Exception, folder: RunFolder, order: Order, talk: Line, finish: Callable[[], int]) -> int:
+    """Tell why: what a rank has refused, be it another one, else this rank's error. Return the exit code."""
     until = time.monotonic() + _OTHERS_TELL_S
     while not (order.folder / training.REFUSED).exists() and time.monotonic() < until:
-        time.sleep(launch.POLL_S)
+        time.sleep(supervise.POLL_S)
     if not isinstance(error, CommbenchError):
         note_failure(order.folder, 0, error)
     elif not (order.folder / training.REFUSED).exists():
         launch.end(folder, "failed", "", talk)
         print_error(str(error), error.hint)
         return error.exit_code
-    return _told(folder, order, show, talk)
+    return _finished(finish)
 
 
-def _told(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
+def _finished(finish: Callable[[], int]) -> int:
+    """Return the exit code where an error would reach nobody, as this process then ends hard."""
     try:
-        return launch.finish(folder, order, show, talk, why)
+        return finish()
     except CommbenchError as error:
         print_error(str(error), error.hint)
         return error.exit_code
@@ -110,19 +116,19 @@ def _with(request: launch.Request, layout: Sequence[str]) -> launch.Request:
 class _Watchdog(threading.Thread):
     """No parent watches joined ranks, so rank 0 tells what is new, and ends itself where it may wait for ever."""
 
-    def __init__(self, folder: RunFolder, order: Order, show: Show, talk: Line) -> None:
+    def __init__(self, watched: Watch, finish: Callable[[], int]) -> None:
         super().__init__(daemon=True)
-        self._folder, self._order, self._show, self._talk = folder, order, show, talk
+        self._watched, self._finish = watched, finish
         self._over = threading.Event()
 
     def run(self) -> None:
-        heard = launch.Heard(self._order, self._show)
-        while not self._over.wait(launch.POLL_S):
-            if heard.enough():
-                leave(_told(self._folder, self._order, self._show, self._talk, heard.why))
-        self._show.new()
+        while not self._over.wait(supervise.POLL_S):
+            self._watched.listen()
+            if self._watched.gives_up():
+                leave(_finished(self._finish))
+        self._watched.listen()
 
     def stop(self) -> None:
-        """This rank is over: `finish` is somebody else's now."""
+        """End the thread, as this rank is over: `finish` is somebody else's now."""
         self._over.set()
         self.join()

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,11 @@ from typing import Any, NamedTuple
 import commbench
 from commbench import fabric, launch, transports, variables
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
-from commbench.launch import placement
-from commbench.launch.job import RANKS_END_S, STARTS_WITHIN_S, Order
+from commbench.launch import placement, supervise
+from commbench.launch.job import Order
+from commbench.launch.supervise import Watch
 from commbench.machine import gpus, metadata
-from commbench.processes import cleanup
 from commbench.processes.orphans import start_time
-from commbench.processes.process import Process, rank_environment
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
 from commbench.profile.scope import Here, check_place
@@ -36,8 +34,6 @@ from commbench.train.config import TrainConfig
 from commbench.train.progress import Line, Show
 
 LAUNCHERS = ("local", "torchrun")
-POLL_S = 0.1
-_GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +64,13 @@ def once(request: Request) -> Ended:
     folder = open_folder(request, config)
     with ending(folder, talk):
         order = make_order(folder, config, env, request.launcher)
+        show = Show(folder, order, talk, stdout=request.format)
+        launch.get(request.launcher).check()
         with talk, _stopping(order) as asked:
-            return Ended(_watch(request, folder, order, talk), folder.path, asked.is_set())
+            watched = supervise.watch(order, request.launcher, show.on_event, show.read_metrics)
+            watched.listen()  # an end in the last moment is one
+            code = finish(folder, order, show, talk, watched, request.launcher)
+            return Ended(code, folder.path, asked.is_set())
 
 
 @contextlib.contextmanager
@@ -151,12 +152,7 @@ def open_folder(request: Request, config: TrainConfig) -> RunFolder:
     """New, or the one to go on with, which is as it was until its ranks begin; locked, with nobody in it."""
     if request.resume is not None:
         folder = _opened(request.resume)
-        if not folder.lock.take():
-            raise UsageError(f"{folder.path} is in use by another commbench", hint="wait for it, or end it first")
-        if not folder.ranks_lock.take(wait_s=RANKS_END_S):
-            raise EnvironmentProblem(f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s",
-                                     hint="end them, then resume again")  # fmt: skip
-        folder.ranks_lock.release()
+        supervise.open_to_resume(folder, LAUNCHERS, (folder.path / results.METRICS, folder.path / results.BREAKDOWN))
         if results.saved_step(folder.path) is None:
             Line(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
     else:
@@ -230,51 +226,6 @@ def scope_of(config: TrainConfig) -> Scope | None:
     return fits[0] if len(fits) == 1 else None
 
 
-def _watch(request: Request, folder: RunFolder, order: Order, talk: Line) -> int:
-    launcher = launch.get(request.launcher)
-    launcher.check()
-    command = launcher.command(order.folder / "order.json", order)
-    if order.outer.emulated:
-        command = fabric.wrap(command, order.outer.emulated)
-    told = {variables.BINDING: order.outer.binding}
-    if order.outer.emulated:
-        told[variables.FABRIC] = str(order.outer.emulated)
-    environment = variables.applied({**rank_environment(launcher.environment(order)), **told}, order.outer.env)
-    show = Show(folder, order, talk, stdout=request.format)
-    process = Process(command, environment, order.folder / "launcher.log")
-    heard = Heard(order, show)
-    try:
-        while not process.ended() and not heard.enough():
-            time.sleep(POLL_S)
-    finally:
-        process.kill()
-        cleanup.remove(order.folder)
-    show.new()
-    return finish(folder, order, show, talk, heard.why)
-
-
-class Heard:
-    """Whether it makes sense to wait for more of a training. why: what it was given up for, if nobody said."""
-
-    def __init__(self, order: Order, show: Show) -> None:
-        self._order, self._show = order, show
-        self._last, self._until = time.monotonic(), float("inf")
-        self.why = ""
-
-    def enough(self) -> bool:
-        """Tell what is new. Call it now and then."""
-        order, show = self._order, self._show
-        if show.new():
-            self._last = time.monotonic()
-        if any((order.folder / name).exists() for name in ("failures.jsonl", training.REFUSED)):
-            self._until = min(self._until, time.monotonic() + _GRACE_S)  # its peers may wait for it for ever
-        allowed = order.timeout_s if show.begun else max(order.timeout_s, STARTS_WITHIN_S)
-        late = time.monotonic() - self._last > allowed
-        if late:
-            self.why = f"no step for {allowed:g} s; see {order.folder}"
-        return late or time.monotonic() > self._until
-
-
 @contextlib.contextmanager
 def _stopping(order: Order) -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
@@ -294,8 +245,8 @@ def _stopping(order: Order) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "") -> int:
-    """Say how it has ended: the exit code. Raises what ranks have refused. why: where the ranks say nothing."""
+def finish(folder: RunFolder, order: Order, show: Show, talk: Line, watched: Watch, launcher: str) -> int:
+    """Say how it has ended; return the exit code. Raises what ranks have refused."""
     if show.ended is not None:
         if show.ended["finished"]:
             return end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
@@ -307,17 +258,12 @@ def finish(folder: RunFolder, order: Order, show: Show, talk: Line, why: str = "
     if refused:
         end(folder, "failed", "", talk)
         raise CommbenchError(refused[0]["error"], hint=refused[0]["hint"], exit_code=refused[0]["exit_code"])
-    if why:
-        return end(folder, "failed", why, talk)
-    lines = [
-        f"rank {line['rank']} {line.get('what') or 'failed: ' + line['error']}"
-        for name in ("exits.jsonl", "failures.jsonl")
-        for line in Tail(order.folder / name, from_start=True).read()
-    ]
-    log = order.folder / "launcher.log"
-    tail = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
-    said = (lines or tail or ["the ranks ended early"])[0]
-    return end(folder, "failed", f"{said}; logs: {order.folder}", talk)
+    if watched.timed_out:
+        silence = f"no step for {watched.allowed_s:g} s{supervise.explain_silence(order)}"
+        return end(folder, "failed", f"{silence}; see {order.folder}", talk)
+    reason = supervise.explain(order, launcher)
+    said = [line for line in reason.last_lines() if line.strip()][-3:] or ["the ranks ended early"]
+    return end(folder, "failed", f"{reason.text or said[0]}; logs: {order.folder}", talk)
 
 
 def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
@@ -329,6 +275,6 @@ def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_
 
 
 __all__ = [
-    "Ended", "Heard", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder",
+    "Ended", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder",
     "settings",
 ]  # fmt: skip

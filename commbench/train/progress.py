@@ -35,20 +35,16 @@ class Show:
         self._talk = talk
         self._folder = folder
         self._config, self._about_start = order.settings["config"], order.settings["about"]
-        self._events = Tail(order.folder / "events.jsonl", from_start=True)
         self._path = folder.path / results.METRICS
         self._metrics: Tail | None = None
         self._bits: float | None = None
         self._scalars: tensorboard.Scalars | None = None
-        self.begun = False
         self.ended: dict[str, Any] | None = None
 
-    def new(self) -> bool:
-        """Whether anything was heard."""
-        events = self._events.read()
-        for event in events:
-            if event["event"] == "begin":
-                self.begun = True
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Tell what rank 0 is at."""
+        match event["event"]:
+            case "begin":
                 # Not for settings that the ranks refuse: a run that could go on stays as it was.
                 self._folder.write_json("config.json", self._config)
                 self._folder.link_latest()
@@ -57,16 +53,19 @@ class Show:
                 if self._config["tensorboard"]:
                     self._scalars = tensorboard.Scalars(self._folder.path / tensorboard.FOLDER, kept)
                 self._about(event)
-            if event["event"] == "note":
+            case "note":
                 self._talk.note(event["text"])
-            if event["event"] == "end":
-                self.ended = event
+            case "end":
+                self.ended = dict(event)
+
+    def read_metrics(self) -> bool:
+        """Tell the steps made since the last call; return whether there were any."""
         lines = self._metrics.read() if self._metrics else []
         for line in lines:
             self._line(line)
         if self._scalars is not None and lines:
             self._scalars.add(lines)
-        return bool(events or lines)
+        return bool(lines)
 
     def _about(self, event: Mapping[str, Any]) -> None:
         peak = event["peak_flops"]

@@ -18,13 +18,11 @@ from unittest import mock
 
 from commbench import transports
 from commbench.fabric import namespaces
-from commbench.launch import local
+from commbench.launch import local, supervise
 from commbench.launch.job import Order
 from commbench.measure import fork
 from commbench.processes.orphans import die_with_parent
 from commbench.processes.process import Process
-from commbench.sweep import runner
-from commbench.train import launch
 
 # What `python -m` would run, and another module's `Popen` that it starts a process with.
 PROGRAMS: dict[str, Callable[[], None]] = {local.PROGRAM: fork.main, "commbench.fabric": namespaces.main}
@@ -118,5 +116,5 @@ def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -
 @contextlib.contextmanager
 def instead() -> Iterator[None]:
     """Let sweeps and trainings of this process start their launchers so."""
-    with mock.patch.object(runner, "Process", process), mock.patch.object(launch, "Process", process):
+    with mock.patch.object(supervise, "Process", process):
         yield

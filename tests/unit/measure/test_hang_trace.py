@@ -192,21 +192,6 @@ def test_it_neither_imports_torch_nor_keeps_a_process_alive(path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
 
 
-def test_the_rank_that_stopped_first_is_told(tmp_path: Path) -> None:
-    assert hang_trace.told(tmp_path) is None and hang_trace.told(tmp_path / "none") is None
-    for rank, when in ((0, 20), (2, 10), (10, 30)):
-        file = tmp_path / f"trace-rank-{rank}.txt"
-        file.write_text(f"rank {rank}\ndoing: {'word ' * 30}\n")
-        os.utime(file, (when, when))
-    told = hang_trace.told(tmp_path)
-    assert told is not None
-    name, doing, file = told
-    assert (name, file.name) == ("2", "trace-rank-2.txt") and len(doing) <= 80 and doing.endswith("...")
-    file.write_text("")
-    os.utime(file, (10, 10))
-    assert hang_trace.told(tmp_path) == ("2", "?", file)
-
-
 def test_a_timeout_names_the_trace(tmp_path: Path) -> None:
     fault = {"kind": "hang", "rank": 1, "algorithm": "bruck", "from_op": 3}
     (tmp_path / "script.json").write_text(json.dumps({"faults": [fault]}))

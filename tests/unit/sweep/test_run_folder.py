@@ -234,14 +234,14 @@ def test_resume_refuses_a_run_in_progress(copy: Path, capsys: pytest.CaptureFixt
     folder = RunFolder(copy)
     assert folder.lock.take()
     assert _main(["sweep", "--resume", str(copy)]) == 2
-    assert "is being measured by another" in capsys.readouterr().err
+    assert "is in use by another" in capsys.readouterr().err
     folder.lock.release()
 
 
 def test_resume_waits_for_ranks_that_still_end(
     copy: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commbench.commands.sweep.RANKS_END_S", 0.2)
+    monkeypatch.setattr("commbench.launch.supervise.RANKS_END_S", 0.2)
     folder = RunFolder(copy)
     assert folder.ranks_lock.take(shared=True)
     assert _main(["sweep", "--resume", str(copy)]) == 2

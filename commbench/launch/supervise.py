@@ -1,0 +1,209 @@
+"""One launch as its parent sees it: start the ranks, hear them, end all of them, and say why they broke."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import textwrap
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from commbench import fabric, launch, variables
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch.job import EVENTS, EXITS, FAILURES, RANKS_END_S, STARTS_WITHIN_S, TRACE_DOING, Order
+from commbench.processes import cleanup
+from commbench.processes.process import Process, rank_environment
+from commbench.run_folder import RunFolder, Tail, repair
+
+POLL_S = 0.05
+_GRACE_S = 5.0  # from a rank that raised to the end of the others
+_TAIL_LINES = 8
+_DOING_LETTERS = 80  # of a trace, in a sentence
+_LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
+
+
+class Watch:
+    """What is heard of a launch, and whether it makes sense to wait for more of it."""
+
+    def __init__(
+        self,
+        job: Order,
+        on_event: Callable[[dict[str, Any]], None],
+        read_more: Callable[[], bool] = lambda: False,
+        *,
+        grace_s: float = _GRACE_S,
+    ) -> None:
+        """`on_event` gets each event of the ranks. `read_more` reads what else they write: whether there was something.
+
+        `grace_s` is how long a rank that raised leaves to its peers, which may wait for it inside a library that does
+        not notice.
+        """
+        self._job = job
+        self._on_event = on_event
+        self._read_more = read_more
+        self._grace_s = grace_s
+        self._events = Tail(job.folder / EVENTS, from_start=True)
+        self._failures = Tail(job.folder / FAILURES, from_start=True)
+        self._heard = time.monotonic()
+        self._until = math.inf
+        self.failures: list[dict[str, Any]] = []  # of ranks that raised
+        self.begun = False  # its first case or step
+        self.timed_out = False
+
+    @property
+    def allowed_s(self) -> float:
+        """How long the ranks may be silent."""
+        return self._job.timeout_s if self.begun else max(self._job.timeout_s, STARTS_WITHIN_S)
+
+    def listen(self) -> None:
+        """Hand on what is new."""
+        for event in self._events.read():
+            self._heard = time.monotonic()
+            self.begun |= event["event"] == "begin"
+            self._on_event(event)
+        self.read_more()
+
+    def read_more(self) -> None:
+        """Hand on what is new, but for events."""
+        if self._read_more():
+            self._heard = time.monotonic()
+
+    def gives_up(self) -> bool:
+        """Return whether nobody should wait any longer: a rank has raised, or all have been silent for too long."""
+        now = time.monotonic()
+        self.failures += self._failures.read()
+        if self.failures:
+            self._until = min(self._until, now + self._grace_s)
+        self.timed_out = now < self._until and now - self._heard > self.allowed_s
+        return self.timed_out or now >= self._until
+
+
+def watch(
+    job: Order, launcher: str, on_event: Callable[[dict[str, Any]], None], read_more: Callable[[], bool]
+) -> Watch:
+    """Start the ranks of `job` under `launcher` and hand on what they say until they have ended, or been ended.
+
+    Whatever happens, no rank is left when this returns or raises.
+    """
+    path = job.save()
+    starter = launch.get(launcher)
+    command = starter.command(path, job)
+    if job.outer.emulated:
+        command = fabric.wrap(command, job.outer.emulated)
+    watched = Watch(job, on_event, read_more)
+    process = Process(command, _environment(job, starter), job.folder / "launcher.log")
+    try:
+        while True:
+            ended = process.ended()  # before listening: what was written by then is heard below
+            watched.listen()
+            if ended:
+                return watched
+            if watched.gives_up():
+                break
+            time.sleep(POLL_S)
+    finally:
+        _end(process, starter, job)
+    watched.read_more()  # no events: whoever began since then is not the one that was waited for
+    return watched
+
+
+def _environment(job: Order, starter: launch.Launcher) -> dict[str, str]:
+    """Return the variables of the ranks: the parent's, those of the launcher, and those that the job is about."""
+    asked = job.outer.env
+    own = {variables.BINDING: job.outer.binding}
+    if job.outer.emulated:
+        own[variables.FABRIC] = str(job.outer.emulated)
+    environment = variables.applied({**rank_environment(starter.environment(job)), **own}, asked)
+    if job.outer.transport == "nccl" and not job.program:  # which would not read what NCCL has written
+        environment |= variables.nccl_log(job.folder, asked, environment)
+    return environment
+
+
+def _end(process: Process, starter: launch.Launcher, job: Order) -> None:
+    if not process.ended():
+        process.kill()
+        starter.cancel(job.folder)
+    cleanup.remove(job.folder)
+
+
+class Reason(NamedTuple):
+    """Why a launch broke: `text` is "" where nobody has said it. `log` may tell more."""
+
+    text: str
+    log: Path
+    disk_full: bool
+
+    def last_lines(self) -> list[str]:
+        """Return the end of the log; nothing where there is none."""
+        return self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log.exists() else []
+
+
+def explain(job: Order, launcher: str) -> Reason:
+    """Return what the first rank that failed has said, or what the launcher says of it."""
+    log, text = job.folder / "launcher.log", ""
+    exits = Tail(job.folder / EXITS, from_start=True).read()
+    failures = Tail(job.folder / FAILURES, from_start=True).read()
+    disk_full = any(line.get("errno") == errno.ENOSPC for line in failures)
+    # Whoever lost a connection did so because of another: look for that one first.
+    own = [line for line in failures if not any(words in line["error"] for words in _LOST_PEER)]
+    if exits or own:
+        first = (exits or own)[0]
+        text = f"rank {first['rank']} {first.get('what') or 'failed: ' + first['error']}"
+        log = job.folder / f"rank-{first['rank']}.log"
+    elif failures:
+        text = f"rank {failures[0]['rank']} lost another rank, which was killed or crashed"
+    said = log.read_text(errors="replace") if log.exists() else ""
+    if not exits and not own:
+        text = launch.get(launcher).explain(said) or text
+    if job.outer.emulated:
+        text = fabric.explain(said) or text
+    return Reason(text, log, disk_full)
+
+
+def explain_silence(job: Order) -> str:
+    """Return where the ranks were when they stopped, to be added to a sentence; "" where none has left a trace."""
+    if (stopped := stopped_rank(job.folder)) is None:
+        return ""
+    rank, doing, path = stopped
+    return f"; rank {rank} was in {doing}: {path.relative_to(job.run_dir)}"
+
+
+def stopped_rank(folder: Path) -> tuple[str, str, Path] | None:
+    """Return the rank that stopped first of those that left a trace in `folder`, what it was doing, and its file.
+
+    First, as the others may only wait for it.
+    """
+    traces = []
+    for path in folder.glob("trace-rank-*.txt"):
+        with contextlib.suppress(OSError):  # taken away meanwhile
+            traces.append((path.stat().st_mtime_ns, path, path.read_text(errors="replace")))
+    if not traces:
+        return None
+    _, path, text = min(traces)
+    doing = next((line.removeprefix(TRACE_DOING) for line in text.splitlines() if line.startswith(TRACE_DOING)), "?")
+    return path.stem.rpartition("-")[2], textwrap.shorten(doing, _DOING_LETTERS, placeholder="..."), path
+
+
+def open_to_resume(folder: RunFolder, launchers: Collection[str], lines: Sequence[Path]) -> list[Path]:
+    """Lock the folder of a run that was killed, end its ranks and remove what they have left; then mend its files.
+
+    `launchers` may have started the ranks; the run appends to the files `lines`. Returns those whose last line was
+    torn, and is cut off now. Raises `UsageError` where another commbench has the run, and `EnvironmentProblem` where
+    ranks do not end.
+    """
+    if not folder.lock.take():
+        raise UsageError(f"{folder.path} is in use by another commbench", hint="wait for it, or end it first")
+    attempts = sorted((folder.path / "logs").glob("*/"))
+    for name in launchers:
+        for attempt in attempts:
+            launch.get(name).cancel(attempt)
+    if not folder.ranks_ended(wait_s=RANKS_END_S):
+        raise EnvironmentProblem(
+            f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
+        )
+    for attempt in attempts:
+        cleanup.remove(attempt)
+    return [path for path in lines if repair(path)]

@@ -1,0 +1,204 @@
+"""Watching one launch: when it is given up, what is said of its end, and that nothing of it is left."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from commbench import launch
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import supervise
+from commbench.launch.job import EVENTS, EXITS, FAILURES, Order
+from commbench.launch.supervise import Watch
+from commbench.measure.rank import note_failure
+from commbench.records import Outer
+from commbench.run_folder import RunFolder, append_line
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Order:
+    outer = Outer(transport="scripted", nodes=1, ranks_per_node=2)
+    made = Order(run_dir=str(tmp_path), attempt="000", launch=0, outer=outer, cases=(), timeout_s=70.0)
+    made.save()
+    return made
+
+
+class Clock:
+    """In place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.sleep = time.sleep
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(supervise, "time", clock)
+    return clock
+
+
+def write(path: Path, **line: Any) -> None:
+    append_line(path, json.dumps(line))
+
+
+def test_ranks_may_be_silent_for_a_minute_at_the_start_and_for_the_timeout_later(job: Order, clock: Clock) -> None:
+    job = Order(run_dir=job.run_dir, attempt="000", launch=0, outer=job.outer, cases=(), timeout_s=2.0)
+    events: list[str] = []
+    more = iter((False, False, True, False, False))
+    watched = Watch(job, lambda event: events.append(event["event"]), lambda: next(more))
+    clock.now += 59
+    watched.listen()
+    assert not watched.gives_up() and watched.allowed_s == supervise.STARTS_WITHIN_S
+    write(job.folder / EVENTS, event="begin")
+    watched.listen()
+    clock.now += 1.9
+    assert not watched.gives_up() and watched.allowed_s == 2.0 and events == ["begin"]
+    watched.listen()  # no event, but something else
+    clock.now += 1.9
+    watched.listen()
+    assert not watched.gives_up() and not watched.timed_out
+    clock.now += 0.2
+    watched.listen()
+    assert watched.gives_up() and watched.timed_out
+
+
+def test_a_rank_that_raised_leaves_its_peers_a_moment(job: Order, clock: Clock) -> None:
+    watched = Watch(job, lambda event: None)
+    (job.folder / FAILURES).touch()  # it exists before its line is there
+    assert not watched.gives_up() and not watched.failures
+    write(job.folder / FAILURES, rank=1, error="ValueError: x")
+    assert not watched.gives_up() and watched.failures[0]["rank"] == 1
+    clock.now += 4
+    write(job.folder / EVENTS, event="beat")
+    watched.listen()
+    assert not watched.gives_up()
+    clock.now += 2
+    assert watched.gives_up() and not watched.timed_out
+    assert Watch(job, lambda event: None, grace_s=0.0).gives_up(), "at once, where no moment is granted"
+
+
+@pytest.mark.parametrize(
+    ("exits", "failures", "said"),
+    [
+        ([], ["RuntimeError: Connection closed by peer", "ValueError: x"], "rank 1 failed: ValueError: x"),
+        (["was killed by signal 9"], ["ValueError: x"], "rank 0 was killed by signal 9"),
+        ([], ["RuntimeError: Connection reset"], "rank 0 lost another rank, which was killed or crashed"),
+        ([], [], ""),
+    ],
+)
+def test_the_rank_that_others_failed_because_of_is_told(
+    job: Order, exits: list[str], failures: list[str], said: str
+) -> None:
+    for rank, what in enumerate(exits):
+        write(job.folder / EXITS, rank=rank, what=what)
+    for rank, error in enumerate(failures):
+        write(job.folder / FAILURES, rank=rank, error=error)
+    (job.folder / "launcher.log").write_text("a line\n" * 20)
+    reason = supervise.explain(job, "local")
+    assert reason.text == said and not reason.disk_full
+    assert said.startswith(("rank 1 f", "rank 0 was")) or reason.last_lines() == ["a line"] * 8
+
+
+def test_the_launcher_is_asked_where_no_rank_has_said_anything(job: Order) -> None:
+    log = "rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)"
+    (job.folder / "launcher.log").write_text(log)
+    assert supervise.explain(job, "torchrun").text == "rank 1 was killed by signal 9"
+
+
+def test_a_full_disk_is_told_by_its_number(job: Order) -> None:
+    note_failure(job.folder, 0, OSError(errno.EACCES, os.strerror(errno.EACCES), "No space left"))
+    assert not supervise.explain(job, "local").disk_full
+    note_failure(job.folder, 1, OSError(errno.ENOSPC, "kein Platz", "samples"))
+    assert supervise.explain(job, "local").disk_full
+
+
+def test_the_rank_that_stopped_first_is_found(tmp_path: Path) -> None:
+    assert supervise.stopped_rank(tmp_path) is None and supervise.stopped_rank(tmp_path / "none") is None
+    for rank, when in ((0, 20), (2, 10), (10, 30)):
+        file = tmp_path / f"trace-rank-{rank}.txt"
+        file.write_text(f"rank {rank}\ndoing: {'word ' * 30}\n")
+        os.utime(file, (when, when))
+    stopped = supervise.stopped_rank(tmp_path)
+    assert stopped is not None
+    name, doing, file = stopped
+    assert (name, file.name) == ("2", "trace-rank-2.txt") and len(doing) <= 80 and doing.endswith("...")
+    file.write_text("")
+    os.utime(file, (10, 10))
+    assert supervise.stopped_rank(tmp_path) == ("2", "?", file)
+
+
+def test_whatever_ends_a_watch_nothing_of_the_launch_is_left(job: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled: list[Path] = []
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    starter = SimpleNamespace(command=lambda path, job: command, environment=lambda job: {}, cancel=cancelled.append)
+    monkeypatch.setattr(launch, "get", lambda name: starter)
+    started: list[Any] = []
+
+    class Kept(supervise.Process):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self)
+
+    monkeypatch.setattr(supervise, "Process", Kept)
+    session = supervise.cleanup.session(job.folder)
+
+    def interrupted() -> bool:
+        session.mkdir()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        supervise.watch(job, "any", lambda event: None, interrupted)
+    assert started[0].ended() and cancelled == [job.folder] and not session.exists()
+
+
+def killed_run(tmp_path: Path) -> RunFolder:
+    """A run that was killed, with memory that its rank had shared and half a line."""
+    folder = RunFolder.create(tmp_path, "killed")
+    attempt = folder.path / "logs" / "000"
+    (attempt / "session").mkdir(parents=True)
+    shared = Path("/dev/shm") / f"commbench-test-{os.getpid()}"
+    shared.touch()
+    about = {"host": os.uname().nodename, "shared_memory": [str(shared)]}
+    (attempt / "rank-0.json").write_text(json.dumps(about))
+    (folder.path / "lines.jsonl").write_text('{"a": 1}\n{"a":')
+    return folder
+
+
+def test_a_resume_ends_what_is_left_and_mends_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = killed_run(tmp_path)
+    attempt, lines = folder.path / "logs" / "000", folder.path / "lines.jsonl"
+    (shared,) = (Path(path) for path in json.loads((attempt / "rank-0.json").read_text())["shared_memory"])
+    order: list[str] = []
+    starter = SimpleNamespace(cancel=lambda path: order.append(f"cancelled {path.name} {shared.exists()}"))
+    monkeypatch.setattr(launch, "get", lambda name: starter)
+    assert supervise.open_to_resume(folder, ["slurm"], [lines, folder.path / "none.jsonl"]) == [lines]
+    assert order == ["cancelled 000 True"], "first the ranks, then what they have left"
+    assert not shared.exists() and not (attempt / "session").exists() and lines.read_text() == '{"a": 1}\n'
+    with pytest.raises(UsageError, match="in use by another"):
+        supervise.open_to_resume(RunFolder(folder.path), [], [])
+
+
+def test_a_resume_touches_nothing_while_ranks_are_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "RANKS_END_S", 0.1)
+    folder = killed_run(tmp_path)
+    attempt, lines = folder.path / "logs" / "000", folder.path / "lines.jsonl"
+    (shared,) = (Path(path) for path in json.loads((attempt / "rank-0.json").read_text())["shared_memory"])
+    rank = RunFolder(folder.path)
+    assert rank.ranks_lock.take(shared=True)
+    with pytest.raises(EnvironmentProblem, match="still alive"):
+        supervise.open_to_resume(folder, [], [lines])
+    assert shared.exists() and (attempt / "session").exists() and lines.read_text().endswith('{"a":')
+    rank.ranks_lock.release()
+    shared.unlink()
