@@ -30,6 +30,16 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+class _WithKeys(click.Command):
+    """A command whose help lists the keys that its words may set."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from commbench.sweep.keys import explain_keys  # which is read for this help alone
+
+        super().format_epilog(ctx, formatter)
+        formatter.write(explain_keys(formatter.width))
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "--version", prog_name="commbench")
 def cli() -> None:
@@ -50,6 +60,7 @@ def cli() -> None:
 
 
 @cli.command(
+    cls=_WithKeys,
     short_help="Measure; print a table; draw plots.",
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
@@ -70,7 +81,7 @@ def cli() -> None:
 def sweep(words: tuple[str, ...], **options: Any) -> int:
     """Measure collectives over sizes and algorithms, print a table, and draw plots.
 
-    RECIPE is a name (quick, alltoall) or a YAML file; without it, `quick`. --show-config lists the keys.
+    RECIPE is a name (quick, alltoall) or a YAML file; without it, `quick`. The keys are listed below.
 
     \b
     commbench sweep quick algorithm=direct,bruck -b 1K -e 64K

@@ -180,7 +180,7 @@ def _pairs(region: Region, configs: Sequence[config.SweepConfig]) -> list[Case]:
             narrow = replace(
                 item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={},
                 arguments={"round": list(_PAIR_ROUNDS)},
-                layer={}, mode=["isolated"], buffers=["plain"], range=Sizes(size, size), typed=frozenset(),
+                layer={}, mode=["isolated"], buffers=["plain"], size_range=Sizes(size, size), typed=frozenset(),
             )  # fmt: skip
             try:
                 planned = plan.expand([narrow])

@@ -14,8 +14,8 @@ from commbench.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
 from commbench.errors import UsageError
 from commbench.records import Case, Outer, PlannedCase, Policy
 from commbench.spec import DTYPES, Arguments
-from commbench.sweep.config import EMULATION, LAYER, SweepConfig
-from commbench.sweep.sizes import SIZE_KEYS
+from commbench.sweep.config import SweepConfig
+from commbench.sweep.keys import FABRIC, KEYS, LAYER, SIZE_KEYS
 from commbench.units import format_size
 
 
@@ -37,19 +37,6 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
         for item in cases:
             planned.setdefault(item.case.case_id, item)
     return list(planned.values())
-
-
-_OF_BINDING = {"cpu_masks": "binding=explicit", "binding_memory": "a binding other than none"}
-_MAY_BE_IDLE = frozenset(
-    {
-        *algorithms.parameters(),
-        *collectives.arguments(),
-        *LAYER,
-        *EMULATION,
-        *_OF_BINDING,
-        *SIZE_KEYS,
-    }
-)
 
 
 def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
@@ -208,6 +195,9 @@ def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
             )
 
 
+_EMULATED = frozenset(name for name, key in KEYS.items() if key.group == FABRIC)
+
+
 def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
     """What a user sets in vain is a mistake; what a recipe sets may be for another value of what the user sets."""
     used: set[str] = set()
@@ -216,7 +206,7 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
         if emulated := item.case.outer.emulated:
-            used |= {*EMULATION[:-1], *(["routing"] if emulated.spines > 1 else [])}
+            used |= _EMULATED if emulated.spines > 1 else _EMULATED - {"routing"}
         used |= {"binding_memory"} if item.case.outer.binding != "none" else set()
         used |= {"cpu_masks"} if item.case.outer.cpu_masks else set()
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
@@ -224,20 +214,9 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
             used |= {*SIZE_KEYS}
             used |= set(LAYER) if "tokens" in config.layer else set()
-    for key in config.typed:
-        if key in used or key not in _MAY_BE_IDLE:
-            continue
-        params = [name for (_, name), algorithm in algorithms.TABLE.items() if key in algorithm.params]
-        takers = params or [name for name, collective in collectives.TABLE.items() if key in collective.arguments]
-        text = collectives.arguments()[key].text if key in collectives.arguments() else ""
-        if key in EMULATION:
-            takers = ["fabric=emulated" + (" with spines above 1" if key == "routing" else "")]
-        if key in _OF_BINDING:
-            takers = [_OF_BINDING[key]]
-        hint = f"it belongs to {', '.join(dict.fromkeys(takers))}{': ' + text if text else ''}"
-        if not takers:
-            hint = "the splits of this sweep fix its sizes" if key.startswith("sizes.") else "leave it out"
-        raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
+    for key in config.typed - used:
+        if hint := KEYS[key].idle:
+            raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
 
 
 def _skip_reason(case: Case) -> str:

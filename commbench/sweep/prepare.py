@@ -25,6 +25,7 @@ from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, PlannedCase
 from commbench.run_folder import RunFolder, timestamp
 from commbench.sweep import config, plan, recipes
+from commbench.sweep.keys import KEYS
 from commbench.units import format_seconds, format_size
 
 EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold
@@ -59,7 +60,8 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
         recipe = "quick_gpu"
     composed = recipes.compose(recipe, overrides)
     if forced is None and not {"layout", "nodes", "ranks_per_node"} & {*overrides.values}:
-        forced = _gpu_layout(overrides.values.get("transport") or [item["transport"] for item in composed])
+        default = KEYS["transport"].default
+        forced = _gpu_layout(overrides.values.get("transport") or [item.get("transport", default) for item in composed])
     if "layout" not in overrides.values:  # else that is what the user means; it is compared with the ranks there are
         for key, value in (forced or {}).items():
             overrides.values.setdefault(key, [value])

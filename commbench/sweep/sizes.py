@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from commbench.errors import UsageError
+from commbench.sweep.keys import SIZE_KEYS
 from commbench.units import parse_size
 
-SIZE_KEYS = ("sizes.min", "sizes.max", "sizes.factor", "sizes.list")
-_RANGE = SIZE_KEYS[:3]
+_RANGE = ("sizes.min", "sizes.max", "sizes.factor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,9 @@ class Sizes:
         return {**found, "list": [*self.given]} if self.given else found
 
 
-def read_sizes(flat: Mapping[str, Any], factor: float, typed: Sequence[str]) -> Sizes:
-    """`flat` holds the keys, `factor` is its checked factor, `typed` the keys that the user has set himself.
-
-    Raises `UsageError`.
-    """
+def read_sizes(flat: Mapping[str, Any], typed: Sequence[str]) -> Sizes:
+    """Return the sizes that keys mean. typed: keys that the user has set. Raises `UsageError`."""
+    factor = SIZE_KEYS["sizes.factor"].read("sizes.factor", flat["sizes.factor"])
     given = flat.get("sizes.list")
     ranged = [key for key in _RANGE if key in typed]
     if given is not None and ranged and "sizes.list" in typed:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from commbench import algorithms, collectives
+from commbench.cli import _main
 from commbench.errors import UsageError
 from commbench.records import Case
 from commbench.serialise import from_dict
-from commbench.sweep import config, plan, recipes
+from commbench.sweep import config, plan, prepare, recipes
+from commbench.sweep.key import NO_DEFAULT
+from commbench.sweep.keys import GROUPS, KEYS, LISTED, explain_keys
 from tests.conftest import REPOSITORY
 
 
 def planned(*words: str) -> list[plan.PlannedCase]:
-    from commbench.sweep.prepare import configure
-
-    return plan.expand(configure(words)[1])
+    return plan.expand(prepare.configure(words)[1])
 
 
 @pytest.mark.parametrize("recipe", recipes.groups()["recipe"])
@@ -41,11 +42,9 @@ def test_quick_is_twenty_cases_or_more() -> None:
 
 
 def test_a_runs_config_is_a_recipe_that_plans_the_same_cases(tmp_path: Path) -> None:
-    from commbench.sweep.prepare import configure, show_config
-
     words = ("quick", "env.A=^ib,b", "window=1,2", "sizes.list=3K,1M", "dtype=bf16,fp32")
     path = tmp_path / "again.yaml"
-    path.write_text(show_config(configure(words)[1]))
+    path.write_text(prepare.show_config(prepare.configure(words)[1]))
     assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]
 
 
@@ -75,8 +74,6 @@ def test_case_ids_are_stable_and_tell_cases_apart() -> None:
     assert not set(ids) & {item.case.case_id for item in planned("quick", "seed=1")}
     # A case survives its JSON.
     case = once[0].case
-    import dataclasses
-
     assert from_dict(Case, json.loads(json.dumps(dataclasses.asdict(case)))) == case
 
 
@@ -122,13 +119,27 @@ def test_a_user_recipe_with_an_unknown_key(tmp_path: Path) -> None:
         planned(str(path))
 
 
-def test_every_key_of_the_base_recipe_is_known_and_explained() -> None:
-    text = (recipes.root() / "config.yaml").read_text()
-    base = config.flatten({key: value for key, value in yaml.safe_load(text).items() if key != "defaults"})
-    assert set(base) - {"env"} <= set(config.keys())
-    for line in text.splitlines()[1:]:
-        if line and not line.startswith(("defaults", "  - ", "#", "samples:")):
-            assert "#" in line, f"no explanation: {line}"
+def test_every_key_is_explained_and_its_default_is_one_of_its_values() -> None:
+    help_text = explain_keys(80)
+    for name, key in KEYS.items():
+        assert key.help and key.group in GROUPS and f"\n  {name}" in help_text, name
+        if key.default is not NO_DEFAULT:
+            key.read(name, key.default)
+
+
+def test_every_listed_key_is_a_field_and_every_field_is_shown() -> None:
+    fields = [item.name for item in dataclasses.fields(config.SweepConfig)]
+    assert {name.replace(".", "_") for name in LISTED} == {*fields} - {
+        "recipe", "typed", "params", "arguments", "layer", "env", "size_range",
+    }  # fmt: skip
+    (shown,) = prepare.configure(["quick"])[1]
+    assert {*config.flatten(shown.as_keys())} == {*LISTED, "sizes.min", "sizes.max", "sizes.factor", "env"}
+
+
+def test_help_lists_the_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["sweep", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "  transport=gloo" in text and "  sizes.list" in text and "  env.NAME=A,B" in text and "  window" in text
 
 
 def test_dry_run_of_ten_thousand_cases_is_small() -> None:
@@ -323,7 +334,6 @@ def test_a_routing_trace(tmp_path: Path) -> None:
 
 
 def test_a_run_with_files_and_layers_is_a_recipe_again(tmp_path: Path) -> None:
-    from commbench.sweep.prepare import configure, show_config
 
     matrix = tmp_path / "bytes.txt"
     matrix.write_text("0 16\n32 0\n")
@@ -332,7 +342,7 @@ def test_a_run_with_files_and_layers_is_a_recipe_again(tmp_path: Path) -> None:
         ("moe", "tokens=8", "groups=world,blocks:2", "overlap=none,matmul"),
     ):
         path = tmp_path / "again.yaml"
-        path.write_text(show_config(configure(words)[1]))
+        path.write_text(prepare.show_config(prepare.configure(words)[1]))
         assert [item.case.case_id for item in planned(str(path))] == [item.case.case_id for item in planned(*words)]
 
 
