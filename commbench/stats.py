@@ -58,7 +58,7 @@ class Ratio(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def median_ranks(n: int) -> tuple[int, int] | None:
-    """0-based order statistics that enclose the median with at least 95 %, or None below n = 6 (exact binomial)."""
+    """Return the 0-based ranks that enclose the median with at least 95 %, None below n = 6 (exact binomial)."""
     if n < 6:
         return None
     if n > 1000:  # the normal approximation is exact to a rank here
@@ -77,7 +77,7 @@ def median_ranks(n: int) -> tuple[int, int] | None:
 
 
 def relative_half_width(samples: Floats) -> float:
-    """Half the 95 % interval of the median, relative to the median; infinite where it cannot be told."""
+    """Return half the 95 % interval of the median over the median; infinite where it is not estimable."""
     ranks = median_ranks(samples.size)
     if ranks is None:
         return math.inf
@@ -88,7 +88,7 @@ def relative_half_width(samples: Floats) -> float:
 
 
 def median_of_medians(per_launch: Sequence[Floats]) -> float:
-    """Median over launches of the median over samples: a launch counts once, however many samples it took."""
+    """Return the median over launches of the median over samples: a launch counts once, whatever samples it took."""
     return float(np.median([np.median(samples) for samples in per_launch]))
 
 
@@ -157,7 +157,7 @@ def ratio(baseline: Sequence[Floats], other: Sequence[Floats], *, seed: int = 0)
 
 @functools.lru_cache(maxsize=64)
 def _signed_rank_depth(n: int) -> int:
-    """How many Walsh averages lie outside a 95 % interval on either side, plus one; 0 below n = 6.
+    """Return how many Walsh averages lie outside a 95 % interval on either side, plus one; 0 below n = 6.
 
     From the exact distribution of Wilcoxon's signed-rank statistic: subsets of 1 .. n by their sum.
     """
@@ -217,7 +217,7 @@ def _ratio_of_logs(centre: float, logs: Interval) -> Ratio:
 
 
 def _log_ratios(baseline: Sequence[Floats], other: Sequence[Floats]) -> Floats:
-    """Not finite where a median is 0."""
+    """Return the logarithm of each launch's ratio, not finite where a median is 0."""
     pairs = [(float(np.median(one)), float(np.median(two))) for one, two in zip(baseline, other, strict=True)]
     return np.array([math.log(one / two) if one > 0 and two > 0 else math.nan for one, two in pairs])
 
@@ -240,7 +240,7 @@ def verdict(low: float | None, high: float | None) -> Verdict:
 
 
 def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:
-    """Medians of `_RESAMPLES` samples drawn from `values` with replacement."""
+    """Return the medians of `_RESAMPLES` samples drawn from `values` with replacement."""
     if values.size > _LARGE:
         # The median of n draws is the value at the median of n uniform places, which is a beta variable: no n x 2000.
         places = rng.beta((values.size + 1) / 2, (values.size + 1) / 2, size=_RESAMPLES)
@@ -252,7 +252,7 @@ def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:
 
 
 def _interval_of_median(values: Floats, replicates: Floats) -> tuple[float, float]:
-    """The bootstrap's interval, and for few values at least that of order statistics.
+    """Return the bootstrap's interval, and for few values at least that of order statistics.
 
     The bootstrap of a median takes few different values: alone, it covers 87 % at n = 7 (simulated).
     """
@@ -265,7 +265,7 @@ def _interval_of_median(values: Floats, replicates: Floats) -> tuple[float, floa
 
 
 def p95(samples: Floats) -> float | None:
-    """Nearest-rank 95th percentile, or None where it would be the maximum."""
+    """Return the nearest-rank 95th percentile, None where it would be the maximum."""
     if samples.size < SAMPLES_FOR_P95:
         return None
     return float(np.sort(samples)[math.ceil(0.95 * samples.size) - 1])

@@ -24,7 +24,7 @@ from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.stats import Floats, Verdict
 
-# Of a machine; what else differs (kernel, packages, commit) is told.
+# Facts about a machine without which a comparison is refused; other differences (kernel, packages) are only shown.
 MUST_MATCH = ("machine", "cpu", "cpus", "gpus")
 
 
@@ -38,7 +38,7 @@ OUTCOMES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class MeasuredTimes:
     """One thing that was measured: its times in microseconds."""
 
     label: str
@@ -49,7 +49,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
+class CaseComparison:
     label: str
     set_up: str
     size_bytes: int
@@ -75,31 +75,31 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class ComparedRun:
     """A run, or a file of another program."""
 
     path: Path
     machine: Mapping[str, Any] | None  # of a run
-    points: Mapping[str, Point]  # by what makes two of them the same thing
+    points: Mapping[str, MeasuredTimes]  # by what makes two of them the same thing
     results: Sequence[Result] = ()  # of a file
 
 
-def load(path: Path, ranks: int | None = None) -> Source:
-    """Raises `UsageError` where there is nothing that could be compared."""
+def load(path: Path, ranks: int | None = None) -> ComparedRun:
+    """Read a run folder or a foreign file. Raises `UsageError` where there is nothing that could be compared."""
     if path.is_file():
-        return Source(path=path, machine=None, points={}, results=formats.read(path, ranks))
+        return ComparedRun(path=path, machine=None, points={}, results=formats.read(path, ranks))
     folder = RunFolder.open(path)
     samples = Samples(folder)
     measured: dict[str, dict[str, Measurement]] = {}
     for measurement in folder.measurements():
         if measurement.status is Status.OK and measurement.time_us:
             measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
-    points: dict[str, Point] = {}
+    points: dict[str, MeasuredTimes] = {}
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
     for case, _ in folder.plan()[0]:
         if case.case_id in finished and (of_case := measured.get(case.case_id)):
             known = [m for m in of_case.values() if samples.has(m)]
-            points[_identity(case)] = Point(
+            points[_identity(case)] = MeasuredTimes(
                 label=case.label,
                 set_up=_set_up(case),
                 size_bytes=case.size_bytes,
@@ -108,11 +108,11 @@ def load(path: Path, ranks: int | None = None) -> Source:
             )
     if not points:
         raise UsageError(f"{path} has no finished case with numbers", hint=f"commbench sweep --resume {path}")
-    return Source(path=path, machine=folder.read_json("run.json")["machine"], points=points)
+    return ComparedRun(path=path, machine=folder.read_json("run.json")["machine"], points=points)
 
 
 def _identity(case: Case) -> str:
-    """Of what was measured, however long and however often."""
+    """Return the digest of what was measured, however long and however often."""
     values = dataclasses.asdict(case)
     del values["policy"], values["seed"]
     return digest(values)
@@ -129,22 +129,22 @@ def _set_up(case: Case) -> str:
     return ", ".join(words)
 
 
-def mismatches(before: Source, after: Source) -> tuple[list[str], list[str]]:
-    """What differs between the machines, in words: what forbids a comparison, and what is only worth knowing."""
+def mismatches(before: ComparedRun, after: ComparedRun) -> tuple[list[str], list[str]]:
+    """Return what differs between the machines, in words: what forbids a comparison, and what is only worth knowing."""
     if before.machine is None or after.machine is None:
         return [], []
     forbidding: list[str] = []
-    telling: list[str] = []
+    others: list[str] = []
     for key in sorted({*before.machine, *after.machine} - {"load_average", "affinity", "uncommitted_changes"}):
         one, two = (_comparable(key, source.machine.get(key)) for source in (before, after) if source.machine)
         if one != two:
             text = f"{key} was {one!r}, is {two!r}"
-            (forbidding if key in MUST_MATCH else telling).append(text)
-    return forbidding, telling
+            (forbidding if key in MUST_MATCH else others).append(text)
+    return forbidding, others
 
 
 def _comparable(key: str, value: Any) -> Any:
-    """Another GPU of the same kind is no other machine."""
+    """Return a value of which only what matters is left: another GPU of the same kind is no other machine."""
     if key == "gpus" and value:
         return sorted((gpu["name"], gpu["memory_bytes"]) for gpu in value)
     if key == "memory" and isinstance(value, str):  # kB; what the kernel keeps for itself changes
@@ -153,8 +153,11 @@ def _comparable(key: str, value: Any) -> Any:
     return value
 
 
-def compare(before: Source, after: Source, *, seed: int = 0) -> list[Compared]:
-    """What both have, in the order of the first; with files of other programs, by collective, ranks, size and dtype."""
+def compare(before: ComparedRun, after: ComparedRun, *, seed: int = 0) -> list[CaseComparison]:
+    """Return what both have, in the order of the first.
+
+    Lines of other programs' files are matched by collective, ranks, size and dtype.
+    """
     if not before.points and not after.points:
         return _of_files(before, after)
     if not before.points or not after.points:
@@ -162,11 +165,11 @@ def compare(before: Source, after: Source, *, seed: int = 0) -> list[Compared]:
     return [_compared(point, after.points[key], seed) for key, point in before.points.items() if key in after.points]
 
 
-def _compared(one: Point, two: Point, seed: int) -> Compared:
+def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparison:
     ratio = one.time_us / two.time_us
     known = stats.unpaired_ratio(one.launches, two.launches, seed=seed)
     low, high, of = known.interval.around(ratio) if known and known.interval else (None, None, None)
-    return Compared(
+    return CaseComparison(
         label=one.label if one.label == two.label else f"{one.label} / {two.label}",
         set_up=one.set_up,
         size_bytes=one.size_bytes,
@@ -180,9 +183,9 @@ def _compared(one: Point, two: Point, seed: int) -> Compared:
     )
 
 
-def _of_result(result: Result) -> Point:
+def _of_result(result: Result) -> MeasuredTimes:
     set_up = f"{result.collective}, {result.ranks} ranks, {result.dtype or 'bytes'}"
-    return Point(
+    return MeasuredTimes(
         label=result.source, set_up=set_up + (", in place" if result.in_place else ""),
         size_bytes=result.size_bytes, time_us=result.time_us or math.nan,
     )  # fmt: skip
@@ -196,7 +199,7 @@ def _usable(results: Sequence[Result]) -> list[Result]:
     return [result for result in results if result.time_us and result.size_bytes]
 
 
-def _of_files(before: Source, after: Source) -> list[Compared]:
+def _of_files(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
     others = {_key(result): result for result in _usable(after.results)}
     return [
         _compared(_of_result(result), _of_result(others[_key(result)]), 0)
@@ -205,10 +208,10 @@ def _of_files(before: Source, after: Source) -> list[Compared]:
     ]
 
 
-def _with_file(before: Source, after: Source) -> list[Compared]:
-    """Every case of the run with the line of the file of the same collective, ranks and size."""
+def _with_file(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
+    """Return every case of the run with the line of the file of the same collective, ranks and size."""
     run, file = (before, after) if before.points else (after, before)
-    found = []
+    comparisons = []
     by_size: dict[int, list[Result]] = {}
     for result in _usable(file.results):
         if not result.in_place:
@@ -220,5 +223,5 @@ def _with_file(before: Source, after: Source) -> list[Compared]:
             captured = result.graph in (None, case.mode == "graph")
             if point and alike and captured and result.dtype in (None, case.dtype):
                 pair = (point, _of_result(result)) if run is before else (_of_result(result), point)
-                found.append(dataclasses.replace(_compared(*pair, 0), set_up=point.set_up))
-    return found
+                comparisons.append(dataclasses.replace(_compared(*pair, 0), set_up=point.set_up))
+    return comparisons

@@ -31,7 +31,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
+class LaunchSamples:
     """The samples of one case in one launch: samples x ranks, microseconds."""
 
     case: Case
@@ -64,12 +64,12 @@ class Matrix:
 
     @property
     def median_us(self) -> Floats:
-        """Over launches: senders x receivers."""
+        """Return the medians over launches, senders x receivers."""
         return _median(self.time_us)
 
     @property
     def interval_us(self) -> tuple[Floats, Floats]:
-        """95 % interval of each cell by order statistics of its launches; NaN where it was in fewer than 6."""
+        """Return the 95 % interval of each cell by order statistics of its launches, NaN below 6 of them."""
         low, high = np.full_like(self.time_us[0], np.nan), np.full_like(self.time_us[0], np.nan)
         for cell in np.argwhere(np.isfinite(self.time_us).any(axis=0)):
             known = self.time_us[:, *cell]
@@ -79,15 +79,15 @@ class Matrix:
         return low, high
 
 
-def launched(folder: RunFolder) -> Iterator[Launched]:
-    """Every measurement of a run that has numbers. A case measured again in the same launch has the later ones."""
+def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
+    """Yield every measurement of a run that has numbers; of a case measured again in the same launch the later one."""
     cases = {case.case_id: case for case, _ in folder.plan()[0]}
     last = {(m.case_id, m.launch): m.attempt for m in folder.measurements() if m.status is Status.OK}
     for attempt in dict.fromkeys(last.values()):
         for raw in read_lines(folder.samples_path(attempt), json.loads):
             if last.get((raw["case_id"], raw["launch"])) == attempt:
                 begins = np.array(raw["begin_us"], dtype=float) if "begin_us" in raw else None
-                yield Launched(
+                yield LaunchSamples(
                     case=cases[raw["case_id"]],
                     launch=(folder.run_id, raw["launch"]),
                     time_us=np.array(raw["time_us"], dtype=float),
@@ -96,20 +96,20 @@ def launched(folder: RunFolder) -> Iterator[Launched]:
 
 
 def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
-    """A matrix for each set-up and size; launches of several runs with the same set-up stand side by side."""
-    found: dict[str, dict[tuple[str, int], Floats]] = {}
+    """Return a matrix for each set-up and size; launches of several runs with the same set-up stand side by side."""
+    by_key: dict[str, dict[tuple[str, int], Floats]] = {}
     about: dict[str, Row] = {}
     for folder in folders:
         rows = folder.rows()
         if not any(row.collective == COLLECTIVE for row in rows.values()):
             continue
-        for item in launched(folder):
+        for item in read_launches(folder):
             row = rows.get(item.case.case_id)
             if item.case.collective != COLLECTIVE or row is None or row.status is not Status.OK:
                 continue
             key, n = _key(item.case), item.case.outer.layout.ranks
             about.setdefault(key, _whole(row))
-            cells = found.setdefault(key, {}).setdefault(item.launch, np.full((n, n), np.nan))
+            cells = by_key.setdefault(key, {}).setdefault(item.launch, np.full((n, n), np.nan))
             for src, dst, times in _messages(item):
                 cells[src, dst] = np.median(times)
     matrices = [
@@ -119,13 +119,13 @@ def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
             layout=Layout(about[key].nodes, about[key].ranks // about[key].nodes),
             time_us=np.array([launches[name] for name in sorted(launches)]),
         )
-        for key, launches in found.items()
+        for key, launches in by_key.items()
     ]
     return sorted(matrices, key=lambda matrix: matrix.size_bytes)
 
 
 def _key(case: Case) -> str:
-    """What rounds and the two directions of a message alone have in common."""
+    """Return what rounds and the two directions of a message alone have in common."""
     values = dataclasses.asdict(case)
     arguments = {key: value for key, value in case.arguments.items() if key != "round"}
     arguments["direction"] = "both" if arguments["direction"] == "both" else "one"
@@ -145,13 +145,13 @@ def _key(case: Case) -> str:
 
 
 def _whole(row: Row) -> Row:
-    """Of all rounds and, where messages go alone, both directions."""
+    """Return the row as that of all rounds and, where messages go alone, of both directions."""
     kept = {key: value for key, value in row.arguments.items() if key != "round" and (key, value) not in _ONE_WAY}
     return dataclasses.replace(row, arguments=kept)
 
 
-def _messages(item: Launched) -> Iterator[tuple[int, int, Floats]]:
-    """(sender, receiver, time of each sample) of the messages of a call; ranks are global."""
+def _messages(item: LaunchSamples) -> Iterator[tuple[int, int, Floats]]:
+    """Yield (sender, receiver, time of each sample) for the messages of a call; ranks are global."""
     both = item.case.arguments["direction"] == "both"
     # A rank that left the barrier early waits for its partner, whose fault that need not be.
     begins = item.begin_us if item.case.mode == "isolated" else None
@@ -164,7 +164,10 @@ def _messages(item: Launched) -> Iterator[tuple[int, int, Floats]]:
 
 
 def write(matrices: Iterable[Matrix], folder: Path, prefix: str = "") -> list[Path]:
-    """`pairs.csv`, a line for each two ranks, and `pairs.json`, an object for each matrix; nothing without matrices."""
+    """Write `pairs.csv`, a line for each two ranks, and `pairs.json`, an object for each matrix, if there are matrices.
+
+    Return the paths.
+    """
     matrices = list(matrices)
     if not matrices:
         return []
@@ -205,7 +208,7 @@ def _rounded(value: Any) -> float | None:
 
 
 def _median(times: Floats) -> Floats:
-    """Over the first axis, of what is known."""
+    """Return the median over the first axis of what is known."""
     known = np.isfinite(times).any(axis=0)
     medians = np.full(times.shape[1:], np.nan)
     medians[known] = np.nanmedian(times[:, known], axis=0)

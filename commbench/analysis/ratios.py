@@ -1,9 +1,9 @@
-"""How much faster one way is than another: cases of one run that differ in algorithm and parameters only.
+"""How much faster one algorithm is than another: cases of one run that differ in algorithm and parameters only.
 
 They share their launches, so each launch gives one pair of medians. The baseline of a group is the collective's
-default algorithm with its default parameters. Where there is one way only, the routings of an emulated fabric or the
-environments are compared with the first of them: they have launches of their own, one in each round, in an order drawn
-for each round.
+default algorithm with its default parameters. Where there is one algorithm only, the routings of an emulated fabric
+or the environments are compared with the first of them: they have launches of their own, one in each round, in an order
+drawn for each round.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Speedup:
 
     @property
     def verdict(self) -> Verdict | None:
-        """None of the baseline itself."""
+        """Return what the interval says, None of the baseline itself."""
         return None if self.pairs is None else stats.verdict(self.speedup_low, self.speedup_high)
 
 
 def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
-    """The ratios of a run's finished cases, by case id; none where its plan or measurements are not there."""
+    """Return the ratios of a run's finished cases, by case id; none where its plan or measurements are not there."""
     finished = {row.case_id for row in rows if row.status is Status.OK}
     cases = [case for case, _ in folder.plan()[0] if case.case_id in finished]
     samples = Samples(folder)
@@ -57,7 +57,7 @@ def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
 def compare(
     cases: Sequence[Case], measurements: Sequence[Measurement], slowest_us: Callable[[Measurement], Floats]
 ) -> dict[str, Speedup]:
-    """Ratios by case id, of all `cases` that have one to be compared with.
+    """Return ratios by case id, of all `cases` that have one to be compared with.
 
     `slowest_us` gives the samples of a measurement, none where they are lost. A measurement made again counts once,
     as it was made last.
@@ -67,36 +67,36 @@ def compare(
     by_group: dict[str, dict[str, Measurement]] = {}
     for measurement in latest.values():
         by_group.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
-    found = {}
+    speedups = {}
     for members in _alike(cases):
         baseline = min(members, key=_rank)
-        found[baseline.case_id] = Speedup(baseline=baseline.label)
+        speedups[baseline.case_id] = Speedup(baseline=baseline.label)
         ours = by_group.get(baseline.case_id, {})
         for case in members:
             if case is not baseline:
                 theirs = by_group.get(case.case_id, {})
                 shared = [(ours[group], theirs[group]) for group in ours if group in theirs]
-                found[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
+                speedups[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
     by_round: dict[str, dict[int, Measurement]] = {}
     for measurement in latest.values():
         by_round.setdefault(measurement.case_id, {})[measurement.launch] = measurement
     for axis in _AXES:
-        for members in _alike_but_for(axis, [case for case in cases if case.case_id not in found]):
+        for members in _alike_but_for(axis, [case for case in cases if case.case_id not in speedups]):
             first = min(members, key=axis.place)
             name = axis.setting(first)
-            found[first.case_id] = Speedup(baseline=name)
+            speedups[first.case_id] = Speedup(baseline=name)
             before = by_round.get(first.case_id, {})
             for case in members:
                 if case is not first:
                     after = by_round.get(case.case_id, {})
                     rounds = [(before[index], after[index]) for index in before if index in after]
-                    # Samples of two launches tell nothing of what differs between launches.
-                    found[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
-    return found
+                    # Samples of two launches say nothing about what differs between launches.
+                    speedups[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
+    return speedups
 
 
 def describe_ratios(ratios: Collection[Speedup]) -> str:
-    """In words: `over direct, launch by launch; 95 % interval over 6 launches that measured both; ...`."""
+    """Return in words `over direct, launch by launch; 95 % interval over 6 launches that measured both; ...`."""
     names = list(dict.fromkeys(ratio.baseline for ratio in ratios))
     counts = sorted({ratio.pairs for ratio in ratios if ratio.pairs is not None})
     kinds = {ratio.speedup_of for ratio in ratios if ratio.speedup_of}
@@ -105,7 +105,7 @@ def describe_ratios(ratios: Collection[Speedup]) -> str:
 
 
 def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
-    """Where intervals are from: from how many pairs (ascending), and what was resampled."""
+    """Return where intervals are from: from how many pairs (ascending), and what was resampled."""
     few, many = (counts[0], counts[-1]) if counts else (0, 0)
     counted = f"{few} to {many} launches" if few < many else f"{many} launch{'es' if many != 1 else ''}"
     if not kinds:
@@ -117,7 +117,7 @@ def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
 
 
 def _alike(cases: Sequence[Case]) -> list[list[Case]]:
-    """Groups of two and more that share everything but algorithm and parameters."""
+    """Return groups of two and more that share everything but algorithm and parameters."""
     groups: dict[str, list[Case]] = {}
     for case in cases:
         shared = dataclasses.asdict(case)
@@ -175,7 +175,7 @@ def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def _rank(case: Case) -> tuple[bool, int, bool]:
-    """The baseline has the lowest: the default, else what is first in the table of algorithms, and then in the plan."""
+    """Return what the baseline has least of: the default, else the first in the table of algorithms, or in the plan."""
     names = algorithms.names(case.collective)
     place = names.index(case.algorithm)
     defaults = {key: value for key, (value, _) in algorithms.get(case.collective, case.algorithm).params.items()}

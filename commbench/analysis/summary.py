@@ -66,11 +66,11 @@ class Samples:
         self._files: dict[Path, tuple[int, dict[str, Floats]]] = {}
 
     def has(self, measurement: Measurement) -> bool:
-        """False where a full disk or a damaged file lost the samples of a measurement."""
+        """Return False where a full disk or a damaged file lost the samples of a measurement."""
         return measurement.case_id in self._read(measurement)
 
     def slowest_us(self, measurement: Measurement) -> Floats:
-        """Per sample, the maximum over ranks, microseconds."""
+        """Return the maximum over ranks for each sample, microseconds."""
         return self._read(measurement)[measurement.case_id]
 
     def _read(self, measurement: Measurement) -> dict[str, Floats]:
@@ -93,7 +93,7 @@ def skipped_row(case: Case, reason: str) -> Row:
 
 
 def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Row:
-    """The row of a finished case: the first failure if there was one, else the numbers of all launches."""
+    """Return the row of a finished case: the first failure if there was one, else the numbers of all launches."""
     for measurement in measurements:
         if measurement.status is not Status.OK:
             return _row(case, measurement.status, measurement.reason, measurements, wrong=measurement.wrong)
@@ -143,7 +143,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
 
 
 def _bounds(case: Case, links: Mapping[str, LinkRate]) -> tuple[float | None, float | None]:
-    """Microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
+    """Return microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
     spec = case.spec
     # Groups that share a node's links have a part of them each.
     share = spec.layout.ranks_per_node / case.outer.ranks_per_node
@@ -227,10 +227,10 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
 
 
 def _read_back(launches: Sequence[list[str] | None]) -> str:
-    """Lists by rank, with blanks between them; those of launches that differ, with bars."""
-    return " | ".join(dict.fromkeys(" ".join(found) for found in launches if found))
+    """Return lists by rank, with blanks between them; those of launches that differ, with bars."""
+    return " | ".join(dict.fromkeys(" ".join(values) for values in launches if values))
 
 
 def _short(value: Value) -> Value:
-    """A file's content as a digest: a matrix of a thousand ranks fills no cell of a table."""
+    """Return a file's content as a digest: a matrix of a thousand ranks fills no cell of a table."""
     return f"#{digest(value)}" if isinstance(value, str) and len(value) > _LONGEST_TEXT else value

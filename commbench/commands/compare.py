@@ -11,7 +11,7 @@ from pathlib import Path
 
 from commbench import stats
 from commbench.analysis import compare
-from commbench.analysis.compare import OUTCOMES, Compared
+from commbench.analysis.compare import OUTCOMES, CaseComparison
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.units import format_size
@@ -23,43 +23,43 @@ def run(
 ) -> int:  # fmt: skip
     """1 if a case regressed by more than `threshold`."""
     before, after = compare.load(first, ranks), compare.load(second, ranks)
-    forbidding, telling = compare.mismatches(before, after)
+    forbidding, others = compare.mismatches(before, after)
     if forbidding and not allow_mismatch:
         raise UsageError(
             f"these runs are of different machines: {'; '.join(forbidding)}",
             hint="--allow-mismatch compares them all the same",
         )
-    found = compare.compare(before, after)
-    if not found:
+    comparisons = compare.compare(before, after)
+    if not comparisons:
         raise UsageError(
             f"{first} and {second} have no case in common",
             hint="a case is the same where collective, algorithm, parameters, transport, layout, size and settings are",
         )
-    for text in [*forbidding, *telling]:
+    for text in [*forbidding, *others]:
         stderr_console().print(f"differs: {text}", markup=False)
     if format_ == "json":
-        for item in found:
+        for item in comparisons:
             line = {**dataclasses.asdict(item), "outcome": item.outcome, "regressed": item.regressed(threshold)}
             sys.stdout.write(json.dumps(line) + "\n")
     else:
-        sys.stdout.write(table(found, first, second, threshold))
+        sys.stdout.write(table(comparisons, first, second, threshold))
     if plot is not None:
         from commbench.plots import ratio
 
-        stderr_console().print(f"plot: {ratio.draw(found, plot, f'{first} / {second}', threshold)}", markup=False)
-    return int(any(item.regressed(threshold) for item in found))
+        stderr_console().print(f"plot: {ratio.draw(comparisons, plot, f'{first} / {second}', threshold)}", markup=False)
+    return int(any(item.regressed(threshold) for item in comparisons))
 
 
-def table(found: Sequence[Compared], first: Path, second: Path, threshold: float) -> str:
-    width = max(9, *(len(item.label) for item in found))
+def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, threshold: float) -> str:
+    width = max(9, *(len(item.label) for item in comparisons))
     lines = [
         f"# before: {first}",
         f"# after:  {second}",
         "# ratio: time before / time after, above 1 the second is faster; 95 % interval: launches of each run resampled"
         " (samples where one has fewer than 6)",
     ]
-    for set_up in dict.fromkeys(item.set_up for item in found):
-        members = sorted((item for item in found if item.set_up == set_up), key=lambda item: item.size_bytes)
+    for set_up in dict.fromkeys(item.set_up for item in comparisons):
+        members = sorted((item for item in comparisons if item.set_up == set_up), key=lambda item: item.size_bytes)
         lines += ["#", f"# {set_up}"]
         lines.append(f"#{'size':>9}  {'algorithm':<{width}}  {'before_us':>10}  {'after_us':>10}  {'ratio':>7}  "
                      f"{'low':>7}  {'high':>7}  {'of':<8}  outcome")  # fmt: skip
@@ -70,14 +70,16 @@ def table(found: Sequence[Compared], first: Path, second: Path, threshold: float
                 f"{item.after_us:10.4g}  {item.ratio:7.3f}  {'  '.join(ends)}  {item.interval_of or '-':<8}  "
                 f"{item.outcome}{', regressed' if item.regressed(threshold) else ''}"
             )
-    counts = Counter(item.outcome for item in found)
-    worse = sum(item.regressed(threshold) for item in found)
+    counts = Counter(item.outcome for item in comparisons)
+    worse = sum(item.regressed(threshold) for item in comparisons)
     counted = [f"{counts[outcome]} {outcome}" for outcome in dict.fromkeys(OUTCOMES.values())]
-    lines.append(f"# {len(found)} cases: {', '.join(counted)}; {worse} regressed by more than {100 * threshold:g} %")
-    estimated = sum(item.low is not None for item in found)
+    lines.append(
+        f"# {len(comparisons)} cases: {', '.join(counted)}; {worse} regressed by more than {100 * threshold:g} %"
+    )
+    estimated = sum(item.low is not None for item in comparisons)
     if (by_chance := 0.025 * estimated) >= 0.5:
         lines.append(f"# by chance alone some {by_chance:.1f} would be called worse, and as many better")
-    few = {count for item in found for count in item.launches if item.interval_of}
+    few = {count for item in comparisons for count in item.launches if item.interval_of}
     if few and min(few) < stats.LAUNCHES_FOR_INTERVAL:
         lines.append("# the spread between launches is not in intervals of samples: 6 launches and more have it")
     return "\n".join(lines) + "\n"

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from commbench.analysis.compare import Compared
+from commbench.analysis.compare import CaseComparison
 from commbench.plots.style import MARKERS, STYLES, algorithm_colour, ratio_axis, size_axis, title
 
 _WHAT = "before / after\nabove 1: faster"
 
 
-def draw(found: Sequence[Compared], path: Path, names: str, threshold: float) -> Path:
+def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshold: float) -> Path:
     """One panel for each set-up, at most eight, into `path` (.png or .svg)."""
-    set_ups = list(dict.fromkeys(item.set_up for item in found))[:8]
+    set_ups = list(dict.fromkeys(item.set_up for item in comparisons))[:8]
     height = 0.4 + 3.2 * len(set_ups)
     figure = Figure(figsize=(9, height))
     panels = figure.subplots(len(set_ups), 1, squeeze=False)[:, 0]
     for axes, set_up in zip(panels, set_ups, strict=True):
-        members = [item for item in found if item.set_up == set_up]
+        members = [item for item in comparisons if item.set_up == set_up]
         sizes = sorted({item.size_bytes for item in members})
         labels = list(dict.fromkeys(item.label for item in members))
         for index, label in enumerate(labels):

@@ -2,7 +2,7 @@
 
 Only collectives count in which every rank waits for every other. Who is slow to send delays all of them alike, so that
 nobody stands out; whose own time is longer is slow to receive or to finish. A rank that does not stand out may be slow
-all the same: the matrix of pairs tells.
+all the same: the matrix of pairs shows it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from commbench import collectives, stats
-from commbench.analysis.pair_matrices import COLLECTIVE, Launched
-from commbench.analysis.stragglers.search import CHANCE, Finding
+from commbench.analysis.pair_matrices import COLLECTIVE, LaunchSamples
+from commbench.analysis.stragglers.search import CHANCE, Straggler
 from commbench.records import Outer
 from commbench.stats import Floats
 
@@ -28,7 +28,7 @@ _MAD, _MEDIAN = 1.4826, 1.2533
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
+class RankTimes:
     """One set-up: how far each rank is from the median rank. `excess` is launches x ranks, logarithms."""
 
     outer: Outer
@@ -37,8 +37,8 @@ class Ranks:
     cases: int
 
 
-def gather(items: Iterable[Launched]) -> list[Ranks]:
-    """One for each set-up that has cases in which all ranks do the same."""
+def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
+    """Return the ranks' times of each set-up that has cases in which all ranks do the same."""
     logs: dict[str, dict[tuple[str, int], list[Floats]]] = {}
     wins: dict[str, list[Floats]] = {}
     outers: dict[str, Outer] = {}
@@ -58,7 +58,7 @@ def gather(items: Iterable[Launched]) -> list[Ranks]:
         first = times == times.max(axis=1, keepdims=True)
         wins.setdefault(key, []).append((first / first.sum(axis=1, keepdims=True)).mean(axis=0))
     return [
-        Ranks(
+        RankTimes(
             outer=outers[key],
             excess=np.array([np.median(launches[name], axis=0) for name in sorted(launches)]),
             slowest=np.mean(wins[key], axis=0),
@@ -68,13 +68,13 @@ def gather(items: Iterable[Launched]) -> list[Ranks]:
     ]
 
 
-def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
-    """Ranks whose own times are longer than those of the others by `min_effect` and more."""
+def search(ranks: RankTimes, *, min_effect: float, tests: int) -> list[Straggler]:
+    """Return the ranks whose own times are longer than those of the others by `min_effect` and more."""
     from scipy.stats import t
 
     centre = np.median(ranks.excess, axis=0)
     least = math.log(min_effect)
-    found = []
+    stragglers = []
     for rank in np.flatnonzero(centre - np.median(centre) >= least).tolist():
         others = np.delete(np.arange(centre.size), rank)
         level = float(np.median(centre[others]))
@@ -87,8 +87,8 @@ def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
         if chance > CHANCE or 2 * slow <= len(per_launch) or ratio < min_effect or known is None or known.low <= 1:
             continue
         low, high, interval_of = known.around(ratio)
-        found.append(
-            Finding(
+        stragglers.append(
+            Straggler(
                 kind="rank",
                 name=f"rank {rank}" + (f" (node {ranks.outer.layout.node(rank)})" if ranks.outer.nodes > 1 else ""),
                 about={"ranks": [rank], "direction": "both", "slowest_share": round(float(ranks.slowest[rank]), 3)},
@@ -106,4 +106,4 @@ def search(ranks: Ranks, *, min_effect: float, tests: int) -> list[Finding]:
                 usual_messages=len(others),
             )
         )
-    return found
+    return stragglers

@@ -38,7 +38,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Straggler:
     """Somebody who is slow, and how that is known. Ratios are of times: 2 takes twice as long."""
 
     kind: str
@@ -78,9 +78,9 @@ class Search:
         self._centre[known] = np.nanmedian(self._logs[:, known], axis=0)
         self._explained = np.zeros(known.size, dtype=bool)
         self._reached = np.zeros(known.size, dtype=bool)  # where a culprit may have a hand in
-        self.unclear: Finding | None = None
+        self.unclear: Straggler | None = None
 
-    def run(self) -> list[Finding]:
+    def run(self) -> list[Straggler]:
         chosen: list[Suspect] = []
         everyone = suspects.shared(self._layout)
         while best := self._best(everyone):
@@ -89,17 +89,17 @@ class Search:
             self._explained[best.cells if best.kind == "link" else best.reach] = True
             self._reached[best.reach] = True
         if doubtful := self._best(everyone, certain=False):
-            self.unclear = self._finding(doubtful, self._open(doubtful), certain=False)
-        found = []
+            self.unclear = self._judge(doubtful, self._open(doubtful), certain=False)
+        stragglers = []
         for suspect in chosen:  # each again, now that no other culprit disturbs what it is compared with
             others = [other.cells for other in chosen if other is not suspect]
             own = suspect.cells[~np.isin(suspect.cells, np.concatenate(others))] if others else suspect.cells
-            finding = self._finding(suspect, own)
-            found += [finding] if finding is not None else []
-        return found
+            straggler = self._judge(suspect, own)
+            stragglers += [straggler] if straggler is not None else []
+        return stragglers
 
     def _open(self, suspect: Suspect) -> npt.NDArray[np.int64]:
-        """Its cells that are known and that nobody explains yet."""
+        """Return its cells that are known and that nobody explains yet."""
         return suspect.cells[~self._explained[suspect.cells] & (self._class[suspect.cells] >= 0)]
 
     def _best(self, everyone: Sequence[Suspect], *, certain: bool = True) -> Suspect | None:
@@ -114,12 +114,12 @@ class Search:
             if best is not None and 2 * most < best[0]:
                 break  # about all that it can gain; twice that, as usual times change a little with who is believed
             gain = self._gain(cells)
-            if (best is None or gain > best[0]) and self._finding(suspect, cells, certain=certain):
+            if (best is None or gain > best[0]) and self._judge(suspect, cells, certain=certain):
                 best = gain, suspect
         return best[1] if best else None
 
     def _excess(self) -> Floats:
-        """How far above its class each cell is; 0 where it is below, or not known."""
+        """Return how far above its class each cell is; 0 where it is below, or not known."""
         usual = self._usual(np.empty(0, dtype=np.int64)) or {}
         level = np.array([usual.get(link, np.nan) for link in range(len(LINK_CLASSES))])[np.maximum(self._class, 0)]
         excess: Floats = np.nan_to_num(np.maximum(self._centre - level, 0.0), nan=0.0)
@@ -131,13 +131,13 @@ class Search:
         yield from everyone
 
     def _rest(self, cells: npt.NDArray[np.int64]) -> Mask:
-        """What no culprit touches, if these are one's."""
+        """Return what no culprit touches, if these are one's."""
         rest = ~self._explained & (self._class >= 0)
         rest[cells] = False
         return rest
 
     def _usual(self, cells: npt.NDArray[np.int64]) -> dict[int, float] | None:
-        """The usual time of each class that `cells` are of, all classes without any; None where too little is left."""
+        """Return the usual time of each class of `cells`, of all classes without any; None where too little is left."""
         rest = self._rest(cells)
         usual = {}
         for link in np.unique(self._class[cells]) if cells.size else range(len(LINK_CLASSES)):
@@ -150,7 +150,7 @@ class Search:
         return usual
 
     def _gain(self, cells: npt.NDArray[np.int64]) -> float:
-        """How much of the sum of absolute residuals goes if what is in `cells` is slow."""
+        """Return how much of the sum of absolute residuals goes if what is in `cells` is slow."""
         usual = self._usual(cells)
         if usual is None:
             return -math.inf
@@ -165,8 +165,8 @@ class Search:
             gain += float(before - np.abs(rest - level).sum() - np.abs(mine - level - effect).sum())
         return gain
 
-    def _finding(self, suspect: Suspect, cells: npt.NDArray[np.int64], *, certain: bool = True) -> Finding | None:
-        """What is to be said against a suspect by these of its cells, None if that is not enough.
+    def _judge(self, suspect: Suspect, cells: npt.NDArray[np.int64], *, certain: bool = True) -> Straggler | None:
+        """Return what is to be said against a suspect by these of its cells, None if that is not enough.
 
         `certain`: nothing is said without an interval.
         """
@@ -196,7 +196,7 @@ class Search:
         names = {link: LINK_CLASSES[link] for link in usual}
         ratio = float(np.median(ratios))
         low, high, interval_of = interval.around(ratio) if interval else (None, None, None)
-        return Finding(
+        return Straggler(
             kind=suspect.kind,
             name=suspect.name,
             about=suspect.about,
@@ -223,7 +223,7 @@ class Search:
         return float(np.exp(np.median(self._centre[cells] - np.array([usual[link] for link in self._class[cells]]))))
 
     def _p(self, cells: npt.NDArray[np.int64], usual: dict[int, float], effects: dict[int, float]) -> float:
-        """One-sided: that the median of so many messages of a healthy class is so far off."""
+        """Return the one-sided p that the median of so many messages of a healthy class is so far off."""
         from scipy.stats import t  # half a second, which only this command needs
 
         rest = self._rest(cells)
@@ -238,7 +238,7 @@ class Search:
         return float(t.sf(sum(scores) / math.sqrt(len(scores)), min(_TAIL, free)))
 
     def _noise(self, link: int) -> float:
-        """Standard error of a cell of a class, by how much its launches differ; 0 of one launch."""
+        """Return the standard error of a cell of a class, by how much its launches differ; 0 of one launch."""
         launches = len(self._logs)
         apart = np.abs(self._logs[:, self._class == link] - self._centre[self._class == link])
         if launches < 2 or not np.isfinite(apart).any():
@@ -266,7 +266,7 @@ class Search:
 
 
 def _drift(logs: Floats, known: Mask) -> Floats:
-    """What slowed each launch as a whole: the median over messages of how far they are from their own median."""
+    """Return what slowed each launch as a whole: the median over messages of how far they are from their own median."""
     if not known.any():
         return np.zeros(len(logs))
     apart = logs[:, known] - np.nanmedian(logs[:, known], axis=0)

@@ -33,20 +33,20 @@ class Suspect:
 
 
 def classes(layout: Layout) -> npt.NDArray[np.int64]:
-    """The class of link of every cell, -1 where a rank would talk to itself."""
+    """Return the class of link of every cell, -1 where a rank would talk to itself."""
     node = np.arange(layout.ranks) // layout.ranks_per_node
-    found = np.where(node[:, None] == node[None, :], INTRA, INTER)
-    np.fill_diagonal(found, -1)
-    return found.ravel().astype(np.int64)
+    link_class = np.where(node[:, None] == node[None, :], INTRA, INTER)
+    np.fill_diagonal(link_class, -1)
+    return link_class.ravel().astype(np.int64)
 
 
 def shared(layout: Layout) -> list[Suspect]:
-    """All but single pairs. Of those with the same cells the first says it best: it claims the least."""
+    """Return all but single pairs. Of those with the same cells the first says it best: it claims the least."""
     n, m, nodes = layout.ranks, layout.ranks_per_node, layout.nodes
     of = classes(layout)
     src, dst = np.divmod(np.arange(n * n), n)
     src_node, dst_node = src // m, dst // m
-    found: list[Suspect] = []
+    suspects: list[Suspect] = []
 
     def add(
         kind: str,
@@ -60,7 +60,7 @@ def shared(layout: Layout) -> list[Suspect]:
         if not (chosen := np.flatnonzero(cells & (of >= 0))).size:
             return
         rows, columns = np.divmod(chosen, n)
-        found.append(
+        suspects.append(
             Suspect(
                 kind=kind,
                 name=name,
@@ -91,24 +91,24 @@ def shared(layout: Layout) -> list[Suspect]:
         if nodes == 1 or m == 1:  # it would be all that the rank has
             continue
         for rank in range(n):
-            for direction, name, cells in _ways(words.format(rank), src == rank, dst == rank):
+            for direction, name, cells in _directions(words.format(rank), src == rank, dst == rank):
                 add("link", name, cells & within, ranks=[rank], direction=direction)
     for node in range(nodes) if nodes > 1 else ():
         name = f"node {node}'s link" + (f", or its only rank {node}" if m == 1 else "")
-        for direction, full, cells in _ways(name, src_node == node, dst_node == node):
+        for direction, full, cells in _directions(name, src_node == node, dst_node == node):
             add("link", full, cells & inter, nodes=[node], direction=direction)
     for rank in range(n):
         where = f"rank {rank}" + (f" (node {rank // m})" if nodes > 1 else "")
-        for direction, name, cells in _ways(where, src == rank, dst == rank, ("sending", "receiving")):
+        for direction, name, cells in _directions(where, src == rank, dst == rank, ("sending", "receiving")):
             add("rank", name, cells, everywhere=True, ranks=[rank], direction=direction)
     for node in range(nodes) if nodes > 1 and m > 1 else ():
         add("node", f"all of node {node}", (src_node == node) | (dst_node == node), everywhere=True, nodes=[node],
             direction="both")  # fmt: skip
-    return found
+    return suspects
 
 
 def single(layout: Layout, wanted: Sequence[int]) -> Iterator[Suspect]:
-    """Links between two ranks of which a cell is in `wanted`: each direction, and both together."""
+    """Yield the links between two ranks of which a cell is in `wanted`: each direction, and both together."""
     n = layout.ranks
     for a, b in sorted({(min(divmod(cell, n)), max(divmod(cell, n))) for cell in wanted}):
         there, back = a * n + b, b * n + a
@@ -124,14 +124,14 @@ def single(layout: Layout, wanted: Sequence[int]) -> Iterator[Suspect]:
 
 
 def count(layout: Layout) -> int:
-    """How many suspects there are: so many chances to name one by accident."""
+    """Return how many suspects there are: so many chances to name one by accident."""
     return len(shared(layout)) + 3 * layout.ranks * (layout.ranks - 1) // 2
 
 
-def _ways(
+def _directions(
     name: str, leaving: npt.NDArray[np.bool_], arriving: npt.NDArray[np.bool_], words: Sequence[str] = ("out", "in")
 ) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
-    """(direction, name, cells): out, in, and both."""
+    """Yield (direction, name, cells): out, in, and both."""
     yield "out", f"{name}, {words[0]}", leaving
     yield "in", f"{name}, {words[1]}", arriving
     yield "both", name, leaving | arriving

@@ -78,9 +78,9 @@ def test_other_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_another_gpu_of_the_same_kind_is_no_other_machine() -> None:
-    def source(uuid: str, memory: str) -> compare.Source:
+    def source(uuid: str, memory: str) -> compare.ComparedRun:
         machine = {**MACHINE, "gpus": [{"name": "H200", "uuid": uuid, "memory_bytes": 5}], "memory": memory}
-        return compare.Source(path=Path("x"), machine=machine, points={})
+        return compare.ComparedRun(path=Path("x"), machine=machine, points={})
 
     assert compare.mismatches(source("1", "263998500 kB"), source("2", "263998460 kB")) == ([], [])
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from commbench.analysis import pair_matrices
-from commbench.analysis.pair_matrices import Launched
+from commbench.analysis.pair_matrices import LaunchSamples
 from commbench.collectives import pairs
 from commbench.errors import UsageError
 from commbench.layout import Layout
@@ -87,7 +87,7 @@ def test_all_rounds_are_cases_and_a_round_that_is_not_there_is_skipped() -> None
 def item_of(times: list[float], begins: list[float] | None, direction: str) -> list[tuple[int, int, float]]:
     words = ("collective=pairs", "nodes=1", "ranks_per_node=2", "round=0", f"direction={direction}", "sizes.max=1K")
     (case,) = planned(*words)
-    item = Launched(
+    item = LaunchSamples(
         case=case, launch=("r", 0), time_us=np.array([times]), begin_us=None if begins is None else np.array([begins])
     )
     return [(src, dst, float(found[0])) for src, dst, found in pair_matrices._messages(item)]

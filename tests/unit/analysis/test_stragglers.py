@@ -13,7 +13,7 @@ import pytest
 
 from commbench import algorithms, collectives
 from commbench.analysis.stragglers import ranks, suspects
-from commbench.analysis.stragglers.search import Finding, Search
+from commbench.analysis.stragglers.search import Search, Straggler
 from commbench.analysis.summary import Samples
 from commbench.commands import stragglers
 from commbench.errors import UsageError
@@ -60,7 +60,7 @@ def _cells(name: str, layout: Layout) -> int:
     return sum(applies(name, layout, a, b) for a in ranks for b in ranks if a != b)
 
 
-def named(found: list[Finding]) -> list[str]:
+def named(found: list[Straggler]) -> list[str]:
     return sorted(
         f"{item.kind} {item.about.get('ranks', item.about.get('nodes'))} {item.about['direction']}" for item in found
     )
@@ -297,7 +297,7 @@ def test_what_ranks_do_differently_is_no_evidence() -> None:
         (case, *_) = fake_runs.planned("nodes=2", "ranks_per_node=4", "algorithm=direct", "sizes.max=1K", *words)
         times = np.ones((10, case.outer.layout.ranks))
         times[:, 0] = 5
-        assert not ranks.gather([ranks.Launched(case=case, launch=("r", 0), time_us=times)])
+        assert not ranks.gather([ranks.LaunchSamples(case=case, launch=("r", 0), time_us=times)])
 
 
 def test_nothing_to_judge_by_is_an_error(tmp_path: Path) -> None:
