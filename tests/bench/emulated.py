@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from tests.emulated.leftovers import round_of
+from tests.emulated.rounds import round_of
 
 RUNS, KILLED = 20, 8
 WORDS = ["quick", "transport=gloo", "fabric=emulated", "layout=2x4", "launches=2", "iters=20", "-e", "16K", "spines=2"]

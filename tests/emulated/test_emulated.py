@@ -16,7 +16,7 @@ import pytest
 from commbench import fabric
 from commbench.emulated import Emulated
 from tests.conftest import commbench, environment, first, here, only_run, rows_of
-from tests.emulated.leftovers import rank_at_work, round_of
+from tests.emulated.rounds import rank_at_work, round_of
 from tests.support.kill_and_resume import family
 
 EMULATED = ("transport=gloo", "fabric=emulated", "--no-plots")

@@ -12,7 +12,7 @@ import pytest
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library
 from tests.conftest import commbench, environment, here, rows_of
-from tests.emulated.leftovers import rank_at_work, round_of
+from tests.emulated.rounds import rank_at_work, round_of
 from tests.support.kill_and_resume import family
 
 EMULATED = ("transport=mpi", "fabric=emulated", "launches=1", "--no-plots")

@@ -22,15 +22,12 @@ from tests.conftest import (
     only_run,
     rows_of,
 )
-from tests.emulated.leftovers import rank_at_work
+from tests.emulated.rounds import rank_at_work
 from tests.support.everything import EVERYTHING, OF_EVERYTHING, check_everything
-from tests.support.kill_and_resume import family, kill_and_resume
+from tests.support.kill_and_resume import kill_and_resume
+from tests.support.leftovers import Watch
 
 FEW = ("transport=mpi", "algorithm=direct,bruck", "launches=1", "iters=3", "warmup=1", "-e", "1K", "--no-plots")
-
-
-def shared_memory() -> set[Path]:
-    return set(Path("/dev/shm").iterdir())
 
 
 @pytest.mark.parametrize("words", OF_EVERYTHING, ids="-".join)
@@ -142,21 +139,20 @@ def test_every_operation_and_root(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
 def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, status: str) -> None:
-    before = shared_memory()
     words = ("transport=mpi", "algorithm=direct,bruck", "cap=2", "precision=0", "samples.max=100000", "launches=1")
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "commbench", "sweep", "quick", *words, "-e", "1K", "timeout=4", "--no-plots",
-         "--format", "json"],
-        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    rank = rank_at_work(tmp_path / "results", 3)
-    time.sleep(1)  # in its first collective MPICH makes files that it unlinks once all ranks have them
-    rank.send_signal(number)
-    out, error = sweep.communicate(timeout=100)
-    assert sweep.returncode == 1, error
-    assert sorted(json.loads(line)["status"] for line in out.splitlines()) == sorted([status, "ok"]), error
-    assert not family(only_run(tmp_path / "results").name)
-    assert not {path for path in shared_memory() - before if "mpi" in path.name.lower()}
+    with Watch(tmp_path / "tmp") as watch:
+        sweep = subprocess.Popen(
+            [sys.executable, "-m", "commbench", "sweep", "quick", *words, "-e", "1K", "timeout=4", "--no-plots",
+             "--format", "json"],
+            cwd=tmp_path, env=watch.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        rank = rank_at_work(tmp_path / "results", 3)
+        time.sleep(1)  # in its first collective MPICH makes files that it unlinks once all ranks have them
+        rank.send_signal(number)
+        out, error = sweep.communicate(timeout=100)
+        assert sweep.returncode == 1, error
+        assert sorted(json.loads(line)["status"] for line in out.splitlines()) == sorted([status, "ok"]), error
+        assert watch.left() == {}
 
 
 def test_another_library_than_open_mpi_is_refused_on_an_emulated_fabric(tmp_path: Path) -> None:
