@@ -61,7 +61,9 @@ def _capacity(rate: LinkRate, of: Owner, layout: Layout, share: float) -> float:
 def of_messages(
     sends: Iterable[Send], layout: Layout, charged: Callable[[LinkClass, int], int] | None = None
 ) -> list[Need]:
-    """Of data that each belong to one receiver: the busiest rank and node, in each direction, over each class of link.
+    """Return what data that each belong to one receiver need.
+
+    That is the busiest rank and node, in each direction, over each class of link.
 
     For a network-bound all-to-all on N nodes of m ranks this gives busbw <= B (n - 1) / (n - m), the ceiling derived
     in docs/reference/metrics.md. `charged(link, nbytes)` is what a message takes of its link; without it, its bytes.
@@ -81,7 +83,9 @@ def of_messages(
 
 
 def of_shared(per_rank: float, per_node: float, layout: Layout) -> list[Need]:
-    """Of data that many ranks want, which may be forwarded: only what a rank, or a node, lacks must come to it.
+    """Return what data that many ranks want, and that may be forwarded, need.
+
+    Only what a rank, or a node, lacks must come to it.
 
     `per_rank` bytes must enter (or leave) each rank over whatever links it has; `per_node` bytes each node, over the
     network links of all its ranks.

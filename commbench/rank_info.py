@@ -138,7 +138,7 @@ def _step(environ: Mapping[str, str]) -> RankInfo:
 
 
 def _tasks_on_node(environ: Mapping[str, str], name: str, node: int) -> int:
-    """From a list of tasks by node: `4(x2),3` means 4, 4 and 3."""
+    """Read a list of tasks by node: `4(x2),3` means 4, 4 and 3."""
     counts: list[int] = []
     try:
         for part in environ[name].split(","):

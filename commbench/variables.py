@@ -64,7 +64,7 @@ def nccl_told(folder: Path) -> dict[str, str] | None:
 
 
 def silence(asked: Mapping[str, str], told: Mapping[str, str]) -> str:
-    """In words, which of NCCL's variables it has said nothing of; "" if none."""
+    """Say which of NCCL's variables it has said nothing of; "" if none."""
     names = [name for name, value in asked.items() if name.startswith("NCCL_") and value != UNSET and name not in told]
     if not names:
         return ""

@@ -137,7 +137,7 @@ class Algorithm(Protocol):
         ...
 
     def multiprocessors(self, spec: Spec) -> int | None:
-        """Of a GPU, that a call takes at the most; None where a library decides, or no GPU is at work."""
+        """Return how many of a GPU's multiprocessors a call takes; None where a library decides, or none is used."""
         ...
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:

@@ -1,7 +1,7 @@
 """counts_first: all_to_allv as a Mixture-of-Experts layer has to do it, from the sender's counts alone.
 
 A rank knows how much it sends to each other, not how much it will get: so counts are exchanged first, read on the host
-(on a GPU that stops the stream), and only then the data can go. `direct` is told the counts beforehand; the
+(on a GPU that stops the stream), and only then the data can go. `direct` knows the counts beforehand; the
 difference between the two is what that costs (Tutel, section 3.1, avoids it by padding to a capacity).
 """
 

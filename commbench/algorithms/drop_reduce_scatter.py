@@ -81,7 +81,7 @@ class _Bound(DropGatherBound):
         return found
 
     def _scatter(self, out: Array, inp: Array, chunk: int) -> Callable[[], Work | None]:
-        """To each of the group its slices of the input; what it has for this rank's slices goes where its own will."""
+        """Send each of the group its slices of the input; its part of this rank's slices goes where its own will."""
         slices = self._slices[chunk].of_rank
         return self._group.ready(
             "exchange",

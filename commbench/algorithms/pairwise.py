@@ -16,7 +16,7 @@ from commbench.transports.base import Array, Comm, Done, Message, Work
 
 
 class Pairwise(AlgorithmBase):
-    """Of equal blocks."""
+    """Exchange equal blocks with one peer a round."""
 
     name = "pairwise"
     collective = "all_to_all"
@@ -47,7 +47,7 @@ class Pairwise(AlgorithmBase):
 
 
 class PairwiseV(Pairwise):
-    """Of unequal blocks; nothing is sent to whom there is nothing to send."""
+    """Exchange unequal blocks with one peer a round; nothing is sent to whom there is nothing to send."""
 
     collective = "all_to_allv"
 

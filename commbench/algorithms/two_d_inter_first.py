@@ -13,7 +13,7 @@ from commbench.transports.base import Array, Comm, Done, Work
 
 
 class TwoDInterFirst(TwoDIntraFirst):
-    """Of equal blocks."""
+    """Exchange equal blocks between nodes first, then inside of them."""
 
     name = "2d_inter_first"
     legs = ("inter", "intra")
@@ -36,7 +36,7 @@ class _Bound(TwoLevelsBound):
 
 
 class TwoDInterFirstV(TwoDIntraFirstV):
-    """Of unequal blocks, whose sizes all know."""
+    """Exchange unequal blocks, whose sizes all know, between nodes first."""
 
     name = "2d_inter_first"
     legs = ("inter", "intra")

@@ -37,7 +37,7 @@ def inside_and_between(layout: Layout, block_bytes: int) -> tuple[tuple[Send, ..
 
 
 class TwoDIntraFirst(AlgorithmBase):
-    """Of equal blocks."""
+    """Exchange equal blocks inside of nodes first, then between them."""
 
     name = "2d_intra_first"
     collective = "all_to_all"
@@ -85,7 +85,7 @@ class _Bound(TwoLevelsBound):
 
 
 class TwoDIntraFirstV(AlgorithmBase):
-    """Of unequal blocks, whose sizes all know: each goes to a rank in between, and from there to its receiver.
+    """Exchange unequal blocks, whose sizes all know: each goes to a rank in between, and from there to its receiver.
 
     The input is sorted by receiver and the output by sender, so with the rails first nothing has to be packed for
     them, and with the rails last nothing unpacked.

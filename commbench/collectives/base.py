@@ -134,7 +134,7 @@ class Moves:
 
 
 class Blocks(Moves):
-    """Of these, what moves whole blocks of data, whose bytes mean nothing to it."""
+    """A collective that moves whole blocks of data, whose bytes mean nothing to it."""
 
     def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
         raise NotImplementedError

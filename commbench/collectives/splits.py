@@ -75,7 +75,7 @@ def _counts(ranks: int, items: tuple[tuple[str, Value], ...]) -> Matrix:
 
 
 def _shares(ranks: int, arguments: Arguments) -> npt.NDArray[np.float64]:
-    """Of what rank i sends, the part that goes to rank j."""
+    """Return, of what rank i sends, the part that goes to rank j."""
     splits = arguments["splits"]
     if splits == "even":
         return np.full((ranks, ranks), 1 / ranks)

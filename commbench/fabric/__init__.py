@@ -69,7 +69,7 @@ def explain(log: str) -> str:
 
 
 def links(fabric: Emulated) -> dict[str, LinkRate]:
-    """Of the class `inter`, and of `intra` where it is shaped too; else nobody knows what memory does."""
+    """Return the rates of class `inter`, and of `intra` where it is shaped too; else nobody knows what memory does."""
     known = {
         "inter": LinkRate(
             gbps=fabric.gbps * fabric.spines,

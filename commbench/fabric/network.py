@@ -33,7 +33,7 @@ def _hardware(node: int, spine: int) -> str:
 
 
 def switch(fabric: Emulated, pids: list[int]) -> str:
-    """For `ip -batch` in the switch namespace; `pids[n]` is a process in node n's namespace."""
+    """Return the lines for `ip -batch` in the switch namespace; `pids[n]` is a process in node n's namespace."""
     lines = [f"link add {name} type bridge mcast_snooping 0" for name in (*_spines(fabric), CONTROL)]
     lines += [f"link set {name} up" for name in (*_spines(fabric), CONTROL)]
     for node, pid in enumerate(pids):
@@ -47,7 +47,7 @@ def switch(fabric: Emulated, pids: list[int]) -> str:
 
 
 def switch_shaping(fabric: Emulated) -> str:
-    """For `tc -batch` in the switch namespace: what comes to a node comes no faster than what leaves it."""
+    """Return the lines for `tc -batch` in the switch namespace: a node receives no faster than it sends."""
     return "".join(
         _shape(fabric, _port(node, spine), fabric.slowdown(node, "in"))
         for node in range(fabric.nodes)
@@ -56,7 +56,7 @@ def switch_shaping(fabric: Emulated) -> str:
 
 
 def node(fabric: Emulated, me: int) -> str:
-    """For `ip -batch` in node `me`'s namespace."""
+    """Return the lines for `ip -batch` in node `me`'s namespace."""
     others = [n for n in range(fabric.nodes) if n != me]
     spines = range(fabric.spines)
     lines = ["link set lo up", f"addr add {control_address(me)}/16 dev {CONTROL}", f"link set {CONTROL} up"]
@@ -82,7 +82,7 @@ def node(fabric: Emulated, me: int) -> str:
 
 
 def node_shaping(fabric: Emulated, me: int) -> str:
-    """For `tc -batch` in node `me`'s namespace."""
+    """Return the lines for `tc -batch` in node `me`'s namespace."""
     lines = [_shape(fabric, f"{DATA}{spine}", fabric.slowdown(me, "out")) for spine in range(fabric.spines)]
     if fabric.intra_link:
         # Ranks of a node reach each other over the loopback device, and for votes: what is in no class is not held up.
@@ -100,7 +100,9 @@ def sprays(fabric: Emulated) -> bool:
 
 
 def spray(fabric: Emulated, me: int) -> str:
-    """For `nft -f -` in node `me`'s namespace: to each destination, packet after packet takes the next spine.
+    """Return the lines for `nft -f -` in node `me`'s namespace.
+
+    To each destination, packet after packet takes the next spine.
 
     Acknowledgements are counted apart: between large packets they would make the turns of those uneven.
     """

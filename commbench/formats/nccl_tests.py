@@ -208,7 +208,7 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
 
 
 def _ranks(config: Mapping[str, Any]) -> int | None:
-    """Of rank 0's communicator. Only the first device of each process is listed."""
+    """Count the ranks of rank 0's communicator. Only the first device of each process is listed."""
     devices = config["devices"]
     if not devices:
         return None

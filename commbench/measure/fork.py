@@ -88,7 +88,7 @@ def _wait(order: Order, ranks: dict[int, int]) -> int:
 
 
 def _hard_end(status: int) -> str:
-    """What happened to a rank that had no chance to tell, in words; "" for one that told itself."""
+    """Say what happened to a rank that had no chance to; "" for one that said so itself."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         return f"was killed by signal {number} ({signal.Signals(number).name})"

@@ -51,7 +51,7 @@ def lead(meeting: Meeting, order: Order, patience: Patience) -> None:
 
 
 def by_store(rank: RankInfo) -> StoreMeeting:
-    """Of ranks that know an address from torchrun or Slurm."""
+    """Return how ranks meet that know an address from torchrun or Slurm."""
     if rank.launcher == "slurm":
         from commbench.launch import slurm
 
@@ -103,7 +103,7 @@ class Meeting(Protocol):
 
 
 class StoreMeeting:
-    """By a key-value store of torch, whose address the launcher gave to all."""
+    """Ranks meet by a key-value store of torch, whose address the launcher gave to all."""
 
     _TEXT = "commbench/text"
     _FLAG = "commbench/flag"  # + rank
@@ -130,7 +130,7 @@ class StoreMeeting:
 
 
 class MpiMeeting:
-    """By MPI, which knows its ranks."""
+    """Ranks meet by MPI, which knows them."""
 
     store = None
 

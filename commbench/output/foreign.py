@@ -26,7 +26,7 @@ def beside(
     `ours` is of `tables.frame`, and `keys` are its columns that tell figures apart. Each result is drawn in every
     figure that has rows of its collective, ranks and place of the output, captured in a graph or not like it, if there
     are such in those of its dtype only. Its name says what it is, and in the end `label`. Like ours, bandwidth (GB/s)
-    is computed from the time (us). Intervals are null.
+    is computed from the time (us). Intervals are None.
     """
     import pandas as pd
 

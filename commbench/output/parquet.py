@@ -36,7 +36,7 @@ _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 def frame(rows: Sequence[Row], run_id: str, ratios: Mapping[str, Speedup] | None = None) -> pd.DataFrame:
     """One line per row: the columns of `Row` (dictionaries as text), `run`, `label`, `what`, and those of `Speedup`.
 
-    `ratios` are by case id; where a case has none, their columns are null.
+    `ratios` are by case id; where a case has none, their columns are None.
     """
     lines = []
     for row in rows:
@@ -67,7 +67,7 @@ def _arrow_fields(record: type[Row] | type[Speedup]) -> list[tuple[str, pa.DataT
 
 
 def _arrow_type(hint: typing.Any) -> pa.DataType:
-    """Of a column: dictionaries are written as text."""
+    """Return the type of a column: dictionaries are written as text."""
     kinds = {hint} if typing.get_origin(hint) is dict else set(typing.get_args(hint)) or {hint}
     if hint is bool:
         return pa.bool_()

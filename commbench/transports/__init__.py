@@ -32,7 +32,7 @@ class TransportEntry:
     buffers: tuple[str, ...] = ("plain",)
     gpus: bool = False  # whether each rank needs one
     one_sided: bool = False  # whether ranks can write into each other's memory
-    virtual_hosts: bool = False  # whether it can be told that one host is several
+    virtual_hosts: bool = False  # whether it can be made to believe that one host is several
     not_emulated: str = ""  # why it cannot run on an emulated fabric, if so
 
 

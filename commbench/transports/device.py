@@ -28,7 +28,7 @@ class Device(Protocol):
         ...
 
     def cache_bytes(self) -> int:
-        """Of the last cache before the memory."""
+        """Return the size of the last cache before the memory."""
         ...
 
     def identity(self) -> dict[str, Any]:

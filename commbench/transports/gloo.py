@@ -207,7 +207,7 @@ _Posts = list[tuple[list[Any], int]]
 
 
 def lists(sends: Sequence[Message], recvs: Sequence[Message]) -> tuple[_Posts, _Posts]:
-    """As a process group takes them: a list of one tensor, and the peer."""
+    """Return messages as a process group takes them: a list of one tensor, and the peer."""
     return [([m.buffer], m.peer) for m in sends], [([m.buffer], m.peer) for m in recvs]
 
 

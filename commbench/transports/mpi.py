@@ -40,7 +40,7 @@ _Posts = list[tuple[Any, int]]  # of a batch of messages: the buffer, and the pe
 
 
 def _known(messages: Sequence[Message]) -> _Posts:
-    """With mpi4py's own kind of buffer."""
+    """Wrap messages in mpi4py's own kind of buffer."""
     return [(MPI.memory.frombuffer(m.buffer), m.peer) for m in messages]
 
 

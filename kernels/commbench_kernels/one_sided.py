@@ -143,7 +143,7 @@ def handshake(device: int, rank: int, scratches: Sequence[int]) -> compiler.Laun
 
 
 def memory_handshake(rank: int, scratches: Sequence[int], which: int) -> Callable[[int], None]:
-    """As `handshake`, by memory operations of the stream alone: no SM is needed. `which`: 0 or 1, in turn.
+    """Do what `handshake` does by memory operations of the stream alone: no SM is needed. `which`: 0 or 1, in turn.
 
     Each rank writes 1 at the others, waits for theirs, and takes it back. A peer can write again only after the next
     handshake, of the other kind, which needs this rank, so no 1 is lost; and what a graph replays is always the same.

@@ -12,7 +12,7 @@ _WORD = 4
 
 
 def flag_bytes(ranks: int) -> int:
-    """Of the counter of each block, and of two flags for each block of each rank. Zeros before the first call."""
+    """Return the bytes of each block's counter and of two flags a block and rank; zeros before the first call."""
     return _WORD * (BLOCKS + 2 * BLOCKS * _width(ranks))
 
 
@@ -27,11 +27,11 @@ def _width(ranks: int) -> int:
 
 
 def slot_bytes(block_bytes: int, blocks: int, threads: int) -> int:
-    """Of the packets that one block of threads sends one rank, where the largest message has `block_bytes`."""
+    """Return the bytes of packets that one block of threads sends one rank; `block_bytes`: of the largest message."""
     words = -(-block_bytes // _DATA_BYTES)
     return max(1, -(-words // (blocks * threads))) * threads * PACKET_BYTES
 
 
 def packet_bytes(ranks: int, slot: int, blocks: int) -> int:
-    """Of all slots: two for each block of each rank."""
+    """Return the bytes of all slots: two for each block of each rank."""
     return blocks * 2 * ranks * slot

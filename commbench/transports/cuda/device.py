@@ -18,7 +18,7 @@ _HEADROOM = 0.95  # of free memory: contexts and libraries grow
 
 
 def index_of(info: RankInfo) -> int:
-    """Of the GPU of this rank: the launcher may show it all of the host's, or its own alone."""
+    """Return the index of this rank's GPU: the launcher may show it all of the host's, or its own alone."""
     count = torch.cuda.device_count()
     if count == 1 and info.local_size > 1:
         return 0

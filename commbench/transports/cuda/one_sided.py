@@ -32,7 +32,7 @@ class Meeting:
 
 
 class GpuPuts:
-    """Of one algorithm on one communicator, with flags and slots of its own."""
+    """One-sided puts of one algorithm on one communicator, with flags and slots of its own."""
 
     def __init__(
         self,
@@ -115,7 +115,9 @@ class GpuPuts:
         self._last = stream
 
     def _copies(self, blocks: Sequence[Block]) -> Launch:
-        """By the copy engines. The own block is copied meanwhile, on a second stream: by one of them, or by SMs."""
+        """Let the copy engines put the blocks. The own block is copied meanwhile, on a second stream, by one of them
+        or by SMs.
+        """
         ranks, rank = len(blocks), self._rank
         enter, leave = self._meet
         order = [blocks[(rank + k) % ranks] for k in range(1, ranks)]

@@ -249,7 +249,7 @@ class Scripted(OnHost):
         return faulty
 
     def _noise(self) -> float:
-        """Of one operation: lognormal, with memory if the script says so, and now and then a spike."""
+        """Draw the noise of one operation: lognormal, with memory if the script says so, and now and then a spike."""
         script = self.script
         if script.noise:
             rho = script.autocorrelation
@@ -258,7 +258,7 @@ class Scripted(OnHost):
         return math.exp(self._wander) * (script.spikes.get("factor", 1.0) if spike else 1.0)
 
     def _slowed(self, peer: int) -> float:
-        """By how much the links to global rank `peer` multiply the time of a message."""
+        """Return by how much the links to global rank `peer` multiply the time of a message."""
         factor = 1.0
         for link in self.script.slow_links:
             if "node" in link:
