@@ -1,4 +1,4 @@
-"""How many tokens an expert takes from one rank: the rules of fairseq, Tutel and DeepSpeed, side by side.
+"""The rules for how many tokens an expert takes from one rank: those of fairseq, Tutel and DeepSpeed, side by side.
 
 T tokens of the rank, E experts, K choices of a token, C slots of an expert, f capacity factor. Worked examples are in
 docs/guide/moe.md.
@@ -38,7 +38,7 @@ _FEWEST = {"deepspeed": 8}  # what its gate takes where nothing is said
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A rule for C.
+    """The rule by which C follows from T, E and K.
 
     rule: `fairseq`: floor(f K ceil(T/E)); its top-2 gate has no factor, and is this with f = 1 (fairseq, branch moe,
         top1gate and top2gate; GShard, arXiv 2006.16668, 3.1). `tutel`: K floor(f ceil(T/E)), rounded down before the
@@ -47,9 +47,9 @@ class Capacity:
         expert takes what it gets (MegaBlocks, arXiv 2211.15841).
     factor: above 0, f. 0: C is the largest load, so that nothing is dropped. Below 0: the same, but at most the rule's
         C for -f.
-    fewest: the least that the rule gives; null: 8 for `deepspeed`, else 0.
+    fewest: the least that the rule gives; None: 8 for `deepspeed`, else 0.
     multiple_of: C is rounded up to it at the end: the tensor-parallel degree, or the number of chunks of an exchange.
-    eval_factor: the factor outside of training; null: the same.
+    eval_factor: the factor outside of training; None: the same.
     eval_fraction: above 0, C outside of training is ceil(eval_fraction T), whatever the rule (fairseq's
         moe-eval-capacity-token-fraction, there 0.25 by default).
 
@@ -83,18 +83,19 @@ class Capacity:
 
     @property
     def dropless(self) -> bool:
+        """Whether experts take whatever they get, so that there is no C."""
         return self.rule == DROPLESS
 
     def needs_load(self, *, training: bool) -> bool:
-        """Whether C depends on where tokens go, so that the device has to tell the host (and ranks each other)."""
+        """Say whether C depends on where tokens go, so that the device has to tell the host (and ranks each other)."""
         return not self.dropless and self._fraction(training) is None and self._factor(training) <= 0
 
     def needs_tokens(self, *, training: bool) -> bool:
-        """Whether C depends on T, so that ranks have to agree on one where theirs differ."""
+        """Say whether C depends on T, so that ranks have to agree on one where theirs differ."""
         return not self.dropless and (self._fraction(training) is not None or self._factor(training) != 0)
 
     def slots(self, tokens: int, experts: int, top_k: int, *, load: int | None = None, training: bool = True) -> int:
-        """C, for T tokens: of the rank that has most of them, where ranks differ.
+        """Return C for T tokens: those of the rank that has most, where ranks differ.
 
         `load` is the largest number of choices that fall on one expert of one rank, before dropping; only factors of 0
         and below look at it. Raises `UsageError` without it there, and for `dropless`, which has no C.

@@ -12,7 +12,9 @@ from commbench.communicators.wrapper import CommWrapper
 
 
 class NoOpComm(CommWrapper):
-    """What arrives is a copy of what would have been sent, cut or repeated to its length: right in shape, and wrong.
+    """Sends nothing: what arrives is a copy of what would have been sent, cut or repeated to its length.
+
+    It is right in shape, and wrong.
 
     The copy stays, so that memory is read and written as often as with the rank's own block.
     """

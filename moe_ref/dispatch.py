@@ -26,13 +26,15 @@ class TokenDispatcher(Protocol):
 
     def __init__(self, routing: Routing) -> None: ...
 
-    def dispatch(self, x_TD: Tensor) -> Tensor: ...
+    def dispatch(self, x_TD: Tensor) -> Tensor:
+        """Return the buffer [E, C, D], or [rows, D], of tokens [T, D]."""
 
-    def combine(self, buffer: Tensor) -> Tensor: ...
+    def combine(self, buffer: Tensor) -> Tensor:
+        """Return tokens [T, D], each the sum over its choices of weight times row."""
 
 
 class LoopDispatcher:
-    """One row at a time: the oracle of the others. Not for use."""
+    """Moves one row at a time: the oracle of the others. Not for use."""
 
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
@@ -62,7 +64,7 @@ class LoopDispatcher:
 
 
 class EinsumDispatcher:
-    """Products with dense one-hot tensors [T, E C], as in GShard (arXiv 2006.16668, 3.2), fairseq and DeepSpeed.
+    """Multiplies by dense one-hot tensors [T, E C], as in GShard (arXiv 2006.16668, 3.2), fairseq and DeepSpeed.
 
     E C is about k f T, so time is O(T^2 k f D) and memory O(T^2 k f), whatever E is. Kept as it is, since it is the
     baseline that published gains are over. Weights are rounded to the tokens' dtype, as in fairseq.
@@ -92,7 +94,7 @@ class EinsumDispatcher:
         return (weights_TR.to(product) @ buffer_RD.to(product)).to(buffer.dtype)
 
     def _tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Who takes which row, as bool, and with which weight: both [T, rows], made once."""
+        """Make who takes which row, as bool, and with which weight: both [T, rows], once."""
         if self._dense is None or self._dtype != dtype:
             routing = self.routing
             weights_TK = routing.weights_TK.to(dtype)
@@ -106,7 +108,7 @@ class EinsumDispatcher:
         return self._dense
 
     def _one_hot(self, k: int) -> Tensor:
-        """[T, rows] of bool, true at the row of choice k."""
+        """Make [T, rows] of bool, true at the row of choice k."""
         routing = self.routing
         device = routing.slots_TK.device
         if routing.capacity is None:
@@ -118,14 +120,14 @@ class EinsumDispatcher:
 
 
 class EinsumTCDispatcher(EinsumDispatcher):
-    """The same with its products in bf16, which tensor cores do: so that fp32 tokens do not make the baseline slower
+    """Does the same with products in bf16, which tensor cores do, so that fp32 tokens do not make the baseline slower
     than it has to be. Good to bf16's 8 bits."""
 
     dtype = torch.bfloat16
 
 
 class SparseDispatcher:
-    """By indices: O(T K D) time, O(E C + T K) memory beside the buffer itself, and no atomic additions.
+    """Moves rows by index: O(T K D) time, O(E C + T K) memory beside the buffer itself, and no atomic additions.
 
     Both methods gather: tokens look up their rows, and rows look up their token in the inverse map. So each is the
     other's gradient, sums have a fixed order, and the buffer is written once, empty rows included. Weights multiply in
@@ -234,7 +236,7 @@ class _Combine(torch.autograd.Function):
 
 
 def _products(buffer_RD: Tensor, rows_TK: Tensor, grad_TD: Tensor, wide: torch.dtype) -> Tensor:
-    """Row rows_TK[t, k] of the buffer times row t of the gradient, summed: [T, K]; anything where there is no row."""
+    """Sum row rows_TK[t, k] of the buffer times row t of the gradient: [T, K]; anything where there is no row."""
     (tokens, top_k), width = rows_TK.shape, buffer_RD.shape[1]
     if buffer_RD.is_cuda and buffer_RD.dtype in (torch.float16, torch.bfloat16) and wide != torch.float64:
         # Tensor cores sum in fp32, and no row need be written in fp32 for that.
@@ -245,20 +247,20 @@ def _products(buffer_RD: Tensor, rows_TK: Tensor, grad_TD: Tensor, wide: torch.d
 
 
 def _gather(from_ND: Tensor, index_M: Tensor) -> Tensor:
-    """Row index_M[i] of from_ND in row i, zeros where the index is -1: [M, D]."""
+    """Put row index_M[i] of from_ND in row i, zeros where the index is -1: [M, D]."""
     taken_MD = _take(from_ND, index_M)
     _as_words(taken_MD).masked_fill_(index_M[:, None] < 0, 0)
     return taken_MD
 
 
 def _as_words(rows_MD: Tensor) -> Tensor:
-    """Seen as int64, where rows are so many: masks then cost half as much on a GPU. All bits 0 is 0.0."""
+    """View rows as int64, where their length allows: masks then cost half as much on a GPU. All bits 0 is 0.0."""
     fits = rows_MD.is_contiguous() and rows_MD.shape[1] * rows_MD.element_size() % 8 == 0
     return rows_MD.view(torch.int64) if fits else rows_MD
 
 
 def _take(from_ND: Tensor, index_M: Tensor) -> Tensor:
-    """Row index_M[i] of from_ND in row i, anything where the index is -1: [M, D]."""
+    """Put row index_M[i] of from_ND in row i, anything where the index is -1: [M, D]."""
     if not len(from_ND):
         return from_ND.new_zeros(len(index_M), from_ND.shape[1])
     return from_ND.index_select(0, index_M.clamp(min=0))
@@ -271,7 +273,7 @@ def _check_tokens(routing: Routing, x_TD: Tensor) -> None:
 
 
 def _check_buffer(routing: Routing, buffer: Tensor) -> Tensor:
-    """The buffer as [rows, D]."""
+    """View the buffer as [rows, D]."""
     width = buffer.shape[-1] if buffer.dim() else 0
     if tuple(buffer.shape) != routing.buffer_shape(width):
         rows = [routing.rows] if routing.capacity is None else [routing.experts, routing.capacity]

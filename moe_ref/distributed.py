@@ -26,7 +26,7 @@ SKIPS = ("communication", "experts")
 
 
 class DistributedMoE(BaseMoELayer):
-    """`MoE` over the ranks of a communicator: same capacity rule for each rank's tokens, same result.
+    """`MoE` over the ranks of a communicator, with the same capacity rule for each rank's tokens and the same result.
 
     Gate: the same parameters on all ranks, of which each gets the gradient of its own tokens: the trainer adds or
     averages them, as it does for what is not an expert. Experts: this rank's, whose gradient is that of the sum of all
@@ -54,7 +54,7 @@ class DistributedMoE(BaseMoELayer):
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
         comm: commbench's communicator of all ranks of the layer, with or without a profile.
         tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that hold the same tokens, and of
-            the ranks of equal place in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
+            the ranks of equal rank in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
         schedule: a name of `moe_ref.schedules.TABLE`, or one with parameters. It may be set anew at any time.
         dispatch: a name of `moe_ref.dispatch.TABLE`.
         equal_tokens: a promise that all ranks bring the same T each time. Without it they agree on the largest, which
@@ -75,6 +75,7 @@ class DistributedMoE(BaseMoELayer):
 
     @property
     def schedule(self) -> Schedule:
+        """The schedule of the next pass; it is set by name or as an object."""
         return self._schedule
 
     @schedule.setter
@@ -85,6 +86,7 @@ class DistributedMoE(BaseMoELayer):
 
     @property
     def skip(self) -> str | None:
+        """What passes leave out, of `SKIPS`."""
         return self._skip
 
     @skip.setter
@@ -95,16 +97,19 @@ class DistributedMoE(BaseMoELayer):
 
     @property
     def comm(self) -> CommLike:
+        """The communicator of all ranks of the layer, or what sends nothing in its place."""
         comm = self._comm("comm")
         assert comm is not None
         return comm
 
     @property
     def tp(self) -> CommLike | None:
+        """The communicator of ranks that hold the same tokens, if there are such."""
         return self._comm("tp")
 
     @property
     def ep(self) -> CommLike:
+        """The communicator of the ranks of equal rank in all tp groups; without these it is `comm`."""
         return self._comm("ep") or self.comm
 
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
@@ -119,7 +124,7 @@ class DistributedMoE(BaseMoELayer):
         generator: torch.Generator | None = None,
         gate: Callable[..., Any] | None = None,
     ) -> Routing:
-        """The gate's decision for these tokens, with one C on all ranks. gate: in place of the layer's."""
+        """Route these tokens, with one C on all ranks. gate: in place of the layer's."""
         rule = self.gate.config.capacity
         agrees = not self.equal_tokens and rule.needs_tokens(training=self.training)
         with labelled("moe::gate"):
@@ -130,23 +135,23 @@ class DistributedMoE(BaseMoELayer):
         return found
 
     def agreements(self) -> int:
-        """How many numbers ranks agree on in `route`."""
+        """Count the numbers that ranks agree on in `route`."""
         rule = self.gate.config.capacity
         tokens = not self.equal_tokens and rule.needs_tokens(training=self.training)
         return int(tokens) + int(rule.needs_load(training=self.training))
 
     def cast_to_send(self, x_TD: Tensor) -> Tensor:
-        """Tokens as they are sent: in autocast's dtype where there is autocast, in which experts take them anyway."""
+        """Return tokens as they are sent: in autocast's dtype, where there is one; experts take them in it anyway."""
         dtype = self.send_dtype()
         return x_TD if dtype is None else x_TD.to(dtype)
 
     def send_dtype(self) -> torch.dtype | None:
-        """Autocast's dtype; null without."""
+        """Return autocast's dtype; None without autocast."""
         kind = self.comm.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     def apply_experts(self, x: Tensor, counts_E: Tensor | None = None, weights: Weights | None = None) -> Tensor:
-        """What experts make of equal blocks, or of sorted rows with counts. weights: parameters in place of theirs."""
+        """Apply the experts to equal blocks, or to sorted rows with counts. weights: in place of their parameters."""
         if self.skip == "experts":
             return x
         with labelled("moe::experts"):
@@ -157,9 +162,9 @@ class DistributedMoE(BaseMoELayer):
         return out
 
     def _largest(self, number: int) -> int:
-        told = torch.tensor([number], dtype=torch.int64, device=self.comm.device)
-        self.comm.all_reduce(told, op="max")
-        return int(told)
+        agreed = torch.tensor([number], dtype=torch.int64, device=self.comm.device)
+        self.comm.all_reduce(agreed, op="max")
+        return int(agreed)
 
     def _comm(self, name: str) -> CommLike | None:
         comm = self.comms[name]
@@ -174,18 +179,18 @@ class DistributedMoE(BaseMoELayer):
             raise UsageError(f"tp and ep of {sizes[0]} and {sizes[1]} ranks for a comm of {ranks}",
                              hint="neither, or both with tp x ep = comm")  # fmt: skip
         pieces = 1 if tp is None else tp.size
-        place = 0 if tp is None else tp.rank
+        piece = 0 if tp is None else tp.rank
         if tp is None and total < ranks:
             if ranks % total:
                 raise UsageError(f"experts={total} do not share {ranks} ranks equally", hint="a divisor of the ranks")
             pieces = ranks // total
-            place = comm.rank % pieces
+            piece = comm.rank % pieces
             wanted = 1
         else:
             wanted = experts_per_rank(total, ranks // pieces)
-        if (here.experts, here.pieces) != (wanted, pieces) or here.piece != place:
+        if (here.experts, here.pieces) != (wanted, pieces) or here.piece != piece:
             raise UsageError(
                 f"rank {comm.rank} of {ranks} has {here.experts} experts, piece {here.piece} of {here.pieces}, "
                 f"of the gate's {total}",
-                hint=f"{wanted} on each rank" + (f", piece {place} of {pieces}: see shard" if pieces > 1 else ""),
+                hint=f"{wanted} on each rank" + (f", piece {piece} of {pieces}: see shard" if pieces > 1 else ""),
             )

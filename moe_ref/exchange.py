@@ -46,10 +46,10 @@ class ExchangeChunk(Protocol):
     def counts_E(self) -> Tensor | None: ...
 
     def sort(self, arrived: Tensor) -> Tensor:
-        """What arrived, as experts take it: [e, W c, D], or rows sorted by expert."""
+        """Return what arrived, as experts take it: [e, W c, D], or rows sorted by expert."""
 
     def unsort(self, out: Tensor) -> Tensor:
-        """What experts made of it, as it goes back."""
+        """Return what experts made of it, as it goes back."""
 
 
 def bounds(length: int, index: int, chunks: int) -> tuple[int, int]:
@@ -114,7 +114,7 @@ class EvenExchange:
         return blocks.sum(1)[:, : self.capacity] if self.r > 1 else blocks[:, 0, : self.capacity]
 
     def _blocks(self, buffer: Tensor) -> Tensor:
-        """[W, E_g, rows, D]: what each rank gets."""
+        """Make [W, E_g, rows, D]: what each rank gets."""
         width = buffer.shape[-1]
         if self.ranks <= self.experts:
             return buffer.view(self.ranks, self.here, self.capacity, width)
@@ -221,7 +221,7 @@ class UnevenChunk:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by index, where each row is taken equally often: backward is a look-up too, with a fixed order of sums."""
+    """Takes rows by index, each row equally often, so that backward is a look-up too, with a fixed order of sums."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, index_M: Tensor, positions_M: Tensor, times: int) -> Tensor:
@@ -240,25 +240,25 @@ class _Take(torch.autograd.Function):
 
 
 def _take(x_ND: Tensor, index_M: Tensor, positions_M: Tensor, times: int) -> Tensor:
-    """Rows index_M of x; row n is taken `times` times, at positions_M[n times .. (n + 1) times - 1]."""
+    """Take rows index_M of x, where row n is taken `times` times, at positions_M[n times .. (n + 1) times - 1]."""
     taken_MD: Tensor = _Take.apply(x_ND, index_M, positions_M, times)  # type: ignore[no-untyped-call]
     return taken_MD
 
 
 def _bounds(length: Tensor, index: Tensor | int, chunks: int) -> tuple[Tensor, Tensor]:
-    """`bounds` of many lengths."""
+    """Return `bounds` of many lengths."""
     return length * index // chunks, length * (index + 1) // chunks
 
 
 def _indices(first: Tensor, length: Tensor) -> Tensor:
-    """All numbers first .. first + length - 1, one run after the other."""
+    """List all numbers first .. first + length - 1, one run after the other."""
     first, length = first.flatten(), length.flatten()
     shift = first - (length.cumsum(0) - length)
     return torch.repeat_interleave(shift, length) + torch.arange(int(length.sum()))
 
 
 def _r_and_copies(ranks: int, experts: int, r: int) -> tuple[int, int]:
-    """r and q / r, which is on how many ranks the whole of an expert then is, in pieces of r."""
+    """Return r and q / r, the number of ranks on which a whole expert then is, in pieces of r."""
     pieces = max(1, ranks // experts)
     if r not in allowed_r(pieces)[1:]:
         raise UsageError(f"r={r} for {experts} experts on {ranks} ranks",

@@ -25,14 +25,14 @@ _FEW, _MANY = 4, 1024  # experts and rows of each, for products one by one
 
 
 def experts_per_rank(experts: int, ranks: int) -> int:
-    """E_g = E / W. Rank r has experts r E_g .. (r + 1) E_g - 1. Raises `UsageError` where E does not divide."""
+    """Return E_g = E / W. Rank r has experts r E_g .. (r + 1) E_g - 1. Raises `UsageError` where E does not divide."""
     if experts < 1 or ranks < 1 or experts % ranks:
         raise UsageError(f"experts={experts} do not divide among {ranks} ranks", hint="a multiple of the ranks")
     return experts // ranks
 
 
 def by_expert(received_WECD: Tensor) -> Tensor:
-    """What an all-to-all of dispatch buffers gives, [W, E_g, C, D], source rank first, as the experts' [E_g, W C, D].
+    """Bring what an all-to-all gives, [W, E_g, C, D], source rank first, into the experts' shape [E_g, W C, D].
 
     Each expert then has one block of rows, whatever W (Tutel's flexible all-to-all, arXiv 2206.03382, 3.1).
     """
@@ -41,7 +41,7 @@ def by_expert(received_WECD: Tensor) -> Tensor:
 
 
 def by_source(out_END: Tensor, ranks: int) -> Tensor:
-    """The way back: [E_g, W C, D] as [W, E_g, C, D]. Raises `UsageError` where rows do not divide."""
+    """Bring [E_g, W C, D] back to [W, E_g, C, D]. Raises `UsageError` where rows do not divide."""
     experts, rows, width = out_END.shape
     if rows % ranks:
         raise UsageError(f"{rows} rows of each expert in {list(out_END.shape)} do not divide among {ranks} ranks",
@@ -69,7 +69,7 @@ def unsupported(x_ND: Tensor, weight_EDH: Tensor) -> str:
 
 
 def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
-    """[N, H]: rows of expert e, which are sorted by expert and counts_E[e] in number, times weight e.
+    """Multiply rows of expert e, sorted by expert and counts_E[e] in number, by weight e: [N, H].
 
     torch's grouped_mm where it takes them; else a loop over experts, for which the host waits for the counts.
     """
@@ -84,7 +84,7 @@ def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """What the experts of a rank share. `forward` takes equal blocks [E_g, N, D], or sorted rows [N, D] with counts.
+    """The base of a rank's experts. `forward` takes equal blocks [E_g, N, D], or sorted rows [N, D] with counts.
 
     Parameters have the expert in dimension 0. shard_dims: the dimension of each that divides where H does, or of a bias
     of the output D; output_biases: which are such biases. piece, pieces: what of that is here (`moe_ref.sharding`).
@@ -102,7 +102,7 @@ class Experts(nn.Module):
         self.experts, self.width, self.hidden = experts, width, hidden
 
     def forward(self, x: Tensor, counts_E: Tensor | None = None) -> Tensor:
-        """The experts' output, of x's shape.
+        """Return the experts' output, of x's shape.
 
         counts_E: int64 [E_g], rows of each expert, for sorted rows. Raises `UsageError` for a shape that does not fit.
         """
@@ -139,14 +139,14 @@ class Experts(nn.Module):
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
-    """In autocast's dtype where that is on: it knows torch's other products, but not those that this is for."""
+    """Cast to autocast's dtype where that is on: it knows torch's other products, but not those that this is for."""
     kind = tensors[0].device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return [tensor if dtype is None else tensor.to(dtype) for tensor in tensors]
 
 
 def _biased(x_END: Tensor, weight_EDH: Tensor, bias_EH: Tensor) -> Tensor:
-    """x w + b of each expert: [E, N, H]."""
+    """Compute x w + b of each expert: [E, N, H]."""
     if len(x_END) > _FEW or x_END.shape[1] < _MANY:
         return torch.baddbmm(bias_EH[:, None], x_END, weight_EDH)
     y_ENH: Tensor = _Biased.apply(*_autocast(x_END, weight_EDH, bias_EH))
@@ -154,7 +154,7 @@ def _biased(x_END: Tensor, weight_EDH: Tensor, bias_EH: Tensor) -> Tensor:
 
 
 class _Biased(torch.autograd.Function):
-    """One product after the other, so that each adds its bias as it writes, where baddbmm takes a pass more.
+    """Makes one product after the other, so that each adds its bias as it writes, where baddbmm takes a pass more.
 
     733 to 1063 us, for two of 32768 x 2048 by 2048 x 2048 in fp16 on an H100.
     """
@@ -180,7 +180,7 @@ class _Biased(torch.autograd.Function):
 
 
 class FFN(Experts):
-    """activation(x w1 + b1) w2 + b2 for each expert: fairseq's and Tutel's `ffn`."""
+    """Computes activation(x w1 + b1) w2 + b2 for each expert: fairseq's and Tutel's `ffn`."""
 
     shard_dims: ClassVar[Mapping[str, int]] = {"w1_EDH": 2, "w2_EHD": 1, "b1_EH": 1, "b2_ED": 1}
     output_biases: ClassVar[frozenset[str]] = frozenset({"b2_ED"})
@@ -212,7 +212,10 @@ class FFN(Experts):
 
 
 class SwiGLU(Experts):
-    """(silu(x w_gate) * x w_up) w_down for each expert, no biases (Shazeer, arXiv 2002.05202; Tutel's `llama_ffn`)."""
+    """Computes (silu(x w_gate) * x w_up) w_down for each expert (Shazeer, arXiv 2002.05202; Tutel's `llama_ffn`).
+
+    It has no biases.
+    """
 
     shard_dims: ClassVar[Mapping[str, int]] = {"gate_EDH": 2, "up_EDH": 2, "down_EHD": 1}
 

@@ -16,7 +16,7 @@ def unsupported(device: torch.device) -> str:
 
 
 class Dispatch(torch.autograd.Function):
-    """x [T, D], rows_TK, choice_R -> buffer [R, D]; where choice_R[r] = t K + k, or -1, and rows_TK is the inverse."""
+    """Makes the buffer [R, D] of x [T, D]; choice_R[r] = t K + k, or -1, and rows_TK is the inverse."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Dispatch(torch.autograd.Function):
 
 
 class Combine(torch.autograd.Function):
-    """buffer [R, D], weights_TK, rows_TK, choice_R -> y [T, D]."""
+    """Makes y [T, D] of the buffer [R, D] and weights_TK, with rows_TK and choice_R as in `Dispatch`."""
 
     @staticmethod
     def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ _COSINE_STEEPEST = math.log(100.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateConfig:
-    """What a gate does. The defaults are Tutel's, but for `normalise`.
+    """Says what a gate does. The defaults are Tutel's, but for `normalise`.
 
     experts, top_k: E and K, with K <= E.
     capacity: the rule for C.
@@ -88,7 +88,7 @@ class GateConfig:
 
 
 class LinearRouter(nn.Module):
-    """Logits [T, E] = x W^T in x's dtype, for x [T, D], whatever dtype a cast of the whole model gave W."""
+    """Computes logits [T, E] = x W^T in x's dtype, for x [T, D], whatever dtype a cast of the whole model gave W."""
 
     def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class LinearRouter(nn.Module):
 
 
 class CosineRouter(nn.Module):
-    """Logits [T, E] = cos(W x, v_e) min(100, exp(steepness)), for x [T, D]."""
+    """Computes logits [T, E] = cos(W x, v_e) min(100, exp(steepness)), for x [T, D]."""
 
     def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class CosineRouter(nn.Module):
 
 
 class Gate(nn.Module):
-    """Tokens [T, D] in, `Routing` out. Its parameters are the same on all ranks of a distributed layer."""
+    """Makes the `Routing` of tokens [T, D]. Its parameters are the same on all ranks of a distributed layer."""
 
     def __init__(self, width: int, config: GateConfig, *, generator: torch.Generator | None = None) -> None:
         """width: D. generator: on the CPU, for the first weights, so that ranks can agree on them."""
@@ -136,13 +136,13 @@ class Gate(nn.Module):
         most_tokens: int | None = None,
         largest: Callable[[int], int] | None = None,
     ) -> Routing:
-        """The routing of T tokens.
+        """Return the routing of T tokens.
 
         padding_T: bool [T], true for tokens that are padding: they choose nothing and get 0. They count in T, so
             that C is the same on all ranks that pad to the same T.
         generator: of the input's device, for jitter, dropout, noise and draws.
         most_tokens: T of the rank that has most, where ranks differ, so that all have the same C.
-        largest: where C depends on loads, gives the largest of a number over all ranks; null: there is one rank.
+        largest: where C depends on loads, gives the largest of a number over all ranks; None: there is one rank.
         Raises `UsageError` for shapes and dtypes that do not fit, with both.
         """
         config = self.config
@@ -194,7 +194,7 @@ class Gate(nn.Module):
         return clean_TE, clean_TE + config.noise / config.experts * normal_TE
 
     def _choose(self, logits_TE: Tensor, generator: torch.Generator | None) -> Tensor:
-        """int64 [T, K], best first; which of two equal logits comes first is torch's."""
+        """Choose experts: int64 [T, K], best first; which of two equal logits comes first is torch's."""
         logits_TE = logits_TE.detach()
         if self.config.second != "sampling" or self.config.top_k == 1:
             return logits_TE.topk(self.config.top_k, dim=1).indices
@@ -237,7 +237,7 @@ class Gate(nn.Module):
         self, clean_TE: Tensor, noisy_TE: Tensor, scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None
     ) -> dict[str, Tensor]:
         config = self.config
-        ways: dict[str, Callable[[], Tensor]] = {
+        functions: dict[str, Callable[[], Tensor]] = {
             "gshard": lambda: losses.gshard(scores_TE, experts_TK, real_T),
             "gshard_all": lambda: losses.gshard(scores_TE, experts_TK, real_T, choices=config.top_k),
             "importance_load": lambda: losses.importance_load(
@@ -245,7 +245,7 @@ class Gate(nn.Module):
             ),
             "z": lambda: losses.z(clean_TE, real_T),
         }
-        return {name: ways[name]() for name in config.losses}
+        return {name: functions[name]() for name in config.losses}
 
 
 def _uniform_weight(rows: int, width: int, config: GateConfig, generator: torch.Generator | None) -> nn.Parameter:
@@ -256,7 +256,7 @@ def _uniform_weight(rows: int, width: int, config: GateConfig, generator: torch.
 
 
 def _uniform(shape: int | torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1): of fp32 at least, since bf16 has so few that many would be equal."""
+    """Draw numbers in [0, 1): of fp32 at least, since bf16 has so few that many would be equal."""
     size = (shape,) if isinstance(shape, int) else shape
     dtype = torch.promote_types(like.dtype, torch.float32)
     return torch.rand(size, dtype=dtype, device=like.device, generator=generator)

@@ -16,7 +16,9 @@ from moe_ref.routing import Routing
 
 
 class Output(NamedTuple):
-    """y: of the input's shape, 0 for padding and for tokens that found no slot; in the dtype of the experts' output,
+    """What a layer gives.
+
+    y: of the input's shape, 0 for padding and for tokens that found no slot; in the dtype of the experts' output,
     which under autocast is not the input's.
 
     routing: what the gate decided, with the losses to add to the loss of the model.
@@ -27,7 +29,7 @@ class Output(NamedTuple):
 
 
 class BaseMoELayer(nn.Module):
-    """y = sum over the choices k of a token: weight_k expert_k(token). Residual and norm are the caller's."""
+    """Computes y = sum over a token's choices k of weight_k expert_k(token). Residual and norm are the caller's."""
 
     def __init__(self, gate: Gate, experts: Experts, dispatch: str) -> None:
         super().__init__()
@@ -37,7 +39,9 @@ class BaseMoELayer(nn.Module):
         self.dispatcher = dispatchers.get(dispatch)
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
-        """x: [.., D], any leading shape. padding: bool [..], true for padding. generator: of the gate's draws.
+        """Check the input, and run the layer on its tokens.
+
+        x: [.., D], any leading shape. padding: bool [..], true for padding. generator: of the gate's draws.
 
         Raises `UsageError` for shapes that do not fit, with both.
         """
@@ -52,6 +56,7 @@ class BaseMoELayer(nn.Module):
         return Output(y_TD.view(x.shape), routing)
 
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
+        """Return y [T, D] and the routing of tokens [T, D]."""
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, *, choices: int = 1) -> Tensor:
-    """E sum_e m_e c_e, with m_e the mean score of expert e, and c_e the share of choices on it before dropping.
+    """Compute E sum_e m_e c_e, with m_e the mean score of expert e, and c_e the share of choices on it before dropping.
 
     1 where all is even. scores_TE: softmax of the logits, with gradient; experts_TK: the choices, of which the first
     `choices` count: 1 in GShard (arXiv 2006.16668, algorithm 1), fairseq, Tutel and DeepSpeed's top-1 and top-2; all K
@@ -26,7 +26,7 @@ def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, 
 def importance_load(
     logits_TE: Tensor, noisy_TE: Tensor, top_k: int, noise: float, real_T: Tensor | None = None
 ) -> Tensor:
-    """(CV^2 of importance + CV^2 of load) / 2 (Shazeer, arXiv 1701.06538, 4; V-MoE, arXiv 2106.05974, A.2).
+    """Compute (CV^2 of importance + CV^2 of load) / 2 (Shazeer, arXiv 1701.06538, 4; V-MoE, arXiv 2106.05974, A.2).
 
     Importance of an expert: the sum of its scores without noise. Load: the expected number of tokens that would choose
     it again with fresh noise of standard deviation `noise`, sum_t P(logit + noise >= K-th noisy logit of t). CV^2 is
@@ -44,7 +44,7 @@ def importance_load(
 
 
 def z(logits_TE: Tensor, real_T: Tensor | None = None) -> Tensor:
-    """Mean over tokens of logsumexp(logits)^2: keeps logits small (ST-MoE, arXiv 2202.08906, equation 5)."""
+    """Compute the mean over tokens of logsumexp(logits)^2: it keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
     real_T = _real(logits_TE, real_T)
     squares_T = logits_TE.logsumexp(1) ** 2
     return torch.where(real_T, squares_T, 0).sum() / _many(real_T).to(logits_TE.dtype)

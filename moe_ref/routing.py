@@ -17,7 +17,7 @@ class Routing:
     slots_TK: int64, its slot; -1 where the choice has none (padding, dropped, or a second expert not taken).
     weights_TK: what its expert's output counts for, in the gate's dtype, with gradient; 0 where there is no slot.
     counts_E: int64, slots taken of each expert. loads_E: the same before dropping.
-    capacity: C; null for dropless. rows: rows of the buffer, E C, or for dropless the number of choices.
+    capacity: C; None for dropless. rows: rows of the buffer, E C, or for dropless the number of choices.
     losses: by name, 0-dimensional, with gradient.
 
     The buffer is [E, C, D], where slot c of expert e is row e C + c and slots that nobody took are 0; for dropless it
@@ -35,23 +35,26 @@ class Routing:
 
     @property
     def tokens(self) -> int:
+        """T."""
         return self.experts_TK.shape[0]
 
     @property
     def top_k(self) -> int:
+        """K."""
         return self.experts_TK.shape[1]
 
     @property
     def experts(self) -> int:
+        """E."""
         return self.counts_E.shape[0]
 
     @property
     def dropped(self) -> Tensor:
-        """How many choices found no slot: 0-dimensional, int64, on the device."""
+        """The number of choices that found no slot: 0-dimensional, int64, on the device."""
         return self.loads_E.sum() - self.counts_E.sum()
 
     def rows_TK(self) -> Tensor:
-        """The row of the buffer of each choice: int64 [T, K], -1 for none."""
+        """Return the row of the buffer of each choice: int64 [T, K], -1 for none."""
         if self.capacity is None:
             first_E = self.counts_E.cumsum(0) - self.counts_E
             rows_TK = first_E[self.experts_TK] + self.slots_TK
@@ -60,11 +63,11 @@ class Routing:
         return torch.where(self.slots_TK < 0, -1, rows_TK)
 
     def buffer_shape(self, width: int) -> tuple[int, ...]:
-        """Of the dispatch buffer, for rows of `width` elements: (E, C, D) or (rows, D)."""
+        """Return the shape of the dispatch buffer, for rows of `width` elements: (E, C, D) or (rows, D)."""
         return (self.rows, width) if self.capacity is None else (self.experts, self.capacity, width)
 
 
 def count(experts_TK: Tensor, valid_TK: Tensor, experts: int) -> Tensor:
-    """Valid choices of each expert: int64 [E]. Nothing on the host waits."""
+    """Count the valid choices of each expert: int64 [E]. Nothing on the host waits."""
     counts_E = torch.zeros(experts, dtype=torch.int64, device=experts_TK.device)
     return counts_E.scatter_add(0, experts_TK.flatten(), valid_TK.flatten().to(torch.int64))

@@ -29,8 +29,9 @@ Weights = Mapping[str, Tensor]
 
 
 def shard(experts: Experts, piece: int, pieces: int) -> Experts:
-    """`experts`, cut in place: it keeps piece `piece` of `pieces` of each parameter. Ranks with all pieces started
-    from equal whole experts hold those between them.
+    """Cut `experts` in place: it keeps piece `piece` of `pieces` of each parameter.
+
+    Ranks with all pieces started from equal whole experts hold those between them.
 
     Raises `UsageError` where H, or D with an output bias, does not divide, or `experts` is cut already.
     """
@@ -53,16 +54,16 @@ def shard(experts: Experts, piece: int, pieces: int) -> Experts:
 
 
 def own_weights(experts: Experts) -> dict[str, Tensor]:
-    """This rank's pieces as parameters that give a summand of the output."""
+    """Return this rank's pieces as parameters that give a summand of the output."""
     return _fitted(experts, dict(experts.named_parameters()), experts.piece, experts.pieces)
 
 
 def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Parameters for a step with this r, collective over `comm`; with gradients, which go back to their pieces.
+    """Return parameters for a step with this r, collective over `comm`; with gradients, which go back to their pieces.
 
     r = 0: of all experts, by one all_gather, backward one reduce_scatter. r = q: this rank's, without communication.
     Else by one all_to_allv among q / r ranks and backward another one: it needs no groups of its own, so that r may
-    change from step to step. dtype: in which they travel; null: as they are. Raises `UsageError` for an r that is not
+    change from step to step. dtype: in which they travel; None: as they are. Raises `UsageError` for an r that is not
     possible, and for parameters of several dtypes.
     """
     if r == 0:
@@ -84,12 +85,12 @@ def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype 
 
 
 def select_experts(weights: Weights, which: slice) -> dict[str, Tensor]:
-    """Of some experts only."""
+    """Return the weights of some experts only."""
     return {name: weight[which] for name, weight in weights.items()}
 
 
 def _fitted(experts: Experts, weights: dict[str, Tensor], piece: int, pieces: int) -> dict[str, Tensor]:
-    """With zeros in the columns of an output bias that other ranks add."""
+    """Put zeros into the columns of an output bias that other ranks add."""
     for name in experts.output_biases.intersection(weights):
         length = weights[name].shape[-1]
         weights[name] = functional.pad(weights[name], (piece * length, (pieces - 1 - piece) * length))
@@ -106,14 +107,14 @@ def _flat(experts: Experts, dtype: torch.dtype | None) -> Tensor:
 
 
 def _split(experts: Experts, rows_GN: Tensor) -> dict[str, Tensor]:
-    """Rows of several ranks' parameters as [G, *shape] by name."""
+    """View rows of several ranks' parameters as [G, *shape] by name."""
     shapes = {name: parameter.shape for name, parameter in experts.named_parameters()}
     parts = torch.split(rows_GN, [math.prod(shape) for shape in shapes.values()], dim=1)
     return {name: part.view(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _whole(parts: Tensor, cut: int, pieces: int) -> Tensor:
-    """[G, E_g, ..] as [G / pieces E_g, ..] with `pieces` in a row put together in dimension `cut`."""
+    """Bring [G, E_g, ..] to [G / pieces E_g, ..] with `pieces` in a row put together in dimension `cut`."""
     groups, here, *shape = parts.shape
     joined = parts.view(groups // pieces, pieces, here, *shape).movedim(1, cut + 1)
     shape[cut - 1] *= pieces

@@ -22,7 +22,7 @@ _KEYS = (torch.uint8, torch.int16, torch.int64)  # of a sort by expert
 def sequence(
     order: str, scores_TK: Tensor, *, best_T: Tensor | None = None, priority_T: Tensor | None = None
 ) -> Tensor:
-    """The choices in the order in which they are served: int64 [T K], entry t K + j for choice j of token t.
+    """Return the choices in the order in which they are served: int64 [T K], entry t K + j for choice j of token t.
 
     scores_TK: score of each choice, needed for its shape and by `score`. best_T: best score of each token, for
     `batch_prioritised`. priority_T: a random number each, for `random`. Equal values keep their positions.
@@ -48,7 +48,7 @@ def sequence(
 
 
 def ranks(experts_TK: Tensor, valid_TK: Tensor, sequence_N: Tensor, experts: int) -> Tensor:
-    """The rank of each choice among those on the same expert: int64 [T, K], -1 where it is not valid.
+    """Return the rank of each choice among those on the same expert: int64 [T, K], -1 where it is not valid.
 
     One stable sort of T K numbers, no one-hot of [T, E]; nothing on the host waits.
     """
@@ -59,8 +59,8 @@ def ranks(experts_TK: Tensor, valid_TK: Tensor, sequence_N: Tensor, experts: int
     sorted_N, by_expert_N = expert_N.to(key).sort(stable=True)
     starts_E = torch.searchsorted(sorted_N, torch.arange(experts + 1, device=sorted_N.device, dtype=key))
     found_N = torch.empty_like(sequence_N)
-    place_N = torch.arange(len(sorted_N), device=sorted_N.device)
-    found_N[sequence_N[by_expert_N]] = place_N - starts_E[sorted_N.long()]  # uint8 would be a mask
+    position_N = torch.arange(len(sorted_N), device=sorted_N.device)
+    found_N[sequence_N[by_expert_N]] = position_N - starts_E[sorted_N.long()]  # uint8 would be a mask
     return found_N.view_as(experts_TK).masked_fill(~valid_TK, -1)
 
 
@@ -75,9 +75,9 @@ def assign(
     best_T: Tensor | None = None,
     priority_T: Tensor | None = None,
 ) -> Tensor:
-    """The slot of each choice: int64 [T, K] in 0 .. capacity - 1, -1 for none (not valid, or dropped).
+    """Return the slot of each choice: int64 [T, K] in 0 .. capacity - 1, -1 for none (not valid, or dropped).
 
-    capacity: null for dropless, where slots are ranks. The other arguments as in `sequence` and `ranks`.
+    capacity: None for dropless, where slots are ranks. The other arguments as in `sequence` and `ranks`.
     """
     order_N = sequence(order, scores_TK, best_T=best_T, priority_T=priority_T)
     slots_TK = ranks(experts_TK, valid_TK, order_N, experts)

@@ -23,15 +23,15 @@ _CHUNK = 1 << 24
 
 
 def sample() -> Path:
-    """The text that comes with the package; sample.md beside it says what it is."""
+    """Return the path of the text that comes with the package; sample.md beside it says what it is."""
     return Path(__file__).resolve().parent / _SAMPLE
 
 
 class TextDataset:
-    """The last `validation` of the file is held out; a batch for training never touches it."""
+    """A file of text of which the last `validation` is held out; a batch for training never touches it."""
 
     def __init__(self, path: Path | None = None, *, context: int, validation: float = 0.1) -> None:
-        """path: null for the sample. context: S, the positions that a model predicts.
+        """path: None for the sample. context: S, the positions that a model predicts.
 
         Raises `UsageError` where there is no such file, or it is too short for either part.
         """
@@ -54,14 +54,14 @@ class TextDataset:
             )
 
     def batch(self, sequences: int, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Bytes and the bytes after them: int64 [B, S] each, B = `sequences` places drawn for this seed and step."""
-        places = len(self.train) - self.context
+        """Return bytes and the bytes after them: int64 [B, S] each, B = `sequences`, drawn for this seed and step."""
+        starts = len(self.train) - self.context
         # Raw numbers of a counter-based generator are the same in every version of numpy.
         raw = np.random.Philox(key=[seed, step]).random_raw(sequences)
-        return self._windows(self.train, (raw % np.uint64(places)).astype(np.int64))
+        return self._windows(self.train, (raw % np.uint64(starts)).astype(np.int64))
 
     def validation(self, sequences: int) -> tuple[Tensor, Tensor]:
-        """The same of the held-out part: always the same places, evenly spread.
+        """Return the same of the held-out part: always the same bytes, evenly spread.
 
         Raises `UsageError` for more sequences than fit without overlap.
         """
@@ -69,26 +69,26 @@ class TextDataset:
         if not 0 < sequences <= fit:
             raise UsageError(f"{sequences} sequences of {self.context} bytes to validate on",
                              hint=f"1 to {fit} fit into the {len(self.held_out)} bytes that are held out")  # fmt: skip
-        places = np.linspace(0, len(self.held_out) - 1 - self.context, sequences).astype(np.int64)
-        return self._windows(self.held_out, places)
+        starts = np.linspace(0, len(self.held_out) - 1 - self.context, sequences).astype(np.int64)
+        return self._windows(self.held_out, starts)
 
     def identity(self) -> dict[str, Any]:
-        """What tells this text from another one: its length, and a digest of bytes all over it."""
-        places = np.linspace(0, max(0, len(self.all) - _BLOCK), _BLOCKS).astype(np.int64)
+        """Return what tells this text from another one: its length, and a digest of bytes all over it."""
+        starts = np.linspace(0, max(0, len(self.all) - _BLOCK), _BLOCKS).astype(np.int64)
         digest = hashlib.sha256()
-        for place in places:
-            digest.update(self.all[place : place + _BLOCK].tobytes())
+        for start in starts:
+            digest.update(self.all[start : start + _BLOCK].tobytes())
         return {"bytes": len(self.all), "digest": digest.hexdigest()[:16]}
 
     def entropy(self) -> float:
-        """Unigram entropy of the whole text in bits a byte: what a model gets without context."""
+        """Compute the unigram entropy of the whole text in bits a byte: what a model gets without context."""
         counts = np.zeros(256, np.int64)
         for first in range(0, len(self.all), _CHUNK):  # numpy counts in a copy that is eight times as large
             counts += np.bincount(self.all[first : first + _CHUNK], minlength=256)
         shares = counts[counts > 0] / len(self.all)
         return float(-(shares * np.log2(shares)).sum())
 
-    def _windows(self, part: Bytes, places: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        rows = np.stack([part[place : place + self.context + 1] for place in places]).astype(np.int64)
+    def _windows(self, part: Bytes, starts: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        rows = np.stack([part[start : start + self.context + 1] for start in starts]).astype(np.int64)
         found = torch.from_numpy(rows)
         return found[:, :-1], found[:, 1:]

@@ -12,7 +12,7 @@ from moe_ref.gate import GateConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LMConfig:
-    """The decoder of Table 1 of Tutel's announcement (fairseq's transformer_lm_gpt), with its sizes as settings.
+    """The settings of the decoder of Table 1 of Tutel's announcement (fairseq's transformer_lm_gpt).
 
     layers, width (D), heads, hidden (H of the FFN and of each expert).
     context: S, the positions that there are vectors for.
@@ -68,7 +68,7 @@ class LMConfig:
         )
 
     def has_experts(self, layer: int) -> bool:
-        """Whether block `layer`, counted from 0, has them."""
+        """Say whether block `layer`, counted from 0, has experts."""
         return self.moe_freq > 0 and (layer + 1) % self.moe_freq == 0
 
     @property
@@ -78,7 +78,7 @@ class LMConfig:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How many there are. `replicated` are on every rank, `experts` are all experts' of all layers together.
+    """Numbers of parameters. `replicated` are on every rank, `experts` are all experts' of all layers together.
 
     active: those that one token is multiplied with: K experts of a layer, and the head once, whether it is tied or
     not; vectors that are looked up or added (embedding, positions, biases, norms) are left out.
@@ -94,7 +94,7 @@ class Parameters:
 
 
 def parameters(config: LMConfig) -> Parameters:
-    """With d = D: attention 4 d^2 + 4 d, FFN or expert 2 d H + H + d, gate E d, norms 2 d each."""
+    """Count parameters, with d = D: attention 4 d^2 + 4 d, FFN or expert 2 d H + H + d, gate E d, norms 2 d each."""
     d, h = config.width, config.hidden
     attention, ffn = 4 * d * d, 2 * d * h
     dense, sparse = config.layers - config.moe_layers, config.moe_layers
@@ -112,7 +112,7 @@ def parameters(config: LMConfig) -> Parameters:
 
 
 def flops_per_token(config: LMConfig, *, positions: int | None = None, recompute: bool = False) -> int:
-    """Arithmetic of one training step per token: 6 active + 12 layers S D, and a third more where blocks are redone.
+    """Count arithmetic of a training step per token: 6 active + 12 layers S D, a third more where blocks are redone.
 
     The count of PaLM (arXiv 2204.02311, appendix B): two for each multiply-add, backward twice forward, attention over
     all S positions though half of them are masked. All K choices count, those that are dropped too, and nothing that a

@@ -31,7 +31,9 @@ MakeLayer = Callable[[int, int], nn.Module]
 
 @dataclass(slots=True)
 class LMOutput:
-    """logits_BSV: of the next byte. losses: by name, the mean over expert layers, with gradient; empty without any.
+    """What the model gives.
+
+    logits_BSV: of the next byte. losses: by name, the mean over expert layers, with gradient; empty without any.
 
     routings: of each expert layer, in order, without gradient.
     """
@@ -78,8 +80,10 @@ class FeedForward(TensorParallelModule):
 
 
 class TransformerBlock(nn.Module):
+    """Attention, then an FFN or experts, each on a norm and beside a residual."""
+
     def __init__(self, config: LMConfig, layer: int, moe: nn.Module | None, generator: torch.Generator) -> None:
-        """moe: the expert layer; null: the block has an FFN."""
+        """moe: the expert layer; None: the block has an FFN."""
         super().__init__()
         self.layer = layer
         self.attention_norm = nn.LayerNorm(config.width)
@@ -105,12 +109,12 @@ class TransformerBlock(nn.Module):
 
 
 class LM(nn.Module):
-    """Bytes in, logits of the next byte out."""
+    """Predicts the next byte: bytes in, logits out."""
 
     def __init__(
         self, config: LMConfig, make: MakeLayer | None = None, *, seed: int = 0, dtype: torch.dtype | None = None
     ) -> None:
-        """make: of expert layers; null: `moe_ref.MoE`, all experts here. seed: of the first weights.
+        """make: of expert layers; None: `moe_ref.MoE`, all experts here. seed: of the first weights.
 
         What ranks share depends on the seed alone, and so do experts that `init_experts` draws, on any number of ranks.
         """
@@ -142,10 +146,12 @@ class LM(nn.Module):
         seed: int | None = None,
         contexts: Callable[[], Contexts] | None = None,
     ) -> LMOutput:
-        """bytes_BS: integers below V, S at most the context. seed: of the gates' draws; None: torch's own generator.
+        """Return the logits of the next bytes.
+
+        bytes_BS: integers below V, S at most the context. seed: of the gates' draws; None: torch's own generator.
 
         contexts: blocks keep their inputs alone and are redone in backward; each block calls it once for the context
-            of its first pass and that of the second one. Null: everything is kept.
+            of its first pass and that of the second one. None: everything is kept.
         Raises `UsageError` for a shape or dtype that does not fit.
         """
         if bytes_BS.dim() != 2 or bytes_BS.shape[1] > self.config.context or bytes_BS.is_floating_point():
@@ -169,7 +175,7 @@ class LM(nn.Module):
 
 
 def local_experts(config: LMConfig, dispatch: str = "sparse") -> MakeLayer:
-    """Expert layers with all experts on this rank."""
+    """Return what makes expert layers with all experts on this rank."""
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(config.width, config.gate, generator=seeded_generator(seed, layer))
@@ -192,7 +198,7 @@ def init_experts(experts: nn.Module, seed: int, layer: int, first: int = 0) -> N
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """A generator on the CPU that depends on these numbers, all below 2^31, and nothing else."""
+    """Make a generator on the CPU that depends on these numbers, all below 2^31, and nothing else."""
     state = 0
     for number in numbers:
         state = (state * 6364136223846793005 + number + 1442695040888963407) % 2**63

@@ -48,7 +48,7 @@ class TensorParallelModule(nn.Module):
         self.tp = tp
 
     def copy_to_tp(self, x: Tensor) -> Tensor:
-        """x, of which each rank's piece makes something: gradients of all pieces are added up.
+        """Return x for this rank's piece of a product; backward adds up the gradients of all pieces.
 
         In autocast's dtype where there is autocast: the products take it in that anyway, and its gradient has half the
         bytes.
@@ -61,7 +61,7 @@ class TensorParallelModule(nn.Module):
         return same
 
     def reduce_from_tp(self, x: Tensor, last: nn.Linear) -> Tensor:
-        """last(x), of this rank's columns of `last`, added up over ranks; its bias counts once."""
+        """Compute last(x), of this rank's columns of `last`, added up over ranks; its bias counts once."""
         if self.tp is None:
             out: Tensor = last(x)
             return out

@@ -1,4 +1,4 @@
-"""Schedules: in which order, and in how many parts, a layer sends and computes. One file each, one line each here.
+"""Schedules: in which order, and in how many chunks, a layer sends and computes. One line each here.
 
     layer.schedule = schedules.get("pipelined", chunks=4)
     layer.schedule.traffic(shape)
@@ -30,7 +30,7 @@ TABLE: dict[str, type[Schedule]] = {
 
 
 def get(name: str, **params: Any) -> Schedule:
-    """The schedule of this name. Raises `UsageError` for a name that is not in the table, or a parameter not of it."""
+    """Make the schedule of this name. Raises `UsageError` for an unknown name or parameter."""
     if name not in TABLE:
         raise unknown("schedule", name, TABLE)
     known = [field.name for field in fields(TABLE[name])]  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ COUNT_BYTES = 8  # of a number that ranks tell each other: int64, or fp64
 
 
 class TrafficEntry(NamedTuple):
-    """`calls` calls of a collective on one rank.
+    """Counts `calls` calls of a collective on one rank.
 
     nbytes: of each call, of the larger of this rank's two tensors (nccl-tests' size column): the input of all_to_all,
     all_reduce, reduce_scatter and tp_all_to_all, the output of all_gather; of all_to_allv the rows that this rank
@@ -44,9 +44,9 @@ class TrafficEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What the traffic of one forward and backward pass depends on, on one rank.
+    """All that the traffic of one forward and backward pass of one rank depends on.
 
-    T, D, E, K, C, W: as in moe_ref; C is null for dropless; W: ranks of `comm`. tp: ranks that hold the same tokens.
+    T, D, E, K, C, W: as in moe_ref; C is None for dropless; W: ranks of `comm`. tp: ranks that hold the same tokens.
     itemsize: bytes of an element of what travels: the tokens' dtype, or autocast's.
     token_itemsize: of an element of the tokens themselves.
     rank, rows_WE: for dropless: this rank, and how many choices of each rank fall on each expert. Without them every
@@ -74,23 +74,23 @@ class Shape:
 
     @property
     def row_bytes(self) -> int:
-        """Of one token in the dispatch buffer."""
+        """Bytes of one token in the dispatch buffer."""
         return self.D * self.itemsize
 
     @property
     def pieces(self) -> int:
-        """q: ranks of `comm` that share an expert, 1 where a rank has a whole one. Not for tp > 1."""
+        """q, the ranks of `comm` that share an expert, 1 where a rank has a whole one. Not for tp > 1."""
         return max(1, self.W // self.E)
 
     def choices(self, rank: int) -> tuple[int, ...]:
-        """Of a rank's tokens on each expert, for dropless: [E]."""
+        """Return a rank's choices of each expert, for dropless: [E]."""
         if self.rows_WE is not None:
             return self.rows_WE[rank]
         return (-(-self.T * self.K // self.E),) * self.E
 
 
 class Layer(Protocol):
-    """What a schedule may rely on of the layer that it runs, a `DistributedMoE`."""
+    """All that a schedule may rely on of the layer that it runs, a `DistributedMoE`."""
 
     gate: Gate
     experts: Experts  # this rank's: `experts.pieces`: into how many pieces of H they are cut, `experts.piece`: which
@@ -107,7 +107,7 @@ class Layer(Protocol):
 
     @property
     def ep(self) -> CommLike:
-        """The communicator of the ranks of equal place in all tp groups; without these it is `comm`."""
+        """The communicator of the ranks of equal rank in all tp groups; without these it is `comm`."""
 
     @property
     def dispatcher(self) -> type[TokenDispatcher]:
@@ -124,35 +124,35 @@ class Layer(Protocol):
         generator: torch.Generator | None = None,
         gate: Callable[..., Any] | None = None,
     ) -> Routing:
-        """The routing of any tokens, after ranks of `comm` have agreed on C.
+        """Route any tokens, after ranks of `comm` have agreed on C.
 
         Calls the gate once: `gate` in place of the layer's own where given.
         """
 
     def agreements(self) -> int:
-        """How many numbers ranks agree on in `route`."""
+        """Count the numbers that ranks agree on in `route`."""
 
     def cast_to_send(self, x_TD: Tensor) -> Tensor:
-        """Tokens in the dtype that is sent."""
+        """Return tokens in the dtype that is sent."""
 
     def send_dtype(self) -> torch.dtype | None:
-        """Autocast's dtype; None without autocast."""
+        """Return autocast's dtype; None without autocast."""
 
     def apply_experts(self, x: Tensor, counts_E: Tensor | None = None, weights: Weights | None = None) -> Tensor:
-        """What experts make of [E_g, N, D], or of sorted rows with counts, with other parameters where given.
+        """Apply the experts to [E_g, N, D], or to sorted rows with counts, with other parameters where given.
 
-        Where experts are skipped it is x itself.
+        Where experts are skipped, return x itself.
         """
 
     def parameters(self) -> Iterator[Tensor]:
-        """All parameters that are here."""
+        """Return all parameters that are here."""
 
     def __call__(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Any:
-        """The forward pass, as a module makes it: y and the routing."""
+        """Make the forward pass, as a module does: y and the routing."""
 
 
 class Schedule(ABC):
-    """In which order a layer's gate, dispatch, experts and exchanges run, and in how many parts.
+    """The order in which a layer's gate, dispatch, experts and exchanges run, and in how many chunks.
 
     A schedule has parameters, and no state: it may be taken by many layers, and a layer may take another one in any
     step. It may rely on what `Layer` has.
@@ -164,14 +164,14 @@ class Schedule(ABC):
     def forward(
         self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
-        """y [T, D] and the routing. Collective over all of the layer's ranks, as is the way back."""
+        """Return y [T, D] and the routing. Collective over all of the layer's ranks, as is the way back."""
 
     @abstractmethod
     def traffic(self, shape: Shape) -> list[TrafficEntry]:
-        """Every collective of one forward and one backward pass, `merged`."""
+        """Return every collective of one forward and one backward pass, `merged`."""
 
     def check(self, layer: Layer) -> None:
-        """Raises `UsageError` where this layer is none that the schedule can run. Without tensor parallelism here."""
+        """Raise `UsageError` where the schedule cannot run this layer: here, where it has tensor parallelism."""
         if layer.tp is not None:
             raise UsageError(
                 f"schedule {self.name} of a layer with a tp communicator of {layer.tp.size} ranks",
@@ -184,7 +184,7 @@ class Schedule(ABC):
 
 
 def merged(messages: Iterable[TrafficEntry]) -> list[TrafficEntry]:
-    """Sorted, with one record for what differs in nothing but `calls`, and none for no calls."""
+    """Sort messages, with one record for what differs in nothing but `calls`, and none for no calls."""
     calls: Counter[TrafficEntry] = Counter()
     for message in messages:
         calls[message._replace(calls=0)] += message.calls

@@ -20,14 +20,17 @@ from moe_ref.schedules.overlap import start
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cuts:
-    """r: as in `moe_ref.sharding`. chunks: cuts by rows of each expert. groups: cuts by experts of a rank."""
+    """How a layer cuts what it sends.
+
+    r: as in `moe_ref.sharding`. chunks: cuts by rows of each expert. groups: cuts by experts of a rank.
+    """
 
     r: int = 1
     chunks: int = 1
     groups: int = 1
 
     def check(self, layer: Layer) -> None:
-        """Raises `UsageError` for what this layer cannot do."""
+        """Raise `UsageError` for what this layer cannot do."""
         pieces, here = layer.experts.pieces, layer.experts.experts
         if self.r not in exchange.allowed_r(pieces):
             raise UsageError(f"r={self.r} for experts in {pieces} pieces",
@@ -47,7 +50,7 @@ class Chunked(Schedule):
     @property
     @abstractmethod
     def cuts(self) -> Cuts:
-        """How what is sent is cut."""
+        """The cuts of what is sent."""
 
     def check(self, layer: Layer) -> None:
         Schedule.check(self, layer)
@@ -64,7 +67,9 @@ class Chunked(Schedule):
 
 @dataclass(frozen=True, slots=True)
 class Sequential(Chunked):
-    """One exchange, the experts, one exchange back: nothing overlaps. Other schedules are measured against it.
+    """Makes one exchange, applies the experts, makes one exchange back: nothing overlaps.
+
+    Other schedules are measured against it.
 
     r: 1, or 0 for no exchange of tokens, but all parameters on all ranks. Where E < W, any divisor of W / E too: on
     how many ranks a whole expert is in a step (`moe_ref.sharding`).
@@ -80,7 +85,7 @@ class Sequential(Chunked):
 
 @dataclass(frozen=True, slots=True)
 class Pipelined(Chunked):
-    """Capacity in chunks: the exchange of one beside the experts of another (Tutel, arXiv 2206.03382, 3.3).
+    """Cuts capacity into chunks: the exchange of one runs beside the experts of another (Tutel, arXiv 2206.03382, 3.3).
 
     chunks: d. Chunk i has rows floor(i C / d) .. floor((i + 1) C / d) of every expert, and of a dropless layer the
     same chunk of what each rank has for it. r: as in `Sequential`, but not 0.
@@ -99,7 +104,7 @@ class Pipelined(Chunked):
 
 @dataclass(frozen=True, slots=True)
 class ExpertGroups(Chunked):
-    """A rank's experts in groups: the exchange of one beside the products of another (EPS-MoE, arXiv 2410.12247).
+    """Cuts a rank's experts into groups: one is exchanged beside products of another (EPS-MoE, arXiv 2410.12247).
 
     groups: G, at most E / W. Group i has experts floor(i E_g / G) .. floor((i + 1) E_g / G) of each rank. Weights are
     read once and each expert has all of its rows in one product, where `Pipelined` cuts them. It needs several experts
@@ -164,7 +169,7 @@ def _forward(
 
 
 def _traffic(shape: Shape, cuts: Cuts) -> list[TrafficEntry]:
-    """The messages of `_forward`, merged."""
+    """Return the messages of `_forward`, merged."""
     found, weights = agreement_traffic(shape), shape.weight_bytes
     if cuts.r == 0:
         gathered = shape.W * weights

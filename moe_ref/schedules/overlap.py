@@ -43,7 +43,7 @@ class AsyncCollective:
         return out
 
     def issue(self, inp: Tensor, *, adjoint: bool = False) -> Tensor:
-        """Start it. What is returned is being written to until `finish`."""
+        """Start the collective, or its adjoint. What is returned is being written to until `finish`."""
         name = collectives.get(self.collective).adjoint if adjoint else self.collective
         arguments = adjoint_arguments(self.collective, self.arguments) if adjoint else self.arguments
         shape = output_shape(name, tuple(inp.shape), arguments, self.comm.size)

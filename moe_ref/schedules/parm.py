@@ -72,7 +72,7 @@ class ParmS1(PlannedSchedule):
         return ParmExchange(layer.comm, layer.tp.size)
 
     def stages(self, shape: Shape) -> list[Stage]:
-        """C of the shape is that of a slice."""
+        """Plan the calls; C of the shape is that of a slice."""
         exchange = CollectiveCall(
             "exchange", "all_to_all", "comm", shape.tp * shape.E * capacity_of(shape) * shape.row_bytes
         )
@@ -123,7 +123,7 @@ class ParmS2(PlannedSchedule):
 
 
 class ParmExchange:
-    """Rows that one rank alone has, to all ranks of a group, and the sums of what they make of them."""
+    """Sends rows that one rank alone has to all ranks of a group, and adds up what they make of them."""
 
     def __init__(self, comm: CommLike, tp_size: int) -> None:
         self.comm, self.tp_size, self.groups = comm, tp_size, comm.size // tp_size
@@ -137,7 +137,7 @@ class ParmExchange:
         return self._summed(AsyncCall(self.comm, "all_to_all", by_source(rows_END, self.comm.size))).flatten(0, 1)
 
     def _to_tp_ranks(self, blocks_GECD: Tensor) -> Tensor:
-        """One copy for each rank: [W, E, C, D]."""
+        """Repeat blocks, one copy for each rank: [W, E, C, D]."""
         return blocks_GECD[:, None].expand(-1, self.tp_size, -1, -1, -1).flatten(0, 1)
 
     def _summed(self, back: AsyncCall) -> Tensor:
@@ -145,7 +145,7 @@ class ParmExchange:
 
 
 class ParmSlotsExchange(ParmExchange):
-    """The same of a buffer that all of a group have, of which a rank keeps a run of slots; they gather the sums."""
+    """Does the same with a buffer that all of a group have: a rank keeps a run of slots, and they gather the sums."""
 
     def __init__(self, comm: CommLike, tp: CommLike, chunks: int) -> None:
         super().__init__(comm, tp.size)
@@ -184,7 +184,7 @@ class ParmSlotsExchange(ParmExchange):
 
 
 class _Slice(torch.autograd.Function):
-    """This rank's slice of tokens that all of `tp` have, behind the last one rows of 0; backward gathers."""
+    """Takes this rank's slice of tokens that all of `tp` have, behind the last one rows of 0; backward gathers."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, tp: CommLike) -> Tensor:
@@ -197,7 +197,7 @@ class _Slice(torch.autograd.Function):
 
 
 class _Whole(torch.autograd.Function):
-    """All T rows of the slices of `tp`; backward each rank has its slice of a gradient that all have."""
+    """Gathers all T rows of the slices of `tp`; backward each rank has its slice of a gradient that all have."""
 
     @staticmethod
     def forward(ctx: Any, y_ND: Tensor, tp: CommLike, tokens: int) -> Tensor:
@@ -210,7 +210,7 @@ class _Whole(torch.autograd.Function):
 
 
 class _Summing(torch.autograd.Function):
-    """Parameters that ranks use on different tokens: their gradients are summed, in one all_reduce."""
+    """Passes on parameters that ranks use on different tokens; backward sums their gradients by one all_reduce."""
 
     @staticmethod
     def forward(ctx: Any, tp: CommLike, *parameters: Tensor) -> tuple[Tensor, ...]:
@@ -226,7 +226,7 @@ class _Summing(torch.autograd.Function):
 
 
 def _summing(gate: Gate, tp: CommLike) -> Callable[..., Any]:
-    """The gate, with gradients of its parameters that are sums over `tp`."""
+    """Return the gate, with gradients of its parameters that are sums over `tp`."""
     names, parameters = zip(*gate.named_parameters(), strict=True)
     shared = dict(zip(names, _Summing.apply(tp, *parameters), strict=True))  # type: ignore[no-untyped-call]
 
@@ -243,7 +243,7 @@ def _cut(x_TD: Tensor, tp: CommLike) -> Tensor:
 
 
 def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: CommLike) -> Tensor | None:
-    """Of this rank's slice; null where no rank's has any."""
+    """Return the padding mask of this rank's slice; None where no rank's has any."""
     if padding_T is None and len(x_TD) % tp.size == 0:
         return None
     mask_T = torch.zeros(len(x_TD), dtype=torch.bool, device=x_TD.device) if padding_T is None else padding_T
@@ -252,5 +252,5 @@ def _padding(x_TD: Tensor, padding_T: Tensor | None, tp: CommLike) -> Tensor | N
 
 
 def _part(loss: Tensor, tp_size: int) -> Tensor:
-    """The same number, with 1 / t of its gradient."""
+    """Return the same number, with 1 / t of its gradient."""
     return loss.detach() * (1 - 1 / tp_size) + loss / tp_size

@@ -23,7 +23,7 @@ from moe_ref.schedules.tp_exchange import TPExchange, apply_experts
 
 
 class CollectiveCall(NamedTuple):
-    """A collective of dispatch or combine, of `nbytes` as `TrafficEntry` has it.
+    """One collective of dispatch or combine, of `nbytes` as `TrafficEntry` has it.
 
     It is issued when those named in `after` are over.
     """
@@ -48,11 +48,11 @@ class PlannedSchedule(Schedule):
 
     @abstractmethod
     def stages(self, shape: Shape) -> list[Stage]:
-        """One pass forward and one backward, without the numbers that ranks agree on first."""
+        """Plan one pass forward and one backward, without the numbers that ranks agree on first."""
 
     @abstractmethod
     def exchange(self, layer: Layer) -> TPExchange:
-        """What takes the dispatch buffer of this layer to the experts and back."""
+        """Make what takes the dispatch buffer of this layer to the experts and back."""
 
     def forward(
         self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
@@ -84,7 +84,7 @@ class PlannedSchedule(Schedule):
 
 
 def both_passes(shape: Shape, there: Sequence[CollectiveCall], back: Sequence[CollectiveCall]) -> list[Stage]:
-    """`there` and `back` are the plans of dispatch and combine, each of which is the other's backward pass."""
+    """Plan both passes, of the calls of dispatch and combine: each is the other's backward pass."""
     dispatch, combine = tuple(there), tuple(back)
     found = [Stage("forward", dispatch), Stage("forward", combine), Stage("backward", dispatch)]
     return [*found, Stage("backward", combine)] if shape.input_grad else found
@@ -96,7 +96,7 @@ def call_of_chunk(kind: str, chunk: int) -> tuple[str, ...]:
 
 
 def capacity_of(shape: Shape) -> int:
-    """C of the shape. Raises `UsageError` for a dropless one, which has none."""
+    """Return C of the shape. Raises `UsageError` for a dropless one, which has none."""
     if shape.C is None:
         raise UsageError("a shape without capacity: ranks of a group divide equal blocks", hint="C of the layer")
     return shape.C
@@ -117,6 +117,6 @@ def slots_per_rank(capacity: int, tp_size: int) -> int:
 
 
 def check_chunks(chunks: int) -> None:
-    """Raises `UsageError` for a number below 1."""
+    """Raise `UsageError` for a number below 1."""
     if chunks < 1:
         raise UsageError(f"chunks={chunks} is below 1", hint="1 or more")

@@ -33,8 +33,10 @@ _TWO_SIDED = 1.96  # standard deviations of a normal distribution that hold 95 %
 
 
 class Predicted(NamedTuple):
-    """Microseconds of one pass forward and one backward. low_us, high_us: 95 %, as the model's own predictions have it:
-    for new cases, and so wide. forward_us, backward_us: of its communication. compute_us: as given.
+    """Microseconds of one pass forward and one backward.
+
+    low_us, high_us: 95 %, as the model's own predictions have it: for new cases, and so wide. forward_us, backward_us:
+    of its communication. compute_us: as given.
     """
 
     time_us: float
@@ -54,9 +56,11 @@ def predict(
     compute_us: float = 0.0,
     factor: Callable[[CollectiveCall], float] | None = None,
 ) -> Predicted:
-    """compute_us: of everything but communication, both passes. layout: the W ranks on their nodes.
+    """Predict how long one pass forward and one backward take.
 
-    factor: of a call that has nothing beside it, what a profile's choice takes over the default's time; null: 1.
+    compute_us: of everything but communication, both passes. layout: the W ranks on their nodes.
+
+    factor: of a call that has nothing beside it, what a profile's choice takes over the default's time; None: 1.
 
     Raises `UsageError` for a schedule that computes beside its exchanges, a layout of another number of ranks, and a
     model of several settings or of none of the links that are needed.
@@ -101,21 +105,24 @@ def fastest(
     *,
     compute_us: Mapping[str, float] | None = None,
 ) -> Schedule:
-    """By the model. compute_us: of each schedule, by its text; null: all compute for the same time."""
+    """Return the schedule that is fastest by the model.
+
+    compute_us: of each schedule, by its text; None: all compute for the same time.
+    """
     given = compute_us or {}
     times = {s: predict(s, shape, model, layout, compute_us=given.get(str(s), 0.0)).time_us for s in schedules}
     return min(times, key=lambda schedule: times[schedule])
 
 
 def crossing(schedule: Schedule, shape: Shape, layout: Layout) -> dict[LinkClass, int]:
-    """Bytes over each class of link in both passes, all ranks together."""
+    """Count bytes over each class of link in both passes, all ranks together."""
     calls = [call for stage in plan(schedule, shape) for call in stage.calls]
     sends = [send for call in calls for step in steps(call, shape, layout) for send in step.sends]
     return traffic_split(sends, layout)
 
 
 def stage_loads(stage: Stage, shape: Shape, layout: Layout) -> Loads | None:
-    """What the calls of a stage ask of links and processors; null where nothing moves."""
+    """Return what the calls of a stage ask of links and processors; None where nothing moves."""
     if layout.ranks != shape.W:
         raise UsageError(f"layout {layout} of {layout.ranks} ranks for a shape of {shape.W}", hint="nodes x ranks = W")
     found: list[Step] = []
@@ -133,7 +140,7 @@ def stage_loads(stage: Stage, shape: Shape, layout: Layout) -> Loads | None:
 
 
 def steps(call: CollectiveCall, shape: Shape, layout: Layout) -> list[Step]:
-    """The messages of a call in all groups of its kind at once.
+    """Return the messages of a call in all groups of its kind at once.
 
     all_to_all: one to each other rank. all_gather, reduce_scatter: a ring, a part in each step. all_reduce: two rings,
     one after the other. These are the bytes that gloo was counted to move, but for its reduce_scatter, which is an
@@ -169,7 +176,7 @@ def _ring(groups: Sequence[Sequence[int]], nbytes: int, rounds: int) -> list[Ste
 
 
 def _groups(group: str, shape: Shape) -> list[list[int]]:
-    """The ranks of each group of a kind."""
+    """List the ranks of each group of a kind."""
     match group:
         case "comm":
             return [list(range(shape.W))]
@@ -179,7 +186,7 @@ def _groups(group: str, shape: Shape) -> list[list[int]]:
 
 
 def plan(schedule: Schedule, shape: Shape) -> list[Stage]:
-    """What is sent, in stages. Raises `UsageError` for a schedule that computes beside its exchanges."""
+    """Return what is sent, in stages. Raises `UsageError` for a schedule that computes beside its exchanges."""
     if isinstance(schedule, PlannedSchedule):
         return schedule.stages(shape)
     if isinstance(schedule, Sequential):  # one call after the other

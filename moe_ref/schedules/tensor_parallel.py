@@ -30,9 +30,9 @@ TP_TOKENS = ("duplicate", "drop", "drop_pipelined", "profile")
 
 @dataclass(frozen=True, slots=True)
 class TensorParallel(PlannedSchedule):
-    """tp_tokens: what is sent.
+    """Sends what tp_tokens says of the tokens that all ranks of a group hold.
 
-    duplicate: all of them, to the ranks of its place in other groups; sums by all_reduce. DeepSpeed before June 2024
+    duplicate: all of them, to the ranks of its tp_rank in other groups; sums by all_reduce. DeepSpeed before June 2024
         (its pull request 5626), and what MoNTA's factor of 8 must be over.
     drop: 1 / t of them, and the receivers gather, all but what their own group has sent, which is there. Of summands a
         rank gets those for its share by all_to_all and adds them up; DeepSpeed takes all_reduce and drops, twice the
@@ -85,7 +85,7 @@ class TensorParallel(PlannedSchedule):
         return both_passes(shape, there, back)
 
     def _sent(self, groups: int) -> str:
-        """With but one group a profile has nothing to choose: nobody sends, and the group adds up."""
+        """Return what is sent. With one group a profile has nothing to choose: nobody sends, and the group adds up."""
         return "duplicate" if self.tp_tokens == "profile" and groups == 1 else self.tp_tokens
 
     @property
@@ -93,7 +93,7 @@ class TensorParallel(PlannedSchedule):
         return self.chunks if self.tp_tokens == "drop_pipelined" else 1
 
     def _shares(self, shape: Shape) -> list[int]:
-        """Bytes that this rank sends of each chunk."""
+        """Count the bytes that this rank sends of each chunk."""
         slots = chunk_slices(slots_per_rank(capacity_of(shape), shape.tp), self._parts)
         return [shape.E * (cut.stop - cut.start) * shape.row_bytes for cut in slots]
 
@@ -125,7 +125,7 @@ class TensorParallel(PlannedSchedule):
 
 
 class DuplicateExchange:
-    """All ranks of a group send everything to those of their own place, and summands are added up before that."""
+    """All ranks of a group send everything to those of their tp_rank, and summands are added up before that."""
 
     def __init__(self, tp: CommLike, ep: CommLike) -> None:
         self.tp, self.ep = tp, ep
@@ -145,7 +145,7 @@ class DuplicateExchange:
 
 
 class ProfileExchange:
-    """One call each way, for which the profile of `comm` has the algorithm."""
+    """Makes one call each way, for which the profile of `comm` has the algorithm."""
 
     def __init__(self, comm: CommLike, tp_size: int) -> None:
         self.comm, self.tp_size, self.groups = comm, tp_size, comm.size // tp_size
@@ -238,7 +238,7 @@ class DropExchange:
 
 
 def _without(found_GECD: Tensor, group: int) -> Tensor:
-    """Of all groups but one, contiguous, which at either end is a view."""
+    """Return what is of all groups but one, contiguous, which at either end is a view."""
     if group in (0, len(found_GECD) - 1):
         return found_GECD[1:] if group == 0 else found_GECD[:-1]
     return torch.cat([found_GECD[:group], found_GECD[group + 1 :]])

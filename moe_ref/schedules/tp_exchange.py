@@ -28,11 +28,13 @@ from moe_ref.sharding import own_weights
 
 
 class TPExchange(Protocol):
-    """Both ways, without gradients: `dispatch` and `combine` below add them."""
+    """An exchange to the experts and back, without gradients: `dispatch` and `combine` below add them."""
 
-    def dispatch(self, buffer_ECD: Tensor) -> Tensor: ...
+    def dispatch(self, buffer_ECD: Tensor) -> Tensor:
+        """Send the buffer [E, C, D] to its experts: [E, N, D]."""
 
-    def combine(self, rows_END: Tensor) -> Tensor: ...
+    def combine(self, rows_END: Tensor) -> Tensor:
+        """Bring the sums of summands [E, N, D] back: [E, C, D]."""
 
 
 def dispatch(buffer_ECD: Tensor, exchange: TPExchange) -> Tensor:
@@ -88,6 +90,7 @@ class AsyncCall:
         self._pending: Pending | None = getattr(comm, collective)(self._out, inp, async_op=True)
 
     def wait(self) -> Tensor:
+        """Return the output, once it is there. More than once is fine."""
         if self._pending is not None:
             self._pending.wait()
         return self._out

@@ -26,7 +26,7 @@ class Mismatch(CommbenchError):
 
 
 class TrafficLog:
-    """What has been sent, in order. phase: of what comes next."""
+    """All that has been sent, in order. phase: of what comes next."""
 
     def __init__(self) -> None:
         self.phase: Phase = "forward"
@@ -49,7 +49,7 @@ class CountingComm(CommWrapper):
         return super().exchange_counts(sent)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype, *, collective: str) -> Tensor:
-        """A tensor in the memory of the communicator's choice, which is no call."""
+        """Make a tensor in the memory of the communicator's choice, which is no call."""
         return cast(Communicator, self.comm).empty(shape, dtype, collective=collective)
 
     def _call(self, name: str, out: Tensor, inp: Tensor | None, *, async_op: bool, **arguments: Any) -> Pending | None:
@@ -59,14 +59,17 @@ class CountingComm(CommWrapper):
 
 
 class TrafficReport(NamedTuple):
-    """sent: what was counted, in order. expected: what the formula says, merged. shape: what it was given."""
+    """A pass as it was counted, and as the formula has it.
+
+    sent: what was counted, in order. expected: what the formula says, merged. shape: what it was given.
+    """
 
     sent: list[TrafficEntry]
     expected: list[TrafficEntry]
     shape: Shape
 
     def raise_if_different(self) -> None:
-        """Raises `Mismatch` with what was sent and not expected, and the other way round."""
+        """Raise `Mismatch` with what was sent and not expected, and the other way round."""
         found = merged(self.sent)
         if found != self.expected:
             extra = [str(message) for message in found if message not in self.expected]
@@ -76,7 +79,7 @@ class TrafficReport(NamedTuple):
 
 
 def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
-    """The shape of a pass that has been made. Collective for dropless: the counts of all ranks."""
+    """Return the shape of a pass that has been made. Collective for dropless: the counts of all ranks."""
     config, weights = layer.gate.config, layer.experts
     itemsize = layer.cast_to_send(x.new_empty(0)).element_size()
     rows_WE = None
@@ -103,7 +106,7 @@ def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
 
 @contextmanager
 def counting(layer: Layer) -> Iterator[TrafficLog]:
-    """Within it all calls of the layer's communicators are noted. Set `TrafficLog.phase` before going back."""
+    """Note all calls of the layer's communicators within the context. Set `TrafficLog.phase` before going back."""
     log, kept = TrafficLog(), layer.comms
     layer.comms = {name: comm and CountingComm(comm, name, log) for name, comm in kept.items()}
     try:
@@ -113,7 +116,7 @@ def counting(layer: Layer) -> Iterator[TrafficLog]:
 
 
 def report(layer: Layer, log: TrafficLog, x: Tensor, routing: Routing) -> TrafficReport:
-    """What one pass sent, and what the formula says for its shape. Collective, as `shape_of` is."""
+    """Compare what one pass sent with what the formula says for its shape. Collective, as `shape_of` is."""
     shape = shape_of(layer, x, routing)
     return TrafficReport(log.messages, layer.schedule.traffic(shape), shape)
 
@@ -121,7 +124,7 @@ def report(layer: Layer, log: TrafficLog, x: Tensor, routing: Routing) -> Traffi
 def verify(
     layer: Layer, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None
 ) -> TrafficReport:
-    """One pass forward and one backward, counted. Collective; `.grad` of nothing is touched.
+    """Make one pass forward and one backward, and count. Collective; `.grad` of nothing is touched.
 
     Compare on every rank: `verify(layer, x).raise_if_different()`.
     """

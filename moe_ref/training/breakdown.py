@@ -54,7 +54,7 @@ Span = tuple[int, int]
 
 
 class Event(NamedTuple):  # there are a hundred thousand of them
-    """What a profiler saw on the host, in nanoseconds. kernels: what this very event has launched, copies too.
+    """An event that a profiler saw on the host, in nanoseconds. kernels: what this very event has launched, copies too.
 
     sequence: of autograd, the same for an operation and its backward; -1: none. fwd_thread: of a backward, the thread
     of the operation; 0: it is none.
@@ -70,7 +70,7 @@ class Event(NamedTuple):  # there are a hundred thousand of them
 
 
 def parts(events: Iterable[Event], device: str) -> list[dict[str, Any]]:
-    """`device`, `step_us` and `parts`, microseconds by part, of each range `STEP` in the order of time.
+    """Return `device`, `step_us` and `parts`, microseconds by part, of each range `STEP` in the order of time.
 
     device: "cpu", or "cuda" for times of kernels.
     """
@@ -93,7 +93,7 @@ def parts(events: Iterable[Event], device: str) -> list[dict[str, Any]]:
 
 
 class _Line:
-    """Which part a thread works on, and since when."""
+    """A thread's parts in the order of time: on which it works, and since when."""
 
     def __init__(self) -> None:
         self.part = OTHER
@@ -107,7 +107,7 @@ class _Line:
         self._turn(event.start, self.part if self.part in _WHOLE else part)
 
     def leave(self, now: int) -> None:
-        """All ranges that are over."""
+        """End all ranges that are over."""
         while self._open and self._open[-1][0] <= now:
             self._turn(*self._open.pop())
 
@@ -130,7 +130,7 @@ class _Line:
 
 
 def _lines(ordered: Iterable[Event]) -> dict[int, _Line]:
-    """By thread, from events in the order of time."""
+    """Make the lines by thread, from events in the order of time."""
     lines: dict[int, _Line] = defaultdict(_Line)
     made: dict[tuple[int, int], str] = {}  # the part in which an operation was made, by thread and sequence number
     for event in ordered:
@@ -166,7 +166,7 @@ def _on_gpu(ordered: Iterable[Event], lines: dict[int, _Line], start: int, end: 
 
 
 def _length(spans: list[Span]) -> int:
-    """Of their union."""
+    """Return the length of their union."""
     total, reached = 0, -1
     for start, end in sorted(spans):
         if end > reached:
@@ -176,7 +176,7 @@ def _length(spans: list[Span]) -> int:
 
 
 def events_of(found: Sequence[Any]) -> list[Event]:
-    """Of the profiler's own records. What it cannot tie to a launch is nobody's, on a thread of its own."""
+    """Make events of the profiler's own records. What it cannot tie to a launch is nobody's, on a thread of its own."""
     host: list[Any] = []
     device: list[Any] = []
     for one in found:
@@ -216,7 +216,7 @@ def events_of(found: Sequence[Any]) -> list[Event]:
 
 
 class Recorder:
-    """Steps of a trainer, of which rank 0 profiles some: the first `config.breakdown_steps` after `WARM_STEPS`.
+    """Makes steps of a trainer, of which rank 0 profiles some: the first `config.breakdown_steps` after `WARM_STEPS`.
 
     The step before these may be slower too, as the profiler gets ready. A training must not end because of it: where
     the profiler fails there is no breakdown, and `tell` says why.
@@ -236,7 +236,7 @@ class Recorder:
         self._profile: Any = None  # typed in part
 
     def step(self, *, stop: bool = False) -> tuple[Metrics, bool]:
-        """`Trainer.step`. Collective."""
+        """Make one step, by `Trainer.step`. Collective."""
         number = self._trainer.done + 1
         if self._first and number in (self._first - 1, self._first):
             self._do(self._start if number < self._first else self._begin)

@@ -1,4 +1,4 @@
-"""From settings to a model over ranks, and which of its parameters are whose."""
+"""Builds a model over ranks of settings, and says which of its parameters are whose."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: 
 
 
 def lm_config(config: TrainConfig) -> LMConfig:
-    """Raises `UsageError` for sizes that do not fit each other."""
+    """Return the model's settings. Raises `UsageError` for sizes that do not fit each other."""
     return LMConfig(
         layers=config.layers,
         width=config.width,
@@ -48,6 +48,7 @@ def lm_config(config: TrainConfig) -> LMConfig:
 
 
 def make_schedule(config: TrainConfig) -> Schedule:
+    """Make the schedule of the expert layers, with the parameters that were given."""
     given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
     name = config.settled().schedule
     assert name is not None
@@ -55,7 +56,7 @@ def make_schedule(config: TrainConfig) -> Schedule:
 
 
 def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | None = None) -> LM:
-    """The model on this rank. Where there is but one rank, all experts are on it.
+    """Build the model on this rank. Where there is but one rank, all experts are on it.
 
     The first weights are the same on any number of ranks.
     """
@@ -91,7 +92,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
 
 
 def expert_shard(experts: int, dims: ParallelDims) -> tuple[int, int, int, int]:
-    """This rank's first expert, how many it has, and which of how many pieces of it. Raises `UsageError`."""
+    """Return this rank's first expert, how many it has, and which of how many pieces of it. Raises `UsageError`."""
     groups, group = dims.size // dims.tp_size, dims.rank // dims.tp_size
     if experts >= groups and experts % groups == 0:
         here = experts // groups
@@ -107,7 +108,7 @@ def expert_shard(experts: int, dims: ParallelDims) -> tuple[int, int, int, int]:
 
 
 class ParamPlacement(NamedTuple):
-    """What a rank has of a parameter of the model.
+    """Where a rank's part of a parameter of the model lies, and who has the same.
 
     box: where it lies in the whole one. kind: `replicated`: the same on all ranks; `cut`: a piece, which the ranks of
     equal tp_rank in all tensor-parallel groups have; `expert`: this rank's alone.
@@ -118,7 +119,7 @@ class ParamPlacement(NamedTuple):
 
 
 def param_placements(model: LM, dims: ParallelDims) -> dict[str, ParamPlacement]:
-    """By parameter's name."""
+    """Return by name what this rank has of each parameter."""
     found = {name: ParamPlacement(Box.whole(parameter), "replicated") for name, parameter in model.named_parameters()}
     for prefix, module in model.named_modules():
         if isinstance(module, Experts):
@@ -142,7 +143,7 @@ def param_placements(model: LM, dims: ParallelDims) -> dict[str, ParamPlacement]
 
 
 def group_by_kind(model: LM, of: Mapping[str, ParamPlacement]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
-    """All parameters, by what others have of them."""
+    """Group all parameters by what others have of them."""
     found: dict[Kind, list[tuple[str, nn.Parameter]]] = {"replicated": [], "cut": [], "expert": []}
     for name, parameter in model.named_parameters():
         found[of[name].kind].append((name, parameter))

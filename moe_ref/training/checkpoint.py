@@ -32,13 +32,14 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Where a local tensor lies in the whole one, of `shape`: from `start` on, in each dimension."""
+    """The place of a local tensor in the whole one, of `shape`: from `start` on, in each dimension."""
 
     shape: tuple[int, ...]
     start: tuple[int, ...]
 
     @staticmethod
     def whole(tensor: Tensor) -> Box:
+        """Return the box of a tensor that is whole here."""
         return Box(tuple(tensor.shape), (0,) * tensor.dim())
 
 
@@ -79,7 +80,7 @@ def save(
 
 
 def latest(parent: Path) -> Path | None:
-    """The newest whole checkpoint; null where there is none."""
+    """Return the newest whole checkpoint; None where there is none."""
     whole = [folder for folder in sorted(parent.glob("step-*")) if (folder / _MANIFEST).is_file()]
     return whole[-1] if whole else None
 
@@ -111,7 +112,7 @@ class Checkpoint:
         self._files: dict[str, Any] = {}
 
     def read(self, name: str, box: Box, length: tuple[int, ...]) -> Tensor:
-        """The part of tensor `name` that starts at `box.start` and has the shape `length`, on the CPU.
+        """Read the part of tensor `name` that starts at `box.start` and has the shape `length`, on the CPU.
 
         Raises `UsageError` where the checkpoint has no such tensor, or one of another shape.
         """
@@ -172,7 +173,7 @@ def _write(temporary: Path, rank: int, tensors: Mapping[str, tuple[Tensor, Box]]
 
 
 def _finish(temporary: Path, folder: Path, step: int, about: Mapping[str, Any], ranks: int) -> None:
-    """Rank 0, once all have written: one manifest of all pieces, and the name by which it counts."""
+    """Write one manifest of all pieces, and the name by which it counts: rank 0, once all have written."""
     tensors: dict[str, Any] = {}
     files = {}
     written = sorted(temporary.glob("rank-*.json"))
@@ -213,7 +214,7 @@ def _sync(path: Path) -> None:
 
 
 def _try(work: Callable[[], None]) -> str:
-    """What went wrong, in words; "" for nothing. Ranks must stay together whatever happens to one."""
+    """Do it, and return what went wrong, in words; "" for nothing. Ranks must stay together whatever happens to one."""
     from safetensors import SafetensorError
 
     try:

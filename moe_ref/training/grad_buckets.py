@@ -33,9 +33,11 @@ class GradBuckets:
 
     @property
     def buckets(self) -> list[Tensor]:
+        """All flat buckets of gradients that other ranks have too."""
         return [*self._replicated, *self._cut]
 
     def zero(self) -> None:
+        """Set all gradients to 0."""
         for bucket in self.buckets:
             bucket.zero_()
         for parameter in self._experts:
@@ -54,7 +56,7 @@ class GradBuckets:
             dims.comms.ep.all_reduce(bucket)
 
     def squares(self) -> Tensor:
-        """fp64, 0-dimensional: this rank's part of the sum of squares, after `reduce`; all ranks' parts make it up."""
+        """Compute this rank's summand of the sum of squares, after `reduce`: fp64, 0-dimensional."""
         dims = self._dims
         shared = _squares(self._replicated) / dims.size + _squares(self._cut) * dims.tp_size / dims.size
         return shared + _squares(self._own())
@@ -71,7 +73,7 @@ class GradBuckets:
 
 
 def _packed(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:
-    """In order, in lists of one dtype and device of at most so many bytes, unless one alone has more."""
+    """Pack parameters in lists of one dtype and device of at most so many bytes, unless one alone has more."""
     lists: list[list[nn.Parameter]] = []
     left = 0
     for parameter in parameters:
@@ -85,7 +87,7 @@ def _packed(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[list[
 
 
 def _flat(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """One buffer of zeros, of which each parameter's gradient is a view: backward adds to it."""
+    """Make one buffer of zeros, of which each parameter's gradient is a view: backward adds to it."""
     buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
     at = 0
     for parameter in parameters:

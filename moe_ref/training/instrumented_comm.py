@@ -27,21 +27,23 @@ _CHANGED = "a tensor that was received has been changed in place since"
 
 
 class Stash:
-    """What one pass of one block has received, in order."""
+    """All that one pass of one block has received, in order."""
 
     def __init__(self) -> None:
         self._kept: deque[_Kept] = deque()
 
     def keep(self, value: Any) -> _Kept:
+        """Put what was received behind the others."""
         kept = _Kept(value)
         self._kept.append(kept)
         return kept
 
     def take(self) -> Any:
+        """Return the next one."""
         return self._kept.popleft().value()
 
     def fill(self, out: Tensor) -> None:
-        """The next one into `out`, which may be where it came to first (`moe_ref.kept_buffers`) and still is."""
+        """Copy the next one into `out`, which may be where it came to first (`moe_ref.kept_buffers`) and still is."""
         kept = self._kept.popleft()
         if kept.is_in(out):
             return
@@ -55,7 +57,7 @@ class _Kept:
         self.settle()
 
     def settle(self) -> None:
-        """It is what it will be: called again when an exchange in flight has ended."""
+        """Note that it is what it will be: called again when an exchange in flight has ended."""
         self._version = self._value._version if isinstance(self._value, Tensor) else None
 
     def value(self) -> Any:
@@ -64,7 +66,7 @@ class _Kept:
         return self._value
 
     def is_in(self, out: Tensor) -> bool:
-        """Whether `out` is the same memory, of which autograd has been told once that it would be written to."""
+        """Say whether `out` is the same memory, of which autograd has been told once that it would be written to."""
         if self._value.data_ptr() != out.data_ptr() or not out.numel():
             return False
         assert self._version is not None and self._value._version == self._version + 1, _CHANGED
@@ -72,7 +74,7 @@ class _Kept:
 
 
 class CommMonitor:
-    """What all communicators of a training are asked for.
+    """Counts and times what all communicators of a training are asked for.
 
     calls: how often each collective was asked for, and how often it was `stashed` and so not made. sent: bytes that
     this rank has handed to each, its own share included. timers: where times go, "a2a" for all-to-alls from call to
@@ -95,16 +97,18 @@ class CommMonitor:
 
     @property
     def a2a_bytes(self) -> int:
+        """Bytes that this rank has handed to all-to-alls."""
         return sum(self.sent[name] for name in ALL_TO_ALLS)
 
     @property
     def a2a_calls(self) -> int:
+        """Calls of all-to-alls."""
         return sum(self.calls[name] for name in ALL_TO_ALLS)
 
     def contexts(
         self, *, stash: bool
     ) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-        """For `LM.forward(contexts=)`: blocks are redone with their exchanges, or without (`stash`)."""
+        """Return what `LM.forward(contexts=)` takes: blocks are redone with their exchanges, or without (`stash`)."""
 
         def make() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             kept = Stash() if stash else None
@@ -139,10 +143,11 @@ class InstrumentedComm(CommWrapper):
         self._waits = ("exposed", "exposed_moe") if of_moe else ("exposed",)
 
     def __getattr__(self, name: str) -> Any:
-        """layout, empty, prepare, explain, close: the communicator's own."""
+        """Give what is the communicator's own: layout, empty, prepare, explain, close."""
         return getattr(self.comm, name)
 
     def add_exposed(self, begin: Mark, end: Mark) -> None:
+        """Count the time between the marks as waited for."""
         for name in self._waits:
             self.monitor.timers.add(name, begin, end)
 

@@ -1,4 +1,4 @@
-"""What a step tells, and where its numbers come from."""
+"""The numbers that a step reports, and where they come from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PEAKS = {
 
 @dataclass(slots=True, kw_only=True)
 class Metrics:
-    """One line of metrics.jsonl. docs/guide/training.md says what each means; null is what was not measured."""
+    """One line of metrics.jsonl. docs/guide/training.md says what each means; None is what was not measured."""
 
     step: int
     loss: float
@@ -47,11 +47,12 @@ class Metrics:
     profiled: bool = False
 
     def to_json(self) -> str:
+        """Return the line."""
         return json.dumps(asdict(self))
 
 
 def peak_flops(device: torch.device, dtype: str) -> float | None:
-    """Of one GPU of this model for these products; null where it is not known, as on CPUs."""
+    """Return the peak of one GPU of this model for these products; None where it is not known, as on CPUs."""
     if device.type != "cuda" or dtype == "fp64":
         return None
     name = torch.cuda.get_device_name(device)
@@ -59,30 +60,31 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most that this rank has had: of the GPU as torch's allocator counts it, else of the process."""
+    """Return the most memory that this rank has had: of the GPU as torch's allocator counts it, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class ExpertLoads:
-    """Of the expert layers of one step: choices for each expert before dropping, and how many were dropped."""
+    """Counts in the expert layers of one step: choices for each expert before dropping, and how many were dropped."""
 
     def __init__(self, layers: int, experts: int, device: torch.device) -> None:
         self._loads_LE = torch.zeros(layers, experts, dtype=torch.int64, device=device)
         self._dropped = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, routings: Sequence[Routing]) -> None:
+        """Count the routings of all expert layers in one pass."""
         for layer, routing in enumerate(routings):
             self._loads_LE[layer] += routing.loads_E
             self._dropped += routing.dropped
 
     def numbers(self) -> Tensor:
-        """fp64 [1 + layers x experts]: dropped, then loads; what ranks add up."""
+        """Return what ranks add up, fp64 [1 + layers x experts]: dropped, then loads."""
         return torch.cat([self._dropped.view(1), self._loads_LE.flatten()]).double()
 
     def read(self, summed: Tensor) -> tuple[float | None, float | None]:
-        """Share of choices that were dropped, and mean over layers of the largest load over the mean load."""
+        """Return the share of dropped choices, and the mean over layers of the largest load over the mean load."""
         loads_LE = summed[1:].view(self._loads_LE.shape)
         total = float(loads_LE.sum())
         if not total:

@@ -23,7 +23,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def rate(config: TrainConfig, step: int) -> float:
-    """The learning rate of step 1, 2, ..: a line up to `lr` at step `warmup`, then half a cosine to lr_end x lr."""
+    """Return the rate of step 1, 2, ..: a line up to `lr` at step `warmup`, then half a cosine to lr_end x lr."""
     if step <= config.warmup:
         return config.lr * step / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
@@ -59,14 +59,14 @@ class DistributedOptimizer:
                 self._owned.append(adam)
 
     def step(self, rate: float) -> None:
-        """Collective with ZeRO-1."""
+        """Update all parameters. Collective with ZeRO-1."""
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
 
     def states(self) -> dict[str, dict[str, Tensor]]:
-        """By parameter's name, of those that this rank updates and has updated: both moments, of its shape."""
+        """Return both moments by parameter's name, of those that this rank updates and has updated."""
         return {
             self._names[parameter]: {moment: optimizer.state[parameter][moment] for moment in _MOMENTS}
             for optimizer in self._owned
@@ -75,11 +75,11 @@ class DistributedOptimizer:
         }
 
     def owned(self) -> list[str]:
-        """Names of the parameters that this rank updates."""
+        """List the names of the parameters that this rank updates."""
         return [self._names[parameter] for optimizer in self._owned for parameter in _parameters(optimizer)]
 
     def load(self, states: dict[str, dict[str, Tensor]], step: int) -> None:
-        """What `states` gave, of the parameters that this rank updates now, after `step` steps."""
+        """Take up what `states` gave, of the parameters that this rank updates now, after `step` steps."""
         for optimizer in self._owned:
             for parameter in _parameters(optimizer):
                 found = {moment: states[self._names[parameter]][moment].to(parameter.device) for moment in _MOMENTS}

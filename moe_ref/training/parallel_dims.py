@@ -21,8 +21,11 @@ from moe_ref.training.timers import Timers
 
 @dataclass(frozen=True, slots=True)
 class Comms:
-    """comm: of all ranks. tp: of this rank's tensor-parallel group; null: it is alone there. ep: of the ranks of equal
-    tp_rank in all groups, comm itself without tp."""
+    """Communicators of a rank.
+
+    comm: of all ranks. tp: of this rank's tensor-parallel group; None: it is alone there. ep: of the ranks of equal
+    tp_rank in all groups, comm itself without tp.
+    """
 
     comm: InstrumentedComm
     tp: InstrumentedComm | None
@@ -31,8 +34,10 @@ class Comms:
 
 @dataclass(frozen=True, slots=True)
 class ParallelDims:
-    """comms: for everything but expert layers, which have `moe`: the same communicators, whose waits are told apart.
-    Null: there is one rank, which has nobody to send to. ep_group: torch's, of `ep`; null: all ranks.
+    """A rank's place in all groups, and its communicators.
+
+    comms: for everything but expert layers, which have `moe`: the same communicators, whose waits are told apart.
+    None: there is one rank, which has nobody to send to. ep_group: torch's, of `ep`; None: all ranks.
     """
 
     rank: int = 0
@@ -57,7 +62,9 @@ class ParallelDims:
 
 
 def create(comm: Communicator | None, tp: int, timers: Timers) -> ParallelDims:
-    """Collective over all ranks. Communicators of groups take commbench's defaults: profiles are of all ranks.
+    """Make the groups. Collective over all ranks.
+
+    Communicators of groups take commbench's defaults: profiles are of all ranks.
 
     Raises `UsageError` where `tp` does not divide the ranks.
     """

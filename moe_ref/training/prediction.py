@@ -1,4 +1,4 @@
-"""How long the exchanges of expert layers are to take in a step of a training, from what was measured before it.
+"""Predicts how long the exchanges of expert layers take in a step of a training, from what was measured before it.
 
 `commbench train ab` imports this by its name, in the parent, before its rounds. Two sources, and either will do:
 
@@ -26,7 +26,7 @@ from moe_ref.training import build
 
 
 def shape(config: TrainConfig) -> Shape:
-    """Of one part of a batch in one layer, on one rank; of a slice of it where a schedule makes slices."""
+    """Return the shape of one micro-batch in one layer, on one rank; of a slice where a schedule makes slices."""
     lm, groups = build.lm_config(config), config.ranks // config.tp
     tokens = config.cut(groups)[1] * config.context
     slices = config.tp if config.schedule == "parm_s1" else 1
@@ -43,16 +43,16 @@ def shape(config: TrainConfig) -> Shape:
 
 
 def check(config: TrainConfig) -> None:
-    """Raises `UsageError` for a model or a schedule that ranks would refuse, before any rank is started."""
+    """Raise `UsageError` for a model or a schedule that ranks would refuse, before any rank is started."""
     build.make_schedule(config)
     build.lm_config(config)
 
 
 def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table], model: Model | None) -> float:
-    """Microseconds of all expert layers' exchanges in a step.
+    """Return the microseconds of all expert layers' exchanges in a step.
 
-    own: what was tuned for this training, null for the defaults. known: profiles of these ranks, for what the defaults
-    take. The time is of a rank: its parts of a batch one after the other, and of redone blocks once more.
+    own: what was tuned for this training, None for the defaults. known: profiles of these ranks, for what the defaults
+    take. The time is of a rank: its micro-batches one after the other, and of redone blocks once more.
     Raises `UsageError` that says why nobody knows: a schedule that computes beside its exchanges, what no profile has
     and there is no model for, or a model of several settings or of none of the links that are needed.
     """
@@ -82,7 +82,7 @@ def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table],
 
 
 def _curve(call: CollectiveCall, of: Shape, table: Table) -> Curve | None:
-    """What was tuned for such calls; profiles are of all ranks' exchanges."""
+    """Return what was tuned for such calls; profiles are of all ranks' exchanges."""
     arguments: Mapping[str, Value] = {}
     if call.collective == "tp_all_to_all":
         arguments = {"tp": of.tp, "tp_input": call.name}
@@ -90,8 +90,9 @@ def _curve(call: CollectiveCall, of: Shape, table: Table) -> Curve | None:
 
 
 def _gain(call: CollectiveCall, of: Shape, curve: Curve) -> float:
-    """Over the default. A choice for memory that is not plain holds where `moe_ref.kept_buffers` makes it, so not in
-    groups.
+    """Return the gain over the default.
+
+    A choice for memory that is not plain holds where `moe_ref.kept_buffers` makes it, so not in groups.
     """
     choice = curve.at(call.nbytes)
     if choice.buffers == "plain" or (of.tp == 1 and call.collective in KEPT):

@@ -99,7 +99,7 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
 
 
 def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> torch.device:
-    """Bring the ranks together as torch's default group; where this rank computes."""
+    """Bring the ranks together as torch's default group, and return where this rank computes."""
     if config.transport == "gloo":
         if info.size > 1:
             transports.load("gloo")(order.transport_options).connect(info, shared)
@@ -126,13 +126,13 @@ def _forget(file: Path, done: int) -> None:
 
 
 def _note(order: Order, info: RankInfo, text: str) -> None:
-    """Which ways the exchanges took, for whoever wants to know afterwards."""
+    """Write which algorithms the exchanges took, for whoever wants to know afterwards."""
     if info.rank == 0:
         write_atomically(order.folder / "communicator.txt", text + "\n")
 
 
 class _Stop:
-    """Whether this rank was asked to end: by SIGTERM or Ctrl-C where a launcher passes them on, else by a file."""
+    """Knows whether this rank is asked to end: by SIGTERM or Ctrl-C where a launcher passes them on, else by a file."""
 
     def __init__(self, order: Order, info: RankInfo) -> None:
         self._path = order.folder / STOP

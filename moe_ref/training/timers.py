@@ -11,13 +11,14 @@ Mark = float | torch.cuda.Event
 
 
 class Timers:
-    """`begin = timers.mark()`, work, `timers.add(name, begin)`; `read` sums what was added since, by name."""
+    """Times by name: `begin = timers.mark()`, work, `timers.add(name, begin)`; `read` sums what was added since."""
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
         self._open: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
 
     def mark(self) -> Mark:
+        """Return a point of time of the device."""
         if not self._gpu:
             return time.perf_counter()
         event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -25,11 +26,11 @@ class Timers:
         return event
 
     def add(self, name: str, begin: Mark, end: Mark | None = None) -> None:
-        """end: null for now."""
+        """Note a time from `begin` to `end`, None for now."""
         self._open[name].append((begin, self.mark() if end is None else end))
 
     def read(self) -> dict[str, float]:
-        """Microseconds by name. Waits for the device, and forgets."""
+        """Return microseconds by name. Waits for the device, and forgets."""
         if self._gpu:
             torch.cuda.synchronize()
         found = {name: sum(_us(begin, end) for begin, end in spans) for name, spans in self._open.items()}

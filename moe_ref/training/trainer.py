@@ -43,10 +43,12 @@ class Diverged(CommbenchError):
 
 
 class Trainer:
+    """A training on one rank: its model, text and optimizer, and what measures them."""
+
     def __init__(
         self, config: TrainConfig, comm: Communicator | None = None, device: torch.device | None = None
     ) -> None:
-        """comm: of all ranks; null: there is one. Collective. Raises `UsageError` for settings that cannot be."""
+        """comm: of all ranks; None: there is one. Collective. Raises `UsageError` for settings that cannot be."""
         self.config = config
         self.device = device or torch.device("cpu")
         self.timers = Timers(self.device)
@@ -71,7 +73,7 @@ class Trainer:
         self.done = 0  # steps
 
     def step(self, *, stop: bool = False) -> tuple[Metrics, bool]:
-        """Collective: one step. stop: whether this rank was asked to; what comes back is whether any was.
+        """Make one step. Collective. stop: whether this rank was asked to; what comes back is whether any was.
 
         Raises `Diverged` on all ranks where the loss or the gradient is no finite number.
         """
@@ -140,7 +142,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Collective: compute bits a byte of the held-out text, the same each time, in micro-batches as a batch is."""
+        """Compute bits a byte of the held-out text, the same each time, in micro-batches as a batch is. Collective."""
         self.model.eval()
         inputs, targets = self._validation
         each = len(inputs) // self.micro_batches
@@ -156,7 +158,7 @@ class Trainer:
         return float(self._sum_over_ranks(total)[0]) / (inputs.numel() * self.config.tp) / math.log(2)
 
     def save(self, folder: Path) -> Path:
-        """Collective: a checkpoint below `folder`."""
+        """Write a checkpoint below `folder`. Collective."""
         tensors: dict[str, tuple[Tensor, Box]] = {}
         states = self.optimizer.states()
         for name, parameter in self.model.named_parameters():
@@ -196,7 +198,7 @@ class Trainer:
         self.done = found.step
 
     def close(self) -> None:
-        """Collective: what the trainer made for itself; the communicator that it was given stays."""
+        """Close what the trainer made for itself; the communicator that it was given stays. Collective."""
         self._dims.close()
 
     def _read(self, found: Checkpoint, tensor: str, name: str) -> Tensor:
@@ -221,7 +223,7 @@ class Trainer:
         return ((self.config.seed * 1_000_003 + step) * 65_537 + micro_batch) % 2**48
 
     def _sum_over_ranks(self, numbers: Tensor) -> Tensor:
-        """Collective: fp64 numbers, summed over ranks."""
+        """Sum fp64 numbers over ranks. Collective."""
         self._dims.all_reduce(numbers)
         return numbers.cpu()
 
@@ -232,7 +234,7 @@ class Trainer:
         return found
 
     def barrier(self) -> None:
-        """Collective: all ranks wait for each other, and for their devices."""
+        """Wait until all ranks, and their devices, have come here. Collective."""
         self._max_over_ranks([0.0])
 
     def _all_succeeded(self, fine: bool) -> bool:
@@ -240,13 +242,13 @@ class Trainer:
 
 
 def _cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
-    """Nats a byte, in fp32 at least."""
+    """Compute nats a byte, in fp32 at least."""
     wide = torch.promote_types(logits_BSV.dtype, torch.float32)
     return functional.cross_entropy(logits_BSV.flatten(0, 1).to(wide), targets_BS.flatten())
 
 
 def check_same(config: TrainConfig, found: Checkpoint) -> None:
-    """Raises `UsageError` where a checkpoint was made by settings that compute something else."""
+    """Raise `UsageError` where a checkpoint was made by settings that compute something else."""
     theirs = TrainConfig.of(json.loads(found.about["config"]))
     changed = config.changed(theirs)
     if "text" not in found.about and config.path != theirs.path:  # of a version that did not know its text
