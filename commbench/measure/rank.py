@@ -64,7 +64,8 @@ def _run_cases(
     seat.check_gpu(transport.device.identity())
     placed = seat.check("after the ranks have connected")
     binding = seat.describe(placed)
-    readback.describe_rank(order, transport, info, {"before": before}, binding=binding)
+    device = {**transport.device.identity(), "before": before}
+    readback.describe_rank(order, info, transport.versions(), device, binding=binding)
     cpus, memory = readback.places(transport, placed)
     if infiniband.asked(asked) and not ports and info.rank == 0:
         events.tell("note", text=f"no InfiniBand or RoCE port on this host, so that {', '.join(asked)} decides nothing")
@@ -91,7 +92,7 @@ def _run_cases(
     after = {"after": transport.device.condition()} if before else {}
     if after or counted or told:
         readback.describe_rank(
-            order, transport, info, {"before": before, **after}, binding=binding, ports=counted, told=told or {}
+            order, info, transport.versions(), device | after, binding=binding, ports=counted, told=told or {}
         )
     transport.close()
 

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from commbench import fabric
@@ -26,11 +26,11 @@ _WORD = 32  # bits that a float holds for certain
 
 
 def describe_rank(
-    order: Order, transport: Transport, info: RankInfo, condition: dict[str, Any], **counted: dict[str, Any]
+    order: Order, info: RankInfo, versions: Mapping[str, str], device: Mapping[str, Any], **more: dict[str, Any]
 ) -> None:
-    """What really happened, per rank: read back from the kernel and the loaded libraries, not from the request.
+    """Write rank-N.json: what this rank really has, read back from the kernel and the libraries, not from the request.
 
-    `condition` of the device, before and after the cases; `counted`: what else is known after them.
+    `versions` of the libraries that it has loaded, `device` that it uses (empty: the host), and what `more` is known.
     """
     description = {
         "rank": info.rank,
@@ -41,10 +41,10 @@ def describe_rank(
         "affinity": sorted(os.sched_getaffinity(0)),
         "launcher": info.launcher,
         "shared_memory": cleanup.mapped(),
-        "versions": transport.versions(),
-        "device": {**transport.device.identity(), **condition},
+        "versions": dict(versions),
+        "device": dict(device),
         "environment": {name: os.environ.get(name) for name in order.outer.env},
-        **counted,
+        **more,
     }
     write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
 

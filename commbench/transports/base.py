@@ -289,7 +289,8 @@ class Transport(Protocol):
 
     def is_out_of_memory(self, error: BaseException) -> bool: ...
 
-    def versions(self) -> dict[str, str]:
+    @staticmethod
+    def versions() -> dict[str, str]:
         """Versions of the libraries that are really loaded."""
         ...
 

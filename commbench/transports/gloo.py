@@ -288,7 +288,8 @@ class Gloo(HostClock):
         # The CPU allocator raises a plain RuntimeError.
         return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
-    def versions(self) -> dict[str, str]:
+    @staticmethod
+    def versions() -> dict[str, str]:
         return {"torch": torch.__version__, "gloo": f"in torch {torch.__version__}"}
 
     def links(self) -> dict[LinkClass, LinkRate]:

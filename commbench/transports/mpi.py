@@ -255,7 +255,8 @@ class Mpi(HostClock):
             isinstance(error, MPI.Exception) and error.Get_error_class() == MPI.ERR_NO_MEM
         )
 
-    def versions(self) -> dict[str, str]:
+    @staticmethod
+    def versions() -> dict[str, str]:
         library = MPI.Get_library_version().split("\n")[0].strip("\0 ")
         return {"mpi4py": mpi4py.__version__, "mpi": library}
 

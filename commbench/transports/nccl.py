@@ -330,7 +330,8 @@ class Nccl:
             or "ncclMemAlloc failed" in text
         )
 
-    def versions(self) -> dict[str, str]:
+    @staticmethod
+    def versions() -> dict[str, str]:
         loaded = torch.cuda.nccl.version()
         return {
             "torch": torch.__version__,

@@ -20,6 +20,7 @@ import commbench
 from commbench import transports, variables
 from commbench.errors import CommbenchError
 from commbench.launch.job import Order
+from commbench.measure import readback
 from commbench.rank_info import RankInfo
 from commbench.run_folder import append_line, read_lines, repair, write_atomically
 from commbench.train.config import REFUSED, STOP, TrainConfig
@@ -41,7 +42,10 @@ def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) 
         config = TrainConfig.of(order.settings["config"])
         events.doing = "the meeting of the ranks"
         device = _connect(config, order, info, shared)
-        seat.check("after the ranks have connected")
+        placed = seat.check("after the ranks have connected")
+        readback.describe_rank(
+            order, info, transports.load(config.transport).versions(), _identity(device), binding=seat.describe(placed)
+        )
         comm = None
         if info.size > 1:
             comm = commbench.communicator(profile=config.profile, allow_mismatch=config.allow_mismatch)
@@ -116,6 +120,15 @@ def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> 
             "nccl", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT, device_id=device
         )
     return device
+
+
+def _identity(device: torch.device) -> dict[str, Any]:
+    """Return which GPU this rank computes on; empty where it computes on the host."""
+    if device.type != "cuda":
+        return {}
+    from commbench.transports.cuda.device import identity_of
+
+    return identity_of(device.index)
 
 
 def _forget(file: Path, done: int) -> None:

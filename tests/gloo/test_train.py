@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -323,6 +324,43 @@ def wait_for(find: Any, process: subprocess.Popen[Any], seconds: float = 90) -> 
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     return found
+
+
+# Shared memory that the ranks of every launch have mapped, as those of libraries that make some have.
+PLANTED = """
+import mmap, os, sys
+if "commbench.measure.fork" in sys.orig_argv:
+    _file = open("/dev/shm/commbench-test-" + os.environ["COMMBENCH_PLANTED"], "w+b")
+    _file.truncate(4096)
+    _shared = mmap.mmap(_file.fileno(), 4096)
+"""
+
+
+def test_a_killed_training_leaves_nothing(tmp_path: Path) -> None:
+    """Each rank has told what it has, be it what a resume then has to remove."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(PLANTED)
+    words = (*WORDS, "ranks_per_node=2", "steps=100000", "save_every=90000", "val_every=0", "-q")
+    shared = Path(f"/dev/shm/commbench-test-{os.getpid()}")
+    env = environment(tmp_path / "site", COMMBENCH_PLANTED=str(os.getpid()))
+    with subprocess.Popen([sys.executable, "-m", "commbench", *words], cwd=tmp_path, env=env) as process:
+        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
+        wait_for(lambda: len(lines_of(metrics)) >= 1 or None, process)  # type: ignore[arg-type]
+        process.kill()
+    ranks = [json.loads(path.read_text()) for path in sorted(metrics.parent.glob("logs/000/rank-*.json"))]
+    for rank, told in enumerate(ranks):
+        assert (told["rank"], told["size"], told["launcher"]) == (rank, 2, "local")
+        assert told["versions"]["torch"] == torch.__version__ and told["device"] == {}
+        assert told["affinity"] == sorted(os.sched_getaffinity(0)) and told["binding"]["policy"] == "none"
+        assert told["shared_memory"] == [str(shared)]
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(told["pid"]) for told in ranks):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(ranks) == 2 and shared.exists()
+    result = here("train", "--resume", "results/latest", "steps=2", "--no-plots", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not shared.exists() and len(list(metrics.parent.glob("logs/001/rank-*.json"))) == 2
 
 
 @pytest.mark.parametrize("whom", ["parent", "all"])

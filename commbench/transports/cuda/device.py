@@ -30,10 +30,16 @@ def index_of(info: RankInfo) -> int:
     return info.local_rank
 
 
+def identity_of(index: int) -> dict[str, Any]:
+    """Return which GPU that is, in the words of `Device.identity`."""
+    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+    return {"name": torch.cuda.get_device_name(index), "uuid": uuid, "index": index}
+
+
 class Cuda:
     def __init__(self, index: int) -> None:
         self.index = index
-        self._uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+        self._uuid = identity_of(index)["uuid"]
         self.generator = BlockGenerator(torch.device("cuda", index))
 
     def missing_memory(self, nbytes: int, ranks: int) -> str:
@@ -47,7 +53,7 @@ class Cuda:
         return int(torch.cuda.get_device_properties(self.index).L2_cache_size)
 
     def identity(self) -> dict[str, Any]:
-        return {"name": torch.cuda.get_device_name(self.index), "uuid": self._uuid, "index": self.index}
+        return identity_of(self.index)
 
     def condition(self) -> dict[str, Any]:
         return gpus.condition(self._uuid)

@@ -184,7 +184,8 @@ class Scripted(OnHost):
     def is_out_of_memory(self, error: BaseException) -> bool:
         return isinstance(error, MemoryError)
 
-    def versions(self) -> dict[str, str]:
+    @staticmethod
+    def versions() -> dict[str, str]:
         return {"scripted": "1"}
 
     def links(self) -> dict[LinkClass, LinkRate]:
