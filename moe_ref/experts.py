@@ -134,8 +134,8 @@ class Experts(nn.Module):
         y_NO = grouped_mm(x, weight_EIO, counts_E)
         if bias_EO is None:
             return y_NO
-        # output_size: or the host would wait for the sum of the counts.
-        return y_NO + bias_EO.to(y_NO.dtype).repeat_interleave(counts_E, 0, output_size=len(x))
+        bias_NO: Tensor = _Repeated.apply(bias_EO, counts_E, len(x), y_NO.dtype)
+        return y_NO + bias_NO
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -177,6 +177,31 @@ class _Biased(torch.autograd.Function):
             torch.bmm(x_END.transpose(1, 2), grad_ENH) if by_weight else None,
             grad_ENH.sum(1) if by_bias else None,
         )
+
+
+class _Repeated(torch.autograd.Function):
+    """The bias of each sorted row's expert: [N, O] of `dtype`.
+
+    Its gradient is a sum over rows in fp32 at least: torch's own adds row by row in the gradient's dtype, and in bf16
+    a sum of ones stays at 256.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bias_EO: Tensor, counts_E: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        experts_E = torch.arange(len(bias_EO), device=bias_EO.device)
+        # output_size: or the host would wait for the sum of the counts.
+        expert_N = experts_E.repeat_interleave(counts_E, output_size=rows)
+        ctx.save_for_backward(expert_N)
+        ctx.experts, ctx.dtype = len(bias_EO), bias_EO.dtype
+        return bias_EO.to(dtype).index_select(0, expert_N)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None, None]:
+        (expert_N,) = ctx.saved_tensors
+        wide = torch.promote_types(grad_NO.dtype, torch.float32)
+        sum_EO = torch.zeros(ctx.experts, grad_NO.shape[1], dtype=wide, device=grad_NO.device)
+        return sum_EO.index_add_(0, expert_N, grad_NO.to(wide)).to(ctx.dtype), None, None, None
 
 
 class FFN(Experts):

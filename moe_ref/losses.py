@@ -1,9 +1,15 @@
-"""What keeps a gate from sending everything to one expert. All are means over real tokens, 0 where there are none."""
+"""What keeps a gate from sending everything to one expert. All are means over real tokens, 0 where there are none.
+
+Each loss has the dtype of the scores or logits that it is given, and so have its gradients. Choices are counted in
+integers and tokens summed in fp32, or in fp64 where that is given: a count in bf16 stays at 256, in fp16 at 2048.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from moe_ref.routing import count
 
 
 def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, *, choices: int = 1) -> Tensor:
@@ -16,11 +22,11 @@ def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, 
     """
     real_T = _real(scores_TE, real_T)
     counted_TK = experts_TK[:, :choices]
-    shares_TK = real_T[:, None].to(scores_TE.dtype).expand_as(counted_TK)
-    chosen_E = scores_TE.new_zeros(scores_TE.shape[1]).scatter_add(0, counted_TK.flatten(), shares_TK.flatten())
-    many = _many(real_T).to(scores_TE.dtype)
-    mean_E = torch.where(real_T[:, None], scores_TE, 0).sum(0) / many
-    return scores_TE.shape[1] * (mean_E * chosen_E / (many * max(1, counted_TK.shape[1]))).sum()
+    experts, many = scores_TE.shape[1], _many(real_T)
+    chosen_E = count(counted_TK, real_T[:, None].expand_as(counted_TK), experts)
+    mean_E = _sum(scores_TE, real_T) / many
+    loss = experts * (mean_E * chosen_E / (many * max(1, counted_TK.shape[1]))).sum()
+    return loss.to(scores_TE.dtype)
 
 
 def importance_load(
@@ -36,18 +42,18 @@ def importance_load(
     E - 1.
     """
     real_T = _real(logits_TE, real_T)
-    importance_E = torch.where(real_T[:, None], logits_TE.softmax(1), 0).sum(0)
-    threshold_T1 = noisy_TE.topk(top_k, dim=1).values[:, -1:]
-    again_TE = torch.special.ndtr((logits_TE - threshold_T1) / noise)
-    load_E = torch.where(real_T[:, None], again_TE, 0).sum(0)
-    return (_squared_variation(importance_E) + _squared_variation(load_E)) / 2
+    wide_TE = logits_TE.to(_wide(logits_TE))
+    importance_E = _sum(wide_TE.softmax(1), real_T)
+    threshold_T1 = noisy_TE.topk(top_k, dim=1).values[:, -1:].to(wide_TE.dtype)
+    load_E = _sum(torch.special.ndtr((wide_TE - threshold_T1) / noise), real_T)
+    return ((_squared_variation(importance_E) + _squared_variation(load_E)) / 2).to(logits_TE.dtype)
 
 
 def z(logits_TE: Tensor, real_T: Tensor | None = None) -> Tensor:
     """Compute the mean over tokens of logsumexp(logits)^2: it keeps logits small (ST-MoE, arXiv 2202.08906, eq. 5)."""
     real_T = _real(logits_TE, real_T)
-    squares_T = logits_TE.logsumexp(1) ** 2
-    return torch.where(real_T, squares_T, 0).sum() / _many(real_T).to(logits_TE.dtype)
+    squares_T = logits_TE.to(_wide(logits_TE)).logsumexp(1) ** 2
+    return (torch.where(real_T, squares_T, 0).sum() / _many(real_T)).to(logits_TE.dtype)
 
 
 def _squared_variation(values_E: Tensor) -> Tensor:
@@ -62,3 +68,12 @@ def _real(rows_TE: Tensor, real_T: Tensor | None) -> Tensor:
 
 def _many(real_T: Tensor) -> Tensor:
     return real_T.sum().clamp(min=1)
+
+
+def _sum(rows_TE: Tensor, real_T: Tensor) -> Tensor:
+    """Return the sum of the real rows: [E], wide."""
+    return torch.where(real_T[:, None], rows_TE, 0).sum(0, dtype=_wide(rows_TE))
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
