@@ -1,4 +1,4 @@
-"""Pieces: how a buffer is cut into chunks, and where blocks of unequal size lie in it."""
+"""How a buffer is cut into chunks, and where blocks of unequal size lie in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from commbench.collectives.splits import Matrix
 
 UNIT_BYTES = 16  # of a cut, so that any dtype and vector width fits
 
-Block = tuple[int, int]  # the rank that it comes from, the rank that it goes to
+RankPair = tuple[int, int]  # the rank that it comes from, the rank that it goes to
 
 
 def cut(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> list[slice]:
@@ -44,20 +44,20 @@ class Places:
     `matrix` has their sizes: bytes from rank i to rank j in row i, column j.
     """
 
-    def __init__(self, matrix: Matrix, blocks: Iterable[Block]) -> None:
-        self._at: dict[Block, slice] = {}
+    def __init__(self, matrix: Matrix, blocks: Iterable[RankPair]) -> None:
+        self._at: dict[RankPair, slice] = {}
         self.nbytes = 0
         for block in blocks:
             end = self.nbytes + int(matrix[block])
             self._at[block] = slice(self.nbytes, end)
             self.nbytes = end
 
-    def run(self, blocks: Iterable[Block]) -> slice:
+    def run(self, blocks: Iterable[RankPair]) -> slice:
         """Where `blocks`, neighbours in this order, lie together."""
         at = [self._at[block] for block in blocks]
         return slice(at[0].start, at[-1].stop)
 
-    def moves(self, source: Places, blocks: Iterable[Block]) -> list[Move]:
+    def moves(self, source: Places, blocks: Iterable[RankPair]) -> list[Move]:
         """The copies that bring `blocks` here from `source`: none for empty ones, one for neighbours in both."""
         found: list[Move] = []
         for block in blocks:

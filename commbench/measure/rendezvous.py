@@ -21,28 +21,28 @@ from commbench.rank_info import RankInfo
 _FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
 
 
-def follow(meeting: Meeting, rank: RankInfo, patience: Patience) -> int:
-    """Any rank but 0, from the meeting to its end; the exit code."""
-    text = meeting.share("")
+def follow(rendezvous: Rendezvous, rank: RankInfo, deadline: StartDeadline) -> int:
+    """Any rank but 0, from the rendezvous to its end; the exit code."""
+    text = rendezvous.broadcast("")
     if not text:  # rank 0 has said why
-        patience.end()
+        deadline.end()
         return EXIT_USAGE
     order = Order.from_json(text)
     visible = order.folder.is_dir()
-    meeting.collect(visible)
-    patience.end()
-    code = start_rank(order, rank, shared=meeting.store) if visible else EXIT_USAGE
+    rendezvous.gather(visible)
+    deadline.end()
+    code = start_rank(order, rank, shared=rendezvous.store) if visible else EXIT_USAGE
     if code == RANK_FAILED:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a program's own handler would let the launcher wait as well
         time.sleep(_FAILED_RANK_STAYS_S)
     return code
 
 
-def lead(meeting: Meeting, order: Order, patience: Patience) -> None:
+def lead(rendezvous: Rendezvous, order: Order, deadline: StartDeadline) -> None:
     """Rank 0: tell the others. Raises `EnvironmentProblem` where some do not see the run folder."""
-    meeting.share(order.to_json())
-    blind = [other for other, sees in enumerate(meeting.collect(True)) if not sees]
-    patience.end()
+    rendezvous.broadcast(order.to_json())
+    blind = [other for other, sees in enumerate(rendezvous.gather(True)) if not sees]
+    deadline.end()
     if blind:
         raise EnvironmentProblem(
             f"ranks {', '.join(map(str, blind))} do not see {order.run_dir}",
@@ -50,13 +50,13 @@ def lead(meeting: Meeting, order: Order, patience: Patience) -> None:
         )
 
 
-def by_store(rank: RankInfo) -> StoreMeeting:
+def store_rendezvous(rank: RankInfo) -> StoreRendezvous:
     """Return how ranks meet that know an address from torchrun or Slurm."""
     if rank.launcher == "slurm":
         from commbench.launch import slurm
 
         os.environ.update(slurm.rendezvous(os.environ))
-    return StoreMeeting(rank)
+    return StoreRendezvous(rank)
 
 
 def leave(code: int) -> NoReturn:
@@ -66,8 +66,8 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-class Patience:
-    """Ends this rank if others have not come to the meeting in time: for one that failed it would wait for ever."""
+class StartDeadline:
+    """Ends this rank if others have not come to the rendezvous in time: for one that failed it would wait for ever."""
 
     def __init__(self, rank: RankInfo) -> None:
         self._timer = threading.Timer(STARTS_WITHIN_S, self._give_up, (rank,))
@@ -88,21 +88,21 @@ class Patience:
         signal.alarm(0)
 
 
-class Meeting(Protocol):
+class Rendezvous(Protocol):
     """How ranks that found each other only through their launcher agree on what to do."""
 
     store: Any  # what a transport may want to meet by
 
-    def share(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """Rank 0's text, on every rank."""
         ...
 
-    def collect(self, flag: bool) -> list[bool]:
+    def gather(self, flag: bool) -> list[bool]:
         """Every rank's flag, on rank 0."""
         ...
 
 
-class StoreMeeting:
+class StoreRendezvous:
     """Ranks meet by a key-value store of torch, whose address the launcher gave to all."""
 
     _TEXT = "commbench/text"
@@ -116,20 +116,20 @@ class StoreMeeting:
         self._rank = rank
         self.store = meet_by_environment()
 
-    def share(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         if self._rank.rank == 0:
             self.store.set(self._TEXT, text)
             return text
         shared: str = self.store.get(self._TEXT).decode()
         return shared
 
-    def collect(self, flag: bool) -> list[bool]:
+    def gather(self, flag: bool) -> list[bool]:
         self.store.set(f"{self._FLAG}/{self._rank.rank}", "1" if flag else "")
         ranks = range(self._rank.size if self._rank.rank == 0 else 0)
         return [bool(self.store.get(f"{self._FLAG}/{other}")) for other in ranks]
 
 
-class MpiMeeting:
+class MpiRendezvous:
     """Ranks meet by MPI, which knows them."""
 
     store = None
@@ -150,14 +150,14 @@ class MpiMeeting:
                 leave(EXIT_USAGE)
             raise
 
-    def share(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         length = np.array([len(text.encode())])
         self._comm.Bcast(length)
         data = np.frombuffer(text.encode(), np.uint8).copy() if text else np.empty(int(length[0]), np.uint8)
         self._comm.Bcast(data)
         return data.tobytes().decode()
 
-    def collect(self, flag: bool) -> list[bool]:
+    def gather(self, flag: bool) -> list[bool]:
         flags = np.empty(self._comm.size, np.uint8)
         self._comm.Allgather(np.array([flag], np.uint8), flags)
         return [bool(other) for other in flags]

@@ -18,7 +18,7 @@ from commbench.errors import EXIT_INTERRUPTED, UsageError, said
 from commbench.launch import placement, supervise
 from commbench.launch.job import EVENTS, Order
 from commbench.measure.rank import run as run_rank
-from commbench.measure.rendezvous import Meeting, MpiMeeting, Patience, by_store, follow, lead, leave
+from commbench.measure.rendezvous import MpiRendezvous, Rendezvous, StartDeadline, follow, lead, leave, store_rendezvous
 from commbench.processes import cleanup
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
@@ -30,16 +30,16 @@ from commbench.sweep.runner import Sweep
 
 def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     die_with_parent()
-    patience = Patience(rank)
-    meeting = _meeting(request, rank)
+    deadline = StartDeadline(rank)
+    rendezvous = _rendezvous(request, rank)
     if rank.rank != 0:
-        return follow(meeting, rank, patience)
+        return follow(rendezvous, rank, deadline)
     try:
         folder, sweep, order, talk = _prepare(request, rank)
     except BaseException:
-        meeting.share("")
+        rendezvous.broadcast("")
         raise
-    lead(meeting, order, patience)
+    lead(rendezvous, order, deadline)
     assert isinstance(sweep.reporter, session.Reporter)
     reporter = sweep.reporter
     only_once = threading.Lock()
@@ -62,7 +62,7 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     with talk:
         talk.progress(0, len(order.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
         try:
-            run_rank(order, rank, shared=meeting.store)
+            run_rank(order, rank, shared=rendezvous.store)
         except KeyboardInterrupt:
             end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
             leave(EXIT_INTERRUPTED)
@@ -71,10 +71,10 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     return end()
 
 
-def _meeting(request: prepare.Request, rank: RankInfo) -> Meeting:
+def _rendezvous(request: prepare.Request, rank: RankInfo) -> Rendezvous:
     if rank.launcher == "mpiexec" or _wants_mpi(request, rank):
-        return MpiMeeting(rank)
-    return by_store(rank)
+        return MpiRendezvous(rank)
+    return store_rendezvous(rank)
 
 
 def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:

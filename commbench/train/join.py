@@ -17,7 +17,7 @@ from commbench.launch.job import Order
 from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
 from commbench.measure.rank import run as run_rank
-from commbench.measure.rendezvous import Patience, by_store, follow, lead, leave
+from commbench.measure.rendezvous import StartDeadline, follow, lead, leave, store_rendezvous
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
 from commbench.run_folder import RunFolder
@@ -36,10 +36,10 @@ def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
             "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
         )
     die_with_parent()
-    patience = Patience(info)
-    meeting = by_store(info)
+    deadline = StartDeadline(info)
+    rendezvous = store_rendezvous(info)
     if info.rank != 0:
-        return follow(meeting, info, patience), None
+        return follow(rendezvous, info, deadline), None
     talk = Line(quiet=request.quiet)
     try:
         config, env = _settings(request, info)
@@ -47,11 +47,11 @@ def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
         with launch.ending(folder, talk):
             order = launch.make_order(folder, config, env, info.launcher, info.started_by)
     except BaseException:
-        meeting.share("")
+        rendezvous.broadcast("")
         raise
     with launch.ending(folder, talk):
-        lead(meeting, order, patience)
-        return _train(request, info, folder, order, talk, meeting.store), folder.path
+        lead(rendezvous, order, deadline)
+        return _train(request, info, folder, order, talk, rendezvous.store), folder.path
 
 
 def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:

@@ -25,7 +25,7 @@ class JoinedNccl(Nccl):
         super().__init__({"layout": (1, size)})
         self.rank, self.size = dist.get_rank(group), size
         self.place = self.cuda = device
-        self.aside, self.second = torch.cuda.Stream(), torch.cuda.Stream()
+        self.side_stream, self.copy_stream = torch.cuda.Stream(), torch.cuda.Stream()
         # A program need not have what the kernels are compiled with.
         self._without = "" if _has_compiler() else "the package cuda-bindings is not installed"
         self._open(group, one_host=one_host and not self._without)

@@ -31,7 +31,7 @@ from commbench.transports.host_clock import HostClock
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
 _INTERFACE = "GLOO_SOCKET_IFNAME"  # read whenever a group is made
-_MEETING = datetime.timedelta(minutes=5)  # ranks on a busy cluster start minutes apart
+_RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)  # ranks on a busy cluster start minutes apart
 
 KINDS = {
     "fp32": torch.float32,
@@ -62,16 +62,16 @@ def meet_at(path: Path, info: RankInfo) -> Any:
     if info.rank == 0:
         # Names are not for machines without a network.
         host = "127.0.0.1" if info.local_size == info.size else socket.gethostname()
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_MEETING)
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
         write_atomically(path, json.dumps([host, store.port]))
         return store
-    deadline = time.monotonic() + _MEETING.total_seconds()
+    deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
     while not path.exists():
         if time.monotonic() > deadline:
             raise RuntimeError(f"rank 0 has not told its address in {path}")
         time.sleep(0.01)
     host, port = json.loads(path.read_text())
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_MEETING)
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
 
 
 def meet(info: RankInfo) -> Any:

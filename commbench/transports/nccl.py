@@ -33,7 +33,7 @@ from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
 from commbench.transports.cuda.device import Cuda, index_of
-from commbench.transports.cuda.one_sided import GpuPuts, Meeting, copy_rate_gbps
+from commbench.transports.cuda.one_sided import GpuPuts, StreamBarrier, copy_rate_gbps
 from commbench.transports.cuda.registered_memory import Windows
 from commbench.transports.cuda.symmetric_memory import PeerMemory
 from commbench.transports.cuda.timer import EventTimer, HostTimer
@@ -136,7 +136,7 @@ class NcclComm(TorchComm):
         transport = self._transport
         return GpuPuts(
             transport.memory, transport.cuda.index, self._members, self.rank, plan,
-            aside=transport.aside if transport.beside else None, second=transport.second,
+            side_stream=transport.side_stream if transport.beside else None, copy_stream=transport.copy_stream,
         )  # fmt: skip
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
@@ -165,7 +165,7 @@ class Nccl:
         self._virtual_hosts: bool = options.get("virtual_hosts", False)
         self._last_bytes = 0
         self._timers: dict[str, Timer] = {}
-        self._meeting: Meeting | None = None
+        self._stream_barrier: StreamBarrier | None = None
         self.comms: list[NcclComm] = []  # in the order in which they were made, which is alike on all their ranks
         self._graphs: list[torch.cuda.CUDAGraph] = []  # of this case
 
@@ -183,7 +183,7 @@ class Nccl:
         # Not the default stream: NCCL's copy engines refuse it, and a graph cannot be captured on it.
         torch.cuda.set_stream(torch.cuda.Stream())
         # Made once: torch has 32 and hands them out in turn.
-        self.aside, self.second = torch.cuda.Stream(), torch.cuda.Stream()
+        self.side_stream, self.copy_stream = torch.cuda.Stream(), torch.cuda.Stream()
         self.device = Cuda(self.cuda.index)
         store = shared if shared is not None else meet(info)
         dist.init_process_group(
@@ -196,13 +196,13 @@ class Nccl:
         self._one_host = info.local_size == info.size
         self._open(world, one_host=self._one_host and not self._virtual_hosts)
         if self._one_sided:
-            self._meeting = Meeting(self.memory, self.cuda.index, self.rank, self.size)
+            self._stream_barrier = StreamBarrier(self.memory, self.cuda.index, self.rank, self.size)
         self._all_reduce_one()  # connects the ranks
         torch.cuda.synchronize()
         self._links: dict[LinkClass, LinkRate] = {}
-        if self._meeting is not None and info.size > 1:
+        if self._stream_barrier is not None and info.size > 1:
             timer = self.timer("isolated")
-            rate = copy_rate_gbps(self.memory, self._meeting, timer, self.cuda.index, self.rank, info.size)
+            rate = copy_rate_gbps(self.memory, self._stream_barrier, timer, self.cuda.index, self.rank, info.size)
             # The same on all ranks: what the slowest does.
             self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
 
@@ -240,7 +240,7 @@ class Nccl:
             gc.collect()
         self._drop_graphs()
         self.windows.release()
-        self.memory.forget([self._meeting.scratch] if self._meeting else [])
+        self.memory.forget([self._stream_barrier.scratch] if self._stream_barrier else [])
         self._last_bytes = int(labels["size_bytes"])
 
     def _drop_graphs(self) -> None:
@@ -287,7 +287,7 @@ class Nccl:
             if kind == "host":
                 self._timers[kind] = HostTimer(self._latest, one_host=self._one_host)
             else:
-                self._timers[kind] = EventTimer(self._meeting or self._all_reduce_one, self.barrier)
+                self._timers[kind] = EventTimer(self._stream_barrier or self._all_reduce_one, self.barrier)
         return self._timers[kind]
 
     def capture(self, calls: Sequence[Ready]) -> Ready:

@@ -67,12 +67,12 @@ class Kernel:
         self._launch = driver.cuLaunchKernel
         self._function = function
 
-    def bind(self, argument: ctypes.Structure, *, blocks: int, threads: int) -> Launch:
+    def bind(self, argument: ctypes.Structure, *, blocks: int, threads: int) -> KernelLaunch:
         """`argument` is the kernel's only one, by value."""
-        return Launch(self._launch, self._function, argument, blocks, threads)
+        return KernelLaunch(self._launch, self._function, argument, blocks, threads)
 
 
-class Launch:
+class KernelLaunch:
     """A kernel with its argument and its size. Calling it costs a few microseconds of the host."""
 
     def __init__(self, launch: Any, function: Any, argument: ctypes.Structure, blocks: int, threads: int) -> None:

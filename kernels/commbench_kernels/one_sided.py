@@ -35,7 +35,7 @@ _LITTLE_BYTES = 128 << 10  # for one block to send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class PeerBlock:
     """What one rank exchanges with one peer (itself among them). Addresses are in the caller's address space."""
 
     source: int  # in the own input: what goes to the peer
@@ -92,7 +92,7 @@ def _call_type(ranks: int) -> type[ctypes.Structure]:
     return Call
 
 
-def _argument(rank: int, blocks: Sequence[Block], slot_bytes: int) -> ctypes.Structure:
+def _argument(rank: int, blocks: Sequence[PeerBlock], slot_bytes: int) -> ctypes.Structure:
     call: Any = _call_type(len(blocks))()
     for peer, block in zip(call.peers, blocks, strict=True):
         for name in ("source", "target", "arrival", "scratch", "sent", "received"):
@@ -102,7 +102,7 @@ def _argument(rank: int, blocks: Sequence[Block], slot_bytes: int) -> ctypes.Str
     return call  # type: ignore[no-any-return]
 
 
-def _alignment(blocks: Sequence[Block]) -> int:
+def _alignment(blocks: Sequence[PeerBlock]) -> int:
     """The largest power of two, up to 16, of which all addresses of data are multiples."""
     merged = 16
     for block in blocks:
@@ -110,33 +110,37 @@ def _alignment(blocks: Sequence[Block]) -> int:
     return merged & -merged
 
 
-def store(device: int, rank: int, blocks: Sequence[Block], *, ctas: int, threads: int = THREADS) -> compiler.Launch:
+def store(
+    device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int, threads: int = THREADS
+) -> compiler.KernelLaunch:
     """A call by stores. `blocks`: one for each rank, in rank order. `ctas`: alike on all, a multiple of the ranks."""
     kernel = compiler.kernel(SOURCE, f"store_{_width(blocks)}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=threads)
 
 
-def own(device: int, rank: int, blocks: Sequence[Block], *, ctas: int) -> compiler.Launch:
+def own(device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int) -> compiler.KernelLaunch:
     """The own block's part of a call, without any handshake."""
     kernel = compiler.kernel(SOURCE, f"own_{_width(blocks)}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=THREADS)
 
 
-def _width(blocks: Sequence[Block]) -> int:
+def _width(blocks: Sequence[PeerBlock]) -> int:
     """Bytes that a thread may move at a time."""
     return next(width for width in (16, 4, 1) if _alignment(blocks) >= width)
 
 
-def packets(device: int, rank: int, blocks: Sequence[Block], *, ctas: int, slot_bytes: int) -> compiler.Launch:
+def packets(
+    device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int, slot_bytes: int
+) -> compiler.KernelLaunch:
     """A call by packets, whose slots follow the flags in the scratch."""
     width = 8 if _alignment(blocks) >= 8 else 1
     kernel = compiler.kernel(SOURCE, f"packets_{width}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, slot_bytes), blocks=ctas, threads=THREADS)
 
 
-def handshake(device: int, rank: int, scratches: Sequence[int]) -> compiler.Launch:
+def handshake(device: int, rank: int, scratches: Sequence[int]) -> compiler.KernelLaunch:
     """All ranks meet: work that follows on the stream begins when every rank's stream has come this far."""
-    nothing = [Block(source=0, target=0, arrival=0, scratch=at, sent=0, received=0) for at in scratches]
+    nothing = [PeerBlock(source=0, target=0, arrival=0, scratch=at, sent=0, received=0) for at in scratches]
     kernel = compiler.kernel(SOURCE, "handshake", device, RANKS=len(scratches))
     threads = -(-len(scratches) // 32) * 32
     return kernel.bind(_argument(rank, nothing, 0), blocks=1, threads=threads)

@@ -157,14 +157,14 @@ def test_the_reference_is_an_all_to_all() -> None:
 
 def test_the_argument_is_the_struct_of_the_kernels() -> None:
     """Six words of a peer, then the slot and the rank; up to 72 ranks fit where a kernel's arguments are."""
-    block = one_sided.Block(source=1, target=2, arrival=3, scratch=4, sent=5, received=6)
+    block = one_sided.PeerBlock(source=1, target=2, arrival=3, scratch=4, sent=5, received=6)
     argument = one_sided._argument(1, [block, block], 7)
     assert bytes(argument) == np.array([1, 2, 3, 4, 5, 6] * 2 + [7, 1], dtype=np.uint64).tobytes()
     assert ctypes.sizeof(one_sided._argument(0, [block] * 72, 0)) <= 4096
 
 
 def test_the_widest_access_that_addresses_allow() -> None:
-    block = one_sided.Block(source=64, target=128, arrival=256, scratch=0, sent=5, received=6)
+    block = one_sided.PeerBlock(source=64, target=128, arrival=256, scratch=0, sent=5, received=6)
     assert one_sided._alignment([block]) == 16
     assert one_sided._alignment([block, dataclasses.replace(block, target=8)]) == 8
     assert one_sided._alignment([dataclasses.replace(block, arrival=255)]) == 1

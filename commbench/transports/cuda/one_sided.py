@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from commbench_kernels import compiler, one_sided, scratch
-from commbench_kernels.one_sided import Block
+from commbench_kernels.one_sided import PeerBlock
 
 from commbench.transports.base import Array, PutPlan, Ready, Timer, Work
 from commbench.transports.cuda.symmetric_memory import PeerMemory
@@ -16,10 +16,10 @@ from commbench.transports.cuda.symmetric_memory import PeerMemory
 _RATE_BYTES = 512 << 20  # of each copy with which the ceiling is measured
 _RATE_COPIES = 5
 
-Launch = Callable[[int], None]  # of something on the stream with this handle
+Enqueue = Callable[[int], None]  # of something on the stream with this handle
 
 
-class Meeting:
+class StreamBarrier:
     """All ranks' streams meet: what follows begins when every rank has come this far."""
 
     def __init__(self, memory: PeerMemory, index: int, rank: int, ranks: int) -> None:
@@ -42,12 +42,12 @@ class GpuPuts:
         rank: int,
         plan: PutPlan,
         *,
-        aside: torch.cuda.Stream | None,
-        second: torch.cuda.Stream,
+        side_stream: torch.cuda.Stream | None,
+        copy_stream: torch.cuda.Stream,
     ) -> None:
         """`members`: the ranks of the world in this communicator.
 
-        Calls run on the stream `aside`, or on the current one; copies inside the GPU on `second`.
+        Calls run on the stream `side_stream`, or on the current one; copies inside the GPU on `copy_stream`.
         """
         self._memory, self._index, self._members, self._rank = memory, index, members, rank
         self._engine, self._routes = plan.engine, plan.routes
@@ -56,7 +56,7 @@ class GpuPuts:
             self._slot = scratch.slot_bytes(plan.largest, plan.ctas, one_sided.THREADS)
         self._scratch = memory.zeros(plan.scratch_bytes)
         self._scratches = self._of(memory.addresses(self._scratch))
-        self._aside, self._second = aside, second
+        self._side_stream, self._copy_stream = side_stream, copy_stream
         if plan.engine == "copies" and plan.params["memops"]:
             self._meet = [one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1)]
         elif plan.engine == "copies":
@@ -72,7 +72,7 @@ class GpuPuts:
         assert isinstance(out, torch.Tensor) and isinstance(inp, torch.Tensor)
         outs = self._of(self._memory.addresses(out))
         blocks = [
-            Block(
+            PeerBlock(
                 source=inp.data_ptr() + route.source.start,
                 target=outs[peer] + route.target.start,
                 arrival=out.data_ptr() + route.arrival.start,
@@ -83,7 +83,7 @@ class GpuPuts:
             for peer, route in enumerate(self._routes)
         ]
         if self._engine == "packets":
-            launch: Launch = one_sided.packets(self._index, self._rank, blocks, ctas=self._ctas, slot_bytes=self._slot)
+            launch: Enqueue = one_sided.packets(self._index, self._rank, blocks, ctas=self._ctas, slot_bytes=self._slot)
         elif self._engine == "store":
             launch = one_sided.store(self._index, self._rank, blocks, ctas=self._ctas, threads=self._threads)
         else:
@@ -94,13 +94,13 @@ class GpuPuts:
     def _of(self, world: Sequence[int]) -> list[int]:
         return [world[member] for member in self._members]
 
-    def _start(self, launch: Launch, buffers: tuple[torch.Tensor, torch.Tensor]) -> Work | None:
-        if self._aside is not None:
+    def _start(self, launch: Enqueue, buffers: tuple[torch.Tensor, torch.Tensor]) -> Work | None:
+        if self._side_stream is not None:
             current = torch.cuda.current_stream()
-            self._aside.wait_stream(current)
-            with torch.cuda.stream(self._aside):
-                launch(self._aside.cuda_stream)
-            return _Joined(self._aside)
+            self._side_stream.wait_stream(current)
+            with torch.cuda.stream(self._side_stream):
+                launch(self._side_stream.cuda_stream)
+            return _Joined(self._side_stream)
         stream = _stream(self._index)
         if stream != self._last:
             self._follow(stream)
@@ -114,8 +114,8 @@ class GpuPuts:
             torch.cuda.current_stream().wait_stream(last)
         self._last = stream
 
-    def _copies(self, blocks: Sequence[Block]) -> Launch:
-        """Let the copy engines put the blocks. The own block is copied meanwhile, on a second stream, by one of them
+    def _copies(self, blocks: Sequence[PeerBlock]) -> Enqueue:
+        """Let the copy engines put the blocks. The own block is copied meanwhile, on `copy_stream`, by one of them
         or by SMs.
         """
         ranks, rank = len(blocks), self._rank
@@ -123,21 +123,21 @@ class GpuPuts:
         order = [blocks[(rank + k) % ranks] for k in range(1, ranks)]
         messages = [(block.target, block.source, block.sent) for block in order if block.sent]
         own = blocks[rank]
-        second = self._second
-        copy_own: Launch = functools.partial(_copy, own.target, own.source, own.sent)
+        copy_stream = self._copy_stream
+        copy_own: Enqueue = functools.partial(_copy, own.target, own.source, own.sent)
         if self._ctas:
             copy_own = one_sided.own(self._index, rank, blocks, ctas=self._ctas)
 
         def launch(stream: int) -> None:
             if own.sent:
-                second.wait_stream(torch.cuda.current_stream())
-                copy_own(second.cuda_stream)
+                copy_stream.wait_stream(torch.cuda.current_stream())
+                copy_own(copy_stream.cuda_stream)
             enter(stream)
             for target, source, nbytes in messages:
                 _copy(target, source, nbytes, stream)
             leave(stream)
             if own.sent:
-                torch.cuda.current_stream().wait_stream(second)
+                torch.cuda.current_stream().wait_stream(copy_stream)
 
         return launch
 
@@ -152,7 +152,7 @@ class _Joined:
         torch.cuda.current_stream().wait_event(self._done)
 
 
-def copy_rate_gbps(memory: PeerMemory, meeting: Meeting, timer: Timer, index: int, rank: int, size: int) -> float:
+def copy_rate_gbps(memory: PeerMemory, barrier: StreamBarrier, timer: Timer, index: int, rank: int, size: int) -> float:
     """Collective: what the copy engine of each GPU writes into the next one's memory, all at the same time.
 
     The ceiling beside which results stand. 0 where there is no memory to measure it with.
@@ -175,7 +175,7 @@ def copy_rate_gbps(memory: PeerMemory, meeting: Meeting, timer: Timer, index: in
         best = max(best, _RATE_COPIES * _RATE_BYTES / timer.between_us(begin, end) / 1e3)
     timer.barrier()  # the neighbour may still copy into what is dropped here
     timer.synchronize()
-    memory.forget([meeting.scratch])
+    memory.forget([barrier.scratch])
     return best
 
 

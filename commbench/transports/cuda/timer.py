@@ -23,7 +23,7 @@ _START_IN_NS = 1_000_000  # several times what it takes to agree on it
 _CALIBRATION_CYCLES = 2_000_000
 _CALIBRATION_S = 0.4  # an idle GPU runs at a fifth of its clock
 _SKEW_SAMPLES = 20
-_SKEW_MEETINGS = 10
+_SKEW_BARRIERS = 10
 
 
 class EventTimer:
@@ -84,18 +84,18 @@ class EventTimer:
     def _skew(self) -> float:
         """What it takes to meet when all are there: the last rank leaves the barrier no later after the first.
 
-        Of several meetings in a row, less the first, as a pair of events costs more than what is between them.
+        Of several barriers in a row, less the first, as a pair of events costs more than what is between them.
         """
         times = []
-        for meetings in (1, 1 + _SKEW_MEETINGS) * _SKEW_SAMPLES:
+        for barriers in (1, 1 + _SKEW_BARRIERS) * _SKEW_SAMPLES:
             self.barrier()
             begin = self.mark()
-            for _ in range(meetings):
+            for _ in range(barriers):
                 self._meet()
             end = self.mark()
             self.synchronize()
             times.append(self.between_us(begin, end))
-        return max(0.0, (statistics.median(times[1::2]) - statistics.median(times[::2])) / _SKEW_MEETINGS)
+        return max(0.0, (statistics.median(times[1::2]) - statistics.median(times[::2])) / _SKEW_BARRIERS)
 
 
 class HostTimer(HostMarks):
