@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +26,16 @@ _STOP_ORDER = ("iters", "precision", "samples", "cap")
 
 _LONGEST_TEXT = 20
 
-# Of a product beside the collective: medians over launches of each launch's own.
-_BESIDE = (
+# Of these a row has the median over launches of each launch's own.
+_MEDIANS = (
+    *("time_us_mean", "time_us_p95", "host_us", "skew_us"),
     *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
     *("comm_slowdown", "compute_slowdown", "overlap_percent"),
+    *("wire_bytes", "link_imbalance", "cpu_percent"),
 )
-_METERED = ("wire_bytes", "link_imbalance", "cpu_percent")
-# What only a case that is `ok` has.
-_NUMBERS = (
-    "time_us",
-    "time_us_low",
-    "time_us_high",
-    "interval_of",
-    "time_us_mean",
-    "time_us_p95",
-    "host_us",
-    "skew_us",
-    "calls_per_sample",
-    "algbw_gbps",
-    "busbw_gbps",
-    "bound_gbps",
-    "bound_fraction",
-    "bound_us",
-    "steps_us",
-    "wire_bytes",
-    "link_imbalance",
-    "cpu_percent",
-    "busbw_mean_gbps",
-    *_BESIDE,
-    "wrong",
-    "stop_reason",
-)
+_FIELDS = frozenset(item.name for item in fields(Row))
+# What a case that is not `ok` lacks.
+_NUMBERS = dict.fromkeys(item.name for item in fields(Row) if str(item.type).endswith("| None"))
 
 
 class Samples:
@@ -123,10 +103,6 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         time_us_low=low,
         time_us_high=high,
         interval_of=of,
-        time_us_mean=_median([m.time_us_mean for m in measurements]),
-        time_us_p95=_median([m.time_us_p95 for m in measurements]),
-        host_us=_median([m.host_us for m in measurements]),
-        skew_us=_median([m.skew_us for m in measurements]),
         calls_per_sample=int(np.median([m.calls_per_sample for m in measurements])),
         algbw_gbps=algbw,
         busbw_gbps=busbw,
@@ -135,8 +111,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         bound_us=least_us,
         steps_us=steps_us,
         busbw_mean_gbps=mean,
-        **{name: _median([getattr(m, name) for m in measurements]) for name in _BESIDE},
-        **{name: _median([getattr(m, name) for m in measurements]) for name in _METERED},
+        **{name: _median([getattr(m, name) for m in measurements]) for name in _MEDIANS},
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
     )
@@ -179,51 +154,31 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         mean_bytes = collectives.get(case.collective).mean_bytes(spec)
     # All groups do the same at the same time.
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
-    emulated = case.outer.emulated
-    values: dict[str, Any] = dict.fromkeys(_NUMBERS)
-    values.update(numbers)
     done = [m for m in measurements if m.status is Status.OK]
-    return Row(
-        case_id=case.case_id,
-        status=status,
-        reason=reason,
-        collective=case.collective,
-        arguments={key: _short(value) for key, value in case.arguments.items()},
-        in_place=case.in_place,
-        algorithm=case.algorithm,
-        params=case.params,
-        transport=case.outer.transport,
-        mode=case.mode,
-        buffers=case.buffers,
-        cache=case.cache,
-        dtype=case.dtype,
-        size_bytes=case.size_bytes,
-        ranks=layout.ranks,
-        nodes=layout.nodes,
-        groups=case.groups,
-        group_size=layout.ranks // groups,
-        overlap=case.overlap,
-        fabric=Fabric.EMULATED if emulated else next((m.fabric for m in measurements if m.fabric), ""),
-        link=emulated.link if emulated else "",
-        message_overhead=emulated.message_overhead if emulated else 0,
-        spines=emulated.spines if emulated else 0,
-        routing=emulated.routing if emulated else "",
-        intra_link=emulated.intra_link if emulated else "",
-        slow_link=emulated.slow_link if emulated else "",
-        env=case.outer.env,
-        binding=case.outer.binding,
-        cpu_masks=case.outer.cpu_masks,
-        binding_memory=case.outer.binding_memory,
-        rank_cpus=_read_back([m.rank_cpus for m in done]),
-        rank_memory=_read_back([m.rank_memory for m in done]),
-        launches=len({m.launch for m in done}),
-        samples=sum(m.samples for m in done),
-        inter_bytes=None if traffic is None else traffic["inter"] * groups,
-        intra_bytes=None if traffic is None else traffic["intra"] * groups,
-        mean_bytes=mean_bytes,
-        scratch_bytes=scratch,
-        **values,
-    )
+    computed = {
+        "case_id": case.case_id,
+        "status": status,
+        "reason": reason,
+        "arguments": {key: _short(value) for key, value in case.arguments.items()},
+        "ranks": layout.ranks,
+        "group_size": layout.ranks // groups,
+        "fabric": Fabric.EMULATED if case.outer.emulated else next((m.fabric for m in measurements if m.fabric), ""),
+        "rank_cpus": _read_back([m.rank_cpus for m in done]),
+        "rank_memory": _read_back([m.rank_memory for m in done]),
+        "launches": len({m.launch for m in done}),
+        "samples": sum(m.samples for m in done),
+        "inter_bytes": None if traffic is None else traffic["inter"] * groups,
+        "intra_bytes": None if traffic is None else traffic["intra"] * groups,
+        "mean_bytes": mean_bytes,
+        "scratch_bytes": scratch,
+    }
+    return Row(**{**_NUMBERS, **_asked(case), **computed, **numbers})
+
+
+def _asked(case: Case) -> dict[str, Any]:
+    """Return the fields of a row that its case, its set-up or its emulated fabric has by the same name."""
+    records = [item for item in (case.outer.emulated, case.outer, case) if item is not None]
+    return {f.name: getattr(item, f.name) for item in records for f in fields(item) if f.name in _FIELDS}
 
 
 def _read_back(launches: Sequence[list[str] | None]) -> str:
