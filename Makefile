@@ -2,17 +2,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Two rooms at a time, in this order. Tests of one room never run beside each other: in the first are all that no other
-# room names, whose ranks would share links and cores; ranks of the last two only compute, and time nothing.
-ROOMS := .with-ranks .without-ranks .training .communicators
-WITHOUT_RANKS := tests/unit tests/kernels tests/moe
-COMMUNICATORS := $(wildcard tests/gloo/test_communicator_*.py tests/gloo/test_moe*.py) tests/gloo/test_helloworld.py
-TRAINING := $(wildcard tests/gloo/test_train*.py) tests/package
+# Rooms run beside each other, the longest first; tests of one room run one after the other. Each test is in one room.
+ROOMS := unit training gloo mpi emulated communicators
+JOBS ?= 3
+named = $(foreach name,$(1),$(or $(wildcard $(name)),$(error no tests are called $(name))))
+unit = $(call named,tests/unit tests/moe tests/kernels)
+training = $(call named,tests/gloo/test_train*.py tests/package)
+communicators = $(call named,tests/gloo/test_communicator_*.py tests/gloo/test_moe*.py tests/gloo/test_helloworld.py)
+gloo = $(filter-out $(training) $(communicators),$(call named,tests/gloo/test_*.py tests/slurm tests/gpu))
+mpi = $(call named,tests/mpi)
+emulated = $(call named,tests/emulated)
+programs = $(wildcard tests/programs/test_*.py)
+TOGETHER := --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=target
 CASES ?= not slow
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test test-all $(ROOMS) check bench clean help
+.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check ci bench clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -24,28 +30,28 @@ test: $(VENV)/.dev ## run the tests: make test ARGS="tests/unit -k stats"
 ifdef ARGS
 	$(BIN)/python -m pytest -m "$(CASES)" $(ARGS)
 else
-	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target $(ROOMS)
+	$(MAKE) $(TOGETHER) $(ROOMS:%=.%)
 endif
 
 test-all: export CASES = slow or not slow
 test-all: test ## run the tests, and more cases of some of them (longer)
 
-.with-ranks:
-	$(BIN)/python -m pytest -m "$(CASES)" $(patsubst %,--ignore=%,$(WITHOUT_RANKS) $(COMMUNICATORS) $(TRAINING)) tests
+test-programs: $(VENV)/.dev ## run the tests of programs that need more than CI installs
+	$(if $(programs),$(BIN)/python -m pytest --durations=10 $(programs),@echo "there are no tests/programs yet")
 
-.without-ranks:
-	$(BIN)/python -m pytest -m "$(CASES)" $(WITHOUT_RANKS)
+$(ROOMS:%=.%): .%:
+	$(BIN)/python -m pytest -m "$(CASES)" --durations=10 $($*)
 
-.communicators:
-	$(BIN)/python -m pytest -m "$(CASES)" $(COMMUNICATORS)
-
-.training:
-	$(BIN)/python -m pytest -m "$(CASES)" $(TRAINING)
+rooms: ## list which tests are in which room
+	@$(foreach room,$(ROOMS),echo "$(room): $($(room))";)
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+ci: $(VENV)/.dev ## what has to pass before work lands: check and test, beside each other
+	$(MAKE) $(TOGETHER) check $(ROOMS:%=.%)
 
 bench: $(VENV)/.dev ## what the harness costs, and kills over gloo (minutes; prints tables)
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from commbench.train import results
 from tests.conftest import REPOSITORY
 
 WITHOUT_BUSBW = {"tp_all_to_all"}
+UNTOLD = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
 SOURCES = sorted(REPOSITORY.glob("commbench/**/*.py"))
 
@@ -191,7 +194,34 @@ def test_readme_commands_are_in_the_makefile() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for command in re.findall(r"^    make (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
-    assert "make test" in (REPOSITORY / ".ci/run").read_text()
+    assert "make ci" in (REPOSITORY / ".ci/run").read_text()
+    (ci,) = re.findall(r"^ci:.*\n\t(.*)$", makefile, re.MULTILINE)
+    (test,) = re.findall(r"^else\n\t(.*)$", makefile, re.MULTILINE)
+    assert ci.split() == [*test.split()[:2], "check", *test.split()[2:]], "CI runs the tests that `make test` runs"
+
+
+def test_each_test_is_in_one_room(tmp_path: Path) -> None:
+    """`make test` runs rooms beside each other. A pattern that names nothing would let pytest run everything."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not here")
+
+    def rooms(folder: Path) -> subprocess.CompletedProcess[str]:
+        words = ["make", "--no-print-directory", "-f", str(REPOSITORY / "Makefile"), "rooms"]
+        # `make test` tells its children what it was called with.
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, env=UNTOLD)
+
+    told = dict(line.split(": ") for line in rooms(REPOSITORY).stdout.splitlines())
+    tests = {
+        str(path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        if path.relative_to(REPOSITORY / "tests").parts[0] != "programs"
+    }
+    named = [REPOSITORY / name for names in told.values() for name in names.split()]
+    files = [file for path in named for file in ([path] if path.is_file() else path.rglob("test_*.py"))]
+    found = [str(file.relative_to(REPOSITORY)) for file in files]
+    assert sorted(found) == sorted(tests)
+    empty = rooms(tmp_path)
+    assert empty.returncode != 0 and "no tests are called tests/unit" in empty.stderr
 
 
 def test_no_results_but_reference_ones_are_tracked() -> None:
