@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from commbench.errors import unknown
 
 if TYPE_CHECKING:
-    from commbench.launch.job import Order
+    from commbench.launch.job import Job
 
-# name -> a module with `command(order_path, order)`, the words to run, and `explain(log)`, which rank ended hard by the
-# launcher's own account. It may have `environment(order)`, variables that the launcher itself needs; `check()`, which
+# name -> a module with `command(job_path, job)`, the words to run, and `explain(log)`, which rank ended hard by the
+# launcher's own account. It may have `environment(job)`, variables that the launcher itself needs; `check()`, which
 # raises `EnvironmentProblem` where it cannot work here; `check_emulated(env)`, the same for ranks with `env` on an
 # emulated fabric; and `cancel(folder)`, to end ranks that are not below it.
 TABLE: dict[str, str] = {
@@ -30,9 +30,9 @@ TABLE: dict[str, str] = {
 class Launcher(NamedTuple):
     """A launcher's functions. Those that its module does not define do nothing."""
 
-    command: Callable[[Path, Order], list[str]]
+    command: Callable[[Path, Job], list[str]]
     explain: Callable[[str], str]
-    environment: Callable[[Order], dict[str, str]]
+    environment: Callable[[Job], dict[str, str]]
     check: Callable[[], None]
     check_emulated: Callable[[Mapping[str, str]], None]
     cancel: Callable[[Path], None]
@@ -45,7 +45,7 @@ def get(name: str) -> Launcher:
     return Launcher(
         command=module.command,
         explain=module.explain,
-        environment=getattr(module, "environment", lambda order: {}),
+        environment=getattr(module, "environment", lambda job: {}),
         check=getattr(module, "check", lambda: None),
         check_emulated=getattr(module, "check_emulated", lambda env: None),
         cancel=getattr(module, "cancel", lambda folder: None),

@@ -1,4 +1,4 @@
-"""The order of a launch: what the parent writes to disk and every rank reads."""
+"""The job of a launch: what the parent writes to disk, as order.json, and every rank reads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRACE_DOING = "doing: "  # how a line begins that says what a rank was at, in th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class Job:
     run_dir: str
     attempt: str
     launch: int
@@ -57,12 +57,12 @@ class Order:
         return json.dumps({**asdict(self), "cases": [asdict(case) for case in self.cases]})
 
     @staticmethod
-    def from_json(text: str) -> Order:
+    def from_json(text: str) -> Job:
         raw = json.loads(text)
         raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
         raw["outer"] = from_dict(Outer, raw["outer"])
         raw["placements"] = tuple(_placement(place) for place in raw["placements"])
-        return Order(**raw)
+        return Job(**raw)
 
     def save(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ class Order:
         return path
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Order:
-        return Order.from_json(Path(path).read_text())
+    def load(path: str | os.PathLike[str]) -> Job:
+        return Job.from_json(Path(path).read_text())
 
 
 def _placement(raw: dict[str, Any]) -> Placement:

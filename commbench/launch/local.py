@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 
 PROGRAM = "commbench.measure.fork"
 
 
-def command(order_path: Path, order: Order) -> list[str]:
-    """Return what starts the ranks of `order`, whose file is `order_path`."""
-    return [sys.executable, "-m", PROGRAM, str(order_path)]
+def command(job_path: Path, job: Job) -> list[str]:
+    """Return what starts the ranks of `job`, whose file is `job_path`."""
+    return [sys.executable, "-m", PROGRAM, str(job_path)]
 
 
 def explain(log: str) -> str:

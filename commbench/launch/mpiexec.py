@@ -11,7 +11,7 @@ from pathlib import Path
 from commbench.errors import EnvironmentProblem
 from commbench.fabric.network import CONTROL, DATA
 from commbench.launch import mpi_library
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.processes import cleanup
 
 # Binding is always explicit: ranks keep the affinity of the sweep, as they do under the other launchers. Left alone,
@@ -50,14 +50,14 @@ def check_emulated(env: Mapping[str, str]) -> None:
         )
 
 
-def command(order_path: Path, order: Order) -> list[str]:
-    library = mpi_library.find(order.outer.env)
-    emulated = order.outer.emulated is not None
+def command(job_path: Path, job: Job) -> list[str]:
+    library = mpi_library.find(job.outer.env)
+    emulated = job.outer.emulated is not None
     if emulated:
-        check_emulated(order.outer.env)
-    layout = order.outer.layout
+        check_emulated(job.outer.env)
+    layout = job.outer.layout
     # -m mpi4py: an exception that escapes the worker aborts all ranks.
-    tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.measure.rank", str(order_path)]
+    tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.measure.rank", str(job_path)]
     per_node = layout.ranks_per_node
     return words(library.family, library.mpiexec, layout.ranks, tail, per_node=per_node, emulated=emulated)
 
@@ -74,20 +74,20 @@ def words(
     return [mpiexec, *options, *place, "-n", str(ranks), *tail]
 
 
-def environment(order: Order) -> dict[str, str]:
+def environment(job: Job) -> dict[str, str]:
     """What Open MPI's mpiexec wants to see; others do not look at it."""
-    library = mpi_library.find(order.outer.env)
+    library = mpi_library.find(job.outer.env)
     if library.family != "openmpi":
         return {}
-    emulated = order.outer.emulated is not None
+    emulated = job.outer.emulated is not None
     # Before it runs for root, as in containers; who may make a network only in a user namespace is root in there.
     root = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") if emulated or os.geteuid() == 0 else ()
-    return dict.fromkeys(root, "1") | (_on_nodes(order, library.major) if emulated else {})
+    return dict.fromkeys(root, "1") | (_on_nodes(job, library.major) if emulated else {})
 
 
-def _on_nodes(order: Order, major: int) -> dict[str, str]:
+def _on_nodes(job: Job, major: int) -> dict[str, str]:
     """Ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
-    folder = str(cleanup.session(order.folder).absolute())
+    folder = str(cleanup.session(job.folder).absolute())
     if major >= 5:  # which complains about the older names
         return {"PMIX_MCA_ptl_base_if_include": CONTROL, "PRTE_MCA_prte_tmpdir_base": folder}
     # Open MPI 4 comes with PMIx 3, distributions build it with a later one.

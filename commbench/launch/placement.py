@@ -16,7 +16,7 @@ from commbench.binding import affinity, policies
 from commbench.binding.affinity import Found
 from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.machine import gpus, sysfs
 from commbench.machine.driver import bus_id
 from commbench.machine.machine import Device, Machine
@@ -158,19 +158,19 @@ class Place:
         return {"policy": self.policy, "asked": asked, "found": found.describe()}
 
 
-def take(order: Order, info: RankInfo) -> Place:
+def take(job: Job, info: RankInfo) -> Place:
     """Put this rank where it shall be. Before it loads what allocates; its threads and children will inherit."""
-    outer = order.outer
-    placement = _mine(order, info)
+    outer = job.outer
+    placement = _mine(job, info)
     if placement is not None:
         affinity.apply(outer.binding, placement)
     return Place(outer.binding, placement, strangers=transports.entry(outer.transport).gpus)
 
 
-def _mine(order: Order, info: RankInfo) -> Placement | None:
-    if order.outer.binding == "none":
+def _mine(job: Job, info: RankInfo) -> Placement | None:
+    if job.outer.binding == "none":
         return None
-    if order.host == platform.node() and len(order.placements) == info.local_size:
-        return order.placements[info.local_rank]
+    if job.host == platform.node() and len(job.placements) == info.local_size:
+        return job.placements[info.local_rank]
     # Not the affinity that it was started with: a launcher that has pinned it shall be noticed, not obeyed.
-    return here(order.outer, info.local_size, affinity.limit())[info.local_rank]
+    return here(job.outer, info.local_size, affinity.limit())[info.local_rank]

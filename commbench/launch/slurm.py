@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from commbench.errors import EnvironmentProblem
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.layout import Layout
 
 _ANSWER_S = 60.0  # how long Slurm's programs may take
@@ -47,18 +47,18 @@ def check() -> None:
         )
 
 
-def command(order_path: Path, order: Order) -> list[str]:
+def command(job_path: Path, job: Job) -> list[str]:
     if "SLURM_JOB_ID" not in os.environ:
-        return [sys.executable, "-m", "commbench.launch.slurm_job", str(order_path)]
+        return [sys.executable, "-m", "commbench.launch.slurm_job", str(job_path)]
     # The shell of `srun --pty` is a step that holds the resources which ours needs; that of salloc holds none.
     inside_step = int(os.environ.get("SLURM_STEP_ID", _OURS)) < _OURS
     return [
         "srun",
-        f"--job-name={job_name(order_path.parent)}",
-        *step_size(order.outer.layout),
+        f"--job-name={job_name(job_path.parent)}",
+        *step_size(job.outer.layout),
         *STEP,
         *(["--overlap"] if inside_step else []),
-        *worker(order_path),
+        *worker(job_path),
     ]
 
 
@@ -66,13 +66,13 @@ def step_size(layout: Layout) -> list[str]:
     return [f"--nodes={layout.nodes}", f"--ntasks={layout.ranks}", f"--ntasks-per-node={layout.ranks_per_node}"]
 
 
-def worker(order_path: Path) -> list[str]:
-    return [sys.executable, "-m", "commbench.measure.rank", str(order_path)]
+def worker(job_path: Path) -> list[str]:
+    return [sys.executable, "-m", "commbench.measure.rank", str(job_path)]
 
 
-def job_name(order_folder: Path) -> str:
+def job_name(launch_folder: Path) -> str:
     """Of the step or job of a launch, by which people and `cancel` find it."""
-    return f"commbench-{order_folder.parent.parent.name}-{order_folder.name}"
+    return f"commbench-{launch_folder.parent.parent.name}-{launch_folder.name}"
 
 
 _ENDED_BY_SLURM = re.compile(r"forcing job termination|Terminating StepId|\*\*\* (?:STEP|JOB) .* CANCELLED")
@@ -101,9 +101,9 @@ def explain(log: str) -> str:
     return match[1] if match else ""
 
 
-def cancel(order_folder: Path) -> None:
+def cancel(launch_folder: Path) -> None:
     """End what Slurm still runs of a launch. Nothing happens if that is nothing, or Slurm cannot be asked."""
-    record = record_path(order_folder)
+    record = record_path(launch_folder)
     if record.exists():
         about = json.loads(record.read_text())
         if "state" not in about:  # else it is over, and its number may be somebody else's one day
@@ -112,12 +112,12 @@ def cancel(order_folder: Path) -> None:
         steps = ask("squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i %j").split("\n")
         for step in steps:
             number, _, name = step.strip().partition(" ")
-            if name == job_name(order_folder):
+            if name == job_name(launch_folder):
                 ask("scancel", number)
 
 
-def record_path(order_folder: Path) -> Path:
-    return order_folder / "job.json"
+def record_path(launch_folder: Path) -> Path:
+    return launch_folder / "job.json"
 
 
 def ask(*words: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench.launch import slurm
-from commbench.launch.job import EVENTS, EXITS, Order
+from commbench.launch.job import EVENTS, EXITS, Job
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.run_folder import append_line, write_atomically
 
@@ -37,65 +37,65 @@ _ENDED = {  # states that a job does not leave
 
 def main() -> int:
     die_with_parent(signal.SIGTERM)  # upon which the job is cancelled
-    order_path = Path(sys.argv[1])
-    order = Order.load(order_path)
-    exit_if_orphaned(order.parent_pid, order.parent_started)
+    job_path = Path(sys.argv[1])
+    job = Job.load(job_path)
+    exit_if_orphaned(job.parent_pid, job.parent_started)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    _heartbeat(order.folder).touch()
-    job = _submit(order_path, order)
-    if job is None:
+    _heartbeat(job.folder).touch()
+    submitted = _submit(job_path, job)
+    if submitted is None:
         return 1
-    record = {"job_id": job.job_id}
-    write_atomically(slurm.record_path(order.folder), json.dumps(record))
-    _say(f"Slurm has it as job {job.job_id}")
-    state = _wait(order, job.job_id, stop)
+    record = {"job_id": submitted.job_id}
+    write_atomically(slurm.record_path(job.folder), json.dumps(record))
+    _say(f"Slurm has it as job {submitted.job_id}")
+    state = _wait(job, submitted.job_id, stop)
     if state not in _ENDED:
-        slurm.cancel(order.folder)
+        slurm.cancel(job.folder)
         return 1
-    write_atomically(slurm.record_path(order.folder), json.dumps({**record, "state": state}))
+    write_atomically(slurm.record_path(job.folder), json.dumps({**record, "state": state}))
     if state == "COMPLETED":
         return 0
-    _say(f"Slurm job {job.job_id} ended as {state}")
-    if job.paths.stderr.exists():
-        _say("\n".join(job.paths.stderr.read_text(errors="replace").splitlines()[-_TAIL_LINES:]))
+    _say(f"Slurm job {submitted.job_id} ended as {state}")
+    if submitted.paths.stderr.exists():
+        _say("\n".join(submitted.paths.stderr.read_text(errors="replace").splitlines()[-_TAIL_LINES:]))
     return 1
 
 
-def _submit(order_path: Path, order: Order) -> Any:
+def _submit(job_path: Path, job: Job) -> Any:
     """submitit's handle of the new job, or None after saying why there is none."""
     import submitit
 
     # Settings that a sweep compares arrive as environment variables, so all of them must.
     os.environ.pop("SBATCH_EXPORT", None)
-    executor = submitit.AutoExecutor(folder=order.folder / "submitit", cluster="slurm")
+    executor = submitit.AutoExecutor(folder=job.folder / "submitit", cluster="slurm")
     executor.update_parameters(
-        name=slurm.job_name(order.folder),
-        nodes=order.outer.layout.nodes,
-        tasks_per_node=order.outer.layout.ranks_per_node,
-        timeout_min=minutes(order),
+        name=slurm.job_name(job.folder),
+        nodes=job.outer.layout.nodes,
+        tasks_per_node=job.outer.layout.ranks_per_node,
+        timeout_min=minutes(job),
         slurm_exclusive=True,
         slurm_srun_args=list(slurm.STEP),
         slurm_additional_parameters={"no_requeue": True},  # a benchmark must never restart silently
     )
     try:
-        return executor.submit(run_rank, slurm.worker(order_path), str(order.folder))
+        return executor.submit(run_rank, slurm.worker(job_path), str(job.folder))
     except submitit.core.utils.FailedJobError as error:
         _say(str(error))
         return None
 
 
-def minutes(order: Order) -> int:
+def minutes(job: Job) -> int:
     """A time limit that no launch should reach: commbench cuts cases that hang itself, and sooner."""
-    cases = sum(2 * case.policy.cap_s + 2 for case in order.cases)
-    return math.ceil((_START_S + order.timeout_s + cases) / 60)
+    cases = sum(2 * case.policy.cap_s + 2 for case in job.cases)
+    return math.ceil((_START_S + job.timeout_s + cases) / 60)
 
 
-def _wait(order: Order, job_id: str, stop: threading.Event) -> str:
+def _wait(job: Job, job_id: str, stop: threading.Event) -> str:
     """The state in which the job ended, or its last one if we are asked to stop. Keeps the heart beating."""
     while True:
-        _heartbeat(order.folder).touch()
+        _heartbeat(job.folder).touch()
         answer = slurm.ask("scontrol", "--oneliner", "show", "job", job_id)
         found = re.search(r"\bJobState=(\w+) Reason=(\S+)", answer)
         state, reason = found.groups() if found else ("", "")
@@ -105,7 +105,7 @@ def _wait(order: Order, job_id: str, stop: threading.Event) -> str:
             return state
         if state in ("PENDING", "CONFIGURING"):  # for the sweep, which else would take the silence for a hang
             event = {"event": "queued", "job_id": job_id, "state": state, "reason": reason}
-            append_line(order.folder / EVENTS, json.dumps(event), durable=False)
+            append_line(job.folder / EVENTS, json.dumps(event), durable=False)
         if stop.wait(BEAT_S):
             return state
 
@@ -116,8 +116,8 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-def _heartbeat(order_folder: Path) -> Path:
-    return order_folder / "heartbeat"
+def _heartbeat(launch_folder: Path) -> Path:
+    return launch_folder / "heartbeat"
 
 
 class Heartbeat:
@@ -128,8 +128,8 @@ class Heartbeat:
     their server instead of answering from memory.
     """
 
-    def __init__(self, order_folder: Path) -> None:
-        self._path = _heartbeat(order_folder)
+    def __init__(self, launch_folder: Path) -> None:
+        self._path = _heartbeat(launch_folder)
         self._last = self._look()
         self._since = time.monotonic()
         self.heard = False

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from commbench import fabric, launch, variables
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch.job import EVENTS, EXITS, FAILURES, RANKS_END_S, STARTS_WITHIN_S, TRACE_DOING, Order
+from commbench.launch.job import EVENTS, EXITS, FAILURES, RANKS_END_S, STARTS_WITHIN_S, TRACE_DOING, Job
 from commbench.processes import cleanup
 from commbench.processes.process import Process, rank_environment
 from commbench.run_folder import RunFolder, Tail, repair
@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(
         self,
-        job: Order,
+        job: Job,
         on_event: Callable[[dict[str, Any]], None],
         read_more: Callable[[], bool] = lambda: False,
         *,
@@ -81,9 +81,7 @@ class Watch:
         return self.timed_out or now >= self._until
 
 
-def watch(
-    job: Order, launcher: str, on_event: Callable[[dict[str, Any]], None], read_more: Callable[[], bool]
-) -> Watch:
+def watch(job: Job, launcher: str, on_event: Callable[[dict[str, Any]], None], read_more: Callable[[], bool]) -> Watch:
     """Start the ranks of `job` under `launcher` and hand on what they say until they have ended, or been ended.
 
     Whatever happens, no rank is left when this returns or raises.
@@ -110,7 +108,7 @@ def watch(
     return watched
 
 
-def _environment(job: Order, starter: launch.Launcher) -> dict[str, str]:
+def _environment(job: Job, starter: launch.Launcher) -> dict[str, str]:
     """Return the variables of the ranks: the parent's, those of the launcher, and those that the job is about."""
     asked = job.outer.env
     own = {variables.BINDING: job.outer.binding}
@@ -122,7 +120,7 @@ def _environment(job: Order, starter: launch.Launcher) -> dict[str, str]:
     return environment
 
 
-def _end(process: Process, starter: launch.Launcher, job: Order) -> None:
+def _end(process: Process, starter: launch.Launcher, job: Job) -> None:
     if not process.ended():
         process.kill()
         starter.cancel(job.folder)
@@ -141,7 +139,7 @@ class Reason(NamedTuple):
         return self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log.exists() else []
 
 
-def explain(job: Order, launcher: str) -> Reason:
+def explain(job: Job, launcher: str) -> Reason:
     """Return what the first rank that failed has said, or what the launcher says of it."""
     log, text = job.folder / "launcher.log", ""
     exits = Tail(job.folder / EXITS, from_start=True).read()
@@ -163,7 +161,7 @@ def explain(job: Order, launcher: str) -> Reason:
     return Reason(text, log, disk_full)
 
 
-def explain_silence(job: Order) -> str:
+def explain_silence(job: Job) -> str:
     """Return where the ranks were when they stopped, to be added to a sentence; "" where none has left a trace."""
     if (stopped := stopped_rank(job.folder)) is None:
         return ""

@@ -6,10 +6,10 @@ import re
 import sys
 from pathlib import Path
 
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 
 
-def command(order_path: Path, order: Order) -> list[str]:
+def command(job_path: Path, job: Job) -> list[str]:
     # Standalone finds a free port; a benchmark must never restart silently.
     return [
         sys.executable,
@@ -18,10 +18,10 @@ def command(order_path: Path, order: Order) -> list[str]:
         "--standalone",
         "--max-restarts=0",
         "--monitor-interval=0.1",
-        f"--nproc-per-node={order.outer.layout.ranks}",
+        f"--nproc-per-node={job.outer.layout.ranks}",
         "-m",
         "commbench.measure.rank",
-        str(order_path),
+        str(job_path),
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from commbench import algorithms, collectives, fabric
 from commbench.algorithms.base import Bound
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.machine import memory
 from commbench.measure import buffers, loop, readback, samples, verify
 from commbench.measure.buffers import Pair
@@ -95,12 +95,12 @@ class _CheckedData(loop.Observer):
 class _CaseOnRank:
     """What the steps of one measurement share: prepare, check, time, check again."""
 
-    def __init__(self, order: Order, transport: Transport, info: RankInfo, case: Case, events: Events) -> None:
-        self.order, self.transport, self.info, self.case, self.events = order, transport, info, case, events
+    def __init__(self, job: Job, transport: Transport, info: RankInfo, case: Case, events: Events) -> None:
+        self.job, self.transport, self.info, self.case, self.events = job, transport, info, case, events
         self.spec = case.spec
         self.collective = collectives.get(case.collective)
         self.algorithm = algorithms.get(case.collective, case.algorithm)
-        self.partition = order.outer.layout.partition(case.groups)
+        self.partition = job.outer.layout.partition(case.groups)
         self.group = next(index for index, ranks in enumerate(self.partition) if info.rank in ranks)
         self.rank = self.partition[self.group].index(info.rank)
         self.pair_count = 0
@@ -198,7 +198,7 @@ class _CaseOnRank:
         # Groups have data of their own: a block of another group is a wrong one.
         seed = case.seed + (self.group << 48)
         checker = verify.Checker(transport, self.collective, self.spec, self.rank, seed)
-        data = _CheckedData(checker, pairs, self.events, self.order.outer)
+        data = _CheckedData(checker, pairs, self.events, self.job.outer)
         # Two calls with different data: a result of the last call would pass the first one only.
         if bad := data.call(ready[0], 1) or data.call(ready[0], 2):
             raise Unmeasured(Status.WRONG_RESULT, "before timing", bad)
@@ -227,19 +227,19 @@ def _closing(bound: Bound) -> Iterator[None]:
 
 
 def measure_case(
-    order: Order, transport: Transport, info: RankInfo, case: Case, place: int, events: Events
+    job: Job, transport: Transport, info: RankInfo, case: Case, place: int, events: Events
 ) -> tuple[Measurement, loop.Timing | None]:
     """Measure one case of a launch, the `place`-th; collective. Without times, the measurement says why."""
     began = time.monotonic()
-    transport.case_begins({name: getattr(case, name) for name in _LABELS} | {"launch": order.launch})
-    on_rank = _CaseOnRank(order, transport, info, case, events)
+    transport.case_begins({name: getattr(case, name) for name in _LABELS} | {"launch": job.launch})
+    on_rank = _CaseOnRank(job, transport, info, case, events)
     transport.overlap(case.overlap != "none" or on_rank.algorithm.concurrent)
 
     def done(status: Status, reason: str = "", **values: Any) -> Measurement:
         return Measurement(
             case_id=case.case_id,
-            launch=order.launch,
-            attempt=order.attempt,
+            launch=job.launch,
+            attempt=job.attempt,
             order=place,
             status=status,
             reason=reason,
@@ -258,7 +258,7 @@ def measure_case(
 
 def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
     """Return the fields of a measurement that follow from its times."""
-    transport, outer, info = on_rank.transport, on_rank.order.outer, on_rank.info
+    transport, outer, info = on_rank.transport, on_rank.job.outer, on_rank.info
     slowest = timing.slowest_us
     skew_us = timing.skew_us if timing.skew_us is not None else transport.timer(on_rank.case.mode).skew_us
     beside = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
@@ -290,7 +290,7 @@ def _allocation_failure(transport: Transport, error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def write_samples(folder: RunFolder, order: Order, case: Case, timing: loop.Timing, *, one_clock: bool) -> None:
+def write_samples(folder: RunFolder, job: Job, case: Case, timing: loop.Timing, *, one_clock: bool) -> None:
     """Write them before the measurement's own line: samples without it are ignored, it without samples would be a loss.
 
     one_clock: all ranks are on one host, so that it can be told who left the barrier when.
@@ -300,14 +300,14 @@ def write_samples(folder: RunFolder, order: Order, case: Case, timing: loop.Timi
     known = one_clock and case.collective == "pairs" and bool(np.isfinite(begins).all())
     line = {
         "case_id": case.case_id,
-        "launch": order.launch,
+        "launch": job.launch,
         "warmup_us": _rounded(timing.warmup_us),
         "time_us": _rounded(timing.time_us),
         "host_us": _rounded(timing.host_us),
         **{name: _rounded(times) for name, times in timing.beside.items()},
         **({"begin_us": _rounded(begins)} if known else {}),
     }
-    append_line(folder.samples_path(order.attempt), json.dumps(line, separators=(",", ":")))
+    append_line(folder.samples_path(job.attempt), json.dumps(line, separators=(",", ":")))
 
 
 def _rounded(values: Any) -> list[list[float]]:

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from commbench.launch.job import EVENTS, Order
+from commbench.launch.job import EVENTS, Job
 from commbench.measure.hang_trace import Tracer
 from commbench.run_folder import append_line
 
@@ -14,13 +14,13 @@ from commbench.run_folder import append_line
 class Events:
     """A rank's running commentary. By that of rank 0 the parent knows what goes on; each leaves a trace if it hangs."""
 
-    def __init__(self, order: Order, rank: int) -> None:
-        self._path = order.folder / EVENTS
+    def __init__(self, job: Job, rank: int) -> None:
+        self._path = job.folder / EVENTS
         self._active = rank == 0
         self._last = 0.0
-        self.timeout_s = order.timeout_s
+        self.timeout_s = job.timeout_s
         self.doing = "the start"
-        self.tracer = Tracer(order.folder / f"trace-rank-{rank}.txt", order.timeout_s, lambda: self.doing)
+        self.tracer = Tracer(job.folder / f"trace-rank-{rank}.txt", job.timeout_s, lambda: self.doing)
         self.tracer.start()
 
     def tell(self, event: str, **details: Any) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 
 from commbench import transports
-from commbench.launch.job import EXITS, Order
+from commbench.launch.job import EXITS, Job
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.rank_info import RankInfo
@@ -24,17 +24,17 @@ _GRACE_S = 0.3  # from the first failed rank to the end of the others: time to t
 
 def main() -> None:
     die_with_parent()
-    order = Order.load(sys.argv[1])
-    exit_if_orphaned(order.parent_pid, order.parent_started)
-    if order.program:
+    job = Job.load(sys.argv[1])
+    exit_if_orphaned(job.parent_pid, job.parent_started)
+    if job.program:
         # A signal to the whole tree asks the program to end in its own way; the parent ends this process by SIGKILL.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-    size = order.outer.layout.ranks
-    shared = transports.load(order.outer.transport).before_fork(size)
-    if order.program:
-        importlib.import_module(order.program)  # once, and not by every rank
-    rendezvous = order.folder / "rendezvous"
+    size = job.outer.layout.ranks
+    shared = transports.load(job.outer.transport).before_fork(size)
+    if job.program:
+        importlib.import_module(job.program)  # once, and not by every rank
+    rendezvous = job.folder / "rendezvous"
     sys.stdout.flush()
     me = os.getpid()
     ranks: dict[int, int] = {}
@@ -52,15 +52,15 @@ def main() -> None:
                 launcher="local",
                 rendezvous=f"file:{rendezvous}",
             )
-            os._exit(start_rank(order, info, shared=shared))
+            os._exit(start_rank(job, info, shared=shared))
         ranks[pid] = rank
     del shared  # the ranks own it now; a dead rank must look dead to the others
-    code = _wait(order, ranks)
+    code = _wait(job, ranks)
     rendezvous.unlink(missing_ok=True)
     sys.exit(code)
 
 
-def _wait(order: Order, ranks: dict[int, int]) -> int:
+def _wait(job: Job, ranks: dict[int, int]) -> int:
     """Reap all ranks; 0 if all ended well. If one fails, the others, who wait for it in vain, are ended.
 
     Ranks that end hard (by a signal, or without a Python error) are written to exits.jsonl: others fail because of
@@ -83,7 +83,7 @@ def _wait(order: Order, ranks: dict[int, int]) -> int:
         if not failed:
             failed, deadline = True, time.monotonic() + _GRACE_S
         if what := _hard_end(status):
-            append_line(order.folder / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
+            append_line(job.folder / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
     return 1 if failed else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from commbench import fabric, transports, variables
 from commbench.errors import said
 from commbench.launch import placement
-from commbench.launch.job import FAILURES, Order
+from commbench.launch.job import FAILURES, Job
 from commbench.machine import infiniband
 from commbench.measure import readback
 from commbench.measure.case import measure_case, write_samples
@@ -32,83 +32,81 @@ _kept: list[BaseException] = []  # errors, whose frames hold buffers that a brok
 RANK_FAILED = 1  # exit code of a rank that raised, and wrote what
 
 
-def run(order: Order, info: RankInfo, *, shared: Any = None) -> None:
-    """Measure every case of `order` as rank `info.rank`, or do what its program does.
+def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
+    """Measure every case of `job` as rank `info.rank`, or do what its program does.
 
     An exception in a rank ends it; the parent sees that.
     """
-    folder = RunFolder(Path(order.run_dir))
+    folder = RunFolder(Path(job.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
-    seat = placement.take(order, info)
-    if order.outer.emulated:
-        fabric.enter(order.outer.layout.node(info.rank))
-    events = Events(order, info.rank)  # after entering the network, which a thread from before would not see
+    seat = placement.take(job, info)
+    if job.outer.emulated:
+        fabric.enter(job.outer.layout.node(info.rank))
+    events = Events(job, info.rank)  # after entering the network, which a thread from before would not see
     try:
-        if order.program:
-            importlib.import_module(order.program).run(order, info, shared, events, seat)
+        if job.program:
+            importlib.import_module(job.program).run(job, info, shared, events, seat)
         else:
-            _run_cases(order, info, shared, folder, events, seat)
+            _run_cases(job, info, shared, folder, events, seat)
     finally:
         events.tracer.stop()
 
 
-def _run_cases(
-    order: Order, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placement.Place
-) -> None:
-    asked = order.outer.env
+def _run_cases(job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placement.Place) -> None:
+    asked = job.outer.env
     variables.check(asked, os.environ)
     ports = infiniband.ports() if info.local_rank == 0 else {}
-    transport = transports.load(order.outer.transport)(order.transport_options)
+    transport = transports.load(job.outer.transport)(job.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
     seat.check_gpu(transport.device.identity())
     placed = seat.check("after the ranks have connected")
     binding = seat.describe(placed)
     device = {**transport.device.identity(), "before": before}
-    readback.describe_rank(order, info, transport.versions(), device, binding=binding)
+    readback.describe_rank(job, info, transport.versions(), device, binding=binding)
     cpus, memory = readback.places(transport, placed)
     if infiniband.asked(asked) and not ports and info.rank == 0:
         events.tell("note", text=f"no InfiniBand or RoCE port on this host, so that {', '.join(asked)} decides nothing")
-    between = readback.fabric_of(order, transport)
-    for place, case in enumerate(order.cases):
+    between = readback.fabric_of(job, transport)
+    for place, case in enumerate(job.cases):
         events.doing = f"{case.label}, {format_size(case.size_bytes)}"
         events.tell("begin", case_id=case.case_id)
-        measurement, timing = measure_case(order, transport, info, case, place, events)
+        measurement, timing = measure_case(job, transport, info, case, place, events)
         measurement = replace(measurement, fabric=between, rank_cpus=cpus, rank_memory=memory)
         readback.check_places(transport, seat)
         if info.rank == 0:
             if timing is not None:
-                write_samples(folder, order, case, timing, one_clock=info.local_size == info.size)
+                write_samples(folder, job, case, timing, one_clock=info.local_size == info.size)
             folder.append_measurement(measurement)
         # Nobody begins the next case before this one is on disk.
         transport.all_gather([0.0])
     counted = infiniband.growth(ports, infiniband.ports()) if ports else {}
     if counted and infiniband.asked(asked) and info.rank == 0:
         events.tell("note", text=f"{infiniband.mode(asked) or 'routing'}: {infiniband.evidence(counted)}")
-    told = variables.nccl_told(order.folder)
+    told = variables.nccl_told(job.folder)
     if told is not None and info.rank == 0 and (text := variables.silence(asked, told)):
         events.tell("note", text=text)
     events.tell("end")
     after = {"after": transport.device.condition()} if before else {}
     if after or counted or told:
         readback.describe_rank(
-            order, info, transport.versions(), device | after, binding=binding, ports=counted, told=told or {}
+            job, info, transport.versions(), device | after, binding=binding, ports=counted, told=told or {}
         )
     transport.close()
 
 
-def start_rank(order: Order, info: RankInfo, *, shared: Any = None) -> int:
+def start_rank(job: Job, info: RankInfo, *, shared: Any = None) -> int:
     """Run one rank with its output in its own log; the exit code."""
-    log = os.open(order.folder / f"rank-{info.rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = os.open(job.folder / f"rank-{info.rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        run(order, info, shared=shared)
+        run(job, info, shared=shared)
     except KeyboardInterrupt:  # somebody's wish, and no failure
         return RANK_INTERRUPTED
     except BaseException as error:
         traceback.print_exc()
-        note_failure(order.folder, info.rank, error)
+        note_failure(job.folder, info.rank, error)
         _kept.append(error)
         return RANK_FAILED
     finally:
@@ -128,8 +126,8 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
 def main() -> None:
     die_with_parent()
     try:
-        order = Order.load(sys.argv[1])
-        exit_if_orphaned(order.parent_pid, order.parent_started)
+        job = Job.load(sys.argv[1])
+        exit_if_orphaned(job.parent_pid, job.parent_started)
         info = detect(os.environ)
         if info is None:
             raise RuntimeError("commbench.measure.rank is started by a launcher; use `commbench sweep`")
@@ -138,9 +136,9 @@ def main() -> None:
         note_failure(Path(sys.argv[1]).parent, -1, error)
         raise
     if info.launcher != "torchrun":  # which alone says where to meet
-        info = replace(info, rendezvous=f"address:{order.folder / 'address'}")
-    code = start_rank(order, info)
-    if code or order.outer.transport != "mpi":
+        info = replace(info, rendezvous=f"address:{job.folder / 'address'}")
+    code = start_rank(job, info)
+    if code or job.outer.transport != "mpi":
         os._exit(code)
     # MPICH takes leave of mpiexec when the process ends in the ordinary way; without that its mpiexec kills the others.
 

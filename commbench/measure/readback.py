@@ -13,7 +13,7 @@ from typing import Any
 from commbench import fabric
 from commbench.binding.affinity import Found
 from commbench.errors import EnvironmentProblem
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.launch.placement import Place
 from commbench.machine import cpulist
 from commbench.processes import cleanup
@@ -26,7 +26,7 @@ _WORD = 32  # bits that a float holds for certain
 
 
 def describe_rank(
-    order: Order, info: RankInfo, versions: Mapping[str, str], device: Mapping[str, Any], **more: dict[str, Any]
+    job: Job, info: RankInfo, versions: Mapping[str, str], device: Mapping[str, Any], **more: dict[str, Any]
 ) -> None:
     """Write rank-N.json: what this rank really has, read back from the kernel and the libraries, not from the request.
 
@@ -43,24 +43,24 @@ def describe_rank(
         "shared_memory": cleanup.mapped(),
         "versions": dict(versions),
         "device": dict(device),
-        "environment": {name: os.environ.get(name) for name in order.outer.env},
+        "environment": {name: os.environ.get(name) for name in job.outer.env},
         **more,
     }
-    write_atomically(order.folder / f"rank-{info.rank}.json", json.dumps(description))
+    write_atomically(job.folder / f"rank-{info.rank}.json", json.dumps(description))
 
 
-def fabric_of(order: Order, transport: Transport) -> Fabric:
+def fabric_of(job: Job, transport: Transport) -> Fabric:
     """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
-    layout = order.outer.layout
-    host = fabric.identity() if order.outer.emulated else zlib.crc32(platform.node().encode())
+    layout = job.outer.layout
+    host = fabric.identity() if job.outer.emulated else zlib.crc32(platform.node().encode())
     hosts = [row[0] for row in transport.all_gather([float(host)])]
     if layout.nodes == 1 or len(set(hosts)) == 1:
         found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
-        if order.outer.virtual_hosts:
+        if job.outer.virtual_hosts:
             found = Fabric.VIRTUAL
-        mixed = len(set(hosts)) > 1 or order.outer.emulated is not None
+        mixed = len(set(hosts)) > 1 or job.outer.emulated is not None
     else:
-        found = Fabric.EMULATED if order.outer.emulated else Fabric.REAL
+        found = Fabric.EMULATED if job.outer.emulated else Fabric.REAL
         groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
         mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
     if mixed:

@@ -14,7 +14,7 @@ import numpy as np
 from commbench import transports
 from commbench.console import print_error
 from commbench.errors import EXIT_USAGE, EnvironmentProblem
-from commbench.launch.job import STARTS_WITHIN_S, Order
+from commbench.launch.job import STARTS_WITHIN_S, Job
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.rank_info import RankInfo
 
@@ -27,25 +27,25 @@ def follow(rendezvous: Rendezvous, rank: RankInfo, deadline: StartDeadline) -> i
     if not text:  # rank 0 has said why
         deadline.end()
         return EXIT_USAGE
-    order = Order.from_json(text)
-    visible = order.folder.is_dir()
+    job = Job.from_json(text)
+    visible = job.folder.is_dir()
     rendezvous.gather(visible)
     deadline.end()
-    code = start_rank(order, rank, shared=rendezvous.store) if visible else EXIT_USAGE
+    code = start_rank(job, rank, shared=rendezvous.store) if visible else EXIT_USAGE
     if code == RANK_FAILED:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a program's own handler would let the launcher wait as well
         time.sleep(_FAILED_RANK_STAYS_S)
     return code
 
 
-def lead(rendezvous: Rendezvous, order: Order, deadline: StartDeadline) -> None:
+def lead(rendezvous: Rendezvous, job: Job, deadline: StartDeadline) -> None:
     """Rank 0: tell the others. Raises `EnvironmentProblem` where some do not see the run folder."""
-    rendezvous.broadcast(order.to_json())
+    rendezvous.broadcast(job.to_json())
     blind = [other for other, sees in enumerate(rendezvous.gather(True)) if not sees]
     deadline.end()
     if blind:
         raise EnvironmentProblem(
-            f"ranks {', '.join(map(str, blind))} do not see {order.run_dir}",
+            f"ranks {', '.join(map(str, blind))} do not see {job.run_dir}",
             hint="put --out on a file system that all hosts share",
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from commbench.console import Talk
 from commbench.errors import EXIT_INTERRUPTED, UsageError, said
 from commbench.launch import placement, supervise
-from commbench.launch.job import EVENTS, Order
+from commbench.launch.job import EVENTS, Job
 from commbench.measure.rank import run as run_rank
 from commbench.measure.rendezvous import MpiRendezvous, Rendezvous, StartDeadline, follow, lead, leave, store_rendezvous
 from commbench.processes import cleanup
@@ -35,11 +35,11 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     if rank.rank != 0:
         return follow(rendezvous, rank, deadline)
     try:
-        folder, sweep, order, talk = _prepare(request, rank)
+        folder, sweep, job, talk = _prepare(request, rank)
     except BaseException:
         rendezvous.broadcast("")
         raise
-    lead(rendezvous, order, deadline)
+    lead(rendezvous, job, deadline)
     assert isinstance(sweep.reporter, session.Reporter)
     reporter = sweep.reporter
     only_once = threading.Lock()
@@ -51,18 +51,18 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if status is not None:
-            _note_failure(folder, order, status, reason)
+            _note_failure(folder, job, status, reason)
             talk.note(f"{status}: {reason}")
-        cleanup.remove(order.folder)
+        cleanup.remove(job.folder)
         sweep.load()
         return session.finish(request, folder, sweep, reporter, talk, draw)
 
     session.interrupt_on_sigterm()
-    _Watchdog(order, end).start()
+    _Watchdog(job, end).start()
     with talk:
-        talk.progress(0, len(order.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
+        talk.progress(0, len(job.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
         try:
-            run_rank(order, rank, shared=rendezvous.store)
+            run_rank(job, rank, shared=rendezvous.store)
         except KeyboardInterrupt:
             end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
             leave(EXIT_INTERRUPTED)
@@ -82,7 +82,7 @@ def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:
     return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 
-def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Order, Talk]:
+def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Talk]:
     if request.resume is not None:
         raise UsageError(
             "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
@@ -125,15 +125,15 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
         )
     folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
     sweep = session.of_run(request, folder, planned, talk)
-    order = _order(folder, sweep)
-    order.save()
-    return folder, sweep, order, talk
+    job = _job(folder, sweep)
+    job.save()
+    return folder, sweep, job, talk
 
 
-def _order(folder: RunFolder, sweep: Sweep) -> Order:
+def _job(folder: RunFolder, sweep: Sweep) -> Job:
     sweep.finish_skipped()
     item = sweep.launches[0]
-    return Order(
+    return Job(
         run_dir=str(folder.path.resolve()),
         attempt="joined",
         launch=0,
@@ -143,32 +143,32 @@ def _order(folder: RunFolder, sweep: Sweep) -> Order:
     )
 
 
-def _note_failure(folder: RunFolder, order: Order, status: Status, reason: str) -> None:
+def _note_failure(folder: RunFolder, job: Job, status: Status, reason: str) -> None:
     """The measurement of the case that was running, which no rank can write any more."""
     repair(folder.measurements_path)
-    events = Tail(order.folder / EVENTS, from_start=True).read()
+    events = Tail(job.folder / EVENTS, from_start=True).read()
     begun = [event["case_id"] for event in events if event["event"] == "begin"]
     measured = {measurement.case_id for measurement in folder.measurements()}
     if not begun or begun[-1] in measured:
         return
-    place = next(index for index, case in enumerate(order.cases) if case.case_id == begun[-1])
+    place = next(index for index, case in enumerate(job.cases) if case.case_id == begun[-1])
     folder.append_measurement(
-        Measurement(case_id=begun[-1], launch=0, attempt=order.attempt, order=place, status=status, reason=reason)
+        Measurement(case_id=begun[-1], launch=0, attempt=job.attempt, order=place, status=status, reason=reason)
     )
 
 
 class _Watchdog(threading.Thread):
     """No parent watches a joined launch, so rank 0 cuts a hung case itself; the launcher then ends the others."""
 
-    def __init__(self, order: Order, end: Callable[[Status, str], int]) -> None:
+    def __init__(self, job: Job, end: Callable[[Status, str], int]) -> None:
         super().__init__(daemon=True)
-        self._order = order
+        self._job = job
         self._end = end
         self._ended = False
 
     def run(self) -> None:
         # No grace: this rank may be waiting for one that failed inside a library that does not notice.
-        watched = supervise.Watch(self._order, self._on_event, grace_s=0.0)
+        watched = supervise.Watch(self._job, self._on_event, grace_s=0.0)
         while not self._ended:
             time.sleep(1.0)
             watched.listen()

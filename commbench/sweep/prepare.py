@@ -19,7 +19,7 @@ from commbench import fabric, launch, transports
 from commbench.console import Talk
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.machine import describe, gpus, metadata, sysfs
 from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, PlannedCase
@@ -245,8 +245,8 @@ def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mappi
     seconds = format_seconds(plan.estimate_s(planned))
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
     for first in {item.outer.transport: item for item in runnable}.values():
-        order = Order(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
-        words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), order)
+        job = Job(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
+        words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), job)
         words = fabric.wrap(words, first.outer.emulated) if first.outer.emulated else words
         lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from commbench.analysis import summary
 from commbench.errors import EnvironmentProblem
 from commbench.launch import placement, supervise
-from commbench.launch.job import RANKS_END_S, Order
+from commbench.launch.job import RANKS_END_S, Job
 from commbench.processes.orphans import start_time
 from commbench.records import Case, Measurement, PlannedCase, Row, Status
 from commbench.run_folder import RunFolder, Tail, repair
@@ -126,24 +126,24 @@ class Sweep:
     def _run_launch(self, item: Launch) -> None:
         failed_starts = 0
         while pending := [case for case in item.cases if self._wants(case, item.index)]:
-            order = self._order(item, pending)
+            job = self._job(item, pending)
             what = f"launch {item.index + 1}, {item.outer}"
-            heard = self._watch(order, what)
+            heard = self._watch(job, what)
             while self._waiting:
                 self._finish_if_complete(self._cases[self._waiting.pop()])
             left = [case for case in pending if self._wants(case, item.index)]
             if not left:
                 return
-            reason = self._why(order, heard)
+            reason = self._why(job, heard)
             if heard.running is not None and self._wants(self._cases[heard.running], item.index):
                 failed_starts = 0
                 status = Status.TIMEOUT if heard.timed_out else Status.ERROR
-                self._fail(order, self._cases[heard.running], status, reason)
+                self._fail(job, self._cases[heard.running], status, reason)
                 continue
             failed_starts += not heard.began
             if failed_starts >= _STARTS_TRIED:
                 for case in left:
-                    self._fail(order, case, Status.ERROR, f"the launch did not start: {reason}")
+                    self._fail(job, case, Status.ERROR, f"the launch did not start: {reason}")
 
     def _wants(self, case: Case, index: int) -> bool:
         return case.case_id not in self.rows and index not in self._done.get(case.case_id, {})
@@ -153,12 +153,12 @@ class Sweep:
         self.folder.ranks_ended(wait_s=RANKS_END_S)
         repair(self.folder.measurements_path)
 
-    def _order(self, item: Launch, cases: Sequence[Case]) -> Order:
+    def _job(self, item: Launch, cases: Sequence[Case]) -> Job:
         self._settle()
         logs = self.folder.path / "logs"
         attempts = (f"{item.index:03d}-{item.outer.key[:6]}-{number}" for number in range(10**6))
         attempt = next(name for name in attempts if not (logs / name).exists())
-        return Order(
+        return Job(
             run_dir=str(self.folder.path),
             attempt=attempt,
             launch=item.index,
@@ -172,7 +172,7 @@ class Sweep:
             parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
         )
 
-    def _watch(self, order: Order, what: str) -> Heard:
+    def _watch(self, job: Job, what: str) -> Heard:
         heard = Heard()
         measurements = Tail(self.folder.measurements_path)
 
@@ -194,8 +194,8 @@ class Sweep:
             return new
 
         self._tell(what)
-        launcher = self.launchers[order.outer.transport]
-        heard.timed_out = supervise.watch(order, launcher, on_event, collect).timed_out
+        launcher = self.launchers[job.outer.transport]
+        heard.timed_out = supervise.watch(job, launcher, on_event, collect).timed_out
         return heard
 
     def _collect(self, measurements: Tail, heard: Heard) -> bool:
@@ -237,28 +237,28 @@ class Sweep:
                     reason = f"not tried: at {row.size_bytes} B it hung"
                     self._finish(summary.skipped_row(self._cases[case_id], reason))
 
-    def _fail(self, order: Order, case: Case, status: Status, reason: str) -> None:
+    def _fail(self, job: Job, case: Case, status: Status, reason: str) -> None:
         """Write the measurement that the ranks could not write themselves."""
         self._settle()
         measurement = Measurement(
             case_id=case.case_id,
-            launch=order.launch,
-            attempt=order.attempt,
-            order=order.cases.index(case),
+            launch=job.launch,
+            attempt=job.attempt,
+            order=job.cases.index(case),
             status=status,
             reason=reason,
         )
         self.folder.append_measurement(measurement)
-        self._done.setdefault(case.case_id, {})[order.launch] = measurement
+        self._done.setdefault(case.case_id, {})[job.launch] = measurement
         self._finish_if_complete(case)
         self.reporter.note(f"{case.label}, {case.size_bytes} B: {status}: {reason}")
 
-    def _why(self, order: Order, heard: Heard) -> str:
+    def _why(self, job: Job, heard: Heard) -> str:
         """Return the first failing rank and its reason; its last lines go to the reporter."""
         if heard.timed_out:
             where = "" if heard.began else " (it did not even start a case)"
-            return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(order)}"
-        reason = supervise.explain(order, self.launchers[order.outer.transport])
+            return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(job)}"
+        reason = supervise.explain(job, self.launchers[job.outer.transport])
         if reason.disk_full:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",

@@ -1,4 +1,4 @@
-"""`commbench train` under an existing launcher: every process is a rank; rank 0 composes, the others get the order."""
+"""`commbench train` under an existing launcher: every process is a rank; rank 0 composes, the others get the job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from commbench.console import print_error
 from commbench.errors import CommbenchError, UsageError
 from commbench.launch import supervise
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
 from commbench.measure.rank import run as run_rank
@@ -45,13 +45,13 @@ def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
         config, env = _settings(request, info)
         folder = launch.open_folder(request, config)
         with launch.ending(folder, talk):
-            order = launch.make_order(folder, config, env, info.launcher, info.started_by)
+            job = launch.make_job(folder, config, env, info.launcher, info.started_by)
     except BaseException:
         rendezvous.broadcast("")
         raise
     with launch.ending(folder, talk):
-        lead(rendezvous, order, deadline)
-        return _train(request, info, folder, order, talk, rendezvous.store), folder.path
+        lead(rendezvous, job, deadline)
+        return _train(request, info, folder, job, talk, rendezvous.store), folder.path
 
 
 def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
@@ -67,31 +67,31 @@ def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dic
     return config, env
 
 
-def _train(request: launch.Request, info: RankInfo, folder: RunFolder, order: Order, talk: Line, store: Any) -> int:
+def _train(request: launch.Request, info: RankInfo, folder: RunFolder, job: Job, talk: Line, store: Any) -> int:
     """Do rank 0's part, and tell of the others'."""
-    show = Show(folder, order, talk, stdout=request.format)
-    watched = Watch(order, show.on_event, show.read_metrics)
-    finish = functools.partial(launch.finish, folder, order, show, talk, watched, info.launcher)
+    show = Show(folder, job, talk, stdout=request.format)
+    watched = Watch(job, show.on_event, show.read_metrics)
+    finish = functools.partial(launch.finish, folder, job, show, talk, watched, info.launcher)
     watchdog = _Watchdog(watched, finish)
     watchdog.start()
     with talk:
         try:
-            run_rank(order, info, shared=store)
+            run_rank(job, info, shared=store)
         except Exception as error:  # whose frames may hold what cannot be freed any more: see `rank._kept`
             watchdog.stop()
-            leave(_failed(error, folder, order, talk, finish))
+            leave(_failed(error, folder, job, talk, finish))
         watchdog.stop()
         return finish()
 
 
-def _failed(error: Exception, folder: RunFolder, order: Order, talk: Line, finish: Callable[[], int]) -> int:
+def _failed(error: Exception, folder: RunFolder, job: Job, talk: Line, finish: Callable[[], int]) -> int:
     """Tell why: what a rank has refused, be it another one, else this rank's error. Return the exit code."""
     until = time.monotonic() + _OTHERS_TELL_S
-    while not (order.folder / training.REFUSED).exists() and time.monotonic() < until:
+    while not (job.folder / training.REFUSED).exists() and time.monotonic() < until:
         time.sleep(supervise.POLL_S)
     if not isinstance(error, CommbenchError):
-        note_failure(order.folder, 0, error)
-    elif not (order.folder / training.REFUSED).exists():
+        note_failure(job.folder, 0, error)
+    elif not (job.folder / training.REFUSED).exists():
         launch.end(folder, "failed", "", talk)
         print_error(str(error), error.hint)
         return error.exit_code

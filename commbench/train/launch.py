@@ -19,7 +19,7 @@ import commbench
 from commbench import fabric, launch, transports, variables
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement, supervise
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.launch.supervise import Watch
 from commbench.machine import gpus, metadata
 from commbench.processes.orphans import start_time
@@ -63,13 +63,13 @@ def once(request: Request) -> Ended:
     talk = Line(quiet=request.quiet)
     folder = open_folder(request, config)
     with ending(folder, talk):
-        order = make_order(folder, config, env, request.launcher)
-        show = Show(folder, order, talk, stdout=request.format)
+        job = make_job(folder, config, env, request.launcher)
+        show = Show(folder, job, talk, stdout=request.format)
         launch.get(request.launcher).check()
-        with talk, _stopping(order) as asked:
-            watched = supervise.watch(order, request.launcher, show.on_event, show.read_metrics)
+        with talk, _stopping(job) as asked:
+            watched = supervise.watch(job, request.launcher, show.on_event, show.read_metrics)
             watched.listen()  # an end in the last moment is one
-            code = finish(folder, order, show, talk, watched, request.launcher)
+            code = finish(folder, job, show, talk, watched, request.launcher)
             return Ended(code, folder.path, asked.is_set())
 
 
@@ -177,9 +177,7 @@ def open_folder(request: Request, config: TrainConfig) -> RunFolder:
     return folder
 
 
-def make_order(
-    folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = ""
-) -> Order:
+def make_job(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = "") -> Job:
     logs = folder.path / "logs"
     attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
     outer = config.outer(env)
@@ -193,7 +191,7 @@ def make_order(
         what = f"{', '.join(late)}, by env.NAME or the profile," if late else "fabric=emulated"
         raise UsageError(f"{what} comes too late for ranks that {joined} has started",
                          hint=f"{joined} .. commbench exec --profile FILE -- commbench train ..")  # fmt: skip
-    order = Order(
+    job = Job(
         run_dir=str(folder.path.resolve()),
         attempt=attempt,
         launch=0,
@@ -207,8 +205,8 @@ def make_order(
         program=training.PROGRAM,
         settings={"config": json.loads(config.to_json()), "about": {"joined": joined, "env": dict(env)}},
     )
-    order.save()
-    return order
+    job.save()
+    return job
 
 
 def scope_of(config: TrainConfig) -> Scope | None:
@@ -227,7 +225,7 @@ def scope_of(config: TrainConfig) -> Scope | None:
 
 
 @contextlib.contextmanager
-def _stopping(order: Order) -> Iterator[threading.Event]:
+def _stopping(job: Job) -> Iterator[threading.Event]:
     """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
     asked = threading.Event()
 
@@ -235,7 +233,7 @@ def _stopping(order: Order) -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        (order.folder / training.STOP).touch()
+        (job.folder / training.STOP).touch()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -245,7 +243,7 @@ def _stopping(order: Order) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def finish(folder: RunFolder, order: Order, show: Show, talk: Line, watched: Watch, launcher: str) -> int:
+def finish(folder: RunFolder, job: Job, show: Show, talk: Line, watched: Watch, launcher: str) -> int:
     """Say how it has ended; return the exit code. Raises what ranks have refused."""
     if show.ended is not None:
         if show.ended["finished"]:
@@ -254,16 +252,16 @@ def finish(folder: RunFolder, order: Order, show: Show, talk: Line, watched: Wat
         if show.ended["saved"]:
             text = f"stopped at step {show.ended['step']} and saved; go on with: commbench train --resume {folder.path}"
         return end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
-    refused = Tail(order.folder / training.REFUSED, from_start=True).read()
+    refused = Tail(job.folder / training.REFUSED, from_start=True).read()
     if refused:
         end(folder, "failed", "", talk)
         raise CommbenchError(refused[0]["error"], hint=refused[0]["hint"], exit_code=refused[0]["exit_code"])
     if watched.timed_out:
-        silence = f"no step for {watched.allowed_s:g} s{supervise.explain_silence(order)}"
-        return end(folder, "failed", f"{silence}; see {order.folder}", talk)
-    reason = supervise.explain(order, launcher)
+        silence = f"no step for {watched.allowed_s:g} s{supervise.explain_silence(job)}"
+        return end(folder, "failed", f"{silence}; see {job.folder}", talk)
+    reason = supervise.explain(job, launcher)
     said = [line for line in reason.last_lines() if line.strip()][-3:] or ["the ranks ended early"]
-    return end(folder, "failed", f"{reason.text or said[0]}; logs: {order.folder}", talk)
+    return end(folder, "failed", f"{reason.text or said[0]}; logs: {job.folder}", talk)
 
 
 def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
@@ -275,6 +273,6 @@ def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_
 
 
 __all__ = [
-    "Ended", "Line", "Request", "check", "end", "ending", "finish", "make_order", "once", "open_folder",
+    "Ended", "Line", "Request", "check", "end", "ending", "finish", "make_job", "once", "open_folder",
     "settings",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench.console import Talk
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.run_folder import RunFolder, Tail
 from commbench.train import results, tensorboard
 
@@ -30,11 +30,11 @@ class Line(Talk):
 class Show:
     """New lines of metrics, to stdout as they are and to stderr in words."""
 
-    def __init__(self, folder: RunFolder, order: Order, talk: Line, *, stdout: str) -> None:
+    def __init__(self, folder: RunFolder, job: Job, talk: Line, *, stdout: str) -> None:
         self._stdout = stdout
         self._talk = talk
         self._folder = folder
-        self._config, self._about_start = order.settings["config"], order.settings["about"]
+        self._config, self._about_start = job.settings["config"], job.settings["about"]
         self._path = folder.path / results.METRICS
         self._metrics: Tail | None = None
         self._bits: float | None = None

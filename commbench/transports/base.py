@@ -227,7 +227,7 @@ class Transport(Protocol):
     device: Device
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """`options` is what `Order.transport_options` gives."""
+        """`options` is what `Job.transport_options` gives."""
         ...
 
     @staticmethod

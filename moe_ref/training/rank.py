@@ -19,7 +19,7 @@ import torch.distributed.optim
 import commbench
 from commbench import transports, variables
 from commbench.errors import CommbenchError
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.measure import readback
 from commbench.rank_info import RankInfo
 from commbench.run_folder import append_line, read_lines, repair, write_atomically
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
     from commbench.measure.events import Events
 
 
-def run(order: Order, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
+def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
     """Train until the last step, or until somebody asks to stop. Errors of the user's are told in refused.jsonl too."""
-    stop = _Stop(order, info)
+    stop = _Stop(job, info)
     try:
-        variables.check(order.outer.env, os.environ)
-        config = TrainConfig.of(order.settings["config"])
+        variables.check(job.outer.env, os.environ)
+        config = TrainConfig.of(job.settings["config"])
         events.doing = "the meeting of the ranks"
-        device = _connect(config, order, info, shared)
+        device = _connect(config, job, info, shared)
         placed = seat.check("after the ranks have connected")
         readback.describe_rank(
-            order, info, transports.load(config.transport).versions(), _identity(device), binding=seat.describe(placed)
+            job, info, transports.load(config.transport).versions(), _identity(device), binding=seat.describe(placed)
         )
         comm = None
         if info.size > 1:
             comm = commbench.communicator(profile=config.profile, allow_mismatch=config.allow_mismatch)
         trainer = Trainer(config, comm, device)
-        _train(trainer, Path(order.run_dir), events, stop)
+        _train(trainer, Path(job.run_dir), events, stop)
         trainer.close()
         if comm is not None:
-            _note(order, info, comm.explain())
+            _note(job, info, comm.explain())
             comm.close()
     except CommbenchError as error:
         if not isinstance(error, OtherRankFailed):
             told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
-            append_line(order.folder / REFUSED, json.dumps(told), durable=False)
+            append_line(job.folder / REFUSED, json.dumps(told), durable=False)
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -102,11 +102,11 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
         events.tell("end", step=trainer.done, finished=finished, saved=config.save_every is not None)
 
 
-def _connect(config: TrainConfig, order: Order, info: RankInfo, shared: Any) -> torch.device:
+def _connect(config: TrainConfig, job: Job, info: RankInfo, shared: Any) -> torch.device:
     """Bring the ranks together as torch's default group, and return where this rank computes."""
     if config.transport == "gloo":
         if info.size > 1:
-            transports.load("gloo")(order.transport_options).connect(info, shared)
+            transports.load("gloo")(job.transport_options).connect(info, shared)
         return torch.device("cpu")
     transports.check("nccl")
     from commbench.transports.cuda.device import index_of
@@ -138,17 +138,17 @@ def _forget(file: Path, done: int) -> None:
     write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _note(order: Order, info: RankInfo, text: str) -> None:
+def _note(job: Job, info: RankInfo, text: str) -> None:
     """Write which algorithms the exchanges took, for whoever wants to know afterwards."""
     if info.rank == 0:
-        write_atomically(order.folder / "communicator.txt", text + "\n")
+        write_atomically(job.folder / "communicator.txt", text + "\n")
 
 
 class _Stop:
     """Knows whether this rank is asked to end: by SIGTERM or Ctrl-C where a launcher passes them on, else by a file."""
 
-    def __init__(self, order: Order, info: RankInfo) -> None:
-        self._path = order.folder / STOP
+    def __init__(self, job: Job, info: RankInfo) -> None:
+        self._path = job.folder / STOP
         self._looks = info.rank == 0
         self._asked = False
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -19,7 +19,7 @@ from unittest import mock
 from commbench import transports
 from commbench.fabric import namespaces
 from commbench.launch import local, supervise
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.measure import fork
 from commbench.processes.orphans import die_with_parent
 from commbench.processes.process import Process
@@ -53,10 +53,10 @@ class Forked(Process):
     """`Process` for the command of the launcher `local`, with or without a fabric around it."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        order = Order.load(command[-1])
-        transports.load(order.outer.transport)  # here, and not by every launch
-        if order.program:
-            importlib.import_module(order.program)
+        job = Job.load(command[-1])
+        transports.load(job.outer.transport)  # here, and not by every launch
+        if job.program:
+            importlib.import_module(job.program)
 
         def begin() -> None:
             os.setsid()

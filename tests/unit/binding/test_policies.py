@@ -17,7 +17,7 @@ from commbench.binding import affinity, policies
 from commbench.binding.policies import Placement, parse_masks, placements
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import job_script, placement
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.machine import gpus
 from commbench.machine.machine import Device, Machine, NumaNode
 from commbench.output import parquet, table
@@ -284,8 +284,8 @@ def test_an_order_carries_the_places(on: Any) -> None:
     on(DGX)
     (case,) = planned(*SMALL, "transport=scripted", "binding=worst")
     places = tuple(placement.of_launch(case.outer, "local"))
-    order = Order(run_dir="r", attempt="a", launch=0, outer=case.outer, cases=(case,), host="h", placements=places)
-    assert Order.from_json(order.to_json()) == order and len(places) == 2
+    job = Job(run_dir="r", attempt="a", launch=0, outer=case.outer, cases=(case,), host="h", placements=places)
+    assert Job.from_json(job.to_json()) == job and len(places) == 2
     assert placement.of_launch(case.outer, "slurm") == [], "its ranks are elsewhere"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from commbench import launch
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.processes.orphans import is_alive, start_time
 from commbench.processes.process import Process, rank_environment
 from commbench.rank_info import detect
@@ -44,20 +44,18 @@ def test_what_cannot_be_is_refused(change: dict[str, str | None]) -> None:
         detect(environ)
 
 
-def order() -> Order:
+def job() -> Job:
     from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted"])[1]))
     outer = Outer(transport="scripted", nodes=2, ranks_per_node=2)
-    return Order(
-        run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=cases, parent_pid=1, parent_started="5"
-    )
+    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=cases, parent_pid=1, parent_started="5")
 
 
 def test_commands_are_recorded() -> None:
     path = Path("RUN/logs/x/order.json")
-    assert launch.get("local").command(path, order()) == [sys.executable, "-m", "commbench.measure.fork", str(path)]
-    assert launch.get("torchrun").command(path, order()) == [
+    assert launch.get("local").command(path, job()) == [sys.executable, "-m", "commbench.measure.fork", str(path)]
+    assert launch.get("torchrun").command(path, job()) == [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0", "--monitor-interval=0.1",
         "--nproc-per-node=4", "-m", "commbench.measure.rank", str(path),
     ]  # fmt: skip
@@ -76,8 +74,8 @@ def test_torchruns_own_account_of_a_failure() -> None:
     assert explain(entry.format(0, 1)) == "" == explain("nothing of the kind")
 
 
-def test_an_order_survives_its_file() -> None:
-    assert Order.from_json(order().to_json()) == order()
+def test_a_job_survives_its_file() -> None:
+    assert Job.from_json(job().to_json()) == job()
 
 
 def test_ranks_inherit_the_environment_plus_the_axis(monkeypatch: pytest.MonkeyPatch) -> None:

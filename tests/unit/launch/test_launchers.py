@@ -16,7 +16,7 @@ from commbench import launch, transports
 from commbench.emulated import Emulated
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.rank_info import detect
 from commbench.records import Outer
 from tests.conftest import REPOSITORY
@@ -151,9 +151,9 @@ def library(family: str, version: str = "1") -> mpi_library.MpiLibrary:
     return mpi_library.MpiLibrary(family=family, version=version, path=path, mpiexec=mpiexec)
 
 
-def order(emulated: Emulated | None = None, **env: str) -> Order:
+def job(emulated: Emulated | None = None, **env: str) -> Job:
     outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, env=env, emulated=emulated)
-    return Order(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=())
+    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=())
 
 
 def test_the_launcher_starts_the_mpiexec_of_the_library_of_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_the_launcher_starts_the_mpiexec_of_the_library_of_its_ranks(monkeypatch
         return library("mpich")
 
     monkeypatch.setattr(mpi_library, "find", find)
-    words = launch.get("mpiexec").command(Path("RUN/order.json"), order(MPI4PY_LIBMPI="/other/libmpi.so"))
+    words = launch.get("mpiexec").command(Path("RUN/order.json"), job(MPI4PY_LIBMPI="/other/libmpi.so"))
     assert words == mpiexec.words("mpich", "/opt/bin/mpiexec", 4, [sys.executable, *TAIL[1:]], per_node=2)
     assert asked == [{"MPI4PY_LIBMPI": "/other/libmpi.so"}]
 
@@ -175,7 +175,7 @@ def test_only_open_mpi_is_told_that_root_is_meant(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(mpi_library, "find", lambda env: library(family))
-    assert len(mpiexec.environment(order())) == names
+    assert len(mpiexec.environment(job())) == names
 
 
 EMULATED = Emulated(nodes=2, link="1gbit")
@@ -183,9 +183,9 @@ EMULATED = Emulated(nodes=2, link="1gbit")
 
 def test_open_mpi_takes_the_links_of_an_emulated_fabric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mpi_library, "find", lambda env: library("openmpi"))
-    words = shlex.join(launch.get("mpiexec").command(Path("RUN/order.json"), order(EMULATED)))
+    words = shlex.join(launch.get("mpiexec").command(Path("RUN/order.json"), job(EMULATED)))
     assert "--mca btl tcp,self --mca btl_tcp_if_include net0" in words and words.endswith("RUN/order.json")
-    assert "--mca" not in launch.get("mpiexec").command(Path("RUN/order.json"), order())
+    assert "--mca" not in launch.get("mpiexec").command(Path("RUN/order.json"), job())
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_ranks_find_mpiexec_over_the_second_link(
     """As user 0, whom one is in a user namespace; what is left behind lies in the folder of the launch."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(mpi_library, "find", lambda env: library("openmpi", version))
-    variables = mpiexec.environment(order(EMULATED))
+    variables = mpiexec.environment(job(EMULATED))
     assert {name for name, value in variables.items() if value == "control"} == listen
     assert variables["OMPI_ALLOW_RUN_AS_ROOT"] == "1"
     assert variables[folder] == str(Path("RUN/logs/000-abc-0/session").absolute())
@@ -215,9 +215,9 @@ def test_ranks_find_mpiexec_over_the_second_link(
 def test_only_open_mpi_runs_on_an_emulated_fabric(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     monkeypatch.setattr(mpi_library, "find", lambda env: library(family, "A library 1"))
     with pytest.raises(EnvironmentProblem, match="needs Open MPI on an emulated fabric") as caught:
-        launch.get("mpiexec").command(Path("RUN/order.json"), order(EMULATED))
+        launch.get("mpiexec").command(Path("RUN/order.json"), job(EMULATED))
     assert "mpi4py loads A library 1" in caught.value.hint
-    assert mpiexec.environment(order(EMULATED)) == {}
+    assert mpiexec.environment(job(EMULATED)) == {}
 
 
 # What mpiexec says when a rank is lost.

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from commbench import launch
 from commbench.errors import EnvironmentProblem
 from commbench.launch import job_script, slurm, slurm_job
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.records import Outer
 from commbench.sweep.plan import expand
 from tests.conftest import REPOSITORY, environment
@@ -58,14 +58,12 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     return add
 
 
-def order(run: Path = Path("results/run"), **outer: object) -> Order:
+def job(run: Path = Path("results/run"), **outer: object) -> Job:
     from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted", "cap=1"])[1]))
     values = {"transport": "gloo", "nodes": 2, "ranks_per_node": 4, **outer}
-    return Order(
-        run_dir=str(run), attempt="000-0f0f0f-0", launch=0, outer=Outer(**values), cases=cases[:3], timeout_s=60
-    )
+    return Job(run_dir=str(run), attempt="000-0f0f0f-0", launch=0, outer=Outer(**values), cases=cases[:3], timeout_s=60)
 
 
 # What is run.
@@ -84,7 +82,7 @@ def test_commands_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             for name, value in situation.items():
                 patch.setenv(name, value)
-            made.append(" ".join(launch.get("slurm").command(PATH, order())))
+            made.append(" ".join(launch.get("slurm").command(PATH, job())))
     assert made == (RECORDS / "commands/slurm.txt").read_text().splitlines()
 
 
@@ -110,7 +108,7 @@ def test_slurm_must_be_there(programs: Programs, monkeypatch: pytest.MonkeyPatch
 
 def test_the_time_limit_is_no_less_than_a_launch_may_take() -> None:
     """Three cases with a cap of a second, the start, and one case that hangs."""
-    assert slurm_job.minutes(order()) == 4
+    assert slurm_job.minutes(job()) == 4
 
 
 # What Slurm says.
@@ -245,9 +243,9 @@ def test_a_step_is_cancelled_by_its_name(programs: Programs, tmp_path: Path, mon
 
 
 def child(tmp_path: Path) -> tuple[subprocess.Popen[str], Path]:
-    """The child that submits a job for an order below `tmp_path`."""
+    """The child that submits a job for a launch below `tmp_path`."""
     pytest.importorskip("submitit")
-    path = order(tmp_path / "run").save()
+    path = job(tmp_path / "run").save()
     process = subprocess.Popen(
         [sys.executable, "-m", "commbench.launch.slurm_job", str(path)],
         env=environment(SBATCH_EXPORT="NONE"),

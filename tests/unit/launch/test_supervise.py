@@ -16,7 +16,7 @@ import pytest
 from commbench import launch
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
-from commbench.launch.job import EVENTS, EXITS, FAILURES, Order
+from commbench.launch.job import EVENTS, EXITS, FAILURES, Job
 from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
 from commbench.records import Outer
@@ -24,9 +24,9 @@ from commbench.run_folder import RunFolder, append_line
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Order:
+def job(tmp_path: Path) -> Job:
     outer = Outer(transport="scripted", nodes=1, ranks_per_node=2)
-    made = Order(run_dir=str(tmp_path), attempt="000", launch=0, outer=outer, cases=(), timeout_s=70.0)
+    made = Job(run_dir=str(tmp_path), attempt="000", launch=0, outer=outer, cases=(), timeout_s=70.0)
     made.save()
     return made
 
@@ -53,8 +53,8 @@ def write(path: Path, **line: Any) -> None:
     append_line(path, json.dumps(line))
 
 
-def test_ranks_may_be_silent_for_a_minute_at_the_start_and_for_the_timeout_later(job: Order, clock: Clock) -> None:
-    job = Order(run_dir=job.run_dir, attempt="000", launch=0, outer=job.outer, cases=(), timeout_s=2.0)
+def test_ranks_may_be_silent_for_a_minute_at_the_start_and_for_the_timeout_later(job: Job, clock: Clock) -> None:
+    job = Job(run_dir=job.run_dir, attempt="000", launch=0, outer=job.outer, cases=(), timeout_s=2.0)
     events: list[str] = []
     more = iter((False, False, True, False, False))
     watched = Watch(job, lambda event: events.append(event["event"]), lambda: next(more))
@@ -74,7 +74,7 @@ def test_ranks_may_be_silent_for_a_minute_at_the_start_and_for_the_timeout_later
     assert watched.gives_up() and watched.timed_out
 
 
-def test_a_rank_that_raised_leaves_its_peers_a_moment(job: Order, clock: Clock) -> None:
+def test_a_rank_that_raised_leaves_its_peers_a_moment(job: Job, clock: Clock) -> None:
     watched = Watch(job, lambda event: None)
     (job.folder / FAILURES).touch()  # it exists before its line is there
     assert not watched.gives_up() and not watched.failures
@@ -99,7 +99,7 @@ def test_a_rank_that_raised_leaves_its_peers_a_moment(job: Order, clock: Clock) 
     ],
 )
 def test_the_rank_that_others_failed_because_of_is_told(
-    job: Order, exits: list[str], failures: list[str], said: str
+    job: Job, exits: list[str], failures: list[str], said: str
 ) -> None:
     for rank, what in enumerate(exits):
         write(job.folder / EXITS, rank=rank, what=what)
@@ -111,13 +111,13 @@ def test_the_rank_that_others_failed_because_of_is_told(
     assert said.startswith(("rank 1 f", "rank 0 was")) or reason.last_lines() == ["a line"] * 8
 
 
-def test_the_launcher_is_asked_where_no_rank_has_said_anything(job: Order) -> None:
+def test_the_launcher_is_asked_where_no_rank_has_said_anything(job: Job) -> None:
     log = "rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)"
     (job.folder / "launcher.log").write_text(log)
     assert supervise.explain(job, "torchrun").text == "rank 1 was killed by signal 9"
 
 
-def test_a_full_disk_is_told_by_its_number(job: Order) -> None:
+def test_a_full_disk_is_told_by_its_number(job: Job) -> None:
     note_failure(job.folder, 0, OSError(errno.EACCES, os.strerror(errno.EACCES), "No space left"))
     assert not supervise.explain(job, "local").disk_full
     note_failure(job.folder, 1, OSError(errno.ENOSPC, "kein Platz", "samples"))
@@ -139,7 +139,7 @@ def test_the_rank_that_stopped_first_is_found(tmp_path: Path) -> None:
     assert supervise.stopped_rank(tmp_path) == ("2", "?", file)
 
 
-def test_whatever_ends_a_watch_nothing_of_the_launch_is_left(job: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ends_a_watch_nothing_of_the_launch_is_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     cancelled: list[Path] = []
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     starter = SimpleNamespace(command=lambda path, job: command, environment=lambda job: {}, cancel=cancelled.append)
@@ -180,11 +180,11 @@ def test_a_resume_ends_what_is_left_and_mends_the_files(tmp_path: Path, monkeypa
     folder = killed_run(tmp_path)
     attempt, lines = folder.path / "logs" / "000", folder.path / "lines.jsonl"
     (shared,) = (Path(path) for path in json.loads((attempt / "rank-0.json").read_text())["shared_memory"])
-    order: list[str] = []
-    starter = SimpleNamespace(cancel=lambda path: order.append(f"cancelled {path.name} {shared.exists()}"))
+    done: list[str] = []
+    starter = SimpleNamespace(cancel=lambda path: done.append(f"cancelled {path.name} {shared.exists()}"))
     monkeypatch.setattr(launch, "get", lambda name: starter)
     assert supervise.open_to_resume(folder, ["slurm"], [lines, folder.path / "none.jsonl"]) == [lines]
-    assert order == ["cancelled 000 True"], "first the ranks, then what they have left"
+    assert done == ["cancelled 000 True"], "first the ranks, then what they have left"
     assert not shared.exists() and not (attempt / "session").exists() and lines.read_text() == '{"a": 1}\n'
     with pytest.raises(UsageError, match="in use by another"):
         supervise.open_to_resume(RunFolder(folder.path), [], [])

@@ -13,7 +13,7 @@ import pytest
 
 from commbench import algorithms, collectives
 from commbench.algorithms.base import Bound, BoundBase
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.layout import Layout
 from commbench.measure import verify
 from commbench.measure.rank import run
@@ -34,14 +34,14 @@ def measure(tmp_path: Path, case: Case, faults: list[dict[str, Any]]) -> tuple[M
     outer = dataclasses.replace(case.outer, script=json.dumps({"faults": faults}))
     case = dataclasses.replace(case, outer=outer)
     folder = RunFolder.create(tmp_path, "test")
-    order = Order(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=(case,))
-    order.save()
+    job = Job(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=(case,))
+    job.save()
     size = outer.layout.ranks
     shared = ThreadRanks(size)
 
     def rank(index: int) -> None:
         info = RankInfo(rank=index, size=size, local_rank=index, local_size=size, launcher="threads")
-        run(order, info, shared=shared)
+        run(job, info, shared=shared)
 
     in_threads(size, rank)
     (measurement,) = folder.measurements()

@@ -23,7 +23,7 @@ pytest.importorskip("cuda.bindings")
 import torch
 
 from commbench import data
-from commbench.launch.job import Order
+from commbench.launch.job import Job
 from commbench.measure.rank import start_rank
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
@@ -68,13 +68,11 @@ def launch(tmp_path: Path, libraries: dict[int, Path]) -> Launch:
         cases = planned(*words)
         folder = RunFolder.create(tmp_path, "test")
         outer = cases[0].outer
-        order = Order(
-            run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=tuple(cases), timeout_s=LONGEST_S
-        )
-        order.save()
+        job = Job(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=tuple(cases), timeout_s=LONGEST_S)
+        job.save()
         with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
-            codes = forked(order, Path(shared), libraries, limits or {}, **machine)
-        logs = "\n".join(path.read_text() for path in sorted(order.folder.glob("rank-*.log")))
+            codes = forked(job, Path(shared), libraries, limits or {}, **machine)
+        logs = "\n".join(path.read_text() for path in sorted(job.folder.glob("rank-*.log")))
         assert not any(codes), f"ranks ended with {codes}\n{logs}"
         found = {measurement.case_id: measurement for measurement in folder.measurements()}
         return [(case, found[case.case_id]) for case in cases]
@@ -89,9 +87,9 @@ def planned(*words: str) -> list[Case]:
 
 
 def forked(
-    order: Order, shared: Path, libraries: dict[int, Path], limits: dict[int, int], *, reach: bool = True, gpus: int = 0
+    job: Job, shared: Path, libraries: dict[int, Path], limits: dict[int, int], *, reach: bool = True, gpus: int = 0
 ) -> list[int | None]:
-    size = order.outer.layout.ranks
+    size = job.outer.layout.ranks
     pids = []
     for rank in range(size):
         pid = os.fork()
@@ -102,8 +100,8 @@ def forked(
                 sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not pytest's: into the rank's log
                 fake_nccl.install(shared, rank, gpus or size, libraries, reach=reach, limit=limits.get(rank, 1 << 62))
                 place: dict[str, Any] = {"rank": rank, "size": size, "local_rank": rank, "local_size": size}
-                store = f"file:{order.folder / 'store'}"
-                code = start_rank(order, RankInfo(**place, launcher="local", rendezvous=store))
+                store = f"file:{job.folder / 'store'}"
+                code = start_rank(job, RankInfo(**place, launcher="local", rendezvous=store))
             except BaseException:
                 traceback.print_exc()
             finally:
