@@ -177,7 +177,7 @@ class Calls:
             known, chosen = None, self.chooser.choose(ask._replace(matrix=request.matrix), but=why)
         if known is None:
             self._tell(ask, chosen)
-        if chosen.way.algorithm == "direct":
+        if chosen.config.algorithm == "direct":
             return self._cache.library(ask, chosen)
         if request.matrix is None:
             return self._cache.add(ask, chosen)
@@ -246,7 +246,7 @@ class Calls:
     def _hold(self, prepared: Prepared) -> None:
         if not prepared.counted and not prepared.bound.capturable:
             raise UsageError(
-                f"{prepared.chosen.way.label} looks at data on the host, which no graph can hold",
+                f"{prepared.chosen.config.label} looks at data on the host, which no graph can hold",
                 hint="call it outside of the capture",
             )
         prepared.captured = self._captured = True

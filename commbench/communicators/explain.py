@@ -38,7 +38,7 @@ def explain(setting: Setting, seen: Mapping[Ask, Chosen]) -> str:
     lines += [f"insisted, though {difference}" for difference in setting.differences]
     lines += [f"{buffers} buffers are plain here: {reason}" for buffers, reason in setting.lacking.items()]
     for ask, chosen in sorted(seen.items(), key=lambda item: (named(item[0]), item[0].size_bytes)):
-        lines.append(f"{described(ask)}: {chosen.way.label}")
+        lines.append(f"{described(ask)}: {chosen.config.label}")
         lines.append(f"    why: {chosen.why}")
         if chosen.choice is not None:
             lines += [f"    evidence: {text}" for text in _evidence(chosen.choice, ask.size_bytes)]

@@ -130,7 +130,7 @@ class Cache:
             if bound is not None:
                 bound.close()
             raise MemoryError(
-                f"{named(ask)}, {chosen.way.label}: {failure or 'another rank lacks memory, see its log'}"
+                f"{named(ask)}, {chosen.config.label}: {failure or 'another rank lacks memory, see its log'}"
             )
         prepared = Prepared(ask, chosen, bound, beside=beside)
         kept, most = (self._even, KEPT) if ask.matrix is None else (self._uneven, KEPT_UNEVEN)
@@ -155,10 +155,10 @@ class Cache:
 
 def _same_everywhere(transport: Joined, ask: Ask, chosen: Chosen) -> None:
     """Collective. Raises where ranks are about to prepare different things, which would hang."""
-    text = f"{ask} {chosen.way.label}"
+    text = f"{ask} {chosen.config.label}"
     number = float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
     if len({*transport.all_gather([number])[:, 0].tolist()}) > 1:
         raise UsageError(
-            f"the ranks call different things: this one {described(ask)}: {chosen.way.label}",
+            f"the ranks call different things: this one {described(ask)}: {chosen.config.label}",
             hint="all ranks make the same calls in the same order, on the same kinds of buffers",
         )

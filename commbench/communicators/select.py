@@ -11,7 +11,7 @@ from commbench import algorithms, collectives, transports
 from commbench.algorithms.base import Algorithm
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.profile import Choice, Way
+from commbench.profile import AlgorithmConfig, Choice
 from commbench.profile.table import Curve, Table
 from commbench.spec import Spec, Value
 from commbench.units import format_size
@@ -39,7 +39,7 @@ class Ask(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    way: Way
+    config: AlgorithmConfig
     algorithm: Algorithm
     spec: Spec
     why: str
@@ -64,17 +64,17 @@ class Chooser:
         if ask.collective == "all_to_allv" and ask.matrix is None:
             return self._default(ask, "without matrix=, ranks do not know each other's counts: the default")
         choice = curve.at(ask.size_bytes)
-        way, buffers, why = choice.way, choice.buffers, f"the profile's choice{_range(choice)}"
+        config, buffers, why = choice.config, choice.buffers, f"the profile's choice{_range(choice)}"
         if not _has_memory(choice, ask):
             what = f"{choice.label} on {choice.buffers} buffers was tuned, "
             what += but or "and these are not from empty()"
             if choice.on_plain is None:
                 return self._default(ask, f"{what}; the default", curve)
-            way, buffers, why = choice.on_plain, PLAIN, f"{what}; the profile's choice on plain memory"
-        spec = self._spec(ask, way, buffers)
-        if reason := self._unsupported(ask, way, spec):
-            return self._default(ask, f"{way.label} cannot do this: {reason}; the default", curve)
-        return Chosen(way=way, algorithm=_algorithm(ask, way), spec=spec, why=why, choice=choice)
+            config, buffers, why = choice.on_plain, PLAIN, f"{what}; the profile's choice on plain memory"
+        spec = self._spec(ask, config, buffers)
+        if reason := self._unsupported(ask, config, spec):
+            return self._default(ask, f"{config.label} cannot do this: {reason}; the default", curve)
+        return Chosen(config=config, algorithm=_algorithm(ask, config), spec=spec, why=why, choice=choice)
 
     def captures(self, collective: str) -> bool:
         """Whether something was tuned for calls in a CUDA graph alone."""
@@ -104,35 +104,35 @@ class Chooser:
         reasons = []
         for name in algorithms.names(ask.collective):
             params = {key: value for key, (value, _) in algorithms.get(ask.collective, name).params.items()}
-            way = Way(algorithm=name, params=params)
-            spec = self._spec(ask, way, PLAIN)
-            reason = self._unsupported(ask, way, spec)
+            config = AlgorithmConfig(algorithm=name, params=params)
+            spec = self._spec(ask, config, PLAIN)
+            reason = self._unsupported(ask, config, spec)
             if not reason:
-                return Chosen(way=way, algorithm=_algorithm(ask, way), spec=spec, why=why, choice=choice)
+                return Chosen(config=config, algorithm=_algorithm(ask, config), spec=spec, why=why, choice=choice)
             reasons.append(f"{name}: {reason}")
         raise UsageError(f"no algorithm can do {named(ask)} of {ask.size_bytes} B here", hint="; ".join(reasons))
 
-    def _spec(self, ask: Ask, way: Way, buffers: str) -> Spec:
+    def _spec(self, ask: Ask, config: AlgorithmConfig, buffers: str) -> Spec:
         arguments = dict(ask.arguments)
-        if ask.matrix is not None and way.algorithm != "direct":  # which knows its own counts
+        if ask.matrix is not None and config.algorithm != "direct":  # which knows its own counts
             arguments |= {"splits": "matrix", "matrix": json.dumps(ask.matrix)}
         return Spec(
             collective=ask.collective,
             dtype=ask.dtype,
             size_bytes=ask.size_bytes,
             layout=self._layout,
-            params=way.params,
+            params=config.params,
             arguments=arguments,
             in_place=ask.in_place,
             buffers=buffers,
         )
 
-    def _unsupported(self, ask: Ask, way: Way, spec: Spec) -> str:
-        algorithm = _algorithm(ask, way)
+    def _unsupported(self, ask: Ask, config: AlgorithmConfig, spec: Spec) -> str:
+        algorithm = _algorithm(ask, config)
         for key, value in algorithm.demands.items():
             if spec.arguments.get(key) != value:
                 return f"it does {key}={value}, and this is {key}={spec.arguments.get(key)}"
-        if ask.collective == "all_to_allv" and ask.matrix is None and way.algorithm != "direct":
+        if ask.collective == "all_to_allv" and ask.matrix is None and config.algorithm != "direct":
             return "it needs the counts of all ranks"
         if algorithm.one_sided and not transports.entry(self._transport).one_sided:
             return f"no rank reaches the memory of another over {self._transport}"
@@ -164,8 +164,8 @@ def size_of(matrix: Sequence[Sequence[int]]) -> int:
     return max(*map(sum, matrix), *map(sum, zip(*matrix, strict=True)))
 
 
-def _algorithm(ask: Ask, way: Way) -> Algorithm:
-    return algorithms.get(ask.collective, way.algorithm)
+def _algorithm(ask: Ask, config: AlgorithmConfig) -> Algorithm:
+    return algorithms.get(ask.collective, config.algorithm)
 
 
 def _memory_of(choice: Choice) -> str:

@@ -47,7 +47,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Why a choice was made at one size: the chosen way against the default, in launches that measured both."""
+    """Why a choice was made at one size: the chosen algorithm against the default, in launches that measured both."""
 
     size_bytes: int
     dtype: str
@@ -61,18 +61,18 @@ class Evidence:
     pairs: int  # launches, or pairs of adjacent launches, that measured both
     p: float | None  # one-sided, of no gain, by Wilcoxon's signed-rank test; Holm-adjusted over all that is claimed
     apparent: float | None  # of the A-A control at this size: the default against itself, which has no gain
-    candidates: int  # ways that were searched
+    candidates: int  # algorithms, with parameters and start of ranks, that were searched
     run: str  # the id of the run folder that holds the samples
     verdict: str  # "confirmed"; else why the default was kept
 
     @property
     def confirmed(self) -> bool:
-        """Whether the choice was proven better than the default at this size."""
+        """Return whether the choice was proven better than the default at this size."""
         return self.verdict == Verdict.CONFIRMED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class AlgorithmConfig:
     """An algorithm with its parameters."""
 
     algorithm: str
@@ -85,7 +85,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The way to take for a collective whose size is in `min_bytes .. max_bytes`, both included.
+    """The algorithm to take for a collective whose size is in `min_bytes .. max_bytes`, both included.
 
     `size_bytes` is nccl-tests' size column: max(bytes sent, bytes received) by one rank, own share included.
     """
@@ -96,8 +96,8 @@ class Choice:
     max_bytes: int | None  # null: open
     algorithm: str
     params: dict[str, int] = field(default_factory=dict)
-    buffers: str = "plain"  # that the way needs: `Communicator.empty` makes them
-    on_plain: Way | None = None  # the best way on buffers from elsewhere, where the choice needs others
+    buffers: str = "plain"  # that the algorithm needs: `Communicator.empty` makes them
+    on_plain: AlgorithmConfig | None = None  # the best one on buffers from elsewhere, where the choice needs others
     captured: bool = False  # for calls in a CUDA graph
     arguments: dict[str, Value] = field(default_factory=dict)  # of the collective: tp, tp_input, op
     scratch_bytes: int = 0  # per rank, at the largest size that was tuned
@@ -105,12 +105,12 @@ class Choice:
     evidence: list[Evidence] = field(default_factory=list)  # ascending sizes; none where nothing was tuned
 
     @property
-    def way(self) -> Way:
-        return Way(algorithm=self.algorithm, params=self.params)
+    def config(self) -> AlgorithmConfig:
+        return AlgorithmConfig(algorithm=self.algorithm, params=self.params)
 
     @property
     def label(self) -> str:
-        return self.way.label
+        return self.config.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ class Refused:
 
     scope: str
     collective: str
-    label: str  # the way, with its buffers and launch settings where they are not the default
+    label: str  # the algorithm, with its buffers and launch settings where they are not the default
     sizes: list[int]
     why: str  # wrong_result, timeout, out_of_memory, error, skipped; slower, pruned, not confirmed
     reason: str

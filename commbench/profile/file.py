@@ -1,4 +1,4 @@
-"""Reading and writing profiles. What was cut off, edited, or written by a newer commbench is refused in one line."""
+"""Profiles in files. What was cut off, edited, or written by a newer commbench is refused in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from commbench import algorithms, collectives, transports
 from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
-from commbench.profile import FORMAT, FORMAT_VERSION, Choice, Profile, Scope, Way
+from commbench.profile import FORMAT, FORMAT_VERSION, AlgorithmConfig, Choice, Profile, Scope
 from commbench.run_folder import write_atomically
 from commbench.serialise import digest, from_dict
 
@@ -20,14 +20,14 @@ _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
 
 
 def dump(profile: Profile) -> str:
-    """The file's content: JSON, two-space indents, with the digest by which an edit is noticed."""
+    """Return the file's content: JSON, two-space indents, with the digest by which an edit is noticed."""
     body = dataclasses.asdict(profile)
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "digest": digest(body)}
     return json.dumps({**head, **body}, indent=2, allow_nan=False) + "\n"
 
 
 def save(profile: Profile, path: Path) -> None:
-    """Raises `UsageError` where the file cannot be written."""
+    """Write the profile. Raises `UsageError` where the file cannot be written."""
     problems = check(profile)
     if problems:
         raise ValueError(f"not a profile: {problems[0]}")
@@ -40,20 +40,20 @@ def save(profile: Profile, path: Path) -> None:
 
 
 def load(path: Path) -> Profile:
-    """Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile."""
+    """Read a profile. Raises `UsageError` where there is no such file, `CorruptFile` where it holds no profile."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        told = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UsageError(
-            f"cannot read the profile {str(path)!r}: {told}",
+            f"cannot read the profile {str(path)!r}: {why}",
             hint="give the file that `commbench tune --out FILE` wrote",
         ) from error
     return parse(text, str(path))
 
 
 def parse(text: str, name: str) -> Profile:
-    """The profile in `text`; `name` is what errors call it."""
+    """Return the profile in `text`; `name` is what errors call it."""
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -79,7 +79,7 @@ def parse(text: str, name: str) -> Profile:
 
 
 def check(profile: Profile) -> list[str]:
-    """What makes a profile unusable, in words: unknown names, gaps, ranges that overlap."""
+    """Return what makes a profile unusable, in words: unknown names, gaps, ranges that overlap."""
     ids = [scope.id for scope in profile.scopes]
     problems = [f"scope {id!r} is there twice" for id in {*ids} if ids.count(id) > 1]
     for scope in profile.scopes:
@@ -97,7 +97,7 @@ def check(profile: Profile) -> list[str]:
 
 
 def curve(choice: Choice) -> tuple[Any, ...]:
-    """What the choices of one list of ranges have in common."""
+    """Return what the choices of one list of ranges have in common."""
     return choice.scope, choice.collective, choice.captured, sorted(choice.arguments.items())
 
 
@@ -126,7 +126,7 @@ def _is_variable(name: str) -> bool:
 
 
 def _is_value(value: str) -> bool:
-    """Whether a variable can have it: any bytes but 0."""
+    """Return whether a variable can have it: any bytes but 0."""
     try:
         return b"\0" not in value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -137,20 +137,20 @@ def _of_choice(choice: Choice, scope: Scope) -> list[str]:
     if choice.collective not in collectives.TABLE:
         return [f"unknown collective {choice.collective!r}"]
     problems = []
-    for way in (choice.way, choice.on_plain):
-        problems += [] if way is None else _of_way(choice.collective, way)
+    for config in (choice.config, choice.on_plain):
+        problems += [] if config is None else _of_config(choice.collective, config)
     if scope.transport in transports.TABLE and choice.buffers not in transports.entry(scope.transport).buffers:
         problems.append(f"{scope.transport} has no {choice.buffers!r} buffers")
     return problems
 
 
-def _of_way(collective: str, way: Way) -> list[str]:
+def _of_config(collective: str, config: AlgorithmConfig) -> list[str]:
     try:
-        known = algorithms.get(collective, way.algorithm).params
+        known = algorithms.get(collective, config.algorithm).params
     except CommbenchError as error:
         return [str(error)]
-    return [f"{way.algorithm} has no parameter {key!r}" for key in way.params if key not in known] + [
-        f"{way.algorithm} lacks its parameter {key!r}" for key in known if key not in way.params
+    return [f"{config.algorithm} has no parameter {key!r}" for key in config.params if key not in known] + [
+        f"{config.algorithm} lacks its parameter {key!r}" for key in known if key not in config.params
     ]
 
 

@@ -16,7 +16,7 @@ class OutOfScope(CommbenchError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What a program finds around it; scopes are compared with this."""
+    """The set-up that a program runs in; scopes are compared with it."""
 
     transport: str
     nodes: int
@@ -35,19 +35,19 @@ class Here:
 
 
 def differences(scope: Scope, here: Here) -> list[str]:
-    """What `scope` asks for and is not so here, in words; none: it fits."""
-    found = [
+    """Return what `scope` asks for and is not so here, in words; none: it fits."""
+    facts = [
         *((f"{name} version", version, here.versions.get(name, "none")) for name, version in scope.versions.items()),
         ("GPU", scope.gpu or here.gpu or "none", here.gpu or "none"),
         ("binding", scope.binding, here.binding),
         *((name, value, here.environ.get(name, UNSET)) for name, value in scope.env.items()),
     ]
-    return [*elsewhere(scope, here), *_told(found)]
+    return [*elsewhere(scope, here), *_differing(facts)]
 
 
 def elsewhere(scope: Scope, here: Here) -> list[str]:
-    """The part of `differences` that is known before any rank has been started."""
-    return _told(
+    """Return the part of `differences` that is known before any rank has been started."""
+    return _differing(
         [
             ("transport", scope.transport, here.transport),
             ("nodes", scope.nodes, here.nodes),
@@ -57,22 +57,22 @@ def elsewhere(scope: Scope, here: Here) -> list[str]:
     )
 
 
-def _told(found: Sequence[tuple[str, object, object]]) -> list[str]:
+def _differing(facts: Sequence[tuple[str, object, object]]) -> list[str]:
     return [
         f"{name}: the profile is for {wanted}, here is {have}"
-        for name, wanted, have in found
+        for name, wanted, have in facts
         if wanted is not None and wanted != have
     ]
 
 
 def specificity(scope: Scope) -> int:
-    """How much a scope asks for: of those that fit, the one that asks for most is taken."""
+    """Return how much a scope asks for: of those that fit, the one that asks for most is taken."""
     asked = (scope.nodes, scope.ranks_per_node, scope.gpu, scope.fabric, scope.binding != "none")
     return sum(map(bool, asked)) + len(scope.versions) + len(scope.env)
 
 
 def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name: str = "the profile") -> Scope:
-    """The most specific scope that fits; with `allow_mismatch` else the one with the fewest differences.
+    """Return the most specific scope that fits; with `allow_mismatch` else the one with the fewest differences.
 
     Another transport, or another layout than the choices were made for, is never allowed to match silently: the
     caller asked for it. Raises `OutOfScope` with the differences listed.
@@ -88,15 +88,15 @@ def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name
     raise _refusal(name, differences(nearest, here), _remedy(nearest, here))
 
 
-def check_place(profile: Profile, here: Here, name: str) -> None:
-    """Raises `OutOfScope` where every scope is for another layout, transport or fabric, which ranks would find too."""
+def check_setup(profile: Profile, here: Here, name: str) -> None:
+    """Raise `OutOfScope` where every scope is for another layout, transport or fabric, before ranks are started."""
     if profile.scopes and all(elsewhere(scope, here) for scope in profile.scopes):
         raise _refusal(name, min((elsewhere(scope, here) for scope in profile.scopes), key=len), "")
 
 
-def _refusal(name: str, told: Sequence[str], remedy: str) -> OutOfScope:
+def _refusal(name: str, differing: Sequence[str], remedy: str) -> OutOfScope:
     return OutOfScope(
-        f"{name} was not made for this set-up: {'; '.join(told)}",
+        f"{name} was not made for this set-up: {'; '.join(differing)}",
         hint=f"tune here, or {remedy}insist with allow_mismatch=True",
     )
 
@@ -107,7 +107,7 @@ def _remedy(scope: Scope, here: Here) -> str:
 
 
 def only(profile: Profile, wanted: str, name: str) -> Scope:
-    """The scope with the id `wanted`, or the only one. Raises where that is not clear; for exports and `exec`."""
+    """Return the scope with the id `wanted`, or the only one. Raises `OutOfScope` where that is not clear."""
     if wanted:
         for scope in profile.scopes:
             if scope.id == wanted:

@@ -1,4 +1,4 @@
-"""Looking a choice up: no file, no lock, a bisection."""
+"""The choices of a scope, looked up by bisection: no file, no lock."""
 
 from __future__ import annotations
 
@@ -37,16 +37,19 @@ class Table:
     def curve(
         self, collective: str, *, captured: bool = False, arguments: Mapping[str, Value] | None = None
     ) -> Curve | None:
-        """Where nothing was tuned for calls in a graph, what was tuned for others; None: nothing was tuned."""
+        """Return the choices for these arguments, None where nothing was tuned.
+
+        For calls in a graph they are those for graphs, or where nothing was tuned for graphs, the others.
+        """
         asked = repr(sorted((arguments or {}).items()))
         for kind in (captured, False):
-            if found := self._curves.get((collective, kind, asked)):
-                return found
+            if curves := self._curves.get((collective, kind, asked)):
+                return curves
         return None
 
     def curves(self, collective: str, *, captured: bool = False) -> list[Curve]:
-        """What was tuned for a collective, whatever its arguments; as `curve` does for calls in a graph."""
+        """Return the choices for a collective, whatever its arguments; for calls in a graph as `curve` does."""
         for kind in (captured, False):
-            if found := [curve for key, curve in self._curves.items() if key[:2] == (collective, kind)]:
-                return found
+            if curves := [curve for key, curve in self._curves.items() if key[:2] == (collective, kind)]:
+                return curves
         return []

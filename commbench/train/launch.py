@@ -25,7 +25,7 @@ from commbench.machine import gpus, metadata
 from commbench.processes.orphans import start_time
 from commbench.profile import Scope
 from commbench.profile import file as profile_file
-from commbench.profile.scope import Here, check_place
+from commbench.profile.scope import Here, check_setup
 from commbench.run_folder import RunFolder, Tail, timestamp
 from commbench.sweep import prepare
 from commbench.train import config as training
@@ -121,7 +121,7 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
     if config.profile is not None:
         profile = profile_file.load(Path(config.profile))
         if not (joined or config.allow_mismatch or config.ranks == 1):  # which exchanges nothing
-            check_place(profile, _here(config), config.profile)
+            check_setup(profile, _here(config), config.profile)
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
     if config.emulated is not None:

@@ -1,8 +1,9 @@
-"""Tuning: search many ways, confirm the best of each in fresh launches, and keep the default where nothing is proven.
+"""Tuning: search many candidates, confirm the best in fresh launches, and keep the default where nothing is proven.
 
-The best of many noisy measurements looks better than it is, and a fast way may deliver wrong data. So every candidate
-is checked at every size before it is timed; what the search finds is measured again, beside the default, in launches
-that the search has not seen; and the default beside itself goes through the same, to show what no gain looks like.
+The best of many noisy measurements looks better than it is, and a fast algorithm may deliver wrong data. So every
+candidate is checked at every size before it is timed; what the search finds is measured again, beside the default, in
+launches that the search has not seen; and the default beside itself goes through the same, to show what no gain looks
+like.
 docs/guide/tuning.md says how to use it, docs/reference/metrics.md how the numbers are made.
 """
 
@@ -18,8 +19,8 @@ MINIMUM_GAIN = 0.03  # that the lower end of the interval must show before the d
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """What a stage measured of one case."""
+class CaseTimes:
+    """The times of one case in a stage, or why there are none."""
 
     status: Status
     reason: str = ""
@@ -29,26 +30,26 @@ class Found:
 class Measurer(Protocol):
     """Measures cases in fresh launches, interleaved; a run folder each time, or in tests whatever is planted."""
 
-    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
-        """By case id. `stage` names the run folder."""
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
+        """Measure `cases` and return their times by case id. `stage` names the run folder."""
         ...
 
     @property
     def run(self) -> str:
-        """The id of the last run folder."""
+        """Return the id of the last run folder."""
         ...
 
     @property
     def spent_s(self) -> float:
-        """Seconds since tuning began."""
+        """Return seconds since tuning began."""
         ...
 
     @property
     def start_s(self) -> float:
-        """Seconds that a launch took to start, in the stages so far."""
+        """Return seconds that a launch took to start, in the stages so far."""
         ...
 
     @property
     def overhead_s(self) -> float:
-        """Seconds that a measurement took beyond its cap: buffers, data, checks."""
+        """Return seconds that a measurement took beyond its cap: buffers, data, checks."""
         ...

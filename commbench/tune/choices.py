@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from commbench import algorithms
-from commbench.profile import Choice, Evidence, Way
+from commbench.profile import AlgorithmConfig, Choice, Evidence
 from commbench.records import Case
 from commbench.tune.space import Problem
 
@@ -28,9 +28,11 @@ class Decision:
 def ranges(
     scope: str, decisions: Sequence[Decision], time_us: Callable[[Case, Problem], float], unit: int
 ) -> list[Choice]:
-    """The choices of one curve, sizes ascending. `time_us(case, problem)` is what a way takes at a problem's size.
+    """Return the choices of one curve, sizes ascending.
 
-    Between two tuned sizes with different ways the border is where their times would cross, both taken as straight
+    `time_us(case, problem)` is what the algorithm of `case` takes at a problem's size.
+
+    Between two tuned sizes with different choices the border is where their times would cross, both taken as straight
     lines of the logarithms; halfway where that is not known. Below the smallest tuned size its choice holds, as
     latency alone decides there. Beyond twice the largest one nothing was proven, and the default comes back.
     `unit` bytes are what sizes are multiples of.
@@ -55,10 +57,10 @@ def ranges(
 
 
 def _alike(one: Decision, two: Decision) -> bool:
-    return _ways(one) == _ways(two)
+    return _variant(one) == _variant(two)
 
 
-def _ways(decision: Decision) -> tuple[object, ...]:
+def _variant(decision: Decision) -> tuple[object, ...]:
     plain = decision.on_plain
     chosen = decision.chosen
     return chosen.label, chosen.buffers, plain and plain.label
@@ -70,9 +72,9 @@ def _is_default(decision: Decision) -> bool:
 
 
 def _border(one: Decision, two: Decision, time_us: Callable[[Case, Problem], float]) -> int:
-    """The first size from which on the second way is taken."""
+    """Return the first size from which on the second algorithm is taken."""
     low, high = one.problem.size_bytes, two.problem.size_bytes
-    # How much faster the first way is, in logarithms, at both ends.
+    # How much faster the first algorithm is, in logarithms, at both ends.
     ends = [
         math.log(time_us(two.chosen, problem) / time_us(one.chosen, problem))
         if 0 < time_us(two.chosen, problem) < math.inf and 0 < time_us(one.chosen, problem) < math.inf
@@ -97,7 +99,7 @@ def _choice(scope: str, run: Sequence[Decision], first: int, last: int | None) -
         algorithm=case.algorithm,
         params=dict(case.params),
         buffers=case.buffers,
-        on_plain=None if plain is None else Way(algorithm=plain.algorithm, params=dict(plain.params)),
+        on_plain=None if plain is None else AlgorithmConfig(algorithm=plain.algorithm, params=dict(plain.params)),
         captured=largest.problem.captured,
         arguments=largest.problem.shape,
         scratch_bytes=algorithm.scratch_bytes(case.spec),

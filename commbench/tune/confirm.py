@@ -1,4 +1,4 @@
-"""Confirmation: is what the search found really better than the default? Statistics only.
+"""Confirmation: is the best of the search really better than the default? Statistics only.
 
 Two arms are compared launch by launch, as samples of one launch are correlated: the logarithm of the ratio of their
 medians is one observation. A claim needs ten of them, Wilcoxon's one-sided signed-rank test at 5 % after Holm's
@@ -22,7 +22,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """That one arm is faster than another."""
+    """The claim that one arm is faster than another."""
 
     pairs: int
     ratio: float  # time of the first / time of the second: above 1 the second is faster
@@ -43,7 +43,10 @@ class Claim:
 
 
 def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:
-    """`first` and `second`: launch -> median time, microseconds. Launches that only one of them has do not count."""
+    """Return the claim that `second` is faster than `first`, both launch -> median time, microseconds.
+
+    Launches that only one of them has do not count.
+    """
     shared = sorted(launch for launch in set(first) & set(second) if first[launch] > 0 and second[launch] > 0)
     if not shared:
         return Claim(pairs=0, ratio=math.nan, low=None, high=None, p=None)
@@ -53,7 +56,7 @@ def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:
 
 
 def signed_rank(logs: stats.Floats) -> float | None:
-    """Wilcoxon's one-sided p that `logs` are not above 0; None of fewer than 5."""
+    """Return Wilcoxon's one-sided p that `logs` are not above 0; None of fewer than 5."""
     if logs.size < 5:
         return None
     if not logs.any():
@@ -64,7 +67,7 @@ def signed_rank(logs: stats.Floats) -> float | None:
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm-adjusted p-values, in the same order; None stays, and counts as a claim that failed.
+    """Return Holm-adjusted p-values, in the same order; None stays, and counts as a claim that failed.
 
     S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6 (1979).
     """

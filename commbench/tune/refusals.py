@@ -9,14 +9,14 @@ from commbench.profile import Refused
 from commbench.records import Case, Outer
 from commbench.tune.choices import Decision
 from commbench.tune.search import Ledger
-from commbench.tune.space import identity, label, way
+from commbench.tune.space import candidate_key, identity, label
 
 
 class Refusals:
     """Refused candidates by collective, label and kind of reason; the first reason of a kind is kept, and all sizes."""
 
     def __init__(self, default: Outer) -> None:
-        """`default`: the set-up whose settings labels leave out."""
+        """Refuse nothing yet. `default`: the set-up whose settings labels leave out."""
         self._default = default
         self._refused: dict[tuple[str, str, str], tuple[str, list[int]]] = {}
 
@@ -37,7 +37,7 @@ class Refusals:
             for case in problem.candidates:
                 if identity(case) in kept or (decision.on_plain and identity(case) == identity(decision.on_plain)):
                     continue
-                failure = ledger.failed.get(identity(case)) or ledger.banned.get(way(case))
+                failure = ledger.failed.get(identity(case)) or ledger.banned.get(candidate_key(case))
                 if failure is not None:
                     self.add(case, str(failure[0]), failure[1])
                 elif math.isfinite(ledger.time_us(case)):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from commbench.records import Case, Policy, Status
-from commbench.tune import Found, Measurer
-from commbench.tune.space import Problem, identity, way
+from commbench.tune import CaseTimes, Measurer
+from commbench.tune.space import Problem, candidate_key, identity
 
 _LAUNCHES = (1, 2, 3)  # of each rung
 _KEPT = (0.5, 0.34)  # of the candidates of a problem, after the first rung and after the second
@@ -27,30 +27,30 @@ _SHARES = (0.4, 0.3, 0.3)  # of the time for the search
 
 @dataclass(slots=True)
 class Ledger:
-    """All that is known of every case so far."""
+    """What is known of every case so far."""
 
     medians: dict[str, list[float]] = field(default_factory=dict)  # identity -> median of each launch
     failed: dict[str, tuple[Status, str]] = field(default_factory=dict)  # identity -> how, and why
-    banned: dict[str, tuple[Status, str]] = field(default_factory=dict)  # way -> for all sizes
+    banned: dict[str, tuple[Status, str]] = field(default_factory=dict)  # candidate_key -> for all sizes
 
-    def add(self, cases: Iterable[Case], found: Mapping[str, Found]) -> None:
+    def add(self, cases: Iterable[Case], measured: Mapping[str, CaseTimes]) -> None:
         for case in cases:
-            one = found.get(case.case_id)
+            one = measured.get(case.case_id)
             if one is None:
                 continue
             if one.status is Status.OK:
                 self.medians.setdefault(identity(case), []).extend(one.time_us.values())
                 continue
             self.failed.setdefault(identity(case), (one.status, one.reason))
-            # A way that is wrong once is not trusted at another size, and one that hangs would cost its timeout again.
+            # What is wrong once is not trusted at another size, and what hangs would cost its timeout again.
             if one.status in (Status.WRONG_RESULT, Status.TIMEOUT):
-                self.banned.setdefault(way(case), (one.status, one.reason))
+                self.banned.setdefault(candidate_key(case), (one.status, one.reason))
 
     def usable(self, case: Case) -> bool:
-        return identity(case) not in self.failed and way(case) not in self.banned
+        return identity(case) not in self.failed and candidate_key(case) not in self.banned
 
     def time_us(self, case: Case) -> float:
-        """Median over launches; infinite where nothing is known or it failed."""
+        """Return median over launches; infinite where nothing is known or it failed."""
         medians = self.medians.get(identity(case))
         return float(np.median(medians)) if medians and self.usable(case) else float("inf")
 
@@ -59,7 +59,7 @@ Predict = Callable[[Case], tuple[float, float] | None]  # the interval of the ti
 
 
 def pruned(problem: Problem, predict: Predict) -> dict[str, str]:
-    """Identities that are not worth a measurement, with the reason; never the default."""
+    """Return the identities that are not worth a measurement, with the reason; never the default."""
     known = {identity(case): bounds for case in problem.candidates if (bounds := predict(case))}
     if not known:
         return {}
@@ -81,9 +81,9 @@ def search(
     predict: Predict | None = None,
     refuse: Callable[[Case, str, str], None],
 ) -> dict[str, list[Case]]:
-    """For each problem, by key, the candidates that were left, the fastest first. `budget_s` is for all rungs.
+    """Return for each problem, by key, the candidates that were left, the fastest first. `budget_s` is for all rungs.
 
-    `refuse` is told of every candidate that is not measured, or not any more: (case, why, reason).
+    `refuse(case, why, reason)` is called for every candidate that is not measured, or not any more.
     """
     alive = {problem.key: list(problem.candidates) for problem in problems}
     if predict is not None:
@@ -114,7 +114,7 @@ def search(
 
 
 def cap(measurer: Measurer, cases: Sequence[Case], launches: int, seconds: float, most_s: float) -> float:
-    """Seconds that each measurement may take so that all `cases` in `launches` launches fit into `seconds`."""
+    """Return seconds that each measurement may take so that all `cases` in `launches` launches fit into `seconds`."""
     starts = launches * len({case.outer.key for case in cases}) * measurer.start_s
     each = (seconds - starts) / (launches * len(cases)) - measurer.overhead_s
     return min(max(each, _LEAST_CAP_S), most_s)
@@ -125,7 +125,7 @@ def with_policy(case: Case, policy: Policy, *, launches: int, cap_s: float) -> C
 
 
 def _survivors(problem: Problem, cases: Sequence[Case], ledger: Ledger, rung: int) -> list[Case]:
-    """The default always stays: others are compared with it."""
+    """Return the candidates of the next rung. The default always stays: others are compared with it."""
     ranked = sorted((case for case in cases if ledger.usable(case)), key=ledger.time_us)
     if rung >= len(_KEPT) or not ranked:
         return ranked

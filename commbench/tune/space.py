@@ -1,4 +1,4 @@
-"""What there is to search: for each thing to do, the ways to do it, of which one is the default."""
+"""What there is to search: for each problem its candidates, of which one is the default."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Problem:
 
     @property
     def shape(self) -> dict[str, Value]:
-        """The arguments that are the same at every size."""
+        """Return the arguments that are the same at every size."""
         return {key: value for key, value in self.arguments.items() if key not in _OF_SIZE}
 
     @property
@@ -50,7 +50,7 @@ class Problem:
 
     @property
     def curve(self) -> str:
-        """The same for all sizes of one thing to do."""
+        """Return the same for all sizes of one thing to do."""
         return repr((self.collective, sorted(self.shape.items()), self.captured))
 
 
@@ -67,19 +67,19 @@ class Region:
 
 
 def identity(case: Case) -> str:
-    """Of what is measured, however long and however often."""
+    """Return the digest of what is measured, however long and however often."""
     values = dataclasses.asdict(case)
     del values["policy"]
     return digest(values)
 
 
-def way(case: Case) -> str:
-    """Of a candidate, at whatever size: its algorithm, parameters, buffers and start."""
+def candidate_key(case: Case) -> str:
+    """Return the digest of a candidate at whatever size: its algorithm, parameters, buffers and start of ranks."""
     return digest([case.algorithm, case.params, case.buffers, case.outer.key])
 
 
 def label(case: Case, default: Outer) -> str:
-    """The way in words, with what is not the default."""
+    """Return a candidate in words, with what is not the default."""
     outer = case.outer
     words = [case.label, f"{case.buffers} buffers" if case.buffers != "plain" else ""]
     words += [outer.binding_text if outer.binding_text != default.binding_text else ""]
@@ -88,7 +88,7 @@ def label(case: Case, default: Outer) -> str:
 
 
 def regions(configs: Iterable[SweepConfig]) -> list[Region]:
-    """Raises `UsageError` for what cannot be tuned."""
+    """Return what is to be tuned, by scope. Raises `UsageError` for what cannot be tuned."""
     wide: list[PlannedCase] = []
     plain: list[PlannedCase] = []
     for config in configs:
@@ -102,31 +102,31 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
         item.case.case_id: item for item in [*(PlannedCase(case=case) for case in defaults.values()), *wide]
     }.values():
         grouped.setdefault(_region(item.case), {}).setdefault(_problem(item.case), []).append(item)
-    found = []
+    result = []
     for region in grouped.values():
-        problems = [problem for key, items in region.items() if (problem := _made(key, items, defaults.get(key)))]
+        problems = [problem for key, items in region.items() if (problem := _as_problem(key, items, defaults.get(key)))]
         if problems:
             outers = dict.fromkeys(case.outer.key for problem in problems for case in problem.candidates)
             by_key = {case.outer.key: case.outer for problem in problems for case in problem.candidates}
             first = problems[0].default.outer.key
             ordered = [first, *(key for key in outers if key != first)]
             problems.sort(key=lambda problem: (problem.curve, problem.size_bytes))
-            found.append(Region(outers=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
-    others = [case for region in found for problem in region.problems for case in problem.candidates]
-    if found and all(case.case_id in {one.case_id for one in defaults.values()} for case in others):
+            result.append(Region(outers=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
+    others = [case for region in result for problem in region.problems for case in problem.candidates]
+    if result and all(case.case_id in {one.case_id for one in defaults.values()} for case in others):
         reasons = sorted({item.skip for item in wide if item.skip})
         raise UsageError(
             "nothing of this can be tuned: only the default can run",
             hint="; ".join(reasons[:3]) or "leave algorithm= away, to search all of them",
         )
-    if not found:
+    if not result:
         reasons = sorted({item.skip for item in wide if item.skip})
         raise UsageError("nothing of this can be tuned here", hint="; ".join(reasons[:3]) or "see --dry-run")
-    return found
+    return result
 
 
 def _unasked(case: Case, config: SweepConfig) -> bool:
-    """Whether only the algorithm demands what is done, as `tp_input=partial`: nobody wants that tuned besides."""
+    """Return whether only the algorithm demands what is done, as `tp_input=partial`: that is tuned if asked for."""
     arguments = collectives.get(case.collective).arguments
     demands = algorithms.get(case.collective, case.algorithm).demands
     return any(key not in config.arguments and value != arguments[key].default for key, value in demands.items())
@@ -153,7 +153,7 @@ def _check(config: SweepConfig) -> None:
 
 
 def _widened(config: SweepConfig) -> SweepConfig:
-    """With the values to try of every axis that the user has not set."""
+    """Return the config with the values to try of every axis that the user has not set."""
     params = dict(config.params)
     wanted = collectives.EVERY if "all" in config.collective else config.collective
     for (collective, _), algorithm in algorithms.TABLE.items():
@@ -172,13 +172,13 @@ def _widened(config: SweepConfig) -> SweepConfig:
 
 
 def _defaults(planned: Sequence[PlannedCase]) -> dict[str, Case]:
-    """The default of each problem: of what can run, the first in the table of algorithms, as ranks start by default."""
-    found: dict[str, Case] = {}
+    """Return the default of each problem: of the algorithms that can run the first, as ranks start by default."""
+    defaults: dict[str, Case] = {}
     for item in planned:
         key = _problem(item.case)
-        if not item.skip and (key not in found or _place(item.case) < _place(found[key])):
-            found[key] = item.case
-    return found
+        if not item.skip and (key not in defaults or _place(item.case) < _place(defaults[key])):
+            defaults[key] = item.case
+    return defaults
 
 
 def _place(case: Case) -> int:
@@ -186,7 +186,7 @@ def _place(case: Case) -> int:
 
 
 def _region(case: Case) -> str:
-    """Of what a scope is about: the set-up less what can be chosen when ranks are started."""
+    """Return the digest of what a scope is about: the set-up less what can be chosen when ranks are started."""
     outer = dataclasses.asdict(case.outer)
     for key in _LAUNCH_KEYS:
         del outer[key]
@@ -200,7 +200,7 @@ def _problem(case: Case) -> str:
     return digest([values, _region(case)])
 
 
-def _made(key: str, items: Sequence[PlannedCase], default: Case | None) -> Problem | None:
+def _as_problem(key: str, items: Sequence[PlannedCase], default: Case | None) -> Problem | None:
     if default is None:
         return None
     runnable = tuple(item.case for item in items if not item.skip)

@@ -21,13 +21,13 @@ from commbench.sweep import prepare
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.prepare import Request
 from commbench.sweep.runner import Sweep
-from commbench.tune import Found
-from commbench.tune.space import way
+from commbench.tune import CaseTimes
+from commbench.tune.space import candidate_key
 
 _START_S, _OVERHEAD_S = 4.0, 0.2  # before the first stage has shown better
 
 
-class Reporter:
+class StageReporter:
     """Progress and notes; the rows are in the run folders."""
 
     def __init__(self, talk: Talk, stage: str) -> None:
@@ -43,12 +43,12 @@ class Reporter:
 
 
 class Stages:
-    """Measures each stage in a run folder of its own, inside `request.out`."""
+    """Measure each stage in a run folder of its own, inside `request.out`."""
 
     def __init__(
         self, request: Request, config: SweepConfig, launchers: Mapping[str, str], talk: Talk, began: float
     ) -> None:
-        """`began`: when tuning began, on `time.monotonic`'s clock."""
+        """Measure into `request.out`. `began`: when tuning began, on `time.monotonic`'s clock."""
         self._request = request
         self._config = config
         self._launchers = launchers
@@ -66,7 +66,7 @@ class Stages:
     def spent_s(self) -> float:
         return time.monotonic() - self._began
 
-    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
         began = time.monotonic()
         planned = [PlannedCase(case=case) for case in cases]
         config = replace(self._config, recipe=stage)
@@ -74,7 +74,7 @@ class Stages:
         self.folders.append(folder)
         sweep = Sweep(
             folder, planned, seed=config.seed, launchers=self._launchers, timeout_s=config.timeout,
-            reporter=Reporter(self._talk, stage), alike=way,
+            reporter=StageReporter(self._talk, stage), alike=candidate_key,
         )  # fmt: skip
         try:
             sweep.run()
@@ -89,18 +89,18 @@ class Stages:
         over = [max(0.0, m.elapsed_s - caps[m.case_id]) for m in measurements if m.status is Status.OK]
         if over:
             self.overhead_s = float(np.mean(over))
-        found = {}
+        times = {}
         for case in cases:
             row = sweep.rows.get(case.case_id)
             of_case = [m for m in measurements if m.case_id == case.case_id and m.status is Status.OK and m.time_us]
-            found[case.case_id] = Found(
+            times[case.case_id] = CaseTimes(
                 status=row.status if row else Status.ERROR,
                 reason=row.reason if row else "it was not measured",
                 time_us={m.launch: float(m.time_us or 0.0) for m in of_case},
             )
         for case in cases:
-            self._look(folder, case.outer)
-        return found
+            self._read_versions(folder, case.outer)
+        return times
 
     def _end(self, folder: RunFolder, sweep: Sweep) -> None:
         rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
@@ -109,14 +109,14 @@ class Stages:
         folder.set_status("finished" if len(rows) == len(sweep.planned) else "interrupted")
         folder.lock.release()
 
-    def _look(self, folder: RunFolder, outer: Outer) -> None:
-        """What rank 0 of a launch said of its libraries and its GPU."""
+    def _read_versions(self, folder: RunFolder, outer: Outer) -> None:
+        """Remember what rank 0 of a launch recorded of its libraries and its GPU."""
         if outer.transport in self._known:
             return
         for path in sorted((folder.path / "logs").glob(f"*-{outer.key[:6]}-*/rank-0.json")):
-            told: dict[str, Any] = json.loads(path.read_text())
-            gpu = told.get("device", {}).get("name") or told.get("device", {}).get("gpu") or ""
-            self._known[outer.transport] = (dict(told["versions"]), str(gpu))
+            record: dict[str, Any] = json.loads(path.read_text())
+            gpu = record.get("device", {}).get("name") or record.get("device", {}).get("gpu") or ""
+            self._known[outer.transport] = (dict(record["versions"]), str(gpu))
             return
 
     def scope(self, outer: Outer) -> Scope:
@@ -137,7 +137,7 @@ class Stages:
 
 
 def new_folder(parent: Path) -> Path:
-    """`parent/STAMP-tune-XXXXXX`, for the run folders of one tuning."""
+    """Create `parent/STAMP-tune-XXXXXX`, for the run folders of one tuning."""
     path = RunFolder.create(parent, "tune").path
     for name in ("logs", "samples"):
         (path / name).rmdir()

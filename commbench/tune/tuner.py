@@ -11,16 +11,16 @@ import numpy as np
 from commbench.profile import Choice, Evidence, Refused, Scope
 from commbench.records import Case, Outer, Policy, Status
 from commbench.stats import PAIRS_FOR_CLAIM, Verdict
-from commbench.tune import MINIMUM_GAIN, Found, Measurer
+from commbench.tune import MINIMUM_GAIN, CaseTimes, Measurer
 from commbench.tune.choices import Decision, ranges
 from commbench.tune.confirm import Claim, compare, holm
 from commbench.tune.refusals import Refusals
 from commbench.tune.search import Ledger, Predict, cap, search, with_policy
-from commbench.tune.space import Problem, Region, identity, label, way
+from commbench.tune.space import Problem, Region, candidate_key, identity, label
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
 _SPARE = 0.9  # of the time that is left: later launches may take longer than those before
-MOST_PAIRS = 30  # more tell a gain of 3 % from none no better
+MOST_PAIRS = 30  # more do not separate a gain of 3 % from none better
 _MOST_PROBE_S = 0.1  # seconds for each measurement of the probe
 _UNIT_BYTES = 16  # borders between choices are multiples of it
 
@@ -50,7 +50,7 @@ class Control:
 
     @property
     def apparent(self) -> float | None:
-        """The largest ratio that was seen without any gain."""
+        """Return the largest ratio that was seen without any gain."""
         known = [claim.ratio for claim in self.claims if math.isfinite(claim.ratio)]
         return max(known) if known else None
 
@@ -80,14 +80,14 @@ _BEST, _PLAIN = "best", "plain"
 
 @dataclass(frozen=True, slots=True)
 class _Confirmed:
-    """What the launches of the confirmation measured, by identity of the case."""
+    """What the launches of the confirmation measured."""
 
-    found: Mapping[str, Found]
+    by_identity: Mapping[str, CaseTimes]
     run: str  # the id of the run folder
 
     def times(self, case: Case) -> Mapping[int, float]:
         """Return launch -> median time, microseconds; nothing of a case that failed."""
-        one = self.found.get(identity(case))
+        one = self.by_identity.get(identity(case))
         return one.time_us if one is not None and one.status is Status.OK else {}
 
 
@@ -139,7 +139,7 @@ class Tuner:
     # Probe
 
     def _probe(self) -> Predict | None:
-        """The default at every size: what a launch costs here, and what a model can be made of."""
+        """Measure the default at every size: what a launch costs here, and what a model can be made of."""
         wanted = [problem.default for problem in self._region.problems]
         wanted += self._model.probes if self._model else []
         cap_s = min(cap(self._measurer, wanted, 1, self._budget_s * _PROBE, self._policy.cap_s), _MOST_PROBE_S)
@@ -150,11 +150,11 @@ class Tuner:
     # Search
 
     def _best_outer(self, ranked: Mapping[str, Sequence[Case]]) -> Outer:
-        """That with the best ways: the geometric mean over problems of their times."""
+        """Return the set-up with the best candidates: the geometric mean over problems of their times."""
         scores: dict[str, list[float]] = {outer.key: [] for outer in self._region.outers}
         for problem in self._region.problems:
             for outer in self._region.outers:
-                # Where the last rungs have none of its ways, what earlier rungs measured counts.
+                # Where the last rungs have none of its candidates, what earlier rungs measured counts.
                 times, every = (
                     [self._ledger.time_us(case) for case in cases if case.outer.key == outer.key]
                     for cases in (ranked[problem.key], problem.candidates)
@@ -193,13 +193,15 @@ class Tuner:
             left_s = 0.0
         pairs, cap_s = self._size_of_confirmation(list(wanted.values()), left_s)
         made = {name: with_policy(case, self._policy, launches=pairs, cap_s=cap_s) for name, case in wanted.items()}
-        found = self._measurer.measure("confirm", list(made.values()))
-        self._ledger.add(made.values(), found)
-        by_identity = {name: found[case.case_id] for name, case in made.items() if case.case_id in found}
+        measured = self._measurer.measure("confirm", list(made.values()))
+        self._ledger.add(made.values(), measured)
+        by_identity = {name: measured[case.case_id] for name, case in made.items() if case.case_id in measured}
         return _Confirmed(by_identity, self._measurer.run)
 
     def _size_of_confirmation(self, cases: Sequence[Case], seconds: float) -> tuple[int, float]:
-        """Pairs, and seconds for each measurement: launches differ more than samples do, and get what time there is.
+        """Return how many pairs, and seconds for each measurement.
+
+        Launches differ more than samples do, and get what time there is.
 
         Decided by the clock before anything of it is measured: to go on until a claim holds would make it hold.
         """
@@ -245,7 +247,7 @@ class Tuner:
         return control
 
     def _start_pays(self, arms: Sequence[_Arms], confirmed: _Confirmed, outer: Outer) -> bool:
-        """Whether starting ranks otherwise is better over all sizes together: the best ways there and by default."""
+        """Return whether starting ranks otherwise is better over all sizes together, by the best candidates of both."""
         before: dict[int, list[float]] = {}
         after: dict[int, list[float]] = {}
         for one in arms:
@@ -301,7 +303,7 @@ class Tuner:
         if case.outer.key != arms.problem.default.outer.key and not moved:
             return "not confirmed: the start of ranks that it needs does not pay over all sizes"
         if not self._ledger.usable(case):
-            status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[way(case)]
+            status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]
             return f"not confirmed: {status}: {reason}"
         return arms.claims[name].judge(self._confirmation.minimum_gain, arms.p[name])
 
@@ -313,9 +315,9 @@ class Tuner:
         return f"default kept: {label(case, self._region.default)}{seen}, {arms.verdicts[_BEST]}"
 
     def _time_of(self, case: Case, problem: Problem) -> float:
-        """What the way of `case` takes at the size of `problem`, microseconds; infinite where it was not measured."""
+        """Return what the candidate of `case` takes at a problem's size, microseconds; infinite if not measured."""
         for other in problem.candidates:
-            if way(other) == way(case):
+            if candidate_key(other) == candidate_key(case):
                 return self._ledger.time_us(other)
         return math.inf
 

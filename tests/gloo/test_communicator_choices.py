@@ -20,7 +20,7 @@ import commbench
 from commbench.communicators import create, prepared
 from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import CommbenchError, UsageError
-from commbench.profile import Profile, Way, file
+from commbench.profile import AlgorithmConfig, Profile, file
 from commbench.profile.scope import OutOfScope
 from tests.gloo.calls import by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
@@ -50,7 +50,7 @@ def test_buffers_from_elsewhere_get_the_best_choice_for_them() -> None:
 
         TABLE["gloo"] = replace(TABLE["gloo"], buffers=("plain", "registered"))
         taken = profiles.choice(
-            "all_to_all", "bruck", buffers="registered", on_plain=profiles.way("all_to_all", "pairwise")
+            "all_to_all", "bruck", buffers="registered", on_plain=profiles.config("all_to_all", "pairwise")
         )
         comm = by(taken, profiles.choice("all_gather", "direct", buffers="registered"))
         check_all_to_all(comm, 4)
@@ -152,7 +152,7 @@ def test_profiles_are_read_and_kept_whole(tmp_path: Path) -> None:
     loaded = commbench.load_profile(str(path))
     assert isinstance(loaded.profile, Profile) and loaded.profile == made and loaded.name == str(path)
     raises(CommbenchError, lambda: commbench.load_profile(tmp_path / "none.json"), "none.json")
-    assert profiles.way("all_to_all", "pairwise") == Way(algorithm="pairwise", params={"window": 1})
+    assert profiles.config("all_to_all", "pairwise") == AlgorithmConfig(algorithm="pairwise", params={"window": 1})
 
 
 def gone(address: int) -> bool:

@@ -45,7 +45,7 @@ def check(comm: Communicator, out: Any, inp: Any, *, graph: Any = None, **asked:
 
 
 def symmetric(name: str, first: int, last: int | None) -> Any:
-    plain = profiles.way("all_to_all", "pairwise")
+    plain = profiles.config("all_to_all", "pairwise")
     return profiles.choice("all_to_all", name, first, last, buffers="symmetric", on_plain=plain)
 
 

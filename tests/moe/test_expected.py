@@ -83,7 +83,7 @@ def test_choices_for_other_memory_do_not_hold_in_groups() -> None:
     assert exchanges_us(parm, its, [its], model) == exchanges_us(parm, None, [], model)
     assert exchanges_us(alone, its, [its], model) < 0.6 * exchanges_us(alone, None, [], model)
     (choice,) = its.curves("all_to_all")[0].choices
-    other = known(dataclasses.replace(choice, on_plain=profiles.way("all_to_all", "bruck")))
+    other = known(dataclasses.replace(choice, on_plain=profiles.config("all_to_all", "bruck")))
     with pytest.raises(UsageError, match="bruck is what the profile has for plain memory"):
         exchanges_us(parm, other, [other], model)
 

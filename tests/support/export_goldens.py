@@ -7,7 +7,7 @@ from pathlib import Path
 
 from commbench.export import export
 from commbench.export.source import Source
-from commbench.profile import Choice, Evidence, Profile, Refused, Scope, Way
+from commbench.profile import AlgorithmConfig, Choice, Evidence, Profile, Refused, Scope
 from tests.conftest import REPOSITORY
 
 GOLDEN = REPOSITORY / "tests/data/exports"
@@ -85,7 +85,9 @@ def sample() -> Profile:
     pieces = choice(NCCL.id, "all_to_all", "2d_pipelined", 4 * MIB, chunks=4)
     summed = choice(NCCL.id, "all_reduce", "direct")
     choices = [
-        dataclasses.replace(packets, buffers="symmetric", on_plain=Way(algorithm="direct"), scratch_bytes=4096),
+        dataclasses.replace(
+            packets, buffers="symmetric", on_plain=AlgorithmConfig(algorithm="direct"), scratch_bytes=4096
+        ),
         choice(NCCL.id, "all_to_all", "direct", 65536, 4 * MIB - 1),
         dataclasses.replace(pieces, evidence=[EVIDENCE]),
         dataclasses.replace(choice(NCCL.id, "all_to_all", "direct"), buffers="registered", captured=True),

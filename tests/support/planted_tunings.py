@@ -19,7 +19,7 @@ from commbench.stats import Floats
 from commbench.sweep import prepare
 from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
-from commbench.tune import Found, space
+from commbench.tune import CaseTimes, space
 from commbench.tune.tuner import Confirmation, Tuned, Tuner
 from tests.conftest import in_threads
 
@@ -46,7 +46,7 @@ class Ruled:
         self._faults = faults or {}
         self.stages: list[tuple[str, list[Case]]] = []
 
-    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
         self.stages.append((stage, list(cases)))
         rounds = max(case.policy.launches for case in cases)
         launch = {
@@ -58,14 +58,14 @@ class Ruled:
         found = {}
         for row, case in enumerate(cases):
             if fault := self._faults.get(case.label):
-                found[case.case_id] = Found(status=fault, reason="planted")
+                found[case.case_id] = CaseTimes(status=fault, reason="planted")
                 continue
             centre = self._rule(case)
             times = {
                 number: centre * launch[number, case.outer.key] * float(seen[row, number])
                 for number in range(case.policy.launches)
             }
-            found[case.case_id] = Found(status=Status.OK, time_us=times)
+            found[case.case_id] = CaseTimes(status=Status.OK, time_us=times)
         return found
 
     def _samples(self, cases: int, launches: int, samples: int = 20) -> Floats:
@@ -91,7 +91,7 @@ class InProcess:
         self._seed = seed
         self._launches = 0
 
-    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, Found]:
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
         times: dict[str, dict[int, float]] = {case.case_id: {} for case in cases}
         wrong: set[str] = set()
         for number in range(max(case.policy.launches for case in cases)):
@@ -104,9 +104,9 @@ class InProcess:
                     times[case.case_id][number] = time_us
             self._launches += 1
         return {
-            case.case_id: Found(status=Status.WRONG_RESULT, reason="before timing")
+            case.case_id: CaseTimes(status=Status.WRONG_RESULT, reason="before timing")
             if case.case_id in wrong
-            else Found(status=Status.OK, time_us=times[case.case_id])
+            else CaseTimes(status=Status.OK, time_us=times[case.case_id])
             for case in cases
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from commbench import algorithms
-from commbench.profile import Choice, Evidence, Profile, Scope, Way
+from commbench.profile import AlgorithmConfig, Choice, Evidence, Profile, Scope
 
 EVIDENCE = Evidence(
     size_bytes=4096, dtype="fp32", default="direct", default_us=150.0, chosen_us=100.0, ratio=1.5, low=1.4, high=1.6,
@@ -13,14 +13,14 @@ EVIDENCE = Evidence(
 )  # fmt: skip
 
 
-def way(collective: str, algorithm: str, **params: int) -> Way:
+def config(collective: str, algorithm: str, **params: int) -> AlgorithmConfig:
     """With the algorithm's defaults."""
     known = {key: default for key, (default, _) in algorithms.get(collective, algorithm).params.items()}
-    return Way(algorithm=algorithm, params={**known, **params})
+    return AlgorithmConfig(algorithm=algorithm, params={**known, **params})
 
 
 def choice(collective: str, algorithm: str, first: int = 0, last: int | None = None, **more: Any) -> Choice:
-    taken = way(collective, algorithm, **more.pop("params", {}))
+    taken = config(collective, algorithm, **more.pop("params", {}))
     values: dict[str, Any] = {"scope": "s", "evidence": [EVIDENCE], **more}
     return Choice(
         collective=collective, min_bytes=first, max_bytes=last, algorithm=algorithm, params=taken.params, **values

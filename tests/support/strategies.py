@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from commbench import algorithms, collectives, transports
 from commbench.binding import policies
-from commbench.profile import Choice, Evidence, Profile, Refused, Scope, Way
+from commbench.profile import AlgorithmConfig, Choice, Evidence, Profile, Refused, Scope
 
 names = st.text("abcXYZ09-_./ é", min_size=1, max_size=8)
 values = st.one_of(
@@ -41,9 +41,11 @@ def scope_of(draw: st.DrawFn, id: str) -> Scope:
 
 
 @st.composite
-def way_of(draw: st.DrawFn, collective: str) -> Way:
+def config_of(draw: st.DrawFn, collective: str) -> AlgorithmConfig:
     name = draw(st.sampled_from(algorithms.names(collective)))
-    return Way(algorithm=name, params={key: draw(st.integers()) for key in algorithms.get(collective, name).params})
+    return AlgorithmConfig(
+        algorithm=name, params={key: draw(st.integers()) for key in algorithms.get(collective, name).params}
+    )
 
 
 evidences = st.builds(
@@ -63,17 +65,17 @@ def profiles(draw: st.DrawFn) -> Profile:
     for scope, collective, captured, given_ in draw(st.lists(curves, max_size=4, unique_by=repr)):
         starts = [0, *sorted(draw(st.sets(st.integers(1, 1 << 40), max_size=5)))]
         for low, after in zip(starts, [*starts[1:], None], strict=True):
-            way = draw(way_of(collective))
+            config = draw(config_of(collective))
             choices.append(
                 Choice(
                     scope=scope.id,
                     collective=collective,
                     min_bytes=low,
                     max_bytes=None if after is None else after - 1,
-                    algorithm=way.algorithm,
-                    params=way.params,
+                    algorithm=config.algorithm,
+                    params=config.params,
                     buffers=draw(st.sampled_from(transports.entry(scope.transport).buffers)),
-                    on_plain=draw(st.none() | way_of(collective)),
+                    on_plain=draw(st.none() | config_of(collective)),
                     captured=captured,
                     arguments=given_,
                     scratch_bytes=draw(st.integers(0)),

@@ -30,7 +30,7 @@ def ask(size: int, collective: str = "all_to_all", **more: Any) -> Ask:
 
 
 STORE = profiles.choice(
-    "all_to_all", "symm_store", 0, 4095, buffers="symmetric", on_plain=profiles.way("all_to_all", "bruck")
+    "all_to_all", "symm_store", 0, 4095, buffers="symmetric", on_plain=profiles.config("all_to_all", "bruck")
 )
 REST = profiles.choice("all_to_all", "pairwise", 4096)
 
@@ -49,26 +49,26 @@ REST = profiles.choice("all_to_all", "pairwise", 4096)
 )
 def test_sizes_and_memory_decide(asked: Ask, label: str, why: str) -> None:
     chosen = chooser(STORE, REST).choose(asked)
-    assert chosen.way.label.startswith(label)
+    assert chosen.config.label.startswith(label)
     assert why in chosen.why
     assert chosen.spec.buffers == ("symmetric" if chosen.algorithm.one_sided else "plain")
 
 
 def test_what_cannot_be_done_falls_back_with_the_reason() -> None:
     two = chooser(profiles.choice("all_to_all", "2d_intra_first"), layout=(1, 4)).choose(ask(64))
-    assert two.way.label == "direct" and "two levels need at least 2 nodes" in two.why
+    assert two.config.label == "direct" and "two levels need at least 2 nodes" in two.why
     here = chooser(STORE, REST, transport="gloo").choose(ask(64, out=PEER))
     assert here.why.startswith("symm_store ctas=0 packet_bytes=262144 cannot do this: no rank reaches the memory")
-    assert here.why.endswith("; the default") and here.way.label == "direct"
+    assert here.why.endswith("; the default") and here.config.label == "direct"
     partial = (("tp", 2), ("tp_input", "partial"))
     tp = Chooser("gloo", Layout(2, 2), None)
-    assert tp.choose(ask(256, "tp_all_to_all", arguments=partial)).way.label == "all_reduce_drop"
+    assert tp.choose(ask(256, "tp_all_to_all", arguments=partial)).config.label == "all_reduce_drop"
     assert (
-        tp.choose(ask(256, "tp_all_to_all", arguments=(("tp", 2), ("tp_input", "replicated")))).way.label
+        tp.choose(ask(256, "tp_all_to_all", arguments=(("tp", 2), ("tp_input", "replicated")))).config.label
         == "drop_gather"
     )
     odd = tp.choose(ask(260, "tp_all_to_all", arguments=(("tp", 2), ("tp_input", "replicated"))))
-    assert odd.way.label == "duplicated"
+    assert odd.config.label == "duplicated"
     with pytest.raises(UsageError, match="no algorithm can do tp_all_to_all tp=2 tp_input=partial of 260 B") as caught:
         tp.choose(ask(260, "tp_all_to_all", arguments=partial))
     assert "all_reduce_drop: a block of 130 B is no whole number" in caught.value.hint
@@ -83,12 +83,12 @@ def test_arguments_and_graphs_have_choices_of_their_own() -> None:
         profiles.choice("all_to_all", "direct", captured=True),
         layout=(2, 4),
     )
-    assert made.choose(ask(256, "tp_all_to_all", arguments=tuple(tp.items()))).way.label == "duplicated"
+    assert made.choose(ask(256, "tp_all_to_all", arguments=tuple(tp.items()))).config.label == "duplicated"
     other = made.choose(ask(256, "tp_all_to_all", arguments=(("tp", 4), ("tp_input", "replicated"))))
-    assert other.way.label == "drop_gather" and "nothing for tp_all_to_all tp=4" in other.why
+    assert other.config.label == "drop_gather" and "nothing for tp_all_to_all tp=4" in other.why
     assert "choice for all sizes" in made.choose(ask(64, "all_reduce", arguments=(("op", "sum"),))).why
     assert "nothing for all_reduce op=max" in made.choose(ask(64, "all_reduce", arguments=(("op", "max"),))).why
-    assert made.choose(ask(64)).way.label == "bruck" and made.choose(ask(64, captured=True)).way.label == "direct"
+    assert made.choose(ask(64)).config.label == "bruck" and made.choose(ask(64, captured=True)).config.label == "direct"
     assert made.captures("all_to_all") and not made.captures("all_reduce") and not made.captures("all_gather")
 
 
@@ -101,9 +101,9 @@ def test_uneven_exchanges_are_chosen_by_the_whole_matrix() -> None:
     assert "without matrix=" in made.choose(ask(0, "all_to_allv")).why
     known = ((8, 4), (4, 16))
     chosen = made.choose(ask(20, "all_to_allv", matrix=known))
-    assert chosen.way.label == "pairwise window=1"
+    assert chosen.config.label == "pairwise window=1"
     assert chosen.spec.arguments["matrix"] == "[[8, 4], [4, 16]]"
-    assert made.choose(ask(1000, "all_to_allv", matrix=known)).way.label == "direct"
+    assert made.choose(ask(1000, "all_to_allv", matrix=known)).config.label == "direct"
 
 
 def test_no_torch_before_a_communicator_is_made() -> None:

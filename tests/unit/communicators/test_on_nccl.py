@@ -112,7 +112,7 @@ def captured(comm: Communicator, out: torch.Tensor, inp: torch.Tensor) -> Any:
 def test_each_kind_of_memory_gets_what_was_tuned_for_it(each: Callable[..., None]) -> None:
     def rank(transport: Any) -> None:
         store = profiles.choice(
-            "all_to_all", "symm_store", 0, 4095, buffers="symmetric", on_plain=profiles.way("all_to_all", "pairwise")
+            "all_to_all", "symm_store", 0, 4095, buffers="symmetric", on_plain=profiles.config("all_to_all", "pairwise")
         )
         comm = by(
             transport,
@@ -154,7 +154,7 @@ def test_graphs_take_their_own_choices_and_what_they_hold_stays(each: Callable[.
             transport,
             profiles.choice("all_to_all", "bruck"),
             profiles.choice("all_to_all", "symm_copy_engine", captured=True, buffers="symmetric",
-                            on_plain=profiles.way("all_to_all", "bruck")),
+                            on_plain=profiles.config("all_to_all", "bruck")),
         )  # fmt: skip
         out, inp = comm.empty(64, captured=True), comm.empty(64, captured=True)
         check(comm, out, inp)  # what has been seen outside of graphs does not count in them

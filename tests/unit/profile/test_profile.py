@@ -17,7 +17,7 @@ from commbench.cli import _main
 from commbench.errors import CorruptFile, UsageError
 from commbench.export import export
 from commbench.export.source import Source
-from commbench.profile import FORMAT_VERSION, Choice, Profile, Scope, Way
+from commbench.profile import FORMAT_VERSION, AlgorithmConfig, Choice, Profile, Scope
 from commbench.profile.file import check, dump, load, parse, save
 from commbench.profile.scope import Here, OutOfScope, differences, matching, only
 from commbench.profile.table import Table
@@ -99,7 +99,7 @@ DAMAGED = {
     "algorithm of another": (dump(one(algorithm="counts_first")), "unknown algorithm of all_to_all 'counts_first'"),
     "parameter": (dump(one(params={"chunks": 2})), "direct has no parameter 'chunks'"),
     "parameter lacking": (dump(one(algorithm="2d_pipelined")), "2d_pipelined lacks its parameter 'chunks'"),
-    "way on plain": (dump(one(on_plain=Way(algorithm="fast"))), "unknown algorithm of all_to_all 'fast'"),
+    "way on plain": (dump(one(on_plain=AlgorithmConfig(algorithm="fast"))), "unknown algorithm of all_to_all 'fast'"),
     "buffers": (dump(one(buffers="symmetric")), "gloo has no 'symmetric' buffers"),
     "scope": (dump(one(scope="elsewhere")), "a choice is of scope 'elsewhere', which is not there"),
     "scope twice": (dump(Profile(scopes=[SCOPE, SCOPE], choices=[])), "scope 's' is there twice"),

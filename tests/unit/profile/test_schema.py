@@ -15,14 +15,14 @@ import pytest
 
 from commbench import profile
 from commbench.binding import policies
-from commbench.profile import FORMAT, FORMAT_VERSION, Choice, Evidence, Profile, Refused, Scope, Way
+from commbench.profile import FORMAT, FORMAT_VERSION, AlgorithmConfig, Choice, Evidence, Profile, Refused, Scope
 from commbench.profile.file import dump
 from tests.conftest import REPOSITORY
 from tests.support.export_goldens import sample
 
 SCHEMA = json.loads((REPOSITORY / "docs/reference/profile.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
-RECORDS = {"": Profile, **{cls.__name__: cls for cls in (Scope, Way, Evidence, Choice, Refused)}}
+RECORDS = {"": Profile, **{cls.__name__: cls for cls in (Scope, AlgorithmConfig, Evidence, Choice, Refused)}}
 HEAD = {"format", "format_version", "digest"}
 JSON_TYPES = {int: "integer", float: "number", str: "string", bool: "boolean", list: "array", dict: "object"}
 FILE = json.loads(dump(sample()))
