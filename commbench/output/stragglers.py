@@ -1,0 +1,93 @@
+"""What examining runs for stragglers says, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from commbench.analysis.stragglers.examine import Examined
+from commbench.analysis.stragglers.search import Straggler
+from commbench.output.describe import describe
+from commbench.units import format_size
+
+
+def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
+    """Return what stands out in each part, with its evidence."""
+    lines = []
+    for part in parts:
+        lines.append(f"{_what(part)}: {part.launches} launch{'es' if part.launches > 1 else ''}")
+        mine = [straggler for of, straggler in named if of is part]
+        for straggler in mine:
+            lines += [f"  SLOW {straggler.kind.upper():5} {straggler.name}: {_ratio(straggler)}"]
+            lines += [f"             {line}" for line in _evidence(straggler, part)]
+            if also := _also(parts, part, straggler):
+                lines.append(f"             also at {', '.join(also)}")
+        if len(part.stragglers) > len(mine):
+            lines.append(f"  the same as elsewhere: {', '.join(_known(part, named))}")
+        rest = "nothing else stands out" if part.stragglers else "nothing stands out"
+        lines.append(f"  {rest}: {part.tests} suspects, slow is {effect:g}x and more")
+    return "\n".join(lines) + "\n"
+
+
+def _known(part: Examined, named: Sequence[tuple[Examined, Straggler]]) -> list[str]:
+    """What stands out in a part and is named in another one."""
+    mine = [id(straggler) for of, straggler in named if of is part]
+    return [f"{straggler.name} ({straggler.ratio:.2f}x)" for straggler in part.stragglers if id(straggler) not in mine]
+
+
+def _ratio(straggler: Straggler) -> str:
+    between = f" [{straggler.low:.2f}, {straggler.high:.2f}]" if straggler.low and straggler.high else ""
+    return f"{straggler.ratio:.2f}x{between}{' (interval of messages)' if straggler.interval_of == 'messages' else ''}"
+
+
+def _evidence(straggler: Straggler, part: Examined) -> list[str]:
+    where = {"intra": "inside nodes", "inter": "between nodes"}
+    lines = [
+        f"{where[link]}: {_time(time)} against {_time(straggler.usual_us[link])} of messages that no culprit touches"
+        for link, time in straggler.time_us.items()
+    ]
+    if straggler.messages and straggler.time_us:
+        lines[-1] += f" ({straggler.messages} messages against {straggler.usual_messages})"
+    if straggler.other_way is not None:
+        lines.append(f"the other way: {straggler.other_way:.2f}x")
+    if "slowest_share" in straggler.about:
+        fair = 1 / (straggler.usual_messages + 1)
+        lines.append(f"the slowest of all in {straggler.about['slowest_share']:.0%} of samples, {fair:.0%} by chance")
+    chance = "less than 1e-6" if straggler.chance < 1e-6 else f"at most {straggler.chance:.1g}"
+    lines.append(f"slow in {straggler.launches_slow} of {straggler.launches} launches; chance of any such: {chance}")
+    return lines
+
+
+def _time(time_us: float) -> str:
+    return f"{time_us / 1000:.4g} ms" if time_us >= 1000 else f"{time_us:.4g} us"
+
+
+def json_line(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
+    """Return the same as one JSON object."""
+    objects: list[dict[str, Any]] = []
+    for part, straggler in named:
+        line = {key: value for key, value in dataclasses.asdict(straggler).items() if key not in ("cells", "about")}
+        objects.append({**line, **straggler.about, "what": _what(part), "size_bytes": part.size_bytes,
+                      "also": _also(parts, part, straggler)})  # fmt: skip
+    looked = [
+        {"what": _what(part), "size_bytes": part.size_bytes, "launches": part.launches, "suspects": part.tests}
+        for part in parts
+    ]
+    return json.dumps({"found": objects, "looked_at": looked, "min_effect": effect}) + "\n"
+
+
+def _what(part: Examined) -> str:
+    return part.what if part.row is None else f"{describe(part.row)}, {format_size(part.size_bytes or 0)}"
+
+
+def _also(parts: Sequence[Examined], part: Examined, straggler: Straggler) -> list[str]:
+    """Where else the same was seen."""
+    return [
+        f"{format_size(other.size_bytes) if other.size_bytes else _what(other)}: {same.ratio:.2f}x"
+        for other in parts
+        if other is not part
+        for same in other.stragglers
+        if same.name == straggler.name
+    ]
