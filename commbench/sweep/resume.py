@@ -1,0 +1,60 @@
+"""Going on with a sweep that was killed or interrupted."""
+
+from __future__ import annotations
+
+from commbench import launch
+from commbench.console import Talk
+from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import supervise
+from commbench.machine import metadata
+from commbench.records import PlannedCase, Status
+from commbench.run_folder import RunFolder
+from commbench.sweep.prepare import Request, check_fabrics
+from commbench.sweep.runner import Sweep
+from commbench.sweep.session import of_run
+
+
+def resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
+    """Open a killed run to go on with. Raises `CommbenchError` where its results would not belong together."""
+    assert request.resume is not None
+    if request.dry_run or request.show_config:
+        raise UsageError(
+            "--resume measures; it does not go with --dry-run or --show-config",
+            hint="the plan of a run is in its plan.jsonl, its keys are in its config.yaml",
+        )
+    if request.words:
+        raise UsageError(
+            f"--resume takes no recipe or KEY=VALUE, but {request.words[0]!r} was given",
+            hint="a resumed run keeps its own plan; for another plan start a new run",
+        )
+    folder = RunFolder.open(request.resume)
+    about = folder.read_json("run.json")
+    started_by = set(about["launchers"].values()) & set(launch.TABLE)
+    for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
+        talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
+    if about["joined"]:
+        raise UsageError(
+            f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
+            hint=f"start a new run under {about['joined']}",
+        )
+    planned, digest = folder.plan()
+    if digest != about["plan_digest"]:
+        raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")
+    if changed := metadata.differences(about["machine"], metadata.collect()):
+        raise UsageError(
+            f"the machine is not what it was when {folder.run_id} began: {'; '.join(changed)}",
+            hint="results from two machines do not belong in one run: start a new one",
+        )
+    items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
+    for before, now in zip(items, check_fabrics(items, about["launchers"]), strict=True):
+        if now.skip != before.skip:
+            raise EnvironmentProblem(
+                f"{folder.run_id} cannot go on here: {now.skip}", hint="set the environment as it was, and resume again"
+            )
+    sweep = of_run(request, folder, items, talk)
+    for row in folder.rows().values():
+        if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):
+            sweep.reporter.row(row)
+    sweep.load(retry_failed=request.retry_failed)
+    talk.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
+    return folder, sweep
