@@ -76,7 +76,7 @@ def create(
 
 
 def gather_counts(comm: CommLike, routing: Routing) -> Tensor:
-    """Collective: gather the counts of all ranks, int64 [W, E], on the host.
+    """Gather the counts of all ranks, int64 [W, E], on the host. Collective.
 
     `exchange_counts` of the communicator is for W counts of each rank, these are E; and from a GPU the host waits once.
     """
@@ -98,6 +98,7 @@ class EvenExchange:
         self.chunks, self.groups = chunks, groups
 
     def split(self, buffer: Tensor) -> list[EvenChunk]:
+        """Cut the buffer [E, C, D] into what is sent."""
         blocks_WECD = self._blocks(buffer)
         if self.groups > 1:
             return [EvenChunk(blocks_WECD, slice(*bounds(self.here, i, self.groups)), slice(None))
@@ -106,6 +107,7 @@ class EvenExchange:
                 for i in range(self.chunks)]  # fmt: skip
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Put what came back together, as the dispatch buffer [E, C, D]."""
         blocks_WECD = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs), dim=1 if self.groups > 1 else 2)
         width = blocks_WECD.shape[-1]
         if self.ranks <= self.experts:
@@ -161,6 +163,7 @@ class UnevenExchange:
         self._positions: Tensor | None = None  # None: rows go out in the order in which they are
 
     def split(self, buffer: Tensor) -> list[UnevenChunk]:
+        """Cut the rows [rows, D] into what is sent."""
         made = [UnevenChunk(self, i) for i in range(max(self.chunks, self.groups))]
         if len(made) > 1 or self.ranks > self.experts:
             sent = torch.cat([chunk.index for chunk in made]).to(buffer.device)
@@ -172,6 +175,7 @@ class UnevenExchange:
         return made
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Put what came back together, as the rows [rows, D]."""
         back_ND = outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
         if self._positions is None:
             return back_ND

@@ -19,7 +19,7 @@ class CudaError(RuntimeError):
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a call of cuda.bindings gave, without its status. Raises `CudaError`."""
+    """Return what a call of cuda.bindings gave, without its status. Raises `CudaError`."""
     status, *values = result
     if int(status):
         raise CudaError(f"CUDA: {status!r}: {_text(status)}")
@@ -40,7 +40,7 @@ def _text(status: Any) -> str:
 
 
 def compile_source(name: str, architecture: str, defines: Mapping[str, int]) -> bytes:
-    """Machine code of `name`, a file beside this one, for `architecture` (as "sm_90"). Needs no GPU."""
+    """Compile machine code of `name`, a file beside this one, for `architecture` (as "sm_90"). Needs no GPU."""
     from cuda.bindings import nvrtc
 
     options = [f"--gpu-architecture={architecture}", "--std=c++17", f"-I{SOURCES}", "-lineinfo"]
@@ -68,7 +68,7 @@ class Kernel:
         self._function = function
 
     def bind(self, argument: ctypes.Structure, *, blocks: int, threads: int) -> KernelLaunch:
-        """`argument` is the kernel's only one, by value."""
+        """Bind `argument`, the kernel's only one, by value."""
         return KernelLaunch(self._launch, self._function, argument, blocks, threads)
 
 
@@ -90,7 +90,7 @@ class KernelLaunch:
 
 @functools.cache
 def load(name: str, device: int, defines: tuple[tuple[str, int], ...]) -> Any:
-    """The module of `name` on `device`, compiled at the first call. It stays loaded: graphs may hold its kernels."""
+    """Load the module of `name` on `device`, compiled at the first call. It stays: graphs may hold its kernels."""
     import torch
     from cuda.bindings import driver
 
@@ -101,7 +101,7 @@ def load(name: str, device: int, defines: tuple[tuple[str, int], ...]) -> Any:
 
 
 def kernel(name: str, function: str, device: int, **defines: int) -> Kernel:
-    """`function` of the source file `name`, for `device`."""
+    """Return the kernel `function` of the source file `name`, for `device`."""
     from cuda.bindings import driver
 
     module = load(name, device, tuple(sorted(defines.items())))

@@ -36,7 +36,7 @@ _LITTLE_BYTES = 128 << 10  # for one block to send
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerBlock:
-    """What one rank exchanges with one peer (itself among them). Addresses are in the caller's address space."""
+    """All that one rank exchanges with one peer (itself among them). Addresses are in the caller's address space."""
 
     source: int  # in the own input: what goes to the peer
     target: int  # in the peer's output: where it belongs
@@ -47,7 +47,7 @@ class PeerBlock:
 
 
 def reference(inputs: Sequence[torch.Tensor], counts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """All outputs of an all-to-all of `inputs`, one of each rank, of which `counts[i][j]` elements go from i to j."""
+    """Compute all outputs of an all-to-all of `inputs`, one of each rank; `counts[i][j]` elements go from i to j."""
     import torch
 
     parts = [torch.split(inp, list(row)) for inp, row in zip(inputs, counts, strict=True)]
@@ -55,13 +55,13 @@ def reference(inputs: Sequence[torch.Tensor], counts: Sequence[Sequence[int]]) -
 
 
 def least_us(sent: int, link_gbps: float, latency_us: float, *, packets: bool) -> float:
-    """Roofline: microseconds in which a rank can send `sent` bytes to others, over a link of `link_gbps` GB/s."""
+    """Return the roofline: microseconds for a rank to send `sent` bytes to others, over a link of `link_gbps` GB/s."""
     moved = 2 * sent if packets else sent
     return moved / link_gbps / 1e3 + (latency_us if packets else 2 * latency_us)
 
 
 def store_shape(ranks: int, largest: int, ctas: int = 0) -> tuple[int, int]:
-    """Blocks, and threads in each, that store messages of up to `largest` bytes; `ctas`: blocks that are asked for.
+    """Choose blocks, and threads in each, to store messages of up to `largest` bytes; `ctas`: blocks asked for.
 
     A multiple of `ranks`, one for each tile, and almost all SMs where that pays (measured on two H200: 16 blocks get
     95 % of what 128 get from 64 MiB up). Half the threads where a block has little to do, as it starts sooner.
@@ -75,7 +75,7 @@ def store_shape(ranks: int, largest: int, ctas: int = 0) -> tuple[int, int]:
 
 
 def packet_blocks(largest: int) -> int:
-    """Blocks of threads that send messages of up to `largest` bytes as packets: one for each thread, if possible."""
+    """Choose blocks of threads for packets of messages of up to `largest` bytes: one for each thread, if possible."""
     return max(1, min(scratch.BLOCKS, -(-largest // (THREADS * 8))))
 
 
@@ -103,7 +103,7 @@ def _argument(rank: int, blocks: Sequence[PeerBlock], slot_bytes: int) -> ctypes
 
 
 def _alignment(blocks: Sequence[PeerBlock]) -> int:
-    """The largest power of two, up to 16, of which all addresses of data are multiples."""
+    """Return the largest power of two, up to 16, of which all addresses of data are multiples."""
     merged = 16
     for block in blocks:
         merged |= block.source | block.target | block.arrival
@@ -113,33 +113,33 @@ def _alignment(blocks: Sequence[PeerBlock]) -> int:
 def store(
     device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int, threads: int = THREADS
 ) -> compiler.KernelLaunch:
-    """A call by stores. `blocks`: one for each rank, in rank order. `ctas`: alike on all, a multiple of the ranks."""
+    """Make a call by stores. `blocks`: one for each rank, in order. `ctas`: alike on all, a multiple of the ranks."""
     kernel = compiler.kernel(SOURCE, f"store_{_width(blocks)}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=threads)
 
 
 def own(device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int) -> compiler.KernelLaunch:
-    """The own block's part of a call, without any handshake."""
+    """Make the own block's part of a call, without any handshake."""
     kernel = compiler.kernel(SOURCE, f"own_{_width(blocks)}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, 0), blocks=ctas, threads=THREADS)
 
 
 def _width(blocks: Sequence[PeerBlock]) -> int:
-    """Bytes that a thread may move at a time."""
+    """Return the bytes that a thread may move at a time."""
     return next(width for width in (16, 4, 1) if _alignment(blocks) >= width)
 
 
 def packets(
     device: int, rank: int, blocks: Sequence[PeerBlock], *, ctas: int, slot_bytes: int
 ) -> compiler.KernelLaunch:
-    """A call by packets, whose slots follow the flags in the scratch."""
+    """Make a call by packets, whose slots follow the flags in the scratch."""
     width = 8 if _alignment(blocks) >= 8 else 1
     kernel = compiler.kernel(SOURCE, f"packets_{width}", device, RANKS=len(blocks))
     return kernel.bind(_argument(rank, blocks, slot_bytes), blocks=ctas, threads=THREADS)
 
 
 def handshake(device: int, rank: int, scratches: Sequence[int]) -> compiler.KernelLaunch:
-    """All ranks meet: work that follows on the stream begins when every rank's stream has come this far."""
+    """Make all ranks meet: work that follows on the stream begins when every rank's stream has come this far."""
     nothing = [PeerBlock(source=0, target=0, arrival=0, scratch=at, sent=0, received=0) for at in scratches]
     kernel = compiler.kernel(SOURCE, "handshake", device, RANKS=len(scratches))
     threads = -(-len(scratches) // 32) * 32

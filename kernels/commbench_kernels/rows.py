@@ -43,9 +43,9 @@ def _missing_triton() -> str:
 
 
 def gather_sum(source: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Row m of the output is the sum over k of weights[m, k] x source[index[m, k]]: [M, D], in source's dtype.
+    """Sum weights[m, k] x source[index[m, k]] over k into row m of the output: [M, D], in source's dtype.
 
-    source: [N, D]. index: int64 [M, K] in -1 .. N - 1; -1 adds nothing. weights: [M, K], finite; null for ones.
+    source: [N, D]. index: int64 [M, K] in -1 .. N - 1; -1 adds nothing. weights: [M, K], finite; None for ones.
     """
     out = source.new_empty(len(index), source.shape[1])
     if out.numel():
@@ -57,7 +57,7 @@ def gather_sum(source: Tensor, index: Tensor, weights: Tensor | None = None) -> 
 
 
 def gather_sum_reference(source: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`gather_sum` in plain torch, with all rows in memory at once."""
+    """Compute `gather_sum` in plain torch, with all rows in memory at once."""
     wide = _wide(source, weights)
     padded = torch.cat([source, source.new_zeros(1, source.shape[1])])  # where -1 points to
     rows = padded[index].to(wide)
@@ -65,7 +65,7 @@ def gather_sum_reference(source: Tensor, index: Tensor, weights: Tensor | None =
 
 
 def combine_backward(rows: Tensor, grad: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of y[t] = sum over k of weights[t, k] x rows[r] where choice[r] = t K + k: of rows and of weights.
+    """Return gradients by rows and weights of y[t] = sum over k of weights[t, k] x rows[r], choice[r] = t K + k.
 
     rows: [R, D]. grad: of y, [T, D], in rows' dtype. choice: int64 [R], each from 0 on at most once; -1 for a row that
     nobody reads, whose gradient is 0. weights: [T, K]; one without a row has the gradient 0.
@@ -80,7 +80,7 @@ def combine_backward(rows: Tensor, grad: Tensor, choice: Tensor, weights: Tensor
 
 
 def combine_backward_reference(rows: Tensor, grad: Tensor, choice: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`combine_backward` in plain torch."""
+    """Compute `combine_backward` in plain torch."""
     wide = _wide(rows, weights)
     (taken,) = (choice >= 0).nonzero(as_tuple=True)  # waits for the device
     at = choice[taken]
@@ -92,7 +92,7 @@ def combine_backward_reference(rows: Tensor, grad: Tensor, choice: Tensor, weigh
 
 
 def least_us(read: int, written: int, width: int, element: int, memory_gbps: float) -> float:
-    """Roofline: microseconds for so many rows of `width` elements of `element` bytes, at `memory_gbps` GB/s.
+    """Return the roofline: microseconds for so many rows of `width` elements of `element` bytes, at `memory_gbps` GB/s.
 
     gather_sum: reads each choice's row (or, where the cache holds them, each row once), writes M. combine_backward:
     reads R of the rows and of the gradient, writes R.
@@ -106,7 +106,7 @@ def _wide(values: Tensor, weights: Tensor | None) -> torch.dtype:
 
 
 def _launch(name: str, rows: Tensor, weights: Tensor | None) -> Any:
-    """The kernel, for rows of this width on their device: called with its tensors, of which the first is the output."""
+    """Return the kernel for rows of this width on their device. Its first tensor is the output."""
     import triton.language as tl
 
     from commbench_kernels import rows_triton

@@ -17,12 +17,12 @@ def flag_bytes(ranks: int) -> int:
 
 
 def memory_flags(ranks: int, which: int) -> int:
-    """Where the flags of handshakes 0 and 1 by memory operations are: those of one block, which no kernel uses then."""
+    """Return where flags of handshakes by memory operations are: those of one block, which no kernel uses then."""
     return _WORD * (BLOCKS + which * BLOCKS * _width(ranks))
 
 
 def _width(ranks: int) -> int:
-    """Words of one block's flags."""
+    """Count words of one block's flags."""
     return -(-ranks // 4) * 4
 
 

@@ -1,14 +1,13 @@
 """Exchanges that overlap with what is computed, forward and backward.
 
-    call = start(comm, "all_to_all", inp)      issues the exchange
-    ...                                          computes something else
-    out = call.wait()                          waits for it
+    call = start(comm, "all_to_all", inp)    issues the exchange
+    ...                                      computes something else
+    out = call.wait()                        waits for it
 
-Both are nodes of autograd's graph. Backward, `wait` issues the adjoint and `start` waits for it. autograd runs
-nodes that are ready in the reverse order of their making, so what lay between the two forward is computed
-backward between them as well, and the backward pass overlaps as the forward pass does. All ranks make the same nodes,
-so they issue the same order of exchanges. Tutel (arXiv 2206.03382, 3.3) overlaps both passes too; MoNTA's code the
-forward pass only.
+Both are nodes of autograd's graph. Backward, `wait` issues the adjoint and `start` waits for it. autograd runs nodes
+that are ready in the reverse order of their making, so what lay between the two forward is computed backward between
+them as well, and the backward pass overlaps as the forward pass does. All ranks make the same nodes, so they issue the
+same order of exchanges. Tutel (arXiv 2206.03382, 3.3) overlaps both passes too; MoNTA's code the forward pass only.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from moe_ref.kept_buffers import KeptBuffers
 
 
 class AsyncCollective:
-    """A collective on its way. Of no use after `wait`, but to autograd."""
+    """A collective on its way. After `wait` it is of use to autograd only."""
 
     def __init__(
         self, comm: CommLike, collective: str, arguments: dict[str, Any], *, async_op: bool, kept: KeptBuffers | None
@@ -65,8 +64,9 @@ def start(
     comm: CommLike, collective: str, inp: Tensor, *, async_op: bool = True, kept: KeptBuffers | None = None,
     **arguments: Any,
 ) -> AsyncCollective:  # fmt: skip
-    """Issue a collective on a contiguous tensor: all_to_all, all_to_allv, all_gather, reduce_scatter, all_reduce or
-    tp_all_to_all, with the arguments of the communicator's method.
+    """Issue a collective on a contiguous tensor, with the arguments of the communicator's method.
+
+    It is all_to_all, all_to_allv, all_gather, reduce_scatter, all_reduce or tp_all_to_all.
 
     async_op: false where there is nothing to compute meanwhile: then it is an ordinary call, whose backward is one too.
     kept: where the output is, and the gradient's on the way back; None: in new memory.

@@ -84,7 +84,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
         if pieces > 1:
             shard(experts, piece, pieces)
         return DistributedMoE(
-            gate, experts, comms.comm, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
+            gate, experts, comms.world, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
             dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept,
         )  # fmt: skip
 

@@ -54,7 +54,7 @@ def save(
     parent: Path, step: int, tensors: Mapping[str, tuple[Tensor, Box]], about: Mapping[str, Any], *,
     rank: int, ranks: int, all_succeeded: AllSucceeded, keep: int,
 ) -> Path:  # fmt: skip
-    """Collective: write a checkpoint of `step` below `parent`, of every rank's `tensors`, and keep the newest `keep`.
+    """Write a checkpoint of `step` below `parent`, of every rank's `tensors`; keep the newest `keep`. Collective.
 
     about: what the reader has to know, as JSON. Raises `UsageError` on all ranks where one cannot write; what was there
     before is still there then.

@@ -44,12 +44,12 @@ class GradBuckets:
             parameter.grad = None
 
     def reduce(self) -> None:
-        """Collective: add up what several ranks have, a bucket a call."""
+        """Add up what several ranks have, a bucket a call. Collective."""
         dims = self._dims
         if dims.comms is None:
             return
         for bucket in self._replicated:
-            dims.comms.comm.all_reduce(bucket)
+            dims.comms.world.all_reduce(bucket)
             if dims.tp_size > 1:
                 bucket.div_(dims.tp_size)
         for bucket in self._cut:

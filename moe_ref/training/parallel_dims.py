@@ -23,11 +23,11 @@ from moe_ref.training.timers import Timers
 class Comms:
     """Communicators of a rank.
 
-    comm: of all ranks. tp: of this rank's tensor-parallel group; None: it is alone there. ep: of the ranks of equal
-    tp_rank in all groups, comm itself without tp.
+    world: of all ranks. tp: of this rank's tensor-parallel group; None: it is alone there. ep: of the ranks of equal
+    tp_rank in all groups, world itself without tp.
     """
 
-    comm: InstrumentedComm
+    world: InstrumentedComm
     tp: InstrumentedComm | None
     ep: InstrumentedComm
 
@@ -50,12 +50,12 @@ class ParallelDims:
     ep_group: dist.ProcessGroup | None = None
 
     def all_reduce(self, numbers: Tensor, op: str = "sum") -> None:
-        """Collective: combine numbers of all ranks, in place. What measures is not itself measured."""
+        """Combine numbers of all ranks, in place. Collective. What measures is not itself measured."""
         if self.comms is not None:
-            self.comms.comm.comm.all_reduce(numbers, op=op)
+            self.comms.world.comm.all_reduce(numbers, op=op)
 
     def close(self) -> None:
-        """Collective: close the communicators that were made here."""
+        """Close the communicators that were made here. Collective."""
         if self.comms is not None and self.comms.tp is not None:
             self.comms.tp.close()
             self.comms.ep.close()
