@@ -7,8 +7,9 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+import rich.console
+import rich.progress
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from commbench.records import Row, Status
@@ -17,10 +18,10 @@ from commbench.units import format_seconds, format_size
 _PLAIN_EVERY_S = 10.0
 
 
-def stderr_console() -> Console:
+def stderr_console() -> rich.console.Console:
     """Honours NO_COLOR, FORCE_COLOR, TERM=dumb and pipes."""
     # What people type is no markup: env.X=[/a] must not end the sweep.
-    return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_error(message: str, hint: str) -> None:
@@ -31,7 +32,7 @@ def print_error(message: str, hint: str) -> None:
         console.print(Text.assemble(("hint: ", "cyan"), hint))
 
 
-class Talk:
+class Console:
     """Live progress with the time left on a terminal; a plain line now and then elsewhere. A context manager."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -40,7 +41,7 @@ class Talk:
         self._verbose = verbose
         live = self._console.is_terminal and not os.environ.get("CI") and os.environ.get("TERM") != "dumb" and not quiet
         self._progress = (
-            Progress(
+            rich.progress.Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 TextColumn("{task.completed:.0f} of {task.total:.0f}"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from commbench import transports
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_OK
 from commbench.launch import placement
 from commbench.rank_info import detect
@@ -41,9 +41,9 @@ def run(request: Request) -> int:
         return join.run(request, rank, _draw)
     if rank is not None and rank.rank != 0:  # of a plan that all ranks could show, one shows it
         return EXIT_OK
-    talk = Talk(quiet=request.quiet, verbose=request.verbose)
+    console = Console(quiet=request.quiet, verbose=request.verbose)
     if request.resume is not None:
-        return measure(request, *resume(request, talk), talk, _draw)
+        return measure(request, *resume(request, console), console, _draw)
     recipe, configs = configure(request.words, layout_of(rank) if rank else None)
     if request.show_config:
         sys.stdout.write(show_config(configs))
@@ -53,13 +53,13 @@ def run(request: Request) -> int:
         check_fabrics(planned, dict.fromkeys(transports.TABLE, "print"))
         show_script(request, planned)
         return EXIT_OK
-    launchers, configs = choose_launchers(request, configs, talk)
-    planned = placement.check(check_fabrics(expand(configs), launchers), launchers, talk.note)
+    launchers, configs = choose_launchers(request, configs, console)
+    planned = placement.check(check_fabrics(expand(configs), launchers), launchers, console.note)
     if request.dry_run:
         show_plan(request, planned, launchers)
         return EXIT_OK
     folder = create(request, recipe, configs, planned, launchers)
-    return measure(request, folder, of_run(request, folder, planned, talk), talk, _draw)
+    return measure(request, folder, of_run(request, folder, planned, console), console, _draw)
 
 
 def _draw(frame: pd.DataFrame, meta: Mapping[str, Any], target: Path) -> list[Path]:

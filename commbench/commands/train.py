@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from commbench.commands import plot
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_OK, CommbenchError, UsageError
 from commbench.rank_info import RankInfo, detect
 from commbench.train import launch, results
@@ -27,7 +27,7 @@ def run(request: launch.Request) -> int:
         return EXIT_OK
     code, folder = _train(request, info)
     if request.plots and folder is not None:
-        _draw(folder, Talk(quiet=request.quiet))
+        _draw(folder, Console(quiet=request.quiet))
     return code
 
 
@@ -41,12 +41,12 @@ def _train(request: launch.Request, info: RankInfo | None) -> tuple[int, Path | 
     return join.run(request, info)
 
 
-def _draw(folder: Path, talk: Talk) -> None:
+def _draw(folder: Path, console: Console) -> None:
     """Draw a training that is over; it has not failed because it cannot be drawn."""
     if not results.steps(folder):
         return
     try:
         for path in plot.trainings([folder]):
-            talk.note(f"plot: {path}")
+            console.note(f"plot: {path}")
     except CommbenchError as error:
-        talk.note(f"no plots: {error}")
+        console.note(f"no plots: {error}")

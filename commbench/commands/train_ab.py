@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.rank_info import detect
 from commbench.train import ab_run, launch
@@ -28,15 +28,15 @@ def run(request: launch.Request) -> int:
         return comparison.run()
     finally:  # what was measured until a launch was refused is drawn too
         if comparison.launches:
-            _draw(comparison, Talk(quiet=request.quiet))
+            _draw(comparison, Console(quiet=request.quiet))
 
 
-def _draw(comparison: ab_run.Comparison, talk: Talk) -> None:
+def _draw(comparison: ab_run.Comparison, console: Console) -> None:
     from commbench.plots.ab import draw
 
     target = comparison.folder / "plots"
     try:
         for path in draw(comparison.launches, comparison.outcome, comparison.about, comparison.title, target):
-            talk.note(f"plot: {path}")
+            console.note(f"plot: {path}")
     except (OSError, ValueError) as error:
-        talk.note(f"no plot: {error}")
+        console.note(f"no plot: {error}")

@@ -15,7 +15,7 @@ from pathlib import Path
 import commbench
 from commbench import cost_model
 from commbench.collectives.base import PART_BYTES
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement
 from commbench.machine import metadata
@@ -62,16 +62,16 @@ def run(request: Request, out: Path | None) -> int:
             "commbench tune starts launches of its own, and here a launcher has started it as a rank",
             hint="start it without the launcher; --launcher says which one it shall use",
         )
-    talk = Talk(quiet=request.quiet, verbose=request.verbose)
+    console = Console(quiet=request.quiet, verbose=request.verbose)
     _, configs = prepare.configure(request.words)
     if request.show_config:
         sys.stdout.write(prepare.show_config(configs))
         return 0
-    launchers, configs = prepare.choose_launchers(request, configs, talk)
+    launchers, configs = prepare.choose_launchers(request, configs, console)
     configs = [_shorter(item, wish) for item in configs]
     regions = space.regions(configs)
     runnable = [PlannedCase(case=case) for one in regions for problem in one.problems for case in problem.candidates]
-    placement.check(prepare.check_fabrics(runnable, launchers), launchers, talk.note)
+    placement.check(prepare.check_fabrics(runnable, launchers), launchers, console.note)
     if request.dry_run:
         sys.stdout.write("\n".join(_plan_text(regions, wish)) + "\n")
         return 0
@@ -79,13 +79,13 @@ def run(request: Request, out: Path | None) -> int:
         raise UsageError(f"cannot write {str(out)!r}: its folder is not there", hint="--out FILE, in a folder of yours")
     folder = new_folder(request.out)
     target = out or folder / "profile.json"
-    stages = Stages(replace(request, out=folder), configs[0], launchers, talk, began)
+    stages = Stages(replace(request, out=folder), configs[0], launchers, console, began)
     session.interrupt_on_sigterm()
     try:
-        with talk:
-            tuned = _tune(regions, configs, stages, wish, talk)
+        with console:
+            tuned = _tune(regions, configs, stages, wish, console)
     except KeyboardInterrupt:
-        talk.note(f"interrupted; no profile was written. What was measured is in {folder}")
+        console.note(f"interrupted; no profile was written. What was measured is in {folder}")
         return EXIT_INTERRUPTED
     profile = _profile(tuned, request.words, wish, time.monotonic() - began)
     profile_file.save(profile, target)
@@ -97,9 +97,11 @@ def run(request: Request, out: Path | None) -> int:
     else:
         sys.stdout.write("\n".join(table(profile, [one.control for one in tuned])) + "\n")
     if request.plots:
-        _draw(profile, folder, talk)
-    talk.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
-    talk.note(f"use it: commbench export {target} --format env, or commbench.load_profile({str(target)!r}) in Python")
+        _draw(profile, folder, console)
+    console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
+    console.note(
+        f"use it: commbench export {target} --format env, or commbench.load_profile({str(target)!r}) in Python"
+    )
     return 0
 
 
@@ -138,27 +140,27 @@ def _shorter(item: config.SweepConfig, wish: Wish) -> config.SweepConfig:
 
 
 def _tune(
-    regions: Sequence[Region], configs: Sequence[config.SweepConfig], stages: Stages, wish: Wish, talk: Talk
+    regions: Sequence[Region], configs: Sequence[config.SweepConfig], stages: Stages, wish: Wish, console: Console
 ) -> list[Tuned]:
     tuned = []
     for index, region in enumerate(regions):
         left_s = max(0.0, wish.budget_s - stages.spent_s) / (len(regions) - index)
-        talk.note(f"tuning {region.default}: {_counted(region)}, {format_seconds(left_s)}")
+        console.note(f"tuning {region.default}: {_counted(region)}, {format_seconds(left_s)}")
         folders = len(stages.folders)
 
         def fit(first: int = folders, region: Region = region) -> Predict | None:
-            return _predictor(stages, first, talk)
+            return _predictor(stages, first, console)
 
         asked = [item.launches for item in configs if "launches" in item.typed]
         launches = max([PAIRS_FOR_CLAIM, *asked])
         tuner = Tuner(
-            region, stages, budget_s=left_s, scope=stages.scope, note=talk.note,
+            region, stages, budget_s=left_s, scope=stages.scope, note=console.note,
             confirmation=Confirmation(minimum_gain=wish.gain, pairs=(launches, max(launches, MOST_PAIRS))),
             model=CostModel(probes=_pairs(region, configs), fit=fit),
         )  # fmt: skip
         tuned.append(tuner.run())
     if stages.spent_s > _OVERDRAWN * wish.budget_s:
-        talk.note(
+        console.note(
             f"budget={format_seconds(wish.budget_s)} was exceeded: it took {format_seconds(stages.spent_s)}; "
             f"a confirmation is at least {PAIRS_FOR_CLAIM} launches"
         )
@@ -192,18 +194,18 @@ def _pairs(region: Region, configs: Sequence[config.SweepConfig]) -> list[Case]:
     return list(found.values())
 
 
-def _predictor(stages: Stages, first: int, talk: Talk) -> Predict | None:
+def _predictor(stages: Stages, first: int, console: Console) -> Predict | None:
     """What the model says of cases that were not measured; None where it is not good enough to rule anything out."""
     try:
         observations = [one for folder in stages.folders[first:] for one in cost_model.observe(folder)]
         fitted = cost_model.fit(observations)
     except CommbenchError as error:
-        talk.note(f"no model: {error}; all candidates are measured")
+        console.note(f"no model: {error}; all candidates are measured")
         return None
     if fitted.r2 < _LEAST_R2:
-        talk.note(f"the model explains too little (r2 {fitted.r2:.3f}); all candidates are measured")
+        console.note(f"the model explains too little (r2 {fitted.r2:.3f}); all candidates are measured")
         return None
-    talk.note(f"model of the links: r2 {fitted.r2:.3f}")
+    console.note(f"model of the links: r2 {fitted.r2:.3f}")
 
     def predict(case: Case) -> tuple[float, float] | None:
         prediction = fitted.predict(case)
@@ -295,11 +297,11 @@ def _control_text(control: Control) -> str:
     )
 
 
-def _draw(profile: Profile, folder: Path, talk: Talk) -> None:
+def _draw(profile: Profile, folder: Path, console: Console) -> None:
     from commbench.plots import gains
 
     try:
         for path in gains.draw(profile, folder / "plots"):
-            talk.note(f"plot: {path}")
+            console.note(f"plot: {path}")
     except (OSError, ValueError) as error:
-        talk.note(f"no plot: {error}")
+        console.note(f"no plot: {error}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, UsageError, said
 from commbench.launch import placement, supervise
 from commbench.launch.job import EVENTS, Job
@@ -35,7 +35,7 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     if rank.rank != 0:
         return follow(rendezvous, rank, deadline)
     try:
-        folder, sweep, job, talk = _prepare(request, rank)
+        folder, sweep, job, console = _prepare(request, rank)
     except BaseException:
         rendezvous.broadcast("")
         raise
@@ -52,15 +52,15 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if status is not None:
             _note_failure(folder, job, status, reason)
-            talk.note(f"{status}: {reason}")
+            console.note(f"{status}: {reason}")
         cleanup.remove(job.folder)
         sweep.load()
-        return session.finish(request, folder, sweep, reporter, talk, draw)
+        return session.finish(request, folder, sweep, reporter, console, draw)
 
     session.interrupt_on_sigterm()
     _Watchdog(job, end).start()
-    with talk:
-        talk.progress(0, len(job.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
+    with console:
+        console.progress(0, len(job.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
         try:
             run_rank(job, rank, shared=rendezvous.store)
         except KeyboardInterrupt:
@@ -82,12 +82,12 @@ def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:
     return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 
-def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Talk]:
+def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Console]:
     if request.resume is not None:
         raise UsageError(
             "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
         )
-    talk = Talk(quiet=request.quiet, verbose=request.verbose)
+    console = Console(quiet=request.quiet, verbose=request.verbose)
     forced = prepare.layout_of(rank)
     if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
         raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
@@ -103,10 +103,12 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
                 hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
             )
         configs = [item for item in usable if item.transport]
-    launchers, configs = prepare.choose_launchers(replace(request, launcher=rank.launcher), configs, talk, joined=True)
+    launchers, configs = prepare.choose_launchers(
+        replace(request, launcher=rank.launcher), configs, console, joined=True
+    )
     planned = prepare.expand(configs)
     prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
-    placement.check(planned, launchers, talk.note, joined=rank.local_size)
+    placement.check(planned, launchers, console.note, joined=rank.local_size)
     runnable = [item for item in planned if not item.skip]
     outers = {item.case.outer.key: item.case.outer for item in runnable}
     if len(outers) != 1:
@@ -124,10 +126,10 @@ def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep
             hint="leave both out to take the launcher's layout",
         )
     folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
-    sweep = session.of_run(request, folder, planned, talk)
+    sweep = session.of_run(request, folder, planned, console)
     job = _job(folder, sweep)
     job.save()
-    return folder, sweep, job, talk
+    return folder, sweep, job, console
 
 
 def _job(folder: RunFolder, sweep: Sweep) -> Job:

@@ -16,7 +16,7 @@ import yaml
 
 import commbench
 from commbench import fabric, launch, transports
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import placement
 from commbench.launch.job import Job
@@ -85,7 +85,7 @@ _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than
 
 
 def choose_launchers(
-    request: Request, configs: Sequence[config.SweepConfig], talk: Talk, *, joined: bool = False
+    request: Request, configs: Sequence[config.SweepConfig], console: Console, *, joined: bool = False
 ) -> tuple[dict[str, str], list[config.SweepConfig]]:
     """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
     launchers: dict[str, str] = {}
@@ -111,7 +111,7 @@ def choose_launchers(
     if not launchers:
         raise EnvironmentProblem("none of the transports can run here", hint=" | ".join(reasons))
     for reason in lacking.values():
-        talk.note(f"left out: {reason}")
+        console.note(f"left out: {reason}")
     kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
     return launchers, [item for item in kept if item.transport]
 

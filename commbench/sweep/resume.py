@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from commbench import launch
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
 from commbench.machine import metadata
@@ -14,7 +14,7 @@ from commbench.sweep.runner import Sweep
 from commbench.sweep.session import of_run
 
 
-def resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
+def resume(request: Request, console: Console) -> tuple[RunFolder, Sweep]:
     """Open a killed run to go on with. Raises `CommbenchError` where its results would not belong together."""
     assert request.resume is not None
     if request.dry_run or request.show_config:
@@ -31,7 +31,7 @@ def resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
     about = folder.read_json("run.json")
     started_by = set(about["launchers"].values()) & set(launch.TABLE)
     for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
-        talk.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
+        console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     if about["joined"]:
         raise UsageError(
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
@@ -51,10 +51,10 @@ def resume(request: Request, talk: Talk) -> tuple[RunFolder, Sweep]:
             raise EnvironmentProblem(
                 f"{folder.run_id} cannot go on here: {now.skip}", hint="set the environment as it was, and resume again"
             )
-    sweep = of_run(request, folder, items, talk)
+    sweep = of_run(request, folder, items, console)
     for row in folder.rows().values():
         if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):
             sweep.reporter.row(row)
     sweep.load(retry_failed=request.retry_failed)
-    talk.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
+    console.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
     return folder, sweep

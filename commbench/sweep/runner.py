@@ -38,7 +38,7 @@ class Reporter(Protocol):
 
 
 @dataclass(slots=True)
-class Heard:
+class LaunchProgress:
     """What a launch has told of its cases."""
 
     began: set[str] = field(default_factory=set)
@@ -128,19 +128,19 @@ class Sweep:
         while pending := [case for case in item.cases if self._wants(case, item.index)]:
             job = self._job(item, pending)
             what = f"launch {item.index + 1}, {item.outer}"
-            heard = self._watch(job, what)
+            progress = self._watch(job, what)
             while self._waiting:
                 self._finish_if_complete(self._cases[self._waiting.pop()])
             left = [case for case in pending if self._wants(case, item.index)]
             if not left:
                 return
-            reason = self._why(job, heard)
-            if heard.running is not None and self._wants(self._cases[heard.running], item.index):
+            reason = self._why(job, progress)
+            if progress.running is not None and self._wants(self._cases[progress.running], item.index):
                 failed_starts = 0
-                status = Status.TIMEOUT if heard.timed_out else Status.ERROR
-                self._fail(job, self._cases[heard.running], status, reason)
+                status = Status.TIMEOUT if progress.timed_out else Status.ERROR
+                self._fail(job, self._cases[progress.running], status, reason)
                 continue
-            failed_starts += not heard.began
+            failed_starts += not progress.began
             if failed_starts >= _STARTS_TRIED:
                 for case in left:
                     self._fail(job, case, Status.ERROR, f"the launch did not start: {reason}")
@@ -172,15 +172,15 @@ class Sweep:
             parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
         )
 
-    def _watch(self, job: Job, what: str) -> Heard:
-        heard = Heard()
+    def _watch(self, job: Job, what: str) -> LaunchProgress:
+        progress = LaunchProgress()
         measurements = Tail(self.folder.measurements_path)
 
         def on_event(event: dict[str, Any]) -> None:
             match event["event"]:
                 case "begin":
-                    heard.running = event["case_id"]
-                    heard.began.add(event["case_id"])
+                    progress.running = event["case_id"]
+                    progress.began.add(event["case_id"])
                 case "note" if event["text"] not in self._noted:
                     self._noted.add(event["text"])
                     self.reporter.note(event["text"])
@@ -188,23 +188,23 @@ class Sweep:
                     self._tell(f"{what}, Slurm job {event['job_id']} waits: {event['reason']}")
 
         def collect() -> bool:
-            new = self._collect(measurements, heard)
+            new = self._collect(measurements, progress)
             if new:
                 self._tell(what)
             return new
 
         self._tell(what)
         launcher = self.launchers[job.outer.transport]
-        heard.timed_out = supervise.watch(job, launcher, on_event, collect).timed_out
-        return heard
+        progress.timed_out = supervise.watch(job, launcher, on_event, collect).timed_out
+        return progress
 
-    def _collect(self, measurements: Tail, heard: Heard) -> bool:
+    def _collect(self, measurements: Tail, progress: LaunchProgress) -> bool:
         new = measurements.read(Measurement)
         for measurement in new:
             self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
             self._measured_now += 1
-            if heard.running == measurement.case_id:
-                heard.running = None
+            if progress.running == measurement.case_id:
+                progress.running = None
             if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
                 self._finish_if_complete(self._cases[measurement.case_id])
             else:  # needs all samples; not while the next case is being timed on the same cores
@@ -253,10 +253,10 @@ class Sweep:
         self._finish_if_complete(case)
         self.reporter.note(f"{case.label}, {case.size_bytes} B: {status}: {reason}")
 
-    def _why(self, job: Job, heard: Heard) -> str:
+    def _why(self, job: Job, progress: LaunchProgress) -> str:
         """Return the first failing rank and its reason; its last lines go to the reporter."""
-        if heard.timed_out:
-            where = "" if heard.began else " (it did not even start a case)"
+        if progress.timed_out:
+            where = "" if progress.began else " (it did not even start a case)"
             return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(job)}"
         reason = supervise.explain(job, self.launchers[job.outer.transport])
         if reason.disk_full:

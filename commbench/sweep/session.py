@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from commbench.analysis.ratios import Speedup
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.output import writers
 from commbench.records import PlannedCase, Row, Status
@@ -35,14 +35,14 @@ class Draw(Protocol):
 class Reporter:
     """Progress to stderr, rows to stdout. If nobody reads stdout any more, the sweep goes on: rows are on disk."""
 
-    def __init__(self, talk: Talk, writer: writers.Writer) -> None:
-        self.talk = talk
+    def __init__(self, console: Console, writer: writers.Writer) -> None:
+        self.console = console
         self.writer: writers.Writer | None = writer
-        self.progress = talk.progress
-        self.note = talk.note
+        self.progress = console.progress
+        self.note = console.note
 
     def row(self, row: Row) -> None:
-        self.talk.row(row)
+        self.console.row(row)
         self._write(lambda writer: writer.row(row))
 
     def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Speedup]) -> None:
@@ -61,7 +61,7 @@ class Reporter:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], talk: Talk) -> Sweep:
+def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], console: Console) -> Sweep:
     """The sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
     about = folder.read_json("run.json")
     return Sweep(
@@ -70,28 +70,28 @@ def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], 
         seed=about["seed"],
         launchers=about["launchers"],
         timeout_s=about["timeout_s"],
-        reporter=Reporter(talk, writers.WRITERS[request.format]()),
+        reporter=Reporter(console, writers.WRITERS[request.format]()),
     )
 
 
-def measure(request: Request, folder: RunFolder, sweep: Sweep, talk: Talk, draw: Draw) -> int:
+def measure(request: Request, folder: RunFolder, sweep: Sweep, console: Console, draw: Draw) -> int:
     """Run the sweep to its end, or to the point where somebody stops it, and draw it; return the exit code."""
     folder.set_status("running")
     interrupt_on_sigterm()
     assert isinstance(sweep.reporter, Reporter)
     try:
-        with talk:
+        with console:
             sweep.run()
-        return finish(request, folder, sweep, sweep.reporter, talk, draw)
+        return finish(request, folder, sweep, sweep.reporter, console, draw)
     except KeyboardInterrupt:
         folder.set_status("interrupted")
         retry = " --retry-failed" if request.retry_failed else ""
-        talk.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
-        talk.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
+        console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
+        console.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
         return EXIT_INTERRUPTED
 
 
-def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, talk: Talk, draw: Draw) -> int:
+def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, console: Console, draw: Draw) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
     from commbench.analysis import pair_matrices, ratios
     from commbench.output import parquet
@@ -111,15 +111,15 @@ def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter
     if request.plots and any(row.status is Status.OK for row in rows):
         try:
             for path in draw(parquet.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
-                talk.note(f"plot: {_short(path)}")
+                console.note(f"plot: {_short(path)}")
         except (OSError, ValueError) as error:
-            talk.note(f"no plot: {error}")
+            console.note(f"no plot: {error}")
     ok = sum(row.status is Status.OK for row in rows)
-    talk.note(
+    console.note(
         f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
     )
     if failed and not meta["joined"]:
-        talk.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
+        console.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
     return EXIT_FAILED if failed or not complete else EXIT_OK
 
 

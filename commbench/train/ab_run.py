@@ -24,7 +24,7 @@ from commbench.train import config as training
 from commbench.train.ab import ARMS, BASELINE, CANDIDATE, Launched
 from commbench.train.ab_table import count, names, table
 from commbench.train.config import TrainConfig
-from commbench.train.progress import write
+from commbench.train.progress import TrainConsole, write
 
 if TYPE_CHECKING:
     from commbench.cost_model import Model
@@ -67,7 +67,7 @@ class Comparison:
 
     def __init__(self, request: launch.Request, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
         self._request, self._arms, self._rounds, self._model = request, arms, rounds, model
-        self._talk = launch.Line(quiet=request.quiet)
+        self._console = TrainConsole(quiet=request.quiet)
         self._launches: list[Launched] = []
         self._calibration: Launched | None = None
         self._predicted: float | None = None
@@ -114,7 +114,7 @@ class Comparison:
         """
         interrupt_on_sigterm()
         steps, folder = self._arms[BASELINE].config.steps, self.folder
-        self._talk.note(f"{self.title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
+        self._console.note(f"{self.title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
         self._write("running")
         status, code = "failed", EXIT_FAILED
         refused: CommbenchError | None = None
@@ -132,7 +132,7 @@ class Comparison:
             self._write(status)
         if code != EXIT_OK:
             kept = count(len(self.launches) // 2, "whole round")
-            self._talk.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
+            self._console.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
         if self.launches:
             self._print()
         if refused is not None:
@@ -143,7 +143,7 @@ class Comparison:
         self._calibration = self._launch(self._arms[BASELINE], -1)
         self._predicted, why = predicted(self._calibration, self._arms, self._model)
         said = f"nothing: {why}" if self._predicted is None else f"{self._predicted:.3f}x"
-        self._talk.note(f"predicted before the rounds: {said}")
+        self._console.note(f"predicted before the rounds: {said}")
         self._write("running")
         for number in range(self._rounds):
             for name in ARMS if number % 2 == 0 else ARMS[::-1]:
@@ -151,7 +151,7 @@ class Comparison:
                 self._launches.append(found)
                 append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(found)))
             last = {one.arm: one.tokens_per_s for one in self._launches[-2:]}
-            self._talk.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
+            self._console.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
 
     def _launch(self, arm: Arm, number: int) -> Launched:
         """One training from its beginning, in a run folder of its own. Raises `_Stopped`."""

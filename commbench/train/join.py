@@ -24,7 +24,7 @@ from commbench.run_folder import RunFolder
 from commbench.train import config as training
 from commbench.train import launch
 from commbench.train.config import TrainConfig
-from commbench.train.progress import Line, Show
+from commbench.train.progress import TrainConsole, TrainProgress
 
 _OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
 
@@ -40,18 +40,18 @@ def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
     rendezvous = store_rendezvous(info)
     if info.rank != 0:
         return follow(rendezvous, info, deadline), None
-    talk = Line(quiet=request.quiet)
+    console = TrainConsole(quiet=request.quiet)
     try:
         config, env = _settings(request, info)
         folder = launch.open_folder(request, config)
-        with launch.ending(folder, talk):
+        with launch.ending(folder, console):
             job = launch.make_job(folder, config, env, info.launcher, info.started_by)
     except BaseException:
         rendezvous.broadcast("")
         raise
-    with launch.ending(folder, talk):
+    with launch.ending(folder, console):
         lead(rendezvous, job, deadline)
-        return _train(request, info, folder, job, talk, rendezvous.store), folder.path
+        return _train(request, info, folder, job, console, rendezvous.store), folder.path
 
 
 def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
@@ -67,24 +67,26 @@ def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dic
     return config, env
 
 
-def _train(request: launch.Request, info: RankInfo, folder: RunFolder, job: Job, talk: Line, store: Any) -> int:
+def _train(
+    request: launch.Request, info: RankInfo, folder: RunFolder, job: Job, console: TrainConsole, store: Any
+) -> int:
     """Do rank 0's part, and tell of the others'."""
-    show = Show(folder, job, talk, stdout=request.format)
-    watched = Watch(job, show.on_event, show.read_metrics)
-    finish = functools.partial(launch.finish, folder, job, show, talk, watched, info.launcher)
+    progress = TrainProgress(folder, job, console, stdout=request.format)
+    watched = Watch(job, progress.on_event, progress.read_metrics)
+    finish = functools.partial(launch.finish, folder, job, progress, console, watched, info.launcher)
     watchdog = _Watchdog(watched, finish)
     watchdog.start()
-    with talk:
+    with console:
         try:
             run_rank(job, info, shared=store)
         except Exception as error:  # whose frames may hold what cannot be freed any more: see `rank._kept`
             watchdog.stop()
-            leave(_failed(error, folder, job, talk, finish))
+            leave(_failed(error, folder, job, console, finish))
         watchdog.stop()
         return finish()
 
 
-def _failed(error: Exception, folder: RunFolder, job: Job, talk: Line, finish: Callable[[], int]) -> int:
+def _failed(error: Exception, folder: RunFolder, job: Job, console: TrainConsole, finish: Callable[[], int]) -> int:
     """Tell why: what a rank has refused, be it another one, else this rank's error. Return the exit code."""
     until = time.monotonic() + _OTHERS_TELL_S
     while not (job.folder / training.REFUSED).exists() and time.monotonic() < until:
@@ -92,7 +94,7 @@ def _failed(error: Exception, folder: RunFolder, job: Job, talk: Line, finish: C
     if not isinstance(error, CommbenchError):
         note_failure(job.folder, 0, error)
     elif not (job.folder / training.REFUSED).exists():
-        launch.end(folder, "failed", "", talk)
+        launch.end(folder, "failed", "", console)
         print_error(str(error), error.hint)
         return error.exit_code
     return _finished(finish)

@@ -31,7 +31,7 @@ from commbench.sweep import prepare
 from commbench.train import config as training
 from commbench.train import results, tensorboard
 from commbench.train.config import TrainConfig
-from commbench.train.progress import Line, Show
+from commbench.train.progress import TrainConsole, TrainProgress
 
 LAUNCHERS = ("local", "torchrun")
 
@@ -60,26 +60,26 @@ def once(request: Request) -> Ended:
     """One launch of a training, new or to go on with."""
     config, env = settings(request)
     check(config)
-    talk = Line(quiet=request.quiet)
+    console = TrainConsole(quiet=request.quiet)
     folder = open_folder(request, config)
-    with ending(folder, talk):
+    with ending(folder, console):
         job = make_job(folder, config, env, request.launcher)
-        show = Show(folder, job, talk, stdout=request.format)
+        progress = TrainProgress(folder, job, console, stdout=request.format)
         launch.get(request.launcher).check()
-        with talk, _stopping(job) as asked:
-            watched = supervise.watch(job, request.launcher, show.on_event, show.read_metrics)
+        with console, _stopping(job) as asked:
+            watched = supervise.watch(job, request.launcher, progress.on_event, progress.read_metrics)
             watched.listen()  # an end in the last moment is one
-            code = finish(folder, job, show, talk, watched, request.launcher)
+            code = finish(folder, job, progress, console, watched, request.launcher)
             return Ended(code, folder.path, asked.is_set())
 
 
 @contextlib.contextmanager
-def ending(folder: RunFolder, talk: Line) -> Iterator[None]:
+def ending(folder: RunFolder, console: TrainConsole) -> Iterator[None]:
     """No run is said to be running when it is not."""
     try:
         yield
     except BaseException as error:
-        end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", talk)
+        end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", console)
         raise
 
 
@@ -154,7 +154,7 @@ def open_folder(request: Request, config: TrainConfig) -> RunFolder:
         folder = _opened(request.resume)
         supervise.open_to_resume(folder, LAUNCHERS, (folder.path / results.METRICS, folder.path / results.BREAKDOWN))
         if results.saved_step(folder.path) is None:
-            Line(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
+            TrainConsole(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
     else:
         folder = RunFolder.create(request.out, f"train-{config.recipe}")
         folder.lock.take()
@@ -243,36 +243,34 @@ def _stopping(job: Job) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def finish(folder: RunFolder, job: Job, show: Show, talk: Line, watched: Watch, launcher: str) -> int:
+def finish(
+    folder: RunFolder, job: Job, progress: TrainProgress, console: TrainConsole, watched: Watch, launcher: str
+) -> int:
     """Say how it has ended; return the exit code. Raises what ranks have refused."""
-    if show.ended is not None:
-        if show.ended["finished"]:
-            return end(folder, "finished", f"run: {folder.path}", talk, EXIT_OK)
-        text = f"stopped at step {show.ended['step']}, with nothing saved (save_every=null)"
-        if show.ended["saved"]:
-            text = f"stopped at step {show.ended['step']} and saved; go on with: commbench train --resume {folder.path}"
-        return end(folder, "interrupted", text, talk, EXIT_INTERRUPTED)
+    if progress.ended is not None:
+        if progress.ended["finished"]:
+            return end(folder, "finished", f"run: {folder.path}", console, EXIT_OK)
+        text = f"stopped at step {progress.ended['step']}"
+        if progress.ended["saved"]:
+            text += f" and saved; go on with: commbench train --resume {folder.path}"
+        else:
+            text += ", with nothing saved (save_every=null)"
+        return end(folder, "interrupted", text, console, EXIT_INTERRUPTED)
     refused = Tail(job.folder / training.REFUSED, from_start=True).read()
     if refused:
-        end(folder, "failed", "", talk)
+        end(folder, "failed", "", console)
         raise CommbenchError(refused[0]["error"], hint=refused[0]["hint"], exit_code=refused[0]["exit_code"])
     if watched.timed_out:
         silence = f"no step for {watched.allowed_s:g} s{supervise.explain_silence(job)}"
-        return end(folder, "failed", f"{silence}; see {job.folder}", talk)
+        return end(folder, "failed", f"{silence}; see {job.folder}", console)
     reason = supervise.explain(job, launcher)
     said = [line for line in reason.last_lines() if line.strip()][-3:] or ["the ranks ended early"]
-    return end(folder, "failed", f"{reason.text or said[0]}; logs: {job.folder}", talk)
+    return end(folder, "failed", f"{reason.text or said[0]}; logs: {job.folder}", console)
 
 
-def end(folder: RunFolder, status: str, text: str, talk: Line, code: int = EXIT_FAILED) -> int:
+def end(folder: RunFolder, status: str, text: str, console: TrainConsole, code: int = EXIT_FAILED) -> int:
     if folder.read_json("run.json")["status"] == "running":  # not one that was refused when it was to go on
         folder.set_status(status)
     if text:
-        (talk.error if status == "failed" else talk.note)(text)
+        (console.error if status == "failed" else console.note)(text)
     return code
-
-
-__all__ = [
-    "Ended", "Line", "Request", "check", "end", "ending", "finish", "make_job", "once", "open_folder",
-    "settings",
-]  # fmt: skip

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.launch.job import Job
 from commbench.run_folder import RunFolder, Tail
 from commbench.train import results, tensorboard
 
 
-class Line(Talk):
+class TrainConsole(Console):
     """A live line on a terminal; a plain one now and then elsewhere."""
 
     def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
@@ -27,12 +27,12 @@ class Line(Talk):
             self._console.print(f"step {done} of {total}: {what}")
 
 
-class Show:
+class TrainProgress:
     """New lines of metrics, to stdout as they are and to stderr in words."""
 
-    def __init__(self, folder: RunFolder, job: Job, talk: Line, *, stdout: str) -> None:
+    def __init__(self, folder: RunFolder, job: Job, console: TrainConsole, *, stdout: str) -> None:
         self._stdout = stdout
-        self._talk = talk
+        self._console = console
         self._folder = folder
         self._config, self._about_start = job.settings["config"], job.settings["about"]
         self._path = folder.path / results.METRICS
@@ -54,7 +54,7 @@ class Show:
                     self._scalars = tensorboard.Scalars(self._folder.path / tensorboard.FOLDER, kept)
                 self._about(event)
             case "note":
-                self._talk.note(event["text"])
+                self._console.note(event["text"])
             case "end":
                 self.ended = dict(event)
 
@@ -72,7 +72,7 @@ class Show:
         # What a model that learns nothing but frequencies would reach: for whoever draws the loss.
         its = {"status": "running", "entropy": event["entropy"], **self._about_start}
         self._folder.write_json("run.json", {**self._folder.read_json("run.json"), **its})
-        self._talk.note(
+        self._console.note(
             f"text: unigram entropy {event['entropy']:.3f} bits a byte; "
             + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
             + (f"; going on after step {event['step']}" if event["step"] else "")
@@ -90,7 +90,7 @@ class Show:
         words += [f"a2a {line['a2a_us'] / 1e3:.1f} ms"] if line["a2a_bytes"] else []
         words += [f"{100 * line['drop_rate']:.1f} % dropped"] if line["drop_rate"] is not None else []
         words += [f"{self._bits:.3f} bits/byte"] if self._bits is not None else []
-        self._talk.progress(line["step"], self._config["steps"], None, ", ".join(words))
+        self._console.progress(line["step"], self._config["steps"], None, ", ".join(words))
 
 
 def write(text: str) -> None:

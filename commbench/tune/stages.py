@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench.console import Talk
+from commbench.console import Console
 from commbench.output import parquet
 from commbench.profile import Scope
 from commbench.records import Case, Outer, PlannedCase, Row, Status
@@ -30,29 +30,29 @@ _START_S, _OVERHEAD_S = 4.0, 0.2  # before the first stage has shown better
 class StageReporter:
     """Progress and notes; the rows are in the run folders."""
 
-    def __init__(self, talk: Talk, stage: str) -> None:
-        self._talk = talk
+    def __init__(self, console: Console, stage: str) -> None:
+        self._console = console
         self._stage = stage
-        self.note = talk.note
+        self.note = console.note
 
     def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
-        self._talk.progress(done, total, seconds_left, f"{self._stage}: {what}")
+        self._console.progress(done, total, seconds_left, f"{self._stage}: {what}")
 
     def row(self, row: Row) -> None:
-        self._talk.row(row)
+        self._console.row(row)
 
 
 class Stages:
     """Measure each stage in a run folder of its own, inside `request.out`."""
 
     def __init__(
-        self, request: Request, config: SweepConfig, launchers: Mapping[str, str], talk: Talk, began: float
+        self, request: Request, config: SweepConfig, launchers: Mapping[str, str], console: Console, began: float
     ) -> None:
         """Measure into `request.out`. `began`: when tuning began, on `time.monotonic`'s clock."""
         self._request = request
         self._config = config
         self._launchers = launchers
-        self._talk = talk
+        self._console = console
         self._began = began
         self.folders: list[RunFolder] = []
         self.start_s, self.overhead_s = _START_S, _OVERHEAD_S
@@ -74,7 +74,7 @@ class Stages:
         self.folders.append(folder)
         sweep = Sweep(
             folder, planned, seed=config.seed, launchers=self._launchers, timeout_s=config.timeout,
-            reporter=StageReporter(self._talk, stage), alike=candidate_key,
+            reporter=StageReporter(self._console, stage), alike=candidate_key,
         )  # fmt: skip
         try:
             sweep.run()
