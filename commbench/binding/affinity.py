@@ -29,7 +29,7 @@ _TASKS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class ActualBinding:
     """Read back from the kernel."""
 
     cpus: tuple[int, ...]  # of the thread that asks
@@ -52,11 +52,11 @@ def limit() -> tuple[int, ...]:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, range(_MOST_CPUS))
-        found = os.sched_getaffinity(0)
+        allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, before)
     except OSError:  # a sandbox that forbids it
         return tuple(sorted(before))
-    return tuple(sorted(found))
+    return tuple(sorted(allowed))
 
 
 def allowed_memory() -> tuple[int, ...] | None:
@@ -79,7 +79,7 @@ def unsupported_memory_policy() -> str:
     return answer[0]
 
 
-def apply(policy: str, placement: Placement) -> Found:
+def apply(policy: str, placement: Placement) -> ActualBinding:
     """Move all threads of this process, and the memory of what this thread allocates or starts from now on.
 
     What is allocated stays where it is. Raises `EnvironmentProblem` where that did not happen, or where somebody else
@@ -95,9 +95,9 @@ def apply(policy: str, placement: Placement) -> Found:
     _set_cpus(placement.cpus)
     if placement.memory_nodes is not None and (refused := _set_memory(placement.memory_nodes)):
         raise memory_problem(policy, refused)
-    found = read()
-    check(policy, placement, found, "right after it was set")
-    return found
+    actual = read()
+    check(policy, placement, actual, "right after it was set")
+    return actual
 
 
 def memory_problem(policy: str, refused: str) -> EnvironmentProblem:
@@ -108,38 +108,38 @@ def memory_problem(policy: str, refused: str) -> EnvironmentProblem:
     )
 
 
-def check(policy: str, placement: Placement, found: Found, when: str, *, strangers: bool = False) -> None:
+def check(policy: str, placement: Placement, actual: ActualBinding, when: str, *, strangers: bool = False) -> None:
     """Raises `EnvironmentProblem` that says what was asked and what is, unless that is the same.
 
     With `strangers` other threads may be elsewhere: NCCL places its own, beside the GPU.
     """
     wanted = cpulist.text(placement.cpus)
-    if found.cpus != placement.cpus:
-        raise _differs(policy, f"CPUs {wanted}", f"CPUs {cpulist.text(found.cpus)}", when)
-    outside = {cpus: count for cpus, count in found.threads.items() if not set(cpulist.parse(cpus)) <= {*found.cpus}}
+    if actual.cpus != placement.cpus:
+        raise _differs(policy, f"CPUs {wanted}", f"CPUs {cpulist.text(actual.cpus)}", when)
+    outside = {cpus: count for cpus, count in actual.threads.items() if not set(cpulist.parse(cpus)) <= {*actual.cpus}}
     if outside and not strangers:
-        told = ", ".join(f"{count} on CPUs {cpus}" for cpus, count in outside.items())
+        elsewhere = ", ".join(f"{count} on CPUs {cpus}" for cpus, count in outside.items())
         raise _differs(
-            policy, f"CPUs {wanted} for all threads", f"of {sum(found.threads.values())} threads {told}", when
+            policy, f"CPUs {wanted} for all threads", f"of {sum(actual.threads.values())} threads {elsewhere}", when
         )
     if placement.memory_nodes is None:
         return
     asked = f"memory bound to nodes {cpulist.text(placement.memory_nodes)}"
-    if not found.memory:
-        raise _differs(policy, asked, f"not told by the kernel ({found.reason})", when)
-    if (found.memory, found.memory_nodes) != (_MODES[_BIND], placement.memory_nodes):
-        nodes = f" of nodes {cpulist.text(found.memory_nodes)}" if found.memory_nodes else ""
-        raise _differs(policy, asked, f"policy {found.memory}{nodes}", when)
+    if not actual.memory:
+        raise _differs(policy, asked, f"not told by the kernel ({actual.reason})", when)
+    if (actual.memory, actual.memory_nodes) != (_MODES[_BIND], placement.memory_nodes):
+        nodes = f" of nodes {cpulist.text(actual.memory_nodes)}" if actual.memory_nodes else ""
+        raise _differs(policy, asked, f"policy {actual.memory}{nodes}", when)
 
 
-def _differs(policy: str, asked: str, found: str, when: str) -> EnvironmentProblem:
+def _differs(policy: str, asked: str, actual: str, when: str) -> EnvironmentProblem:
     return EnvironmentProblem(
-        f"binding={policy} did not take effect: asked for {asked}, {when} it is {found}",
+        f"binding={policy} did not take effect: asked for {asked}, {when} it is {actual}",
         hint="something else places this process: its launcher, the MPI library, a container's cpuset, or a tool",
     )
 
 
-def read() -> Found:
+def read() -> ActualBinding:
     """Of every thread of this process, and the memory policy of this one."""
     threads: dict[str, int] = {}
     for thread in _threads():
@@ -153,7 +153,7 @@ def read() -> Found:
     reason = _call(1, ctypes.byref(mode), mask, ctypes.c_ulong(_NODES), None, ctypes.c_ulong(0))
     nodes = tuple(node for node in range(_NODES) if mask[node // 64] >> node % 64 & 1)
     name = "" if reason else _MODES.get(mode.value & 0xFF, str(mode.value))  # above are flags
-    return Found(cpus=own, threads=threads, memory=name, memory_nodes=nodes, reason=reason)
+    return ActualBinding(cpus=own, threads=threads, memory=name, memory_nodes=nodes, reason=reason)
 
 
 def _threads() -> list[int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from commbench.sweep.prepare import Request
+    from commbench.sweep.prepare import SweepRequest
     from commbench.train import launch
 
 TRAINERS = ("local", "torchrun")
@@ -44,12 +44,12 @@ def _name(key: str) -> str:
     return key.replace(".", "_")
 
 
-def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Request:
+def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> SweepRequest:
     """Of a sweep or a tuning, whose options for keys become words."""
-    from commbench.sweep.prepare import Request
+    from commbench.sweep.prepare import SweepRequest
 
     typed = (f"{key}={options[_name(key)]}" for key in SHORT if options.get(_name(key)) is not None)
-    return Request(
+    return SweepRequest(
         words=(*words, *typed),
         dry_run=options["dry_run"],
         show_config=options["show_config"],
@@ -82,10 +82,10 @@ def training_options(*, json_is: str) -> Callable[[_Command], _Command]:
     return decorate
 
 
-def training_request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> launch.Request:
+def training_request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> launch.TrainRequest:
     from commbench.train import launch as command
 
-    return command.Request(
+    return command.TrainRequest(
         words=tuple(words),
         out=options["out"],
         show_config=options["show_config"],

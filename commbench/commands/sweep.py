@@ -14,7 +14,7 @@ from commbench.errors import EXIT_OK
 from commbench.launch import placement
 from commbench.rank_info import detect
 from commbench.sweep.prepare import (
-    Request,
+    SweepRequest,
     check_fabrics,
     choose_launchers,
     configure,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(request: Request) -> int:
+def run(request: SweepRequest) -> int:
     """Return the exit code: 0 fine, 1 a case failed, 130 interrupted. Raises `CommbenchError` before a start."""
     rank = detect(os.environ)
     if rank is not None and not (request.dry_run or request.show_config):

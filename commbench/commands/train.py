@@ -14,7 +14,7 @@ from commbench.rank_info import RankInfo, detect
 from commbench.train import launch, results
 
 
-def run(request: launch.Request) -> int:
+def run(request: launch.TrainRequest) -> int:
     """Return the exit code: 0 trained to the end, 1 it broke, 130 stopped and saved. Raises `CommbenchError`."""
     info = detect(os.environ)
     if "ab" in request.words:
@@ -31,7 +31,7 @@ def run(request: launch.Request) -> int:
     return code
 
 
-def _train(request: launch.Request, info: RankInfo | None) -> tuple[int, Path | None]:
+def _train(request: launch.TrainRequest, info: RankInfo | None) -> tuple[int, Path | None]:
     """Return the exit code, and the run folder where it is this process that reports."""
     if info is None:
         ended = launch.once(request)

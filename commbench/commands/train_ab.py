@@ -12,7 +12,7 @@ from commbench.rank_info import detect
 from commbench.train import ab_run, launch
 
 
-def run(request: launch.Request) -> int:
+def run(request: launch.TrainRequest) -> int:
     """Return the exit code: 0 there is an answer, 1 a launch broke, 130 interrupted. Raises `CommbenchError`."""
     if detect(os.environ) is not None:
         raise UsageError(

@@ -26,7 +26,7 @@ from commbench.records import Case, PlannedCase
 from commbench.run_folder import timestamp, write_atomically
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import config, plan, prepare, session
-from commbench.sweep.prepare import Request
+from commbench.sweep.prepare import SweepRequest
 from commbench.sweep.sizes import Sizes
 from commbench.tune import MINIMUM_GAIN, space
 from commbench.tune.search import Predict
@@ -52,7 +52,7 @@ class Wish:
     gain: float
 
 
-def run(request: Request, out: Path | None) -> int:
+def run(request: SweepRequest, out: Path | None) -> int:
     """The exit code: 0 there is a profile, 130 interrupted. Raises `CommbenchError`."""
     began = time.monotonic()
     words, wish = own_keys(request.words)

@@ -13,7 +13,7 @@ from typing import Any
 
 from commbench import transports, variables
 from commbench.binding import affinity, policies
-from commbench.binding.affinity import Found
+from commbench.binding.affinity import ActualBinding
 from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem
 from commbench.launch.job import Job
@@ -124,14 +124,14 @@ def describe(outer: Outer, launcher: str) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankPlacement:
     """Of this rank: what it was given, and whether it still has it."""
 
     policy: str
     placement: Placement | None  # None: as it was started
     strangers: bool  # whether the transport's own threads may be elsewhere
 
-    def check(self, when: str) -> Found:
+    def check(self, when: str) -> ActualBinding:
         """What is now. Raises `EnvironmentProblem` where that is not what was asked."""
         found = affinity.read()
         if self.placement is not None:
@@ -147,7 +147,7 @@ class Place:
                 hint="let CUDA count GPUs as the driver does: env.CUDA_DEVICE_ORDER=PCI_BUS_ID",
             )
 
-    def describe(self, found: Found) -> dict[str, Any]:
+    def describe(self, found: ActualBinding) -> dict[str, Any]:
         asked = None
         if self.placement is not None:
             asked = {
@@ -158,13 +158,13 @@ class Place:
         return {"policy": self.policy, "asked": asked, "found": found.describe()}
 
 
-def take(job: Job, info: RankInfo) -> Place:
+def take(job: Job, info: RankInfo) -> RankPlacement:
     """Put this rank where it shall be. Before it loads what allocates; its threads and children will inherit."""
     outer = job.outer
     placement = _mine(job, info)
     if placement is not None:
         affinity.apply(outer.binding, placement)
-    return Place(outer.binding, placement, strangers=transports.entry(outer.transport).gpus)
+    return RankPlacement(outer.binding, placement, strangers=transports.entry(outer.transport).gpus)
 
 
 def _mine(job: Job, info: RankInfo) -> Placement | None:

@@ -52,7 +52,9 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
         events.tracer.stop()
 
 
-def _run_cases(job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placement.Place) -> None:
+def _run_cases(
+    job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placement.RankPlacement
+) -> None:
     asked = job.outer.env
     variables.check(asked, os.environ)
     ports = infiniband.ports() if info.local_rank == 0 else {}

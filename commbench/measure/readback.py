@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from commbench import fabric
-from commbench.binding.affinity import Found
+from commbench.binding.affinity import ActualBinding
 from commbench.errors import EnvironmentProblem
 from commbench.launch.job import Job
-from commbench.launch.placement import Place
+from commbench.launch.placement import RankPlacement
 from commbench.machine import cpulist
 from commbench.processes import cleanup
 from commbench.rank_info import RankInfo
@@ -71,7 +71,7 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
     return found
 
 
-def places(transport: Transport, mine: Found) -> tuple[list[str], list[str]]:
+def places(transport: Transport, mine: ActualBinding) -> tuple[list[str], list[str]]:
     """The CPUs of every rank, and the NUMA nodes to which its memory is bound; one list where all are alike."""
     memory = mine.memory_nodes if mine.memory == "bind" else ()
     return _gather_sets(transport, mine.cpus), _gather_sets(transport, memory)
@@ -89,7 +89,7 @@ def _gather_sets(transport: Transport, mine: Collection[int]) -> list[str]:
     return texts[:1] if len(set(texts)) == 1 else texts
 
 
-def check_places(transport: Transport, seat: Place) -> None:
+def check_places(transport: Transport, seat: RankPlacement) -> None:
     """Raises on all ranks if one of them is not any more where it was put: what was measured meanwhile is void."""
     if seat.placement is None:
         return

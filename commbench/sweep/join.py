@@ -28,7 +28,7 @@ from commbench.sweep import prepare, session
 from commbench.sweep.runner import Sweep
 
 
-def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
+def run(request: prepare.SweepRequest, rank: RankInfo, draw: session.Draw) -> int:
     die_with_parent()
     deadline = StartDeadline(rank)
     rendezvous = _rendezvous(request, rank)
@@ -40,7 +40,7 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
         rendezvous.broadcast("")
         raise
     lead(rendezvous, job, deadline)
-    assert isinstance(sweep.reporter, session.Reporter)
+    assert isinstance(sweep.reporter, session.ConsoleReporter)
     reporter = sweep.reporter
     only_once = threading.Lock()
 
@@ -71,18 +71,18 @@ def run(request: prepare.Request, rank: RankInfo, draw: session.Draw) -> int:
     return end()
 
 
-def _rendezvous(request: prepare.Request, rank: RankInfo) -> Rendezvous:
+def _rendezvous(request: prepare.SweepRequest, rank: RankInfo) -> Rendezvous:
     if rank.launcher == "mpiexec" or _wants_mpi(request, rank):
         return MpiRendezvous(rank)
     return store_rendezvous(rank)
 
 
-def _wants_mpi(request: prepare.Request, rank: RankInfo) -> bool:
+def _wants_mpi(request: prepare.SweepRequest, rank: RankInfo) -> bool:
     """srun starts ranks of either kind, and they must know which before they can talk to each other."""
     return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 
-def _prepare(request: prepare.Request, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Console]:
+def _prepare(request: prepare.SweepRequest, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Console]:
     if request.resume is not None:
         raise UsageError(
             "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"

@@ -32,7 +32,7 @@ EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SweepRequest:
     """The command line of `commbench sweep`."""
 
     words: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than
 
 
 def choose_launchers(
-    request: Request, configs: Sequence[config.SweepConfig], console: Console, *, joined: bool = False
+    request: SweepRequest, configs: Sequence[config.SweepConfig], console: Console, *, joined: bool = False
 ) -> tuple[dict[str, str], list[config.SweepConfig]]:
     """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
     launchers: dict[str, str] = {}
@@ -154,7 +154,7 @@ def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
 
 
 def create(
-    request: Request,
+    request: SweepRequest,
     recipe: str,
     configs: Sequence[config.SweepConfig],
     planned: Sequence[PlannedCase],
@@ -221,7 +221,7 @@ def show_config(configs: Sequence[config.SweepConfig]) -> str:
     return "# @package _global_\n" + text.replace("${", "\\${")
 
 
-def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> None:
+def show_plan(request: SweepRequest, planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> None:
     if request.format == "json":
         import json
 
@@ -252,11 +252,11 @@ def show_plan(request: Request, planned: Sequence[PlannedCase], launchers: Mappi
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def show_script(request: Request, planned: Sequence[PlannedCase]) -> None:
+def show_script(request: SweepRequest, planned: Sequence[PlannedCase]) -> None:
     """The sweep as a job script on stdout: `commbench sweep ... --launcher print > job.sh`."""
     from commbench.launch import job_script
 
-    plain = Request()
+    plain = SweepRequest()
     options = ["--out", str(request.out)] if request.out != plain.out else []
     options += ["--format", request.format] if request.format != plain.format else []
     options += [] if request.plots else ["--no-plots"]

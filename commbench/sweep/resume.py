@@ -9,12 +9,12 @@ from commbench.launch import supervise
 from commbench.machine import metadata
 from commbench.records import PlannedCase, Status
 from commbench.run_folder import RunFolder
-from commbench.sweep.prepare import Request, check_fabrics
+from commbench.sweep.prepare import SweepRequest, check_fabrics
 from commbench.sweep.runner import Sweep
 from commbench.sweep.session import of_run
 
 
-def resume(request: Request, console: Console) -> tuple[RunFolder, Sweep]:
+def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
     """Open a killed run to go on with. Raises `CommbenchError` where its results would not belong together."""
     assert request.resume is not None
     if request.dry_run or request.show_config:

@@ -27,7 +27,7 @@ from commbench.units import format_seconds
 _STARTS_TRIED = 2  # launches that end before their first case, in a row
 
 
-class Reporter(Protocol):
+class SweepReporter(Protocol):
     """What the sweep tells while it runs."""
 
     def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None: ...
@@ -57,7 +57,7 @@ class Sweep:
         seed: int,
         launchers: Mapping[str, str],
         timeout_s: float,
-        reporter: Reporter,
+        reporter: SweepReporter,
         alike: Callable[[Case], str] | None = None,
     ) -> None:
         """`launchers` is the launcher of each transport.

@@ -17,7 +17,7 @@ from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from commbench.output import writers
 from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
-from commbench.sweep.prepare import Request
+from commbench.sweep.prepare import SweepRequest
 from commbench.sweep.runner import Sweep
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Draw(Protocol):
         ...
 
 
-class Reporter:
+class ConsoleReporter:
     """Progress to stderr, rows to stdout. If nobody reads stdout any more, the sweep goes on: rows are on disk."""
 
     def __init__(self, console: Console, writer: writers.Writer) -> None:
@@ -61,7 +61,7 @@ class Reporter:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], console: Console) -> Sweep:
+def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCase], console: Console) -> Sweep:
     """The sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
     about = folder.read_json("run.json")
     return Sweep(
@@ -70,15 +70,15 @@ def of_run(request: Request, folder: RunFolder, planned: Sequence[PlannedCase], 
         seed=about["seed"],
         launchers=about["launchers"],
         timeout_s=about["timeout_s"],
-        reporter=Reporter(console, writers.WRITERS[request.format]()),
+        reporter=ConsoleReporter(console, writers.WRITERS[request.format]()),
     )
 
 
-def measure(request: Request, folder: RunFolder, sweep: Sweep, console: Console, draw: Draw) -> int:
+def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Console, draw: Draw) -> int:
     """Run the sweep to its end, or to the point where somebody stops it, and draw it; return the exit code."""
     folder.set_status("running")
     interrupt_on_sigterm()
-    assert isinstance(sweep.reporter, Reporter)
+    assert isinstance(sweep.reporter, ConsoleReporter)
     try:
         with console:
             sweep.run()
@@ -91,7 +91,9 @@ def measure(request: Request, folder: RunFolder, sweep: Sweep, console: Console,
         return EXIT_INTERRUPTED
 
 
-def finish(request: Request, folder: RunFolder, sweep: Sweep, reporter: Reporter, console: Console, draw: Draw) -> int:
+def finish(
+    request: SweepRequest, folder: RunFolder, sweep: Sweep, reporter: ConsoleReporter, console: Console, draw: Draw
+) -> int:
     """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
     from commbench.analysis import pair_matrices, ratios
     from commbench.output import parquet

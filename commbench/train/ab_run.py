@@ -52,7 +52,7 @@ class _Stopped(Exception):
     """A launch that has not ended as it should: with the exit code of the whole."""
 
 
-def create(request: launch.Request, arms: Mapping[str, Arm], rounds: int, costs: Path | None) -> Comparison:
+def create(request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, costs: Path | None) -> Comparison:
     """Check what ranks would find missing, and make the folder. Raises `CommbenchError`."""
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
     for arm in arms.values():
@@ -65,7 +65,7 @@ def create(request: launch.Request, arms: Mapping[str, Arm], rounds: int, costs:
 class Comparison:
     """What an A/B knows by now, which `ab.json` has from the beginning."""
 
-    def __init__(self, request: launch.Request, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
+    def __init__(self, request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
         self._request, self._arms, self._rounds, self._model = request, arms, rounds, model
         self._console = TrainConsole(quiet=request.quiet)
         self._launches: list[Launched] = []

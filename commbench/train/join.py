@@ -29,7 +29,7 @@ from commbench.train.progress import TrainConsole, TrainProgress
 _OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
 
 
-def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
+def run(request: launch.TrainRequest, info: RankInfo) -> tuple[int, Path | None]:
     """Train as one of the ranks; return the exit code, and on rank 0 the run folder. Raises `CommbenchError`."""
     if info.launcher == "mpiexec":
         raise UsageError(
@@ -54,7 +54,7 @@ def run(request: launch.Request, info: RankInfo) -> tuple[int, Path | None]:
         return _train(request, info, folder, job, console, rendezvous.store), folder.path
 
 
-def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
+def _settings(request: launch.TrainRequest, info: RankInfo) -> tuple[TrainConfig, dict[str, str]]:
     layout = [f"nodes={info.size // info.local_size}", f"ranks_per_node={info.local_size}"]
     config, env = launch.settings(_with(request, layout))
     if config.ranks != info.size:
@@ -68,7 +68,7 @@ def _settings(request: launch.Request, info: RankInfo) -> tuple[TrainConfig, dic
 
 
 def _train(
-    request: launch.Request, info: RankInfo, folder: RunFolder, job: Job, console: TrainConsole, store: Any
+    request: launch.TrainRequest, info: RankInfo, folder: RunFolder, job: Job, console: TrainConsole, store: Any
 ) -> int:
     """Do rank 0's part, and tell of the others'."""
     progress = TrainProgress(folder, job, console, stdout=request.format)
@@ -109,7 +109,7 @@ def _finished(finish: Callable[[], int]) -> int:
         return error.exit_code
 
 
-def _with(request: launch.Request, layout: Sequence[str]) -> launch.Request:
+def _with(request: launch.TrainRequest, layout: Sequence[str]) -> launch.TrainRequest:
     """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
     typed = {word.split("=")[0] for word in request.words}
     return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))

@@ -37,7 +37,7 @@ LAUNCHERS = ("local", "torchrun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class TrainRequest:
     words: tuple[str, ...] = ()
     out: Path = Path("results")
     resume: Path | None = None
@@ -56,7 +56,7 @@ class Ended(NamedTuple):
     asked: bool
 
 
-def once(request: Request) -> Ended:
+def once(request: TrainRequest) -> Ended:
     """One launch of a training, new or to go on with."""
     config, env = settings(request)
     check(config)
@@ -83,7 +83,7 @@ def ending(folder: RunFolder, console: TrainConsole) -> Iterator[None]:
         raise
 
 
-def settings(request: Request) -> tuple[TrainConfig, dict[str, str]]:
+def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
     if request.resume is None:
         return training.compose(request.words)
     before = _opened(request.resume)
@@ -148,7 +148,7 @@ def _opened(path: Path) -> RunFolder:
     return folder
 
 
-def open_folder(request: Request, config: TrainConfig) -> RunFolder:
+def open_folder(request: TrainRequest, config: TrainConfig) -> RunFolder:
     """New, or the one to go on with, which is as it was until its ranks begin; locked, with nobody in it."""
     if request.resume is not None:
         folder = _opened(request.resume)

@@ -19,7 +19,7 @@ from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.sweep import prepare
 from commbench.sweep.config import SweepConfig
-from commbench.sweep.prepare import Request
+from commbench.sweep.prepare import SweepRequest
 from commbench.sweep.runner import Sweep
 from commbench.tune import CaseTimes
 from commbench.tune.space import candidate_key
@@ -46,7 +46,7 @@ class Stages:
     """Measure each stage in a run folder of its own, inside `request.out`."""
 
     def __init__(
-        self, request: Request, config: SweepConfig, launchers: Mapping[str, str], console: Console, began: float
+        self, request: SweepRequest, config: SweepConfig, launchers: Mapping[str, str], console: Console, began: float
     ) -> None:
         """Measure into `request.out`. `began`: when tuning began, on `time.monotonic`'s clock."""
         self._request = request

@@ -30,11 +30,11 @@ from moe_ref.training.checkpoint import Checkpoint, OtherRankFailed
 from moe_ref.training.trainer import Trainer, check_same
 
 if TYPE_CHECKING:
-    from commbench.launch.placement import Place
+    from commbench.launch.placement import RankPlacement
     from commbench.measure.events import Events
 
 
-def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: Place) -> None:
+def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: RankPlacement) -> None:
     """Train until the last step, or until somebody asks to stop. Errors of the user's are told in refused.jsonl too."""
     stop = _Stop(job, info)
     try:

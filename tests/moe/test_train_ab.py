@@ -24,13 +24,13 @@ WORDS = ("tiny", "candidate.dispatch=loop", "rounds=3")
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.Request]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.TrainRequest]]:
     """Launches that `ending` ends by their number: null, as they should."""
 
-    def stub(ending: Ending) -> list[launch.Request]:
-        asked: list[launch.Request] = []
+    def stub(ending: Ending) -> list[launch.TrainRequest]:
+        asked: list[launch.TrainRequest] = []
 
-        def once(request: launch.Request) -> launch.Ended:
+        def once(request: launch.TrainRequest) -> launch.Ended:
             asked.append(request)
             folder = request.out / f"run-{len(asked)}"
             folder.mkdir()
@@ -45,7 +45,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.
 
 
 def ab(tmp_path: Path, *words: str, **more: Any) -> int:
-    return train_ab.run(launch.Request(words=words or WORDS, out=tmp_path, **more))
+    return train_ab.run(launch.TrainRequest(words=words or WORDS, out=tmp_path, **more))
 
 
 def about(tmp_path: Path) -> dict[str, Any]:

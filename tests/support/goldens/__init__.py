@@ -88,7 +88,7 @@ def dry_run(recipe: str) -> str:
     """Interpreter, mpiexec and modules have no name."""
     out = io.StringIO()
     with recorded_machine(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        sweep.run(prepare.Request(words=(recipe,), dry_run=True))
+        sweep.run(prepare.SweepRequest(words=(recipe,), dry_run=True))
     text = re.sub(r"(?<=\s)/\S+/(python|mpiexec)[\w.]*(?=\s)", r"\1", out.getvalue())
     return re.sub(r"(?<=-m )commbench[\w.]*", "MODULE", text)
 

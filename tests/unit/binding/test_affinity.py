@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from commbench.binding import affinity
-from commbench.binding.affinity import Found
+from commbench.binding.affinity import ActualBinding
 from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem
 
@@ -118,8 +118,8 @@ def test_a_thread_that_wanders_off_is_noticed_but_for_strangers() -> None:
     apart(child)
 
 
-def found(**values: Any) -> Found:
-    return Found(**{"cpus": (0,), "threads": {"0": 1}, "memory": "bind", "memory_nodes": (1,), **values})
+def found(**values: Any) -> ActualBinding:
+    return ActualBinding(**{"cpus": (0,), "threads": {"0": 1}, "memory": "bind", "memory_nodes": (1,), **values})
 
 
 @pytest.mark.parametrize(

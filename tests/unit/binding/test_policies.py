@@ -273,7 +273,7 @@ def test_ranks_are_placed_beside_the_gpus_that_they_can_see(on: Any, monkeypatch
     # Virtual hosts: ranks of both nodes share the GPUs.
     shared = dataclasses.replace(outer, nodes=2, virtual_hosts=True, binding="worst")
     assert [place.gpu for place in placement.of_launch(shared, "local")] == ["GPU-0", "GPU-1"] * 2
-    seat = placement.Place("pci", placement.of_launch(outer, "local")[1], strangers=True)
+    seat = placement.RankPlacement("pci", placement.of_launch(outer, "local")[1], strangers=True)
     seat.check_gpu({"uuid": "GPU-1"})
     with pytest.raises(EnvironmentProblem, match="the rank's GPU GPU-1, but CUDA gave it GPU-5") as e:
         seat.check_gpu({"uuid": "GPU-5"})

@@ -206,7 +206,7 @@ def test_without_tensorboard_nothing_starts(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(
         tensorboard.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else found(name)
     )
-    request = launch.Request(words=("tiny", "tensorboard=true"), out=tmp_path)
+    request = launch.TrainRequest(words=("tiny", "tensorboard=true"), out=tmp_path)
     with pytest.raises(EnvironmentProblem, match="tensorboard is not installed") as error:
         train.run(request)
     assert error.value.exit_code == 2 and "pip install 'commbench[tb]'" in error.value.hint
