@@ -30,7 +30,7 @@ def communicator(
     *,
     allow_mismatch: bool = False,
 ) -> Communicator:
-    """Collective over `group` (None: all ranks): its collectives by `profile`, or by the default ways without one."""
+    """Collective over `group` (None: all ranks): its collectives by `profile`, or by the defaults without one."""
     if profile is None:
         from commbench.communicators.create import make
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from commbench.communicators.autograd import Gradients
+from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
 from moe_ref.experts import Experts
@@ -68,7 +68,7 @@ def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype 
     """
     if r == 0:
         mine = _flat(experts, dtype)
-        every_WN = Gradients(comm).all_gather(mine[None])
+        every_WN = DifferentiableCollectives(comm).all_gather(mine[None])
         return {name: _whole(parts, experts.shard_dims[name], experts.pieces)
                 for name, parts in _split(experts, every_WN).items()}  # fmt: skip
     if experts.pieces % r:
@@ -79,7 +79,7 @@ def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype 
     matrix = [[int(i // copies == j // copies) for j in range(comm.size)] for i in range(comm.size)]
     counts = matrix[comm.rank]
     rows_GN = _flat(experts, dtype).expand(copies, -1).contiguous()
-    found_GN = Gradients(comm).all_to_allv(rows_GN, counts, counts, matrix=matrix)
+    found_GN = DifferentiableCollectives(comm).all_to_allv(rows_GN, counts, counts, matrix=matrix)
     whole = {name: _whole(parts, experts.shard_dims[name], copies) for name, parts in _split(experts, found_GN).items()}
     return _fitted(experts, whole, experts.piece // copies, r)
 

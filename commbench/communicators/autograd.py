@@ -16,7 +16,7 @@ from commbench.communicators.base import CommLike
 
 
 def output_shape(collective: str, shape: tuple[int, ...], arguments: Mapping[str, Any], ranks: int) -> tuple[int, ...]:
-    """Of what a collective makes of an input of `shape` on one of `ranks` ranks."""
+    """Return the shape of what a collective makes of an input of `shape` on one of `ranks` ranks."""
     first, *rest = shape or (1,)
     match collective:
         case "all_gather":
@@ -29,7 +29,7 @@ def output_shape(collective: str, shape: tuple[int, ...], arguments: Mapping[str
 
 
 def adjoint_arguments(collective: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What the adjoint of a collective is called with, where that was called with `arguments`."""
+    """Return what the adjoint of a collective is called with, where that was called with `arguments`."""
     swapped = dict(arguments)
     if collective == "all_to_allv":
         swapped |= {"received": arguments["sent"], "sent": arguments["received"]}
@@ -81,7 +81,7 @@ def _apply(inp: torch.Tensor, step: _Step) -> torch.Tensor:
     return out
 
 
-class Gradients:
+class DifferentiableCollectives:
     """`out = comm.autograd.all_to_all(inp)`. All ranks also go back together: every rank's loss needs a gradient.
 
     Inputs are contiguous. Outputs are new tensors in plain memory.
@@ -91,31 +91,31 @@ class Gradients:
         self._comm = comm
 
     def all_to_all(self, inp: torch.Tensor) -> torch.Tensor:
-        """`size` equal blocks; of the shape of `inp`. Its adjoint is itself."""
-        return self._of("all_to_all", inp)
+        """Exchange `size` equal blocks; the output has the shape of `inp`. Its adjoint is itself."""
+        return self._call("all_to_all", inp)
 
     def all_to_allv(
         self, inp: torch.Tensor, received: Sequence[int], sent: Sequence[int], *,
         matrix: Sequence[Sequence[int]] | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Rows of dimension 0; `sum(received)` of them come. Its adjoint is itself with the counts swapped."""
-        return self._of("all_to_allv", inp, received=list(received), sent=list(sent), matrix=matrix)
+        """Exchange rows of dimension 0; `sum(received)` of them come. Its adjoint is itself with the counts swapped."""
+        return self._call("all_to_allv", inp, received=list(received), sent=list(sent), matrix=matrix)
 
     def all_gather(self, inp: torch.Tensor) -> torch.Tensor:
-        """`size` times the rows of `inp`. Its adjoint is reduce_scatter."""
-        return self._of("all_gather", inp)
+        """Return `size` times the rows of `inp`. Its adjoint is reduce_scatter."""
+        return self._call("all_gather", inp)
 
     def reduce_scatter(self, inp: torch.Tensor) -> torch.Tensor:
-        """The sum's part `rank`, of dimension 0, which `size` divides. Its adjoint is all_gather."""
-        return self._of("reduce_scatter", inp)
+        """Return the sum's part `rank`, of dimension 0, which `size` divides. Its adjoint is all_gather."""
+        return self._call("reduce_scatter", inp)
 
     def all_reduce(self, inp: torch.Tensor) -> torch.Tensor:
-        """The sum. Its adjoint is itself: every rank's loss depends on every rank's input."""
-        return self._of("all_reduce", inp)
+        """Return the sum. Its adjoint is itself: every rank's loss depends on every rank's input."""
+        return self._call("all_reduce", inp)
 
     def tp_all_to_all(self, inp: torch.Tensor, *, tp: int | None = None, tp_input: str = "replicated") -> torch.Tensor:
-        """Between tensor-parallel groups; of the shape of `inp`. Its adjoint is itself, between replicated tensors."""
-        return self._of("tp_all_to_all", inp, tp=tp, tp_input=tp_input)
+        """Exchange between tensor-parallel groups. Its adjoint is itself, between replicated tensors."""
+        return self._call("tp_all_to_all", inp, tp=tp, tp_input=tp_input)
 
-    def _of(self, collective: str, inp: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def _call(self, collective: str, inp: torch.Tensor, **arguments: Any) -> torch.Tensor:
         return _apply(inp, _Step(self._comm, collective, tuple(inp.shape), arguments))

@@ -10,20 +10,20 @@ from collections.abc import Sequence
 import torch
 
 from commbench import transports
-from commbench.communicators.prepared import Cache, Pending, Prepared
-from commbench.communicators.requests import Request, as_bytes
+from commbench.communicators.prepared import Pending, Prepared, PreparedCalls
+from commbench.communicators.requests import CallRequest, as_bytes
 from commbench.communicators.select import PLAIN, Ask, Chooser, Chosen
 from commbench.errors import UsageError
 from commbench.transports.base import Ready
 from commbench.transports.existing_group import Joined
 
 _MOST_SEEN = 4096  # calls on tensors that are alive
-_MOST_TOLD = 256  # kinds of calls that `explain` remembers
+_MOST_EXPLAINED = 256  # kinds of calls that `explain` remembers
 _DONE = Pending(None, ())
 Key = tuple[object, ...]
 
 
-class Seen:
+class ReadyCall:
     """A ready call on two tensors. It dies with either of them, and does not keep them alive."""
 
     __slots__ = (
@@ -42,7 +42,13 @@ class Seen:
     )
 
     def __init__(
-        self, calls: Calls, key: Key, request: Request, prepared: Prepared, ready: Ready, references: Sequence[object]
+        self,
+        calls: CallCache,
+        key: Key,
+        request: CallRequest,
+        prepared: Prepared,
+        ready: Ready,
+        references: Sequence[object],
     ) -> None:
         self.prepared, self._ready, self._references = prepared, ready, references
         self._calls, self._counter, self._gpu, self._key = calls, calls.counter, calls.gpu, key
@@ -54,7 +60,7 @@ class Seen:
         """Make the call, if the tensors still are what they were.
 
         `resize_`, `set_`, `t_` and `.data =` change them, and so does `copy_` from a tensor that requires a gradient.
-        The way of most calls, so each line of it counts.
+        Most calls come here, so each line of it counts.
         """
         if (
             out.data_ptr() != self._out_at
@@ -77,29 +83,31 @@ class Seen:
                 return False  # graphs may have another choice, and keep what they hold
             self._calls.enter(prepared)
         prepared.used = next(self._counter)
-        if prepared.flying is not None:
-            prepared.land()
+        if prepared.in_flight is not None:
+            prepared.wait_in_flight()
         work = self._ready()
         if work is not None:
             work.wait()
         return True
 
 
-class Calls:
+class CallCache:
+    """The calls of one communicator: what was prepared, and what is ready on tensors that have been seen."""
+
     def __init__(self, transport: Joined, chooser: Chooser) -> None:
         self.transport, self.chooser = transport, chooser
-        self.seen: dict[Key, Seen] = {}
+        self.seen: dict[Key, ReadyCall] = {}
         self.owned: dict[int, tuple[torch.Tensor, str]] = {}  # address -> memory that `empty` made, and of what kind
-        self.told: dict[Ask, Chosen] = {}
+        self.explained: dict[Ask, Chosen] = {}
         self.gpu = transports.entry(transport.name).gpus
-        self._cache = Cache(transport, self._forget)
+        self._cache = PreparedCalls(transport, self._forget)
         self._once: dict[tuple[int, ...], Key] = {}  # calls that have been made once, by tensors and addresses
         self.counter = itertools.count(1)  # of calls, the same on all ranks
         self._captured = False
         self._open = True
 
-    def run(self, request: Request, *, async_op: bool) -> Pending | None:
-        """Any call. The same on all ranks, so that they choose and prepare alike."""
+    def run(self, request: CallRequest, *, async_op: bool) -> Pending | None:
+        """Make any call. It is the same on all ranks, so that they choose and prepare alike."""
         self.check_open()
         if _is_empty(request):
             return _DONE if async_op else None
@@ -108,8 +116,8 @@ class Calls:
         if capturing:
             self._hold(prepared)
         prepared.used = next(self.counter)
-        if prepared.flying is not None:
-            prepared.land()
+        if prepared.in_flight is not None:
+            prepared.wait_in_flight()
         if self.gpu:
             self.enter(prepared)
         work = self._ready(request, prepared, lasting=not (capturing or async_op))()
@@ -117,14 +125,14 @@ class Calls:
             if work is not None:
                 work.wait()
             return None
-        if not prepared.alone:
+        if not prepared.exclusive:
             return Pending(work, (request.out, request.inp))
-        landed = functools.partial(self._landed, prepared) if self.gpu else None
-        prepared.flying = Pending(work, (request.out, request.inp), landed)
-        return prepared.flying
+        on_done = functools.partial(self._record_done, prepared) if self.gpu else None
+        prepared.in_flight = Pending(work, (request.out, request.inp), on_done)
+        return prepared.in_flight
 
-    def prepare(self, request: Request, *, async_op: bool) -> None:
-        """Collective: all but the call, for calls in a graph too, where there are graphs."""
+    def prepare(self, request: CallRequest, *, async_op: bool) -> None:
+        """Do all but the call, for calls in a graph too, where there are graphs. Collective."""
         self.check_open()
         if _is_empty(request):
             return
@@ -141,7 +149,7 @@ class Calls:
             raise UsageError("this communicator is closed", hint="make another one")
 
     def close(self) -> None:
-        """Collective."""
+        """Free what was prepared. Collective."""
         if self._open:
             self._open = False
             self.seen.clear()
@@ -149,8 +157,8 @@ class Calls:
             self.transport.leave(captured=self._captured)
             self.owned.clear()
 
-    def _prepared(self, request: Request, *, capturing: bool, async_op: bool, ahead: bool = False) -> Prepared:
-        """Collective where it is not known yet; `ahead`: however long that takes."""
+    def _prepared(self, request: CallRequest, *, capturing: bool, async_op: bool, ahead: bool = False) -> Prepared:
+        """Return what a call needs; collective where that is not known yet. `ahead`: however long that takes."""
         kind = (
             request.collective,
             request.dtype,
@@ -166,8 +174,8 @@ class Calls:
         known = self._cache.get(kind)  # as the `Ask` that it is in all but name: that would cost a microsecond
         return known or self._new(Ask(*kind), request, ahead=ahead)
 
-    def _new(self, ask: Ask, request: Request, *, ahead: bool) -> Prepared:
-        known = self.told.get(ask)
+    def _new(self, ask: Ask, request: CallRequest, *, ahead: bool) -> Prepared:
+        known = self.explained.get(ask)
         chosen = known or self.chooser.choose(ask._replace(matrix=request.matrix))
         if request.matrix is not None and chosen.algorithm.one_sided and not ahead:
             if (prepared := self._cache.uneven(ask._replace(matrix=request.matrix))) is not None:
@@ -176,7 +184,7 @@ class Calls:
             ask = ask._replace(out=PLAIN, inp=PLAIN)
             known, chosen = None, self.chooser.choose(ask._replace(matrix=request.matrix), but=why)
         if known is None:
-            self._tell(ask, chosen)
+            self._explain(ask, chosen)
         if chosen.config.algorithm == "direct":
             return self._cache.library(ask, chosen)
         if request.matrix is None:
@@ -185,7 +193,7 @@ class Calls:
         # A choice that is known was made for other counts, which its spec has.
         return self._cache.uneven(ask) or self._cache.add(ask, self.chooser.choose(ask) if known else chosen)
 
-    def _bind(self, request: Request, prepared: Prepared) -> Ready:
+    def _bind(self, request: CallRequest, prepared: Prepared) -> Ready:
         pair = as_bytes(request.out), as_bytes(request.inp)
         if prepared.counted:
             assert request.counts is not None
@@ -195,8 +203,11 @@ class Calls:
         (ready,) = prepared.bound.bind([pair])
         return ready
 
-    def _ready(self, request: Request, prepared: Prepared, *, lasting: bool) -> Ready:
-        """Tensors of one step of training are not those of the next: what comes a second time is worth keeping."""
+    def _ready(self, request: CallRequest, prepared: Prepared, *, lasting: bool) -> Ready:
+        """Return the call on these tensors, kept the second time.
+
+        Tensors of one step of training are not those of the next, so what comes once is not worth keeping.
+        """
         out, inp = request.out, request.inp
         if self.owned and self._is_owned(request):
             ready = self._bind(request, prepared)
@@ -214,7 +225,7 @@ class Calls:
             self._remember(request, prepared, ready)
         return ready
 
-    def _remember(self, request: Request, prepared: Prepared, ready: Ready) -> None:
+    def _remember(self, request: CallRequest, prepared: Prepared, ready: Ready) -> None:
         seen, key = self.seen, (request.collective, id(request.out), id(request.inp), *request.key)
         if len(seen) >= _MOST_SEEN:
             for held in tuple(seen.values()):
@@ -227,21 +238,21 @@ class Calls:
 
         prepared.keys.add(key)
         references = [weakref.ref(tensor, died) for tensor in (request.out, request.inp)]
-        seen[key] = Seen(self, key, request, prepared, ready, references)
+        seen[key] = ReadyCall(self, key, request, prepared, ready, references)
 
     def enter(self, prepared: Prepared) -> None:
-        """On a GPU: whether the library runs beside the stream, and after which stream's use of the scratch."""
-        self.transport.overlap(prepared.beside)
-        if prepared.alone:
+        """Set, on a GPU, whether the library runs beside the stream, and after which stream's use of the scratch."""
+        self.transport.overlap(prepared.overlaps)
+        if prepared.exclusive:
             prepared.stream = self.transport.follow(prepared.stream)
-            if prepared.landed is not None:
-                self.transport.after(prepared.landed)
-                prepared.landed = None
+            if prepared.done_event is not None:
+                self.transport.after(prepared.done_event)
+                prepared.done_event = None
 
-    def _landed(self, prepared: Prepared) -> None:
-        """A call was waited for: on its own stream, or on another, which then alone knows when the scratch is free."""
+    def _record_done(self, prepared: Prepared) -> None:
+        """Record, after a wait on another stream than the call's, that the scratch is free then."""
         if self.transport.follow(None) != prepared.stream:
-            prepared.landed = self.transport.mark()
+            prepared.done_event = self.transport.mark()
 
     def _hold(self, prepared: Prepared) -> None:
         if not prepared.counted and not prepared.bound.capturable:
@@ -256,19 +267,19 @@ class Calls:
             return PLAIN
         return self.owned.get(tensor.untyped_storage().data_ptr(), (None, PLAIN))[1]
 
-    def _is_owned(self, request: Request) -> bool:
+    def _is_owned(self, request: CallRequest) -> bool:
         return PLAIN not in (self._memory(request.out), self._memory(request.inp))
 
-    def _tell(self, ask: Ask, chosen: Chosen) -> None:
-        if len(self.told) >= _MOST_TOLD:
-            del self.told[next(iter(self.told))]  # the oldest
-        self.told[ask] = chosen
+    def _explain(self, ask: Ask, chosen: Chosen) -> None:
+        if len(self.explained) >= _MOST_EXPLAINED:
+            del self.explained[next(iter(self.explained))]  # the oldest
+        self.explained[ask] = chosen
 
     def _forget(self, prepared: Prepared) -> None:
         for key in tuple(prepared.keys):
             self.seen.pop(key, None)
 
 
-def _is_empty(request: Request) -> bool:
-    """Whether all ranks know that none has anything to send."""
+def _is_empty(request: CallRequest) -> bool:
+    """Return whether all ranks know that none has anything to send."""
     return not request.size_bytes and (request.counts is None or request.matrix is not None)

@@ -1,4 +1,4 @@
-"""The communicator: collectives on a program's tensors, by the ways that a profile has for them.
+"""The communicator: collectives on a program's tensors, by the algorithms that a profile has for them.
 
 All ranks of its group make the same calls in the same order, each from one thread. A call on tensors that have been
 seen goes straight to the algorithm; of others the tensors are checked, the choice is looked up, and what it needs is
@@ -15,11 +15,11 @@ from typing import Any, Self
 import torch
 
 from commbench.communicators import requests
-from commbench.communicators.autograd import Gradients
-from commbench.communicators.call_cache import Calls
-from commbench.communicators.explain import Setting, explain
+from commbench.communicators.autograd import DifferentiableCollectives
+from commbench.communicators.call_cache import CallCache
+from commbench.communicators.explain import CommunicatorInfo, explain
 from commbench.communicators.prepared import Pending
-from commbench.communicators.requests import Place, Request
+from commbench.communicators.requests import CallContext, CallRequest
 from commbench.communicators.select import PEER, PLAIN, Ask, Chooser
 from commbench.errors import UsageError
 from commbench.layout import Layout
@@ -27,7 +27,7 @@ from commbench.spec import Value
 from commbench.transports.existing_group import Joined
 
 Tensor = torch.Tensor
-_REQUESTS: dict[str, Callable[..., Request]] = {
+_REQUESTS: dict[str, Callable[..., CallRequest]] = {
     function.__name__: function
     for function in (
         requests.all_to_all,
@@ -49,30 +49,30 @@ class Communicator:
     the buffers are used again. Tensors that do not fit raise `UsageError`, and nothing is sent.
     """
 
-    def __init__(self, transport: Joined, layout: Layout, chooser: Chooser, setting: Setting) -> None:
+    def __init__(self, transport: Joined, layout: Layout, chooser: Chooser, info: CommunicatorInfo) -> None:
         self.rank, self.size, self.layout = transport.rank, transport.size, layout
         self.device = transport.place
         on_cpu, index = transport.place.type == "cpu", transport.place.index
-        self._place = Place(transport.rank, transport.size, layout, transport.place, on_cpu, index)
-        self._transport, self._chooser, self._setting = transport, chooser, setting
-        self._calls = Calls(transport, chooser)
+        self._context = CallContext(transport.rank, transport.size, layout, transport.place, on_cpu, index)
+        self._transport, self._chooser, self._info = transport, chooser, info
+        self._calls = CallCache(transport, chooser)
         self._seen, self._run = self._calls.seen, self._calls.run
 
     def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        """Block i of `inp` goes to rank i, block i of `out` comes from rank i: `size` equal blocks, in memory order.
+        """Send block i of `inp` to rank i, receive block i of `out` from it: `size` equal blocks, in memory order.
 
         Any shapes of the same number of elements, a multiple of `size`.
         """
         seen = self._seen.get(("all_to_all", id(out), id(inp)))
         if seen is not None and not async_op and seen.again(out, inp):
             return None
-        return self._run(requests.all_to_all(self._place, out, inp), async_op=async_op)
+        return self._run(requests.all_to_all(self._context, out, inp), async_op=async_op)
 
     def all_to_allv(
         self, out: Tensor, inp: Tensor, received: Sequence[int], sent: Sequence[int], *,
         matrix: Sequence[Sequence[int]] | None = None, async_op: bool = False,
     ) -> Pending | None:  # fmt: skip
-        """Rows of dimension 0: `sent[i]` of `inp` go to rank i, `received[i]` of `out` come from it, in rank order.
+        """Send `sent[i]` rows of `inp` to rank i, receive `received[i]` rows of `out` from it, in rank order.
 
         `matrix[i][j]` is what rank i sends to rank j, in rows and the same on all ranks: see `exchange_counts`. Without
         it no rank knows how much the others move, so they can agree on the library's own call only.
@@ -81,43 +81,43 @@ class Communicator:
             seen = self._seen.get(("all_to_allv", id(out), id(inp), tuple(received), tuple(sent)))
             if seen is not None and not async_op and seen.again(out, inp):
                 return None
-        return self._run(requests.all_to_allv(self._place, out, inp, received, sent, matrix), async_op=async_op)
+        return self._run(requests.all_to_allv(self._context, out, inp, received, sent, matrix), async_op=async_op)
 
     def all_gather(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
-        """Every rank's `inp`, in rank order, in `out`: `size` times its elements. `inp` may be its part of `out`."""
+        """Gather every rank's `inp` in `out`, in rank order: `size` times its elements. `inp` may be part of it."""
         seen = self._seen.get(("all_gather", id(out), id(inp)))
         if seen is not None and not async_op and seen.again(out, inp):
             return None
-        return self._run(requests.all_gather(self._place, out, inp), async_op=async_op)
+        return self._run(requests.all_gather(self._context, out, inp), async_op=async_op)
 
     def reduce_scatter(self, out: Tensor, inp: Tensor, op: str = "sum", *, async_op: bool = False) -> Pending | None:
-        """Part `rank` of all ranks' `inp`, combined by `op`: sum, prod, min, max. `out` may be that part of `inp`."""
+        """Combine all ranks' `inp` by `op` (sum, prod, min, max); `out` is part `rank` of it, or in place in `inp`."""
         seen = self._seen.get(("reduce_scatter", id(out), id(inp), op))
         if seen is not None and not async_op and seen.again(out, inp):
             return None
-        return self._run(requests.reduce_scatter(self._place, out, inp, op), async_op=async_op)
+        return self._run(requests.reduce_scatter(self._context, out, inp, op), async_op=async_op)
 
     def all_reduce(
         self, out: Tensor, inp: Tensor | None = None, op: str = "sum", *, async_op: bool = False
     ) -> Pending | None:
-        """All ranks' `inp`, combined by `op`: sum, prod, min, max. Without `inp`, `out` is both."""
+        """Combine all ranks' `inp` by `op`: sum, prod, min, max. Without `inp`, `out` is both."""
         inp = out if inp is None else inp
         seen = self._seen.get(("all_reduce", id(out), id(inp), op))
         if seen is not None and not async_op and seen.again(out, inp):
             return None
-        return self._run(requests.all_reduce(self._place, out, inp, op), async_op=async_op)
+        return self._run(requests.all_reduce(self._context, out, inp, op), async_op=async_op)
 
     def broadcast(self, tensor: Tensor, root: int = 0, *, async_op: bool = False) -> Pending | None:
-        """Rank `root`'s `tensor` in everybody's."""
+        """Copy rank `root`'s `tensor` to all ranks."""
         seen = self._seen.get(("broadcast", id(tensor), id(tensor), root))
         if seen is not None and not async_op and seen.again(tensor, tensor):
             return None
-        return self._run(requests.broadcast(self._place, tensor, root), async_op=async_op)
+        return self._run(requests.broadcast(self._context, tensor, root), async_op=async_op)
 
     def tp_all_to_all(
         self, out: Tensor, inp: Tensor, *, tp: int | None = None, tp_input: str = "replicated", async_op: bool = False
     ) -> Pending | None:
-        """An all-to-all between tensor-parallel groups of `tp` consecutive ranks of a node (None: all of a node).
+        """Exchange between tensor-parallel groups of `tp` consecutive ranks of a node (None: all of a node).
 
         Block d of `inp`, of `size / tp` equal ones, goes to group d, and each rank of a group ends with the same `out`.
         Ranks of a group hold the same `inp` (`tp_input="replicated"`), or each a summand of it (`"partial"`).
@@ -125,15 +125,15 @@ class Communicator:
         seen = self._seen.get(("tp_all_to_all", id(out), id(inp), tp, tp_input))
         if seen is not None and not async_op and seen.again(out, inp):
             return None
-        return self._run(requests.tp_all_to_all(self._place, out, inp, tp, tp_input), async_op=async_op)
+        return self._run(requests.tp_all_to_all(self._context, out, inp, tp, tp_input), async_op=async_op)
 
     @functools.cached_property
-    def autograd(self) -> Gradients:
-        """The collectives as functions of their input, which carry gradients back by their adjoints."""
-        return Gradients(self)
+    def autograd(self) -> DifferentiableCollectives:
+        """Return the collectives as functions of their input, which carry gradients back by their adjoints."""
+        return DifferentiableCollectives(self)
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
-        """Collective: every rank's `sent`, so that row i, column j is what rank i sends to rank j.
+        """Return every rank's `sent`: row i, column j is what rank i sends to rank j. Collective.
 
         `received` is a column of it: what a Mixture-of-Experts layer has to exchange anyway. Waits on the host.
         """
@@ -142,20 +142,20 @@ class Communicator:
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
     def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
-        """Collective: all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`.
+        """Do all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`. Collective.
 
         On a GPU calls in a CUDA graph are prepared too, as inside of a capture it would be too late, and those with
         `async_op=True` are calls of another kind.
         """
         if collective not in _REQUESTS:
             raise UsageError(f"prepare: collective is {collective!r}", hint=f"one of {', '.join(_REQUESTS)}")
-        self._calls.prepare(_REQUESTS[collective](self._place, *given, **named), async_op=async_op)
+        self._calls.prepare(_REQUESTS[collective](self._context, *given, **named), async_op=async_op)
 
     def empty(
         self, shape: int | Sequence[int], dtype: torch.dtype | None = None, *, collective: str = "all_to_all",
         size_bytes: int | None = None, captured: bool = False, **arguments: Value,
     ) -> Tensor:  # fmt: skip
-        """An uninitialised tensor in the memory that the choice for this collective and size needs.
+        """Return an uninitialised tensor in the memory that the choice for this collective and size needs.
 
         `size_bytes`: the call's, where it is not this tensor's own (the input of an all_gather); `captured`: for calls
         in a CUDA graph. Where that memory is registered or symmetric this is collective, of one size on all ranks, and
@@ -167,21 +167,21 @@ class Communicator:
         dtype = dtype or torch.get_default_dtype()
         nbytes = math.prod(lengths) * dtype.itemsize
         size = size_bytes or nbytes
-        asked = requests.settled(collective, self.layout, size, arguments)
+        asked = requests.settle_arguments(collective, self.layout, size, arguments)
         captured = captured and self._chooser.captures(collective)
         memory = self._chooser.memory(Ask(collective, "uint8", size, asked, captured=captured))
         buffers, one_sided = ("symmetric", True) if memory == PEER else (memory, False)
-        lacking = "" if memory == PLAIN else self._transport.unsupported(buffers, one_sided=one_sided)
-        if lacking:
-            self._setting.lacking[buffers] = lacking
-        if memory == PLAIN or lacking or not nbytes:
+        unsupported = "" if memory == PLAIN else self._transport.unsupported(buffers, one_sided=one_sided)
+        if unsupported:
+            self._info.unsupported[buffers] = unsupported
+        if memory == PLAIN or unsupported or not nbytes:
             return torch.empty(lengths, dtype=dtype, device=self.device)
         flat = self._allocate(nbytes, buffers, one_sided=one_sided)
         self._calls.owned[flat.untyped_storage().data_ptr()] = flat, memory
         return flat[:nbytes].view(dtype).view(lengths)
 
     def _allocate(self, nbytes: int, buffers: str, *, one_sided: bool) -> Tensor:
-        """Collective."""
+        """Allocate on all ranks, or on none. Collective."""
         failure, flat = "", None
         try:
             flat = self._transport.world.empty(nbytes, buffers, one_sided=one_sided)
@@ -197,11 +197,11 @@ class Communicator:
         return flat
 
     def explain(self) -> str:
-        """Where this is, what differs from the profile's scope, and of each kind of call the way, its evidence, why."""
-        return explain(self._setting, self._calls.told)
+        """Return in words the set-up, how it differs from the profile's scope, and the choice for each kind of call."""
+        return explain(self._info, self._calls.explained)
 
     def close(self) -> None:
-        """Collective: free what was made. Graphs that hold calls must be gone; the group stays the program's."""
+        """Free what was made. Graphs that hold calls must be gone; the group stays the program's. Collective."""
         self._calls.close()
 
     def __enter__(self) -> Self:

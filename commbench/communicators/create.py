@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from commbench.communicators.communicator import Communicator
-from commbench.communicators.explain import Setting
+from commbench.communicators.explain import CommunicatorInfo
 from commbench.communicators.select import Chooser
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.layout import Layout
@@ -35,7 +35,7 @@ Votes = Callable[[Sequence[float]], npt.NDArray[np.float64]]
 def make(
     group: dist.ProcessGroup | None, profile: Profile | None, name: str, *, allow_mismatch: bool = False
 ) -> Communicator:
-    """Collective over `group`; None: all ranks. Whatever is wrong on one rank is raised on all."""
+    """Make the communicator of `group`, None for all ranks. What is wrong on one rank is raised on all. Collective."""
     if not dist.is_available() or not dist.is_initialized():
         raise EnvironmentProblem(
             "torch.distributed is not initialised, so there are no ranks to communicate with",
@@ -54,7 +54,7 @@ def make(
         )
     transport_name = transport_of(group)
     votes = _votes(group, transport_name)
-    hosts = told(votes, lambda: _facts(profile))
+    hosts = gather_or_raise(votes, lambda: _facts(profile))
     if len({fact["profile"] for fact in hosts}) > 1:
         digests = ", ".join(fact["profile"] for fact in hosts)
         raise UsageError(f"the ranks have different profiles: digests {digests}", hint="give all ranks the same file")
@@ -68,19 +68,21 @@ def make(
         gpu=transport.gpu(),
         environ=dict(os.environ),
     )
-    setting = Setting(here=here, layout=layout, note=note, profile=name if profile else "")
+    info = CommunicatorInfo(here=here, layout=layout, note=note, profile=name if profile else "")
     table = None
     if profile is not None:
-        found = told(votes, lambda: _matching(profile, here, note, name, allow_mismatch=allow_mismatch).id)
-        if len({*found}) > 1:
+        scope_ids = gather_or_raise(
+            votes, lambda: _matching(profile, here, note, name, allow_mismatch=allow_mismatch).id
+        )
+        if len({*scope_ids}) > 1:
             raise OutOfScope(
-                f"the ranks are in different scopes of {name}: {', '.join(found)}",
+                f"the ranks are in different scopes of {name}: {', '.join(scope_ids)}",
                 hint="start all ranks with the same environment, binding and versions",
             )
-        setting.scope = profile.scope(found[0])
-        setting.differences = scope.differences(setting.scope, here)
-        table = Table(profile, found[0])
-    return Communicator(transport, layout, Chooser(transport_name, layout, table), setting)
+        info.scope = profile.scope(scope_ids[0])
+        info.differences = scope.differences(info.scope, here)
+        table = Table(profile, scope_ids[0])
+    return Communicator(transport, layout, Chooser(transport_name, layout, table), info)
 
 
 def _matching(profile: Profile, here: Here, note: str, name: str, *, allow_mismatch: bool) -> Scope:
@@ -97,11 +99,11 @@ def _votes(group: dist.ProcessGroup, transport: str) -> Votes:
 
 def _facts(profile: Profile | None) -> dict[str, str]:
     digest = "none" if profile is None else hashlib.sha256(file.dump(profile).encode()).hexdigest()[:12]
-    return {"host": host(), "profile": digest}
+    return {"host": host_id(), "profile": digest}
 
 
-def host() -> str:
-    """The same for ranks that share a node, and for no others.
+def host_id() -> str:
+    """Return an id that ranks of one node share, and no others.
 
     A network namespace is a node of its own, as the nodes of an emulated cluster are, and so is what NCCL is told to
     take for one.
@@ -116,7 +118,7 @@ def host() -> str:
 
 
 def layout_of(hosts: Sequence[str]) -> tuple[Layout, str]:
-    """The layout of ranks on `hosts`, and why it is not what one might expect; "" if it is.
+    """Return the layout of ranks on `hosts`, and why it is not what one might expect; "" if it is.
 
     Ranks that are not in blocks of equal length on their hosts get a layout of one rank a node: right for every
     algorithm, and good for those that look at nodes not at all.
@@ -133,11 +135,11 @@ def layout_of(hosts: Sequence[str]) -> tuple[Layout, str]:
     return Layout(len(hosts), 1), why
 
 
-def told(votes: Votes, find: Callable[[], Any]) -> list[Any]:
-    """Collective: what `find` gives on each rank. What it raises on any rank is raised on all."""
+def gather_or_raise(votes: Votes, compute: Callable[[], Any]) -> list[Any]:
+    """Return what `compute` gives on each rank. What it raises on any rank is raised on all. Collective."""
     own: Exception | None = None
     try:
-        text = json.dumps({"value": find()})
+        text = json.dumps({"value": compute()})
     except CommbenchError as error:
         own = error
         text = json.dumps({"error": str(error), "hint": error.hint, "kind": type(error).__name__})
@@ -155,7 +157,7 @@ def told(votes: Votes, find: Callable[[], Any]) -> list[Any]:
 
 
 def _texts(votes: Votes, text: str) -> list[str]:
-    """Every rank's text, over votes, which are numbers: no pickle, and nothing but the group is needed."""
+    """Return every rank's text, over votes, which are numbers: no pickle, and nothing but the group is needed."""
     mine = text.encode()
     lengths = votes([float(len(mine))])[:, 0].astype(int)
     padded = np.zeros(int(lengths.max()), dtype=np.uint8)

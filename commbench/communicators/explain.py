@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from commbench.communicators.select import Ask, Chosen, described, named
+from commbench.communicators.select import Ask, Chosen, describe_call, name_call
 from commbench.layout import Layout
 from commbench.profile import Choice, Evidence, Scope
 from commbench.profile.scope import Here
@@ -13,8 +13,8 @@ from commbench.units import format_size
 
 
 @dataclass(slots=True, kw_only=True)
-class Setting:
-    """Where a communicator is, and what it goes by."""
+class CommunicatorInfo:
+    """What a communicator knows of its set-up, and the profile that it goes by."""
 
     here: Here
     layout: Layout
@@ -22,23 +22,23 @@ class Setting:
     profile: str = ""  # its name; "" without one
     scope: Scope | None = None
     differences: list[str] = field(default_factory=list)  # that the user insisted on
-    lacking: dict[str, str] = field(default_factory=dict)  # buffers that a choice needs -> why there are none
+    unsupported: dict[str, str] = field(default_factory=dict)  # buffers that a choice needs -> why there are none
 
 
-def explain(setting: Setting, seen: Mapping[Ask, Chosen]) -> str:
-    """One line for each kind of call that was made or prepared: collective, size, way, evidence, why."""
-    here = setting.here
+def explain(info: CommunicatorInfo, seen: Mapping[Ask, Chosen]) -> str:
+    """Return the set-up and a few lines for each kind of call: collective, size, algorithm, evidence, why."""
+    here = info.here
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
-    lines = [f"here: {here.transport} ({versions}), {', '.join(filter(None, [here.gpu, _nodes(setting.layout)]))}"]
-    lines += [f"note: {setting.note}"] if setting.note else []
-    if setting.scope is None:
+    lines = [f"here: {here.transport} ({versions}), {', '.join(filter(None, [here.gpu, _nodes(info.layout)]))}"]
+    lines += [f"note: {info.note}"] if info.note else []
+    if info.scope is None:
         lines.append("profile: none")
     else:
-        lines.append(f"profile: {setting.profile}, scope {setting.scope.id} ({setting.scope})")
-    lines += [f"insisted, though {difference}" for difference in setting.differences]
-    lines += [f"{buffers} buffers are plain here: {reason}" for buffers, reason in setting.lacking.items()]
-    for ask, chosen in sorted(seen.items(), key=lambda item: (named(item[0]), item[0].size_bytes)):
-        lines.append(f"{described(ask)}: {chosen.config.label}")
+        lines.append(f"profile: {info.profile}, scope {info.scope.id} ({info.scope})")
+    lines += [f"insisted, though {difference}" for difference in info.differences]
+    lines += [f"{buffers} buffers are plain here: {reason}" for buffers, reason in info.unsupported.items()]
+    for ask, chosen in sorted(seen.items(), key=lambda item: (name_call(item[0]), item[0].size_bytes)):
+        lines.append(f"{describe_call(ask)}: {chosen.config.label}")
         lines.append(f"    why: {chosen.why}")
         if chosen.choice is not None:
             lines += [f"    evidence: {text}" for text in _evidence(chosen.choice, ask.size_bytes)]
@@ -51,14 +51,14 @@ def _nodes(layout: Layout) -> str:
 
 
 def _evidence(choice: Choice, size_bytes: int) -> list[str]:
-    """At the tuned size nearest below, or the smallest."""
+    """Return the evidence at the tuned size nearest below, or the smallest."""
     if not choice.evidence:
         return ["none: this size was not tuned"]
     below = [item for item in choice.evidence if item.size_bytes <= size_bytes]
-    return [_said(choice, below[-1] if below else choice.evidence[0])]
+    return [_line(choice, below[-1] if below else choice.evidence[0])]
 
 
-def _said(choice: Choice, item: Evidence) -> str:
+def _line(choice: Choice, item: Evidence) -> str:
     interval = "no interval" if item.low is None or item.high is None else f"{item.low:.2f} .. {item.high:.2f}"
     words = f"{choice.label} {item.ratio:.2f} times as fast as {item.default} ({interval}, {item.pairs} pairs) "
     words += f"at {format_size(item.size_bytes)}: {_us(item.default_us)} -> {_us(item.chosen_us)} us"
@@ -66,5 +66,5 @@ def _said(choice: Choice, item: Evidence) -> str:
 
 
 def _us(value: float) -> str:
-    """Four digits, or all that are before the point."""
+    """Return four digits, or all that are before the point."""
     return f"{value:.4g}" if value < 1000 else f"{value:.0f}"

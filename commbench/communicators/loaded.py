@@ -20,7 +20,7 @@ class LoadedProfile:
     name: str = "the profile"  # by which errors and `explain` call it
 
     def communicator(self, group: dist.ProcessGroup | None = None, *, allow_mismatch: bool = False) -> Communicator:
-        """Collective over `group` (None: all ranks): a communicator that takes the profile's ways.
+        """Make a communicator of `group`, None for all ranks, that uses the profile's choices. Collective.
 
         Raises `OutOfScope` on all ranks, with the differences listed, where the profile was made for another set-up;
         `allow_mismatch` takes the nearest scope of the same transport all the same.
@@ -31,5 +31,5 @@ class LoadedProfile:
 
 
 def load(path: str | Path) -> LoadedProfile:
-    """Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile."""
+    """Read a profile. Raises `UsageError` where there is no such file, `CorruptFile` where it holds no profile."""
     return LoadedProfile(file.load(Path(path)), str(path))

@@ -1,4 +1,4 @@
-"""Calls that have been prepared: the way that each kind of them takes, kept as long as there is room."""
+"""Calls that have been prepared: each kind with its algorithm, kept as long as there is room."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from commbench.algorithms.base import Bound
-from commbench.communicators.select import Ask, Chosen, described, named
+from commbench.communicators.select import Ask, Chosen, describe_call, name_call
 from commbench.errors import UsageError
 from commbench.transports.base import Array, Ready, Work
 from commbench.transports.existing_group import Joined
@@ -19,66 +19,66 @@ KEPT_UNEVEN = 16  # of uneven exchanges, whose counts change
 class Pending:
     """A call that was started with `async_op=True`."""
 
-    def __init__(self, work: Work | None, buffers: Sequence[object], landed: Callable[[], None] | None = None) -> None:
-        """`landed` is called once, after the wait."""
-        self._work, self._landed = work, landed
+    def __init__(self, work: Work | None, buffers: Sequence[object], on_done: Callable[[], None] | None = None) -> None:
+        """Keep `buffers` until the wait. `on_done` is called once, after it."""
+        self._work, self._on_done = work, on_done
         self._buffers: Sequence[object] = buffers  # in use until then
 
     def wait(self) -> None:
         """Return when the buffers may be used again; on a GPU: when the current stream may. More than once is fine."""
-        (work, landed), (self._work, self._landed) = (self._work, self._landed), (None, None)
+        (work, on_done), (self._work, self._on_done) = (self._work, self._on_done), (None, None)
         if work is not None:
             work.wait()
-        if landed is not None:
-            landed()
+        if on_done is not None:
+            on_done()
         self._buffers = ()
 
 
 class Prepared:
-    """One kind of call, bound to the way that was chosen for it."""
+    """One kind of call, bound to the algorithm that was chosen for it."""
 
-    def __init__(self, ask: Ask, chosen: Chosen, bound: Bound | None, *, beside: bool) -> None:
-        """`bound` is None where the library does an uneven exchange: then counts may change with every call."""
+    def __init__(self, ask: Ask, chosen: Chosen, bound: Bound | None, *, overlaps: bool) -> None:
+        """Keep a bound call; `bound` is None for the library's uneven exchange, whose counts may change every time."""
         self.ask, self.chosen = ask, chosen
         self.counted = bound is None
         if bound is not None:
             self.bound = bound
-        self.beside = beside  # whether the library's calls shall run beside the current stream
+        self.overlaps = overlaps  # whether the library's calls run beside the current stream
         # Calls share scratch, so that one ends before the next begins.
-        self.alone = chosen.algorithm.scratch_bytes(chosen.spec) > 0
+        self.exclusive = chosen.algorithm.scratch_bytes(chosen.spec) > 0
         self.used = 0  # number of the last call, the same on all ranks
         self.captured = False  # a graph holds calls of it
-        self.flying: Pending | None = None
+        self.in_flight: Pending | None = None
         self.keys: set[tuple[object, ...]] = set()  # of the calls on tensors that have been seen
         self.stream: int | None = None  # of the last call, on a GPU
-        self.landed: Any = None  # an event on another stream: the last call is over
+        self.done_event: Any = None  # on another stream: the last call is over
         self._kept: dict[tuple[int, int], Ready] = {}  # calls on the communicator's own buffers, by address
 
     def ready(self, pair: tuple[Array, Array], at: tuple[int, int]) -> Ready:
-        """The call on buffers of the communicator's, which live as long as it does; made once."""
+        """Return the call on buffers of the communicator's, which live as long as it does; made once."""
         if at not in self._kept:
             (self._kept[at],) = self.bound.bind([pair])
         return self._kept[at]
 
-    def land(self) -> None:
+    def wait_in_flight(self) -> None:
         """Wait for the call that is in flight."""
-        flying, self.flying = self.flying, None
-        if flying is not None:
-            flying.wait()
+        in_flight, self.in_flight = self.in_flight, None
+        if in_flight is not None:
+            in_flight.wait()
 
     def close(self) -> None:
-        self.land()
+        self.wait_in_flight()
         self._kept.clear()
         if not self.counted:
             self.bound.close()
             del self.bound  # it holds the group, and a program may hold a `Pending` for long
 
 
-class Cache:
+class PreparedCalls:
     """What has been prepared. All ranks make the same calls, so all of them keep and forget the same."""
 
     def __init__(self, transport: Joined, forget: Callable[[Prepared], None]) -> None:
-        """`forget` is told what is closed."""
+        """Keep nothing yet. `forget` is called with what is closed."""
         self._transport, self._forget = transport, forget
         self._even: dict[tuple[object, ...], Prepared] = {}  # by `Ask`
         self._uneven: dict[tuple[object, ...], Prepared] = {}  # with the matrix in it
@@ -92,7 +92,7 @@ class Cache:
         return self._uneven.get(ask)
 
     def library(self, ask: Ask, chosen: Chosen) -> Prepared:
-        """The library's own call: not collective. Of an uneven exchange nothing is bound, as counts may change."""
+        """Return the library's own call: not collective. An uneven exchange is not bound, as counts may change."""
         if (known := self._library.get(ask)) is not None:
             return known
         if len(self._library) >= KEPT:
@@ -100,24 +100,24 @@ class Cache:
         self._transport.overlap(ask.asynchronous)
         counted = ask.collective == "all_to_allv"
         bound = None if counted else chosen.algorithm.prepare(self._transport.world, chosen.spec)
-        made = self._library[ask] = Prepared(ask, chosen, bound, beside=ask.asynchronous)
+        made = self._library[ask] = Prepared(ask, chosen, bound, overlaps=ask.asynchronous)
         return made
 
     def add(self, ask: Ask, chosen: Chosen) -> Prepared:
-        """Collective: prepare `ask`, and forget what was used longest ago if it gets too much.
+        """Prepare `ask`, and forget what was used longest ago if it gets too much. Collective.
 
         No votes are taken over counts, which may be others in every call.
         """
         transport, algorithm, votes = self._transport, chosen.algorithm, ask.matrix is None
         if transport.capturing():
             raise UsageError(
-                f"{described(ask)}: not prepared before the capture",
+                f"{describe_call(ask)}: not prepared before the capture",
                 hint=f"call comm.prepare({ask.collective!r}, ...) with the same tensors before the graph is captured",
             )
         if votes:
             _same_everywhere(transport, ask, chosen)
-        beside = ask.asynchronous or algorithm.concurrent
-        transport.overlap(beside)
+        overlaps = ask.asynchronous or algorithm.concurrent
+        transport.overlap(overlaps)
         failure, bound = "", None
         try:
             bound = algorithm.prepare(transport.world, chosen.spec)
@@ -130,16 +130,16 @@ class Cache:
             if bound is not None:
                 bound.close()
             raise MemoryError(
-                f"{named(ask)}, {chosen.config.label}: {failure or 'another rank lacks memory, see its log'}"
+                f"{name_call(ask)}, {chosen.config.label}: {failure or 'another rank lacks memory, see its log'}"
             )
-        prepared = Prepared(ask, chosen, bound, beside=beside)
+        prepared = Prepared(ask, chosen, bound, overlaps=overlaps)
         kept, most = (self._even, KEPT) if ask.matrix is None else (self._uneven, KEPT_UNEVEN)
         self._make_room(kept, most)
         kept[ask] = prepared
         return prepared
 
     def _make_room(self, kept: dict[tuple[object, ...], Prepared], most: int) -> None:
-        """A graph would go on using what is freed, so what one holds stays."""
+        """Close what was used longest ago. A graph would go on using what is freed, so what one holds stays."""
         free = [ask for ask, prepared in kept.items() if not prepared.captured]
         if len(kept) >= most and free:
             oldest = kept.pop(min(free, key=lambda ask: kept[ask].used))
@@ -154,11 +154,11 @@ class Cache:
 
 
 def _same_everywhere(transport: Joined, ask: Ask, chosen: Chosen) -> None:
-    """Collective. Raises where ranks are about to prepare different things, which would hang."""
+    """Raise where ranks are about to prepare different things, which would hang. Collective."""
     text = f"{ask} {chosen.config.label}"
     number = float(int(hashlib.sha256(text.encode()).hexdigest()[:12], 16))
     if len({*transport.all_gather([number])[:, 0].tolist()}) > 1:
         raise UsageError(
-            f"the ranks call different things: this one {described(ask)}: {chosen.config.label}",
+            f"the ranks call different things: this one {describe_call(ask)}: {chosen.config.label}",
             hint="all ranks make the same calls in the same order, on the same kinds of buffers",
         )

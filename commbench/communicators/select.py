@@ -1,4 +1,4 @@
-"""Which way a call takes: a look-up in the profile's table, and what stands against it. No file, no lock, no torch."""
+"""The choice for a call: a look-up in the profile's table, and what forbids it. No file, no lock, no torch."""
 
 from __future__ import annotations
 
@@ -47,12 +47,14 @@ class Chosen:
 
 
 class Chooser:
+    """Choose algorithms for the calls of one communicator."""
+
     def __init__(self, transport: str, layout: Layout, table: Table | None) -> None:
-        """`table`: the choices of the scope that holds here; None: without a profile."""
+        """Choose from `table`, the choices of the scope that holds here; None without a profile."""
         self._transport, self._layout, self._table = transport, layout, table
 
     def choose(self, ask: Ask, *, but: str = "") -> Chosen:
-        """Raises `UsageError` where no algorithm can do it, with the reason of each.
+        """Return the choice for a call. Raises `UsageError` where no algorithm can do it, with the reason of each.
 
         `but`: why the memory of the buffers, whatever it is, does not count.
         """
@@ -60,7 +62,7 @@ class Chooser:
             return self._default(ask, "no profile: the default")
         curve = self._curve(ask)
         if curve is None:
-            return self._default(ask, f"the profile has nothing for {named(ask)}: the default")
+            return self._default(ask, f"the profile has nothing for {name_call(ask)}: the default")
         if ask.collective == "all_to_allv" and ask.matrix is None:
             return self._default(ask, "without matrix=, ranks do not know each other's counts: the default")
         choice = curve.at(ask.size_bytes)
@@ -77,29 +79,29 @@ class Chooser:
         return Chosen(config=config, algorithm=_algorithm(ask, config), spec=spec, why=why, choice=choice)
 
     def captures(self, collective: str) -> bool:
-        """Whether something was tuned for calls in a CUDA graph alone."""
+        """Return whether something was tuned for calls in a CUDA graph alone."""
         curves = [] if self._table is None else self._table.curves(collective, captured=True)
         return any(choice.captured for curve in curves for choice in curve.choices)
 
     def memory(self, ask: Ask) -> str:
-        """The memory that the choice for this call needs: "plain", "registered", "symmetric" or "peer"."""
+        """Return the memory that the choice for this call needs: "plain", "registered", "symmetric" or "peer"."""
         curve = None if self._table is None else self._curve(ask)
         if curve is None:
             return PLAIN
         return _memory_of(curve.at(ask.size_bytes))
 
     def _curve(self, ask: Ask) -> Curve | None:
-        """What was tuned for these arguments; for none where nobody asked for any."""
+        """Return what was tuned for these arguments; for none where nobody asked for any."""
         assert self._table is not None
         if ask.collective == "all_to_allv":  # tuned with splits of a rule; a program has its own
             return next(iter(self._table.curves(ask.collective, captured=ask.captured)), None)
-        found = self._table.curve(ask.collective, captured=ask.captured, arguments=dict(ask.arguments))
-        if found is None and dict(ask.arguments) == defaults(ask.collective):
-            found = self._table.curve(ask.collective, captured=ask.captured)
-        return found
+        curve = self._table.curve(ask.collective, captured=ask.captured, arguments=dict(ask.arguments))
+        if curve is None and dict(ask.arguments) == defaults(ask.collective):
+            curve = self._table.curve(ask.collective, captured=ask.captured)
+        return curve
 
     def _default(self, ask: Ask, why: str, curve: Curve | None = None) -> Chosen:
-        """The first algorithm that can do it: what the library or today's practice does."""
+        """Return the first algorithm that can do it: what the library or today's practice does."""
         choice = None if curve is None else curve.at(ask.size_bytes)
         reasons = []
         for name in algorithms.names(ask.collective):
@@ -110,7 +112,7 @@ class Chooser:
             if not reason:
                 return Chosen(config=config, algorithm=_algorithm(ask, config), spec=spec, why=why, choice=choice)
             reasons.append(f"{name}: {reason}")
-        raise UsageError(f"no algorithm can do {named(ask)} of {ask.size_bytes} B here", hint="; ".join(reasons))
+        raise UsageError(f"no algorithm can do {name_call(ask)} of {ask.size_bytes} B here", hint="; ".join(reasons))
 
     def _spec(self, ask: Ask, config: AlgorithmConfig, buffers: str) -> Spec:
         arguments = dict(ask.arguments)
@@ -139,15 +141,15 @@ class Chooser:
         return algorithm.unsupported(spec)
 
 
-def named(ask: Ask) -> str:
-    """`all_reduce op=sum`"""
+def name_call(ask: Ask) -> str:
+    """Return `all_reduce op=sum`."""
     words = [f"{key}={value}" for key, value in ask.arguments]
     return " ".join([ask.collective, *words, *(["in a graph"] if ask.captured else [])])
 
 
-def described(ask: Ask) -> str:
-    """`all_reduce op=sum, 4 KiB, in place`"""
-    words = [named(ask), format_size(ask.size_bytes) if ask.size_bytes else "any size"]
+def describe_call(ask: Ask) -> str:
+    """Return `all_reduce op=sum, 4 KiB, in place`."""
+    words = [name_call(ask), format_size(ask.size_bytes) if ask.size_bytes else "any size"]
     words += ["in place"] if ask.in_place else []
     words += ["asynchronous"] if ask.asynchronous else []
     words += [f"{ask.out} buffers"] if ask.out != PLAIN else []
@@ -160,7 +162,7 @@ def defaults(collective: str) -> dict[str, Value]:
 
 
 def size_of(matrix: Sequence[Sequence[int]]) -> int:
-    """The most that one rank sends or receives, own block included."""
+    """Return the most that one rank sends or receives, own block included."""
     return max(*map(sum, matrix), *map(sum, zip(*matrix, strict=True)))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from commbench.communicators.autograd import Gradients
+from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.base import CommLike
 from commbench.communicators.prepared import Pending
 
@@ -52,9 +52,9 @@ class CommWrapper:
         return self.comm.exchange_counts(sent)
 
     @functools.cached_property
-    def autograd(self) -> Gradients:
-        """The collectives as functions of their input, whose gradients take the same way."""
-        return Gradients(self)
+    def autograd(self) -> DifferentiableCollectives:
+        """Return the collectives as functions of their input, whose gradients take the same way."""
+        return DifferentiableCollectives(self)
 
     def _call(self, name: str, out: Tensor, inp: Tensor | None, *, async_op: bool, **arguments: Any) -> Pending | None:
         """Make the call `name` on the communicator. `inp` is None where `out` is the input too."""

@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool,
 
 def nodes_of(per_node: int) -> None:
     """In a rank: let so many consecutive ranks think that they share a host."""
-    create.host = lambda: f"host-{dist.get_rank() // per_node}"  # type: ignore[assignment]
+    create.host_id = lambda: f"host-{dist.get_rank() // per_node}"  # type: ignore[assignment]
 
 
 def by(*choices: Choice, **scope: Any) -> Communicator:

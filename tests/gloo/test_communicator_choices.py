@@ -29,7 +29,7 @@ from tests.support.ranks import on_gloo
 
 def test_ranks_that_are_not_in_blocks_on_their_hosts_count_as_nodes() -> None:
     def rank(transport: Any) -> None:
-        create.host = lambda: f"host-{dist.get_rank() % 2}"  # type: ignore[assignment]
+        create.host_id = lambda: f"host-{dist.get_rank() % 2}"  # type: ignore[assignment]
         comm = by(profiles.choice("all_to_all", "2d_intra_first"))
         check_all_to_all(comm, 4)
         assert (comm.layout.nodes, comm.layout.ranks_per_node) == (4, 1)
@@ -74,7 +74,7 @@ def test_buffers_from_elsewhere_get_the_best_choice_for_them() -> None:
         assert "direct on registered buffers was tuned, and these are not from empty(); the default" in comm.explain()
         assert comm.empty(3, torch.int8, collective="broadcast").dtype is torch.int8
         assert len(comm._calls.owned) == 2
-        comm._transport.lacks = lambda buffers, *, one_sided: "no allocator"
+        comm._transport.unsupported = lambda buffers, *, one_sided: "no allocator"
         comm.empty(8)
         assert "registered buffers are plain here: no allocator" in comm.explain()
         comm.close()
@@ -262,7 +262,7 @@ def test_the_librarys_calls_are_kept_once() -> None:
         check_all_to_allv(comm, matrix, matrix, 0)
         ((ask, made),) = cache._library.items()
         assert cache.library(made.ask, made.chosen) is made and len(cache._library) == 1
-        assert calls.told.keys() == {ask}
+        assert calls.explained.keys() == {ask}
 
     on_gloo(2, rank)
 

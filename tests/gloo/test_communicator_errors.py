@@ -61,7 +61,7 @@ def test_what_is_wrong_on_one_rank_is_raised_on_all() -> None:
             choices=[profiles.choice("all_to_all", "direct", scope="a")],
         )
         raises(OutOfScope, lambda: LoadedProfile(two).communicator(), "different scopes", "a, b")
-        create.host = (lambda: 1 / 0) if me == 1 else create.host  # type: ignore[assignment,return-value]
+        create.host_id = (lambda: 1 / 0) if me == 1 else create.host_id  # type: ignore[assignment,return-value]
         raises(EnvironmentProblem, lambda: commbench.communicator(), "rank 1: ZeroDivisionError", "that rank's log")
         with pytest.raises(EnvironmentProblem) as caught:
             commbench.communicator()

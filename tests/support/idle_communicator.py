@@ -47,7 +47,7 @@ class Idle:
 
 def communicator(transport: Any) -> Any:
     from commbench.communicators.communicator import Communicator
-    from commbench.communicators.explain import Setting
+    from commbench.communicators.explain import CommunicatorInfo
     from commbench.communicators.select import Chooser
     from commbench.layout import Layout
     from commbench.profile.scope import Here
@@ -57,5 +57,5 @@ def communicator(transport: Any) -> Any:
     layout = Layout(1, transport.size)
     table = Table(profiles.profile(profiles.choice("all_to_all", "direct")), "s")
     here = Here(transport="gloo", nodes=1, ranks_per_node=transport.size)
-    setting = Setting(here=here, layout=layout)
+    setting = CommunicatorInfo(here=here, layout=layout)
     return Communicator(transport, layout, Chooser("gloo", layout, table), setting)

@@ -190,7 +190,7 @@ def test_no_module_of_the_way_of_a_call_knows_locks() -> None:
 
 
 def test_evidence_is_told_with_the_choice() -> None:
-    from commbench.communicators.explain import Setting, explain
+    from commbench.communicators.explain import CommunicatorInfo, explain
     from commbench.profile.scope import Here
 
     kept = Evidence(
@@ -201,7 +201,7 @@ def test_evidence_is_told_with_the_choice() -> None:
     made = chooser(profiles.choice("all_to_all", "bruck", evidence=[profiles.EVIDENCE, kept]))
     here = Here(transport="nccl", nodes=1, ranks_per_node=4, versions={"nccl": "2.28.9"}, gpu="H200")
     seen = {asked: made.choose(asked) for asked in (ask(64), ask(65536), ask(1 << 20))}
-    told = explain(Setting(here=here, layout=Layout(1, 4)), seen)
+    told = explain(CommunicatorInfo(here=here, layout=Layout(1, 4)), seen)
     assert told.splitlines()[:2] == ["here: nccl (nccl 2.28.9), H200, 1 node x 4 ranks", "profile: none"]
     assert told.count("bruck 1.50 times as fast as direct (1.40 .. 1.60, 12 pairs) at 4 KiB: 150 -> 100 us") == 1
     assert told.count("(no interval, 3 pairs) at 64 KiB: 10 -> 10 us; no gain was confirmed") == 2

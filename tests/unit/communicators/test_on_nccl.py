@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from commbench.communicators.communicator import Communicator
-from commbench.communicators.explain import Setting
+from commbench.communicators.explain import CommunicatorInfo
 from commbench.communicators.select import Chooser
 from commbench.errors import UsageError
 from commbench.layout import Layout
@@ -80,7 +80,7 @@ def by(transport: Any, *choices: Choice) -> Communicator:
     layout = Layout(1, RANKS)
     table = Table(profiles.profile(*choices, transport="nccl"), "s")
     here = Here(transport="nccl", nodes=1, ranks_per_node=RANKS)
-    return Communicator(transport, layout, Chooser("nccl", layout, table), Setting(here=here, layout=layout))
+    return Communicator(transport, layout, Chooser("nccl", layout, table), CommunicatorInfo(here=here, layout=layout))
 
 
 def brought(rank: int, elements: int, salt: int) -> torch.Tensor:
