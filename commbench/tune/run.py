@@ -1,0 +1,171 @@
+"""A tuning from its regions to a profile: budget, pairs for the cost model, and one tuner after the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import commbench
+from commbench import cost_model
+from commbench.collectives.base import PART_BYTES
+from commbench.console import Console
+from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.machine import metadata
+from commbench.profile import Profile
+from commbench.records import Case
+from commbench.run_folder import timestamp
+from commbench.stats import PAIRS_FOR_CLAIM
+from commbench.sweep import plan, prepare
+from commbench.sweep.config import SweepConfig
+from commbench.sweep.sizes import Sizes
+from commbench.tune import MINIMUM_GAIN
+from commbench.tune.describe import count
+from commbench.tune.search import Predict
+from commbench.tune.space import Region
+from commbench.tune.stages import Stages
+from commbench.tune.tuner import MOST_PAIRS, Confirmation, CostModel, Tuned, Tuner
+from commbench.units import format_seconds
+
+_BUDGET = "10m"
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_LEAST_R2 = 0.9  # of a model that may rule candidates out
+_PAIR_SIZES = 4
+_PAIR_ROUNDS = [0, 1, 2]  # of a tournament: other pairs each, inside of nodes and between them
+_OVERDRAWN = 1.05  # times the budget: told
+_TIMEOUT_PART = 20  # of the budget: what one hang may cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The keys that a tuning has and a sweep has not."""
+
+    budget_s: float  # seconds for all of it
+    gain: float  # the least that is worth a change: 0.03 is 3 %
+
+
+def read_limits(words: Sequence[str]) -> tuple[tuple[str, ...], Limits]:
+    """Return the words without `budget=` and `gain=`, and these. Raises `UsageError`."""
+    left, budget, gain = [], _BUDGET, MINIMUM_GAIN
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "budget":
+            budget = value
+        elif key == "gain":
+            try:
+                gain = float(value)
+            except ValueError:
+                gain = -1.0
+            if not 0 <= gain <= 10:
+                raise UsageError(f"gain={value}", hint="the least gain that is worth a change: 0.03 is 3 %")
+        else:
+            left.append(word)
+    return tuple(left), Limits(budget_s=parse_seconds("budget", budget), gain=gain)
+
+
+def parse_seconds(key: str, text: str) -> float:
+    """Return the seconds of `90`, `90s`, `8m`, `1.5h`. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise UsageError(f"{key}={text}", hint="a time above 0: 90s, 8m, 1.5h")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:
+    """Return the config with a timeout by which a candidate that hangs does not take the budget with it."""
+    if "timeout" in item.typed:
+        return item
+    return replace(item, timeout=min(item.timeout, max(5.0, limits.budget_s / _TIMEOUT_PART)))
+
+
+def tune(
+    regions: Sequence[Region], configs: Sequence[SweepConfig], stages: Stages, limits: Limits, console: Console
+) -> list[Tuned]:
+    """Tune each region in its part of the budget that is left."""
+    tuned = []
+    for index, region in enumerate(regions):
+        left_s = max(0.0, limits.budget_s - stages.spent_s) / (len(regions) - index)
+        console.note(f"tuning {region.default}: {count(region)}, {format_seconds(left_s)}")
+        folders = len(stages.folders)
+
+        def fit(first: int = folders, region: Region = region) -> Predict | None:
+            return _predictor(stages, first, console)
+
+        asked = [item.launches for item in configs if "launches" in item.typed]
+        launches = max([PAIRS_FOR_CLAIM, *asked])
+        tuner = Tuner(
+            region, stages, budget_s=left_s, scope=stages.scope, note=console.note,
+            confirmation=Confirmation(minimum_gain=limits.gain, pairs=(launches, max(launches, MOST_PAIRS))),
+            model=CostModel(probes=_pairs(region, configs), fit=fit),
+        )  # fmt: skip
+        tuned.append(tuner.run())
+    if stages.spent_s > _OVERDRAWN * limits.budget_s:
+        console.note(
+            f"budget={format_seconds(limits.budget_s)} was exceeded: it took {format_seconds(stages.spent_s)}; "
+            f"a confirmation is at least {PAIRS_FOR_CLAIM} launches"
+        )
+    return tuned
+
+
+def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
+    """Return single messages between two ranks, from the smallest block to the largest buffer, to fit a model to."""
+    outer = region.default
+    sizes = [problem.size_bytes for problem in region.problems]
+    smallest, largest = max(min(sizes) // outer.layout.ranks, PART_BYTES), max(sizes)
+    steps = _PAIR_SIZES - 1
+    wanted = {round(smallest * (largest / smallest) ** (step / steps)) for step in range(_PAIR_SIZES)}
+    found: dict[str, Case] = {}
+    for item in configs:
+        if outer.transport not in item.transport:
+            continue
+        for size in sorted(wanted):
+            narrow = replace(
+                item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={},
+                arguments={"round": list(_PAIR_ROUNDS)},
+                layer={}, mode=["isolated"], buffers=["plain"], size_range=Sizes(size, size), typed=frozenset(),
+            )  # fmt: skip
+            try:
+                planned = plan.expand([narrow])
+            except CommbenchError:
+                continue
+            for one in planned:
+                if not one.skip and one.case.outer.key == outer.key:
+                    found.setdefault(one.case.case_id, one.case)
+    return list(found.values())
+
+
+def _predictor(stages: Stages, first: int, console: Console) -> Predict | None:
+    """Return what the model says of cases; None where it is not good enough to rule any of them out."""
+    try:
+        observations = [one for folder in stages.folders[first:] for one in cost_model.observe(folder)]
+        fitted = cost_model.fit(observations)
+    except CommbenchError as error:
+        console.note(f"no model: {error}; all candidates are measured")
+        return None
+    if fitted.r2 < _LEAST_R2:
+        console.note(f"the model explains too little (r2 {fitted.r2:.3f}); all candidates are measured")
+        return None
+    console.note(f"model of the links: r2 {fitted.r2:.3f}")
+
+    def predict(case: Case) -> tuple[float, float] | None:
+        prediction = fitted.predict(case)
+        return None if prediction is None else (prediction.low_us, prediction.high_us)
+
+    return predict
+
+
+def to_profile(tuned: Sequence[Tuned], words: Sequence[str], limits: Limits, seconds: float) -> Profile:
+    """Return the profile of all scopes. Raises `EnvironmentProblem` where there is none."""
+    if not tuned:
+        raise EnvironmentProblem("nothing was tuned", hint="see the notes above")
+    return Profile(
+        scopes=[one.scope for one in tuned],
+        choices=[choice for one in tuned for choice in one.choices],
+        refused=[refused for one in tuned for refused in one.refused],
+        created=timestamp(),
+        commbench_version=commbench.__version__,
+        machine=prepare.machine_text(metadata.collect()),
+        command=["commbench", "tune", *words, f"budget={limits.budget_s:g}s"],
+        minimum_gain=limits.gain,
+        seconds=round(seconds, 1),
+    )
