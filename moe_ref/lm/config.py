@@ -57,6 +57,7 @@ class LMConfig:
 
     @property
     def gate(self) -> GateConfig:
+        """The settings of the gates."""
         return GateConfig(
             experts=self.experts,
             top_k=self.top_k,
@@ -73,6 +74,7 @@ class LMConfig:
 
     @property
     def moe_layers(self) -> int:
+        """The number of blocks that have experts."""
         return self.layers // self.moe_freq if self.moe_freq else 0
 
 
@@ -90,6 +92,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
+        """All parameters of the model."""
         return self.replicated + self.experts
 
 
@@ -116,7 +119,7 @@ def flops_per_token(config: LMConfig, *, positions: int | None = None, recompute
 
     The count of PaLM (arXiv 2204.02311, appendix B): two for each multiply-add, backward twice forward, attention over
     all S positions though half of them are masked. All K choices count, those that are dropped too, and nothing that a
-    way of dispatch adds. For `mfu` recomputed work does not count, which is the default.
+    dispatcher adds. For `mfu` recomputed work does not count, which is the default.
     """
     positions = config.context if positions is None else positions
     forward = 2 * parameters(config).active + 4 * config.layers * positions * config.width

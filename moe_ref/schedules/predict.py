@@ -182,7 +182,7 @@ def _groups(group: str, shape: Shape) -> list[list[int]]:
             return [list(range(shape.W))]
         case "tp":
             return [list(range(first, first + shape.tp)) for first in range(0, shape.W, shape.tp)]
-    return [list(range(place, shape.W, shape.tp)) for place in range(shape.tp)]
+    return [list(range(tp_rank, shape.W, shape.tp)) for tp_rank in range(shape.tp)]
 
 
 def plan(schedule: Schedule, shape: Shape) -> list[Stage]:

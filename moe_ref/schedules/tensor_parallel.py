@@ -66,7 +66,7 @@ class TensorParallel(PlannedSchedule):
                 return DuplicateExchange(layer.tp, layer.ep)
             case "profile":
                 return ProfileExchange(layer.comm, layer.tp.size)
-        return DropExchange(layer.tp, layer.ep, self._parts)
+        return DropExchange(layer.tp, layer.ep, self._chunks)
 
     def stages(self, shape: Shape) -> list[Stage]:
         whole = shape.E * capacity_of(shape) * shape.row_bytes
@@ -81,7 +81,7 @@ class TensorParallel(PlannedSchedule):
                 there = [CollectiveCall("replicated", "tp_all_to_all", "comm", whole)]
                 back = [CollectiveCall("partial", "tp_all_to_all", "comm", whole)]
             case _:
-                there, back = self._dispatch(shape), self._combine(shape)
+                there, back = self._dispatch_plan(shape), self._combine_plan(shape)
         return both_passes(shape, there, back)
 
     def _sent(self, groups: int) -> str:
@@ -89,15 +89,15 @@ class TensorParallel(PlannedSchedule):
         return "duplicate" if self.tp_tokens == "profile" and groups == 1 else self.tp_tokens
 
     @property
-    def _parts(self) -> int:
+    def _chunks(self) -> int:
         return self.chunks if self.tp_tokens == "drop_pipelined" else 1
 
     def _shares(self, shape: Shape) -> list[int]:
         """Count the bytes that this rank sends of each chunk."""
-        slots = chunk_slices(slots_per_rank(capacity_of(shape), shape.tp), self._parts)
+        slots = chunk_slices(slots_per_rank(capacity_of(shape), shape.tp), self._chunks)
         return [shape.E * (cut.stop - cut.start) * shape.row_bytes for cut in slots]
 
-    def _dispatch(self, shape: Shape) -> list[CollectiveCall]:
+    def _dispatch_plan(self, shape: Shape) -> list[CollectiveCall]:
         calls, groups = [], shape.W // shape.tp
         shares = self._shares(shape)
         for i in range(len(shares) + 1):  # a chunk is exchanged before the one before it is gathered
@@ -109,7 +109,7 @@ class TensorParallel(PlannedSchedule):
                 calls.append(CollectiveCall(f"gather-{i - 1}", "all_gather", "tp", others, before))
         return calls
 
-    def _combine(self, shape: Shape) -> list[CollectiveCall]:
+    def _combine_plan(self, shape: Shape) -> list[CollectiveCall]:
         shares = self._shares(shape)
         calls = [CollectiveCall("sum-0", "all_to_all", "tp", shares[0] * shape.tp)]
         for i, nbytes in enumerate(shares):

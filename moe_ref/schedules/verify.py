@@ -33,6 +33,7 @@ class TrafficLog:
         self.messages: list[TrafficEntry] = []
 
     def add(self, collective: str, group: str, nbytes: int) -> None:
+        """Note a call."""
         self.messages.append(TrafficEntry(self.phase, collective, group, 1, nbytes))
 
 

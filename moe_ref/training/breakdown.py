@@ -219,16 +219,16 @@ class Recorder:
     """Makes steps of a trainer, of which rank 0 profiles some: the first `config.breakdown_steps` after `WARM_STEPS`.
 
     The step before these may be slower too, as the profiler gets ready. A training must not end because of it: where
-    the profiler fails there is no breakdown, and `tell` says why.
+    the profiler fails there is no breakdown, and `note` says why.
     """
 
     def __init__(
-        self, trainer: Trainer, folder: Path, *, barrier: Callable[[], object], tell: Callable[[str], object]
+        self, trainer: Trainer, folder: Path, *, barrier: Callable[[], object], note: Callable[[str], object]
     ) -> None:
         """folder: of the run. barrier: all ranks wait for each other, lest what rank 0 does between steps looks like a
         slow exchange of the next one.
         """
-        self._trainer, self._file, self._barrier, self._tell = trainer, folder / BREAKDOWN, barrier, tell
+        self._trainer, self._file, self._barrier, self._note = trainer, folder / BREAKDOWN, barrier, note
         self._first = trainer.done + WARM_STEPS + 1
         self._last = self._first + trainer.config.breakdown_steps - 1
         if self._last < self._first or self._last > trainer.config.steps:
@@ -254,7 +254,7 @@ class Recorder:
                 what()
             except Exception as error:  # of CUPTI, of kineto, of a full disk: all the same to the training
                 self._profile = None
-                self._tell(f"no step breakdown: {type(error).__name__}: {error}")
+                self._note(f"no step breakdown: {type(error).__name__}: {error}")
         self._barrier()
 
     def _start(self) -> None:
@@ -276,7 +276,7 @@ class Recorder:
         events = events_of(running.profiler.kineto_results.events())
         lines = parts(events, device)
         if lines and device == "cuda" and not any(event.kernels for event in events):
-            self._tell("no step breakdown: torch.profiler has seen no kernel; may this user read the GPU's counters?")
+            self._note("no step breakdown: torch.profiler has seen no kernel; may this user read the GPU's counters?")
             return
         start = self._first - WARM_STEPS  # the first step of this start
         for number, line in enumerate(lines, self._first):

@@ -142,9 +142,9 @@ def param_placements(model: LM, dims: ParallelDims) -> dict[str, ParamPlacement]
     return found
 
 
-def group_by_kind(model: LM, of: Mapping[str, ParamPlacement]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
+def group_by_kind(model: LM, placements: Mapping[str, ParamPlacement]) -> dict[Kind, list[tuple[str, nn.Parameter]]]:
     """Group all parameters by what others have of them."""
     found: dict[Kind, list[tuple[str, nn.Parameter]]] = {"replicated": [], "cut": [], "expert": []}
     for name, parameter in model.named_parameters():
-        found[of[name].kind].append((name, parameter))
+        found[placements[name].kind].append((name, parameter))
     return found

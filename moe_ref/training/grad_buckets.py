@@ -1,6 +1,6 @@
 """Gradients of a model that is the same on all ranks in part, and in part cut over them: one mean, one norm.
 
-What is differentiated is the mean over the parts of a batch, each divided by their number before backward. Then the
+What is differentiated is the mean over the micro-batches, each divided by their number before backward. Then the
 gradient of an expert is whole where it is: it has met the tokens of all ranks, whose gradients came by the all-to-all.
 Gradients of what other ranks have too are each rank's summand, and are added up here. The ranks of a tensor-parallel
 group have the same tokens and so the same summand of what is on every rank: their sum is divided by their number, which

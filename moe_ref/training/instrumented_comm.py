@@ -132,7 +132,7 @@ class CommMonitor:
 
 
 class InstrumentedComm(CommWrapper):
-    """Stands for a communicator: the same calls, which are made on it and told to `monitor`."""
+    """Stands for a communicator: the same calls, which are made on it and noted in `monitor`."""
 
     comm: Communicator
 

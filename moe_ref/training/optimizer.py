@@ -1,4 +1,4 @@
-"""AdamW over all parameters, its states of what several ranks have spread over these (ZeRO-1).
+"""AdamW over all parameters; the states of what several ranks have are spread over these (ZeRO-1).
 
 ZeRO-1 is torch's ZeroRedundancyOptimizer (ZeRO, arXiv 1910.02054, stage 1): each such parameter is one rank's to
 update, and that rank sends it to the others. Its states are whole tensors on one rank, so a checkpoint holds them by

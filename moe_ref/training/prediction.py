@@ -3,8 +3,8 @@
 `commbench train ab` imports this by its name, in the parent, before its rounds. Two sources, and either will do:
 
 - a profile: what its tuning measured of each call's default and of its choice, between sizes on a line of logarithms;
-- a cost model (docs/reference/model.md): of every call of the schedule's plan, by the default ways, times what the
-  profile's choice took over its default where there is a profile.
+- a cost model (docs/reference/model.md): of every call of the schedule's plan, by the default algorithms, times what
+  the profile's choice took over its default where there is a profile.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def exchanges_us(config: TrainConfig, own: Table | None, known: Sequence[Table],
             took[stage.phase] += times[0] * ratio(call)
         forward, backward = took["forward"], took["backward"]
     lm = build.lm_config(config)
-    parts = config.cut(config.ranks // config.tp)[0] * config.tp // config.ranks
-    return lm.moe_layers * parts * (forward * (2 if config.recompute == "redo" else 1) + backward)
+    micro_batches = config.cut(config.ranks // config.tp)[0] * config.tp // config.ranks
+    return lm.moe_layers * micro_batches * (forward * (2 if config.recompute == "redo" else 1) + backward)
 
 
 def _curve(call: CollectiveCall, of: Shape, table: Table) -> Curve | None:

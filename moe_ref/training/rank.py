@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: RankPlacement) -> None:
-    """Train until the last step, or until somebody asks to stop. Errors of the user's are told in refused.jsonl too."""
+    """Train until the last step, or until somebody asks to stop. The user's errors go to refused.jsonl too."""
     stop = _Stop(job, info)
     try:
         variables.check(job.outer.env, os.environ)
@@ -57,8 +57,8 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: RankPlaceme
             comm.close()
     except CommbenchError as error:
         if not isinstance(error, OtherRankFailed):
-            told = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
-            append_line(job.folder / REFUSED, json.dumps(told), durable=False)
+            refused = {"rank": info.rank, "error": str(error), "hint": error.hint, "exit_code": error.exit_code}
+            append_line(job.folder / REFUSED, json.dumps(refused), durable=False)
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -82,7 +82,7 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
         events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
     stopped = False
     recorder = breakdown.Recorder(
-        trainer, folder, barrier=trainer.barrier, tell=lambda text: events.tell("note", text=text)
+        trainer, folder, barrier=trainer.barrier, note=lambda text: events.tell("note", text=text)
     )
     while trainer.done < config.steps and not stopped:
         events.doing = f"step {trainer.done + 1}"

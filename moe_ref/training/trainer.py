@@ -101,9 +101,9 @@ class Trainer:
         with record_function("train::gradients"):
             self.gradients.reduce()
         squares = self.gradients.squares().to(self.device)
-        told = torch.stack([loss, squares, torch.tensor(float(stop), device=self.device).double()])
-        told = self._sum_over_ranks(torch.cat([told, loads.numbers()]))
-        mean, norm = float(told[0]) / (self.micro_batches * self.config.tp), math.sqrt(float(told[1]))
+        totals = torch.stack([loss, squares, torch.tensor(float(stop), device=self.device).double()])
+        totals = self._sum_over_ranks(torch.cat([totals, loads.numbers()]))
+        mean, norm = float(totals[0]) / (self.micro_batches * self.config.tp), math.sqrt(float(totals[1]))
         if not math.isfinite(mean + norm):
             raise Diverged(
                 f"step {step}: the loss is {mean:g}, the norm of its gradient {norm:g}",
@@ -116,21 +116,26 @@ class Trainer:
         with record_function("train::read"):
             times = self.timers.read()  # waits for a GPU
         seconds = time.perf_counter() - began
-        drop_rate, balance = loads.read(told[3:])
+        metrics = self._metrics(mean, seconds, times, *loads.read(totals[3:]))
+        return metrics, bool(totals[2])
+
+    def _metrics(
+        self, loss: float, seconds: float, times: dict[str, float], drop_rate: float | None, balance: float | None
+    ) -> Metrics:
+        """Return the line of the step that was made last, with the times of the slowest rank. Collective."""
         a2a, exposed, exposed_moe = (times.get(name, 0.0) for name in ("a2a", "exposed", "exposed_moe"))
         worst = self._max_over_ranks([a2a, exposed, -exposed, exposed_moe, seconds, memory_bytes(self.device)])
-        tokens_per_s = config.batch * config.context / worst[4]
-        metrics = Metrics(
-            step=step,
-            loss=mean,
+        tokens_per_s = self.config.batch * self.config.context / worst[4]
+        peak, monitor = self.peak_flops, self.monitor
+        return Metrics(
+            step=self.done,
+            loss=loss,
             val_bits_per_byte=None,
             tokens_per_s=tokens_per_s,
-            mfu=None
-            if self.peak_flops is None
-            else tokens_per_s * flops_per_token(self.lm) / (self.peak_flops * self.ranks),
+            mfu=None if peak is None else tokens_per_s * flops_per_token(self.lm) / (peak * self.ranks),
             a2a_us=worst[0],
-            a2a_calls=0 if self.monitor is None else self.monitor.a2a_calls,
-            a2a_bytes=0 if self.monitor is None else self.monitor.a2a_bytes,
+            a2a_calls=0 if monitor is None else monitor.a2a_calls,
+            a2a_bytes=0 if monitor is None else monitor.a2a_bytes,
             exposed_comm_us=worst[1],
             exposed_comm_min_us=-worst[2],
             exposed_moe_us=worst[3],
@@ -138,7 +143,6 @@ class Trainer:
             expert_balance=balance,
             memory_bytes=int(worst[5]),
         )
-        return metrics, bool(told[2])
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -228,9 +232,9 @@ class Trainer:
         return numbers.cpu()
 
     def _max_over_ranks(self, numbers: list[float]) -> list[float]:
-        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        self._dims.all_reduce(told, op="max")
-        found: list[float] = told.tolist()
+        largest = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        self._dims.all_reduce(largest, op="max")
+        found: list[float] = largest.tolist()
         return found
 
     def barrier(self) -> None:
@@ -254,6 +258,6 @@ def check_same(config: TrainConfig, found: Checkpoint) -> None:
     if "text" not in found.about and config.path != theirs.path:  # of a version that did not know its text
         changed["path"] = config.path, theirs.path
     if changed:
-        told = ", ".join(f"{key}={there}, not {here}" for key, (here, there) in changed.items())
-        raise UsageError(f"{found.folder} is a checkpoint of another training: {told}",
+        differences = ", ".join(f"{key}={there}, not {here}" for key, (here, there) in changed.items())
+        raise UsageError(f"{found.folder} is a checkpoint of another training: {differences}",
                          hint="leave these keys as they were; or start a new run")  # fmt: skip

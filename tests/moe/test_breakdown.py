@@ -301,7 +301,7 @@ def steps(trainer: Trainer, folder: Path, until: int, stop: int | None = None) -
     """Whether each step was profiled, what was told, and how often ranks met."""
     told: list[str] = []
     met: list[int] = []
-    recorder = Recorder(trainer, folder, barrier=lambda: met.append(1), tell=told.append)
+    recorder = Recorder(trainer, folder, barrier=lambda: met.append(1), note=told.append)
     marked = []
     while trainer.done < until:
         metrics, stopped = recorder.step(stop=trainer.done + 1 == stop)
