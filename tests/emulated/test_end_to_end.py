@@ -14,16 +14,10 @@ import pytest
 
 from commbench.profile import file
 from tests.conftest import REPOSITORY, environment
+from tests.support.page import typed
 
 _PROGRAMS = {"commbench": "-m commbench", "torchrun": "-m torch.distributed.run", "python": ""}
 _SENT = 32 * 1024  # what the page's training hands to an all-to-all
-
-
-def typed() -> list[str]:
-    """What the page says to type, block by block."""
-    return re.findall(
-        r"^```sh\n(.*?)^```$", (REPOSITORY / "docs/guide/end-to-end.md").read_text(), re.DOTALL | re.MULTILINE
-    )
 
 
 def shell(folder: Path) -> dict[str, str]:
@@ -63,6 +57,7 @@ def check(said: Sequence[str], here: Path) -> None:
     assert "losses of both arms are identical" in ab
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # some twenty launches: two minutes where nobody else wants the CPUs
 def test_the_page_works_as_typed(tmp_path: Path) -> None:
     env, here = shell(tmp_path / "bin"), tmp_path / "typed"

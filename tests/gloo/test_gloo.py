@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from tests.conftest import (
     only_run,
     rows_of,
 )
+from tests.support import forked_command
 from tests.support.everything import EVERYTHING, OF_EVERYTHING, check_everything
 from tests.support.kill_and_resume import family, kill_and_resume
 from tests.support.ranks import on_gloo
@@ -125,7 +125,7 @@ def torchrun(ranks: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[
 )
 def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, case: tuple[tuple[str, ...], str]) -> None:
     words, message = case
-    result = torchrun(2, "sweep", "quick", *words, cwd=tmp_path)
+    result = forked_command.torchrun(2, "sweep", "quick", *words, cwd=tmp_path)
     assert result.returncode != 0
     assert result.stderr.count("\nerror: ") + result.stderr.startswith("error: ") == 1, result.stderr
     assert message in result.stderr
@@ -134,13 +134,8 @@ def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, case: tuple[t
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    words = [sys.executable, "-m", "commbench", "sweep", "quick", "transport=gloo", "launches=2", "-f", "8", "-e", "8K"]
-    words.append("--no-plots")
-    sweep = subprocess.Popen(
-        words, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Tests that a shell runs in the background have SIGINT ignored, and so would the sweep.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    words = ("sweep", "quick", "transport=gloo", "launches=2", "-f", "8", "-e", "8K", "--no-plots")
+    sweep = forked_command.start(*words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("results/*/measurements.jsonl")):
         assert time.monotonic() < deadline, "nothing was measured"
@@ -191,15 +186,6 @@ def test_subgroups_of_subgroups(tmp_path: Path) -> None:
 # Joined launches that fail: what was measured is shown, and the exit code is 1
 
 
-def joined(cwd: Path, *words: str, ranks: int = 2) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         "-m", "commbench", "sweep", "quick", *words],
-        cwd=cwd, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
 def rank_while_measuring(cwd: Path, rank: int) -> int:
     """The pid of a rank, once the second case has begun: between two cases nothing is measured that could fail."""
     deadline = time.monotonic() + 60
@@ -213,7 +199,10 @@ def rank_while_measuring(cwd: Path, rank: int) -> int:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
 def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals, status: str) -> None:
     words = ("algorithm=direct", "cap=1", "precision=0", "samples.max=100000", "timeout=5")
-    launch = joined(tmp_path, *words, "--format", "json", "--no-plots")
+    launch = forked_command.start_torchrun(
+        2, "sweep", "quick", *words, "--format", "json", "--no-plots", cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     victim = rank_while_measuring(tmp_path, 1)
     os.kill(victim, number)
     if number == signal.SIGSTOP:  # torchrun would wait 30 s for it to end by itself
