@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 
 from tests.conftest import (
     commbench,
-    environment,
     first,
     here,
     only_run,
@@ -95,20 +93,11 @@ def test_torchrun_as_a_subprocess_and_joined_give_the_same_cases(tmp_path: Path)
     words = ("quick", "algorithm=direct,bruck", "-e", "1K", *FEW)
     child = commbench("sweep", *words, "nodes=1", "ranks_per_node=2", "--launcher", "torchrun", cwd=tmp_path)
     assert child.returncode == 0, child.stderr
-    joined = torchrun(2, "sweep", *words, cwd=tmp_path)
+    joined = forked_command.torchrun(2, "sweep", *words, cwd=tmp_path)
     assert joined.returncode == 0, joined.stderr
     local = here("sweep", *words, "nodes=1", "ranks_per_node=2", "--dry-run", cwd=tmp_path)
     keys = [{(row["case_id"], row["status"]) for row in rows_of(result)} for result in (child, joined)]
     assert keys[0] == keys[1] == {(item["case_id"], "ok") for item in rows_of(local)} and len(keys[0]) == 2
-
-
-def torchrun(ranks: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
-         "-m", "commbench", *words],
-        cwd=cwd, env=environment(),
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -229,17 +218,15 @@ def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals
 
 
 def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
-    sweep = subprocess.Popen(
-        [sys.executable, "-m", "commbench", "sweep", "quick", "--launcher", "torchrun", "launches=1", "cap=1",
-         "-f", "8", "precision=0", "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json",
-         "--no-plots"],
-        cwd=tmp_path, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    sweep = forked_command.start(
+        "sweep", "quick", "--launcher", "torchrun", "layout=1x2", "launches=1", "cap=1", "-f", "8", "precision=0",
+        "samples.max=100000", "algorithm=direct", "-e", "8K", "--format", "json", "--no-plots",
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    os.kill(rank_while_measuring(tmp_path, 2), signal.SIGKILL)
+    os.kill(rank_while_measuring(tmp_path, 1), signal.SIGKILL)
     out, error = sweep.communicate(timeout=100)
     assert sweep.returncode == 1, error
     rows = [json.loads(line) for line in out.splitlines()]
     assert sorted(row["status"] for row in rows) == ["error", "ok"], error
     (reason,) = (row["reason"] for row in rows if row["status"] == "error")
-    assert "rank 2 was killed by signal 9" in reason or "lost another rank" in reason
+    assert "rank 1 was killed by signal 9" in reason or "lost another rank" in reason

@@ -70,9 +70,18 @@ class Forked(Process):
 
 
 def let_go() -> None:
-    """Close what an exec would have closed, locks of run folders above all; speak on descriptors 1 and 2."""
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
+    """Close what an exec would have closed, locks of run folders above all; speak on descriptors 1 and 2.
+
+    Python objects still have the numbers, and will close them: so the numbers stay taken, by nothing.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in [path.name for path in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):  # that of the listing is gone
+            if (number := int(name)) > 2 and os.fstat(number):
+                os.dup2(nothing, number, inheritable=False)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     for logger in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):
             if type(handler) is logging.StreamHandler:

@@ -19,7 +19,12 @@ def test_kill_at_a_random_moment_then_resume(tmp_path: Path, seeds: range) -> No
     words = ["quick", "transport=scripted", f"script={script}", "launches=2", "iters=6", "-e", "32K", "-f", "8"]
     with ThreadPoolExecutor(2) as pool:
         told = list(
-            pool.map(lambda seed: kill_and_resume(seed, tmp_path / f"kill-{seed:03d}", words, longest_s=2.4), seeds)
+            pool.map(
+                lambda seed: kill_and_resume(
+                    seed, tmp_path / f"kill-{seed:03d}", words, longest_s=2.4, fork=seed % 4 > 0
+                ),
+                seeds,
+            )
         )
     assert len(told) == len(seeds)
     assert any("measurements were there" in line for line in told), told
