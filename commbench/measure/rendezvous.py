@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from commbench import transports
 from commbench.console import print_error
 from commbench.errors import EXIT_USAGE, EnvironmentProblem
 from commbench.launch.job import STARTS_WITHIN_S, Job
+from commbench.launch.supervise import Watch
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.rank_info import RankInfo
 
@@ -86,6 +88,35 @@ class StartDeadline:
     def end(self) -> None:
         self._timer.cancel()
         signal.alarm(0)
+
+
+class Watchdog(threading.Thread):
+    """No parent watches joined ranks, so rank 0 hears them, and ends itself where it may wait for ever.
+
+    The launcher then ends the others.
+    """
+
+    def __init__(self, watched: Watch, finish: Callable[[], int], *, pause_s: float) -> None:
+        """`finish` says why nobody waits any longer, and returns the exit code of this process."""
+        super().__init__(daemon=True)
+        self._watched, self._finish, self._pause_s = watched, finish, pause_s
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(self._pause_s):
+            self._watched.listen()
+            if not self._over.is_set() and self._watched.gives_up():
+                leave(self._finish())
+
+    def cease(self) -> None:
+        """Let the ranks end in their own time."""
+        self._over.set()
+
+    def stop(self) -> None:
+        """End the thread, as this rank is over: what there is to say is somebody else's to say now."""
+        self.cease()
+        self.join()
+        self._watched.listen()
 
 
 class Rendezvous(Protocol):

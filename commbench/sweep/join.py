@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,17 +17,30 @@ from commbench.errors import EXIT_INTERRUPTED, UsageError, said
 from commbench.launch import placement, supervise
 from commbench.launch.job import EVENTS, Job
 from commbench.measure.rank import run as run_rank
-from commbench.measure.rendezvous import MpiRendezvous, Rendezvous, StartDeadline, follow, lead, leave, store_rendezvous
+from commbench.measure.rendezvous import (
+    MpiRendezvous,
+    Rendezvous,
+    StartDeadline,
+    Watchdog,
+    follow,
+    lead,
+    leave,
+    store_rendezvous,
+)
 from commbench.processes import cleanup
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
-from commbench.records import Measurement, Status
+from commbench.records import Measurement, PlannedCase, Status
 from commbench.run_folder import RunFolder, Tail, repair
 from commbench.sweep import prepare, session
+from commbench.sweep.config import SweepConfig
 from commbench.sweep.runner import Sweep
+
+_POLL_S = 1.0  # of a thread in a process that measures
 
 
 def run(request: prepare.SweepRequest, rank: RankInfo, draw: session.Draw) -> int:
+    """Sweep as one of the ranks; return the exit code. Raises `CommbenchError` before anything is measured."""
     die_with_parent()
     deadline = StartDeadline(rank)
     rendezvous = _rendezvous(request, rank)
@@ -40,35 +52,74 @@ def run(request: prepare.SweepRequest, rank: RankInfo, draw: session.Draw) -> in
         rendezvous.broadcast("")
         raise
     lead(rendezvous, job, deadline)
-    assert isinstance(sweep.reporter, session.ConsoleReporter)
-    reporter = sweep.reporter
-    only_once = threading.Lock()
-
-    def end(status: Status | None = None, reason: str = "") -> int:
-        """Finish with what is on disk, after noting why the running case ended."""
-        only_once.acquire()  # whoever comes second, main thread or watchdog, waits for the end of the process
-        # The launcher ends all ranks as soon as one is gone; it grants half a minute, which is plenty.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if status is not None:
-            _note_failure(folder, job, status, reason)
-            console.note(f"{status}: {reason}")
-        cleanup.remove(job.folder)
-        sweep.load()
-        return session.finish(request, folder, sweep, reporter, console, draw)
-
+    ending = _Ending(request, folder, sweep, job, console, draw)
     session.interrupt_on_sigterm()
-    _Watchdog(job, end).start()
+    ending.watchdog.start()
     with console:
         console.progress(0, len(job.cases), None, f"joined {rank.started_by}: {rank.size} ranks")
         try:
             run_rank(job, rank, shared=rendezvous.store)
         except KeyboardInterrupt:
-            end(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
+            ending.broken(Status.INTERRUPTED, f"stopped, by {rank.started_by} or by hand")
             leave(EXIT_INTERRUPTED)
         except Exception as error:
-            leave(end(Status.ERROR, said(error)))
-    return end()
+            leave(ending.broken(Status.ERROR, said(error)))
+    return ending.finish()
+
+
+class _Ending:
+    """How a joined sweep ends, once, whether its main thread or its watchdog comes to the end first."""
+
+    def __init__(
+        self,
+        request: prepare.SweepRequest,
+        folder: RunFolder,
+        sweep: Sweep,
+        job: Job,
+        console: Console,
+        draw: session.Draw,
+    ) -> None:
+        self._request, self._folder, self._sweep, self._job = request, folder, sweep, job
+        self._console, self._draw = console, draw
+        self._only_once = threading.Lock()
+        # No grace: this rank may be waiting for one that failed inside a library that does not notice.
+        self._watched = supervise.Watch(job, self._on_event, grace_s=0.0)
+        self.watchdog = Watchdog(self._watched, self._given_up, pause_s=_POLL_S)
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["event"] == "end":
+            self.watchdog.cease()
+
+    def _given_up(self) -> int:
+        if self._watched.timed_out:
+            return self.broken(Status.TIMEOUT, f"no progress for {self._watched.allowed_s:g} s")
+        first = self._watched.failures[0]
+        return self.broken(Status.ERROR, f"rank {first['rank']} failed: {first['error']}")
+
+    def broken(self, status: Status, reason: str) -> int:
+        """Finish after noting why the running case ended; return the exit code."""
+        self._begin()
+        _note_failure(self._folder, self._job, status, reason)
+        self._console.note(f"{status}: {reason}")
+        return self._finish()
+
+    def finish(self) -> int:
+        """Finish with what is on disk; return the exit code."""
+        self._begin()
+        return self._finish()
+
+    def _begin(self) -> None:
+        self._only_once.acquire()  # whoever comes second waits for the end of the process
+        # The launcher ends all ranks as soon as one is gone; it grants half a minute, which is plenty.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def _finish(self) -> int:
+        cleanup.remove(self._job.folder)
+        self._sweep.load()
+        reporter = self._sweep.reporter
+        assert isinstance(reporter, session.ConsoleReporter)
+        return session.finish(self._request, self._folder, self._sweep, reporter, self._console, self._draw)
 
 
 def _rendezvous(request: prepare.SweepRequest, rank: RankInfo) -> Rendezvous:
@@ -88,29 +139,42 @@ def _prepare(request: prepare.SweepRequest, rank: RankInfo) -> tuple[RunFolder, 
             "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
         )
     console = Console(quiet=request.quiet, verbose=request.verbose)
-    forced = prepare.layout_of(rank)
-    if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
-        raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
-    recipe, configs = prepare.configure([*request.words, "launches=1"], forced)
-    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request, rank) else ("gloo", "scripted")
-    named = any(word.startswith("transport=") for word in request.words)
-    if not named:  # a recipe for any machine: of its transports, those that these ranks can use
-        usable = [replace(item, transport=[t for t in item.transport if t in kinds]) for item in configs]
-        if not any(item.transport for item in usable):
-            asked = ", ".join(dict.fromkeys(t for item in configs for t in item.transport))
-            raise UsageError(
-                f"{recipe} measures over {asked}, which these ranks of {rank.started_by} cannot",
-                hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
-            )
-        configs = [item for item in usable if item.transport]
+    recipe, configs = _configure(request, rank)
     launchers, configs = prepare.choose_launchers(
         replace(request, launcher=rank.launcher), configs, console, joined=True
     )
     planned = prepare.expand(configs)
     prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
     placement.check(planned, launchers, console.note, joined=rank.local_size)
-    runnable = [item for item in planned if not item.skip]
-    outers = {item.case.outer.key: item.case.outer for item in runnable}
+    _check_one_launch(planned, rank)
+    folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
+    sweep = session.of_run(request, folder, planned, console)
+    job = _job(folder, sweep)
+    job.save()
+    return folder, sweep, job, console
+
+
+def _configure(request: prepare.SweepRequest, rank: RankInfo) -> tuple[str, list[SweepConfig]]:
+    """Return the recipe's name and its configs, less the transports that these ranks cannot use."""
+    if any(word.startswith("launches=") and word != "launches=1" for word in request.words):
+        raise UsageError(f"one start of {rank.started_by} is one launch", hint="leave launches out, or start it again")
+    recipe, configs = prepare.configure([*request.words, "launches=1"], prepare.layout_of(rank))
+    if any(word.startswith("transport=") for word in request.words):  # which is then checked as it is
+        return recipe, configs
+    kinds = ("mpi",) if rank.launcher == "mpiexec" or _wants_mpi(request, rank) else ("gloo", "scripted")
+    usable = [replace(item, transport=[t for t in item.transport if t in kinds]) for item in configs]
+    if not any(item.transport for item in usable):
+        asked = ", ".join(dict.fromkeys(t for item in configs for t in item.transport))
+        raise UsageError(
+            f"{recipe} measures over {asked}, which these ranks of {rank.started_by} cannot",
+            hint="for MPI under srun write transport=mpi on the command line; else start ranks with mpiexec",
+        )
+    return recipe, [item for item in usable if item.transport]
+
+
+def _check_one_launch(planned: Sequence[PlannedCase], rank: RankInfo) -> None:
+    """Raise `UsageError` where these ranks cannot measure the whole plan."""
+    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
     if len(outers) != 1:
         raise UsageError(
             f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
@@ -125,11 +189,6 @@ def _prepare(request: prepare.SweepRequest, rank: RankInfo) -> tuple[RunFolder, 
             f"{outer.nodes} x {outer.ranks_per_node} = {outer.layout.ranks}",
             hint="leave both out to take the launcher's layout",
         )
-    folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
-    sweep = session.of_run(request, folder, planned, console)
-    job = _job(folder, sweep)
-    job.save()
-    return folder, sweep, job, console
 
 
 def _job(folder: RunFolder, sweep: Sweep) -> Job:
@@ -146,7 +205,7 @@ def _job(folder: RunFolder, sweep: Sweep) -> Job:
 
 
 def _note_failure(folder: RunFolder, job: Job, status: Status, reason: str) -> None:
-    """The measurement of the case that was running, which no rank can write any more."""
+    """Write the measurement of the case that was running, which no rank can write any more."""
     repair(folder.measurements_path)
     events = Tail(job.folder / EVENTS, from_start=True).read()
     begun = [event["case_id"] for event in events if event["event"] == "begin"]
@@ -157,29 +216,3 @@ def _note_failure(folder: RunFolder, job: Job, status: Status, reason: str) -> N
     folder.append_measurement(
         Measurement(case_id=begun[-1], launch=0, attempt=job.attempt, order=place, status=status, reason=reason)
     )
-
-
-class _Watchdog(threading.Thread):
-    """No parent watches a joined launch, so rank 0 cuts a hung case itself; the launcher then ends the others."""
-
-    def __init__(self, job: Job, end: Callable[[Status, str], int]) -> None:
-        super().__init__(daemon=True)
-        self._job = job
-        self._end = end
-        self._ended = False
-
-    def run(self) -> None:
-        # No grace: this rank may be waiting for one that failed inside a library that does not notice.
-        watched = supervise.Watch(self._job, self._on_event, grace_s=0.0)
-        while not self._ended:
-            time.sleep(1.0)
-            watched.listen()
-            if self._ended or not watched.gives_up():
-                continue
-            if watched.timed_out:
-                leave(self._end(Status.TIMEOUT, f"no progress for {watched.allowed_s:g} s"))
-            first = watched.failures[0]
-            leave(self._end(Status.ERROR, f"rank {first['rank']} failed: {first['error']}"))
-
-    def _on_event(self, event: dict[str, Any]) -> None:
-        self._ended |= event["event"] == "end"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 from commbench.console import print_error
 from commbench.errors import CommbenchError, UsageError
-from commbench.launch import supervise
 from commbench.launch.job import Job
 from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
 from commbench.measure.rank import run as run_rank
-from commbench.measure.rendezvous import StartDeadline, follow, lead, leave, store_rendezvous
+from commbench.measure.rendezvous import StartDeadline, Watchdog, follow, lead, leave, store_rendezvous
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
 from commbench.run_folder import RunFolder
@@ -26,6 +24,7 @@ from commbench.train import launch
 from commbench.train.config import TrainConfig
 from commbench.train.progress import TrainConsole, TrainProgress
 
+_POLL_S = 0.1
 _OTHERS_TELL_S = 2.0  # a rank that has the reason writes it down while this one hears that something is wrong
 
 
@@ -74,7 +73,7 @@ def _train(
     progress = TrainProgress(folder, job, console, stdout=request.format)
     watched = Watch(job, progress.on_event, progress.read_metrics)
     finish = functools.partial(launch.finish, folder, job, progress, console, watched, info.launcher)
-    watchdog = _Watchdog(watched, finish)
+    watchdog = Watchdog(watched, functools.partial(_finished, finish), pause_s=_POLL_S)
     watchdog.start()
     with console:
         try:
@@ -90,7 +89,7 @@ def _failed(error: Exception, folder: RunFolder, job: Job, console: TrainConsole
     """Tell why: what a rank has refused, be it another one, else this rank's error. Return the exit code."""
     until = time.monotonic() + _OTHERS_TELL_S
     while not (job.folder / training.REFUSED).exists() and time.monotonic() < until:
-        time.sleep(supervise.POLL_S)
+        time.sleep(_POLL_S)
     if not isinstance(error, CommbenchError):
         note_failure(job.folder, 0, error)
     elif not (job.folder / training.REFUSED).exists():
@@ -113,24 +112,3 @@ def _with(request: launch.TrainRequest, layout: Sequence[str]) -> launch.TrainRe
     """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
     typed = {word.split("=")[0] for word in request.words}
     return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))
-
-
-class _Watchdog(threading.Thread):
-    """No parent watches joined ranks, so rank 0 tells what is new, and ends itself where it may wait for ever."""
-
-    def __init__(self, watched: Watch, finish: Callable[[], int]) -> None:
-        super().__init__(daemon=True)
-        self._watched, self._finish = watched, finish
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(supervise.POLL_S):
-            self._watched.listen()
-            if self._watched.gives_up():
-                leave(_finished(self._finish))
-        self._watched.listen()
-
-    def stop(self) -> None:
-        """End the thread, as this rank is over: `finish` is somebody else's now."""
-        self._over.set()
-        self.join()
