@@ -19,13 +19,13 @@ _PLAIN_EVERY_S = 10.0
 
 
 def stderr_console() -> rich.console.Console:
-    """Honours NO_COLOR, FORCE_COLOR, TERM=dumb and pipes."""
+    """Return a console that honours NO_COLOR, FORCE_COLOR, TERM=dumb and pipes."""
     # What people type is no markup: env.X=[/a] must not end the sweep.
     return rich.console.Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def print_error(message: str, hint: str) -> None:
-    """One `error:` line and one `hint:` line."""
+    """Print one `error:` line and one `hint:` line."""
     console = stderr_console()
     console.print(Text.assemble(("error: ", "bold red"), message))
     if hint:
@@ -33,7 +33,7 @@ def print_error(message: str, hint: str) -> None:
 
 
 class Console:
-    """Live progress with the time left on a terminal; a plain line now and then elsewhere. A context manager."""
+    """Shows live progress with the time left on a terminal, a plain line now and then elsewhere. A context manager."""
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._console = stderr_console()
@@ -89,5 +89,5 @@ class Console:
             self._console.print(Text(text))
 
     def error(self, text: str) -> None:
-        """What has gone wrong is told in any case."""
+        """Say what has gone wrong, even if nothing else is to be said."""
         self._console.print(Text(f"error: {text}"))

@@ -10,7 +10,7 @@ from commbench.errors import EnvironmentProblem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
-    """A process's place in the job; `local_size` is the number of ranks on its host."""
+    """Says which rank a process is; `local_size` is the number of ranks on its host."""
 
     rank: int
     size: int
@@ -25,7 +25,7 @@ class RankInfo:
 
 @dataclass(frozen=True, slots=True)
 class Convention:
-    """What one launcher sets: its marks (all of them), then rank, size, local rank and local size."""
+    """Names what one launcher sets: its marks (all of them), then rank, size, local rank and local size."""
 
     launcher: str
     started_by: str
@@ -78,7 +78,7 @@ _STRAYS = ("PMI_RANK", "PMIX_RANK", "PALS_RANKID")
 
 
 def detect(environ: Mapping[str, str]) -> RankInfo | None:
-    """This process's rank under the launcher that started it, or None if none did.
+    """Return this process's rank under the launcher that started it, or None if none did.
 
     The innermost launcher wins: torchrun over MPI, whose ranks it may be started by, and MPI over Slurm, whose srun
     starts the helpers of mpiexec. Raises `EnvironmentProblem` where variables are missing, are no numbers or
@@ -105,7 +105,7 @@ def detect(environ: Mapping[str, str]) -> RankInfo | None:
 
 
 def _set_by_srun(step: RankInfo, strays: Mapping[str, str], environ: Mapping[str, str]) -> bool:
-    """srun --mpi=pmi2 or pmix sets such variables as well, with the values of the step."""
+    """Return whether it was srun: with --mpi=pmi2 or pmix it sets such variables too, with the values of the step."""
     size = environ.get("PMI_SIZE", str(step.size))
     return size == str(step.size) and all(value == str(step.rank) for value in strays.values())
 
@@ -125,7 +125,7 @@ def _read(convention: Convention, environ: Mapping[str, str]) -> RankInfo:
 
 
 def _step(environ: Mapping[str, str]) -> RankInfo:
-    """The task of a Slurm step that this process is."""
+    """Return the task of a Slurm step that this process is."""
     rank, size, local_rank, by_node = SRUN.variables
     if size not in environ:
         size = "SLURM_NTASKS"

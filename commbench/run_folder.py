@@ -30,7 +30,7 @@ def timestamp() -> str:
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
-    """Whoever reads `path` finds the old content or the new, never a part."""
+    """Write `path` so that whoever reads it finds the old content or the new, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -40,7 +40,7 @@ def write_atomically(path: Path, data: str | bytes) -> None:
 
 
 def append_line(path: Path, line: str, *, durable: bool = True) -> None:
-    """One write, so that lines of several writers do not mix; on disk when this returns, if `durable`.
+    """Append with one write, so that lines of several writers do not mix; on disk when this returns, if `durable`.
 
     Raises `OSError` if the disk takes only a part, and takes that part back.
     """
@@ -58,7 +58,7 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
-    """Parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over."""
+    """Yield the parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over."""
     if not path.exists():
         return
     with open(path, "rb") as file:
@@ -75,7 +75,7 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
 
 
 def repair(path: Path) -> bool:
-    """Cut off a torn last line, so that appending is safe again. True if there was one."""
+    """Cut off a torn last line, so that appending is safe again. Return whether there was one."""
     if not path.exists():
         return False
     with open(path, "rb+") as file:
@@ -87,17 +87,17 @@ def repair(path: Path) -> bool:
 
 
 class Tail:
-    """New whole lines of a growing JSONL file."""
+    """Reads the new whole lines of a growing JSONL file."""
 
     def __init__(self, path: Path, *, from_start: bool = False, offset: int | None = None) -> None:
-        """offset: of the first byte that is new."""
+        """`offset` is that of the first byte that is new."""
         self._path = path
         if offset is None:
             offset = 0 if from_start or not path.exists() else path.stat().st_size
         self._offset = offset
 
     def read(self, cls: type[Any] | None = None) -> list[Any]:
-        """Parsed lines since the last call: records of `cls`, or plain dictionaries."""
+        """Return the parsed lines since the last call: records of `cls`, or plain dictionaries."""
         if not self._path.exists():
             return []
         with open(self._path, "rb") as file:
@@ -110,14 +110,14 @@ class Tail:
 
 
 class Lock:
-    """An flock that the kernel frees when its holder ends, however it ends."""
+    """Holds an flock, which the kernel frees when its holder ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: IO[bytes] | None = None
 
     def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
-        """True when held; False if others still hold it after `wait_s` seconds."""
+        """Return whether it is held now; others may still hold it after `wait_s` seconds."""
         self._file = open(self._path, "ab")  # noqa: SIM115 - held until release or the end of the process
         deadline = time.monotonic() + wait_s
         while True:
@@ -138,7 +138,7 @@ class Lock:
 
 
 class RunFolder:
-    """`results/RUN_ID`: what was asked, what happened, and what came out."""
+    """Keeps in `results/RUN_ID` what was asked, what happened, and what came out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,7 +154,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, recipe: str) -> RunFolder:
-        """A new folder below `parent`. Raises `UsageError` if it cannot be written."""
+        """Make a new folder below `parent`. Raises `UsageError` if it cannot be written."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         path = parent / f"{stamp}-{recipe}-{secrets.token_hex(3)}"
         try:
@@ -169,7 +169,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run. Raises `UsageError` where there is none, or one of another format."""
+        """Open an existing run. Raises `UsageError` where there is none, or one of another format."""
         if not (path / "run.json").is_file():
             raise UsageError(f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest")
         folder = cls(path.resolve())
@@ -192,7 +192,7 @@ class RunFolder:
         return folder
 
     def link_latest(self) -> None:
-        """`latest` beside the run folder points to it."""
+        """Let `latest` beside the run folder point to it."""
         temporary = self.path.parent / f".latest.{os.getpid()}"
         try:
             temporary.symlink_to(self.path.name)
@@ -224,12 +224,12 @@ class RunFolder:
         self.write_json("run.json", {**self.read_json("run.json"), "status": status, "updated": timestamp()})
 
     def write_plan(self, lines: list[dict[str, Any]]) -> str:
-        """Returns the plan's digest, by which a resume knows that nobody edited it."""
+        """Write the plan and return its digest, by which a resume knows that nobody edited it."""
         write_atomically(self.plan_path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
         return digest(lines)
 
     def plan(self) -> tuple[list[tuple[Case, str]], str]:
-        """(case, reason to skip it or "") in order, and the digest."""
+        """Return (case, reason to skip it or "") in order, and the digest."""
         lines = list(read_lines(self.plan_path, json.loads))
         planned = []
         for number, line in enumerate(lines, 1):
@@ -248,7 +248,7 @@ class RunFolder:
         append_line(self.measurements_path, to_json(measurement))
 
     def rows(self) -> dict[str, Row]:
-        """The last row of each case: a case measured again replaces its earlier row."""
+        """Return the last row of each case: a case measured again replaces its earlier row."""
         return {row.case_id: row for row in read_lines(self.cases_path, lambda line: parse_line(Row, line))}
 
     def append_row(self, row: Row) -> None:

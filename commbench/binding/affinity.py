@@ -30,7 +30,7 @@ _TASKS = Path("/proc/self/task")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActualBinding:
-    """Read back from the kernel."""
+    """Says what the kernel lets this process have, as it was read back."""
 
     cpus: tuple[int, ...]  # of the thread that asks
     threads: dict[str, int]  # of the whole process: list of CPUs -> how many threads have it
@@ -48,7 +48,7 @@ class ActualBinding:
 
 
 def limit() -> tuple[int, ...]:
-    """The CPUs that the kernel would give this thread, whatever it has been pinned to: those of its cpuset."""
+    """Return the CPUs that the kernel would give this thread, whatever it has been pinned to: those of its cpuset."""
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, range(_MOST_CPUS))
@@ -60,7 +60,7 @@ def limit() -> tuple[int, ...]:
 
 
 def allowed_memory() -> tuple[int, ...] | None:
-    """The NUMA nodes whose memory this process may use; None where the kernel does not tell."""
+    """Return the NUMA nodes whose memory this process may use; None where the kernel does not tell."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         (words,) = (line.partition(":")[2] for line in lines if line.startswith("Mems_allowed_list:"))
@@ -109,7 +109,7 @@ def memory_problem(policy: str, refused: str) -> EnvironmentProblem:
 
 
 def check(policy: str, placement: Placement, actual: ActualBinding, when: str, *, strangers: bool = False) -> None:
-    """Raises `EnvironmentProblem` that says what was asked and what is, unless that is the same.
+    """Raise `EnvironmentProblem` that says what was asked and what is, unless that is the same.
 
     With `strangers` other threads may be elsewhere: NCCL places its own, beside the GPU.
     """
@@ -140,7 +140,7 @@ def _differs(policy: str, asked: str, actual: str, when: str) -> EnvironmentProb
 
 
 def read() -> ActualBinding:
-    """Of every thread of this process, and the memory policy of this one."""
+    """Return the CPUs of every thread of this process, and the memory policy of this one."""
     threads: dict[str, int] = {}
     for thread in _threads():
         try:
@@ -161,7 +161,7 @@ def _threads() -> list[int]:
 
 
 def _set_cpus(cpus: Collection[int]) -> None:
-    """Of every thread there is. Those that come later inherit from whoever starts them."""
+    """Set the CPUs of every thread there is. Those that come later inherit from whoever starts them."""
     done: set[int] = set()
     while left := set(_threads()) - done:
         for thread in left:
@@ -183,7 +183,7 @@ def _set_memory(nodes: Collection[int]) -> str:
 
 
 def _call(which: int, *arguments: Any) -> str:
-    """A system call by its place in `_SYSCALLS`; its error, or ""."""
+    """Make a system call by its place in `_SYSCALLS`; return its error, or ""."""
     numbers = _SYSCALLS.get(platform.machine())
     if numbers is None:
         return f"commbench does not know this system call on {platform.machine()}"

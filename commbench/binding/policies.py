@@ -24,7 +24,7 @@ BY_NODE = ("pci", "block", "round_robin", "worst")  # one NUMA node leaves no di
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where one rank shall be."""
+    """Says where one rank shall be."""
 
     cpus: tuple[int, ...]
     memory_nodes: tuple[int, ...] | None  # that new memory comes from, and no other; None: the policy stays as it is
@@ -37,7 +37,7 @@ class Placement:
 
 
 def parse_masks(text: str) -> list[tuple[int, ...]]:
-    """`0-3;4-7`: a list of CPUs for each rank of a host. Raises `UsageError`."""
+    """Read `0-3;4-7`: a list of CPUs for each rank of a host. Raises `UsageError`."""
     try:
         return [cpulist.parse(part) for part in text.split(";")]
     except ValueError as error:
@@ -48,12 +48,12 @@ def parse_masks(text: str) -> list[tuple[int, ...]]:
 
 
 def masks_text(masks: Sequence[Collection[int]]) -> str:
-    """What `parse_masks` reads, always spelt alike."""
+    """Return what `parse_masks` reads, always spelt alike."""
     return ";".join(map(cpulist.text, masks))
 
 
 def check_keys(policies: Sequence[str], masks: object) -> str:
-    """The value of cpu_masks, "" without one, spelt as `masks_text` does. Raises `UsageError`."""
+    """Return the value of cpu_masks, "" without one, spelt as `masks_text` does. Raises `UsageError`."""
     text = "" if masks is None else masks_text(parse_masks(str(masks)))
     if "explicit" in policies and not text:
         raise UsageError(
@@ -63,14 +63,14 @@ def check_keys(policies: Sequence[str], masks: object) -> str:
 
 
 def memory_wanted(value: object) -> bool:
-    """The value of binding_memory. Raises `UsageError`."""
+    """Return the value of binding_memory. Raises `UsageError`."""
     if not isinstance(value, bool | str) or value not in _SWITCH:
         raise UsageError(f"binding_memory is {value!r}", hint="on (or true), off (or false)")
     return _SWITCH[value]
 
 
 def check_masks(masks: Sequence[Sequence[int]], ranks: int) -> None:
-    """Raises `UsageError` unless there is one for each of the `ranks` ranks of a host."""
+    """Raise `UsageError` unless there is one for each of the `ranks` ranks of a host."""
     if len(masks) != ranks:
         raise UsageError(
             f"cpu_masks={masks_text(masks)} has {len(masks)} list{'' if len(masks) == 1 else 's'} of CPUs, but "
@@ -90,7 +90,7 @@ def placements(
     memory: bool = True,
     allowed_memory: Collection[int] | None = None,
 ) -> list[Placement]:
-    """The place of each of the `local_size` ranks of a host.
+    """Return the place of each of the `local_size` ranks of a host.
 
     `allowed` are the CPUs, and `allowed_memory` the NUMA nodes, that this process may use (None: all of them).
     `devices` are the ranks' GPUs, by local rank, None or left out where a rank has none. With `memory` ranks get the
@@ -117,7 +117,7 @@ def placements(
 def _choose(
     machine: Machine, nodes: Sequence[NumaNode], policy: str, rank: int, size: int, devices: Sequence[Device | None]
 ) -> tuple[NumaNode, str]:
-    """The node of a rank, and why."""
+    """Return the node of a rank, and why."""
     count = len(nodes)
     if policy == "round_robin":
         return nodes[rank % count], f"local rank {rank} modulo {count} nodes"
@@ -138,7 +138,7 @@ def _choose(
 def _beside(
     machine: Machine, nodes: Sequence[NumaNode], rank: int, size: int, gpu: Device | None
 ) -> tuple[NumaNode, str]:
-    """The node of the rank's GPU, else that of a network card, else what `block` says. Always a node with CPUs."""
+    """Return the node of the rank's GPU, else of a network card, else what `block` says. It always has CPUs."""
     by_index = {node.index: node for node in nodes}
 
     def of(device: Device) -> NumaNode | None:
@@ -165,7 +165,7 @@ def _beside(
 
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """What a rank may be given on this machine."""
+    """Knows what a rank may be given on this machine."""
 
     machine: Machine
     allowed: Collection[int]
@@ -200,7 +200,7 @@ class _Here:
         return self._with_memory("explicit", rank, placed, nodes)
 
     def _with_memory(self, policy: str, rank: int, placed: Placement, nodes: Sequence[NumaNode]) -> Placement:
-        """With the memory of `nodes`, or of those nearest to them where they have none."""
+        """Add the memory of `nodes`, or of those nearest to them where they have none."""
         if not self.memory or not nodes:
             return placed
         found = {near.index for node in nodes if (near := self._memory_of(node)) is not None}

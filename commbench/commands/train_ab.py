@@ -9,7 +9,7 @@ import sys
 from commbench.console import Console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.rank_info import detect
-from commbench.train import ab_run, launch
+from commbench.train import ab_arms, ab_run, launch
 
 
 def run(request: launch.TrainRequest) -> int:
@@ -19,7 +19,7 @@ def run(request: launch.TrainRequest) -> int:
             "commbench train ab starts launches of its own, and a launcher has started it as a rank",
             hint="start it without the launcher",
         )
-    arms, rounds, costs = ab_run.arms_of(request.words)
+    arms, rounds, costs = ab_arms.arms_of(request.words)
     if request.show_config:
         sys.stdout.write("".join(f"{arm.name}: {json.dumps(arm.settings())}\n" for arm in arms.values()))
         return EXIT_OK

@@ -20,7 +20,7 @@ _MADE_WITHIN_S = 60  # it takes half a second
 
 
 def wrap(command: Sequence[str], fabric: Emulated) -> list[str]:
-    """The words that run `command` with `fabric` around it; without a command they make it and take it down again."""
+    """Return the words that run `command` with `fabric` around it, or without one make the fabric and take it down."""
     return [sys.executable, "-m", "commbench.fabric", fabric.to_json(), *command]
 
 
@@ -55,13 +55,13 @@ def check(fabric: Emulated) -> None:
 
 
 def _told(log: str) -> dict[str, str]:
-    """What the process that makes the fabric said last."""
+    """Return what the process that makes the fabric said last."""
     told = json.loads(log.strip().splitlines()[-1])
     return {"error": str(told["error"]), "hint": str(told["hint"])}
 
 
 def explain(log: str) -> str:
-    """Why a launch had no fabric, from its log; "" where that is not what happened."""
+    """Return why a launch had no fabric, from its log; "" where that is not what happened."""
     try:
         return "{error} ({hint})".format(**_told(log))
     except (ValueError, IndexError, KeyError, TypeError):
@@ -92,12 +92,12 @@ def enter(node: int) -> None:
 
 
 def identity() -> int:
-    """A number that processes in the same network share, and no others on this machine."""
+    """Return a number that processes in the same network share, and no others on this machine."""
     return Path("/proc/self/ns/net").stat().st_ino
 
 
 def counters(fabric: Emulated) -> list[float]:
-    """Bytes that this node has sent over each of its links, then bytes that came over each."""
+    """Return the bytes that this node has sent over each of its links, then those that came over each."""
     table = {}
     for line in Path("/proc/self/net/dev").read_text().splitlines()[2:]:
         name, _, fields = line.partition(":")

@@ -85,7 +85,7 @@ def build(fabric: Emulated) -> list[int]:
 
 
 class _Node:
-    """A child process in a namespace of its own, which sets it up once its links are there."""
+    """Forks a process into a namespace of its own, which it sets up once its links are there."""
 
     def __init__(self, fabric: Emulated, number: int) -> None:
         self._from_child, to_parent = os.pipe()
@@ -112,7 +112,7 @@ class _Node:
             raise EnvironmentProblem(told["error"], hint=told["hint"])
 
     def let_go(self) -> None:
-        """The child ends when it hears no more."""
+        """Let the child end, which it does when it hears no more."""
         os.close(self._to_child)
         os.close(self._from_child)
 

@@ -20,7 +20,7 @@ _LONGEST_QUEUE = 1 << 30  # bytes; tc has 32 bits for it
 
 
 def address(node: int) -> str:
-    """Where a node's data go to."""
+    """Return where a node's data go to."""
     return f"10.77.{node // 250}.{node % 250 + 1}"
 
 
@@ -118,7 +118,7 @@ def spray(fabric: Emulated, me: int) -> str:
 
 
 def settings(fabric: Emulated) -> dict[str, str]:
-    """What each node's kernel must be set to, by path below /proc/sys/net."""
+    """Return what each node's kernel must be set to, by path below /proc/sys/net."""
     needed = {f"ipv4/conf/{name}/rp_filter": "0" for name in ("all", "default")} if fabric.spines > 1 else {}
     if fabric.routing == "ecmp":
         needed["ipv4/fib_multipath_hash_policy"] = "1"  # by connection
@@ -126,7 +126,7 @@ def settings(fabric: Emulated) -> dict[str, str]:
 
 
 def _static(fabric: Emulated, destination: int) -> int:
-    """The spine to a destination: its number modulo the spines, as InfiniBand's fat-tree routing has it (D-mod-K)."""
+    """Return the spine to a destination: its number modulo the spines, as fat-tree routing has it (D-mod-K)."""
     return destination % fabric.spines
 
 

@@ -11,7 +11,7 @@ _PACKAGES = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables"}
 
 
 def find(name: str) -> str:
-    """The program's path; it is often outside the PATH of ordinary users. Raises `EnvironmentProblem`."""
+    """Return the program's path; it is often outside the PATH of ordinary users. Raises `EnvironmentProblem`."""
     path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if path is None:
         raise EnvironmentProblem(

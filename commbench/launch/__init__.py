@@ -28,7 +28,7 @@ TABLE: dict[str, str] = {
 
 
 class Launcher(NamedTuple):
-    """A launcher's functions. Those that its module does not define do nothing."""
+    """Holds the functions of a launcher's module. Those that it does not define do nothing."""
 
     command: Callable[[Path, Job], list[str]]
     explain: Callable[[str], str]

@@ -38,7 +38,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Logs and events of this launch."""
+        """Return where the logs and events of this launch are."""
         return Path(self.run_dir) / "logs" / self.attempt
 
     @property

@@ -28,7 +28,7 @@ def text(
     python: str = sys.executable,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
-    """A bash script for sbatch that runs `commbench sweep WORDS OPTIONS`, in about `seconds`, on the set-ups `outers`.
+    """Return a bash script for sbatch: `commbench sweep WORDS OPTIONS`, in about `seconds`, on the set-ups `outers`.
 
     Every line of it can be run, those in comments too.
     """
@@ -66,7 +66,7 @@ def _by_hand(
     python: str,
     environ: Mapping[str, str],
 ) -> Iterator[str]:
-    """Lines that say how to start one set-up under each launcher that its transport can do with."""
+    """Yield lines that say how to start one set-up under each launcher that its transport can do with."""
     yield f"== {' '.join(str(outer).split())}"
     given = {word.removeprefix("env.").partition("=")[0] for word in words if word.startswith("env.")}
     if own := [name for name in outer.env if name not in given]:
@@ -101,7 +101,7 @@ def _by_hand(
 
 
 def _narrowed(words: Sequence[str], outer: Outer, bound: bool) -> list[str]:
-    """The words for one set-up alone, with its binding where some are bound."""
+    """Return the words for one set-up alone, with its binding where some are bound."""
     keys = [word.partition("=")[0] if "=" in word else "" for word in words]  # the recipe has none
     kept = [word for word, key in zip(words, keys, strict=True) if key not in _ONE_VALUE and key[:4] != "env."]
     place = [f"transport={outer.transport}", f"nodes={outer.nodes}", f"ranks_per_node={outer.ranks_per_node}"]
@@ -112,5 +112,5 @@ def _narrowed(words: Sequence[str], outer: Outer, bound: bool) -> list[str]:
 
 
 def _quoted(words: Sequence[str]) -> str:
-    """Quoted for bash, and on one line: a line break would end a comment. shlex puts them between single quotes."""
+    """Quote for bash, and on one line: a line break would end a comment. shlex puts them between single quotes."""
     return shlex.join(words).replace("\n", "'$'\\n''")

@@ -38,7 +38,7 @@ _FAMILIES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MpiLibrary:
-    """An MPI library, as ranks load it, and an mpiexec that can start them."""
+    """Names an MPI library, as ranks load it, and an mpiexec that can start them."""
 
     family: str  # "mpich", "openmpi" or "intel"
     version: str
@@ -47,18 +47,18 @@ class MpiLibrary:
 
     @property
     def major(self) -> int:
-        """Of the version; 0 if it is not of the kind `Open MPI v5.0.11`."""
+        """Return the first number of the version; 0 if it is not of the kind `Open MPI v5.0.11`."""
         found = re.search(r"\bv(\d+)\.", self.version)
         return int(found[1]) if found else 0
 
 
 def find(env: Mapping[str, str] | None = None) -> MpiLibrary:
-    """The library that ranks load whose environment is the sweep's plus `env`. Asked once for each `env`."""
+    """Return the library that ranks load whose environment is the sweep's plus `env`. Asked once for each `env`."""
     return _find(tuple(sorted((env or {}).items())))
 
 
 def family(text: str) -> str | None:
-    """Of a library by its version string, or of an mpiexec by what it says to --version; None if it is neither."""
+    """Return the family of a library by its version string, or of an mpiexec by what it says; None if it is neither."""
     return next((name for name, words in _FAMILIES if any(word in text for word in words)), None)
 
 
@@ -77,7 +77,7 @@ def _find(env: tuple[tuple[str, str], ...]) -> MpiLibrary:
 
 
 def _loaded(environment: Mapping[str, str]) -> tuple[str, str]:
-    """Version and path of the library that mpi4py loads in a process with this environment."""
+    """Return version and path of the library that mpi4py loads in a process with this environment."""
     command = [sys.executable, "-m", "commbench.launch.mpi_library"]
     output = _output(command, environment)
     try:
@@ -123,7 +123,7 @@ def _mpiexec(name: str, path: str, environment: Mapping[str, str]) -> str:
 
 
 def _candidates(name: str, path: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Programs that may be the right mpiexec, nearest to the library first."""
+    """Return programs that may be the right mpiexec, nearest to the library first."""
     prefixes = [*Path(path).parents[1:3], Path(sys.prefix)]  # PREFIX/lib, or PREFIX/lib/ARCHITECTURE
     folders = [*(str(prefix / "bin") for prefix in prefixes), environment.get("PATH", "")]
     seen = set()
@@ -136,13 +136,13 @@ def _candidates(name: str, path: str, environment: Mapping[str, str]) -> Iterato
 
 
 def _identify(mpiexec: str, environment: Mapping[str, str]) -> tuple[str | None, str]:
-    """Its family, and the first thing that it says of itself."""
+    """Return its family, and the first thing that it says of itself."""
     said = _output([mpiexec, "--version"], environment).strip()
     return family(said), said.partition("\n")[0] or "which cannot be run, or says nothing"
 
 
 def _output(command: list[str], environment: Mapping[str, str]) -> str:
-    """What a program prints, on stderr if nowhere else; "" if it cannot be run, or hangs."""
+    """Return what a program prints, on stderr if nowhere else; "" if it cannot be run, or hangs."""
     try:
         done = subprocess.run(
             command,
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def _mapped() -> str:
-    """The MPI library in this process's memory: the shortest name, as libmpi_cxx and the like come with it."""
+    """Return the MPI library in this process's memory: the shortest name, as libmpi_cxx and the like come with it."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     paths = {Path(line[line.index("/") :]) for line in lines if "/" in line}
     libraries = [path for path in paths if path.name.startswith("libmpi")]

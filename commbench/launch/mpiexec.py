@@ -34,12 +34,12 @@ _EMULATED = (
 
 
 def check() -> None:
-    """Raises `EnvironmentProblem` where there is no MPI, or no mpiexec that belongs to it."""
+    """Raise `EnvironmentProblem` where there is no MPI, or no mpiexec that belongs to it."""
     mpi_library.find()
 
 
 def check_emulated(env: Mapping[str, str]) -> None:
-    """Raises `EnvironmentProblem` where the library that ranks load would not use the links of an emulated fabric."""
+    """Raise `EnvironmentProblem` where the library that ranks load would not use the links of an emulated fabric."""
     library = mpi_library.find(env)
     if library.family != "openmpi":
         raise EnvironmentProblem(
@@ -65,7 +65,7 @@ def command(job_path: Path, job: Job) -> list[str]:
 def words(
     dialect: str, mpiexec: str, ranks: int, tail: Sequence[str], *, per_node: int, emulated: bool = False
 ) -> list[str]:
-    """What to run. `per_node` ranks go to each host where there are several; one host may stand for all of them.
+    """Return what to run. `per_node` ranks go to each host where there are several; one host may stand for all of them.
 
     Open MPI is not told: its ppr refuses to put several declared nodes on one host, and it fills hosts in order.
     """
@@ -75,7 +75,7 @@ def words(
 
 
 def environment(job: Job) -> dict[str, str]:
-    """What Open MPI's mpiexec wants to see; others do not look at it."""
+    """Return what Open MPI's mpiexec wants to see; others do not look at it."""
     library = mpi_library.find(job.outer.env)
     if library.family != "openmpi":
         return {}
@@ -86,7 +86,7 @@ def environment(job: Job) -> dict[str, str]:
 
 
 def _on_nodes(job: Job, major: int) -> dict[str, str]:
-    """Ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
+    """Let ranks find mpiexec over the second link. Its files, which a killed one leaves, belong to the launch."""
     folder = str(cleanup.session(job.folder).absolute())
     if major >= 5:  # which complains about the older names
         return {"PMIX_MCA_ptl_base_if_include": CONTROL, "PRTE_MCA_prte_tmpdir_base": folder}
@@ -109,7 +109,7 @@ _HYDRA_STATUSES = re.compile(r"\[[^\]\s]+\] (\d+(?:,\d+)*)")
 
 
 def explain(log: str) -> str:
-    """Which rank ended hard, by mpiexec's own account; "" if none did, or there is no account."""
+    """Return which rank ended hard, by mpiexec's own account; "" if none did, or there is no account."""
     text = " ".join(log.split())  # Open MPI breaks lines anywhere
     if match := _OPEN_MPI_SIGNAL.search(text):
         return f"rank {match[1]} was killed by signal {match[2]}"
@@ -124,7 +124,7 @@ def explain(log: str) -> str:
 
 
 def _by_rank(statuses: str) -> dict[int, int]:
-    """From Hydra's `[host] 9,0,1792 [host] ...`, which is in the order of ranks: how each one ended, if not well."""
+    """Read Hydra's `[host] 9,0,1792 [host] ...`, which is in the order of ranks: how each one ended, if not well."""
     values = [int(value) for group in _HYDRA_STATUSES.findall(statuses) for value in group.split(",")]
     return {rank: value for rank, value in enumerate(values) if value not in (0, _PASSED_ON)}
 

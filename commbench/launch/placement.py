@@ -32,7 +32,10 @@ def _machine() -> Machine:
 
 
 def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placement]:
-    """Of all `local_size` ranks of this host, which may use the CPUs `allowed`. Raises `CommbenchError`."""
+    """Return the places of all `local_size` ranks of this host, which may use the CPUs `allowed`.
+
+    Raises `CommbenchError`.
+    """
     seen = _gpus(_machine(), outer, local_size)
     placed = policies.placements(
         _machine(),
@@ -52,7 +55,7 @@ def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placem
 
 
 def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[Device | None, str]]:
-    """By local rank, the GPU that it will use, and its UUID; (None, "") where it uses none."""
+    """Return for each local rank the GPU that it will use, and its UUID; (None, "") where it uses none."""
     none: tuple[Device | None, str] = (None, "")
     if not transports.entry(outer.transport).gpus:
         return [none] * local_size
@@ -66,14 +69,14 @@ def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[Device 
 
 
 def of_launch(outer: Outer, launcher: str) -> list[Placement]:
-    """The places of a launch's ranks, worked out by the sweep that starts it; none where each rank does so itself."""
+    """Return the places of a launch's ranks, by the parent that starts it; none where each rank does so itself."""
     if outer.binding == "none" or launcher == _ELSEWHERE or _on_hosts(outer, launcher):
         return []
     return here(outer, outer.layout.ranks, os.sched_getaffinity(0))
 
 
 def _on_hosts(outer: Outer, launcher: str) -> bool:
-    """Whether masks say that mpiexec will spread the ranks over several hosts: there is one for each rank of a node."""
+    """Return whether masks say that mpiexec spreads the ranks over several hosts: one for each rank of a node."""
     masks = outer.cpu_masks.count(";") + 1
     return launcher == "mpiexec" and outer.binding == "explicit" and masks == outer.layout.ranks_per_node
 
@@ -81,7 +84,7 @@ def _on_hosts(outer: Outer, launcher: str) -> bool:
 def check(
     planned: Sequence[PlannedCase], launchers: Mapping[str, str], note: Callable[[str], None], *, joined: int = 0
 ) -> list[PlannedCase]:
-    """The plan, with a reason to skip the cases of policies that this machine or container cannot do.
+    """Return the plan, with a reason to skip the cases of policies that this machine or container cannot do.
 
     Raises that reason where no case is left, and for masks that cannot be meant. `joined` is the number of ranks on
     this host if somebody else has started them.
@@ -114,7 +117,7 @@ def check(
 
 
 def describe(outer: Outer, launcher: str) -> list[str]:
-    """For a dry run: where each rank would be, and why."""
+    """Say for a dry run where each rank would be, and why."""
     if outer.binding == "none":
         return ["binding=none: every rank as it is started"]
     placed = of_launch(outer, launcher)
@@ -125,21 +128,21 @@ def describe(outer: Outer, launcher: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class RankPlacement:
-    """Of this rank: what it was given, and whether it still has it."""
+    """Knows what this rank was given, and whether it still has it."""
 
     policy: str
     placement: Placement | None  # None: as it was started
     strangers: bool  # whether the transport's own threads may be elsewhere
 
     def check(self, when: str) -> ActualBinding:
-        """What is now. Raises `EnvironmentProblem` where that is not what was asked."""
+        """Return what is now. Raises `EnvironmentProblem` where that is not what was asked."""
         found = affinity.read()
         if self.placement is not None:
             affinity.check(self.policy, self.placement, found, when, strangers=self.strangers)
         return found
 
     def check_gpu(self, identity: Mapping[str, Any]) -> None:
-        """Raises `EnvironmentProblem` where the rank has another GPU than the one beside which it was placed."""
+        """Raise `EnvironmentProblem` where the rank has another GPU than the one beside which it was placed."""
         wanted, uuid = self.placement.gpu if self.placement else "", str(identity.get("uuid", ""))
         if wanted and uuid and wanted != uuid:
             raise EnvironmentProblem(
@@ -159,7 +162,7 @@ class RankPlacement:
 
 
 def take(job: Job, info: RankInfo) -> RankPlacement:
-    """Put this rank where it shall be. Before it loads what allocates; its threads and children will inherit."""
+    """Put this rank where it shall be, before it loads what allocates; its threads and children will inherit."""
     outer = job.outer
     placement = _mine(job, info)
     if placement is not None:

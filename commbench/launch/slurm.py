@@ -32,7 +32,7 @@ STEP = ("--distribution=block", "--cpu-bind=none", "--kill-on-bad-exit=1", "--ex
 
 
 def check() -> None:
-    """Raises `EnvironmentProblem` where no launch could start."""
+    """Raise `EnvironmentProblem` where no launch could start."""
     inside = "SLURM_JOB_ID" in os.environ
     program = "srun" if inside else "sbatch"
     if shutil.which(program) is None:
@@ -71,7 +71,7 @@ def worker(job_path: Path) -> list[str]:
 
 
 def job_name(launch_folder: Path) -> str:
-    """Of the step or job of a launch, by which people and `cancel` find it."""
+    """Return the name of the step or job of a launch, by which people and `cancel` find it."""
     return f"commbench-{launch_folder.parent.parent.name}-{launch_folder.name}"
 
 
@@ -83,7 +83,7 @@ _ERROR = re.compile(r"^((?:srun|sbatch|slurmstepd[^:\s]*): (?:error|fatal): .+|S
 
 
 def explain(log: str) -> str:
-    """Which rank ended hard, by srun's account, or why Slurm ended or never began the launch; "" if it tells neither.
+    """Return which rank ended hard, by srun's account, or why Slurm ended or never began the launch, else "".
 
     What srun says of tasks after it began to end them is its own doing.
     """
@@ -121,7 +121,7 @@ def record_path(launch_folder: Path) -> Path:
 
 
 def ask(*words: str) -> str:
-    """What one of Slurm's programs answers, be it an error; "" if it does not."""
+    """Return what one of Slurm's programs answers, be it an error; "" if it does not."""
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ANSWER_S, check=False
@@ -132,7 +132,7 @@ def ask(*words: str) -> str:
 
 
 def rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
-    """The four variables by which ranks of torch meet (`env://`), for a task of a step that the user started.
+    """Return the four variables by which ranks of torch meet (`env://`), for a task of a step that the user started.
 
     An address that is set already stays. Else it is the first node, with a port that differs between steps, below
     those that Linux gives to outgoing connections: they begin at 32768.
@@ -153,7 +153,7 @@ def rendezvous(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def expand_hosts(nodes: str) -> list[str]:
-    """The names in a list of Slurm's: `node[01-03,7],x1` is node01, node02, node03, node7, x1."""
+    """Return the names in a list of Slurm's: `node[01-03,7],x1` is node01, node02, node03, node7, x1."""
     hosts: list[str] = []
     for item in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         parts = re.split(r"\[([^\]]*)\]", item)  # text, list, text, list, ..., text
@@ -163,7 +163,7 @@ def expand_hosts(nodes: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[str]:
-    """`01-03,7` is 01, 02, 03, 7."""
+    """Read a list of numbers: `01-03,7` is 01, 02, 03, 7."""
     numbers = []
     for item in text.split(","):
         low, _, high = item.partition("-")

@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _submit(job_path: Path, job: Job) -> Any:
-    """submitit's handle of the new job, or None after saying why there is none."""
+    """Return submitit's handle of the new job, or None after saying why there is none."""
     import submitit
 
     # Settings that a sweep compares arrive as environment variables, so all of them must.
@@ -87,13 +87,13 @@ def _submit(job_path: Path, job: Job) -> Any:
 
 
 def minutes(job: Job) -> int:
-    """A time limit that no launch should reach: commbench cuts cases that hang itself, and sooner."""
+    """Return a time limit that no launch should reach: commbench cuts cases that hang itself, and sooner."""
     cases = sum(2 * case.policy.cap_s + 2 for case in job.cases)
     return math.ceil((_START_S + job.timeout_s + cases) / 60)
 
 
 def _wait(job: Job, job_id: str, stop: threading.Event) -> str:
-    """The state in which the job ended, or its last one if we are asked to stop. Keeps the heart beating."""
+    """Return the state in which the job ended, or its last one if we are asked to stop. Keeps the heart beating."""
     while True:
         _heartbeat(job.folder).touch()
         answer = slurm.ask("scontrol", "--oneliner", "show", "job", job_id)
@@ -111,7 +111,7 @@ def _wait(job: Job, job_id: str, stop: threading.Event) -> str:
 
 
 def _say(text: str) -> None:
-    """Into launcher.log."""
+    """Write a line into launcher.log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -121,7 +121,7 @@ def _heartbeat(launch_folder: Path) -> Path:
 
 
 class Heartbeat:
-    """Whether the process that submitted a job is alive, as seen from the job, on another host.
+    """Tells whether the process that submitted a job is alive, as seen from the job, on another host.
 
     It touches a file every `BEAT_S`. Only changes of the file's time count, and the time since the last one is taken
     here: the clocks of two hosts need not agree. The file is opened each time, which makes network file systems ask
@@ -135,7 +135,7 @@ class Heartbeat:
         self.heard = False
 
     def silent_s(self) -> float:
-        """Seconds since the file last changed, or since we began to look."""
+        """Return the seconds since the file last changed, or since we began to look."""
         now, seen = time.monotonic(), self._look()
         if seen not in (None, self._last):
             self._last, self._since, self.heard = seen, now, True

@@ -26,7 +26,7 @@ _LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broke
 
 
 class Watch:
-    """What is heard of a launch, and whether it makes sense to wait for more of it."""
+    """Hears a launch, and knows whether it makes sense to wait for more of it."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Watch:
 
     @property
     def allowed_s(self) -> float:
-        """How long the ranks may be silent."""
+        """Return how many seconds the ranks may be silent."""
         return self._job.timeout_s if self.begun else max(self._job.timeout_s, STARTS_WITHIN_S)
 
     def listen(self) -> None:
@@ -128,7 +128,7 @@ def _end(process: Process, starter: launch.Launcher, job: Job) -> None:
 
 
 class Reason(NamedTuple):
-    """Why a launch broke: `text` is "" where nobody has said it. `log` may tell more."""
+    """Says why a launch broke: `text` is "" where nobody knows. `log` may tell more."""
 
     text: str
     log: Path

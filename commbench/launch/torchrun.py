@@ -31,7 +31,7 @@ _RAISED = 1
 
 
 def explain(log: str) -> str:
-    """Which rank ended hard, from the summary in torchrun's own log; "" if none did, or there is no summary.
+    """Return which rank ended hard, from the summary in torchrun's own log; "" if none did, or there is no summary.
 
     torchrun ends the other ranks within moments, often before they can write what they saw.
     """

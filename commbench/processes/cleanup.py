@@ -13,7 +13,7 @@ _SHARED = Path("/dev/shm")
 
 
 def mapped() -> list[str]:
-    """Files of shared memory that this process has mapped now."""
+    """Return the files of shared memory that this process has mapped now."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
@@ -23,7 +23,7 @@ def mapped() -> list[str]:
 
 
 def session(folder: Path) -> Path:
-    """Where an mpiexec that can be told so keeps the files of a launch, which has `folder`."""
+    """Return where an mpiexec that can be told so keeps the files of a launch, which has `folder`."""
     return folder / "session"
 
 

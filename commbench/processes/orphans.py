@@ -21,7 +21,7 @@ def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
 
 
 def start_time(pid: int) -> str:
-    """When the process began, in the kernel's ticks: with the pid it names a process for good. "" if it is gone.
+    """Return when the process began, in the kernel's ticks: with the pid it names a process for good. "" if it is gone.
 
     A zombie counts as gone: it runs no more.
     """

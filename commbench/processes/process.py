@@ -16,7 +16,7 @@ from commbench.processes.orphans import die_with_parent
 
 
 class Process:
-    """`command` in a session of its own (so that Ctrl-C reaches only the sweep), its output in `log`."""
+    """Runs `command` in a session of its own (so that Ctrl-C reaches only the parent), its output in `log`."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         with open(log, "ab") as output:
@@ -49,7 +49,7 @@ class Process:
 
 
 def rank_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The parent's environment plus the axis, never a clean one.
+    """Return the parent's environment plus `extra`, never a clean one.
 
     OMP_NUM_THREADS is set to 1 where it is unset, as torchrun does, so that all launchers give ranks the same number
     of threads.

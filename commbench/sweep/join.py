@@ -68,7 +68,7 @@ def run(request: prepare.SweepRequest, rank: RankInfo, draw: session.Draw) -> in
 
 
 class _Ending:
-    """How a joined sweep ends, once, whether its main thread or its watchdog comes to the end first."""
+    """Ends a joined sweep, once, whether its main thread or its watchdog comes to the end first."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def _rendezvous(request: prepare.SweepRequest, rank: RankInfo) -> Rendezvous:
 
 
 def _wants_mpi(request: prepare.SweepRequest, rank: RankInfo) -> bool:
-    """srun starts ranks of either kind, and they must know which before they can talk to each other."""
+    """Return whether ranks of srun, which are of either kind, shall meet by MPI: they must know before they meet."""
     return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 

@@ -33,7 +33,7 @@ EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRequest:
-    """The command line of `commbench sweep`."""
+    """Holds the command line of `commbench sweep`."""
 
     words: tuple[str, ...] = ()
     out: Path = Path("results")
@@ -49,7 +49,7 @@ class SweepRequest:
 
 
 def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> tuple[str, list[config.SweepConfig]]:
-    """The recipe's name and one validated config per combination of group choices.
+    """Return the recipe's name and one validated config per combination of group choices.
 
     `forced` values take the place of the recipe's, but not of the user's own.
     """
@@ -69,12 +69,12 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
 
 
 def _on_gpus(asked: Sequence[Any] | None) -> bool:
-    """Whether a recipe for any machine should use GPUs: the transports are those that the user names, if any."""
+    """Return whether a recipe for any machine should use GPUs: the transports are those that the user names, if any."""
     return asked == ["nccl"] or (asked is None and gpus.count(os.environ) > 1 and not transports.missing("nccl"))
 
 
 def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
-    """One rank for each GPU of this machine, where all transports need GPUs and there are some."""
+    """Return a layout of one rank for each GPU of this machine, where all transports need GPUs and there are some."""
     found = gpus.count(os.environ)
     known = [name for name in names if isinstance(name, str) and name in transports.TABLE]
     everywhere = bool(names) and len(known) == len(names) and all(transports.entry(name).gpus for name in known)
@@ -87,7 +87,7 @@ _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than
 def choose_launchers(
     request: SweepRequest, configs: Sequence[config.SweepConfig], console: Console, *, joined: bool = False
 ) -> tuple[dict[str, str], list[config.SweepConfig]]:
-    """The launcher of each transport, and the configs less the transports that cannot run here, each named once."""
+    """Return the launcher of each transport, and the configs without those that cannot run here, which are named."""
     launchers: dict[str, str] = {}
     lacking: dict[str, str] = {}
     for name in dict.fromkeys(name for item in configs for name in item.transport):
@@ -162,7 +162,7 @@ def create(
     *,
     joined: str = "",
 ) -> RunFolder:
-    """The run folder, with all that can be written before the first launch. Takes its lock.
+    """Make the run folder, with all that can be written before the first launch, and take its lock.
 
     `launchers` is the launcher of each transport; `joined` who started the ranks, if it was not the sweep.
     """
@@ -205,7 +205,7 @@ def create(
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """One line for captions: `AMD EPYC, 2 CPUs, x86_64, 2 x NVIDIA H200, Python 3.11.7, torch 2.13.0`."""
+    """Return one line for captions: `AMD EPYC, 2 CPUs, x86_64, 2 x NVIDIA H200, Python 3.11.7, torch 2.13.0`."""
     words = [machine["cpu"] or "unknown CPU", f"{machine['cpus']} CPUs", machine["machine"]]
     models = Counter(gpu["name"] for gpu in machine.get("gpus") or ())
     words += [f"{count} x {name}" for name, count in models.items()]
@@ -253,7 +253,7 @@ def show_plan(request: SweepRequest, planned: Sequence[PlannedCase], launchers: 
 
 
 def show_script(request: SweepRequest, planned: Sequence[PlannedCase]) -> None:
-    """The sweep as a job script on stdout: `commbench sweep ... --launcher print > job.sh`."""
+    """Print the sweep as a job script: `commbench sweep ... --launcher print > job.sh`."""
     from commbench.launch import job_script
 
     plain = SweepRequest()
@@ -266,5 +266,5 @@ def show_script(request: SweepRequest, planned: Sequence[PlannedCase]) -> None:
 
 
 def layout_of(rank: RankInfo) -> dict[str, int]:
-    """The layout that a launcher's environment implies, as keys."""
+    """Return the layout that a launcher's environment implies, as keys."""
     return {"nodes": rank.size // rank.local_size, "ranks_per_node": rank.local_size}

@@ -28,7 +28,7 @@ _STARTS_TRIED = 2  # launches that end before their first case, in a row
 
 
 class SweepReporter(Protocol):
-    """What the sweep tells while it runs."""
+    """Hears what the sweep has to say while it runs."""
 
     def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None: ...
 
@@ -39,7 +39,7 @@ class SweepReporter(Protocol):
 
 @dataclass(slots=True)
 class LaunchProgress:
-    """What a launch has told of its cases."""
+    """Knows what a launch has said of its cases."""
 
     began: set[str] = field(default_factory=set)
     running: str | None = None  # the case that was being measured when it stopped
@@ -47,7 +47,7 @@ class LaunchProgress:
 
 
 class Sweep:
-    """One run, from its first launch or from where a killed one stopped."""
+    """Measures one run, from its first launch or from where a killed one stopped."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Sweep:
 
     @property
     def done(self) -> int:
-        """Measurements made or, as their case has failed, not needed any more."""
+        """Return how many measurements are made or, as their case has failed, not needed any more."""
         return sum(
             needed if case_id in self.rows else len(self._done.get(case_id, {}))
             for case_id, needed in self._needed.items()
@@ -149,7 +149,7 @@ class Sweep:
         return case.case_id not in self.rows and index not in self._done.get(case.case_id, {})
 
     def _settle(self) -> None:
-        """Ranks of a launch that broke may still be ending, and the last line that they wrote may be torn."""
+        """Wait for ranks of a launch that broke, which may still be ending, and cut off a line that they left torn."""
         self.folder.ranks_ended(wait_s=RANKS_END_S)
         repair(self.folder.measurements_path)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Draw(Protocol):
-    """What draws a finished run: plots are above this floor, so a command brings it."""
+    """Draws a finished run: plots are above this floor, so a command brings it."""
 
     def __call__(self, frame: pd.DataFrame, meta: Mapping[str, Any], target: Path) -> list[Path]:
         """Draw the rows of `frame`, as run.json (`meta`) describes them, below `target`; return the files."""
@@ -33,7 +33,7 @@ class Draw(Protocol):
 
 
 class ConsoleReporter:
-    """Progress to stderr, rows to stdout. If nobody reads stdout any more, the sweep goes on: rows are on disk."""
+    """Writes progress to stderr, rows to stdout. Without a reader of stdout the sweep goes on: rows are on disk."""
 
     def __init__(self, console: Console, writer: writers.Writer) -> None:
         self.console = console
@@ -62,7 +62,7 @@ class ConsoleReporter:
 
 
 def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCase], console: Console) -> Sweep:
-    """The sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
+    """Return the sweep of a run folder, new or resumed or joined: how it runs is what its run.json says."""
     about = folder.read_json("run.json")
     return Sweep(
         folder,
@@ -94,7 +94,7 @@ def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Con
 def finish(
     request: SweepRequest, folder: RunFolder, sweep: Sweep, reporter: ConsoleReporter, console: Console, draw: Draw
 ) -> int:
-    """Tables, Parquet, plots and the last words of a run whose cases are all finished."""
+    """Write tables, Parquet, plots and the last words of a run whose cases are all finished; return the exit code."""
     from commbench.analysis import pair_matrices, ratios
     from commbench.output import parquet
 
@@ -126,7 +126,7 @@ def finish(
 
 
 def interrupt_on_sigterm() -> None:
-    """SIGTERM, as schedulers send it, means the same as Ctrl-C."""
+    """Let SIGTERM, as schedulers send it, mean the same as Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -135,7 +135,7 @@ def interrupt_on_sigterm() -> None:
 
 
 def _short(path: Path) -> str:
-    """Relative where that is shorter."""
+    """Return the path, relative where that is shorter."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

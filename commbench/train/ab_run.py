@@ -5,23 +5,23 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commbench
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError, unknown
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.run_folder import RunFolder, append_line, timestamp
-from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
 from commbench.train import ab, launch, results
 from commbench.train import config as training
 from commbench.train.ab import ARMS, BASELINE, CANDIDATE, Launched
+from commbench.train.ab_arms import Arm
 from commbench.train.ab_table import count, names, table
 from commbench.train.config import TrainConfig
 from commbench.train.progress import TrainConsole, write
@@ -29,27 +29,12 @@ from commbench.train.progress import TrainConsole, write
 if TYPE_CHECKING:
     from commbench.cost_model import Model
 
-_ROUNDS = 10
-_DEFAULTS = ("steps=20", "val_every=0", "save_every=null", "breakdown_steps=0")
-_DEFAULT = ("default", "none", "null")  # in place of a profile's path
 # What prediction knows about; `profile` stands for what it has chosen.
 _EXCHANGES = frozenset({"profile", "allow_mismatch", "schedule", "chunks", "groups", "r", "tp_tokens"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    name: str
-    words: tuple[str, ...]
-    config: TrainConfig
-    env: Mapping[str, str]
-
-    def settings(self) -> dict[str, Any]:
-        """Every key, with the variables that ranks are given."""
-        return {**dataclasses.asdict(self.config), **{f"env.{name}": value for name, value in self.env.items()}}
-
-
 class _Stopped(Exception):
-    """A launch that has not ended as it should: with the exit code of the whole."""
+    """Raised by a launch that has not ended as it should, with the exit code of the whole."""
 
 
 def create(request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, costs: Path | None) -> Comparison:
@@ -63,7 +48,7 @@ def create(request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, c
 
 
 class Comparison:
-    """What an A/B knows by now, which `ab.json` has from the beginning."""
+    """Measures an A/B. What it knows is in `ab.json` from the beginning."""
 
     def __init__(self, request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
         self._request, self._arms, self._rounds, self._model = request, arms, rounds, model
@@ -91,7 +76,7 @@ class Comparison:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What `ab.json` has."""
+        """Return what `ab.json` has."""
         return self._about
 
     @property
@@ -100,7 +85,7 @@ class Comparison:
 
     @property
     def launches(self) -> list[Launched]:
-        """The launches of the rounds that have both arms."""
+        """Return the launches of the rounds that have both arms."""
         return self._launches[: len(self._launches) // 2 * 2]
 
     @property
@@ -154,7 +139,7 @@ class Comparison:
             self._console.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
 
     def _launch(self, arm: Arm, number: int) -> Launched:
-        """One training from its beginning, in a run folder of its own. Raises `_Stopped`."""
+        """Train once from the beginning, in a run folder of its own. Raises `_Stopped`."""
         self._doing = f"{arm.name}, round {number + 1}" if number >= 0 else "the baseline's launch before the rounds"
         its = replace(self._request, words=arm.words, out=self._folder.path, quiet=True, format="none")
         ended = launch.once(its)
@@ -180,64 +165,8 @@ class Comparison:
         write("\n".join(lines))
 
 
-def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
-    """Both arms, the number of rounds, and the file of a cost model. Raises `UsageError`.
-
-    `baseline=FILE` and `candidate=FILE` name profiles, `default` is none; `baseline.KEY=VALUE` is any key of one arm.
-    """
-    common, own, rounds = [], {name: list[str]() for name in ARMS}, _ROUNDS
-    costs: Path | None = None
-    for word in words:
-        key, _, value = word.partition("=")
-        arm, _, inner = key.partition(".")
-        if arm in ARMS:
-            if not value:
-                raise UsageError(f"{word!r} has no value", hint=f"{arm}=FILE, {arm}=default, or {arm}.KEY=VALUE")
-            profile = "null" if value in _DEFAULT else value
-            own[arm].append(f"{inner}={value}" if inner else f"profile={profile}")
-        elif key == "rounds":
-            rounds = _whole(value)
-        elif key == "model":
-            costs = Path(value)
-        else:
-            common.append(word)
-    typed = {word.partition("=")[0] for word in common if "=" in word}
-    for key in typed - {*training.keys()}:
-        if not key.startswith("env."):
-            raise unknown("key", key, [*training.keys(), *ARMS, "rounds", "model"])
-    common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
-    arms = {}
-    for name in ARMS:
-        words = (*common, *own[name])
-        config, env = training.compose(words)
-        arms[name] = Arm(name=name, words=words, config=config, env=env)
-    one, two = (arms[name].config for name in ARMS)
-    if arms[BASELINE].settings() == arms[CANDIDATE].settings():
-        profile = "no profile" if one.profile is None else one.profile
-        raise UsageError(f"baseline and candidate are the same: {one.recipe} with {profile}",
-                         hint="candidate=p.json, or candidate.KEY=VALUE")  # fmt: skip
-    changed = two.changed(one)
-    if one.path != two.path:  # a run that goes on may find its text elsewhere
-        changed["path"] = two.path, one.path
-    if changed:
-        told = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
-        raise UsageError(f"the arms would train different models: {told}",
-                         hint=f"arms may differ in what only changes time: profile, schedule, dispatch, ..; else "
-                              f"{next(iter(changed))}=VALUE for both")  # fmt: skip
-    if one.steps != two.steps:
-        raise UsageError(f"the arms have {one.steps} and {two.steps} steps", hint="steps=N for both")
-    ab.check_steps(one.steps)
-    return arms, rounds, costs
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"rounds={text}", hint=f"a whole number; a claim of a gain takes {PAIRS_FOR_CLAIM}")
-    return int(text)
-
-
 def _model(path: Path, config: TrainConfig) -> Model:
-    """As `commbench model --out` writes it. Raises `UsageError` where it is not of these ranks' links."""
+    """Read what `commbench model --out` has written. Raises `UsageError` where it is not of these ranks' links."""
     from commbench.cost_model import Model
 
     hint = "commbench model RUN --out FILE, of runs on the links of the training"
@@ -258,7 +187,7 @@ def _model(path: Path, config: TrainConfig) -> Model:
 
 
 def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
-    """The ratio, or why there is none."""
+    """Return the ratio, or why there is none."""
     one, two = (arms[name].settings() for name in ARMS)
     others = [key for key in {**one, **two} if one.get(key) != two.get(key) and key not in _EXCHANGES]
     if others:
@@ -275,11 +204,8 @@ def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | Non
 
 
 def _table(config: TrainConfig) -> Table | None:
-    """Of the scope that the arm's ranks are started for; None without a profile, or where no one scope is theirs."""
+    """Return the table of the arm's scope; None without a profile, or where no one scope is its ranks'."""
     scope = launch.scope_of(config)
     if config.profile is None or scope is None:
         return None
     return Table(profile_file.load(Path(config.profile)), scope.id)
-
-
-__all__ = ["Comparison", "arms_of", "create", "predicted"]

@@ -109,6 +109,6 @@ def _finished(finish: Callable[[], int]) -> int:
 
 
 def _with(request: launch.TrainRequest, layout: Sequence[str]) -> launch.TrainRequest:
-    """The launcher's layout, unless another one was typed, which then does not fit and is refused."""
+    """Add the launcher's layout, unless another one was typed, which then does not fit and is refused."""
     typed = {word.split("=")[0] for word in request.words}
     return dataclasses.replace(request, words=(*request.words, *(w for w in layout if w.split("=")[0] not in typed)))

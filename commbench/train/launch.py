@@ -49,7 +49,7 @@ class TrainRequest:
 
 
 class Ended(NamedTuple):
-    """One launch. asked: whether somebody asked it to stop, be it too late."""
+    """Says how one launch ended. `asked`: whether somebody asked it to stop, be it too late."""
 
     code: int
     folder: Path
@@ -57,7 +57,7 @@ class Ended(NamedTuple):
 
 
 def once(request: TrainRequest) -> Ended:
-    """One launch of a training, new or to go on with."""
+    """Make one launch of a training, new or to go on with."""
     config, env = settings(request)
     check(config)
     console = TrainConsole(quiet=request.quiet)
@@ -75,7 +75,7 @@ def once(request: TrainRequest) -> Ended:
 
 @contextlib.contextmanager
 def ending(folder: RunFolder, console: TrainConsole) -> Iterator[None]:
-    """No run is said to be running when it is not."""
+    """See to it that no run is said to be running when it is not."""
     try:
         yield
     except BaseException as error:
@@ -105,13 +105,13 @@ def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
 
 
 def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> bool:
-    """Whether this run has come to a point where it must have saved."""
+    """Return whether this run has come to a point where it must have saved."""
     last = max((line["step"] for line in results.steps(path)), default=0)
     return about.get("status") == "finished" or 0 < (config.save_every or 0) < last
 
 
 def check(config: TrainConfig, *, joined: bool = False) -> None:
-    """Before there is a run folder: what ranks would find missing. joined: a launcher has placed them already."""
+    """Raise what ranks would miss, before there is a run folder. `joined`: a launcher has placed them already."""
     transports.check(config.transport)
     if config.transport == "nccl" and not joined and config.ranks > (found := gpus.count(os.environ)):
         raise EnvironmentProblem(f"{config.ranks} ranks and {found} GPU{'s' * (found != 1)}: each rank needs its own",
@@ -129,7 +129,7 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
 
 
 def _here(config: TrainConfig) -> Here:
-    """Of ranks that are started on this machine, which is one node if its network is not emulated."""
+    """Return what ranks find that are started on this machine, which is one node if its network is not emulated."""
     told = {variables.FABRIC: str(config.emulated)} if config.emulated else {}
     nodes = config.nodes if config.emulated else 1
     return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=told)
@@ -149,31 +149,37 @@ def _opened(path: Path) -> RunFolder:
 
 
 def open_folder(request: TrainRequest, config: TrainConfig) -> RunFolder:
-    """New, or the one to go on with, which is as it was until its ranks begin; locked, with nobody in it."""
-    if request.resume is not None:
-        folder = _opened(request.resume)
-        supervise.open_to_resume(folder, LAUNCHERS, (folder.path / results.METRICS, folder.path / results.BREAKDOWN))
-        if results.saved_step(folder.path) is None:
-            TrainConsole(quiet=request.quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
-    else:
-        folder = RunFolder.create(request.out, f"train-{config.recipe}")
-        folder.lock.take()
-        with contextlib.suppress(OSError):
-            (folder.path / "samples").rmdir()  # of sweeps
-        machine = metadata.collect()
-        folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
-        about = {
-            "format_version": results.FORMAT,
-            "run_id": folder.run_id,
-            "recipe": config.recipe,
-            "command": ["commbench", "train", *request.words],
-            "commbench_version": commbench.__version__,
-            "machine_text": prepare.machine_text(machine),
-            "started": timestamp(),
-            "machine": machine,
-        }
-        folder.write_json("config.json", json.loads(config.to_json()))
-        folder.write_json("run.json", {**about, "status": "running"})
+    """Return a new folder, or the one to go on with, as it was until its ranks begin; locked, with nobody in it."""
+    return _create(request, config) if request.resume is None else _reopen(request.resume, quiet=request.quiet)
+
+
+def _create(request: TrainRequest, config: TrainConfig) -> RunFolder:
+    folder = RunFolder.create(request.out, f"train-{config.recipe}")
+    folder.lock.take()
+    with contextlib.suppress(OSError):
+        (folder.path / "samples").rmdir()  # of sweeps
+    machine = metadata.collect()
+    folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
+    about = {
+        "format_version": results.FORMAT,
+        "run_id": folder.run_id,
+        "recipe": config.recipe,
+        "command": ["commbench", "train", *request.words],
+        "commbench_version": commbench.__version__,
+        "machine_text": prepare.machine_text(machine),
+        "started": timestamp(),
+        "machine": machine,
+    }
+    folder.write_json("config.json", json.loads(config.to_json()))
+    folder.write_json("run.json", {**about, "status": "running"})
+    return folder
+
+
+def _reopen(path: Path, *, quiet: bool) -> RunFolder:
+    folder = _opened(path)
+    supervise.open_to_resume(folder, LAUNCHERS, (folder.path / results.METRICS, folder.path / results.BREAKDOWN))
+    if results.saved_step(folder.path) is None:
+        TrainConsole(quiet=quiet).note(f"{folder.path} has no checkpoint yet: it begins again")
     return folder
 
 
@@ -210,7 +216,7 @@ def make_job(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], lau
 
 
 def scope_of(config: TrainConfig) -> Scope | None:
-    """Of the profile, the one for these ranks, whose settings they are to be started with; the ranks check the rest."""
+    """Return the profile's scope for these ranks, whose settings they are started with; they check the rest."""
     if config.profile is None:
         return None
     profile = profile_file.load(Path(config.profile))
@@ -226,7 +232,7 @@ def scope_of(config: TrainConfig) -> Scope | None:
 
 @contextlib.contextmanager
 def _stopping(job: Job) -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
+    """Let SIGTERM and Ctrl-C ask the ranks to save and end; a second one ends them at once."""
     asked = threading.Event()
 
     def ask(number: int, frame: object) -> None:

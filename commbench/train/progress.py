@@ -17,7 +17,7 @@ from commbench.train import results, tensorboard
 
 
 class TrainConsole(Console):
-    """A live line on a terminal; a plain one now and then elsewhere."""
+    """Shows a live line on a terminal, a plain one now and then elsewhere."""
 
     def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
         if self._progress:
@@ -28,7 +28,7 @@ class TrainConsole(Console):
 
 
 class TrainProgress:
-    """New lines of metrics, to stdout as they are and to stderr in words."""
+    """Writes new lines of metrics to stdout as they are, and to stderr in words."""
 
     def __init__(self, folder: RunFolder, job: Job, console: TrainConsole, *, stdout: str) -> None:
         self._stdout = stdout
@@ -94,7 +94,7 @@ class TrainProgress:
 
 
 def write(text: str) -> None:
-    """A reader of stdout that goes away does not end a training."""
+    """Write a line to stdout, whose reader may go away without ending a training."""
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -103,7 +103,7 @@ def write(text: str) -> None:
 
 
 def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:
-    """Lines of later steps as they come, and those of the steps before."""
+    """Return the lines of later steps as they come, and those of the steps before."""
     kept = []
     if path.exists() and step:
         kept = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= step]

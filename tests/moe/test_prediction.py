@@ -17,7 +17,7 @@ from commbench.errors import CorruptFile, UsageError
 from commbench.layout import Layout
 from commbench.profile import file
 from commbench.profile.table import Table
-from commbench.train import ab, ab_run
+from commbench.train import ab, ab_arms, ab_run
 from commbench.train.ab import ARMS, BASELINE
 from commbench.train.config import TrainConfig, compose
 from moe_ref.schedules.predict import predict
@@ -112,7 +112,7 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
                            losses=())  # fmt: skip
 
     def said(*words: str, model: Model | None = None) -> tuple[float | None, str]:
-        arms = ab_run.arms_of(("emulated-2x4", *words))[0]
+        arms = ab_arms.arms_of(("emulated-2x4", *words))[0]
         return ab_run.predicted(launched, {name: arms[name] for name in ARMS}, model)
 
     profile = f"candidate={tmp_path / 'p.json'}"

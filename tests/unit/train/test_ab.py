@@ -12,7 +12,7 @@ import pytest
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
 from commbench.stats import Verdict
-from commbench.train import ab, ab_run, ab_table
+from commbench.train import ab, ab_arms, ab_table
 from commbench.train.ab import BASELINE, CANDIDATE
 from tests.support import profiles
 
@@ -123,20 +123,20 @@ def test_a_launch_of_two_steps_says_nothing() -> None:
 
 def test_how_arms_are_typed() -> None:
     words = ("tiny", "batch=32", "baseline=default", "candidate=p.json", "candidate.schedule=pipelined", "rounds=3")
-    arms, rounds, model = ab_run.arms_of(words)
-    assert model is None and ab_run.arms_of((*words, "model=m.json"))[2] == Path("m.json")
+    arms, rounds, model = ab_arms.arms_of(words)
+    assert model is None and ab_arms.arms_of((*words, "model=m.json"))[2] == Path("m.json")
     one, two = arms[BASELINE].config, arms[CANDIDATE].config
     assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
     assert (one.schedule, two.schedule) == ("sequential", "pipelined")
     assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every is None
-    assert ab_run.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
+    assert ab_arms.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
 
 
 def test_variables_of_one_arm_are_a_difference() -> None:
-    arms, _, _ = ab_run.arms_of(("tiny", "candidate.env.GLOO_X=1"))
+    arms, _, _ = ab_arms.arms_of(("tiny", "candidate.env.GLOO_X=1"))
     assert arms[BASELINE].settings() != arms[CANDIDATE].settings()
     assert ab_table.names([arm.settings() for arm in arms.values()]) == "env.GLOO_X=default and 1"
-    same_name = ab_run.arms_of(("tiny", "baseline=a/p.json", "candidate=b/p.json"))[0]
+    same_name = ab_arms.arms_of(("tiny", "baseline=a/p.json", "candidate=b/p.json"))[0]
     assert "a/p.json and /" in ab_table.names([arm.settings() for arm in same_name.values()])
 
 
@@ -156,7 +156,7 @@ def test_variables_of_one_arm_are_a_difference() -> None:
 )
 def test_arms_that_cannot_be(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ab_run.arms_of(words)
+        ab_arms.arms_of(words)
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
