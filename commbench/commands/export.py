@@ -8,7 +8,7 @@ from pathlib import Path
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile.file import load
 from commbench.run_folder import write_atomically
 
@@ -16,7 +16,7 @@ from commbench.run_folder import write_atomically
 def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:
     if out is not None and out.exists() and out.samefile(path):
         raise UsageError(f"--out {str(out)!r} is the profile itself", hint="--out another file; without it, stdout")
-    exported = export(format_, Source(load(path), path, scope))
+    exported = export(format_, ExportSource(load(path), path, scope))
     data = exported.text.encode("utf-8", "surrogateescape")  # variables may hold any bytes
     for note in exported.notes:
         stderr_console().print(f"note: {note}")

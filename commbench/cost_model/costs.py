@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from commbench.cost_model import fit
-from commbench.cost_model.fit import Point
+from commbench.cost_model.fit import FitPoint
 from commbench.cost_model.forms import CALL, Form
-from commbench.cost_model.loads import Loads, batch
+from commbench.cost_model.loads import CaseLoads, batch
 from commbench.cost_model.observe import Observation, describe_setting
 from commbench.cost_model.skew import Skews
 from commbench.fabric import links
@@ -55,10 +55,10 @@ class Fitted:
     intervals: dict[str, tuple[float, float]]  # 95 %, points and launches resampled
     replicates: list[list[float]]  # costs in the order of the form
     unknown: tuple[str, ...]  # costs that no point has: nothing of that class of link was measured
-    mixed: tuple[str, ...]  # costs that cannot be told apart
+    mixed: tuple[str, ...]  # costs that the points cannot separate
     r2: float  # of logarithms of times, over all observations
     r2_by_link: dict[str, float]  # over those that stay inside nodes, and those that cross links between them
-    r2_possible: float | None  # what launches that differ leave of it, about; null of one launch
+    r2_possible: float | None  # what launches that differ leave of it, about; None of one launch
     spread: float  # standard deviation of the logarithm of a left-out point over its prediction
     left_out: dict[str, dict[str, float]]  # scale -> value -> median relative error of what was left out
     scales: Scales
@@ -67,8 +67,8 @@ class Fitted:
     points: int
     notes: tuple[str, ...] = field(default=())
 
-    def predict(self, case: Case, loads: Loads) -> Prediction | None:
-        """None where a class of link takes part that was never measured."""
+    def predict(self, case: Case, loads: CaseLoads) -> Prediction | None:
+        """Return the time of a case, None where a class of link takes part that was never measured."""
         one = batch([loads], [self.skews.of(case.outer.layout.ranks)])
         if any(self._needs(name, loads) for name in self.unknown):
             return None
@@ -82,12 +82,12 @@ class Fitted:
             time_us=time_us, low_us=time_us / factor, high_us=time_us * factor, warning=self._warning(case, loads)
         )
 
-    def _needs(self, name: str, loads: Loads) -> bool:
+    def _needs(self, name: str, loads: CaseLoads) -> bool:
         unit = np.zeros((1, len(self.costs)))
         unit[0, self.form.costs.index(name)] = 1.0
         return bool(self.form.time_us(unit, batch([loads]))[0, 0] > 0)
 
-    def _warning(self, case: Case, loads: Loads) -> str:
+    def _warning(self, case: Case, loads: CaseLoads) -> str:
         scales, far = self.scales, []
         if case.size_bytes > REACH * scales.size_bytes:
             far.append(f"{format_size(case.size_bytes)}, measured up to {format_size(scales.size_bytes)}")
@@ -121,8 +121,8 @@ class Fitted:
         return Fitted(**values)
 
 
-def forms(items: Sequence[Point]) -> list[Form]:
-    """What is worth trying. On an emulated fabric it is known that the ranks of a node share its link."""
+def forms(items: Sequence[FitPoint]) -> list[Form]:
+    """Return what is worth trying. On an emulated fabric it is known that the ranks of a node share its link."""
     cases = [observation.case for point in items for observation in point.observations]
     emulated = cases[0].outer.emulated
     several = any(case.outer.nodes > 1 for case in cases)
@@ -132,15 +132,15 @@ def forms(items: Sequence[Point]) -> list[Form]:
         owners, cpus = ("node",), ("machine",)
     shared = [Form(owner, cpu, power) for owner in owners for cpu in cpus for power in (1.0, 2.0, math.inf)]
     plain = [Form(owner, "", math.inf) for owner in owners]
-    found = [*plain, *shared]
+    candidates = [*plain, *shared]
     if emulated is not None:
         # Every packet is charged there, also those that only answer.
-        found = [replace(form, burst=True, replies=replies) for replies in (False, True) for form in found]
-    return found
+        candidates = [replace(form, burst=True, replies=replies) for replies in (False, True) for form in candidates]
+    return candidates
 
 
-def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) -> Fitted:
-    """At least `FEWEST_POINTS` points are needed, of two sizes or more."""
+def fit_setting(pairs: Sequence[tuple[Observation, CaseLoads]], *, seed: int = 0) -> Fitted:
+    """Fit the costs of one setting. At least `FEWEST_POINTS` points are needed, of two sizes or more."""
     skews = Skews.measured([observation for observation, _ in pairs])
     items = fit.points(pairs, skews)
     case = items[0].observations[0].case
@@ -153,7 +153,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
     if len({point.loads.rows.shape[0] for point in items}) > 1:  # else a call and its step are one
         solution = fit.choose([solution.form, replace(solution.form, call=True)], items, burst_us)
     form, names = solution.form, solution.form.costs
-    loads = fit.gathered(items)
+    loads = fit.as_batch(items)
     there = fit.learnable(form, loads)
     sets = fit.replicates(solution, items, seed)
     low, high = np.quantile(sets, (0.025, 0.975), axis=0)
@@ -178,8 +178,8 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
         r2_possible=_possible(items, predicted),
         spread=_spread(items, predicted, left),
         left_out={
-            scale: {value: _rounded(float(np.median(np.abs(np.expm1(errors))))) for value, errors in found.items()}
-            for scale, found in left.items()
+            scale: {value: _rounded(float(np.median(np.abs(np.expm1(errors))))) for value, errors in by_value.items()}
+            for scale, by_value in left.items()
         },
         scales=Scales(
             size_bytes=max(point.size_bytes for point in items),
@@ -192,7 +192,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, Loads]], *, seed: int = 0) ->
     )
 
 
-def _r2(items: Sequence[Point], predicted: Floats) -> float:
+def _r2(items: Sequence[FitPoint], predicted: Floats) -> float:
     measured = [np.nanmedian(point.logs, axis=1) for point in items]
     errors = np.concatenate([values - log for values, log in zip(measured, predicted, strict=True)])
     everything = np.concatenate(measured)
@@ -200,18 +200,18 @@ def _r2(items: Sequence[Point], predicted: Floats) -> float:
     return _rounded(1 - float((errors**2).sum()) / total) if total > 0 else 0.0
 
 
-def _by_link(items: Sequence[Point], predicted: Floats) -> dict[str, float]:
+def _by_link(items: Sequence[FitPoint], predicted: Floats) -> dict[str, float]:
     crosses = np.array([fit.has_inter(point.loads) for point in items])
-    found: dict[str, float] = {}
+    by_link: dict[str, float] = {}
     for link, there in zip(LINK_CLASSES, (~crosses, crosses), strict=True):
         of_link = [point for point, is_there in zip(items, there, strict=True) if is_there]
         if sum(len(point.observations) for point in of_link) > 2:
-            found[link] = _r2(of_link, predicted[there])
-    return found
+            by_link[link] = _r2(of_link, predicted[there])
+    return by_link
 
 
-def _possible(items: Sequence[Point], predicted: Floats) -> float | None:
-    """The r2 of a model that is right but for what differs from launch to launch: of medians of so many of them.
+def _possible(items: Sequence[FitPoint], predicted: Floats) -> float | None:
+    """Return the r2 of a model that is right but for what differs from launch to launch: of medians of so many of them.
 
     An estimate, and of heavy tails a low one; it is not less than what was reached.
     """
@@ -225,15 +225,15 @@ def _possible(items: Sequence[Point], predicted: Floats) -> float | None:
     return max(_rounded(1 - float(np.mean(errors)) / float(np.var(medians))), _r2(items, predicted))
 
 
-def _spread(items: Sequence[Point], predicted: Floats, left: Mapping[str, Mapping[str, Floats]]) -> float:
-    """Of points left out where there are such; the worse of sizes and layouts, as a new case may differ in either."""
+def _spread(items: Sequence[FitPoint], predicted: Floats, left: Mapping[str, Mapping[str, Floats]]) -> float:
+    """Return the spread of errors, of points left out where there are such: the worse of sizes and layouts."""
     inside = predicted - np.array([point.log_us for point in items])
-    groups = [inside, *(np.concatenate(list(found.values())) for found in left.values() if found)]
+    groups = [inside, *(np.concatenate(list(by_value.values())) for by_value in left.values() if by_value)]
     return _rounded(max(_robust(errors) for errors in groups))
 
 
 def _robust(errors: Floats) -> float:
-    """Half the width that holds 95 % of the errors, as so many standard deviations of a normal distribution."""
+    """Return half the width that holds 95 % of the errors, as so many standard deviations of a normal distribution."""
     return float(np.quantile(np.abs(errors), 0.95)) / _TWO_SIDED
 
 

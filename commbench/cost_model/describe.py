@@ -31,7 +31,7 @@ def _parts(fitted: Fitted) -> str:
 
 def lines(fitted: Fitted) -> list[str]:
     of = "left out" if any(fitted.left_out.values()) else "fitted, as none could be left out"
-    found = [
+    texts = [
         f"{fitted.text}: {fitted.form.describe()}",
         f"  {fitted.observations} cases, {fitted.points} of them different; a new case is within "
         f"{100 * 1.96 * fitted.spread:.0f} % for 95 % of those {of}",
@@ -41,24 +41,24 @@ def lines(fitted: Fitted) -> list[str]:
     for name, value in fitted.costs.items():
         unit = "us per KiB" if name.endswith("kib") else "us"
         if name in fitted.unknown:
-            found.append(f"  {MEANINGS[name]:<{width}}  not measured")
+            texts.append(f"  {MEANINGS[name]:<{width}}  not measured")
             continue
         low, high = fitted.intervals[name]
         rate = f" ({1.024 / value:.3g} GB/s)" if name.startswith("beta") and value > 0 else ""
-        found.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} {unit} [{low:.4g}, {high:.4g}]{rate}")
+        texts.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} {unit} [{low:.4g}, {high:.4g}]{rate}")
     if fitted.skews.by_ranks:
         each = ", ".join(f"{ranks} ranks {us:.4g} us" for ranks, us in fitted.skews.by_ranks.items())
-        found.append(f"  ranks begin apart, as measured: {each}")
+        texts.append(f"  ranks begin apart, as measured: {each}")
     for scale, errors in fitted.left_out.items():
         if errors:
             each = ", ".join(f"{value} {100 * error:.1f} %" for value, error in errors.items())
-            found.append(f"  median error of each {scale} that was left out: {each}")
+            texts.append(f"  median error of each {scale} that was left out: {each}")
     scales = fitted.scales
-    found.append(
+    texts.append(
         f"  measured up to {format_size(scales.size_bytes)}, messages of {format_size(scales.message_bytes)}, "
         f"{scales.ranks} ranks"
     )
     if fitted.mixed:
         named = ", ".join(fitted.mixed)
-        found.append(f"  cannot be told apart: {named}: measure pairs as well, or another number of ranks")
-    return [*found, *(f"  {note}" for note in fitted.notes)]
+        texts.append(f"  cannot be told apart: {named}: measure pairs as well, or another number of ranks")
+    return [*texts, *(f"  {note}" for note in fitted.notes)]

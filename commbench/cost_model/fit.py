@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.cost_model.forms import BURST, CALL, Form
-from commbench.cost_model.loads import RESOURCES, Batch, Loads, batch
+from commbench.cost_model.loads import RESOURCES, Batch, CaseLoads, batch
 from commbench.cost_model.observe import Observation
 from commbench.cost_model.skew import Skews
 from commbench.errors import UsageError
@@ -31,10 +31,10 @@ _CROSSES = list(RESOURCES).index("rank_inter")  # has loads where anything cross
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
+class FitPoint:
     """Observations that move the same. `logs` is observations x launches: logarithms of microseconds, NaN padded."""
 
-    loads: Loads
+    loads: CaseLoads
     observations: tuple[Observation, ...]
     logs: Floats
     skew_us: float = 0.0
@@ -52,17 +52,17 @@ class Point:
         return str(self.observations[0].case.outer.layout)
 
 
-def gathered(items: Sequence[Point]) -> Batch:
+def as_batch(items: Sequence[FitPoint]) -> Batch:
     return batch([point.loads for point in items], [point.skew_us for point in items])
 
 
-def points(pairs: Sequence[tuple[Observation, Loads]], skews: Skews) -> list[Point]:
-    groups: dict[bytes, list[tuple[Observation, Loads]]] = {}
+def points(pairs: Sequence[tuple[Observation, CaseLoads]], skews: Skews) -> list[FitPoint]:
+    groups: dict[bytes, list[tuple[Observation, CaseLoads]]] = {}
     for observation, loads in pairs:
         # Of the same loads in another layout or size no copy: they are left out one by one.
         about = f"{observation.case.outer.layout}/{observation.case.size_bytes}".encode()
         groups.setdefault(about + loads.identity, []).append((observation, loads))
-    found = []
+    result = []
     for members in groups.values():
         most = max(len(observation.launches_us) for observation, _ in members)
         logs = np.full((len(members), most), np.nan)
@@ -73,8 +73,8 @@ def points(pairs: Sequence[tuple[Observation, Loads]], skews: Skews) -> list[Poi
         # The constant of the slowest case is no reason for another to take less than nothing.
         skew_us = min(skew_us, _MOST_SKEW * float(np.exp(np.nanmedian(logs))))
         observed = tuple(observation for observation, _ in members)
-        found.append(Point(loads=loads, observations=observed, logs=logs, skew_us=skew_us))
-    return found
+        result.append(FitPoint(loads=loads, observations=observed, logs=logs, skew_us=skew_us))
+    return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class Solution:
 
     @property
     def criterion(self) -> float:
-        """Bayesian information criterion: a cost must earn its place, and by more than errors of `_FINE_ENOUGH`."""
+        """Return the Bayesian information criterion: a cost must pay by more than errors of `_FINE_ENOUGH`."""
         free = int((self.costs > 0).sum())
         square = 2 * self.loss / self.points + _FINE_ENOUGH**2
         return self.points * math.log(square) + free * math.log(self.points)
@@ -95,7 +95,7 @@ class Solution:
 def solve(
     form: Form, loads: Batch, log_us: Floats, guesses: Sequence[Floats], fixed: npt.NDArray[np.bool_]
 ) -> Solution:
-    """The best of several starts. Costs that are `fixed` stay as every guess has them."""
+    """Return the best of several starts. Costs that are `fixed` stay as every guess has them."""
     from scipy.optimize import least_squares
 
     best: Solution | None = None
@@ -121,7 +121,7 @@ def solve(
             return jacobian
 
         start = np.maximum(guess[free] / unit, 1e-6)
-        found = least_squares(
+        result = least_squares(
             residuals,
             start,
             slopes,
@@ -133,9 +133,9 @@ def solve(
             max_nfev=_EVALUATIONS,
         )
         costs = whole.copy()
-        costs[free] = np.where(found.x < 1e-5, 0.0, found.x) * unit
-        if best is None or found.cost < best.loss:
-            best = Solution(form=form, costs=costs, loss=float(found.cost), points=len(log_us))
+        costs[free] = np.where(result.x < 1e-5, 0.0, result.x) * unit
+        if best is None or result.cost < best.loss:
+            best = Solution(form=form, costs=costs, loss=float(result.cost), points=len(log_us))
     assert best is not None
     return best
 
@@ -150,7 +150,7 @@ def _units(form: Form, loads: Batch, log_us: Floats) -> Floats:
 
 
 def _sums(form: Form, loads: Batch) -> Floats:
-    """points x costs: how often each cost would be paid if nothing ran beside anything else."""
+    """Return points x costs: how often each cost would be paid if nothing ran beside anything else."""
     unit = np.eye(len(form.costs))
     loads = replace(loads, skew_us=np.zeros(len(loads.rows)))
     added = replace(form, power=1.0)
@@ -158,7 +158,7 @@ def _sums(form: Form, loads: Batch) -> Floats:
 
 
 def learnable(form: Form, loads: Batch) -> npt.NDArray[np.bool_]:
-    """Which costs any of the points has."""
+    """Return which costs any of the points has."""
     there = np.asarray((_sums(form, loads) > 0).any(axis=0))
     if form.burst:
         there[form.costs.index(BURST)] = bool(loads.rows[:, :, _CROSSES].any())
@@ -166,7 +166,7 @@ def learnable(form: Form, loads: Batch) -> npt.NDArray[np.bool_]:
 
 
 def starts(form: Form, loads: Batch, log_us: Floats, burst_us: float) -> list[Floats]:
-    """Where to start: the non-negative least squares of the sum of all costs, and equal parts of the time."""
+    """Return where to start: the non-negative least squares of the sum of all costs, and equal parts of the time."""
     from scipy.optimize import nnls
 
     sums = _sums(form, loads)
@@ -176,52 +176,52 @@ def starts(form: Form, loads: Batch, log_us: Floats, burst_us: float) -> list[Fl
     linear = nnls(relative / scale, rest)[0] / scale
     parts = _units(form, loads, log_us) * 0.3
     there = learnable(form, loads)
-    found = []
+    result = []
     for guess in (linear + 0.01 * parts, parts, 2.0 * linear + 0.1 * parts):
         guess = np.where(there, guess, 0.0)
         if form.burst:
             guess[form.costs.index(BURST)] = burst_us
         if form.call:
             guess[form.costs.index(CALL)] *= 0.1
-        found.append(guess)
-    return found
+        result.append(guess)
+    return result
 
 
-def choose(forms: Sequence[Form], items: Sequence[Point], burst_us: float) -> Solution:
-    """The form with the least criterion, of those that have fewer costs than there are points.
+def choose(forms: Sequence[Form], items: Sequence[FitPoint], burst_us: float) -> Solution:
+    """Return the form with the least criterion, of those that have fewer costs than there are points.
 
     Raises `UsageError` where there are too few points for any.
     """
-    loads, log_us = gathered(items), np.array([point.log_us for point in items])
-    found = []
+    loads, log_us = as_batch(items), np.array([point.log_us for point in items])
+    result = []
     for form in forms:
         there = learnable(form, loads)
         if there.sum() >= len(items):
             continue
-        found.append(solve(form, loads, log_us, starts(form, loads, log_us, burst_us), ~there))
-    if not found:
+        result.append(solve(form, loads, log_us, starts(form, loads, log_us, burst_us), ~there))
+    if not result:
         raise UsageError(
             f"{len(items)} different observations are too few to fit a model to",
             hint="measure direct at more sizes, and single messages: commbench sweep pairs",
         )
-    return min(found, key=lambda solution: solution.criterion)
+    return min(result, key=lambda solution: solution.criterion)
 
 
-def again(solution: Solution, items: Sequence[Point], log_us: Floats) -> Floats:
-    """The costs of the same form from other points or times, from where the first fit ended."""
-    loads = gathered(items)
+def again(solution: Solution, items: Sequence[FitPoint], log_us: Floats) -> Floats:
+    """Return the costs of the same form from other points or times, from where the first fit ended."""
+    loads = as_batch(items)
     fixed = ~learnable(solution.form, loads)
     guess = np.where(solution.costs > 0, solution.costs, _units(solution.form, loads, log_us) * 1e-3)
     return solve(solution.form, loads, log_us, [np.where(fixed, solution.costs, guess)], fixed).costs
 
 
-def replicates(solution: Solution, items: Sequence[Point], seed: int) -> Floats:
-    """Costs from resampled points, each with its launches resampled: sets x costs.
+def replicates(solution: Solution, items: Sequence[FitPoint], seed: int) -> Floats:
+    """Return costs from resampled points, each with its launches resampled: sets x costs.
 
     Points of the same launches have the same ones drawn, as what slows a launch slows all of it.
     """
     rng = np.random.default_rng(seed)
-    found = []
+    sets = []
     for _ in range(_REPLICATES):
         drawn: dict[tuple[str, int], npt.NDArray[np.int64]] = {}
         picks = rng.integers(0, len(items), len(items))
@@ -235,38 +235,41 @@ def replicates(solution: Solution, items: Sequence[Point], seed: int) -> Floats:
                 lines = _medians(point.logs[:, drawn[key]])
             lines = lines[np.isfinite(lines)]
             values.append(float(np.median(lines)) if lines.size else point.log_us)
-        found.append(again(solution, [items[pick] for pick in picks], np.array(values)))
-    return np.array(found)
+        sets.append(again(solution, [items[pick] for pick in picks], np.array(values)))
+    return np.array(sets)
 
 
 def _medians(logs: Floats) -> Floats:
-    """Of each line, NaN where nothing of it was drawn."""
+    """Return the median of each line, NaN where nothing of it was drawn."""
     medians = np.full(len(logs), np.nan)
     there = np.isfinite(logs).any(axis=1)
     medians[there] = np.nanmedian(logs[there], axis=1)
     return medians
 
 
-def left_out(solution: Solution, items: Sequence[Point], of: Callable[[Point], str]) -> dict[str, Floats]:
-    """For each value of `of`: logarithms of predicted over measured time of its points, by a fit without them."""
-    found: dict[str, Floats] = {}
+def left_out(solution: Solution, items: Sequence[FitPoint], of: Callable[[FitPoint], str]) -> dict[str, Floats]:
+    """Return errors of points by a fit without them, for each value of `of`.
+
+    An error is the logarithm of predicted over measured time.
+    """
+    errors_by_value: dict[str, Floats] = {}
     values = list(dict.fromkeys(of(point) for point in sorted(items, key=lambda point: point.size_bytes)))
     for value in values if len(values) > 1 else ():
         rest = [point for point in items if of(point) != value]
         without = [point for point in items if of(point) == value]
-        loads = gathered(rest)
+        loads = as_batch(rest)
         enough = learnable(solution.form, loads)
-        if enough.sum() >= len(rest) or (learnable(solution.form, gathered(items)) & ~enough).any():
+        if enough.sum() >= len(rest) or (learnable(solution.form, as_batch(items)) & ~enough).any():
             continue  # nothing is left to know some cost from
         costs = again(solution, rest, np.array([point.log_us for point in rest]))
-        predicted = solution.form.time_us(costs[None], gathered(without))[0]
-        found[value] = np.log(predicted) - np.array([point.log_us for point in without])
-    return found
+        predicted = solution.form.time_us(costs[None], as_batch(without))[0]
+        errors_by_value[value] = np.log(predicted) - np.array([point.log_us for point in without])
+    return errors_by_value
 
 
-def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
-    """Costs that the points cannot tell apart: some change of them together changes hardly any time."""
-    loads = gathered(items)
+def undetermined(solution: Solution, items: Sequence[FitPoint]) -> list[str]:
+    """Return the costs that the points cannot separate: some change of them together changes hardly any time."""
+    loads = as_batch(items)
     used = np.flatnonzero((solution.costs > 0) & learnable(solution.form, loads))
     steps = solution.costs[used] * 1e-4
     sets = np.tile(solution.costs, (len(used) + 1, 1))
@@ -282,6 +285,6 @@ def undetermined(solution: Solution, items: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def has_inter(loads: Loads) -> bool:
-    """Whether anything crosses links between nodes."""
+def has_inter(loads: CaseLoads) -> bool:
+    """Return whether anything crosses links between nodes."""
     return bool(loads.rows[:, _CROSSES].any())

@@ -52,7 +52,7 @@ class Form:
 
     @property
     def costs(self) -> tuple[str, ...]:
-        """Names of the parameters, all of them 0 or more, in microseconds or microseconds per KiB."""
+        """Return names of the parameters, all of them 0 or more, in microseconds or microseconds per KiB."""
         names = [STEP, *_LINK]
         names += list(_REPLY) if self.replies else []
         names += list(_CPU) if self.cpu else []
@@ -60,7 +60,7 @@ class Form:
         return tuple([*names, CALL] if self.call else names)
 
     def _rates(self, costs: Floats) -> Floats:
-        """sets of costs x resources x columns: microseconds per unit of load."""
+        """Return sets of costs x resources x columns: microseconds per unit of load."""
         names = self.costs
         rates = np.zeros((len(costs), len(RESOURCES), len(COLUMNS)))
         resources = list(RESOURCES)
@@ -77,7 +77,7 @@ class Form:
         return [number for number, name in enumerate(RESOURCES) if name in used]
 
     def time_us(self, costs: Floats, batch: Batch) -> Floats:
-        """sets of costs x cases. `costs` is sets x parameters."""
+        """Return sets of costs x cases. `costs` is sets x parameters."""
         names, used = self.costs, self.resources()
         rows = batch.rows[:, :, used]
         rates = self._rates(costs)[:, used]

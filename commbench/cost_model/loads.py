@@ -36,8 +36,8 @@ _KIB = 1024.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loads:
-    """Of one case. `rows` is steps x resources x rows x columns, padded with zeros; `after[s, t]`: s waits for t."""
+class CaseLoads:
+    """What a case moves: steps x resources x rows x columns, padded with zeros; `after[s, t]`: step s waits for t."""
 
     rows: Floats
     after: npt.NDArray[np.bool_]
@@ -45,12 +45,12 @@ class Loads:
 
     @property
     def identity(self) -> bytes:
-        """The same for cases that move the same."""
+        """Return bytes that are the same for cases that move the same."""
         return repr(self.rows.shape).encode() + self.rows.tobytes() + self.after.tobytes()
 
 
-def of_case(case: Case) -> Loads | None:
-    """None where the case cannot run, nothing moves, or nobody knows what, because a library chooses the way."""
+def of_case(case: Case) -> CaseLoads | None:
+    """Return the loads of a case; None where it cannot run, nothing moves, or a library chooses the messages."""
     try:
         spec = case.spec
     except ValueError:  # the layout has no such groups
@@ -67,15 +67,15 @@ def of_case(case: Case) -> Loads | None:
     return of_steps(steps, spec.layout, {"rank": 1.0, "node": node, "host": node, "machine": machine})
 
 
-def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float] | None = None) -> Loads:
-    """Of steps with at least one message, by all ranks of `layout`.
+def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float] | None = None) -> CaseLoads:
+    """Return the loads of steps with at least one message, by all ranks of `layout`.
 
-    `sharing`: by owner, how many groups that do the same share one of its kind; null: the steps have everybody's sends.
+    `sharing`: by owner, how many groups that do the same share one of its kind; None: the steps have all ranks' sends.
     """
     times = sharing or {}
     place = {step.name: number for number, step in enumerate(steps)}
     after = np.zeros((len(steps), len(steps)), dtype=bool)
-    found: list[list[Floats]] = []
+    rows_by_step: list[list[Floats]] = []
     for number, step in enumerate(steps):
         after[number, [place[name] for name in step.after]] = True
         owned = _owned(step, layout)
@@ -84,18 +84,21 @@ def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float]
             counted = np.zeros_like(owned[owner])
             counted[:, columns] = owned[owner][:, columns]
             rows.append(_costliest(counted * times.get(owner, 1.0)))
-        found.append(rows)
-    most = max(len(rows) for step_rows in found for rows in step_rows)
+        rows_by_step.append(rows)
+    most = max(len(rows) for step_rows in rows_by_step for rows in step_rows)
     padded = np.zeros((len(steps), len(RESOURCES), most, len(COLUMNS)))
-    for number, step_rows in enumerate(found):
+    for number, step_rows in enumerate(rows_by_step):
         for resource, rows_of in enumerate(step_rows):
             padded[number, resource, : len(rows_of)] = rows_of
     largest = max(send.nbytes for step in steps for send in step.sends)
-    return Loads(rows=padded, after=after, largest_message_bytes=largest)
+    return CaseLoads(rows=padded, after=after, largest_message_bytes=largest)
 
 
 def _owned(step: Step, layout: Layout) -> dict[str, Floats]:
-    """Rows of every rank and node, out and in; of every host, and of one machine, sent only: a message counts once."""
+    """Return rows of every rank and node, out and in, and of every host and one machine.
+
+    Those of hosts and of the machine are of what is sent only: a message counts once.
+    """
     rank = np.zeros((2 * layout.ranks, len(COLUMNS)))
     node = np.zeros((2 * layout.nodes, len(COLUMNS)))
     host = np.zeros((layout.nodes, len(COLUMNS)))
@@ -117,7 +120,7 @@ def _owned(step: Step, layout: Layout) -> dict[str, Floats]:
 
 
 def _costliest(rows: Floats) -> Floats:
-    """Only rows that could be the costliest: none is below another in every column."""
+    """Return the rows that could be the costliest: none is below another in every column."""
     unique = np.unique(rows, axis=0)[::-1]
     kept: list[Floats] = []
     for row in unique:  # in descending order, so that nothing later dominates what was kept
@@ -138,7 +141,7 @@ class Batch:
     skew_us: Floats
 
 
-def batch(items: Sequence[Loads], skew_us: Sequence[float] = ()) -> Batch:
+def batch(items: Sequence[CaseLoads], skew_us: Sequence[float] = ()) -> Batch:
     steps = max(item.rows.shape[0] for item in items)
     most = max(item.rows.shape[2] for item in items)
     rows = np.zeros((len(items), steps, len(RESOURCES), most, len(COLUMNS)))

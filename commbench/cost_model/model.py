@@ -8,7 +8,7 @@ from typing import Any
 
 from commbench.cost_model import loads
 from commbench.cost_model.costs import FEWEST_POINTS, Fitted, Prediction, fit_setting
-from commbench.cost_model.loads import Loads
+from commbench.cost_model.loads import CaseLoads
 from commbench.cost_model.observe import Observation, describe_setting, setting
 from commbench.errors import CorruptFile, UsageError
 from commbench.records import Case
@@ -27,11 +27,11 @@ class Model:
 
     @property
     def r2(self) -> float:
-        """Part of the variance of logarithms of times that the fit explains; of several settings the least."""
+        """Return how much of the variance of logarithms of times the fit explains; of several settings the least."""
         return min(fitted.r2 for fitted in self.settings.values())
 
     def predict(self, case: Case) -> Prediction | None:
-        """The time of a case, measured or not.
+        """Return the time of a case, measured or not.
 
         None where nothing can be said: nothing of its setting was measured, or of a class of link that it needs; the
         algorithm cannot run there; or a library chooses what moves.
@@ -41,13 +41,13 @@ class Model:
         return None if fitted is None or moves is None else fitted.predict(case, moves)
 
     def describe(self) -> list[str]:
-        """Lines in words."""
+        """Return the model in words, line by line."""
         from commbench.cost_model.describe import lines
 
         return [line for fitted in self.settings.values() for line in lines(fitted)] + list(self.notes)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """Return plain JSON."""
         return {
             "format_version": FORMAT_VERSION,
             "settings": {key: fitted.as_dict() for key, fitted in self.settings.items()},
@@ -56,7 +56,7 @@ class Model:
 
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Model:
-        """Raises `CorruptFile` where `as_dict` did not write it."""
+        """Read what `as_dict` wrote. Raises `CorruptFile` where it did not write it."""
         if raw.get("format_version") != FORMAT_VERSION:
             raise CorruptFile(
                 f"the cost model has format {raw.get('format_version')!r}, this commbench reads {FORMAT_VERSION}",
@@ -73,18 +73,18 @@ class Model:
 
 
 def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
-    """Raises `UsageError` where there is too little to learn any costs from."""
-    groups: dict[str, list[tuple[Observation, Loads]]] = {}
-    silent = 0
+    """Fit a model. Raises `UsageError` where there is too little to learn any costs from."""
+    groups: dict[str, list[tuple[Observation, CaseLoads]]] = {}
+    without_loads = 0
     for observation in observations:
         if not observation.launches_us or min(observation.launches_us) <= 0:
             continue
         moves = loads.of_case(observation.case)
         if moves is None:
-            silent += 1
+            without_loads += 1
         else:
             groups.setdefault(setting(observation.case), []).append((observation, moves))
-    found: dict[str, Fitted] = {}
+    settings: dict[str, Fitted] = {}
     notes: list[str] = []
     for key, pairs in groups.items():
         text = describe_setting(pairs[0][0].case)
@@ -97,17 +97,19 @@ def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
             )
         else:
             try:
-                found[key] = fit_setting(pairs, seed=seed)
+                settings[key] = fit_setting(pairs, seed=seed)
             except UsageError as error:
                 notes.append(f"{text}: {error}")
-    if not found:
+    if not settings:
         if not notes:
             notes = [
-                f"{silent} cases in which nothing moves, or nobody knows what moves" if silent else "no observations"
+                f"{without_loads} cases in which nothing moves, or nobody knows what moves"
+                if without_loads
+                else "no observations"
             ]
         raise UsageError(
             f"too few observations to fit costs: {'; '.join(notes)}",
             hint="measure algorithm=direct of all_to_all and pairs at several sizes: commbench sweep quick "
             "collective=all_to_all,pairs algorithm=direct round=all -b 1K -e 1M -f 4",
         )
-    return Model(found, tuple(f"not fitted: {note}" for note in notes))
+    return Model(settings, tuple(f"not fitted: {note}" for note in notes))

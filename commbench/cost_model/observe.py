@@ -16,7 +16,7 @@ from commbench.serialise import digest
 class Observation:
     """A measured case: microseconds of each launch, the median over samples of the maximum over ranks.
 
-    `skew_us`: how long after the first rank the last one left the barrier before a call, None where nobody knows.
+    `skew_us`: how long after the first rank the last one left the barrier before a call, None if not measured.
     """
 
     case: Case
@@ -25,28 +25,28 @@ class Observation:
 
 
 def observe(folder: RunFolder) -> list[Observation]:
-    """The finished cases of a run, in the order of its plan. What failed or was skipped tells nothing."""
+    """Return the finished cases of a run that have times, in the order of its plan."""
     made: dict[str, dict[int, tuple[float, float | None]]] = {}
     for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
         if measurement.status is Status.OK and measurement.time_us:
             made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
-    found = []
+    observations = []
     for case, _ in folder.plan()[0]:
         if case.case_id in finished and (of_case := made.get(case.case_id)):
             skews = [skew_us for _, skew_us in of_case.values() if skew_us is not None]
-            found.append(
+            observations.append(
                 Observation(
                     case=case,
                     launches_us=tuple(of_case[launch][0] for launch in sorted(of_case)),
                     skew_us=statistics.median(skews) if skews else None,
                 )
             )
-    return found
+    return observations
 
 
 def setting(case: Case) -> str:
-    """The same for cases that share their costs: all that differs is the layout, the exchange and its size."""
+    """Return the digest of what cases share whose costs are the same: all but layout, exchange and size."""
     outer: dict[str, Any] = dataclasses.asdict(case.outer)
     for name in ("nodes", "ranks_per_node"):
         del outer[name]
@@ -56,7 +56,7 @@ def setting(case: Case) -> str:
 
 
 def describe_setting(case: Case) -> str:
-    """`gloo, emulated: 1gbit links, isolated, plain buffers`."""
+    """Return `gloo, emulated: 1gbit links, isolated, plain buffers`."""
     outer = case.outer
     words = [outer.transport]
     words += [f"emulated: {outer.emulated}"] if outer.emulated else []

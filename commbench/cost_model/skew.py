@@ -1,7 +1,7 @@
 """Skew: ranks leave the barrier before a call one after the other, and whoever is early waits for the others.
 
 That is a part of what a call takes (the maximum over ranks of their own durations), paid once and not at each step. It
-is measured with every case, so it need not be guessed from the times, which calls of one step do not tell.
+is measured with every case, so it need not be guessed from the times, which calls of one step do not show.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _SEEN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Skews:
-    """Microseconds from the first to the last rank, by the number of ranks; empty where nobody knows."""
+    """Microseconds from the first to the last rank, by the number of ranks; empty where it was not measured."""
 
     by_ranks: Mapping[int, float] = field(default_factory=dict)
 
     @staticmethod
     def measured(observations: Sequence[Observation]) -> Skews:
-        found: dict[int, list[float]] = {}
+        by_ranks: dict[int, list[float]] = {}
         for observation in observations:
             if observation.skew_us is not None:
-                found.setdefault(observation.case.outer.layout.ranks, []).append(observation.skew_us)
-        return Skews({ranks: float(np.median(values)) for ranks, values in sorted(found.items())})
+                by_ranks.setdefault(observation.case.outer.layout.ranks, []).append(observation.skew_us)
+        return Skews({ranks: float(np.median(values)) for ranks, values in sorted(by_ranks.items())})
 
     def of(self, ranks: int) -> float:
-        """What a call takes of it: in between straight lines, and beyond in proportion to the ranks."""
+        """Return what a call takes of it: in between straight lines, and beyond in proportion to the ranks."""
         if not self.by_ranks:
             return 0.0
         known = np.array(list(self.by_ranks))

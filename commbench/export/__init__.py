@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from commbench.errors import unknown
 from commbench.export import environment, json_file, mpiexec, nccl_conf, nccl_tuner, srun, torchrun
-from commbench.export.source import Exported, Source
+from commbench.export.source import Exported, ExportSource
 
-TABLE: dict[str, Callable[[Source], Exported]] = {
+TABLE: dict[str, Callable[[ExportSource], Exported]] = {
     "json": json_file.write,
     "env": environment.write,
     "nccl-conf": nccl_conf.write,
@@ -19,8 +19,8 @@ TABLE: dict[str, Callable[[Source], Exported]] = {
 }
 
 
-def export(name: str, source: Source) -> Exported:
-    """Raises `CommbenchError` where the profile cannot be said in that format."""
+def export(name: str, source: ExportSource) -> Exported:
+    """Write a profile in a format. Raises `CommbenchError` where the profile cannot be said in it."""
     if name not in TABLE:
         raise unknown("format", name, TABLE)
     return TABLE[name](source)

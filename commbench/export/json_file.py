@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from commbench.export.source import Exported, Source
+from commbench.export.source import Exported, ExportSource
 from commbench.profile.file import dump
 
 
-def write(source: Source) -> Exported:
+def write(source: ExportSource) -> Exported:
     profile = source.profile
     if source.wanted:
         scope = source.scope

@@ -1,14 +1,14 @@
-"""`mpiexec`: of Open MPI, MPICH and Intel MPI, each in its own words; the script asks which one it has found."""
+"""`mpiexec`: of Open MPI, MPICH and Intel MPI, each with its own options; the script asks which one it has."""
 
 from __future__ import annotations
 
 from commbench.binding import policies
-from commbench.export.source import Exported, Source
-from commbench.export.start_script import Shell, joined, nodes, per_node, rank, ranks, script, told
+from commbench.export.source import Exported, ExportSource
+from commbench.export.start_script import Shell, describe_binding, join_words, nodes, per_node, rank, ranks, script
 from commbench.profile import Scope
 
 
-def write(source: Source) -> Exported:
+def write(source: ExportSource) -> Exported:
     scope = source.scope
     masks = _user(scope)
     size = ["-n", ranks(scope)]
@@ -21,16 +21,16 @@ def write(source: Source) -> Exported:
     commands = [
         'case "$(mpiexec --version 2>&1)" in',
         '*"Open MPI"* | *OpenRTE* | *PRRTE*)',
-        f"    exec mpiexec {joined(open_mpi)} ;;",
+        f"    exec mpiexec {join_words(open_mpi)} ;;",
         '*"Intel(R) MPI"*)',
-        f"    exec mpiexec {joined(intel)} ;;",
+        f"    exec mpiexec {join_words(intel)} ;;",
         "*) # MPICH, and what is derived from it",
-        f"    exec mpiexec {joined(mpich)} ;;",
+        f"    exec mpiexec {join_words(mpich)} ;;",
         "esac",
     ]
-    about = told(scope, "mpiexec")
+    about = describe_binding(scope, "mpiexec")
     if masks:
-        about = f"{told(scope, 'mpiexec of MPICH', bound=True)}; the others have no words for it"
+        about = f"{describe_binding(scope, 'mpiexec of MPICH', bound=True)}; the others have no words for it"
     return script(source, "mpiexec", commands, about)
 
 
@@ -40,7 +40,7 @@ def _ppr(scope: Scope) -> str:
 
 
 def _user(scope: Scope) -> str:
-    """Hydra's words for masks: numbers of CPUs as the kernel counts them. It binds no memory."""
+    """Return masks in Hydra's words: numbers of CPUs as the kernel counts them. It binds no memory."""
     if scope.binding != "explicit" or scope.binding_memory:
         return ""
     return "user:" + ",".join("+".join(map(str, mask)) for mask in policies.parse_masks(scope.cpu_masks))

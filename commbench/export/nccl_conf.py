@@ -1,19 +1,19 @@
 """`nccl-conf`: the scope's settings of NCCL, as a file that NCCL itself reads.
 
-By `setEnvFile` in NCCL's src/misc/param.cc: KEY=VALUE, nothing is trimmed, nothing can be quoted, # begins a comment
+By `setEnvFile` in NCCL's src/misc/param.cc: KEY=VALUE, nothing is trimmed, nothing can be quote, # begins a comment
 in the first column only, names and values are cut at 1023 bytes. The process's own environment wins over the file.
 """
 
 from __future__ import annotations
 
 from commbench.errors import UsageError
-from commbench.export.source import Exported, Source, comment, lines, settings, unbound, without
+from commbench.export.source import Exported, ExportSource, comment, lines, settings, unbound, without
 
 _PREFIX = "NCCL_"
 _MOST_BYTES = 1023
 
 
-def write(source: Source) -> Exported:
+def write(source: ExportSource) -> Exported:
     scope = source.scope
     head = source.heading(
         "Settings of NCCL: name this file in NCCL_CONF_FILE, in place of ~/.nccl.conf, or let it be /etc/nccl.conf. "
@@ -29,12 +29,12 @@ def write(source: Source) -> Exported:
         notes.append(f"a file cannot unset variables: {', '.join(absent)} must not be set, nor be in /etc/nccl.conf")
     if not values:
         notes.append("the scope sets no variable of NCCL: the file sets nothing")
-    told = [line for note in notes for line in comment(note)]
-    return Exported(lines(head, told, [f"{name}={value}" for name, value in values.items()]), notes)
+    comments = [line for note in notes for line in comment(note)]
+    return Exported(lines(head, comments, [f"{name}={value}" for name, value in values.items()]), notes)
 
 
 def _check(name: str, value: str) -> None:
-    """Raises `UsageError` for what NCCL would read otherwise."""
+    """Raise `UsageError` for what NCCL would read otherwise."""
     for what, text in (("name", name), ("value", value)):
         if (size := len(text.encode("utf-8", "surrogateescape"))) > _MOST_BYTES:
             raise UsageError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from commbench.export.source import Exported, Source, comment, lines, settings, unbound
+from commbench.export.source import Exported, ExportSource, comment, lines, settings, unbound
 from commbench.profile import Scope
 
 # What the plugin calls a collective, and NCCL's algorithms that exist for it (src/graph/tuning.cc).
@@ -27,12 +27,13 @@ _ANY_SIZE = (0, 2**63 - 1)  # 4 GiB, as in the plugin's own example, would end t
 _ANY = -1
 
 
-def write(source: Source) -> Exported:
+def write(source: ExportSource) -> Exported:
     scope = source.scope
     head = source.heading("Rows for NCCL's example tuner plugin; name this file in NCCL_TUNER_CONFIG_FILE")
-    steered = {name: ways for name in _STEERED if (ways := _ways(source, name))} if scope.transport == "nccl" else {}
-    found = {name: _row(scope, name, ways) for name, ways in steered.items()}
-    rows = [row for row, _ in found.values() if row]
+    on_nccl = _STEERED if scope.transport == "nccl" else ()
+    steered = {name: labels for name in on_nccl if (labels := _chosen_labels(source, name))}
+    by_name = {name: _row(scope, name, labels) for name, labels in steered.items()}
+    rows = [row for row, _ in by_name.values() if row]
     notes = unbound(scope)
     if scope.transport != "nccl":
         notes.append(f"nothing that the plugin could steer: it knows NCCL, and this scope is of {scope.transport}")
@@ -41,7 +42,7 @@ def write(source: Source) -> Exported:
             "nothing that the plugin could steer: it knows broadcast, reduce, allgather, reducescatter and allreduce, "
             "and this scope has choices for none of them (an all-to-all row would be read as allreduce)"
         )
-    notes += [f"no row for {name}: {why}" for name, (_, why) in found.items() if why]
+    notes += [f"no row for {name}: {why}" for name, (_, why) in by_name.items() if why]
     if rows:
         covered = [row.split(",")[0] for row in rows]
         others = [name for name in ("broadcast", "reduce", "allgather", "reducescatter", "allreduce")
@@ -52,20 +53,20 @@ def write(source: Source) -> Exported:
         notes.append("the plugin gives these channels to small messages too, for which NCCL alone may take fewer")
     else:
         notes.append("the file has no row: do not load the plugin with it")
-    told = [line for note in notes for line in comment(note)]
+    comments = [line for note in notes for line in comment(note)]
     columns = comment("collective_type,min_bytes,max_bytes,algorithm,protocol,channels,nNodes,nRanks") if rows else []
-    return Exported(lines(head, told, columns, rows), notes)
+    return Exported(lines(head, comments, columns, rows), notes)
 
 
-def _ways(source: Source, collective: str) -> list[str]:
-    """The algorithms that the scope chose for a collective, at any size."""
+def _chosen_labels(source: ExportSource, collective: str) -> list[str]:
+    """Return the algorithms that the scope chose for a collective, at any size."""
     chosen = [choice for choice in source.profile.of_scope(source.scope.id) if choice.collective == collective]
     return list(dict.fromkeys(choice.label for choice in chosen))
 
 
-def _row(scope: Scope, collective: str, ways: Sequence[str]) -> tuple[str, str]:
-    """A row, or "" and why there is none."""
-    if others := [way for way in ways if way != _OWN]:
+def _row(scope: Scope, collective: str, labels: Sequence[str]) -> tuple[str, str]:
+    """Return a row, or "" and why there is none."""
+    if others := [label for label in labels if label != _OWN]:
         return "", f"{' and '.join(others)} is commbench's own, and no call of NCCL's collective"
     env = settings(scope)
     name, possible = _STEERED[collective]
@@ -91,18 +92,18 @@ def _row(scope: Scope, collective: str, ways: Sequence[str]) -> tuple[str, str]:
 
 
 def _single(env: Mapping[str, str], variable: str, collective: str, known: Sequence[str]) -> str:
-    """The one value that NCCL allows a collective, as the plugin spells it; "" if there is not exactly one.
+    """Return the one value that NCCL allows a collective, as the plugin spells it; "" if there is not exactly one.
 
     `ring`, or `ring;allreduce:tree`: later entries win, ^ means all but these (parseList in src/graph/tuning.cc).
     """
-    found = ""
+    value = ""
     for entry in env.get(variable, "").split(";"):
         prefix, colon, values = entry.rpartition(":")
         if not entry or (colon and prefix.lower() != collective):
             continue
         spelt = {name.replace("_", ""): name for name in known}
-        found = spelt.get(values.lower(), "")
-    return found
+        value = spelt.get(values.lower(), "")
+    return value
 
 
 def _channels(env: Mapping[str, str]) -> str:

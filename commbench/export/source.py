@@ -17,7 +17,7 @@ _WIDTH = 120
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """A profile that is to be exported, and where it is."""
 
     profile: Profile
@@ -27,11 +27,11 @@ class Source:
 
     @functools.cached_property
     def scope(self) -> Scope:
-        """Raises `OutOfScope` where it is not clear which one is meant."""
+        """Return the scope. Raises `OutOfScope` where it is not clear which one is meant."""
         return only(self.profile, self.wanted, str(self.path))
 
     def heading(self, what: str) -> list[str]:
-        """Comments that begin a file: what it is, and of which profile."""
+        """Return the comments that begin a file: what it is, and of which profile."""
         return [
             *comment(what),
             *comment(f"Written by {self._writer} from {self.path}, scope {self.scope.id}:"),
@@ -54,7 +54,7 @@ def lines(*parts: list[str]) -> str:
 
 
 def comment(text: str) -> list[str]:
-    """Lines that begin with #, in ASCII, whatever is in `text`."""
+    """Return lines that begin with #, in ASCII, whatever is in `text`."""
     plain = "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode() for c in text)
     indent = " " * (len(plain) - len(plain.lstrip(" ")))
     wrapped = textwrap.wrap(
@@ -64,7 +64,7 @@ def comment(text: str) -> list[str]:
 
 
 def unbound(scope: Scope) -> list[str]:
-    """A note where the scope has a binding, for formats that hold none."""
+    """Return a note where the scope has a binding, for formats that hold none."""
     if scope.binding == "none":
         return []
     return [
@@ -74,10 +74,10 @@ def unbound(scope: Scope) -> list[str]:
 
 
 def without(scope: Scope) -> list[str]:
-    """The variables that must not be set."""
+    """Return the variables that must not be set."""
     return [name for name, value in scope.env.items() if value == UNSET]
 
 
 def settings(scope: Scope) -> dict[str, str]:
-    """The variables that must be set."""
+    """Return the variables that must be set."""
     return {name: value for name, value in scope.env.items() if value != UNSET}

@@ -1,7 +1,7 @@
 """What the exports for launchers share: a POSIX script that starts a program's ranks as a scope wants them.
 
 Ranks that are bound are started through `commbench exec`, which places each one on the machine that it is on, and reads
-it back. Where the launcher has words of its own for the same binding it is told them too. That alone would not do: srun
+it back. Where the launcher has options for the same binding it gets them too. That alone would not do: srun
 without task/affinity says that it cannot bind, and goes on; and what a rank has in COMMBENCH_BINDING shall be so. Other
 ranks are started through `env`, and need no commbench.
 """
@@ -12,17 +12,17 @@ import shlex
 from collections.abc import Sequence
 
 from commbench import variables
-from commbench.export.source import Exported, Source, comment, lines, settings, without
+from commbench.export.source import Exported, ExportSource, comment, lines, settings, without
 from commbench.profile import Scope
 
 PROGRAM = '"$@"'
 
 
 class Shell(str):
-    """Words for a shell that are not to be quoted: of this package's own making, never of a profile's."""
+    """Words for a shell that are not to be quote: of this package's own making, never of a profile's."""
 
 
-def joined(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     return " ".join(word if isinstance(word, Shell) else shlex.quote(word) for word in words)
 
 
@@ -41,12 +41,12 @@ def ranks(scope: Scope) -> str:
 
 
 def option(name: str, value: str) -> str:
-    """`NAME=VALUE` as one word."""
+    """Return `NAME=VALUE` as one word."""
     return Shell(name + value) if isinstance(value, Shell) else name + value
 
 
-def rank(source: Source) -> list[str]:
-    """What a launcher starts."""
+def rank(source: ExportSource) -> list[str]:
+    """Return what a launcher starts."""
     scope, path = source.scope, str(source.path.absolute())
     if scope.binding != "none":
         return [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id, "--", Shell(PROGRAM)]
@@ -55,7 +55,7 @@ def rank(source: Source) -> list[str]:
     return ["env", *unset, *(f"{name}={value}" for name, value in values.items()), Shell(PROGRAM)]
 
 
-def script(source: Source, launcher: str, commands: Sequence[str], about: str) -> Exported:
+def script(source: ExportSource, launcher: str, commands: Sequence[str], about: str) -> Exported:
     scope = source.scope
     head = source.heading(f"Starts the ranks of a program with {launcher}: sh THIS-FILE PROGRAM ARGUMENTS")
     sizes = (("NODES", scope.nodes, "nodes"), ("RANKS_PER_NODE", scope.ranks_per_node, "ranks on each node"))
@@ -69,8 +69,8 @@ def script(source: Source, launcher: str, commands: Sequence[str], about: str) -
     return Exported(text, notes if scope.fabric else [])
 
 
-def told(scope: Scope, launcher: str, *, bound: bool = False) -> str:
-    """Who binds ranks; `bound`: the launcher does as well."""
+def describe_binding(scope: Scope, launcher: str, *, bound: bool = False) -> str:
+    """Return in words who binds ranks; `bound`: the launcher does as well."""
     if scope.binding == "none":
         return f"no binding: ranks keep the CPUs that {launcher} gives them"
     memory = " with memory" if scope.binding_memory else ""

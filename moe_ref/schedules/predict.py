@@ -21,7 +21,7 @@ import numpy as np
 from commbench import algorithms
 from commbench.cost_model import Model
 from commbench.cost_model.costs import Fitted
-from commbench.cost_model.loads import Loads, batch, of_steps
+from commbench.cost_model.loads import CaseLoads, batch, of_steps
 from commbench.errors import UsageError
 from commbench.layout import Layout, LinkClass
 from commbench.spec import Send, Spec, Step, traffic_split
@@ -121,7 +121,7 @@ def crossing(schedule: Schedule, shape: Shape, layout: Layout) -> dict[LinkClass
     return traffic_split(sends, layout)
 
 
-def stage_loads(stage: Stage, shape: Shape, layout: Layout) -> Loads | None:
+def stage_loads(stage: Stage, shape: Shape, layout: Layout) -> CaseLoads | None:
     """Return what the calls of a stage ask of links and processors; None where nothing moves."""
     if layout.ranks != shape.W:
         raise UsageError(f"layout {layout} of {layout.ranks} ranks for a shape of {shape.W}", hint="nodes x ranks = W")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import Profile, Scope
 from tests.conftest import environment
 
@@ -28,7 +28,7 @@ def test_torchrun_and_exec_understand_each_other(tmp_path: Path) -> None:
         id="s", transport="gloo", nodes=1, ranks_per_node=2, env={"A": "a b"}, binding="explicit",
         cpu_masks=f"{CPUS[1]};{CPUS[0]}", binding_memory=False,
     )  # fmt: skip
-    source = Source(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
+    source = ExportSource(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
     source.path.write_text(export("json", source).text)
     script = tmp_path / "start.sh"
     script.write_text(export("torchrun", source).text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.launch import mpi_library
 from commbench.profile import Profile, Scope
 from tests.conftest import environment
@@ -34,7 +34,7 @@ def test_ranks_have_what_the_profile_says(tmp_path: Path, policy: str) -> None:
         id="it's one", transport="mpi", nodes=1, ranks_per_node=2, env={"NOTE": HOSTILE, "MINE": "unset"},
         binding=policy, cpu_masks=f"{CPUS[1]};{CPUS[0]}" if policy == "explicit" else "", binding_memory=False,
     )  # fmt: skip
-    source = Source(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
+    source = ExportSource(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
     source.path.write_text(export("json", source).text)
     script = tmp_path / "start.sh"
     script.write_text(export("mpiexec", source).text)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import Profile, Scope
 from tests.conftest import environment
 from tests.slurm.test_slurm import why_not
@@ -30,7 +30,7 @@ def there_is_a_slurm() -> None:
 def test_ranks_have_what_the_profile_says(tmp_path: Path, policy: str, nodes: int | None) -> None:
     scope = Scope(id="s", transport="gloo", nodes=nodes, ranks_per_node=2, env={"NOTE": HOSTILE, "MINE": "unset"},
                   binding=policy, binding_memory=False)  # fmt: skip
-    source = Source(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
+    source = ExportSource(Profile(scopes=[scope], choices=[]), tmp_path / "p.json")
     source.path.write_text(export("json", source).text)
     script = tmp_path / "start.sh"
     script.write_text(export("srun", source).text)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import AlgorithmConfig, Choice, Evidence, Profile, Refused, Scope
 from tests.conftest import REPOSITORY
 
@@ -139,7 +139,7 @@ EXPORTS = {
 def golden(name: str) -> str:
     """What is exported now."""
     kind, scope = EXPORTS[name]
-    return export(kind, Source(sample(), Path("/profiles/moe's.json"), scope, python="python3")).text
+    return export(kind, ExportSource(sample(), Path("/profiles/moe's.json"), scope, python="python3")).text
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from commbench.algorithms.base import Algorithm
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import Profile, Scope
 from tests.conftest import REPOSITORY
 from tests.unit.algorithms.test_algorithms import run_and_compare, spec_of
@@ -41,7 +41,7 @@ def test_the_algorithm_sends_what_it_declares(examples: list[ModuleType]) -> Non
 
 def test_the_exporter_writes_settings(examples: list[ModuleType]) -> None:
     scope = Scope(id="a", transport="nccl", nodes=1, ranks_per_node=8, env={"NCCL_PROTO": "Simple"})
-    text = examples[1].write(Source(Profile(scopes=[scope], choices=[]), Path("p.json"))).text
+    text = examples[1].write(ExportSource(Profile(scopes=[scope], choices=[]), Path("p.json"))).text
     assert "\nNCCL_PROTO=Simple\n" in text
 
 

@@ -18,7 +18,7 @@ from commbench import cli
 from commbench.cli import _main
 from commbench.errors import CommbenchError, UsageError
 from commbench.export import TABLE, export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import Choice, Profile, Scope
 from commbench.profile.file import dump, load, save
 from tests.conftest import REPOSITORY, commbench, environment
@@ -29,7 +29,9 @@ MPI_VERSIONS = json.loads((REPOSITORY / "tests/records/mpi_versions.json").read_
 
 
 def exported(kind: str, scope: Scope, *choices: Choice) -> str:
-    return export(kind, Source(Profile(scopes=[scope], choices=list(choices)), Path("/p.json"), python="python3")).text
+    return export(
+        kind, ExportSource(Profile(scopes=[scope], choices=list(choices)), Path("/p.json"), python="python3")
+    ).text
 
 
 def nccl(**env: str) -> Scope:
@@ -47,7 +49,7 @@ def test_every_format_has_a_file_and_the_command_line_knows_it() -> None:
     assert {kind for kind, _ in EXPORTS.values()} == set(TABLE)
     assert {path.name for path in GOLDEN.iterdir()} == set(EXPORTS)
     with pytest.raises(UsageError, match="unknown format 'slurm'"):
-        export("slurm", Source(sample(), Path("p.json")))
+        export("slurm", ExportSource(sample(), Path("p.json")))
 
 
 def test_on_stdout_and_in_a_file(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from commbench.cli import _main
 from commbench.errors import CorruptFile, UsageError
 from commbench.export import export
-from commbench.export.source import Source
+from commbench.export.source import ExportSource
 from commbench.profile import FORMAT_VERSION, AlgorithmConfig, Choice, Profile, Scope
 from commbench.profile.file import check, dump, load, parse, save
 from commbench.profile.scope import Here, OutOfScope, differences, matching, only
@@ -245,12 +245,12 @@ def test_which_scope_is_meant_has_to_be_clear() -> None:
 @given(profile=profiles(), sizes=st.lists(st.integers(0, 1 << 45), max_size=8))
 def test_any_profile_comes_back_from_its_json_the_same(profile: Profile, sizes: list[int]) -> None:
     assert check(profile) == []
-    written = export("json", Source(profile, Path("p.json"))).text
+    written = export("json", ExportSource(profile, Path("p.json"))).text
     again = parse(written, "p.json")
     assert again == profile
-    assert export("json", Source(again, Path("p.json"))).text == written
+    assert export("json", ExportSource(again, Path("p.json"))).text == written
     for scope in profile.scopes:
-        alone = parse(export("json", Source(profile, Path("p.json"), scope.id)).text, "p.json")
+        alone = parse(export("json", ExportSource(profile, Path("p.json"), scope.id)).text, "p.json")
         assert alone.scopes == [scope] and alone.choices == profile.of_scope(scope.id)
         before, after, last = (Table(item, scope.id) for item in (profile, again, alone))
         for choice in profile.of_scope(scope.id):
