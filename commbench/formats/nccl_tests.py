@@ -10,10 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from commbench.errors import UsageError
+from commbench.formats import consistency
+from commbench.formats.consistency import Device
 from commbench.formats.result import Result, dtype_name, strip_prefix
 
 HEADER = re.compile(r"#\s*size\s+count\s+type\s")
-_RANK = re.compile(r"#\s+Rank\s+(\d+)(?:\s+Group\s+(\d+))?\s")
+_RANK = re.compile(
+    r"#\s+Rank\s+(?P<rank>\d+)(?:\s+Group\s+(?P<group>\d+))?\s+(?:Pid\s+(?P<pid>\d+)\s+on\s+(?P<host>\S+))?"
+)
+_PER_PROCESS = re.compile(r"# nThreads?:? (\d+) nGpus:? (\d+)\b")
 _PROGRAM = re.compile(r"\b([a-z_]+)_perf(?:_mpi)?\b")
 _STARTING = "Collective test starting:"
 _COLLECTIVES = {"alltoall": "all_to_all", "alltoallv": "all_to_allv"}
@@ -29,7 +34,8 @@ class _Test:
 
     source: str = "nccl-tests"
     collective: str | None = None
-    groups: list[int] = field(default_factory=list)  # the group of each rank
+    devices: list[Device] = field(default_factory=list)
+    per_process: int | None = None  # ranks in each process
     graph: bool | None = None
     title: str = ""  # the line that names the halves of the table
     columns: list[str] = field(default_factory=list)
@@ -41,7 +47,8 @@ def read_text(text: str, ranks: int | None = None) -> list[Result]:
     Columns are taken by the names in the header, so versions may differ in them. Lines of other origin are passed
     over. `ranks` is for files without device lines. Old versions do not print the collective: then the last
     `NAME_perf` above the table names it, or nothing does. With -C, `time_us` is None, since the time is the CPU's.
-    Raises `UsageError`, with the number of the line, where a row is not as its header says.
+    Raises `UsageError`, with the number of the line, where a row is not as its header says, and where the log
+    contradicts itself.
     """
     results: list[Result] = []
     says_collective = _STARTING in text
@@ -56,7 +63,7 @@ def read_text(text: str, ranks: int | None = None) -> list[Result]:
                 test.columns = [name for name in line.lstrip("# ").split() if name != "timestamp"]
                 _check_header(test, number)
             else:
-                _comment(test, line.strip())
+                _comment(test, line.strip(), number)
             if "Avg bus bandwidth" in line:
                 test = _Test()
         elif test.columns and len(cells) > 2 and cells[0].isdigit() and cells[1].isdigit():
@@ -64,19 +71,31 @@ def read_text(text: str, ranks: int | None = None) -> list[Result]:
     return results
 
 
-def _comment(test: _Test, line: str) -> None:
+def _comment(test: _Test, line: str, number: int) -> None:
     if match := _PROGRAM_VERSION.match(line):
         test.source = f"nccl-tests {match[1]}"
     elif match := _OURS.match(line):
         test.source = f"commbench {match[1]}"
-    elif match := _GRAPH.search(line):
-        test.graph = match[1] != "0"
+    elif match := _PER_PROCESS.match(line):
+        test.per_process = int(match[1]) * int(match[2])
+        if match := _GRAPH.search(line):
+            test.graph = match[1] != "0"
     elif line.startswith("# Using devices"):
-        test.groups = []
+        test.devices = []
     elif match := _RANK.match(line):
-        test.groups.append(int(match[2] or 0))
+        known = int(match["pid"] or 0)  # ours has none
+        process = f"pid {known} on {match['host']}" if known else ""
+        device = Device(int(match["rank"]), int(match["group"] or 0), process)
+        _refuse(number, consistency.repeated_rank(test.devices, device))
+        test.devices.append(device)
     elif re.search(r"\b(in|out-of)-place\b", line):
         test.title = line
+
+
+def _refuse(number: int, problem: str) -> None:
+    """Raise what a log says twice, and not the same."""
+    if problem:
+        raise UsageError(f"line {number}: {problem}", hint=consistency.SEPARATE_WORLDS)
 
 
 def _check_header(test: _Test, number: int) -> None:
@@ -89,11 +108,15 @@ def _check_header(test: _Test, number: int) -> None:
 
 def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> list[Result]:
     starts = [index for index, name in enumerate(test.columns) if name in _TIMES]
+    _refuse(number, consistency.world_problem(test.devices, test.per_process))
+    ranks = len(_first_group(test.devices)) or ranks
     try:
         # A timestamp, the only column without a name here, comes last and is two words.
         if len(cells) - len(test.columns) not in (0, 2):
             raise ValueError(f"{len(cells)} values")
         about = dict(zip(test.columns[: starts[0]], cells, strict=False))
+        size, count, type_ = int(about["size"]), int(about["count"]), about["type"]
+        _refuse(number, consistency.count_problem(test.collective, ranks, size, count, type_))
         of_one_half = len(starts) == 1 and "out-of-place" not in test.title
         results = []
         for half, start in enumerate(starts):
@@ -102,11 +125,13 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
             numbers = {name: _number(values[name]) for name in ("time", "algbw", "busbw") if name in values}
             if all(value is None for value in numbers.values()):
                 continue  # not measured
+            shown = [values[name] if numbers.get(name) is not None else None for name in ("time", "algbw", "busbw")]
+            _refuse(number, consistency.bandwidth_problem(test.collective, ranks, size, *shown))
             results.append(
                 _result(
                     test.source,
                     test.collective,
-                    len(_first_group(test.groups)) or ranks,
+                    ranks,
                     about,
                     in_place=half == 1 or of_one_half,
                     time_us=numbers.get("time"),
@@ -124,9 +149,9 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
     return results
 
 
-def _first_group(groups: Sequence[int]) -> list[int]:
+def _first_group(devices: Sequence[Device]) -> list[Device]:
     """NCCL_TESTS_SPLIT makes communicators that run beside each other; rank 0's is the one that is shown."""
-    return [group for group in groups if group == groups[0]]
+    return [device for device in devices if device.group == devices[0].group]
 
 
 def _wrong(values: Mapping[str, str]) -> int | None:
@@ -183,9 +208,15 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
         results = []
         for index, line in enumerate(raw["results"]):
             where = f"results[{index}]"
+            problem = consistency.count_problem(collective, ranks, line["size"], line["count"], line["type"])
             for half in ("out_of_place", "in_place"):
                 if values := line.get(half):
                     wrong = values["nwrong"]
+                    time = str(values["time"]) if "time" in values else None
+                    shown = (time, str(values["alg_bw"]), str(values["bus_bw"]))
+                    problem = problem or consistency.bandwidth_problem(collective, ranks, line["size"], *shown)
+                    if problem:
+                        raise UsageError(f"{where}: {problem}", hint=consistency.SEPARATE_WORLDS)
                     results.append(
                         _result(
                             "nccl-tests",
@@ -213,6 +244,8 @@ def _ranks(config: Mapping[str, Any]) -> int | None:
     if not devices:
         return None
     per_process = int(config["nthreads"]) * int(config["ngpus"])
+    if problem := consistency.first_devices_problem((device["rank"] for device in devices), per_process):
+        raise UsageError(f"config: {problem}", hint=consistency.SEPARATE_WORLDS)
     ranks = [device["rank"] for device in devices if device["group"] == devices[0]["group"]]
     all_listed = any(rank % per_process for rank in ranks)
     return len(ranks) * (1 if all_listed else per_process)

@@ -45,6 +45,11 @@ def values(result: Result, *names: str) -> tuple[Any, ...]:
     return tuple(getattr(result, name) for name in names)
 
 
+def row_text(size: int, count: int, time: str, algbw: str, busbw: str) -> str:
+    half = f"  {time:>7}  {algbw:>6}  {busbw:>6}       0"
+    return f"{size:12d}  {count:12d}     float     sum      -1{half}{half}\n"
+
+
 # Reading nccl-tests
 
 
@@ -127,7 +132,8 @@ def test_a_table_of_one_half() -> None:
 
 
 def test_sendrecv_has_no_operation() -> None:
-    text = GOOD.replace("alltoall_perf", "sendrecv_perf").replace(" none ", "  sum ")
+    head = GOOD[: GOOD.index("        1024 ")].replace("alltoall_perf", "sendrecv_perf")
+    text = head + row_text(1024, 256, "10.00", "0.10", "0.10")
     assert {values(r, "collective", "op") for r in nccl_tests.read_text(text)} == {("sendrecv", None)}
 
 
@@ -224,6 +230,67 @@ def test_one_clear_error(tmp_path: Path, text: str, said: str) -> None:
     assert raised.value.hint
 
 
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("nccl-tests-no-mpi.txt", "line 10: rank 0 is there twice (pid 544816 on node-a and pid 332597 on node-b)"),
+        ("rccl-tests-two-worlds.txt", "line 23: rank 0 is there twice (pid 4100 on node-a and pid 4100 on node-b)"),
+    ],
+)
+def test_worlds_that_ran_beside_each_other_are_not_read_as_one(file: str, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        read(DATA / file)
+    assert said in str(raised.value)
+    assert "MPI=1" in raised.value.hint
+
+
+def without_devices(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if "# Using devices" not in line and "  Rank " not in line)
+
+
+TABLE = without_devices(GOOD)
+ALL_REDUCE = TABLE[: TABLE.index("        1024 ")].replace("alltoall_perf", "all_reduce_perf")
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks", "said"),
+    [
+        # Every process is a world of one rank: a row has as many elements as the size, where 2 ranks would share it.
+        (TABLE.replace("           128 ", "           256 "), 2, "1024 B are 1 x 256 float, so of that many ranks"),
+        (TABLE, 4, "1024 B are 2 x 128 float, so of that many ranks, and there are 4"),
+        (GOOD.replace("       1024           128", "       1024           255"), None, "line 12: 1024 B are"),
+        (GOOD.replace("Rank  1 Group", "Rank  2 Group"), None, "2 ranks are listed up to rank 2: rank 1 is missing"),
+        (GOOD.replace("nGpus 2", "nGpus 4"), None, "2 ranks are listed, and each process says that it has 4"),
+        (GOOD.replace("nGpus 2", "nGpus 1"), None, "pid 1001 on host0 is listed with 2 ranks, and each process says"),
+        (GOOD.replace("192.63   96.31", "192.63  168.55"), None, "algbw 192.63 on 2 ranks is busbw 96.31, and 168.55"),
+        (GOOD.replace("21.77  192.63", "31.77  192.63"), None, "4194304 B in 31.77 us are 132.02 GB/s, and the algbw"),
+        (ALL_REDUCE + row_text(1024, 128, "10.00", "0.10", "0.10"), 2, "1024 B are not 128 float, which all_reduce"),
+        # An all_reduce of worlds of one rank moves nothing: its count is right, and its busbw is 0.
+        (ALL_REDUCE + row_text(1048576, 262144, "12.10", "86.66", "0.00"), 2, "is busbw 86.66, and 0.00 is given"),
+        (JSON.replace('"rank": 2', '"rank": 0'), None, "config: rank 0 is there twice"),
+        (JSON.replace('"rank": 2', '"rank": 3'), None, "config: ranks 0, 3 are listed, and each process says that it"),
+        (JSON.replace('"count": 262144', '"count": 65536'), None, "results[0]: 1048576 B are not 65536 float"),
+        (
+            JSON.replace("45.669700", "55.669700"),
+            None,
+            "results[0]: 1048576 B in 22.96 us are 45.67 GB/s, and the algbw",
+        ),
+        (JSON.replace("68.504550", "0.0"), None, "results[0]: algbw 45.6697 on 4 ranks is busbw 68.50, and 0.0"),
+    ],
+)
+def test_what_is_said_twice_must_agree(tmp_path: Path, text: str, ranks: int | None, said: str) -> None:
+    path = tmp_path / "other.txt"
+    path.write_text(text)
+    with pytest.raises(UsageError) as raised:
+        read(path, ranks)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(("file", "count"), [("rccl-tests-cycles.txt", 8), ("rccl-tests-old.txt", 4)])
+def test_rccl_tests_agree_with_themselves(file: str, count: int) -> None:
+    assert len(read(DATA / file)) == count
+
+
 def test_osu_needs_to_be_told_the_ranks() -> None:
     with pytest.raises(UsageError) as raised:
         read(DATA / "osu-alltoall-full.txt")
@@ -272,7 +339,8 @@ def row(**changes: Any) -> Row:
     }
     if ok:  # the slowest rank takes 1.2 times the mean
         algbw = size / (mean * 1.2) / 1e3
-        known |= {"time_us": mean * 1.2, "time_us_mean": mean, "algbw_gbps": algbw, "busbw_gbps": algbw * 0.75}
+        factor = busbw_factor(changes.get("collective", "all_to_all"), changes.get("group_size") or 4) or 0.75
+        known |= {"time_us": mean * 1.2, "time_us_mean": mean, "algbw_gbps": algbw, "busbw_gbps": algbw * factor}
         known |= {"time_us_low": mean * 1.1, "time_us_high": mean * 1.3, "interval_of": "launches"}
     return Row(**known | changes)
 
