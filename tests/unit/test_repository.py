@@ -10,12 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from commbench import collectives, profile, records
 from commbench.layout import Layout
 from commbench.spec import Spec
 from commbench.sweep import recipes
-from commbench.sweep.keys import KEYS
+from commbench.sweep.keys import KEYS, LISTED
 from commbench.train import results
 from tests.conftest import REPOSITORY
 
@@ -33,9 +34,17 @@ def test_modules_stay_readable(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda p: p.name)
 def test_no_dead_links(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", path.read_text()):
         if not target.startswith("http"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+            page = path.parent / target if target else path
+            assert page.exists(), f"{path.name} links to {target}"
+            assert not anchor or anchor in _anchors(page), f"{path.name} links to {target}#{anchor}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub names them in links."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_the_index_of_the_docs_has_every_page() -> None:
@@ -98,8 +107,17 @@ def test_pages_named_in_any_text_exist() -> None:
 
 def test_every_key_of_a_sweep_is_in_the_docs() -> None:
     text = (REPOSITORY / "docs/reference/keys.md").read_text()
-    missing = {name for name in KEYS if f"`{name}`" not in text}
-    assert missing == set()
+    assert {name for name in KEYS if f"`{name}`" not in text} == set()
+    listed = set()
+    for line in re.findall(r"^\| `.*", text.split("## Keys of a sweep")[1].split("Keys that belong")[0], re.MULTILINE):
+        _, keys, defaults, axis, *_ = line.split("|")
+        for name, default in zip(re.findall(r"`([\w.]+)`", keys), defaults.split(","), strict=False):
+            if name in LISTED:
+                key = KEYS[name]
+                shown = yaml.safe_dump(key.default).split()[0].replace("null", "none")
+                assert (default.strip(" `"), axis.strip()) == (shown, "yes" if key.axis else "no"), name
+                listed.add(name)
+    assert listed == LISTED.keys()
 
 
 def test_versions_of_formats_in_the_docs_are_those_of_the_code() -> None:
