@@ -203,19 +203,19 @@ class _Here:
         """Add the memory of `nodes`, or of those nearest to them where they have none."""
         if not self.memory or not nodes:
             return placed
-        found = {near.index for node in nodes if (near := self._memory_of(node)) is not None}
-        if self.allowed_memory is not None and not found <= set(self.allowed_memory):
+        memory_nodes = {near.index for node in nodes if (near := self._memory_of(node)) is not None}
+        if self.allowed_memory is not None and not memory_nodes <= set(self.allowed_memory):
             raise EnvironmentProblem(
-                f"binding={policy} binds the memory of local rank {rank} to {_nodes_text(sorted(found))}, but "
+                f"binding={policy} binds the memory of local rank {rank} to {_nodes_text(sorted(memory_nodes))}, but "
                 f"memory is allowed from {cpulist.text(self.allowed_memory)} only",
                 hint="give this container or job the memory of all nodes (cpuset.mems), or bind CPUs alone: "
                 "binding_memory=off",
             )
-        if not found:
+        if not memory_nodes:
             return placed
         bare = [node.index for node in nodes if node.memory_bytes == 0]
         why = f"{placed.why}; {_nodes_text(bare)} has no memory, so the nearest that has" if bare else placed.why
-        return replace(placed, memory_nodes=tuple(sorted(found)), why=why)
+        return replace(placed, memory_nodes=tuple(sorted(memory_nodes)), why=why)
 
     def _memory_of(self, node: NumaNode) -> NumaNode | None:
         if node.memory_bytes != 0:

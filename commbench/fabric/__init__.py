@@ -46,24 +46,24 @@ def check(fabric: Emulated) -> None:
     if done.returncode == 0:
         return
     try:
-        told = _told(done.stderr)
+        problem = _last_problem(done.stderr)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise EnvironmentProblem(
             f"the emulated fabric did not start: {done.stderr.strip()[-300:]}", hint="this is a defect of commbench"
         ) from error
-    raise EnvironmentProblem(told["error"], hint=told["hint"])
+    raise EnvironmentProblem(problem["error"], hint=problem["hint"])
 
 
-def _told(log: str) -> dict[str, str]:
+def _last_problem(log: str) -> dict[str, str]:
     """Return what the process that makes the fabric said last."""
-    told = json.loads(log.strip().splitlines()[-1])
-    return {"error": str(told["error"]), "hint": str(told["hint"])}
+    problem = json.loads(log.strip().splitlines()[-1])
+    return {"error": str(problem["error"]), "hint": str(problem["hint"])}
 
 
 def explain(log: str) -> str:
     """Return why a launch had no fabric, from its log; "" where that is not what happened."""
     try:
-        return "{error} ({hint})".format(**_told(log))
+        return "{error} ({hint})".format(**_last_problem(log))
     except (ValueError, IndexError, KeyError, TypeError):
         return ""
 

@@ -108,8 +108,8 @@ class _Node:
             if not (piece := os.read(self._from_child, 65536)):
                 raise EnvironmentProblem("a process that makes a node was killed", hint="try again")
             text += piece
-        if told := json.loads(text):
-            raise EnvironmentProblem(told["error"], hint=told["hint"])
+        if problem := json.loads(text):
+            raise EnvironmentProblem(problem["error"], hint=problem["hint"])
 
     def let_go(self) -> None:
         """Let the child end, which it does when it hears no more."""
@@ -129,7 +129,7 @@ def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: in
         for path, value in network.settings(fabric).items():  # now, as interfaces inherit them when they are made
             _set(path, value)
 
-    def told(action: Callable[[], None]) -> None:
+    def report(action: Callable[[], None]) -> None:
         answer = {}
         try:
             action()
@@ -141,9 +141,9 @@ def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: in
             answer = {"error": f"node {number}: {type(error).__name__}: {error}", "hint": "this is a defect"}
         os.write(to_parent, json.dumps(answer).encode() + b"\n")
 
-    told(enter_network)
+    report(enter_network)
     if os.read(from_parent, 1):
-        told(set_up)
+        report(set_up)
     os._exit(0)
 
 

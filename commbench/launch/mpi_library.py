@@ -48,8 +48,8 @@ class MpiLibrary:
     @property
     def major(self) -> int:
         """Return the first number of the version; 0 if it is not of the kind `Open MPI v5.0.11`."""
-        found = re.search(r"\bv(\d+)\.", self.version)
-        return int(found[1]) if found else 0
+        match = re.search(r"\bv(\d+)\.", self.version)
+        return int(match[1]) if match else 0
 
 
 def find(env: Mapping[str, str] | None = None) -> MpiLibrary:
@@ -81,12 +81,12 @@ def _loaded(environment: Mapping[str, str]) -> tuple[str, str]:
     command = [sys.executable, "-m", "commbench.launch.mpi_library"]
     output = _output(command, environment)
     try:
-        found = json.loads(output.splitlines()[-1])
-        error = found.get("error")
+        answer = json.loads(output.splitlines()[-1])
+        error = answer.get("error")
     except (ValueError, IndexError, AttributeError):
         error = f"its process ended without an answer: {output.strip()[-200:]!r}"
     if error is None:
-        return found["version"], found["path"]
+        return answer["version"], answer["path"]
     if error == "no mpi4py":
         raise EnvironmentProblem(
             "MPI needs mpi4py, which is not installed",

@@ -119,8 +119,8 @@ def explain(log: str) -> str:
         return f"rank {match[1]} exited without a word"
     if match := _OPEN_MPI_PEER.search(text):
         return f"rank {match[1]} lost another rank, which was killed or crashed"
-    _, found, statuses = text.rpartition("Exit codes: ")
-    return _explain_statuses(_by_rank(statuses)) if found else ""
+    _, marker, statuses = text.rpartition("Exit codes: ")
+    return _explain_statuses(_by_rank(statuses)) if marker else ""
 
 
 def _by_rank(statuses: str) -> dict[int, int]:

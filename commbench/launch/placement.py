@@ -61,11 +61,11 @@ def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[Device 
         return [none] * local_size
     visible = gpus.visible(variables.applied(os.environ, outer.env))
     by_bus_id = {gpu.pci_bus_id: gpu for gpu in machine.gpus}
-    found = [(by_bus_id.get(bus_id(where)), uuid) for uuid, where in visible]
-    if len(found) == 1:  # a launcher may show each rank its own alone
-        return found * local_size
+    usable = [(by_bus_id.get(bus_id(where)), uuid) for uuid, where in visible]
+    if len(usable) == 1:  # a launcher may show each rank its own alone
+        return usable * local_size
     ranks = [outer.layout.local(rank) if outer.virtual_hosts else rank for rank in range(local_size)]
-    return [found[rank] if rank < len(found) else none for rank in ranks]
+    return [usable[rank] if rank < len(usable) else none for rank in ranks]
 
 
 def of_launch(outer: Outer, launcher: str) -> list[Placement]:
@@ -136,10 +136,10 @@ class RankPlacement:
 
     def check(self, when: str) -> ActualBinding:
         """Return what is now. Raises `EnvironmentProblem` where that is not what was asked."""
-        found = affinity.read()
+        actual = affinity.read()
         if self.placement is not None:
-            affinity.check(self.policy, self.placement, found, when, strangers=self.strangers)
-        return found
+            affinity.check(self.policy, self.placement, actual, when, strangers=self.strangers)
+        return actual
 
     def check_gpu(self, identity: Mapping[str, Any]) -> None:
         """Raise `EnvironmentProblem` where the rank has another GPU than the one beside which it was placed."""
@@ -150,7 +150,7 @@ class RankPlacement:
                 hint="let CUDA count GPUs as the driver does: env.CUDA_DEVICE_ORDER=PCI_BUS_ID",
             )
 
-    def describe(self, found: ActualBinding) -> dict[str, Any]:
+    def describe(self, actual: ActualBinding) -> dict[str, Any]:
         asked = None
         if self.placement is not None:
             asked = {
@@ -158,7 +158,7 @@ class RankPlacement:
                 "memory_nodes": None if self.placement.memory_nodes is None else list(self.placement.memory_nodes),
                 "why": self.placement.why,
             }
-        return {"policy": self.policy, "asked": asked, "found": found.describe()}
+        return {"policy": self.policy, "asked": asked, "found": actual.describe()}
 
 
 def take(job: Job, info: RankInfo) -> RankPlacement:

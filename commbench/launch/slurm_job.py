@@ -97,8 +97,8 @@ def _wait(job: Job, job_id: str, stop: threading.Event) -> str:
     while True:
         _heartbeat(job.folder).touch()
         answer = slurm.ask("scontrol", "--oneliner", "show", "job", job_id)
-        found = re.search(r"\bJobState=(\w+) Reason=(\S+)", answer)
-        state, reason = found.groups() if found else ("", "")
+        match = re.search(r"\bJobState=(\w+) Reason=(\S+)", answer)
+        state, reason = match.groups() if match else ("", "")
         if "Invalid job id" in answer:  # forgotten, minutes after its end
             state = "GONE"
         if state in _ENDED:

@@ -39,21 +39,21 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
     """
     folder = RunFolder(Path(job.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
-    seat = placement.take(job, info)
+    rank_placement = placement.take(job, info)
     if job.outer.emulated:
         fabric.enter(job.outer.layout.node(info.rank))
     events = Events(job, info.rank)  # after entering the network, which a thread from before would not see
     try:
         if job.program:
-            importlib.import_module(job.program).run(job, info, shared, events, seat)
+            importlib.import_module(job.program).run(job, info, shared, events, rank_placement)
         else:
-            _run_cases(job, info, shared, folder, events, seat)
+            _run_cases(job, info, shared, folder, events, rank_placement)
     finally:
         events.tracer.stop()
 
 
 def _run_cases(
-    job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, seat: placement.RankPlacement
+    job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, rank_placement: placement.RankPlacement
 ) -> None:
     asked = job.outer.env
     variables.check(asked, os.environ)
@@ -61,9 +61,9 @@ def _run_cases(
     transport = transports.load(job.outer.transport)(job.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
-    seat.check_gpu(transport.device.identity())
-    placed = seat.check("after the ranks have connected")
-    binding = seat.describe(placed)
+    rank_placement.check_gpu(transport.device.identity())
+    placed = rank_placement.check("after the ranks have connected")
+    binding = rank_placement.describe(placed)
     device = {**transport.device.identity(), "before": before}
     readback.describe_rank(job, info, transport.versions(), device, binding=binding)
     cpus, memory = readback.places(transport, placed)
@@ -75,7 +75,7 @@ def _run_cases(
         events.tell("begin", case_id=case.case_id)
         measurement, timing = measure_case(job, transport, info, case, place, events)
         measurement = replace(measurement, fabric=between, rank_cpus=cpus, rank_memory=memory)
-        readback.check_places(transport, seat)
+        readback.check_places(transport, rank_placement)
         if info.rank == 0:
             if timing is not None:
                 write_samples(folder, job, case, timing, one_clock=info.local_size == info.size)
@@ -85,14 +85,14 @@ def _run_cases(
     counted = infiniband.growth(ports, infiniband.ports()) if ports else {}
     if counted and infiniband.asked(asked) and info.rank == 0:
         events.tell("note", text=f"{infiniband.mode(asked) or 'routing'}: {infiniband.evidence(counted)}")
-    told = variables.nccl_told(job.folder)
-    if told is not None and info.rank == 0 and (text := variables.silence(asked, told)):
+    nccl_read = variables.nccl_told(job.folder)
+    if nccl_read is not None and info.rank == 0 and (text := variables.silence(asked, nccl_read)):
         events.tell("note", text=text)
     events.tell("end")
     after = {"after": transport.device.condition()} if before else {}
-    if after or counted or told:
+    if after or counted or nccl_read:
         readback.describe_rank(
-            job, info, transport.versions(), device | after, binding=binding, ports=counted, told=told or {}
+            job, info, transport.versions(), device | after, binding=binding, ports=counted, told=nccl_read or {}
         )
     transport.close()
 

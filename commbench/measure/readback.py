@@ -55,12 +55,12 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
     host = fabric.identity() if job.outer.emulated else zlib.crc32(platform.node().encode())
     hosts = [row[0] for row in transport.all_gather([float(host)])]
     if layout.nodes == 1 or len(set(hosts)) == 1:
-        found = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
+        kind = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
         if job.outer.virtual_hosts:
-            found = Fabric.VIRTUAL
+            kind = Fabric.VIRTUAL
         mixed = len(set(hosts)) > 1 or job.outer.emulated is not None
     else:
-        found = Fabric.EMULATED if job.outer.emulated else Fabric.REAL
+        kind = Fabric.EMULATED if job.outer.emulated else Fabric.REAL
         groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
         mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
     if mixed:
@@ -68,7 +68,7 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
             f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
             f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
         )
-    return found
+    return kind
 
 
 def places(transport: Transport, mine: ActualBinding) -> tuple[list[str], list[str]]:
@@ -89,13 +89,13 @@ def _gather_sets(transport: Transport, mine: Collection[int]) -> list[str]:
     return texts[:1] if len(set(texts)) == 1 else texts
 
 
-def check_places(transport: Transport, seat: RankPlacement) -> None:
+def check_places(transport: Transport, rank_placement: RankPlacement) -> None:
     """Raises on all ranks if one of them is not any more where it was put: what was measured meanwhile is void."""
-    if seat.placement is None:
+    if rank_placement.placement is None:
         return
     problem: EnvironmentProblem | None = None
     try:
-        seat.check("after a case")
+        rank_placement.check("after a case")
     except EnvironmentProblem as error:
         problem = error
     moved = [str(rank) for rank, row in enumerate(transport.all_gather([float(problem is not None)])) if row[0]]
@@ -103,16 +103,17 @@ def check_places(transport: Transport, seat: RankPlacement) -> None:
         raise problem
     if moved:
         raise EnvironmentProblem(
-            f"binding={seat.policy} did not stay in effect on rank {', '.join(moved)}", hint="its log says what it is"
+            f"binding={rank_placement.policy} did not stay in effect on rank {', '.join(moved)}",
+            hint="its log says what it is",
         )
 
 
 def clock(transport: Transport) -> dict[str, Any]:
     """How fast the slowest rank's device runs right after the timed calls, and whether something held one back."""
-    found = transport.device.condition()
-    if not transport.all_gather([float(bool(found))]).all():
+    condition = transport.device.condition()
+    if not transport.all_gather([float(bool(condition))]).all():
         return {}
-    clocks = transport.all_gather([found.get("clock_mhz") or math.nan, float(bool(found.get("slowed_by")))])
+    clocks = transport.all_gather([condition.get("clock_mhz") or math.nan, float(bool(condition.get("slowed_by")))])
     slowest = float(clocks[:, 0].min())
     return {
         "clock_mhz": None if math.isnan(slowest) else slowest,

@@ -35,9 +35,9 @@ def remove(folder: Path) -> None:
     shutil.rmtree(session(folder), ignore_errors=True)
     for description in folder.glob("rank-*.json"):
         with contextlib.suppress(OSError, ValueError):
-            told = json.loads(description.read_text())
-            if told["host"] == platform.node():
-                _remove(told.get("shared_memory", []))
+            about = json.loads(description.read_text())
+            if about["host"] == platform.node():
+                _remove(about.get("shared_memory", []))
 
 
 def _remove(paths: list[str]) -> None:

@@ -75,10 +75,10 @@ def _on_gpus(asked: Sequence[Any] | None) -> bool:
 
 def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
     """Return a layout of one rank for each GPU of this machine, where all transports need GPUs and there are some."""
-    found = gpus.count(os.environ)
+    count = gpus.count(os.environ)
     known = [name for name in names if isinstance(name, str) and name in transports.TABLE]
     everywhere = bool(names) and len(known) == len(names) and all(transports.entry(name).gpus for name in known)
-    return {"nodes": 1, "ranks_per_node": found} if everywhere and found else {}
+    return {"nodes": 1, "ranks_per_node": count} if everywhere and count else {}
 
 
 _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than the one that asks
@@ -240,8 +240,8 @@ def show_plan(request: SweepRequest, planned: Sequence[PlannedCase], launchers: 
     lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
     outers = {case.outer.key: case.outer for case in runnable}
     if any(outer.binding != "none" for outer in outers.values()):
-        told = (placement.describe(outer, launchers[outer.transport]) for outer in outers.values())
-        lines += dict.fromkeys(itertools.chain.from_iterable(told))
+        bindings = (placement.describe(outer, launchers[outer.transport]) for outer in outers.values())
+        lines += dict.fromkeys(itertools.chain.from_iterable(bindings))
     seconds = format_seconds(plan.estimate_s(planned))
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
     for first in {item.outer.transport: item for item in runnable}.values():

@@ -78,8 +78,8 @@ def _check(arms: Mapping[str, Arm]) -> None:
     if one.path != two.path:  # a run that goes on may find its text elsewhere
         changed["path"] = two.path, one.path
     if changed:
-        told = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
-        raise UsageError(f"the arms would train different models: {told}",
+        differences = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
+        raise UsageError(f"the arms would train different models: {differences}",
                          hint=f"arms may differ in what only changes time: profile, schedule, dispatch, ..; else "
                               f"{next(iter(changed))}=VALUE for both")  # fmt: skip
     if one.steps != two.steps:

@@ -132,9 +132,9 @@ class Comparison:
         self._write("running")
         for number in range(self._rounds):
             for name in ARMS if number % 2 == 0 else ARMS[::-1]:
-                found = self._launch(self._arms[name], number)
-                self._launches.append(found)
-                append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(found)))
+                launched = self._launch(self._arms[name], number)
+                self._launches.append(launched)
+                append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(launched)))
             last = {one.arm: one.tokens_per_s for one in self._launches[-2:]}
             self._console.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
 
@@ -193,7 +193,7 @@ def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | Non
     if others:
         return None, f"it knows exchanges alone, and the arms differ in {', '.join(others)}"
     tables = [_table(arms[name].config) for name in ARMS]
-    known = [found for found in tables if found is not None]
+    known = [one for one in tables if one is not None]
     expected = importlib.import_module(training.EXPECTED)
     try:
         times = [expected.exchanges_us(arms[name].config, own, known, model)

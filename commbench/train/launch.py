@@ -91,8 +91,8 @@ def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
     saved = training.load(before.path / "config.json")
     config, typed = training.compose(request.words, first=json.loads(saved.to_json()))
     if changed := config.changed(saved):
-        told = ", ".join(f"{key}={there}" for key, (_, there) in changed.items())
-        raise UsageError(f"the run that goes on has {told}, and others would compute something else",
+        differences = ", ".join(f"{key}={there}" for key, (_, there) in changed.items())
+        raise UsageError(f"the run that goes on has {differences}, and others would compute something else",
                          hint="leave these keys out, or start a new run")  # fmt: skip
     done = results.saved_step(before.path)
     if done is None and (saved.save_every is None or _was_saved(before.path, saved, about)):
@@ -113,9 +113,9 @@ def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> boo
 def check(config: TrainConfig, *, joined: bool = False) -> None:
     """Raise what ranks would miss, before there is a run folder. `joined`: a launcher has placed them already."""
     transports.check(config.transport)
-    if config.transport == "nccl" and not joined and config.ranks > (found := gpus.count(os.environ)):
-        raise EnvironmentProblem(f"{config.ranks} ranks and {found} GPU{'s' * (found != 1)}: each rank needs its own",
-                                 hint=f"ranks_per_node={found}, or see CUDA_VISIBLE_DEVICES")  # fmt: skip
+    if config.transport == "nccl" and not joined and config.ranks > (count := gpus.count(os.environ)):
+        raise EnvironmentProblem(f"{config.ranks} ranks and {count} GPU{'s' * (count != 1)}: each rank needs its own",
+                                 hint=f"ranks_per_node={count}, or see CUDA_VISIBLE_DEVICES")  # fmt: skip
     if config.tensorboard:
         tensorboard.check()
     if config.profile is not None:
@@ -130,9 +130,9 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
 
 def _here(config: TrainConfig) -> Here:
     """Return what ranks find that are started on this machine, which is one node if its network is not emulated."""
-    told = {variables.FABRIC: str(config.emulated)} if config.emulated else {}
+    environ = {variables.FABRIC: str(config.emulated)} if config.emulated else {}
     nodes = config.nodes if config.emulated else 1
-    return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=told)
+    return Here(transport=config.transport, nodes=nodes, ranks_per_node=config.ranks // nodes, environ=environ)
 
 
 def _opened(path: Path) -> RunFolder:

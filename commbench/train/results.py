@@ -74,9 +74,9 @@ def labels(trainings: Sequence[Training]) -> list[str]:
         keys = ["recipe"]
     elif "recipe" in keys and len(keys) > 1:
         keys.remove("recipe")
-    told = [_name(one.config, keys[:_MOST_KEYS]) for one in trainings]
-    return [label if label and told.count(label) == 1 else f"{label} {one.run_id}".strip()
-            for label, one in zip(told, trainings, strict=True)]  # fmt: skip
+    names = [_name(one.config, keys[:_MOST_KEYS]) for one in trainings]
+    return [label if label and names.count(label) == 1 else f"{label} {one.run_id}".strip()
+            for label, one in zip(names, trainings, strict=True)]  # fmt: skip
 
 
 def ranks_text(config: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from commbench.measure.events import Events
 
 
-def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: RankPlacement) -> None:
+def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: RankPlacement) -> None:
     """Train until the last step, or until somebody asks to stop. The user's errors go to refused.jsonl too."""
     stop = _Stop(job, info)
     try:
@@ -42,9 +42,13 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, seat: RankPlaceme
         config = TrainConfig.of(job.settings["config"])
         events.doing = "the meeting of the ranks"
         device = _connect(config, job, info, shared)
-        placed = seat.check("after the ranks have connected")
+        placed = rank_placement.check("after the ranks have connected")
         readback.describe_rank(
-            job, info, transports.load(config.transport).versions(), _identity(device), binding=seat.describe(placed)
+            job,
+            info,
+            transports.load(config.transport).versions(),
+            _identity(device),
+            binding=rank_placement.describe(placed),
         )
         comm = None
         if info.size > 1:
