@@ -7,6 +7,7 @@ docs/guide/moe.md has the picture and the rules.
 """
 
 from moe_ref.capacity import Capacity
+from moe_ref.data_parallel import expert_parameters, ignore_experts_in_ddp
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, SwiGLU
 from moe_ref.gate import Gate, GateConfig
@@ -14,4 +15,17 @@ from moe_ref.layer import MoE, Output
 from moe_ref.routing import Routing
 from moe_ref.sharding import shard
 
-__all__ = ["FFN", "Capacity", "DistributedMoE", "Gate", "GateConfig", "MoE", "Output", "Routing", "SwiGLU", "shard"]
+__all__ = [
+    "FFN",
+    "Capacity",
+    "DistributedMoE",
+    "Gate",
+    "GateConfig",
+    "MoE",
+    "Output",
+    "Routing",
+    "SwiGLU",
+    "expert_parameters",
+    "ignore_experts_in_ddp",
+    "shard",
+]

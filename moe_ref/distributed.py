@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from commbench.communicators.base import CommLike
 from commbench.errors import UsageError, unknown
 from moe_ref import schedules
 from moe_ref.comms import NoOpComm
+from moe_ref.data_parallel import HolderCheck, ignore_experts_in_ddp
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
 from moe_ref.kept_buffers import KeptBuffers
@@ -34,7 +35,11 @@ class DistributedMoE(BaseMoELayer):
 
     All ranks call it together, in the same mode, with tokens that need a gradient on all of them or on none, and go
     back together. Ranks may have no tokens at all.
+
+    Under DDP and FSDP: `moe_ref.data_parallel`.
     """
+
+    experts_are_replicated: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -71,6 +76,8 @@ class DistributedMoE(BaseMoELayer):
         self.equal_tokens, self.skip = equal_tokens, skip
         self.kept_buffers = KeptBuffers() if keep_buffers else None
         self._check_experts()
+        self._holders = HolderCheck()
+        ignore_experts_in_ddp(self)
         self.schedule = schedule
 
     @property
@@ -115,6 +122,9 @@ class DistributedMoE(BaseMoELayer):
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
         if x_TD.device.type != self.comm.device.type:
             raise UsageError(f"tokens on {x_TD.device} for a communicator on {self.comm.device}", hint="one device")
+        comm = self.comms["comm"]
+        assert comm is not None
+        self._holders.check(self.experts, comm)
         return self.schedule.forward(self, x_TD, padding_T, generator)
 
     def route(

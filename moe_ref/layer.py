@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,12 @@ class Output(NamedTuple):
 
 
 class BaseMoELayer(nn.Module):
-    """Computes y = sum over a token's choices k of weight_k expert_k(token). Residual and norm are the caller's."""
+    """Computes y = sum over a token's choices k of weight_k expert_k(token). Residual and norm are the caller's.
+
+    experts_are_replicated: whether ranks that have such a layer have the same experts, as data parallelism expects.
+    """
+
+    experts_are_replicated: ClassVar[bool] = True
 
     def __init__(self, gate: Gate, experts: Experts, dispatch: str) -> None:
         super().__init__()
