@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from commbench.commands import plot
+from commbench.commands.plot import draw_trainings
 from commbench.console import Console
 from commbench.errors import EXIT_OK, CommbenchError, UsageError
 from commbench.rank_info import RankInfo, detect
@@ -46,7 +46,7 @@ def _draw(folder: Path, console: Console) -> None:
     if not results.steps(folder):
         return
     try:
-        for path in plot.trainings([folder]):
+        for path in draw_trainings([folder]):
             console.note(f"plot: {path}")
     except CommbenchError as error:
         console.note(f"no plots: {error}")

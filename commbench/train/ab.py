@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,9 @@ import numpy as np
 from commbench import stats
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
+from commbench.run_folder import RunFolder, read_lines
 from commbench.stats import Verdict
+from commbench.train import results
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 ARMS = (BASELINE, CANDIDATE)
@@ -166,3 +170,20 @@ def _between(size: float, points: Mapping[int, float]) -> float | None:
         return None
     sizes = sorted(points)
     return float(np.interp(math.log(max(size, 1.0)), np.log(sizes), np.log([points[size] for size in sizes])))
+
+
+def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
+    """Return the launches of a folder of `commbench train ab`, its ab.json, and in what its arms differ, in words.
+
+    Raises `UsageError` for a folder of another version.
+    """
+    about = RunFolder(path).read_json("ab.json")
+    lines = read_lines(path / "launches.jsonl", json.loads)
+    try:
+        launches = [Launched(**{**line, "losses": tuple(line["losses"])}) for line in lines]
+        names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " and "))
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} is of another version: {error}",
+                         hint="use the commbench version that wrote it") from error  # fmt: skip
+    absent = {"predicted": None, "machine_text": "", "commbench_version": "", "started": about.get("ended", "")}
+    return launches, {**absent, **about}, names

@@ -143,7 +143,7 @@ def test_plot_draws_trainings_and_refuses_a_mixture(tmp_path: Path, capsys: pyte
     assert len(found) == 6 and all(name.startswith("compare-") for name in found)
     assert "compare-" in capsys.readouterr().err
     (two / "breakdown.jsonl").unlink()
-    assert [path.stem for path in plot.trainings([two])] == ["loss", "throughput"]
+    assert [path.stem for path in plot.draw_trainings([two])] == ["loss", "throughput"]
     other = tmp_path / "other.txt"
     other.write_text("# nccl-tests\n")
     with pytest.raises(UsageError, match=r"other.txt' is no training, and others here are"):

@@ -1,0 +1,77 @@
+"""Rows of several runs, and files of other programs beside them, as one table to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from commbench import formats
+from commbench.analysis import pair_matrices, ratios
+from commbench.errors import UsageError
+from commbench.output import foreign, parquet
+from commbench.records import Status
+from commbench.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combined:
+    """rows: of all sources. about: the first run's run.json, and under `pairs` the matrices of all runs."""
+
+    rows: pd.DataFrame
+    about: dict[str, Any]
+    sources: list[str]  # ids of runs, then paths of files
+    folder: Path  # of the first run
+
+
+def combine(
+    paths: Sequence[Path], ranks: int | None, figure_keys: Sequence[str], note: Callable[[str], None]
+) -> Combined:
+    """Read run folders and files. Raises `UsageError`.
+
+    ranks: of those files that do not say it. figure_keys: columns of which one figure has one value. note: is given
+    what of the files no figure will show.
+    """
+    files = [path for path in paths if path.is_file()]
+    folders = [RunFolder.open(path) for path in paths if path not in files]
+    if not folders:
+        raise UsageError(f"{files[0]} is drawn beside a run, and none was named", hint="name one: results/latest")
+    ours = _frame(folders)
+    frames = [ours]
+    for path, listed in [(path, formats.read(path, ranks)) for path in files]:
+        beside, left_out = foreign.beside(listed, path.name, ours, figure_keys)
+        for what in left_out:
+            note(f"{path}: no figure of these runs compares with {what}")
+        frames.append(beside)
+    if files and not any(len(frame) for frame in frames[1:]):
+        raise UsageError("nothing in these files compares with the runs", hint="the same collective on as many ranks")
+    about = folders[0].read_json("run.json")
+    machines = {folder.read_json("run.json")["machine_text"] for folder in folders}
+    about["machine_text"] = " / ".join(sorted(machines))
+    about["pairs"] = pair_matrices.of_runs(folders)
+    return Combined(
+        rows=pd.concat(frames, ignore_index=True),
+        about=about,
+        sources=[*(folder.run_id for folder in folders), *map(str, files)],
+        folder=folders[0].path,
+    )
+
+
+def _frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
+    """Return the rows of all runs; of several, each label names its run. Raises `UsageError` where none has numbers."""
+    rows = [list(folder.rows().values()) for folder in folders]
+    if not any(row.status is Status.OK for of_run in rows for row in of_run):
+        raise UsageError(
+            "these runs have no finished case with numbers", hint="resume them: commbench sweep --resume RUN"
+        )
+    frames = [
+        parquet.frame(of_run, folder.run_id, ratios.of_run(folder, of_run))
+        for of_run, folder in zip(rows, folders, strict=True)
+    ]
+    if len(frames) > 1:
+        for frame in frames:
+            frame["label"] = frame["label"] + " (" + frame["run"] + ")"
+    return pd.concat(frames, ignore_index=True)
