@@ -34,7 +34,7 @@ def draw(frame: pd.DataFrame, meta: Mapping[str, Any], out: Path, *, prefix: str
 
 
 def save(figures: Mapping[str, Figure], out: Path, prefix: str = "") -> list[Path]:
-    """By file name, as PNG and SVG; returns the PNG files."""
+    """Write figures, by file name, as PNG and SVG. Return the PNG files."""
     written = []
     for name, figure in figures.items():
         out.mkdir(parents=True, exist_ok=True)

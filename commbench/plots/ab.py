@@ -19,7 +19,7 @@ _COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
 
 
 def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any], names: str, out: Path) -> list[Path]:
-    """As PNG and SVG into `out`; returns the PNG file. about: of `ab.json`. names: in what the arms differ."""
+    """Draw both arms as PNG and SVG into `out`; return the PNG. `about`: of `ab.json`; `names`: how the arms differ."""
     predicted: float | None = about["predicted"]
     figure = Figure(figsize=(9, 4.3))
     left, middle, right = figure.subplots(1, 3, width_ratios=(3, 1.2, 1.2))

@@ -1,4 +1,4 @@
-"""Which algorithm is fastest at which size and set-up: a map, with how much faster and where nobody can tell."""
+"""Which algorithm is fastest at which size and set-up: a map, with how much faster and where that is not known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from commbench.analysis.ratios import describe_pairs
-from commbench.plots.settings import FIGURE_KEYS, complete, file_name, file_words, join, layout_text, title_words, way
+from commbench.plots.settings import (
+    FIGURE_KEYS,
+    algorithm_label,
+    complete,
+    file_name,
+    file_words,
+    join,
+    layout_text,
+    title_words,
+)
 from commbench.plots.style import algorithm_colour, caption, title
 from commbench.stats import Verdict, verdict
 from commbench.units import format_size
@@ -38,13 +47,16 @@ _NARROWEST, _BROADEST = 8.6, 16.0  # inches of a figure
 @dataclass(frozen=True, slots=True)
 class _Cell:
     algorithm: str
-    way: str  # the winner's name
+    label: str  # the winner's name
     ratio: float | None  # how many times faster than the other it is
     verdict: Verdict
 
 
 def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
-    """Maps by file name; none where there is too little to compare. `frame` has the columns of `Row` and `Speedup`."""
+    """Draw maps, by file name, none where there is too little to compare.
+
+    `frame` has the columns of `Row` and `Speedup`.
+    """
     if "baseline" not in frame:
         return {}
     known = complete(frame[(frame["status"] == "ok") & frame["baseline"].notna()])
@@ -61,7 +73,7 @@ def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]
 
 
 def _shared(words: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """What is the same of all."""
+    """Return what is the same of all."""
     return {key: text for key, text in words[0].items() if all(other[key] == text for other in words)}
 
 
@@ -117,12 +129,12 @@ def _map(setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], 
 
 
 def _wide(texts: Sequence[str], size: float) -> float:
-    """Inches of the longest, in a font of this size."""
+    """Return inches of the longest, in a font of this size."""
     return max(map(len, texts), default=0) * size * 0.62 / 72
 
 
 def _columns(setups: Sequence[pd.DataFrame]) -> dict[int, int]:
-    """Size -> column. Sizes next to each other share one if each set-up has one of them at the most."""
+    """Return size -> column. Sizes next to each other share one if each set-up has one of them at the most."""
     of_setup = [{int(size) for size in members["size_bytes"]} for members in setups]
     columns: dict[int, int] = {}
     shared: list[int] = []
@@ -137,7 +149,7 @@ def _columns(setups: Sequence[pd.DataFrame]) -> dict[int, int]:
 
 
 def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The layouts, and what else differs between the rows of a map."""
+    """Return the layouts, and what else differs between the rows of a map."""
     words = [{**title_words(setting), "run": str(setting["run"])} for setting in settings]
     shared = _shared(words)
     names = []
@@ -150,16 +162,16 @@ def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _cell(rows: pd.DataFrame) -> _Cell | None:
-    """The baseline against the fastest of the others; None if one of them has no numbers."""
+    """Return the baseline against the fastest of the others; None if one of them has no numbers."""
     others, baselines = rows[rows["pairs"].notna()], rows[rows["pairs"].isna()]
     if not len(others) or not len(baselines):
         return None
     best, baseline = others.sort_values("time_us").iloc[0], baselines.iloc[0]
     speedup = _number(best["speedup"])
-    found = verdict(_number(best["speedup_low"]), _number(best["speedup_high"]))
+    winner_verdict = verdict(_number(best["speedup_low"]), _number(best["speedup_high"]))
     wins = best if (best["time_us"] < baseline["time_us"] if speedup is None else speedup > 1) else baseline
     ratio = None if speedup is None else max(speedup, 1 / speedup)
-    return _Cell(wins["algorithm"], way(wins["algorithm"], wins["params"]), ratio, found)
+    return _Cell(wins["algorithm"], algorithm_label(wins["algorithm"], wins["params"]), ratio, winner_verdict)
 
 
 def _number(value: Any) -> float | None:
@@ -176,7 +188,7 @@ def _draw(axes: Axes, row: int, column: int, cell: _Cell, width: float) -> None:
         )
     )  # fmt: skip
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor="none", edgecolor="#ffffff", linewidth=1.6))
-    name, *params = cell.way.split(" ", 1)
+    name, *params = cell.label.split(" ", 1)
     lines = [name, *params, _ratio_text(cell)]
     if _wide(lines, _FONT) > width:  # the colour says which
         lines = [*(line for line in params if _wide([line], _FONT) <= width), lines[-1]]
@@ -196,7 +208,7 @@ def _ratio_text(cell: _Cell) -> str:
 
 
 def _shade(algorithm: str, ratio: float | None) -> tuple[float, float, float]:
-    """From pale at a ratio of 1 to the full colour, by the logarithm."""
+    """Return a colour from pale at a ratio of 1 to the full one, by the logarithm."""
     part = 0.38 + 0.62 * min(1.0, math.log(ratio or 1.0) / math.log(_FULL_COLOUR))
     red, green, blue = (1 + part * (channel - 1) for channel in to_rgb(algorithm_colour(algorithm)))
     return red, green, blue
@@ -219,7 +231,7 @@ def _legend(cells: Any) -> list[Patch]:
 
 
 def _note(setups: Sequence[pd.DataFrame]) -> str:
-    """What a cell says, and how far to trust it."""
+    """Return what a cell says, and how far to trust it."""
     baselines = list(dict.fromkeys(str(name) for rows in setups for name in rows["baseline"]))
     pairs = sorted({int(count) for rows in setups for count in rows["pairs"].dropna()})
     spread = describe_pairs(pairs, {str(kind) for rows in setups for kind in rows["speedup_of"].dropna()})

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from commbench.plots.settings import (
@@ -39,7 +40,10 @@ _NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps"
 
 
 def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures by file name; none for rows without numbers. `frame` has the columns of `Row`, `run` and `label`."""
+    """Draw figures, by file name, none for rows without numbers.
+
+    `frame` has the columns of `Row`, `run` and `label`.
+    """
     ok = complete(frame[frame["status"] == "ok"])
     figures = {}
     for key, rows in ok.groupby(FIGURE_KEYS, sort=False):
@@ -55,9 +59,30 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     figure = Figure()
     bandwidth, latency = figure.subplots(1, 2)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
-    rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of nulls has no type
+    rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of None has no type
     # A collective whose algorithms move unlike amounts has no busbw.
     shown = "busbw_gbps" if rows["busbw_gbps"].notna().any() else "algbw_gbps"
+    _draw_lines(bandwidth, latency, rows, shown)
+    bounded = _draw_bound(bandwidth, latency, rows, shown)
+    for axes in (bandwidth, latency):
+        size_axis(axes, sizes, "busiest" if "all_to_allv" in setting["what"] else "one")
+    # Far below what is measured the bound of small sizes says nothing, and takes the room.
+    latency.set_yscale("log")
+    latency.set_ylim(bottom=rows["time_us"].min() / 3)
+    value_axis(bandwidth, f"{'bus' if shown == 'busbw_gbps' else 'algorithm'} bandwidth (GB/s)")
+    value_axis(latency, "time (us)")
+    bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
+    latency.set_title("time: lower is better", fontsize=9.5)
+    height, legend = _add_legend(figure, latency)
+    title(figure, _title(setting), 1 - 0.075 / height)
+    caption(figure, meta, _note(rows, setting, meta, bounded=bounded))
+    top, bottom = 1 - (0.88 + legend) / height, (1.27 if tilted(sizes) else 1.0) / height
+    figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
+    return figure
+
+
+def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) -> None:
+    """Draw a line for each label, with its intervals, into both panels. `shown`: the column of the bandwidth."""
     foreign = rows["case_id"].isna()  # of other programs: last, and grey
     # The same line for the same label, whatever finished first.
     lines = [*rows[~foreign].groupby("label", sort=True), *rows[foreign].groupby("label", sort=True)]
@@ -85,22 +110,26 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
         gbps = line[shown]
         bars = [(gbps - gbps * time / high).clip(lower=0), (gbps * time / low - gbps).clip(lower=0)]
         bandwidth.errorbar(at, gbps, yerr=bars, **style)
+
+
+def _draw_bound(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) -> bool:
+    """Draw what the links allow into both panels. Return whether it is known of any size."""
     bound = rows.dropna(subset=["bound_us", shown]).drop_duplicates("size_bytes").sort_values("size_bytes")
-    if len(bound):
-        dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
-        dashed |= {"marker": "_"} if len(bound) == 1 else {}
-        bandwidth.plot(bound["size_bytes"], bound[shown] * bound["time_us"] / bound["bound_us"], **dashed)
-        latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
-    for axes in (bandwidth, latency):
-        size_axis(axes, sizes, "busiest" if "all_to_allv" in setting["what"] else "one")
-    # Far below what is measured the bound of small sizes says nothing, and takes the room.
-    latency.set_yscale("log")
-    latency.set_ylim(bottom=rows["time_us"].min() / 3)
-    value_axis(bandwidth, f"{'bus' if shown == 'busbw_gbps' else 'algorithm'} bandwidth (GB/s)")
-    value_axis(latency, "time (us)")
-    bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
-    latency.set_title("time: lower is better", fontsize=9.5)
-    handles, labels = latency.get_legend_handles_labels()
+    if not len(bound):
+        return False
+    dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
+    dashed |= {"marker": "_"} if len(bound) == 1 else {}
+    bandwidth.plot(bound["size_bytes"], bound[shown] * bound["time_us"] / bound["bound_us"], **dashed)
+    latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
+    return True
+
+
+def _add_legend(figure: Figure, axes: Axes) -> tuple[float, float]:
+    """Set the figure's size and draw the legend of `axes` on top.
+
+    Return the height of the figure, and of the legend's lines after the first, both in inches.
+    """
+    handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 6, 110 // (max(map(len, labels)) + 6)))
     lines_more = _LEGEND_LINE * (-(-len(labels) // columns) - 1)
     height = 4.9 + lines_more
@@ -109,7 +138,11 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
         handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, borderpad=0,
         bbox_to_anchor=(0.5, 1 - 0.33 / height),
     )  # fmt: skip
-    title(figure, _title(setting), 1 - 0.075 / height)
+    return height, lines_more
+
+
+def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any], *, bounded: bool) -> str:
+    """Return what the caption says: how points and bars are made, and what to be careful with."""
     launches = int(rows["launches"].max())
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
     known = set(rows["interval_of"].dropna())
@@ -117,16 +150,12 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     note = (
         f"points: median of the slowest rank's time; bars: {spread if known else 'none, as there are too few samples'}"
     )
-    if foreign.any():
-        note += "; grey: as its source gives it"
-    note += "" if len(bound) else "; no bound: no link rate is known"
+    note += "; grey: as its source gives it" if rows["case_id"].isna().any() else ""
+    note += "" if bounded else "; no bound: no link rate is known"
     cpus = len((meta.get("machine") or {}).get("affinity") or [])
     if setting["fabric"] != "real" and 0 < cpus < setting["ranks"]:
         note += f"\n{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU"
-    caption(figure, meta, note)
-    top, bottom = 1 - (0.88 + lines_more) / height, (1.27 if tilted(sizes) else 1.0) / height
-    figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
-    return figure
+    return note
 
 
 def _title(setting: Mapping[str, Any]) -> str:

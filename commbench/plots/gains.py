@@ -20,7 +20,7 @@ _LEAST_SPAN = (0.96, 1.1)  # of the axis: a point with nothing around it says no
 
 
 def draw(profile: Profile, folder: Path) -> list[Path]:
-    """`gains.png` and `gains.svg`; nothing of a profile without evidence."""
+    """Draw `gains.png` and `gains.svg`; nothing of a profile without evidence. Return the files."""
     panels: dict[str, list[Choice]] = {}
     for choice in profile.choices:
         if choice.evidence:

@@ -45,7 +45,7 @@ _NEAR = (Kind.PIX, Kind.PXB)
 
 @dataclass
 class _Place:
-    """A box: a NUMA node, or the devices of which nobody knows where they are."""
+    """A box: a NUMA node, or the devices whose place is not known."""
 
     node: NumaNode | None
     above: list[Device] = field(default_factory=list)  # cards that share no switch with a GPU
@@ -63,7 +63,7 @@ class _Place:
 
 
 def draw(machine: Machine, path: Path) -> None:
-    """As PNG or SVG, by the file's name. Raises OSError where it cannot be written."""
+    """Draw a machine as PNG or SVG, by the file's name. Raises OSError where it cannot be written."""
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
     figure(machine).savefig(path, dpi=150, metadata=metadata)
 
@@ -125,7 +125,7 @@ class _Picture:
     centres: dict[str, float] = field(default_factory=dict)  # of GPUs, from the left
 
     def far(self, places: Sequence[_Place]) -> None:
-        """The line that joins NUMA nodes; distances beside it, where they are not all the same."""
+        """Draw the line that joins NUMA nodes; distances beside it, where they are not all the same."""
         if len(places) < 2:
             return
         level, middles = self.top + 0.24, [place.middle for place in places]
@@ -170,10 +170,18 @@ class _Picture:
         device(self.axes, gpu, x, self.gpus)
         if wired:
             line(self.axes, [(x, self.gpus + BOX), (x, self.bar)])
-            text(self.axes, x + 0.06, self.bar - _WIRE / 2, _way(self.machine, gpu), 7.5, colour=GREY, align="left")
+            text(
+                self.axes,
+                x + 0.06,
+                self.bar - _WIRE / 2,
+                _card_path(self.machine, gpu),
+                7.5,
+                colour=GREY,
+                align="left",
+            )
 
     def switch(self, group: Sequence[Device], middle: float, *, wired: bool) -> None:
-        """Cards above, GPUs below, and the switch in between."""
+        """Draw cards above, GPUs below, and the switch in between."""
         axes, width = self.axes, _group_width(group)
         gpus = [member for member in group if member.kind == "gpu"]
         nics = [member for member in group if member.kind != "gpu"]
@@ -190,13 +198,13 @@ class _Picture:
         for nic, x in zip(nics, spread(len(nics), middle), strict=True):
             line(axes, [(x, switch + _SWITCH), (x, cards)])
             device(axes, nic, x, cards)
-        ways = {paths.pcie(self.machine, gpu, other) for gpu in gpus for other in nics or gpus if other != gpu}
-        words = f"switch: {', '.join(way for way in Kind if way in ways)}"
+        kinds = {paths.pcie(self.machine, gpu, other) for gpu in gpus for other in nics or gpus if other != gpu}
+        words = f"switch: {', '.join(kind for kind in Kind if kind in kinds)}"
         box(axes, (middle - width / 2 + _PAD, switch), (width - 2 * _PAD, _SWITCH), SWITCH)
         text(axes, middle, switch + _SWITCH / 2, words, 7.5, colour=SWITCH[1], width=width - 2 * _PAD)
 
     def band(self) -> None:
-        """NVLinks where all pairs of GPUs have the same number of them."""
+        """Draw NVLinks where all pairs of GPUs have the same number of them."""
         low, high = min(self.centres.values()), max(self.centres.values())
         for x in self.centres.values():
             line(self.axes, [(x, self.gpus), (x, self.bottom - 0.3)], GPU[1], 1.8)
@@ -207,7 +215,7 @@ class _Picture:
         text(self.axes, (low + high) / 2, self.bottom - 0.45, words, 9, bold=True, colour="white")
 
     def brackets(self, levels: Sequence[Sequence[NvLinks]]) -> None:
-        """NVLinks pair by pair."""
+        """Draw NVLinks pair by pair."""
         for level, members in enumerate(levels):
             y = self.bottom - 0.25 - _LEVEL * level
             for links in members:
@@ -224,7 +232,7 @@ def _group_width(group: Sequence[Device]) -> float:
 
 
 def _places(machine: Machine) -> list[_Place]:
-    """A box for each NUMA node, and one more for devices that are near none, as far as is known."""
+    """Return a box for each NUMA node, and one more for devices that are near none, as far as is known."""
     places = []
     for node in (*machine.nodes, None):
         members = [member for member in (*machine.gpus, *machine.nics) if machine.near(member) == node]
@@ -240,7 +248,7 @@ def _places(machine: Machine) -> list[_Place]:
 
 
 def _behind_switches(machine: Machine, members: Iterable[Device]) -> list[list[Device]]:
-    """Devices that reach each other without a host bridge, in the order of their first ones."""
+    """Return devices that reach each other without a host bridge, in the order of their first ones."""
     groups: list[list[Device]] = []
     for member in members:
         near = [group for group in groups if any(paths.pcie(machine, member, other) in _NEAR for other in group)]
@@ -251,20 +259,20 @@ def _behind_switches(machine: Machine, members: Iterable[Device]) -> list[list[D
     return groups
 
 
-def _way(machine: Machine, gpu: Device) -> str:
-    """To the nearest card."""
+def _card_path(machine: Machine, gpu: Device) -> str:
+    """Return the kind of path to the nearest card, "" where there is none."""
     nearest = paths.nearest_nics(machine, gpu)
     return str(paths.pcie(machine, gpu, nearest[0])) if nearest else ""
 
 
 def _all_alike(machine: Machine) -> bool:
-    """Whether the same number of NVLinks joins any two GPUs."""
+    """Return whether the same number of NVLinks joins any two GPUs."""
     pairs = len(machine.gpus) * (len(machine.gpus) - 1) // 2
     return len(machine.nvlinks) == pairs and len({links.count for links in machine.nvlinks}) == 1
 
 
 def _levels(nvlinks: Iterable[NvLinks], shown: Sequence[str]) -> list[list[NvLinks]]:
-    """Short ones first; those on one level do not touch."""
+    """Return the NVLinks to draw on each level, short ones first; those on one level do not touch."""
 
     def ends(links: NvLinks) -> tuple[int, int]:
         first, second = sorted((shown.index(links.first), shown.index(links.second)))
@@ -289,7 +297,7 @@ def _title(axes: Axes, machine: Machine, width: float, height: float) -> None:
     text(axes, width / 2, height - 0.28, words, 13, bold=True)
     devices = (*machine.gpus, *machine.nics)
     kinds = Counter(" ".join(filter(None, (of.model, of.link, of.speed))) for of in devices)
-    listed = _joined([f"{count} x {kind or 'unknown'}" for kind, count in kinds.items()], width, 8.5)
+    listed = _wrap([f"{count} x {kind or 'unknown'}" for kind, count in kinds.items()], width, 8.5)
     text(axes, width / 2, height - 0.63, "\n".join(listed[:2]), 8.5, colour=GREY)
 
 
@@ -299,14 +307,14 @@ def _legend(machine: Machine, places: Iterable[_Place], width: float) -> list[st
     words = [f"{kind}: {meaning}" for kind, meaning in MEANING.items() if kind in used]
     if machine.nics and any(len(group) == 1 for place in places for group in place.groups if place.node):
         words.append("above a GPU: its way to the nearest card")
-    lines = _joined(words, width, 7.5)
+    lines = _wrap(words, width, 7.5)
     for note in machine.notes:
         lines += textwrap.wrap(f"note: {note}", int((width - 2 * _MARGIN) * 72 / (0.54 * 7.5)))
     return [*lines, f"commbench {commbench.__version__} topo"]
 
 
-def _joined(parts: Iterable[str], width: float, size: float) -> list[str]:
-    """Lines of whole parts that fit."""
+def _wrap(parts: Iterable[str], width: float, size: float) -> list[str]:
+    """Return lines of whole parts that fit."""
     most = int((width - 2 * _MARGIN) * 72 / (0.54 * size))
     lines: list[str] = []
     for part in parts:

@@ -33,7 +33,7 @@ _INCHES = {"left": 1.05, "right": 1.35, "top": 0.8, "bottom": 1.15}
 
 
 def heat_maps(rows: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures by file name, one for each matrix in `meta["pairs"]`; `rows` are not looked at."""
+    """Draw figures, by file name, one for each matrix in `meta["pairs"]`; `rows` are not looked at."""
     figures = {}
     for matrix in meta.get("pairs", ()):
         setting: dict[Any, Any] = complete(frame([matrix.row], "")).iloc[0].to_dict()
@@ -82,7 +82,7 @@ def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any])
 
 
 def _range(values: Any) -> tuple[float, float]:
-    """Of the colours."""
+    """Return the range of the colours."""
     known = values[np.isfinite(values)]
     low, high = float(known.min()), float(known.max())
     middle = (low * high) ** 0.5
@@ -90,7 +90,7 @@ def _range(values: Any) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers, enough of them to read colours by."""
+    """Return round numbers, enough of them to read colours by."""
     subs = (1.0, 2.0, 5.0) if high > 20 * low else _FINE_TICKS
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [sub * 10.0**decade for decade in decades for sub in subs if low <= sub * 10.0**decade <= high]
@@ -105,7 +105,7 @@ def _numbers(axes: Axes, values: Any, norm: LogNorm, by_rate: bool) -> None:
 
 
 def _short(value: float) -> str:
-    """Three digits."""
+    """Return a value in three digits."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     text = f"{value / 1000:.3g}k" if value >= 10_000 else f"{value:.{digits}f}"
     return text.removeprefix("0") if value < 1 else text
@@ -146,5 +146,5 @@ def _complete(matrix: Matrix) -> bool:
 
 
 def rows_without(rows: pd.DataFrame) -> pd.DataFrame:
-    """What the other plots draw: a curve for each round would be hundreds of figures that show nothing."""
+    """Return what the other plots draw: a curve for each round would be hundreds of figures that show nothing."""
     return rows[rows["collective"] != "pairs"]

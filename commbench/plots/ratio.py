@@ -14,7 +14,7 @@ _WHAT = "before / after\nabove 1: faster"
 
 
 def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshold: float) -> Path:
-    """One panel for each set-up, at most eight, into `path` (.png or .svg)."""
+    """Draw one panel for each set-up, at most eight, into `path` (.png or .svg)."""
     set_ups = list(dict.fromkeys(item.set_up for item in comparisons))[:8]
     height = 0.4 + 3.2 * len(set_ups)
     figure = Figure(figsize=(9, height))

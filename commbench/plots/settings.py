@@ -1,4 +1,4 @@
-"""What tells figures apart, and how it is called in titles and file names."""
+"""Settings that each have a figure of their own, and their words in titles and file names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ _SHORT = {"chunks": "K", "window": "W"}  # as the literature calls them
 
 
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
-    """With all of `FIGURE_KEYS`, and no nulls in those that old runs lack: rows with nulls would be in no group."""
+    """Return the rows with all of `FIGURE_KEYS`, and the defaults in those that old runs lack.
+
+    Rows that have none there would be in no group.
+    """
     columns: dict[str, Any] = {}
     for name, default in {**FABRIC_SETTINGS, **BINDING_SETTINGS}.items():
         values = frame[name] if name in frame else [None] * len(frame)
@@ -44,7 +47,7 @@ def complete(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def layout_text(setting: Mapping[str, Any]) -> str:
-    """`4x2`: nodes x ranks of each."""
+    """Return `4x2`: nodes x ranks of each."""
     return f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
 
 
@@ -52,17 +55,17 @@ _FABRICS = {Fabric.DECLARED: "declared on one machine", Fabric.VIRTUAL: "virtual
 
 
 def emulated_text(setting: Mapping[str, Any]) -> str:
-    """`emulated: 1gbit links, 30000 B per packet`; nothing of another fabric."""
+    """Return `emulated: 1gbit links, 30000 B per packet`; "" of another fabric."""
     return describe_emulated(setting) if setting["fabric"] == Fabric.EMULATED else ""
 
 
 def _bound(setting: Mapping[str, Any]) -> str:
-    """`binding=pci`; nothing where ranks were as they were started, or it makes no difference."""
+    """Return `binding=pci`; "" where ranks were as they were started, or it makes no difference."""
     return binding_text(**{name: setting.get(name, default) for name, default in BINDING_SETTINGS.items()})
 
 
 def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
-    """By key, what a file's name says of a setting; nothing of what is usual."""
+    """Return by key what a file's name says of a setting; nothing of what is usual."""
     emulated = re.sub(r"[^A-Za-z0-9.]+", "-", emulated_text(setting))
     return {
         "fabric": emulated.replace("-links", "").replace("-per-packet", "").replace("-inside-nodes", "-inside"),
@@ -78,7 +81,7 @@ def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
 
 
 def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
-    """By key, what a title says of a setting besides its layout; nothing of what is usual."""
+    """Return by key what a title says of a setting besides its layout; nothing of what is usual."""
     fabric = emulated_text(setting) or _FABRICS.get(setting["fabric"], "")
     groups = f"groups of {setting['group_size']} ({setting['groups']})" if setting["groups"] != "world" else ""
     return {
@@ -95,7 +98,7 @@ def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
 
 
 def nodes_text(setting: Mapping[str, Any]) -> str:
-    """`4 nodes x 2 ranks`."""
+    """Return `4 nodes x 2 ranks`."""
     return describe_layout(setting["nodes"], setting["ranks"], "")
 
 
@@ -104,19 +107,19 @@ def join(*texts: str) -> str:
 
 
 def file_name(words: Sequence[str]) -> str:
-    """Safe and short; a hash keeps names apart that would have become the same."""
+    """Return a safe and short name; a hash keeps names apart that would have become the same."""
     text = "-".join(word for word in words if word)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
     return name if name == text and len(name) <= 120 else f"{name[:100]}-{digest(text)[:6]}"
 
 
-def way(algorithm: str, params: str) -> str:
-    """Short label of an algorithm with its parameters (a column of JSON): `2d_pipelined K=4`."""
+def algorithm_label(algorithm: str, params: str) -> str:
+    """Return a short label of an algorithm with its parameters (a column of JSON): `2d_pipelined K=4`."""
     return " ".join([algorithm, *(f"{_SHORT.get(key, key)}={value}" for key, value in json.loads(params).items())])
 
 
-def place(algorithm: str, params: str) -> tuple[int, str, list[float]]:
-    """Sorts ways as the table of algorithms has them."""
+def sort_key(algorithm: str, params: str) -> tuple[int, str, list[float]]:
+    """Return what sorts algorithms with their parameters as the table of algorithms has them."""
     names = list(dict.fromkeys(name for _, name in algorithms.TABLE))
     known = names.index(algorithm) if algorithm in names else len(names)
     return known, algorithm, list(json.loads(params).values())

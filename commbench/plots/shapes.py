@@ -17,12 +17,12 @@ _AROUND, _LINE, _IN_FRONT, _TEXT = 1, 2, 3, 4  # what covers what
 
 
 def columns(count: int) -> float:
-    """The width of some devices side by side."""
+    """Return the width of some devices side by side."""
     return count * COLUMN + max(0, count - 1) * GAP
 
 
 def spread(count: int, middle: float) -> list[float]:
-    """Where the middles of devices side by side are."""
+    """Return where the middles of devices side by side are."""
     first = middle - columns(count) / 2 + COLUMN / 2
     return [first + at * (COLUMN + GAP) for at in range(count)]
 
@@ -31,7 +31,7 @@ def box(
     axes: Axes, corner: tuple[float, float], size: tuple[float, float], colours: tuple[str, str], *,
     around: bool = False, dashed: bool = False,
 ) -> None:  # fmt: skip
-    """`around`: other things are in it."""
+    """Draw a box; `around`: other things are in it."""
     patch = FancyBboxPatch(
         corner, *size, boxstyle="round,pad=0,rounding_size=0.06", facecolor=colours[0], edgecolor=colours[1],
         linewidth=1.0, linestyle="--" if dashed else "-", zorder=_AROUND if around else _IN_FRONT,
@@ -48,7 +48,7 @@ def text(
     axes: Axes, x: float, y: float, words: str, size: float, *, colour: str = DARK, bold: bool = False,
     align: str = "center", width: float = 0.0, background: str = "none",
 ) -> None:  # fmt: skip
-    """With `width`, as much smaller as it must be to fit."""
+    """Write text, with `width` as much smaller as it must be to fit."""
     if width:
         size = min(size, (width - 0.08) * 72 / (0.64 * max(1, len(words))))
     axes.text(
@@ -59,7 +59,7 @@ def text(
 
 
 def device(axes: Axes, of: Device, x: float, bottom: float) -> None:
-    """Its name, and below that where a GPU is on the bus and how fast a card is."""
+    """Draw a device: its name, and below that where a GPU is on the bus and how fast a card is."""
     down = of.speed == DOWN
     colours = ABSENT if down else GPU if of.kind == "gpu" else ETHERNET if of.link == "Ethernet" else RDMA
     box(axes, (x - COLUMN / 2, bottom), (COLUMN, BOX), colours, dashed=down)

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from commbench import algorithms
 from commbench.units import format_size
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the lines apart in grey.
+# Okabe and Ito's palette: colour-blind readers can separate them; in grey, markers do.
 # Each algorithm has its own in every figure; two may share one if no collective has both.
 _COLOURS = {
     "direct": "#0072B2",
@@ -37,7 +37,7 @@ _TILTED_LABEL = 1 / 14  # and closer than that left out
 
 
 def algorithm_colour(name: str) -> str:
-    """The same for the same algorithm, whatever else is drawn."""
+    """Return an algorithm's colour, the same whatever else is drawn."""
     if name in _COLOURS:
         return _COLOURS[name]
     others = [other for other in dict.fromkeys(name for _, name in algorithms.TABLE) if other not in _COLOURS]
@@ -46,12 +46,12 @@ def algorithm_colour(name: str) -> str:
 
 
 def tilted(sizes: Sequence[int]) -> bool:
-    """Whether the labels of a size axis must be tilted to fit."""
+    """Return whether the labels of a size axis must be tilted to fit."""
     return len(_apart(sizes, _WIDEST_LABEL)) < len(sizes)
 
 
 def _apart(sizes: Sequence[int], least: float) -> list[int]:
-    """Sizes that are at least this part of a logarithmic axis apart, from the smallest up."""
+    """Return sizes that are at least this part of a logarithmic axis apart, from the smallest up."""
     gap = least * math.log2(max(sizes) / min(sizes))
     kept: list[int] = []
     for size in sorted(sizes):
@@ -61,7 +61,7 @@ def _apart(sizes: Sequence[int], least: float) -> list[int]:
 
 
 def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:
-    """Logarithmic, with ticks at the sizes that were measured: 1 KiB, 4 KiB, 1 MiB."""
+    """Make a logarithmic axis, with ticks at the sizes that were measured: 1 KiB, 4 KiB, 1 MiB."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(_apart(sizes, _TILTED_LABEL)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -71,7 +71,7 @@ def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:
 
 
 def ratio_axis(axes: Axes, label: str) -> None:
-    """Logarithmic where there is room for its ticks, of ratios that are already drawn."""
+    """Make an axis of ratios that are already drawn, logarithmic where there is room for its ticks."""
     bottom, top = axes.get_ylim()
     if not (bottom > 0 and top < 2 * bottom):
         value_axis(axes, label)
@@ -82,7 +82,7 @@ def ratio_axis(axes: Axes, label: str) -> None:
 
 
 def value_axis(axes: Axes, label: str) -> None:
-    """Logarithmic, with plain numbers: 0.5, 20, 1000."""
+    """Make a logarithmic axis with plain numbers: 0.5, 20, 1000."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     subs = (
@@ -97,13 +97,13 @@ def value_axis(axes: Axes, label: str) -> None:
 
 
 def title(figure: Figure, text: str, y: float) -> None:
-    """At the top; smaller where it is long, and in the end on two lines."""
+    """Write the title at the top; smaller where it is long, and in the end on two lines."""
     fits = figure.get_figwidth() / (0.57 / 72) * 0.98  # characters x points
     size = min(12.0, max(9.0, fits / len(text)))
     figure.suptitle("\n".join(textwrap.wrap(text, int(fits / size))), fontsize=size, y=y, linespacing=1.1)
 
 
 def caption(figure: Figure, meta: Mapping[str, Any], note: str) -> None:
-    """Below the plot: what the bars mean, then machine and date."""
+    """Write below the plot what the bars mean, then machine and date."""
     text = f"{note}\n{meta['machine_text']} | {meta['started'][:10]} | commbench {meta['commbench_version']}"
     figure.text(0.01, 0.01, text, fontsize=7.5, color="#555555", va="bottom", ha="left")

@@ -9,15 +9,15 @@ from matplotlib.figure import Figure
 
 from commbench.plots.settings import (
     FABRIC_SETTINGS,
+    algorithm_label,
     complete,
     file_name,
     file_words,
     join,
     layout_text,
     nodes_text,
-    place,
+    sort_key,
     title_words,
-    way,
 )
 from commbench.plots.style import caption, title
 from commbench.units import format_size
@@ -33,38 +33,40 @@ _BAR = 0.42  # inches
 
 
 def traffic(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
-    """Figures by file name; none of one node. `frame` has the columns of `Row`, with or without `wire_bytes`."""
+    """Draw figures, by file name; none of one node. `frame` has the columns of `Row`, with or without `wire_bytes`."""
     ours = complete(frame[(frame["status"] == "ok") & frame["case_id"].notna() & (frame["nodes"] > 1)])
     if "wire_bytes" not in ours:
         ours = ours.assign(wire_bytes=float("nan"))
     figures = {}
     for _, rows in ours.groupby(_KEYS, sort=False):
         setting: dict[Any, Any] = {**_USUAL, **rows.iloc[0][_KEYS].to_dict()}
-        ways = _ways(rows)
-        if any(bar is not None for bar in ways.values()):
+        rows_by_label = _largest_rows(rows)
+        if any(bar is not None for bar in rows_by_label.values()):
             words = [setting["what"], setting["transport"], layout_text(setting), *file_words(setting).values()]
-            figures[file_name(["traffic", *words])] = _figure(ways, setting, meta)
+            figures[file_name(["traffic", *words])] = _figure(rows_by_label, setting, meta)
     return figures
 
 
-def _ways(rows: pd.DataFrame) -> dict[str, dict[Any, Any] | None]:
-    """By label, the row of an algorithm's largest size, metered if one was; None where its steps are unknown."""
-    found: dict[str, dict[Any, Any] | None] = {}
-    ordered = sorted({(str(a), str(p)) for a, p in zip(rows["algorithm"], rows["params"], strict=True)}, key=_place)
+def _largest_rows(rows: pd.DataFrame) -> dict[str, dict[Any, Any] | None]:
+    """Return by label the row of an algorithm's largest size, metered if one was; None where its steps are unknown."""
+    rows_by_label: dict[str, dict[Any, Any] | None] = {}
+    ordered = sorted({(str(a), str(p)) for a, p in zip(rows["algorithm"], rows["params"], strict=True)}, key=_sort_key)
     for algorithm, params in ordered:
         of = rows[(rows["algorithm"] == algorithm) & (rows["params"] == params)]
         known = of.dropna(subset=["inter_bytes", "intra_bytes"])
         metered = known.assign(metered=known["wire_bytes"].notna()).sort_values(["size_bytes", "metered"])
-        found[way(algorithm, params)] = metered.iloc[-1].to_dict() if len(metered) else None
-    return found
+        rows_by_label[algorithm_label(algorithm, params)] = metered.iloc[-1].to_dict() if len(metered) else None
+    return rows_by_label
 
 
-def _place(names: tuple[str, str]) -> tuple[int, str, list[float]]:
-    return place(*names)
+def _sort_key(names: tuple[str, str]) -> tuple[int, str, list[float]]:
+    return sort_key(*names)
 
 
-def _figure(ways: Mapping[str, dict[Any, Any] | None], setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
-    bars = {label: row for label, row in ways.items() if row is not None}
+def _figure(
+    by_label: Mapping[str, dict[Any, Any] | None], setting: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Figure:
+    bars = {label: row for label, row in by_label.items() if row is not None}
     largest = max(row["size_bytes"] for row in bars.values())
     width, top, bottom = 10.5, 1.05, 1.08
     height = top + _BAR * len(bars) + bottom
@@ -118,14 +120,14 @@ def _figure(ways: Mapping[str, dict[Any, Any] | None], setting: Mapping[str, Any
     )
     if metered:
         note += "; counted: by the links' counters, headers included"
-    if unknown := [label for label, row in ways.items() if row is None]:
+    if unknown := [label for label, row in by_label.items() if row is None]:
         note += f"\nnot shown, as a library chooses the way: {', '.join(unknown)}"
     caption(figure, meta, note)
     return figure
 
 
 def _beside(figure: Figure, width: float, height: float, right: float, down: float, text: str, **style: Any) -> None:
-    """A number to the right of the bars; `right` and `down` in inches from the upper left corner."""
+    """Write a number to the right of the bars; `right` and `down` in inches from the upper left corner."""
     figure.text(right / width, 1 - down / height, text, ha="right", va="center", fontsize=9, **style)
 
 

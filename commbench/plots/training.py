@@ -17,7 +17,7 @@ from commbench.plots import save
 from commbench.plots.style import MARKERS, caption, title
 from commbench.train.results import Training, labels, ranks_text
 
-# Okabe and Ito's, as in style.py. In grey, markers and dashes tell runs apart.
+# Okabe and Ito's, as in style.py. In grey, markers and dashes separate runs.
 _RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), "-.")
 # In the order of a bar: colour and hatching. Neighbours differ in lightness; what only moves data is hatched.
@@ -43,7 +43,7 @@ _BITS = math.log(2)
 
 
 def draw(trainings: Sequence[Training], out: Path, *, prefix: str = "") -> list[Path]:
-    """Every figure that the runs allow, as PNG and SVG into `out`; returns the PNG files."""
+    """Draw every figure that the runs allow, as PNG and SVG into `out`. Return the PNG files."""
     names = labels(trainings)
     figures = {"loss": _loss(trainings, names), "throughput": _throughput(trainings, names)}
     profiled = [(one, name) for one, name in zip(trainings, names, strict=True) if one.breakdown]
@@ -146,7 +146,7 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
 
 
 def _mean(one: Training) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a step, and of each part."""
+    """Return milliseconds of a step, and of each part."""
     count = len(one.breakdown)
     took: dict[str, float] = {}
     for line in one.breakdown:
@@ -157,7 +157,7 @@ def _mean(one: Training) -> tuple[float, dict[str, float]]:
 
 
 def _inside(part: str, value: float, step: float, room: float) -> str:
-    """What fits into a piece of a bar of so many letters: name, time and share, or less, or nothing."""
+    """Return what fits into a piece of a bar of so many letters: name, time and share, or less, or nothing."""
     share = f"{100 * value / step:.0f} %"
     lines = [part, f"{_short(value)} ms", share]
     if max(map(len, lines)) <= room:
@@ -181,13 +181,13 @@ def _column(one: Training, key: str) -> Any:
 
 
 def _running(values: Any) -> Any:
-    """The median of up to 2 k + 1 values around each."""
+    """Return the median of up to 2 k + 1 values around each."""
     k = max(2, min(25, len(values) // 40))
     return np.array([np.median(values[max(0, at - k) : at + k + 1]) for at in range(len(values))])
 
 
 def _short(value: float) -> str:
-    """Three digits, or all that are before the point."""
+    """Return three digits, or all that are before the point."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -208,7 +208,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _finish(figure: Figure, trainings: Sequence[Training], what: str, note: str, *, legend: float = 0.0) -> None:
-    """Title, caption, and room for both. legend: inches below the title."""
+    """Write title and caption, and make room for both. legend: inches below the title."""
     one, height = trainings[0], figure.get_figheight()
     recipes = {training.config["recipe"] for training in trainings}
     of = f"{one.config['recipe']}, {ranks_text(one.config)}"
