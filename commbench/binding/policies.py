@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.machine import cpulist, paths
-from commbench.machine.machine import Device, Machine, NumaNode
+from commbench.machine.machine import Machine, NumaNode, PciDevice
 
 POLICIES = ("none", "pci", "block", "round_robin", "worst", "explicit")
 _SWITCH: dict[bool | str, bool] = {True: True, "on": True, False: False, "off": False}  # YAML reads on and off so too
@@ -85,7 +85,7 @@ def placements(
     local_size: int,
     *,
     allowed: Collection[int],
-    devices: Sequence[Device | None] = (),
+    devices: Sequence[PciDevice | None] = (),
     masks: Sequence[tuple[int, ...]] = (),
     memory: bool = True,
     allowed_memory: Collection[int] | None = None,
@@ -115,7 +115,7 @@ def placements(
 
 
 def _choose(
-    machine: Machine, nodes: Sequence[NumaNode], policy: str, rank: int, size: int, devices: Sequence[Device | None]
+    machine: Machine, nodes: Sequence[NumaNode], policy: str, rank: int, size: int, devices: Sequence[PciDevice | None]
 ) -> tuple[NumaNode, str]:
     """Return the node of a rank, and why."""
     count = len(nodes)
@@ -136,12 +136,12 @@ def _choose(
 
 
 def _beside(
-    machine: Machine, nodes: Sequence[NumaNode], rank: int, size: int, gpu: Device | None
+    machine: Machine, nodes: Sequence[NumaNode], rank: int, size: int, gpu: PciDevice | None
 ) -> tuple[NumaNode, str]:
     """Return the node of the rank's GPU, else of a network card, else what `block` says. It always has CPUs."""
     by_index = {node.index: node for node in nodes}
 
-    def of(device: Device) -> NumaNode | None:
+    def of(device: PciDevice) -> NumaNode | None:
         if device.numa_node is None or device.numa_node < 0:
             return nodes[0] if len(machine.nodes) == 1 else None
         return by_index.get(device.numa_node)

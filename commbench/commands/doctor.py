@@ -12,10 +12,10 @@ from itertools import groupby
 from rich.console import Console
 from rich.text import Text
 
-from commbench.doctor import CHECKS, Check, Finding, Status, examine
+from commbench.doctor import CHECKS, Check, CheckStatus, Finding, examine
 from commbench.doctor.system import System
 
-_STYLES = {Status.OK: "green", Status.NOTE: "cyan", Status.WARN: "yellow", Status.FAIL: "bold red"}
+_STYLES = {CheckStatus.OK: "green", CheckStatus.NOTE: "cyan", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "bold red"}
 _NAME_WIDTH = max(len(check.name) for check in CHECKS)
 _INDENT = " " * (2 + 4 + 2 + _NAME_WIDTH + 2)  # margin, status, gap, name, gap
 _NARROWEST = 40
@@ -23,7 +23,7 @@ _NARROWEST = 40
 
 def run(format: str, system: System | None = None) -> int:
     """Prints what was found as it is found; 1 if a check failed, else 0."""
-    counts: Counter[Status] = Counter()
+    counts: Counter[CheckStatus] = Counter()
 
     def counted() -> Iterator[tuple[Check, Finding]]:
         for check, finding in examine(system or System()):
@@ -34,8 +34,8 @@ def run(format: str, system: System | None = None) -> int:
         _print_json(counted())
     else:
         _print_table(counted())
-        _say(Text("\n" + ", ".join(f"{counts[status]} {status}" for status in Status)))
-    return 1 if counts[Status.FAIL] else 0
+        _say(Text("\n" + ", ".join(f"{counts[status]} {status}" for status in CheckStatus)))
+    return 1 if counts[CheckStatus.FAIL] else 0
 
 
 def _print_json(found: Iterable[tuple[Check, Finding]]) -> None:

@@ -45,7 +45,7 @@ def _name(key: str) -> str:
 
 
 def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> SweepRequest:
-    """Of a sweep or a tuning, whose options for keys become words."""
+    """Return the request of a sweep or a tuning, whose options for keys become words."""
     from commbench.sweep.prepare import SweepRequest
 
     typed = (f"{key}={options[_name(key)]}" for key in SHORT if options.get(_name(key)) is not None)
@@ -63,7 +63,7 @@ def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Sw
 
 
 def training_options(*, json_is: str) -> Callable[[_Command], _Command]:
-    """Of one training, and of two beside each other."""
+    """Return the options of one training, and of two beside each other, as a decorator."""
 
     def decorate(command: _Command) -> _Command:
         for option in (

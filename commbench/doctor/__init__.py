@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from commbench.doctor import cpus, devices, files, launchers, memory, network, software, variables
-from commbench.doctor.finding import Check, Finding, Status, note
+from commbench.doctor.finding import Check, CheckStatus, Finding, note
 from commbench.doctor.load import load
 from commbench.doctor.system import System
 
@@ -81,4 +81,4 @@ def _guarded(check: Check, system: System) -> Finding | None:
         return note(f"could not be read: {reason}")
 
 
-__all__ = ["CHECKS", "Check", "Finding", "Status", "examine"]
+__all__ = ["CHECKS", "Check", "CheckStatus", "Finding", "examine"]

@@ -71,7 +71,7 @@ def _describe(system: System, shown: str, folder: str) -> tuple[str, str]:
 
 
 def _file_system(system: System, path: str) -> str:
-    """Of the innermost mount around `path`; of several on the same place, the last one is seen."""
+    """Return the file system of the innermost mount around `path`; of several on one place the last one is seen."""
     best, kind = -1, ""
     for line in (system.text("/proc/self/mounts") or "").splitlines():
         point, of_point = line.split()[1:3]

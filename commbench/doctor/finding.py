@@ -10,7 +10,7 @@ from commbench.doctor.system import System
 from commbench.machine import cpulist
 
 
-class Status(StrEnum):
+class CheckStatus(StrEnum):
     OK = "ok"
     NOTE = "note"  # worth knowing when numbers are read; measuring is fine
     WARN = "warn"  # numbers will be worse, or vary more, than they need to
@@ -19,7 +19,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    status: Status
+    status: CheckStatus
     value: str
     why: str = ""
     do: str = ""
@@ -35,19 +35,19 @@ class Check:
 
 
 def ok(value: str) -> Finding:
-    return Finding(Status.OK, value)
+    return Finding(CheckStatus.OK, value)
 
 
 def note(value: str, why: str = "", do: str = "") -> Finding:
-    return Finding(Status.NOTE, value, why, do)
+    return Finding(CheckStatus.NOTE, value, why, do)
 
 
 def warn(value: str, why: str, do: str) -> Finding:
-    return Finding(Status.WARN, value, why, do)
+    return Finding(CheckStatus.WARN, value, why, do)
 
 
 def fail(value: str, why: str, do: str) -> Finding:
-    return Finding(Status.FAIL, value, why, do)
+    return Finding(CheckStatus.FAIL, value, why, do)
 
 
 def plural(count: int, noun: str) -> str:

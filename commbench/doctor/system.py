@@ -150,7 +150,7 @@ class System:
         return done.stdout.strip()
 
     def version(self, package: str) -> str | None:
-        """Of an installed package, or None."""
+        """Return the version of an installed package, or None."""
         try:
             return importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -198,7 +198,7 @@ class System:
         return mpi_library.find()
 
     def mpi_family(self, text: str) -> str | None:
-        """Of an mpiexec by what it says to --version."""
+        """Return the family of an mpiexec by what it says to --version."""
         from commbench.launch import mpi_library
 
         return mpi_library.family(text)

@@ -29,7 +29,7 @@ SEPARATE_WORLDS = (
 )
 
 
-class Device(NamedTuple):
+class ListedRank(NamedTuple):
     """A rank's line: which one it is, and whose process it is in."""
 
     rank: int
@@ -37,7 +37,7 @@ class Device(NamedTuple):
     process: str  # host and pid; empty where the log does not know it
 
 
-def repeated_rank(devices: Sequence[Device], new: Device) -> str:
+def repeated_rank(devices: Sequence[ListedRank], new: ListedRank) -> str:
     """Say which earlier line has the number of `new`, or "" where none has."""
     for earlier in devices:
         if earlier.rank == new.rank:
@@ -45,7 +45,7 @@ def repeated_rank(devices: Sequence[Device], new: Device) -> str:
     return ""
 
 
-def world_problem(devices: Sequence[Device], per_process: int | None) -> str:
+def world_problem(devices: Sequence[ListedRank], per_process: int | None) -> str:
     """Say what is wrong with a whole list of ranks, or "": numbers without gaps, as many in a process as it says."""
     ranks = {device.rank for device in devices}
     if missing := sorted(set(range(max(ranks, default=-1) + 1)) - ranks):

@@ -11,7 +11,7 @@ from typing import Any
 
 from commbench.errors import UsageError
 from commbench.formats import consistency
-from commbench.formats.consistency import Device
+from commbench.formats.consistency import ListedRank
 from commbench.formats.result import Result, dtype_name, strip_prefix
 
 HEADER = re.compile(r"#\s*size\s+count\s+type\s")
@@ -34,7 +34,7 @@ class _Test:
 
     source: str = "nccl-tests"
     collective: str | None = None
-    devices: list[Device] = field(default_factory=list)
+    devices: list[ListedRank] = field(default_factory=list)
     per_process: int | None = None  # ranks in each process
     graph: bool | None = None
     title: str = ""  # the line that names the halves of the table
@@ -85,7 +85,7 @@ def _comment(test: _Test, line: str, number: int) -> None:
     elif match := _RANK.match(line):
         known = int(match["pid"] or 0)  # ours has none
         process = f"pid {known} on {match['host']}" if known else ""
-        device = Device(int(match["rank"]), int(match["group"] or 0), process)
+        device = ListedRank(int(match["rank"]), int(match["group"] or 0), process)
         _refuse(number, consistency.repeated_rank(test.devices, device))
         test.devices.append(device)
     elif re.search(r"\b(in|out-of)-place\b", line):
@@ -149,7 +149,7 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
     return results
 
 
-def _first_group(devices: Sequence[Device]) -> list[Device]:
+def _first_group(devices: Sequence[ListedRank]) -> list[ListedRank]:
     """NCCL_TESTS_SPLIT makes communicators that run beside each other; rank 0's is the one that is shown."""
     return [device for device in devices if device.group == devices[0].group]
 

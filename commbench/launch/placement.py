@@ -19,7 +19,7 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch.job import Job
 from commbench.machine import gpus, sysfs
 from commbench.machine.driver import bus_id
-from commbench.machine.machine import Device, Machine
+from commbench.machine.machine import Machine, PciDevice
 from commbench.rank_info import RankInfo
 from commbench.records import Outer, PlannedCase
 
@@ -54,9 +54,9 @@ def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placem
     return [replace(place, gpu=uuid) for place, (_, uuid) in zip(placed, seen, strict=True)]
 
 
-def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[Device | None, str]]:
+def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[PciDevice | None, str]]:
     """Return for each local rank the GPU that it will use, and its UUID; (None, "") where it uses none."""
-    none: tuple[Device | None, str] = (None, "")
+    none: tuple[PciDevice | None, str] = (None, "")
     if not transports.entry(outer.transport).gpus:
         return [none] * local_size
     visible = gpus.visible(variables.applied(os.environ, outer.env))

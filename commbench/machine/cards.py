@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from commbench.machine.files import Files, natural
-from commbench.machine.machine import Device
+from commbench.machine.machine import PciDevice
 from commbench.machine.pci import Place, Reader
 
 _RDMA = "sys/class/infiniband"
@@ -11,7 +11,7 @@ _NET = "sys/class/net"
 DOWN = "down"
 
 
-def read(reader: Reader) -> list[Device]:
+def read(reader: Reader) -> list[PciDevice]:
     """InfiniBand and RoCE first, by name. Virtual interfaces are no cards."""
     places: dict[str, Place] = {}
     rdma: dict[str, list[str]] = {}  # folder of the card -> names
@@ -32,7 +32,7 @@ def read(reader: Reader) -> list[Device]:
         names, interfaces = rdma.get(folder, []), netdevs.get(folder, [])
         link, speed = _rdma(reader.files, names[0]) if names else _ethernet(reader.files, interfaces)
         cards.append(
-            Device(
+            PciDevice(
                 kind="nic",
                 name=(names or interfaces)[0],
                 model=reader.model(place),
@@ -74,7 +74,7 @@ def _rdma(files: Files, name: str) -> tuple[str, str]:
 
 
 def _ethernet(files: Files, names: list[str]) -> tuple[str, str]:
-    """Of the fastest interface of a card."""
+    """Return link and speed of the fastest interface of a card."""
     folders = [files.target(f"{_NET}/{name}") or "" for name in names]
     link = "InfiniBand" if any(files.text(f"{folder}/type") == "32" for folder in folders) else "Ethernet"
     speeds = [files.number(f"{folder}/speed") or 0 for folder in folders]

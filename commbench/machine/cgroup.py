@@ -18,7 +18,7 @@ class Texts(Protocol):
         ...
 
 
-class Files:
+class AbsoluteFiles:
     """This machine's, or those below another root."""
 
     def __init__(self, root: str = "/") -> None:

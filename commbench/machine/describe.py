@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from commbench.machine import cpulist, paths
-from commbench.machine.machine import Device, Machine
+from commbench.machine.machine import Machine, PciDevice
 from commbench.machine.paths import MEANING, Kind
 from commbench.units import format_size
 
@@ -31,7 +31,7 @@ def dictionary(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _device(device: Device, without: Sequence[str]) -> dict[str, Any]:
+def _device(device: PciDevice, without: Sequence[str]) -> dict[str, Any]:
     values = dataclasses.asdict(device) | {"cpus": cpulist.text(device.cpus)}
     return {name: value for name, value in values.items() if name not in without}
 

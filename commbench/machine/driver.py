@@ -48,7 +48,7 @@ def ask() -> Told:
 
 
 def recorded(root: Path) -> Told:
-    """Of a recorded machine; nothing where it has no such file. Never raises."""
+    """Return what the driver said on a recorded machine; nothing where it has no such file. Never raises."""
     path = root / FILE
     try:
         content = json.loads(path.read_bytes())
@@ -79,7 +79,7 @@ def to_json(told: Told) -> str:
 
 
 def bus_id(text: str) -> str:
-    """As sysfs writes it: NVML has more digits, in capitals."""
+    """Return a bus id as sysfs writes it: NVML has more digits, in capitals."""
     match = re.fullmatch(r"([0-9a-f]+):([0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", text.lower())
     return f"{int(match[1], 16):04x}:{match[2]}" if match else text.lower()
 

@@ -45,7 +45,7 @@ class Files:
         return int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
 
     def cpus(self, path: str) -> frozenset[int] | None:
-        """Of a list of CPUs; None where it is none."""
+        """Return the CPUs of a list; None where it is none."""
         try:
             text = self.text(path)
             return frozenset(cpulist.parse(text)) if text else None if text is None else frozenset()

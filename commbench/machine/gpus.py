@@ -312,13 +312,13 @@ def _link_gbps(library: Any, ask: _Ask) -> float | None:
 
 
 def _flag(value: Any) -> bool | None:
-    """Of a mode, or of the pair (current, pending)."""
+    """Return the value of a mode, or of the pair (current, pending)."""
     value = value[0] if isinstance(value, list | tuple) else value
     return None if value is None else bool(value)
 
 
 def _first_bit(words: Sequence[int] | None) -> int | None:
-    """Of a set of bits in words of 64; None where there is none, or more than one."""
+    """Return the bit that is set in words of 64; None where there is none, or more than one."""
     bits = [64 * place + bit for place, word in enumerate(words or ()) for bit in range(64) if int(word) >> bit & 1]
     return bits[0] if len(bits) == 1 else None
 

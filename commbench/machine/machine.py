@@ -14,7 +14,7 @@ class NumaNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class PciDevice:
     kind: str  # "gpu", "nic"
     name: str  # GPU0, mlx5_0, eth0
     model: str = ""
@@ -40,8 +40,8 @@ class NvLinks:
 class Machine:
     cpus: tuple[int, ...]  # that are online
     nodes: tuple[NumaNode, ...]
-    gpus: tuple[Device, ...] = ()  # in the order of their PCI bus ids, as CUDA_DEVICE_ORDER=PCI_BUS_ID counts them
-    nics: tuple[Device, ...] = ()
+    gpus: tuple[PciDevice, ...] = ()  # in the order of their PCI bus ids, as CUDA_DEVICE_ORDER=PCI_BUS_ID counts them
+    nics: tuple[PciDevice, ...] = ()
     nvlinks: tuple[NvLinks, ...] = ()  # each pair once, in the order of `gpus`
     notes: tuple[str, ...] = ()  # what could not be read, and why
 
@@ -52,7 +52,7 @@ class Machine:
                 return node
         raise KeyError(index)
 
-    def near(self, device: Device) -> NumaNode | None:
+    def near(self, device: PciDevice) -> NumaNode | None:
         """The NUMA node that a device hangs on. A machine with one node leaves no question; None: nobody knows."""
         if device.numa_node is not None and device.numa_node >= 0:
             return self.node(device.numa_node)

@@ -14,13 +14,13 @@ _HEADROOM = 0.9  # the kernel's own estimate is one; whoever takes all of it mee
 
 def available_bytes(root: str = "/") -> int:
     """Memory that can be used safely: what the kernel says is available, within this process's control group."""
-    files = cgroup.Files(root)
+    files = cgroup.AbsoluteFiles(root)
     left = cgroup.memory_left(files)
     limits = [_meminfo(files), *([left[0]] if left else [])]
     return int(max(0, min(limits)) * _HEADROOM)
 
 
-def _meminfo(files: cgroup.Files) -> int:
+def _meminfo(files: cgroup.AbsoluteFiles) -> int:
     for line in (files.text("/proc/meminfo") or "").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024

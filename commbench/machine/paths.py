@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import StrEnum
 
 from commbench.machine.cards import DOWN
-from commbench.machine.machine import Device, Machine
+from commbench.machine.machine import Machine, PciDevice
 
 
 class Kind(StrEnum):
-    """From near to far."""
+    """The kinds of paths, from near to far."""
 
     SELF = "X"
     NVLINK = "NV#"
@@ -34,23 +34,23 @@ MEANING = {
 _ORDER = list(Kind)
 
 
-def kind(machine: Machine, first: Device, second: Device) -> Kind:
+def kind(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
     if first == second:
         return Kind.SELF
     return Kind.NVLINK if nvlinks(machine, first, second) else pcie(machine, first, second)
 
 
-def label(machine: Machine, first: Device, second: Device) -> str:
+def label(machine: Machine, first: PciDevice, second: PciDevice) -> str:
     """The kind, with the number of NVLinks: NV18."""
     return f"NV{count}" if (count := nvlinks(machine, first, second)) else str(kind(machine, first, second))
 
 
-def nvlinks(machine: Machine, first: Device, second: Device) -> int:
+def nvlinks(machine: Machine, first: PciDevice, second: PciDevice) -> int:
     names = {first.name, second.name}
     return next((links.count for links in machine.nvlinks if {links.first, links.second} == names), 0)
 
 
-def pcie(machine: Machine, first: Device, second: Device) -> Kind:
+def pcie(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
     """The way over the PCI bus, whatever NVLinks there are."""
     shared = _shared(first.pci_path, second.pci_path)
     if shared > 1:  # a bridge below the host bridge: the upper side of a switch, or of a card with several functions
@@ -75,7 +75,7 @@ def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> int:
     return count
 
 
-def nearest_nics(machine: Machine, gpu: Device) -> list[Device]:
+def nearest_nics(machine: Machine, gpu: PciDevice) -> list[PciDevice]:
     """The cards with the shortest way to a GPU, all that are equally near, in the machine's order.
 
     Where a machine has InfiniBand or RoCE, Ethernet cards are for management and do not count; nor do cards without a

@@ -45,7 +45,7 @@ class Reader:
     notes: list[str] = field(default_factory=list)
 
     def place(self, folder: str) -> Place:
-        """Of the PCI function that the folder of a device lies in."""
+        """Return the PCI function that the folder of a device lies in."""
         parts = folder.split("/")
         steps = [number for number, part in enumerate(parts) if _BRIDGE.fullmatch(part) or _FUNCTION.fullmatch(part)]
         path = tuple(parts[number] for number in steps)
@@ -67,7 +67,7 @@ class Reader:
         )
 
     def model(self, place: Place) -> str:
-        """By the ids of its PCI function; the commonest cards have a name."""
+        """Return the model by the ids of its PCI function; the commonest cards have a name."""
         vendor = self.files.text(f"{place.folder}/vendor") or ""
         device = self.files.text(f"{place.folder}/device") or ""
         if not place.bus_id or not vendor:

@@ -10,7 +10,7 @@ from commbench.errors import UsageError
 from commbench.machine import cards, driver
 from commbench.machine.driver import Told
 from commbench.machine.files import Files
-from commbench.machine.machine import Device, Machine, NumaNode, NvLinks
+from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.pci import Place, Reader, order
 
 _NODES = "sys/devices/system/node"
@@ -112,7 +112,7 @@ def _memory(meminfo: str | None) -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
-def _gpus(reader: Reader, told: Told) -> tuple[Device, ...]:
+def _gpus(reader: Reader, told: Told) -> tuple[PciDevice, ...]:
     """Those on the bus and those that the driver shows, in the order of their bus ids."""
     shown = {gpu.pci_bus_id: gpu for gpu in told.gpus}
     places: dict[str, tuple[Place | None, str]] = dict.fromkeys(shown, (None, ""))
@@ -133,7 +133,7 @@ def _gpus(reader: Reader, told: Told) -> tuple[Device, ...]:
         if node is None and known and known.numa_node in reader.nodes:
             node = known.numa_node
         found.append(
-            Device(
+            PciDevice(
                 kind="gpu",
                 name=f"GPU{number}",
                 model=(known.model if known else "") or model,
@@ -146,7 +146,7 @@ def _gpus(reader: Reader, told: Told) -> tuple[Device, ...]:
     return tuple(found)
 
 
-def _nvlinks(gpus: tuple[Device, ...], told: Told) -> tuple[NvLinks, ...]:
+def _nvlinks(gpus: tuple[PciDevice, ...], told: Told) -> tuple[NvLinks, ...]:
     found = []
     for number, first in enumerate(gpus):
         for second in gpus[number + 1 :]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import commbench
 from commbench.machine import cpulist, paths
-from commbench.machine.machine import Device, Machine, NumaNode, NvLinks
+from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.paths import MEANING, Kind
 from commbench.plots.shapes import (
     BEHIND_SWITCH,
@@ -48,8 +48,8 @@ class _Place:
     """A box: a NUMA node, or the devices whose place is not known."""
 
     node: NumaNode | None
-    above: list[Device] = field(default_factory=list)  # cards that share no switch with a GPU
-    groups: list[list[Device]] = field(default_factory=list)  # the others: behind one switch, or a GPU alone
+    above: list[PciDevice] = field(default_factory=list)  # cards that share no switch with a GPU
+    groups: list[list[PciDevice]] = field(default_factory=list)  # the others: behind one switch, or a GPU alone
     left: float = 0.0
 
     @property
@@ -165,7 +165,7 @@ class _Picture:
                 self.alone(group[0], centre, wired=node is not None)
             left += _group_width(group) + GAP
 
-    def alone(self, gpu: Device, x: float, *, wired: bool) -> None:
+    def alone(self, gpu: PciDevice, x: float, *, wired: bool) -> None:
         self.centres[gpu.name] = x
         device(self.axes, gpu, x, self.gpus)
         if wired:
@@ -180,7 +180,7 @@ class _Picture:
                 align="left",
             )
 
-    def switch(self, group: Sequence[Device], middle: float, *, wired: bool) -> None:
+    def switch(self, group: Sequence[PciDevice], middle: float, *, wired: bool) -> None:
         """Draw cards above, GPUs below, and the switch in between."""
         axes, width = self.axes, _group_width(group)
         gpus = [member for member in group if member.kind == "gpu"]
@@ -226,7 +226,7 @@ class _Picture:
                 text(self.axes, x, y, f"NV{links.count}", 8, bold=True, colour=GPU[1], background="white")
 
 
-def _group_width(group: Sequence[Device]) -> float:
+def _group_width(group: Sequence[PciDevice]) -> float:
     gpus = sum(member.kind == "gpu" for member in group)
     return columns(max(gpus, len(group) - gpus)) + (2 * _PAD if len(group) > 1 else 0.0)
 
@@ -247,9 +247,9 @@ def _places(machine: Machine) -> list[_Place]:
     return places
 
 
-def _behind_switches(machine: Machine, members: Iterable[Device]) -> list[list[Device]]:
+def _behind_switches(machine: Machine, members: Iterable[PciDevice]) -> list[list[PciDevice]]:
     """Return devices that reach each other without a host bridge, in the order of their first ones."""
-    groups: list[list[Device]] = []
+    groups: list[list[PciDevice]] = []
     for member in members:
         near = [group for group in groups if any(paths.pcie(machine, member, other) in _NEAR for other in group)]
         if near:
@@ -259,7 +259,7 @@ def _behind_switches(machine: Machine, members: Iterable[Device]) -> list[list[D
     return groups
 
 
-def _card_path(machine: Machine, gpu: Device) -> str:
+def _card_path(machine: Machine, gpu: PciDevice) -> str:
     """Return the kind of path to the nearest card, "" where there is none."""
     nearest = paths.nearest_nics(machine, gpu)
     return str(paths.pcie(machine, gpu, nearest[0])) if nearest else ""

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from commbench.machine.cards import DOWN
-from commbench.machine.machine import Device
+from commbench.machine.machine import PciDevice
 
 COLUMN, GAP, BOX = 1.02, 0.12, 0.5  # a device's width, what is between two, a device's height
 GPU, RDMA, ETHERNET = ("#D9EFE5", "#009E73"), ("#FCE5D4", "#D55E00"), ("#F6EFCF", "#9A7B1F")  # inside, edge
@@ -58,7 +58,7 @@ def text(
     )  # fmt: skip
 
 
-def device(axes: Axes, of: Device, x: float, bottom: float) -> None:
+def device(axes: Axes, of: PciDevice, x: float, bottom: float) -> None:
     """Draw a device: its name, and below that where a GPU is on the bus and how fast a card is."""
     down = of.speed == DOWN
     colours = ABSENT if down else GPU if of.kind == "gpu" else ETHERNET if of.link == "Ethernet" else RDMA

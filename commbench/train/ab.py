@@ -55,7 +55,10 @@ def check_steps(steps: int) -> None:
 
 
 def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: int, run: str = "") -> Launched:
-    """Of metrics.jsonl, without steps under a profiler. tokens: of one step. Raises `UsageError` for too few lines."""
+    """Summarise metrics.jsonl, without steps under a profiler. Raises `UsageError` for too few lines.
+
+    `tokens`: of one step.
+    """
     check_steps(len(lines))
     later = lines[max(_WARM_LEAST, len(lines) // _WARM_PART) :]
     steady = [line for line in later if not line.get("profiled")] or later
@@ -102,7 +105,10 @@ class Outcome:
 
 
 def compare(launches: Sequence[Launched], calibration: Launched | None = None) -> Outcome:
-    """Of launches of both arms, at least one round of them. calibration: of the baseline, for its losses alone."""
+    """Compare launches of both arms, at least one round of them.
+
+    `calibration`: a launch of the baseline, for its losses alone.
+    """
     by_arm = {arm: {one.round: one for one in launches if one.arm == arm} for arm in ARMS}
     rounds = sorted(set(by_arm[BASELINE]) & set(by_arm[CANDIDATE]))
     if not rounds:
@@ -153,13 +159,13 @@ def predicted(calibration: Launched, before_us: float, after_us: float) -> float
 
 
 def default_us(curve: Curve, size: float) -> float | None:
-    """Of the default at this size: between tuned sizes on a line of logarithms. None where nothing was measured."""
+    """Return the default's time at this size, between tuned sizes on a line of logarithms; None where none is known."""
     found = _between(size, {one.size_bytes: one.default_us for choice in curve.choices for one in choice.evidence})
     return None if found is None else math.exp(found)
 
 
 def gain(curve: Curve, size: float) -> float:
-    """Of the choice at this size over the default: known where it was confirmed, between those sizes as above."""
+    """Return the gain of the choice at this size over the default: where confirmed, between those sizes as above."""
     its = [one for one in curve.at(int(size)).evidence if one.confirmed]
     return math.exp(_between(size, {one.size_bytes: one.default_us / one.chosen_us for one in its}) or 0.0)
 

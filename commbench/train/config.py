@@ -164,7 +164,7 @@ class TrainConfig:
         return self.nodes * self.ranks_per_node
 
     def settled(self) -> Self:
-        """With all that stays as it was first: as many parts as there are ranks with tokens of their own, and so on."""
+        """Return the config with what follows from the rest, as one part for each rank with tokens of its own."""
         return dataclasses.replace(
             self,
             parts=self.parts or self.ranks // self.tp,
@@ -273,7 +273,7 @@ def _absolute(value: Any) -> Any:
 
 
 def load(path: Path) -> TrainConfig:
-    """Of a run folder's config.json."""
+    """Read a run folder's config.json. Raises `CorruptFile`."""
     try:
         return TrainConfig.of(json.loads(path.read_text()))
     except (OSError, ValueError) as error:

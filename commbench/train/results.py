@@ -44,7 +44,7 @@ def steps(path: Path) -> list[dict[str, Any]]:
 
 
 def saved_step(path: Path) -> int | None:
-    """Of its newest whole checkpoint; None: it has none."""
+    """Return the step of its newest whole checkpoint, None where it has none."""
     whole = [int(file.parent.name.removeprefix("step-")) for file in path.glob(f"{CHECKPOINTS}/step-*/manifest.json")]
     return max(whole, default=None)
 

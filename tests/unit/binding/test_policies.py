@@ -19,7 +19,7 @@ from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import job_script, placement
 from commbench.launch.job import Job
 from commbench.machine import gpus
-from commbench.machine.machine import Device, Machine, NumaNode
+from commbench.machine.machine import Machine, NumaNode, PciDevice
 from commbench.output import parquet, table
 from commbench.plots.settings import BINDING_SETTINGS, file_words, title_words
 from commbench.records import Case, Outer, Row
@@ -48,7 +48,7 @@ def machine(
     )
     devices = [
         tuple(
-            Device(kind=kind, name=f"{name}{i}", pci_bus_id=f"0000:{16 * bus + i:02x}:00.0", numa_node=node)
+            PciDevice(kind=kind, name=f"{name}{i}", pci_bus_id=f"0000:{16 * bus + i:02x}:00.0", numa_node=node)
             for i, node in enumerate(where)
         )
         for kind, name, bus, where in (("gpu", "GPU", 1, gpu_nodes), ("nic", "mlx5_", 8, nic_nodes))
@@ -121,9 +121,9 @@ def test_pci_falls_back_to_a_card_and_then_to_block_and_says_which() -> None:
         "no GPU, and no network card tells a node, so block: local rank 3 of 4, filled node after node (2)"
     )
     assert "GPU1 tells no node with CPUs, so block" in why(bare, "pci", 2, devices=bare.gpus)[1]
-    card = Device(kind="nic", name="mlx5_9", pci_path=("root1", "switch1", "nic"), numa_node=1, link="InfiniBand")
-    lost = Device(kind="gpu", name="GPU0", pci_path=("root1", "switch1", "gpu"))
-    other = Device(kind="nic", name="mlx5_0", pci_path=("root0", "nic"), numa_node=0, link="InfiniBand")
+    card = PciDevice(kind="nic", name="mlx5_9", pci_path=("root1", "switch1", "nic"), numa_node=1, link="InfiniBand")
+    lost = PciDevice(kind="gpu", name="GPU0", pci_path=("root1", "switch1", "gpu"))
+    other = PciDevice(kind="nic", name="mlx5_0", pci_path=("root0", "nic"), numa_node=0, link="InfiniBand")
     two = dataclasses.replace(bare, nics=(other, card), gpus=(lost,))
     assert nodes_of(two, "pci", 1) == [1]
     assert "nearest card mlx5_9 is on node 1" in why(two, "pci", 1, devices=two.gpus)[0]
@@ -138,7 +138,7 @@ def test_nodes_need_not_be_consecutive_nor_have_cpus_or_memory() -> None:
     assert [place.memory_nodes for place in found] == [(0,), (16,)] * 2
     assert "node 8 has no memory, so the nearest that has" in found[1].why
     assert "distances are not told" in why(odd, "worst", 1)[0]
-    gpu = Device(kind="gpu", name="GPU0", numa_node=16)
+    gpu = PciDevice(kind="gpu", name="GPU0", numa_node=16)
     assert "GPU0 tells no node with CPUs, so block" in why(odd, "pci", 1, devices=[gpu])[0]
     with pytest.raises(EnvironmentProblem, match="shows none"):
         placements(Machine(cpus=(0,), nodes=()), "block", 1, allowed=(0,))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from commbench.commands import doctor as command
-from commbench.doctor import CHECKS, Finding, Status, examine, finding
+from commbench.doctor import CHECKS, CheckStatus, Finding, examine, finding
 from commbench.doctor.system import System, Torch
 from commbench.errors import EnvironmentProblem
 from commbench.launch.mpi_library import MpiLibrary
@@ -242,10 +242,10 @@ BUSY = {"/proc/stat": "cpu  1080 0 500 98040 100 0 0 1 0 0",
         "/proc/7/stat": "7 (kworker/0:1 (x)) I 2 0 0 0 -1 0 0 0 0 0 0 930 0 0"}  # fmt: skip
 GROUP = "/sys/fs/cgroup/system.slice"
 V1 = {"/proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/"}
-NOTE, WARN, FAIL, OK = Status.NOTE, Status.WARN, Status.FAIL, Status.OK
+NOTE, WARN, FAIL, OK = CheckStatus.NOTE, CheckStatus.WARN, CheckStatus.FAIL, CheckStatus.OK
 
 # check, what is changed on the good node, the status it then has, and words that must be said
-CHANGES: list[tuple[str, Callable[[Recorded], None], Status, tuple[str, ...]]] = [
+CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...]]] = [
     ("dependencies", without("packages", "numpy"), FAIL, ("numpy", "/opt/venv/bin/python -m pip install numpy")),
     ("extras", without("packages", "mpich"), NOTE, ("mpi (lacks mpich)", "'commbench[mpi]'")),
     ("torch", without("packages", "torch"), FAIL, ("not installed", "pip install torch")),
@@ -382,7 +382,7 @@ def test_every_check_is_content_with_a_quiet_node() -> None:
     ("name", "change", "status", "words"), CHANGES, ids=[f"{n}-{i}" for i, (n, *_) in enumerate(CHANGES)]
 )
 def test_one_change_is_seen(
-    name: str, change: Callable[[Recorded], None], status: Status, words: tuple[str, ...]
+    name: str, change: Callable[[Recorded], None], status: CheckStatus, words: tuple[str, ...]
 ) -> None:
     system = node()
     change(system)
@@ -467,7 +467,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "LD_PRELOAD=/lib/[/x]\\udce9.so, NCCL_DEBUG=TRACE" in " ".join(lines)
     assert lines[warned + 1].strip().startswith("why: ")
     assert lines[warned + 2].strip() == "do:  unset NCCL_DEBUG LD_PRELOAD"
-    counts = [sum(line.startswith(f"  {status:4}  ") for line in lines) for status in Status]
+    counts = [sum(line.startswith(f"  {status:4}  ") for line in lines) for status in CheckStatus]
     assert lines[-1] == "{} ok, {} note, {} warn, {} fail".format(*counts)
     assert sum(counts) == len(CHECKS) - 1
 

@@ -15,7 +15,7 @@ from commbench.errors import UsageError
 from commbench.machine import describe, driver, paths, record, sysfs
 from commbench.machine.driver import Told, ToldGpu
 from commbench.machine.files import Files, natural
-from commbench.machine.machine import Device, Machine, NumaNode, NvLinks
+from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.paths import Kind, nearest_nics
 from tests.conftest import REPOSITORY, here, only_run
 from tests.support import machines
@@ -141,7 +141,7 @@ def test_test_data_is_what_its_script_makes(tmp_path: Path) -> None:
 
 
 def machine_of(*devices: tuple[str, tuple[str, ...], int | None], nodes: int = 2) -> Machine:
-    made = [Device(kind="gpu", name=name, pci_path=path, numa_node=node) for name, path, node in devices]
+    made = [PciDevice(kind="gpu", name=name, pci_path=path, numa_node=node) for name, path, node in devices]
     return Machine(
         cpus=tuple(range(nodes)),
         nodes=tuple(NumaNode(index=at, cpus=(at,)) for at in range(nodes)),
@@ -178,7 +178,7 @@ def test_kinds_of_paths(other: tuple[str, ...], node: int | None, expected: Kind
 def nics_of(*cards: tuple[str, str, str, int]) -> Machine:
     gpu = machine_of(("GPU0", ("pci0000:15", "0000:18:00.0"), 0))
     nics = tuple(
-        Device(kind="nic", name=name, link=link, speed=speed, numa_node=node) for name, link, speed, node in cards
+        PciDevice(kind="nic", name=name, link=link, speed=speed, numa_node=node) for name, link, speed, node in cards
     )
     return Machine(cpus=gpu.cpus, nodes=gpu.nodes, gpus=gpu.gpus, nics=nics)
 
@@ -425,7 +425,7 @@ def test_pairs_of_gpus_with_nvlinks_of_their_own(tmp_path: Path) -> None:
 
     links = [NvLinks(first=f"GPU{a}", second=f"GPU{b}", count=c) for a, b, c in ((0, 3, 1), (0, 1, 2), (2, 3, 2))]
     assert _levels(links, ["GPU2", "GPU3", "GPU0", "GPU1"]) == [[links[2], links[1]], [links[0]]]
-    gpus = tuple(Device(kind="gpu", name=f"GPU{at}") for at in range(4))
+    gpus = tuple(PciDevice(kind="gpu", name=f"GPU{at}") for at in range(4))
     machine = Machine(cpus=(0,), nodes=machine_of().nodes, gpus=gpus, nvlinks=tuple(links))
     draw(machine, tmp_path / "pairs.svg")
     assert "NV2" in describe.table(machine)
