@@ -62,6 +62,32 @@ def test_what_the_docs_import_exists() -> None:
                 assert name in _names(module), f"{path.name}: from {module} import {name}"
 
 
+def test_names_in_contributing_exist() -> None:
+    """`FILE:NAME` and `FILE:CLASS.METHOD`, as the paths through the code give them."""
+    named = re.findall(r"`([\w/]+\.py):([\w.]+)`", (REPOSITORY / "CONTRIBUTING.md").read_text())
+    assert len(named) > 40
+    missing = [f"{file}:{name}" for file, name in named if not _defines(REPOSITORY / file, name)]
+    assert missing == [], "correct them in CONTRIBUTING.md, or take the row away"
+
+
+def _defines(path: Path, name: str) -> bool:
+    body = ast.parse(path.read_text()).body if path.exists() else []
+    for part in name.split("."):
+        node = next((node for node in body if part in _bound(node)), None)
+        if node is None:
+            return False
+        body = getattr(node, "body", [])
+    return True
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
 def _names(module: str) -> set[str]:
     """What can be imported from a module or package, read from its text: nothing is imported here."""
     file = REPOSITORY / (module.replace(".", "/") + ".py")
