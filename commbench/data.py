@@ -59,9 +59,14 @@ def table() -> npt.NDArray[np.uint64]:
     return words(0, CHUNK_BYTES // 8)
 
 
+def piece_word(key: int, piece: int) -> int:
+    """The random word of piece `piece` of the block of `key`."""
+    return _mix((key + _GAMMA * (piece + 1)) & _MASK)
+
+
 def piece_words(key: int, nbytes: int) -> list[int]:
     """One random word for each piece of the block of `key`."""
-    return [_mix((key + _GAMMA * (piece + 1)) & _MASK) for piece in range(-(-nbytes // CHUNK_BYTES))]
+    return [piece_word(key, piece) for piece in range(-(-nbytes // CHUNK_BYTES))]
 
 
 def block_chunks(key: int, nbytes: int) -> Iterator[Bytes]:

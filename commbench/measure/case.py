@@ -16,8 +16,9 @@ from commbench import algorithms, collectives, fabric
 from commbench.algorithms.base import Bound
 from commbench.launch.job import Job
 from commbench.machine import memory
-from commbench.measure import buffers, loop, readback, samples, verify
+from commbench.measure import buffers, diagnosis, loop, readback, samples, verify
 from commbench.measure.buffers import Pair
+from commbench.measure.diagnosis import WrongOutput
 from commbench.measure.events import Events
 from commbench.measure.usage import Meter
 from commbench.rank_info import RankInfo
@@ -27,7 +28,7 @@ from commbench.stats import p95
 from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
 
-_TIMED_SALT = 3  # of the data of timed calls; 1 and 2 are the calls before them, 4 is the one after
+_TIMED_SALT, _LAST_SALT = 3, 4  # of the data of timed calls, and of the one after; 1 and 2 are those before
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 
 
@@ -50,6 +51,7 @@ class _CheckedData(loop.Observer):
         self.pairs = pairs
         self.events = events
         self.beat_s = min(loop.BEAT_S, events.timeout_s / 4)
+        self.wrong_outputs: dict[int, WrongOutput] = {}  # of the last check, by rank of the world
 
     def beat(self) -> None:
         """Say that this rank is still alive."""
@@ -76,11 +78,16 @@ class _CheckedData(loop.Observer):
 
     def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
         """Count the elements, over all ranks, that are wrong after the call numbered `salt` in the `used` pairs."""
-        mine = 0
+        mine, first = 0, WrongOutput(0)
         for index in used:
-            mine += self.checker.count_wrong(self.pairs[index][0], salt)
+            out = self.pairs[index][0]
+            if count := self.checker.count_wrong(out, salt):
+                first = first if mine else diagnosis.examine(self.checker, out, salt, count)
+                mine += count
             self.events.beat()
-        return int(self.transport.all_gather([float(mine)]).sum())
+        seen = self.transport.all_gather(first._replace(elements=mine).numbers())
+        self.wrong_outputs = {rank: WrongOutput.from_numbers(row.tolist()) for rank, row in enumerate(seen) if row[0]}
+        return sum(wrong.elements for wrong in self.wrong_outputs.values())
 
     def call(self, ready: Ready, salt: int) -> int:
         """Make one untimed call with fresh data; count the elements that it got wrong."""
@@ -200,8 +207,9 @@ class _CaseOnRank:
         checker = verify.Checker(transport, self.collective, self.spec, self.rank, seed)
         data = _CheckedData(checker, pairs, self.events, self.job.outer)
         # Two calls with different data: a result of the last call would pass the first one only.
-        if bad := data.call(ready[0], 1) or data.call(ready[0], 2):
-            raise Unmeasured(Status.WRONG_RESULT, "before timing", bad)
+        for salt in (1, 2):
+            if bad := data.call(ready[0], salt):
+                raise self._wrong_result(data, "before timing", salt, bad)
         beside = case.overlap != "none"
         timing = loop.measure(transport, ready, case.policy, mode=case.mode, observer=data, beside=beside)
         assert data.meter is not None
@@ -210,9 +218,23 @@ class _CaseOnRank:
         used: list[int] = []
         if self.collective.repeatable(self.spec):
             used = sorted({call % self.pair_count for call in timing.calls[-self.pair_count :]})
-        if bad := data.wrong(_TIMED_SALT, used) or data.call(ready[0], 4):
-            raise Unmeasured(Status.WRONG_RESULT, "after timing", bad)
+        if bad := data.wrong(_TIMED_SALT, used):
+            raise self._wrong_result(data, "after timing", _TIMED_SALT, bad)
+        if bad := data.call(ready[0], _LAST_SALT):
+            raise self._wrong_result(data, "after timing", _LAST_SALT, bad)
         return timing, metered
+
+    def _wrong_result(self, data: _CheckedData, when: str, salt: int, elements: int) -> Unmeasured:
+        """Say which rank has which wrong block, and whose data it holds: in the row, and of each rank in its log."""
+        texts = {}
+        for rank, wrong in data.wrong_outputs.items():
+            members = next(list(ranks) for ranks in self.partition if rank in ranks)
+            texts[rank] = diagnosis.describe(rank, wrong, salt, members)
+        if self.info.rank in texts:
+            sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {texts[self.info.rank]}\n")
+        first, *others = sorted(texts)
+        also = f"; ranks {', '.join(map(str, others))} have wrong elements too" if others else ""
+        return Unmeasured(Status.WRONG_RESULT, f"{when}: {texts[first]}{also}", elements)
 
 
 @contextlib.contextmanager

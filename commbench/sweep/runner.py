@@ -205,6 +205,8 @@ class Sweep:
             self._measured_now += 1
             if progress.running == measurement.case_id:
                 progress.running = None
+            if measurement.status is Status.WRONG_RESULT:
+                self._note_failure(self._cases[measurement.case_id], measurement)
             if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
                 self._finish_if_complete(self._cases[measurement.case_id])
             else:  # needs all samples; not while the next case is being timed on the same cores
@@ -251,7 +253,10 @@ class Sweep:
         self.folder.append_measurement(measurement)
         self._done.setdefault(case.case_id, {})[job.launch] = measurement
         self._finish_if_complete(case)
-        self.reporter.note(f"{case.label}, {case.size_bytes} B: {status}: {reason}")
+        self._note_failure(case, measurement)
+
+    def _note_failure(self, case: Case, measurement: Measurement) -> None:
+        self.reporter.note(f"{case.label}, {case.size_bytes} B: {measurement.status}: {measurement.reason}")
 
     def _why(self, job: Job, progress: LaunchProgress) -> str:
         """Return the first failing rank and its reason; its last lines go to the reporter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def test_a_wrong_result_is_never_timed(tmp_path: Path, kind: str, algorithm: str
     fault = {"kind": kind, "rank": rng.randrange(layout[0] * layout[1]), "from_op": start}
     measurement, folder = measure(tmp_path, case, [fault])
     assert measurement.status is Status.WRONG_RESULT
-    assert measurement.reason == ("before timing" if number == 0 else "after timing")
+    assert measurement.reason.startswith("before timing: rank" if number == 0 else "after timing: rank")
     assert measurement.wrong and measurement.wrong > 0
     assert measurement.time_us is None and measurement.samples == 0
     assert not list((folder.path / "samples").iterdir()), "samples of a wrong result were kept"
@@ -96,7 +97,38 @@ def test_a_library_that_stops_writing_only_while_it_is_timed_is_caught(tmp_path:
     per_call = len(algorithms.get("all_to_all", algorithm).steps(case.spec))
     timed = {"from_op": 2 * per_call, "to_op": (2 + POLICY.warmup + 6) * per_call}
     measurement, _ = measure(tmp_path, case, [{"kind": "untouched", "rank": 1, **timed}])
-    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "after timing")
+    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "after timing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("flip", r"rank 1 has 1 wrong element after the first call, the first of them in byte \d+ of block (\d), "
+                 r"which is rank \1's; what is there is no rank's data"),
+        ("swap", r"rank 1 has \d+ wrong elements after the first call, .* of block (\d), which is rank \1's; "
+                 r"it holds what rank (?!\1)\d had for rank 1 in the first call"),
+        ("untouched", r"rank 1 has \d+ wrong elements after the first call, the first of them in byte 0 of block (\d), "
+                      r"which is rank \1's; nothing was written there"),
+    ],
+)  # fmt: skip
+def test_a_wrong_result_says_whose_data_are_where(tmp_path: Path, kind: str, text: str) -> None:
+    fault = {"kind": kind, "rank": 1, "from_op": 0}
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [fault])
+    assert re.fullmatch(f"before timing: {text}", measurement.reason), measurement.reason
+
+
+def test_a_stale_result_names_the_call_that_it_is_of(tmp_path: Path) -> None:
+    fault = {"kind": "stale", "rank": 2, "from_op": 1}
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [fault])
+    where = r"rank 2 has \d+ wrong elements after the second call, the first of them in byte 0 of block (\d)"
+    whose = r"which is rank \1's; it holds what rank \1 had for rank 2 in the first call"
+    assert re.fullmatch(f"before timing: {where}, {whose}", measurement.reason), measurement.reason
+
+
+def test_in_groups_ranks_are_those_of_the_world(tmp_path: Path) -> None:
+    case = dataclasses.replace(case_of("direct", (2, 2)), groups="blocks:2")
+    measurement, _ = measure(tmp_path, case, [{"kind": "untouched", "rank": 3, "from_op": 0}])
+    assert re.search(r": rank 3 has .* which is rank [23]'s; nothing was written there", measurement.reason)
 
 
 def case_of_any(collective: str, algorithm: str, **other: Any) -> Case:
@@ -129,14 +161,14 @@ def test_every_collective_is_checked(tmp_path: Path, collective: str, algorithm:
     """Before timing, and in the timed calls alone."""
     case = case_of_any(collective, algorithm, dtype="int32")
     measurement, _ = measure(tmp_path / "first", case, [{"kind": kind, "rank": 1, "from_op": 0}])
-    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "before timing")
+    assert (measurement.status, measurement.reason[:13]) == (Status.WRONG_RESULT, "before timing")
     if kind == "stale":
         return  # timed calls have equal data, of which the last one is as right as this one
     steps = algorithms.get(collective, algorithm).steps(case.spec)
     per_call = len(steps) if steps else {"all_reduce_drop": 3}.get(algorithm, 1)
     later = {"kind": kind, "rank": 1, "from_op": 2 * per_call}
     measurement, _ = measure(tmp_path / "later", case, [later])
-    assert (measurement.status, measurement.reason) == (Status.WRONG_RESULT, "after timing")
+    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "after timing")
 
 
 def test_counts_first_uses_the_counts_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
