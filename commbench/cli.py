@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -33,11 +34,14 @@ class _Commands(click.Group):
 class _WithKeys(click.Command):
     """A command whose help lists the keys that its words may set."""
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from commbench.sweep.keys import explain_keys  # which is read for this help alone
+    def __init__(self, *args: Any, keys: str, **more: Any) -> None:
+        """keys: the module that explains them, which is imported for this help alone."""
+        super().__init__(*args, **more)
+        self._keys = keys
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)
-        formatter.write(explain_keys(formatter.width))
+        formatter.write(importlib.import_module(self._keys).explain_keys(formatter.width))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,6 +65,7 @@ def cli() -> None:
 
 @cli.command(
     cls=_WithKeys,
+    keys="commbench.sweep.keys",
     short_help="Measure; print a table; draw plots.",
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
@@ -260,6 +265,8 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 
 
 @cli.command(
+    cls=_WithKeys,
+    keys="commbench.train.config",
     short_help="Train a Mixture-of-Experts language model, with a profile or without.",
     epilog="Exit codes: 0 trained to the end, 1 it broke, 2 usage or environment, 130 stopped and saved.",
 )
@@ -270,7 +277,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 def train(words: tuple[str, ...], **options: Any) -> int:
     """Train a small language model on text, over ranks, and write metrics and checkpoints into a run folder.
 
-    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. docs/reference/keys.md has every key.
+    RECIPE is a name (tiny, small, ...) or a YAML file; without it, `tiny`. The keys are listed below.
 
     \b
     commbench train tiny

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from commbench.errors import UsageError, unknown
 
@@ -92,6 +94,9 @@ class Key:
         return [self.check(name, item) for item in values_of(name, value)]
 
 
+K = TypeVar("K", bound=Key)
+
+
 def values_of(name: str, value: Any) -> list[Any]:
     """Return the values of an axis, each once. Raises `UsageError` where there is none."""
     values = list(value) if isinstance(value, list | tuple) else [value]
@@ -100,6 +105,20 @@ def values_of(name: str, value: Any) -> list[Any]:
     if odd := [item for item in values if not isinstance(item, str | int | float)]:
         raise UsageError(f"{name} holds {odd[0]!r}", hint=f"write {name}=VALUE, or {name}=A,B for several")
     return list(dict.fromkeys(values))
+
+
+def keys_of(config: type[Any], kind: type[K]) -> dict[str, K]:
+    """Return the keys of a dataclass whose fields are annotated with them, as in Annotated[int, Key(..)].
+
+    The default of a field is that of its key.
+    """
+    hints = typing.get_type_hints(config, include_extras=True)
+    keys = {}
+    for item in dataclasses.fields(config):
+        (key,) = (mark for mark in hints[item.name].__metadata__ if isinstance(mark, kind))
+        has_default = item.default is not dataclasses.MISSING
+        keys[item.name] = dataclasses.replace(key, default=item.default) if has_default else key
+    return keys
 
 
 def explain(keys: Mapping[str, Key], groups: Iterable[str], width: int) -> str:

@@ -54,9 +54,9 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
         else:
             common.append(word)
     typed = {word.partition("=")[0] for word in common if "=" in word}
-    for key in typed - {*training.keys()}:
+    for key in typed - training.KEYS.keys():
         if not key.startswith("env."):
-            raise unknown("key", key, [*training.keys(), *ARMS, "rounds", "model"])
+            raise unknown("key", key, [*training.KEYS, *ARMS, "rounds", "model"])
     common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
     arms = {}
     for name in ARMS:

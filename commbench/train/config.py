@@ -14,13 +14,15 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from commbench.binding import policies
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.records import Outer
 from commbench.sweep import recipes
+from commbench.sweep.key import OneOf, explain, keys_of
+from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, AtLeast, TrainKey, keys_in
 
 DEFAULT = "tiny"
 TRANSPORTS = ("gloo", "nccl")
@@ -33,108 +35,93 @@ PROGRAM = "moe_ref.training.rank"
 STOP, REFUSED = "stop", "refused.jsonl"
 # What says before an A/B how long exchanges will take.
 EXPECTED = "moe_ref.training.prediction"
-_FILES = ("path", "profile")  # found again from any folder
-# Of a run that goes on these may differ: none of them changes what is computed, but by rounding.
-FREE = frozenset({
-    "path", "steps", "val_every", "save_every", "keep", "transport", "nodes", "ranks_per_node", "fabric", "link",
-    "message_overhead", "intra_link", "binding", "profile", "allow_mismatch", "schedule", "chunks", "groups", "r",
-    "tp", "tp_tokens", "dispatch", "zero", "bucket_mb", "recompute", "peak_tflops", "timeout",
-    "breakdown_steps", "tensorboard",
-})  # fmt: skip
 _OTHER_SLOTS = "parm_s1"  # the one schedule that counts slots in other groups of tokens, and so may drop others
 
 
+GROUPS = ("The model", "The expert layers", "The text", "The training", "The ranks")
+_model, _layer, _text, _training, _ranks = map(keys_in, GROUPS)
+
+
+# fmt: off
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """docs/reference/keys.md has what each key means. Raises `UsageError` for values that cannot be meant."""
+    """Every key: its type, what help says of it, what its value may be, its default.
 
-    recipe: str = DEFAULT
-    # The model: `moe_ref.lm.LMConfig`.
-    layers: int
-    width: int
-    heads: int
-    hidden: int
-    context: int
-    moe_freq: int
-    experts: int
-    top_k: int
-    capacity: str
-    capacity_factor: float
-    capacity_multiple: int | None = None
-    normalise: str = "after"
-    order: str = "position"
-    activation: str = "gelu"
-    tied: bool = True
+    Raises `UsageError` for values that cannot be meant.
+    """
+
+    recipe: Annotated[str, _training("name of the recipe", free=True)] = DEFAULT
+    # The model: `moe_ref.lm.LMConfig` checks sizes.
+    layers: Annotated[int, _model("blocks")]
+    width: Annotated[int, _model("D, elements of a token")]
+    heads: Annotated[int, _model("heads of the attention")]
+    hidden: Annotated[int, _model("H, of the FFN and of each expert")]
+    context: Annotated[int, _model("S, positions of a sequence")]
+    moe_freq: Annotated[int, _model("every so many-th layer has experts; 0: none")]
+    experts: Annotated[int, _model("E, experts of a layer")]
+    top_k: Annotated[int, _model("experts to which a token goes")]
+    capacity: Annotated[str, _model("rule: fairseq, tutel, deepspeed, dropless")]
+    capacity_factor: Annotated[float, _model("f of the rule; 0: as many slots as the fullest has")]
+    capacity_multiple: Annotated[int | None, _model("slots are a multiple of this; null: tp", AT_LEAST_1)] = None
+    normalise: Annotated[str, _model("before or after tokens are dropped")] = "after"
+    order: Annotated[str, _model("who is served first: docs/guide/moe.md")] = "position"
+    activation: Annotated[str, _model("relu, gelu, silu")] = "gelu"
+    tied: Annotated[bool, _model("whether the head is the embedding")] = True
     # The expert layers.
-    dispatch: str = "sparse"
-    schedule: str | None = None
-    chunks: int | None = None
-    groups: int | None = None
-    r: int | None = None
-    tp_tokens: str | None = None
-    profile: str | None = None
-    allow_mismatch: bool = False
+    dispatch: Annotated[str, _layer("implementation of dispatch and combine", free=True)] = "sparse"
+    schedule: Annotated[str | None, _layer("null: sequential, with tp tensor_parallel", free=True)] = None
+    chunks: Annotated[int | None, _layer("of pipelined: chunks of the tokens", free=True)] = None
+    groups: Annotated[int | None, _layer("of expert_groups: how many", free=True)] = None
+    r: Annotated[int | None, _layer("ranks to which a token of an expert in pieces goes", free=True)] = None
+    tp_tokens: Annotated[str | None, _layer("of tensor_parallel: how its ranks exchange tokens", free=True)] = None
+    profile: Annotated[str | None, _layer("of commbench tune; null: none", free=True, file=True)] = None
+    allow_mismatch: Annotated[bool, _layer("use a profile elsewhere than where it was tuned", free=True)] = False
     # The text.
-    path: str | None = None
-    validation: float = 0.1
-    val_sequences: int = 64
-    val_every: int = 100
+    path: Annotated[str | None, _text("file of text; null: the sample", free=True, file=True)] = None
+    validation: Annotated[float, _text("part that is held out, at its end")] = 0.1
+    val_sequences: Annotated[int, _text("sequences of an evaluation", AT_LEAST_1)] = 64
+    val_every: Annotated[int, _text("steps between evaluations; 0: at the end only", AT_LEAST_0, free=True)] = 100
     # The training.
-    batch: int
-    parts: int | None = None
-    steps: int
-    warmup: int
-    lr: float
-    lr_end: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    aux: float = 0.01
-    seed: int = 0
-    dtype: str = "fp32"
-    recompute: str = "none"
-    zero: bool = True
-    bucket_mb: float = 25.0
-    save_every: int | None = 200
-    keep: int = 2
+    batch: Annotated[int, _training("sequences of a step, on all ranks together", AT_LEAST_1)]
+    parts: Annotated[int | None, _training("parts of a batch; null: ranks / tp", AT_LEAST_1)] = None
+    steps: Annotated[int, _training("steps to make", AT_LEAST_1, free=True)]
+    warmup: Annotated[int, _training("steps up to the highest learning rate", AT_LEAST_0)]
+    lr: Annotated[float, _training("the highest learning rate", AT_LEAST_0)]
+    lr_end: Annotated[float, _training("the last learning rate, by the highest", PART)] = 0.1
+    beta1: Annotated[float, _training("of Adam", BELOW_1)] = 0.9
+    beta2: Annotated[float, _training("of Adam", BELOW_1)] = 0.95
+    weight_decay: Annotated[float, _training("of matrices", AT_LEAST_0)] = 0.1
+    clip: Annotated[float, _training("largest norm of the gradients", ABOVE_0)] = 1.0
+    aux: Annotated[float, _training("coefficient of the load-balancing loss", AT_LEAST_0)] = 0.01
+    seed: Annotated[int, _training("of weights and of the order of the text", AtLeast(0, bits=63))] = 0
+    dtype: Annotated[str, _training("of products: docs/guide/training.md", OneOf(DTYPES))] = "fp32"
+    recompute: Annotated[str, _training("of activations, in the backward pass", OneOf(RECOMPUTE), free=True)] = "none"
+    zero: Annotated[bool, _training("whether ranks share the optimizer's state", free=True)] = True
+    bucket_mb: Annotated[float, _training("MB of gradients that are reduced together", ABOVE_0, free=True)] = 25.0
+    save_every: Annotated[int | None, _training(
+        "steps between checkpoints; 0: at the end only, null: never", AT_LEAST_0, free=True)] = 200
+    keep: Annotated[int, _training("checkpoints that are kept", AT_LEAST_1, free=True)] = 2
     # The ranks.
-    transport: str = "gloo"
-    nodes: int = 1
-    ranks_per_node: int = 4
-    tp: int = 1
-    binding: str = "none"
-    fabric: str = "real"
-    link: str = "1gbit"
-    message_overhead: int = 0
-    intra_link: str = "none"
-    timeout: float = 300.0
-    peak_tflops: float | None = None
-    breakdown_steps: int = 2
-    tensorboard: bool = False
+    transport: Annotated[str, _ranks("what carries the messages", OneOf(TRANSPORTS), free=True)] = "gloo"
+    nodes: Annotated[int, _ranks("hosts", AT_LEAST_1, free=True)] = 1
+    ranks_per_node: Annotated[int, _ranks("ranks on each of them", AT_LEAST_1, free=True)] = 4
+    tp: Annotated[int, _ranks("ranks that hold the same tokens", AT_LEAST_1, free=True)] = 1
+    binding: Annotated[str, _ranks("which CPUs and memory ranks get", OneOf(BINDINGS), free=True)] = "none"
+    fabric: Annotated[str, _ranks(
+        "emulated: nodes on a network of the following", OneOf(("real", "emulated")), free=True)] = "real"
+    link: Annotated[str, _ranks("rate of a node's link, in each direction", free=True)] = "1gbit"
+    message_overhead: Annotated[int, _ranks("bytes a packet is charged above its own", AT_LEAST_0, free=True)] = 0
+    intra_link: Annotated[str, _ranks("rate inside a node; none: as fast as memory is", free=True)] = "none"
+    timeout: Annotated[float, _ranks("seconds without a step after which it is ended", ABOVE_0, free=True)] = 300.0
+    peak_tflops: Annotated[float | None, _ranks("peak of a rank, for mfu", ABOVE_0, free=True)] = None
+    breakdown_steps: Annotated[int, _ranks("steps that are profiled; 0: none", AT_LEAST_0, free=True)] = 2
+    tensorboard: Annotated[bool, _ranks("whether metrics go to TensorBoard's files too", free=True)] = False
+    # fmt: on
 
     def __post_init__(self) -> None:
-        for name, allowed in (("transport", TRANSPORTS), ("dtype", DTYPES), ("recompute", RECOMPUTE),
-                              ("fabric", ("real", "emulated")), ("binding", BINDINGS)):  # fmt: skip
-            if getattr(self, name) not in allowed:
-                raise unknown(name, getattr(self, name), allowed)
-        for name in ("batch", "steps", "nodes", "ranks_per_node", "tp", "val_sequences", "keep"):
-            _least(name, getattr(self, name), 1)
-        for name in ("warmup", "val_every", "breakdown_steps", "seed", "lr", "weight_decay", "aux", "message_overhead"):
-            _least(name, getattr(self, name), 0)
-        for name in ("clip", "timeout", "bucket_mb", "peak_tflops"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise UsageError(f"{name} is {value}", hint=f"{name} is above 0")
-        if not 0 <= self.lr_end <= 1:
-            raise UsageError(f"lr_end is {self.lr_end}", hint="0 <= lr_end <= 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}", hint=f"0 <= {name} < 1")
-        if self.seed >= 2**63:
-            raise UsageError(f"seed is {self.seed}", hint="seed is below 2^63")
-        for name, least in (("parts", 1), ("capacity_multiple", 1), ("save_every", 0)):
+        for name, key in KEYS.items():
             if (value := getattr(self, name)) is not None:
-                _least(name, value, least)
+                key.check(name, value)
         if self.ranks_per_node % self.tp:
             raise UsageError(f"tp={self.tp} does not divide ranks_per_node={self.ranks_per_node}",
                              hint="ranks that hold the same tokens are consecutive ones of a node")  # fmt: skip
@@ -228,16 +215,21 @@ class TrainConfig:
     def changed(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """Keys in which the two would compute different things: (here, there)."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        free = FREE | {"recipe"}
+        free = {name for name, key in KEYS.items() if key.free}
         if (self.schedule == _OTHER_SLOTS) != (other.schedule == _OTHER_SLOTS):
-            free -= {"schedule"}
+            free.discard("schedule")
         if self.schedule == _OTHER_SLOTS:  # whose slices are as many as tp
-            free -= {"tp"}
+            free.discard("tp")
         return {key: (mine[key], theirs[key]) for key in mine if key not in free and mine[key] != theirs[key]}
 
 
-def keys() -> list[str]:
-    return [item.name for item in dataclasses.fields(TrainConfig)]
+KEYS: dict[str, TrainKey] = keys_of(TrainConfig, TrainKey)
+FILES = tuple(name for name, key in KEYS.items() if key.file)
+
+
+def explain_keys(width: int) -> str:
+    """Return what help says of every key, in lines of `width` letters."""
+    return "\nKEYs, each with its default; those without one are in every recipe.\n" + explain(KEYS, GROUPS, width)
 
 
 def names() -> list[str]:
@@ -259,10 +251,10 @@ def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> 
     for key, values in overrides.values.items():
         if len(values) != 1:
             raise UsageError(f"{key} takes one value, not {len(values)}", hint="start one training for each")
-        typed[key] = _absolute(values[0]) if key in _FILES else values[0]
+        typed[key] = _absolute(values[0]) if key in FILES else values[0]
     env = {name: values[0] for name, values in overrides.env.items()}
     base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_read(recipe)}
-    base |= {key: _absolute(base[key]) for key in _FILES if key in base}
+    base |= {key: _absolute(base[key]) for key in FILES if key in base}
     config = TrainConfig.of({**base, **typed})
     # Who goes on may have another number of ranks.
     return config.settled(), env
@@ -324,8 +316,3 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
 def _or(values: Sequence[object]) -> str:
     *most, last = map(str, values)
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _least(name: str, value: float, least: int) -> None:
-    if not value >= least:
-        raise UsageError(f"{name} is {value}", hint=f"{name} is {least} or more")

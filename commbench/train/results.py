@@ -10,11 +10,11 @@ from typing import Any
 
 from commbench.errors import UsageError
 from commbench.run_folder import RunFolder, read_lines
+from commbench.train.config import FILES
 
 FORMAT = "train-1"  # of run.json
 METRICS, BREAKDOWN, CHECKPOINTS = "metrics.jsonl", "breakdown.jsonl", "checkpoints"
 _MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
-_WHERE = ("path", "profile")  # keys that are files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,4 +106,4 @@ def _words(key: str, values: Sequence[Any]) -> list[str]:
 def _word(key: str, value: Any) -> str:
     if value is None:
         return "default"
-    return Path(str(value)).name if key in _WHERE else str(value)
+    return Path(str(value)).name if key in FILES else str(value)

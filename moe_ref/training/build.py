@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from commbench.errors import UsageError
-from commbench.train.config import TrainConfig
+from commbench.train.config import KEYS, TrainConfig
 from moe_ref import schedules
 from moe_ref.capacity import Capacity
 from moe_ref.distributed import DistributedMoE
@@ -29,22 +30,11 @@ _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: 
 
 def lm_config(config: TrainConfig) -> LMConfig:
     """Return the model's settings. Raises `UsageError` for sizes that do not fit each other."""
-    return LMConfig(
-        layers=config.layers,
-        width=config.width,
-        heads=config.heads,
-        hidden=config.hidden,
-        context=config.context,
-        moe_freq=config.moe_freq,
-        experts=config.experts,
-        top_k=config.top_k,
-        capacity=Capacity(config.capacity, config.capacity_factor, multiple_of=config.capacity_multiple or config.tp),
-        normalise=config.normalise,
-        order=config.order,
-        gate_dtype="fp64" if config.dtype == "fp64" else "fp32",
-        activation=config.activation,
-        tied=config.tied,
+    settings = {item.name: getattr(config, item.name) for item in dataclasses.fields(LMConfig) if item.name in KEYS}
+    settings["capacity"] = Capacity(
+        config.capacity, config.capacity_factor, multiple_of=config.capacity_multiple or config.tp
     )
+    return LMConfig(**settings, gate_dtype="fp64" if config.dtype == "fp64" else "fp32")
 
 
 def make_schedule(config: TrainConfig) -> Schedule:

@@ -154,6 +154,13 @@ def test_show_config_lists_every_key(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert shown["lr"] == 0.5 and training.TrainConfig.of(shown) == training.compose(["tiny", "lr=0.5"])[0]
 
 
+def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in training.KEYS if f"\n  {name}" not in text] == []
+    assert all(key.help and key.group in training.GROUPS for key in training.KEYS.values())
+
+
 def test_every_key_is_in_the_docs() -> None:
     text = (REPOSITORY / "docs/reference/keys.md").read_text()
     missing = [field.name for field in dataclasses.fields(training.TrainConfig) if f"`{field.name}`" not in text]
