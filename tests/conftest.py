@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -149,3 +150,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = Path(item.path).relative_to(REPOSITORY / "tests").parts[0]
         item.add_marker(getattr(pytest.mark, tier))
+
+
+def pytest_collection_finish() -> None:
+    """All that is imported and collected stays for good: let the garbage collector not look at it again and again."""
+    gc.collect()
+    gc.freeze()

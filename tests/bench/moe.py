@@ -113,8 +113,8 @@ def apart(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 
 
 def clear(device: torch.device) -> None:
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from commbench.tune.choices import _NOTHING, Decision, ranges
 from commbench.tune.confirm import compare, holm, signed_rank
 from commbench.tune.search import Ledger, pruned
 from commbench.tune.space import identity
-from tests.conftest import here
+from tests.conftest import first, here
 from tests.support.planted_tunings import Ruled, adopted, region, tune
 
 SIZES = ("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=64K", "sizes.factor=4")
@@ -52,9 +53,17 @@ def test_one_percent_is_not_taken(where: space.Region) -> None:
     assert taken == [[]] * 40
 
 
-def test_of_200_tunings_without_a_difference_hardly_one_adopts_anything(where: space.Region) -> None:
-    taken = [adopted(tune(Ruled(lambda case: 100.0, seed), where)) for seed in range(200)]
-    assert sum(map(bool, taken)) <= 2  # 10 would be 5 %; without the interval, or without the test, it is 4 to 10
+# Seeds of noise that the rule would adopt without its interval, or with it and no least gain.
+DECEIVING = (57, 66, 77, 94, 109, 134, 148)
+
+
+@pytest.mark.parametrize("case", first(1, [((*DECEIVING, *range(33)), 0), (range(200), 2)]), ids=["40", "200"])
+def test_of_200_tunings_without_a_difference_hardly_one_adopts_anything(
+    where: space.Region, case: tuple[Sequence[int], int]
+) -> None:
+    seeds, most = case
+    taken = [adopted(tune(Ruled(lambda case: 100.0, seed), where)) for seed in seeds]
+    assert sum(map(bool, taken)) <= most  # of 200, 10 would be 5 %; without the interval or the test it is 4 to 10
 
 
 def test_the_search_alone_would_have_taken_noise(where: space.Region) -> None:
@@ -254,7 +263,7 @@ def test_over_the_scripted_transport_from_the_command_line(tmp_path: Path) -> No
         )
     )
     words = ["transport=scripted", "script=script.json", "sizes.min=4K", "sizes.max=16K", "sizes.factor=4", "iters=6"]
-    words += ["algorithm=direct,bruck,2d_intra_first,2d_inter_first", "warmup=1", "timeout=2", "budget=10s"]
+    words += ["algorithm=direct,bruck,2d_intra_first,2d_inter_first", "warmup=1", "timeout=2", "budget=4s"]
     tuned = here("tune", "quick", *words, "--out", "p.json", "--no-plots", cwd=tmp_path)
     assert tuned.returncode == 0, tuned.stderr
     profile = profile_file.load(tmp_path / "p.json")
