@@ -156,7 +156,7 @@ def _comparable(key: str, value: Any) -> Any:
 def compare(before: ComparedRun, after: ComparedRun, *, seed: int = 0) -> list[CaseComparison]:
     """Return what both have, in the order of the first.
 
-    Lines of other programs' files are matched by collective, ranks, size and dtype.
+    Lines of other programs' files are matched as `commbench plot` does, by `Result.is_of`, and by size and dtype.
     """
     if not before.points and not after.points:
         return _of_files(before, after)
@@ -183,45 +183,74 @@ def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparis
     )
 
 
-def _of_result(result: Result) -> MeasuredTimes:
-    set_up = f"{result.collective}, {result.ranks} ranks, {result.dtype or 'bytes'}"
+def _of_results(same: Sequence[Result]) -> MeasuredTimes:
+    """Return one thing that a file may have several times (cycles, or the test again): its median."""
+    result = same[0]
+    words = [f"{result.collective}, {result.ranks} ranks, {result.dtype or 'bytes'}"]
+    words += [f"op={result.op}"] if result.op else []
+    words += [f"root={result.root}"] if result.root is not None else []
+    words += ["in place"] if result.in_place else []
+    words += ["in a graph"] if result.graph else []
+    words += [result.setting] if result.setting else []
     return MeasuredTimes(
-        label=result.source, set_up=set_up + (", in place" if result.in_place else ""),
-        size_bytes=result.size_bytes, time_us=result.time_us or math.nan,
-    )  # fmt: skip
+        label=result.source + (f", median of {len(same)}" if len(same) > 1 else ""),
+        set_up=", ".join(words),
+        size_bytes=result.size_bytes,
+        time_us=float(np.median([one.time_us or math.nan for one in same])),
+    )
 
 
-def _key(result: Result) -> tuple[Any, ...]:
-    return result.collective, result.ranks, result.dtype, bool(result.in_place), result.size_bytes
-
-
-def _usable(results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if result.time_us and result.size_bytes]
+def _distinct(results: Sequence[Result]) -> list[list[Result]]:
+    """Return right results with a time, those of one thing together, in the order of the file."""
+    same: dict[Result, list[Result]] = {}
+    for result in results:
+        if result.time_us and result.size_bytes and not result.wrong:
+            thing = dataclasses.replace(result, time_us=None, algbw_gbps=None, busbw_gbps=None, wrong=None)
+            same.setdefault(thing, []).append(result)
+    return list(same.values())
 
 
 def _of_files(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
-    others = {_key(result): result for result in _usable(after.results)}
-    return [
-        _compared(_of_result(result), _of_result(others[_key(result)]), 0)
-        for result in _usable(before.results)
-        if _key(result) in others
-    ]
+    """Return what both files have. Lines of the same program and setting belong together; the rest meets the rest."""
+    ones, others = _distinct(before.results), _distinct(after.results)
+    alike = [(one, two) for one in ones for two in others if _alike(one[0], two[0])]
+    exact = [pair for pair in alike if _origin(pair[0][0]) == _origin(pair[1][0])]
+    taken = {id(member) for pair in exact for member in pair}
+    chosen = [pair for pair in alike if pair in exact or not taken & {id(member) for member in pair}]
+    return [_compared(_of_results(one), _of_results(two), 0) for one, two in chosen]
+
+
+def _origin(result: Result) -> tuple[Any, ...]:
+    return result.source, result.setting, result.op, result.root, result.graph
+
+
+def _alike(one: Result, two: Result) -> bool:
+    """Return whether two lines are of the same thing. Of settings that only one of them tells, nothing is known."""
+    said = {name: value for name, value in (("op", two.op), ("root", two.root)) if value is not None}
+    return (
+        (one.size_bytes, one.dtype) == (two.size_bytes, two.dtype)
+        and (one.setting == two.setting or "" in (one.setting, two.setting))
+        and one.is_of(
+            collective=two.collective, ranks=two.ranks, in_place=two.in_place, groups=two.groups, overlap=two.overlap,
+            graph=two.graph, arguments=said,
+        )
+    )  # fmt: skip
 
 
 def _with_file(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
-    """Return every case of the run with the line of the file of the same collective, ranks and size."""
+    """Return every case of the run with the lines of the file that are of the same thing."""
     run, file = (before, after) if before.points else (after, before)
     comparisons = []
-    by_size: dict[int, list[Result]] = {}
-    for result in _usable(file.results):
-        if not result.in_place:
-            by_size.setdefault(result.size_bytes, []).append(result)
+    by_size: dict[int, list[list[Result]]] = {}
+    for same in _distinct(file.results):
+        by_size.setdefault(same[0].size_bytes, []).append(same)
     for case, _ in RunFolder.open(run.path).plan()[0]:
         point = run.points.get(_identity(case))
-        for result in by_size.get(case.size_bytes, []) if point else []:
-            alike = (result.collective, result.ranks) == (case.collective, case.outer.layout.ranks)
-            captured = result.graph in (None, case.mode == "graph")
-            if point and alike and captured and result.dtype in (None, case.dtype):
-                pair = (point, _of_result(result)) if run is before else (_of_result(result), point)
+        for same in by_size.get(case.size_bytes, []) if point else []:
+            if point and same[0].dtype in (None, case.dtype) and same[0].is_of(
+                collective=case.collective, ranks=case.outer.layout.ranks, in_place=case.in_place, groups=case.groups,
+                overlap=case.overlap, graph=case.mode == "graph", arguments=case.arguments,
+            ):  # fmt: skip
+                pair = (point, _of_results(same)) if run is before else (_of_results(same), point)
                 comparisons.append(dataclasses.replace(_compared(*pair, 0), set_up=point.set_up))
     return comparisons

@@ -25,7 +25,7 @@ _COLLECTIVES = {"alltoall": "all_to_all", "alltoallv": "all_to_allv"}
 _TIMES = ("time", "cputime")
 _GRAPH = re.compile(r"^# nThread .*\bgraph: (\d+)")  # calls in a graph
 _PROGRAM_VERSION = re.compile(r"#\s*nccl-tests version (\S+)")
-_OURS = re.compile(r"#\s*commbench: ([^,]+)")
+_OURS = re.compile(r"#\s*commbench: ([^,]+)(?:, (.*))?")
 
 
 @dataclass
@@ -33,6 +33,7 @@ class _Test:
     """What the lines above a table say of it."""
 
     source: str = "nccl-tests"
+    setting: str = ""  # ours, in words
     collective: str | None = None
     devices: list[ListedRank] = field(default_factory=list)
     per_process: int | None = None  # ranks in each process
@@ -75,7 +76,7 @@ def _comment(test: _Test, line: str, number: int) -> None:
     if match := _PROGRAM_VERSION.match(line):
         test.source = f"nccl-tests {match[1]}"
     elif match := _OURS.match(line):
-        test.source = f"commbench {match[1]}"
+        test.source, test.setting = f"commbench {match[1]}", match[2] or ""
     elif match := _PER_PROCESS.match(line):
         test.per_process = int(match[1]) * int(match[2])
         if match := _GRAPH.search(line):
@@ -139,6 +140,8 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
                     busbw_gbps=numbers.get("busbw"),
                     wrong=_wrong(values),
                     graph=test.graph,
+                    setting=test.setting,
+                    **_company(test),
                 )
             )
     except ValueError as error:
@@ -147,6 +150,13 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
             hint=f"expected {' '.join(test.columns)}",
         ) from None
     return results
+
+
+def _company(test: _Test) -> dict[str, str]:
+    """What ran beside the communicator that is shown."""
+    said = dict(word.split("=", 1) for word in test.setting.split(", ") if word.startswith(("groups=", "overlap=")))
+    groups = len({device.group for device in test.devices})
+    return {"groups": f"{groups} communicators"} | said if groups > 1 else said
 
 
 def _first_group(devices: Sequence[ListedRank]) -> list[ListedRank]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # Names of element types in nccl-tests and MPI, where they differ from ours.
 _DTYPES = {
@@ -47,6 +49,26 @@ class Result:
     busbw_gbps: float | None
     wrong: int | None
     graph: bool | None = None  # whether calls were captured in a CUDA graph
+    groups: str = "world"  # other communicators that ran beside it
+    overlap: str = "none"
+    setting: str = ""  # what else the file says of it, in its words
+
+    def is_of(
+        self, *, collective: str | None, ranks: int | None, in_place: bool | None, groups: str, overlap: str,
+        graph: bool | None, arguments: Mapping[str, Any],
+    ) -> bool:  # fmt: skip
+        """Return whether both are the same call; size and dtype are not looked at.
+
+        What a collective was asked (`arguments`) must not differ, and be of a kind that a result can say. An op, a
+        root or a graph that one side does not say may be any.
+        """
+        known = {"op": self.op, "root": self.root}
+        return (
+            (self.collective, self.ranks, bool(self.in_place)) == (collective, ranks, bool(in_place))
+            and (self.groups, self.overlap) == (groups, overlap)
+            and (self.graph is None or graph is None or self.graph == graph)
+            and all(name in known and known[name] in (None, value) for name, value in arguments.items())
+        )
 
 
 def dtype_name(name: str) -> str:

@@ -58,15 +58,10 @@ _NUMBERS = (
 
 
 def _compares(result: Result, figure: Mapping[Any, Any]) -> bool:
-    """Whether both do the same. What a collective was asked must not differ, and be of a kind that a result can say."""
-    known = {"op": result.op, "root": result.root}
-    asked = json.loads(figure["arguments"])
-    return (
-        (figure["collective"], figure["ranks"]) == (result.collective, result.ranks)
-        and bool(figure["in_place"]) == bool(result.in_place)
-        and (figure["groups"], figure["overlap"]) == ("world", "none")
-        and result.graph in (None, figure.get("mode") == "graph")
-        and all(name in known and known[name] in (None, value) for name, value in asked.items())
+    return result.is_of(
+        **{name: figure[name] for name in ("collective", "ranks", "in_place", "groups", "overlap")},
+        graph=figure.get("mode") == "graph",
+        arguments=json.loads(figure["arguments"]),
     )
 
 

@@ -105,6 +105,72 @@ def test_files_of_nccl_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert {row["after_us"] for row in beside} == {21.77}
 
 
+FORMATS = REPOSITORY / "tests/data/formats"
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("nccl-tests-ops.txt", 6),
+        ("nccl-tests-roots.txt", 4),
+        ("rccl-tests-cycles.txt", 4),
+        ("nccl-tests-old-mpirun.txt", 5),  # of six, one is wrong
+        ("nccl-tests-v3.json", 2),
+        ("nccl-tests-per-iteration.txt", 1),  # one is wrong, two have no size
+    ],
+)
+def test_a_file_is_equal_to_itself(capsys: pytest.CaptureFixture[str], name: str, count: int) -> None:
+    assert _main(["compare", str(FORMATS / name), str(FORMATS / name), "--format", "json"]) == 0
+    found = rows(capsys)
+    assert [row["ratio"] for row in found] == [1.0] * count
+
+
+def test_our_own_text_is_equal_to_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two modes, groups and an overlap: only what its description says tells these tests apart."""
+    known = [
+        ("isolated", 1.0),
+        ("pipelined", 2.0),
+        ("pipelined, groups=blocks:2", 3.0),
+        ("pipelined, groups=blocks:2, overlap=matmul", 4.0),
+    ]
+    good = (FORMATS / "nccl-tests-2.19-alltoall.txt").read_text()
+    start = good.index("# Using devices")
+    table = good[: good.index("        1024 ")]
+    texts = [
+        f"# commbench: direct over gloo, {words}\n{table[start:]}"
+        f"{8192:12d} {1024:12d}     float    none      -1  {time:.2f} {8.192 / time:.2f} {4.096 / time:.2f} 0"
+        f"      nan     nan     nan     N/A\n# Avg bus bandwidth    : 1\n"
+        for words, time in known
+    ]
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("# Collective test starting: alltoall_perf\n".join(["", *texts]))
+    two.write_text("# Collective test starting: alltoall_perf\n".join(["", *reversed(texts)]))
+    assert _main(["compare", str(one), str(two), "--format", "json"]) == 0
+    found = rows(capsys)
+    assert [(row["before_us"], row["ratio"]) for row in found] == [(time, 1.0) for _, time in known]
+
+
+def test_a_file_is_compared_with_the_cases_of_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the rule that `plot` has: op, place of the output, groups and overlap."""
+    words = ("collective=all_reduce", "op=max,sum", "in_place=false,true", "algorithm=direct")
+    sizes = ("sizes.min=1M", "sizes.max=1M")
+    run, file = made(tmp_path / "a", *words, *sizes), FORMATS / "nccl-tests-ops.txt"
+    assert _main(["compare", str(run), str(file), "--format", "json"]) in (0, 1)
+    found = {(row["set_up"].split(", ")[0], "in place" in row["set_up"]): row["after_us"] for row in rows(capsys)}
+    expected = {"sum": (100.0, 99.0), "max": (200.0, 199.0)}
+    assert found == {
+        (f"all_reduce op={op}", bool(place)): times[place] for op, times in expected.items() for place in (0, 1)
+    }
+    run = made(tmp_path / "b", *words[:1], "algorithm=direct", "ranks_per_node=4", "groups=blocks:2", *sizes)
+    four = tmp_path / "four.txt"
+    lines = file.read_text().replace("10.49   10.49", "10.49   15.74").replace("10.59   10.59", "10.59   15.89")
+    four.write_text("\n".join(line for line in lines.splitlines() if "Rank" not in line and " m" not in line[:43]))
+    assert _main(["compare", str(four), str(four), "--ranks", "4"]) == 0
+    capsys.readouterr()
+    assert _main(["compare", str(run), str(four), "--ranks", "4"]) == 2
+    assert "no case in common" in capsys.readouterr().err
+
+
 def test_the_interval_of_two_runs_holds_the_truth() -> None:
     """Of two equal runs, with launches of 10 % spread, at most 5 % should be told apart; 9 % are let pass here."""
     rng = np.random.default_rng(5)
