@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from commbench.profile import Choice, Profile
 from commbench.tune import space
+from commbench.tune.confirmation import Control
 from commbench.tune.space import Region
-from commbench.tune.tuner import Control
 from commbench.units import format_seconds, format_size
 
 

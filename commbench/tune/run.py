@@ -20,11 +20,12 @@ from commbench.sweep import plan, prepare
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.sizes import Sizes
 from commbench.tune import MINIMUM_GAIN
+from commbench.tune.confirmation import MOST_PAIRS, Confirmation
 from commbench.tune.describe import count
 from commbench.tune.search import Predict
 from commbench.tune.space import Region
 from commbench.tune.stages import Stages
-from commbench.tune.tuner import MOST_PAIRS, Confirmation, CostModel, Tuned, Tuner
+from commbench.tune.tuner import CostModel, Tuned, Tuner
 from commbench.units import format_seconds
 
 _BUDGET = "10m"
@@ -114,7 +115,7 @@ def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
     smallest, largest = max(min(sizes) // outer.layout.ranks, PART_BYTES), max(sizes)
     steps = _PAIR_SIZES - 1
     wanted = {round(smallest * (largest / smallest) ** (step / steps)) for step in range(_PAIR_SIZES)}
-    found: dict[str, Case] = {}
+    pairs: dict[str, Case] = {}
     for item in configs:
         if outer.transport not in item.transport:
             continue
@@ -130,8 +131,8 @@ def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
                 continue
             for one in planned:
                 if not one.skip and one.case.outer.key == outer.key:
-                    found.setdefault(one.case.case_id, one.case)
-    return list(found.values())
+                    pairs.setdefault(one.case.case_id, one.case)
+    return list(pairs.values())
 
 
 def _predictor(stages: Stages, first: int, console: Console) -> Predict | None:

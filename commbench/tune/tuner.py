@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from commbench.profile import Choice, Evidence, Refused, Scope
-from commbench.records import Case, Outer, Policy, Status
-from commbench.stats import PAIRS_FOR_CLAIM, Verdict
-from commbench.tune import MINIMUM_GAIN, CaseTimes, Measurer
-from commbench.tune.choices import Decision, ranges
-from commbench.tune.confirm import Claim, compare, holm
+from commbench.profile import Choice, Refused, Scope
+from commbench.records import Case, Outer, Policy
+from commbench.stats import Verdict
+from commbench.tune import Measurer
+from commbench.tune.choices import ranges
+from commbench.tune.confirmation import BEST, PLAIN, Arms, Confirmation, ConfirmedTimes, Control, Judge
 from commbench.tune.refusals import Refusals
 from commbench.tune.search import Ledger, Predict, cap, search, with_policy
-from commbench.tune.space import Problem, Region, candidate_key, identity, label
+from commbench.tune.space import Problem, Region, candidate_key, identity
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
 _SPARE = 0.9  # of the time that is left: later launches may take longer than those before
-MOST_PAIRS = 30  # more do not separate a gain of 3 % from none better
 _MOST_PROBE_S = 0.1  # seconds for each measurement of the probe
 _UNIT_BYTES = 16  # borders between choices are multiples of it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Confirmation:
-    """What it takes to give the default up."""
-
-    minimum_gain: float = MINIMUM_GAIN  # that the lower end of the interval must show
-    pairs: tuple[int, int] = (PAIRS_FOR_CLAIM, MOST_PAIRS)  # of launches, the fewest and the most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,54 +32,12 @@ class CostModel:
     fit: Callable[[], Predict | None]  # called after the probe; None: the fit is not good enough
 
 
-@dataclass(slots=True)
-class Control:
-    """The default against itself: what no gain looks like here."""
-
-    claims: list[Claim] = field(default_factory=list)
-    passed: int = 0  # that the same rules would have taken for a gain
-
-    @property
-    def apparent(self) -> float | None:
-        """Return the largest ratio that was seen without any gain."""
-        known = [claim.ratio for claim in self.claims if math.isfinite(claim.ratio)]
-        return max(known) if known else None
-
-
 @dataclass(slots=True, kw_only=True)
 class Tuned:
     scope: Scope
     choices: list[Choice]
     refused: list[Refused]
     control: Control
-
-
-@dataclass(slots=True)
-class _Arms:
-    """What is measured of a problem in the confirmation, and what is claimed from it. By claim: `_BEST`, `_PLAIN`."""
-
-    problem: Problem
-    control: Case
-    challengers: dict[str, Case] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
-    p: dict[str, float | None] = field(default_factory=dict)  # adjusted for all claims of the region
-    verdicts: dict[str, str] = field(default_factory=dict)
-
-
-_BEST, _PLAIN = "best", "plain"
-
-
-@dataclass(frozen=True, slots=True)
-class _Confirmed:
-    """What the launches of the confirmation measured."""
-
-    by_identity: Mapping[str, CaseTimes]
-    run: str  # the id of the run folder
-
-    def times(self, case: Case) -> Mapping[int, float]:
-        """Return launch -> median time, microseconds; nothing of a case that failed."""
-        one = self.by_identity.get(identity(case))
-        return one.time_us if one is not None and one.status is Status.OK else {}
 
 
 _CONFIRMATION = Confirmation()
@@ -167,24 +116,24 @@ class Tuner:
             return self._region.default
         return next(outer for outer in self._region.outers if outer.key == best_key)
 
-    def _arms(self, problem: Problem, ranked: Sequence[Case], outer: Outer) -> _Arms:
+    def _arms(self, problem: Problem, ranked: Sequence[Case], outer: Outer) -> Arms:
         default = problem.default
-        arms = _Arms(problem=problem, control=replace(default, seed=(default.seed + 1) % 2**63))
+        arms = Arms(problem=problem, control=replace(default, seed=(default.seed + 1) % 2**63))
         usable = [case for case in ranked if identity(case) != identity(default)]
         inside = [case for case in usable if case.outer.key == outer.key]
         best = min(inside, key=self._ledger.time_us, default=None)
         if best is not None and self._ledger.time_us(best) < self._ledger.time_us(default):
-            arms.challengers[_BEST] = best
+            arms.challengers[BEST] = best
         if best is not None and best.buffers != "plain":
             plain = [case for case in inside if case.buffers == "plain"]
             second = min(plain, key=self._ledger.time_us, default=None)
             if second is not None and self._ledger.time_us(second) < self._ledger.time_us(default):
-                arms.challengers[_PLAIN] = second
+                arms.challengers[PLAIN] = second
         return arms
 
     # Confirmation
 
-    def _confirm(self, arms: Sequence[_Arms], outer: Outer) -> _Confirmed:
+    def _confirm(self, arms: Sequence[Arms], outer: Outer) -> ConfirmedTimes:
         """Measure all arms of all problems, in launches of their own."""
         wanted = {identity(case): case for one in arms for case in self._measured(one, outer)}
         left_s = max(0.0, self._ends_s - self._measurer.spent_s)
@@ -196,7 +145,7 @@ class Tuner:
         measured = self._measurer.measure("confirm", list(made.values()))
         self._ledger.add(made.values(), measured)
         by_identity = {name: measured[case.case_id] for name, case in made.items() if case.case_id in measured}
-        return _Confirmed(by_identity, self._measurer.run)
+        return ConfirmedTimes(by_identity, self._measurer.run)
 
     def _size_of_confirmation(self, cases: Sequence[Case], seconds: float) -> tuple[int, float]:
         """Return how many pairs, and seconds for each measurement.
@@ -211,16 +160,17 @@ class Tuner:
         pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
         return pairs, cap(self._measurer, cases, pairs, seconds, self._policy.cap_s)
 
-    def _measured(self, arms: _Arms, outer: Outer) -> list[Case]:
+    def _measured(self, arms: Arms, outer: Outer) -> list[Case]:
         default = arms.problem.default
         started = [] if outer.key == self._region.default.key else [replace(default, outer=outer)]
         return [default, arms.control, *arms.challengers.values(), *started]
 
-    def _decide(self, arms: Sequence[_Arms], confirmed: _Confirmed, outer: Outer) -> Tuned:
-        control = self._claim(arms, confirmed)
-        moved = outer.key != self._region.default.key and self._start_pays(arms, confirmed, outer)
+    def _decide(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, outer: Outer) -> Tuned:
+        judge = Judge(self._confirmation, self._ledger, self._region.default)
+        control = judge.claim(arms, confirmed)
+        moved = outer.key != self._region.default.key and self._start_pays(judge, arms, confirmed, outer)
         decisions = [
-            self._decision(one, confirmed, claim, moved=moved) for one, claim in zip(arms, control.claims, strict=True)
+            judge.decide(one, confirmed, claim, moved=moved) for one, claim in zip(arms, control.claims, strict=True)
         ]
         scope = self._scope(outer if moved else self._region.default)
         choices = []
@@ -230,89 +180,10 @@ class Tuner:
         self._refusals.add_rest(decisions, self._ledger)
         return Tuned(scope=scope, choices=choices, refused=self._refusals.records(scope.id), control=control)
 
-    def _claim(self, arms: Sequence[_Arms], confirmed: _Confirmed) -> Control:
-        """Set the claims of all arms and their p, adjusted for all of them; return what the control shows."""
-        control = Control()
-        for one in arms:
-            default = confirmed.times(one.problem.default)
-            one.claims = {name: compare(default, confirmed.times(case)) for name, case in one.challengers.items()}
-            control.claims.append(compare(default, confirmed.times(one.control)))
-        every = [(one, name) for one in arms for name in one.claims]
-        for (one, name), p in zip(every, holm([one.claims[name].p for one, name in every]), strict=True):
-            one.p[name] = p
-        control.passed = sum(
-            claim.judge(self._confirmation.minimum_gain, p) == Verdict.CONFIRMED
-            for claim, p in zip(control.claims, holm([claim.p for claim in control.claims]), strict=True)
-        )
-        return control
-
-    def _start_pays(self, arms: Sequence[_Arms], confirmed: _Confirmed, outer: Outer) -> bool:
-        """Return whether starting ranks otherwise is better over all sizes together, by the best candidates of both."""
-        before: dict[int, list[float]] = {}
-        after: dict[int, list[float]] = {}
-        for one in arms:
-            moved = replace(one.problem.default, outer=outer)
-            there = [confirmed.times(case) for case in (moved, *one.challengers.values())]
-            here = confirmed.times(one.problem.default)
-            for launch, value in here.items():
-                best = [arm[launch] for arm in there if launch in arm]
-                if best:
-                    before.setdefault(launch, []).append(math.log(value))
-                    after.setdefault(launch, []).append(math.log(min(best)))
-        first, second = ({k: math.exp(float(np.mean(v))) for k, v in arm.items()} for arm in (before, after))
-        claim = compare(first, second)
-        verdict = claim.judge(self._confirmation.minimum_gain, claim.p)
-        self._note(f"started with {_started(outer)}: {claim.ratio:.3f}x over all sizes, {verdict}")
+    def _start_pays(self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, outer: Outer) -> bool:
+        ratio, verdict = judge.start_gain(arms, confirmed, outer)
+        self._note(f"started with {_started(outer)}: {ratio:.3f}x over all sizes, {verdict}")
         return verdict == Verdict.CONFIRMED
-
-    def _decision(self, arms: _Arms, confirmed: _Confirmed, control: Claim, *, moved: bool) -> Decision:
-        """Choose for one problem. `control`: its default against itself; `moved`: ranks will be started otherwise."""
-        default = arms.problem.default
-        arms.verdicts = {name: self._verdict(arms, name, moved=moved) for name in (_BEST, _PLAIN)}
-        name = next((name for name in (_BEST, _PLAIN) if arms.verdicts[name] == Verdict.CONFIRMED), "")
-        chosen = arms.challengers[name] if name else default
-        plain = None
-        if chosen.buffers != "plain":
-            plain = arms.challengers[_PLAIN] if arms.verdicts[_PLAIN] == Verdict.CONFIRMED else default
-        claim = arms.claims.get(name or _BEST)
-        default_us = _median(confirmed.times(default))
-        evidence = Evidence(
-            size_bytes=arms.problem.size_bytes,
-            dtype=default.dtype,
-            default=label(default, self._region.default),
-            default_us=default_us,
-            chosen_us=_median(confirmed.times(chosen)) if name else default_us,
-            ratio=claim.ratio if claim and name and math.isfinite(claim.ratio) else 1.0,
-            low=claim.low if claim and name else None,
-            high=claim.high if claim and name else None,
-            interval_of="launches" if claim and name else None,
-            pairs=claim.pairs if claim else 0,
-            p=arms.p.get(name or _BEST),
-            apparent=control.ratio if math.isfinite(control.ratio) else None,
-            candidates=len(arms.problem.candidates),
-            run=confirmed.run,
-            verdict=Verdict.CONFIRMED if name else self._why_default(arms, claim),
-        )
-        return Decision(problem=arms.problem, chosen=chosen, on_plain=plain, evidence=evidence)
-
-    def _verdict(self, arms: _Arms, name: str, *, moved: bool) -> str:
-        """Return `Verdict.CONFIRMED`, or in words why a challenger does not take the default's place."""
-        case = arms.challengers.get(name)
-        if case is None:
-            return "nothing was faster in the search"
-        if case.outer.key != arms.problem.default.outer.key and not moved:
-            return "not confirmed: the start of ranks that it needs does not pay over all sizes"
-        if not self._ledger.usable(case):
-            status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]
-            return f"not confirmed: {status}: {reason}"
-        return arms.claims[name].judge(self._confirmation.minimum_gain, arms.p[name])
-
-    def _why_default(self, arms: _Arms, claim: Claim | None) -> str:
-        case = arms.challengers.get(_BEST)
-        if case is None:
-            return f"default kept: {arms.verdicts[_BEST]}"
-        seen = f", measured {claim.ratio:.3f}x" if claim and math.isfinite(claim.ratio) else ""
-        return f"default kept: {label(case, self._region.default)}{seen}, {arms.verdicts[_BEST]}"
 
     def _time_of(self, case: Case, problem: Problem) -> float:
         """Return what the candidate of `case` takes at a problem's size, microseconds; infinite if not measured."""
@@ -320,10 +191,6 @@ class Tuner:
             if candidate_key(other) == candidate_key(case):
                 return self._ledger.time_us(other)
         return math.inf
-
-
-def _median(times: Mapping[int, float]) -> float:
-    return float(np.median(list(times.values()))) if times else 0.0
 
 
 def _started(outer: Outer) -> str:

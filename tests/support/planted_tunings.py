@@ -20,7 +20,8 @@ from commbench.sweep import prepare
 from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
 from commbench.tune import CaseTimes, space
-from commbench.tune.tuner import Confirmation, Tuned, Tuner
+from commbench.tune.confirmation import Confirmation
+from commbench.tune.tuner import Tuned, Tuner
 from tests.conftest import in_threads
 
 # The launches differ, cases within a launch differ, samples wander, and some are hit by what has nothing to do with us.

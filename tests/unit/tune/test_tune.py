@@ -18,7 +18,7 @@ from commbench.profile.table import Table
 from commbench.records import Case, Status
 from commbench.tune import space
 from commbench.tune.choices import _NOTHING, Decision, ranges
-from commbench.tune.confirm import compare, holm, signed_rank
+from commbench.tune.claims import compare, holm, signed_rank
 from commbench.tune.search import Ledger, pruned
 from commbench.tune.space import identity
 from tests.conftest import first, here

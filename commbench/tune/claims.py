@@ -1,4 +1,4 @@
-"""Confirmation: is the best of the search really better than the default? Statistics only.
+"""Claims: is the best of the search really better than the default? Statistics only.
 
 Two arms are compared launch by launch, as samples of one launch are correlated: the logarithm of the ratio of their
 medians is one observation. A claim needs ten of them, Wilcoxon's one-sided signed-rank test at 5 % after Holm's
