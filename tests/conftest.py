@@ -7,11 +7,12 @@ import gc
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -150,6 +151,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tier = Path(item.path).relative_to(REPOSITORY / "tests").parts[0]
         item.add_marker(getattr(pytest.mark, tier))
+
+
+UNIT_CPU_S = 10.0  # of a unit test, with its children
+
+
+def cpu_s() -> float:
+    """What this process and the children that it has waited for have computed."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A unit test that computes for too long fails: the bulk of the tests has to stay quick."""
+    before = cpu_s()
+    result = yield
+    if pyfuncitem.get_closest_marker("unit") and not pyfuncitem.get_closest_marker("slow"):
+        # CPU time too grows where cores are shared (caches, hyperthreads), to twice as much at the most.
+        allowed = UNIT_CPU_S * (2 if os.getloadavg()[0] > (os.cpu_count() or 1) else 1)
+        used = cpu_s() - before
+        assert used <= allowed, f"{used:.0f} s of CPU time, and a unit test has {allowed:.0f}: make it shorter"
+    return result
 
 
 def pytest_collection_finish() -> None:

@@ -12,7 +12,7 @@ from tests.conftest import first
 from tests.support.kill_and_resume import kill_and_resume
 
 
-@pytest.mark.parametrize("seeds", first(1, [range(8), range(8, 16)]), ids=str)
+@pytest.mark.parametrize("seeds", first(2, [range(4), range(4, 8), range(8, 12), range(12, 16)]), ids=str)
 def test_kill_at_a_random_moment_then_resume(tmp_path: Path, seeds: range) -> None:
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"pace_us": 1000}))
