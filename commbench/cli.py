@@ -353,7 +353,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
 
 
 def main() -> None:
-    """Entry point: every error is one `error:` line, one `hint:` line, and an exit code."""
+    """Run the command line: every error is one `error:` line, one `hint:` line, and an exit code."""
     sys.exit(_main(sys.argv[1:]))
 
 

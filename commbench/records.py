@@ -115,13 +115,13 @@ class Case:
 
     @property
     def case_id(self) -> str:
-        """The same for the same measurement, whenever and wherever it is made."""
+        """Return an id that is the same for the same measurement, whenever and wherever it is made."""
         values = dataclasses.asdict(self)
         return digest({**values, "outer": _identity(values["outer"])})
 
     @property
     def spec(self) -> Spec:
-        """What each group is asked to do. Raises `ValueError` where the layout has no such groups."""
+        """Return what each group is asked to do. Raises `ValueError` where the layout has no such groups."""
         return Spec(
             collective=self.collective,
             dtype=self.dtype,
@@ -135,7 +135,7 @@ class Case:
 
     @property
     def label(self) -> str:
-        """The algorithm with its parameters: `pairwise window=2`."""
+        """Return the algorithm with its parameters: `pairwise window=2`."""
         return _label(self.algorithm, self.params)
 
 
@@ -267,7 +267,7 @@ class Row:
 
     @property
     def emulation(self) -> tuple[str | int, ...]:
-        """The settings of an emulated fabric; all empty on another."""
+        """Return the settings of an emulated fabric; all empty on another."""
         return self.link, self.message_overhead, self.spines, self.routing, self.intra_link, self.slow_link
 
     @property
@@ -276,7 +276,7 @@ class Row:
 
     @property
     def what(self) -> str:
-        """The collective and all that it was asked, but for what follows the size: `all_reduce op=max in place`.
+        """Return the collective and all that it was asked, but what follows the size: `all_reduce op=max in place`.
 
         Nor has it the round of a schedule: all rounds together are what was asked.
         """
@@ -289,14 +289,14 @@ _LATER = {"virtual_hosts": False, "binding": "none", "cpu_masks": "", "binding_m
 
 
 def _identity(outer: dict[str, Any]) -> dict[str, Any]:
-    """Less what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
+    """Drop what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
     if (emulated := outer["emulated"]) and not emulated["slow_link"]:
         outer = {**outer, "emulated": {key: value for key, value in emulated.items() if key != "slow_link"}}
     return {key: value for key, value in outer.items() if key not in _LATER or value != _LATER[key]}
 
 
 def binding_text(binding: str, cpu_masks: str, binding_memory: bool) -> str:
-    """`binding=pci`, `binding=explicit 0-3;4-7`, `binding=block CPUs only`; "" for none."""
+    """Return `binding=pci`, `binding=explicit 0-3;4-7`, `binding=block CPUs only`; "" for none."""
     if binding == "none":
         return ""
     words = [f"binding={binding}", cpu_masks, "" if binding_memory else "CPUs only"]

@@ -21,7 +21,7 @@ def run(
     first: Path, second: Path, *, threshold: float, allow_mismatch: bool, format_: str, plot: Path | None,
     ranks: int | None = None,
 ) -> int:  # fmt: skip
-    """1 if a case regressed by more than `threshold`."""
+    """Return 1 if a case regressed by more than `threshold`, else 0. Raises `UsageError`."""
     before, after = compare.load(first, ranks), compare.load(second, ranks)
     forbidding, others = compare.mismatches(before, after)
     if forbidding and not allow_mismatch:

@@ -22,7 +22,7 @@ _NARROWEST = 40
 
 
 def run(format: str, system: System | None = None) -> int:
-    """Prints what was found as it is found; 1 if a check failed, else 0."""
+    """Print each finding as it comes; return 1 if a check failed, else 0."""
     counts: Counter[CheckStatus] = Counter()
 
     def counted() -> Iterator[tuple[Check, Finding]]:
@@ -38,8 +38,8 @@ def run(format: str, system: System | None = None) -> int:
     return 1 if counts[CheckStatus.FAIL] else 0
 
 
-def _print_json(found: Iterable[tuple[Check, Finding]]) -> None:
-    for check, finding in found:
+def _print_json(findings: Iterable[tuple[Check, Finding]]) -> None:
+    for check, finding in findings:
         row = {
             "section": check.section,
             "name": check.name,
@@ -52,11 +52,11 @@ def _print_json(found: Iterable[tuple[Check, Finding]]) -> None:
         sys.stdout.flush()
 
 
-def _print_table(found: Iterable[tuple[Check, Finding]]) -> None:
+def _print_table(findings: Iterable[tuple[Check, Finding]]) -> None:
     console = _console()
     # Lines are wrapped for people's eyes only: whoever pipes them may want to grep.
     width = max(_NARROWEST, console.width - len(_INDENT)) if console.is_terminal else 1 << 16
-    for number, (section, members) in enumerate(groupby(found, key=lambda pair: pair[0].section)):
+    for number, (section, members) in enumerate(groupby(findings, key=lambda pair: pair[0].section)):
         _say(Text(("\n" if number else "") + section, style="bold"))
         for check, finding in members:
             first, *rest = _wrapped(finding.value, width)
@@ -70,7 +70,7 @@ def _print_table(found: Iterable[tuple[Check, Finding]]) -> None:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines with no word broken, so that paths and options can be copied, and nothing that cannot be written."""
+    """Return lines with no word broken, so that paths can be copied, and nothing that cannot be written."""
     text = text.encode(errors="backslashreplace").decode()
     return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
@@ -85,5 +85,5 @@ def _say(text: Text) -> None:
 
 
 def _console() -> Console:
-    """On stdout; honours NO_COLOR, FORCE_COLOR and TERM=dumb. What is printed is no markup."""
+    """Return a console on stdout that honours NO_COLOR, FORCE_COLOR and TERM=dumb, and knows no markup."""
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)

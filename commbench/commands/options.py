@@ -29,7 +29,7 @@ _Command = Callable[..., int]
 
 
 def shorts(*keys: str) -> Callable[[_Command], _Command]:
-    """Options for these keys, in this order."""
+    """Return a decorator that gives a command options for these keys, in this order."""
 
     def decorate(command: _Command) -> _Command:
         for key in reversed(keys):

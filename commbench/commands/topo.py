@@ -15,7 +15,7 @@ _PICTURES = (".png", ".svg")
 
 
 def run(format: str, root: Path, plot: Path | None = None, record: Path | None = None) -> int:
-    """Prints the machine; draws it to `plot` and writes it down in `record` where these are given."""
+    """Print the machine; draw it to `plot` and write it down in `record` where these are given. Return 0."""
     if plot is not None and plot.suffix.lower() not in _PICTURES:
         raise UsageError(
             f"--plot {str(plot)!r}: unknown kind of picture {plot.suffix!r}", hint="end the name in .png or .svg"

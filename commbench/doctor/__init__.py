@@ -63,7 +63,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(system: System) -> Iterator[tuple[Check, Finding]]:
-    """Each check with what it found, one by one; those that do not apply here are left out. Never raises."""
+    """Yield each check with its finding; those that do not apply here are left out. Never raises."""
     for check in CHECKS:
         finding = _guarded(check, system)
         if finding is not None:

@@ -44,8 +44,8 @@ def quota(system: System) -> Finding:
 
 
 def governor(system: System) -> Finding:
-    found = {cpu: _governor(system, cpu) for cpu in system.allowed_cpus()}
-    names = sorted({name for name in found.values() if name})
+    governors = {cpu: _governor(system, cpu) for cpu in system.allowed_cpus()}
+    names = sorted({name for name in governors.values() if name})
     if not names:
         return note("cannot be seen", "usual in virtual machines: the host sets the clocks")
     if names == ["performance"]:
@@ -110,7 +110,7 @@ def numa(system: System) -> Finding:
 
 
 def numa_balancing(system: System) -> Finding | None:
-    """The kernel's habit of moving pages to where they are used."""
+    """Look at the kernel's habit of moving pages to where they are used."""
     if len(numbers(system.read(f"{_NODE}/online"))) == 1:
         return None
     if system.read("/proc/sys/kernel/numa_balancing") != "0":
@@ -152,7 +152,7 @@ def machine(system: System) -> Finding:
 
 
 def steal(system: System) -> Finding | None:
-    """Time since the start of the machine in which it wanted a CPU and the host gave it to somebody else."""
+    """Look at the time in which this machine wanted a CPU and the host gave it to somebody else."""
     ticks = [int(word) for word in system.read("/proc/stat").splitlines()[0].split()[1:9]]
     share = ticks[7] / max(1, sum(ticks))
     if ticks[7] == 0:

@@ -12,25 +12,25 @@ from commbench.units import format_size
 
 
 def gpus(system: System) -> Finding:
-    found = system.gpus
-    if found.gpus:
-        models = Counter((gpu.name, gpu.memory_bytes) for gpu in found.gpus)
+    listed = system.gpus
+    if listed.gpus:
+        models = Counter((gpu.name, gpu.memory_bytes) for gpu in listed.gpus)
         names = [
             f"{count} x {name}{f' ({format_size(memory)})' if memory else ''}"
             for (name, memory), count in models.items()
         ]
-        value = f"{', '.join(names)}, driver {found.driver}"
+        value = f"{', '.join(names)}, driver {listed.driver}"
         if len(models) > 1:
             return note(value, "a collective runs at the pace of the slowest GPU", "measure each model by itself")
         return ok(value)
     if system.exists("/proc/driver/nvidia/version"):
-        if not found.installed:
+        if not listed.installed:
             return note(
                 "there is an NVIDIA driver, but nothing here can ask it",
                 "what disturbs GPUs cannot be told without it",
                 f"{system.python} -m pip install nvidia-ml-py",
             )
-        return warn(f"none to see: {found.reason}", "there is an NVIDIA driver", "see what nvidia-smi says")
+        return warn(f"none to see: {listed.reason}", "there is an NVIDIA driver", "see what nvidia-smi says")
     if system.exists("/dev/kfd"):
         return note("AMD GPUs", "they are not looked at here", "see rocm-smi")
     return note("none", "NCCL and GPU buffers cannot be measured here")
@@ -48,18 +48,18 @@ def mig(system: System) -> Finding | None:
 
 
 def others(system: System) -> Finding | None:
-    """Nothing of ours is on the GPUs now, so whoever is there is somebody else."""
+    """Look for others on the GPUs: nothing of ours is there now, so whoever is there is somebody else."""
     if not system.gpus.gpus:
         return None
-    found = []
+    busy = []
     for index, gpu in enumerate(system.gpus.gpus):
         if gpu.processes:
-            found.append(f"GPU {index}: {_processes(gpu)}")
+            busy.append(f"GPU {index}: {_processes(gpu)}")
         elif gpu.busy_percent:
-            found.append(f"GPU {index}: {gpu.busy_percent} % busy")
-    if found:
+            busy.append(f"GPU {index}: {gpu.busy_percent} % busy")
+    if busy:
         return warn(
-            some(found),
+            some(busy),
             "they share the GPU's memory bandwidth and links, and its clock",
             "see nvidia-smi; end them, or choose other GPUs: CUDA_VISIBLE_DEVICES",
         )
@@ -85,13 +85,13 @@ def clocks(system: System) -> Finding | None:
 def slowed(system: System) -> Finding | None:
     if not any(gpu.slowed_by is not None for gpu in system.gpus.gpus):
         return None
-    found = []
+    slow = []
     for index, gpu in enumerate(system.gpus.gpus):
         if reasons := slowdowns(gpu.slowed_by or 0):
-            found.append(f"GPU {index}: {', '.join(reasons)}")
-    if found:
+            slow.append(f"GPU {index}: {', '.join(reasons)}")
+    if slow:
         return warn(
-            some(found),
+            some(slow),
             "the GPU runs below its clock right now",
             "let it cool, look at fans and power, and measure again: nvidia-smi -q -d PERFORMANCE",
         )
@@ -141,14 +141,14 @@ def ecc(system: System) -> Finding | None:
 def _odd_ones(
     system: System, odd: Callable[[Gpu], bool | None], value: str, why: str, do: str, *, good: str
 ) -> Finding | None:
-    """A warning that names the GPUs for which `odd` is true; None where no GPU tells."""
+    """Return a warning that names the GPUs for which `odd` is true; None where no GPU says."""
     answers = {index: odd(gpu) for index, gpu in enumerate(system.gpus.gpus)}
     if all(answer is None for answer in answers.values()):
         return None
-    found = {index for index, answer in answers.items() if answer}
-    if not found:
+    odd_gpus = {index for index, answer in answers.items() if answer}
+    if not odd_gpus:
         return ok(good)
-    which = "all GPUs" if len(found) == len(answers) > 1 else f"GPU {ranges(found)}"
+    which = "all GPUs" if len(odd_gpus) == len(answers) > 1 else f"GPU {ranges(odd_gpus)}"
     return warn(f"{value}: {which}", why, do)
 
 

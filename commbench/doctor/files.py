@@ -1,4 +1,4 @@
-"""Where results and temporary files go."""
+"""Folders of results and of temporary files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CANNOT_LOCK = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 def results(system: System) -> Finding:
-    """The folder that `commbench sweep` would write to from here."""
+    """Look at the folder that `commbench sweep` would write to from here."""
     wanted = f"{system.folder.rstrip('/')}/results"
     folder = wanted if system.exists(wanted) else system.folder
     kind, value = _describe(system, wanted, folder)
@@ -64,7 +64,7 @@ def temporary(system: System) -> Finding:
 
 
 def _describe(system: System, shown: str, folder: str) -> tuple[str, str]:
-    """The kind of file system, and a line of facts."""
+    """Return the kind of file system, and a line of facts."""
     kind = _file_system(system, system.real_path(folder))
     _, free = system.space(folder)
     return kind, f"{shown}, {kind or 'unknown file system'}, {format_size(free)} free"

@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`look` returns None where the question does not arise: no GPU has no clocks."""
+    """One check. `look` returns None where the question does not arise: no GPU has no clocks."""
 
     section: str
     name: str
@@ -55,16 +55,16 @@ def plural(count: int, noun: str) -> str:
 
 
 def some(items: list[str], most: int = 4) -> str:
-    """The first few of them, and how many more there are."""
+    """Return the first few of them, and how many more there are."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 
 
 def ranges(numbers: set[int]) -> str:
-    """`0-3,8`, as the kernel writes lists of CPUs."""
+    """Return `0-3,8`, as the kernel writes lists of CPUs."""
     return cpulist.text(numbers)
 
 
 def numbers(text: str) -> set[int]:
-    """What `ranges` writes, read."""
+    """Read what `ranges` writes."""
     return set(cpulist.parse(text)) if text else set()

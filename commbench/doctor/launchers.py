@@ -83,10 +83,10 @@ def slurm(system: System) -> Finding:
         if environ.get("SLURM_JOB_NODELIST"):
             facts.append(environ["SLURM_JOB_NODELIST"])
         return ok(", ".join(facts))
-    found = [program for program in ("srun", "sbatch") if system.which(program)]
-    if found:
+    programs = [program for program in ("srun", "sbatch") if system.which(program)]
+    if programs:
         return note(
-            f"{' and '.join(found)} found; not in a job",
+            f"{' and '.join(programs)} found; not in a job",
             "on a login node others are at work, and its hardware may not be that of the compute nodes",
             "on a cluster measure inside a job: salloc, or sbatch",
         )

@@ -40,7 +40,7 @@ def load(system: System) -> Finding:
 
 
 def _ticks(system: System) -> tuple[int, int, dict[tuple[int, str], int]]:
-    """Ticks of all CPUs, those of them that were busy, and those of each process by number and name."""
+    """Return ticks of all CPUs, those of them that were busy, and those of each process by number and name."""
     # user nice system idle iowait irq softirq steal; what follows is contained in user and nice
     every = [int(word) for word in system.read("/proc/stat").splitlines()[0].split()[1:9]]
     processes = {}

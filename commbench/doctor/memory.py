@@ -60,7 +60,7 @@ def swap(system: System) -> Finding:
 
 
 def huge_pages(system: System) -> Finding:
-    """A fact, as all ways are fine: but runs with different ones are not comparable."""
+    """Say the setting: all of them are fine, but runs with different ones are not comparable."""
     text = system.read("/sys/kernel/mm/transparent_hugepage/enabled")
     return ok(text.partition("[")[2].partition("]")[0] or text)
 

@@ -46,7 +46,7 @@ def _speed(text: str | None) -> str:
 
 
 def host_name(system: System) -> Finding:
-    """Asks `getent`, as its time can be limited; a name server that does not answer takes long."""
+    """Ask `getent`, as its time can be limited; a name server that does not answer takes long."""
     said = system.run("getent", "hosts", system.host)
     if not said:
         return warn(
@@ -65,7 +65,7 @@ def host_name(system: System) -> Finding:
 
 
 def infiniband(system: System) -> Finding | None:
-    """InfiniBand and RoCE. None without any: most machines have none."""
+    """Look at InfiniBand and RoCE; None without any: most machines have none."""
     active, inactive = [], []
     for device in system.names(_IB):
         for port in system.names(f"{_IB}/{device}/ports"):

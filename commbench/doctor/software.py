@@ -32,7 +32,7 @@ def dependencies(system: System) -> Finding:
 
 
 def extras(system: System) -> Finding | None:
-    """`dev` is for those who change commbench: its absence is not worth a line."""
+    """Look for the extras; `dev` is for those who change commbench: its absence is not worth a line."""
     groups = {extra: names for extra, names in _packages(system).items() if extra not in ("", "dev")}
     if not groups:
         return None
@@ -53,19 +53,19 @@ def torch(system: System) -> Finding:
     version = system.version("torch")
     if version is None:
         return fail("not installed", "gloo and NCCL are used through it", f"{_pip(system)} install torch")
-    found = system.torch
-    if found.error:
+    loaded = system.torch
+    if loaded.error:
         return fail(
-            f"{version} does not load: {found.error}",
+            f"{version} does not load: {loaded.error}",
             "every rank loads it",
             f"see the whole message: {system.python} -c 'import torch'",
         )
-    parts = [found.version, found.accelerator or "for CPUs only"]
-    parts += ["gloo"] * found.gloo + [f"NCCL {found.nccl}"] * bool(found.nccl)
-    parts += [f"uses {plural(found.gpus, 'GPU')}"] * bool(found.gpus) + [f"loaded in {found.seconds:.1f} s"]
+    parts = [loaded.version, loaded.accelerator or "for CPUs only"]
+    parts += ["gloo"] * loaded.gloo + [f"NCCL {loaded.nccl}"] * bool(loaded.nccl)
+    parts += [f"uses {plural(loaded.gpus, 'GPU')}"] * bool(loaded.gpus) + [f"loaded in {loaded.seconds:.1f} s"]
     value = ", ".join(parts)
-    if system.gpus.gpus and not found.gpus:
-        if found.accelerator:
+    if system.gpus.gpus and not loaded.gpus:
+        if loaded.accelerator:
             return warn(
                 f"{value}; cannot use the GPUs",
                 "the driver may be too old for this build, or CUDA_VISIBLE_DEVICES hides the GPUs",
@@ -76,9 +76,9 @@ def torch(system: System) -> Finding:
             "NCCL and GPU buffers need a CUDA build of torch",
             f"{_pip(system)} install torch, from the index that pytorch.org names for your driver",
         )
-    if not found.gloo:
+    if not loaded.gloo:
         return warn(f"{value}; without gloo", "the transport gloo cannot run", "install an official build of torch")
-    if found.seconds > _SLOW_IMPORT_S:
+    if loaded.seconds > _SLOW_IMPORT_S:
         return note(
             value,
             "each launch is a fresh process that loads torch; from a network file system that is slow",
@@ -99,14 +99,14 @@ def transports(system: System) -> Finding:
 
 
 def _packages(system: System) -> dict[str, list[str]]:
-    """Extra ("" is none) -> the packages it asks for."""
-    found: dict[str, list[str]] = {"": []}
+    """Return the packages that each extra asks for ("" is none)."""
+    packages: dict[str, list[str]] = {"": []}
     for line in system.requirements():
         package = re.match(r"[\w.-]+", line)
         extra = re.search(r"""extra == ["']([\w.-]+)["']""", line)
         if package:
-            found.setdefault(extra[1] if extra else "", []).append(package[0])
-    return found
+            packages.setdefault(extra[1] if extra else "", []).append(package[0])
+    return packages
 
 
 def _pip(system: System) -> str:

@@ -47,7 +47,7 @@ print(json.dumps({
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Torch:
-    """What torch says about itself once it is loaded; with `error`, that it cannot be."""
+    """What torch says of itself once it is loaded; with `error`, that it cannot be."""
 
     version: str = ""
     accelerator: str = ""  # "CUDA 12.8", "ROCm 6.4", or "" for a build that is for CPUs only
@@ -86,14 +86,14 @@ class System:
         return Path(path).read_text(errors="replace").strip()
 
     def text(self, path: str) -> str | None:
-        """None where it cannot be read: for files whose absence says something."""
+        """Return a file's text, None where it cannot be read: for files whose absence says something."""
         try:
             return self.read(path)
         except OSError:
             return None
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, sorted; nothing if it is not there."""
+        """Return what is in a folder, sorted; nothing if it is not there."""
         try:
             return sorted(entry.name for entry in Path(path).iterdir())
         except OSError:
@@ -106,12 +106,12 @@ class System:
         return os.path.realpath(path)
 
     def space(self, path: str) -> tuple[int, int]:
-        """Bytes in all and bytes free of the file system that holds `path`."""
+        """Return bytes in all and bytes free of the file system that holds `path`."""
         usage = shutil.disk_usage(path)
         return usage.total, usage.free
 
     def try_lock(self, folder: str) -> None:
-        """Writes and locks a file without a name there; raises what the file system answers."""
+        """Write and lock a file without a name there; raises what the file system answers."""
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -119,7 +119,7 @@ class System:
         return os.sched_getaffinity(0)
 
     def limit(self, what: int) -> tuple[int | None, int | None]:
-        """A resource limit, soft and hard; None is unlimited."""
+        """Return a resource limit, soft and hard; None is unlimited."""
         soft, hard = resource.getrlimit(what)
         return (
             None if soft == resource.RLIM_INFINITY else soft,
@@ -133,7 +133,7 @@ class System:
         return shutil.which(program)
 
     def run(self, *words: str) -> str:
-        """What a program says on stdout and stderr, whatever its exit code; OSError also if it says nothing in time."""
+        """Return a program's stdout and stderr, whatever its exit code; OSError also if it says nothing in time."""
         try:
             done = subprocess.run(
                 words,
@@ -157,7 +157,7 @@ class System:
             return None
 
     def requirements(self) -> list[str]:
-        """What commbench's own metadata asks for, extras included. Raises where commbench is not installed."""
+        """Return what commbench's own metadata asks for, extras included. Raises where commbench is not installed."""
         return importlib.metadata.requires("commbench") or []
 
     def transports(self) -> dict[str, str]:
@@ -166,7 +166,7 @@ class System:
 
     @functools.cached_property
     def torch(self) -> Torch:
-        """Loaded once, in a process of its own: it takes seconds and may crash."""
+        """Load torch once, in a process of its own: it takes seconds and may crash."""
         started = time.monotonic()
         try:
             done = subprocess.run(
@@ -192,7 +192,7 @@ class System:
 
     @functools.cached_property
     def mpi_library(self) -> MpiLibrary:
-        """What mpi4py will load. Raises `EnvironmentProblem` if there is none, or no mpiexec that fits it."""
+        """Return what mpi4py will load. Raises `EnvironmentProblem` if there is none, or no mpiexec that fits it."""
         from commbench.launch import mpi_library
 
         return mpi_library.find()

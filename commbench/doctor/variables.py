@@ -33,28 +33,28 @@ _CONFIGURATION = {
 
 
 def variables(system: System) -> Finding:
-    found = _found(system)
-    if not found:
+    set_here = _settings(system)
+    if not set_here:
         return ok("none is set that changes how libraries communicate")
     return note(
-        ", ".join(f"{name}={_short(value)}" for name, value in found.items()),
+        ", ".join(f"{name}={_short(value)}" for name, value in set_here.items()),
         "they change what is measured: ranks inherit them",
         "unset what you did not mean",
     )
 
 
 def spoilers(system: System) -> Finding | None:
-    found = {
+    spoiling = {
         name: what
         for name, (values, what) in _SPOILERS.items()
         if system.environ.get(name) and (not values or system.environ[name].upper() in values)
     }
-    if not found:
+    if not spoiling:
         return None
     return warn(
-        ", ".join(f"{name}={_short(system.environ[name])}" for name in found),
-        "; ".join(found.values()),
-        f"unset {' '.join(found)}",
+        ", ".join(f"{name}={_short(system.environ[name])}" for name in spoiling),
+        "; ".join(spoiling.values()),
+        f"unset {' '.join(spoiling)}",
     )
 
 
@@ -62,18 +62,18 @@ def configuration(system: System) -> Finding | None:
     paths = {library: list(of) for library, of in _CONFIGURATION.items()}
     if "NCCL_CONF_FILE" in system.environ:
         paths["NCCL"] = ["/etc/nccl.conf", system.environ["NCCL_CONF_FILE"]]  # it takes the place of the one at home
-    found = []
+    files = []
     for library, of in paths.items():
         for path in of:
             text = system.text(path.replace("~", system.home, 1))
             lines = [line.strip() for line in (text or "").splitlines()]
             settings = sum(1 for line in lines if line and not line.startswith(("#", "[")))
             if settings:
-                found.append(f"{path} ({settings} for {library})")
-    if not found:
+                files.append(f"{path} ({settings} for {library})")
+    if not files:
         return None
     return note(
-        some(found),
+        some(files),
         "libraries read settings from there as they do from variables, and nothing in a run folder tells",
         "read them; remove what you did not mean",
     )
@@ -93,7 +93,7 @@ def threads(system: System) -> Finding:
     return ok(f"OMP_NUM_THREADS={value}")
 
 
-def _found(system: System) -> dict[str, str]:
+def _settings(system: System) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(system.environ.items())

@@ -12,17 +12,17 @@ DOWN = "down"
 
 
 def read(reader: Reader) -> list[PciDevice]:
-    """InfiniBand and RoCE first, by name. Virtual interfaces are no cards."""
+    """Return the cards, InfiniBand and RoCE first, by name. Virtual interfaces are no cards."""
     places: dict[str, Place] = {}
     rdma: dict[str, list[str]] = {}  # folder of the card -> names
     netdevs: dict[str, list[str]] = {}
-    for group, found in ((_RDMA, rdma), (_NET, netdevs)):
+    for group, members in ((_RDMA, rdma), (_NET, netdevs)):
         for name in reader.files.names(group):
             folder = _device(reader.files, group, name)
             if folder:
                 place = reader.place(folder)
                 places.setdefault(place.folder, place)
-                found.setdefault(place.folder, []).append(name)
+                members.setdefault(place.folder, []).append(name)
     virtual = {folder for folder in places if reader.files.target(f"{folder}/physfn") in places}
     if virtual:
         reader.notes.append(f"{len(virtual)} virtual functions of the network cards are left out")
@@ -49,7 +49,7 @@ def read(reader: Reader) -> list[PciDevice]:
 
 
 def _device(files: Files, group: str, name: str) -> str | None:
-    """The folder of the device behind /sys/class/GROUP/NAME; None of a virtual one."""
+    """Return the folder of the device behind /sys/class/GROUP/NAME; None of a virtual one."""
     target = files.target(f"{group}/{name}")
     if target is None or "/devices/virtual/" in f"/{target}":
         return None
@@ -58,7 +58,7 @@ def _device(files: Files, group: str, name: str) -> str | None:
 
 
 def _rdma(files: Files, name: str) -> tuple[str, str]:
-    """Kind of link and speed, of the first port that is up."""
+    """Return kind of link and speed of the first port that is up."""
     folder = files.target(f"{_RDMA}/{name}") or ""
     ports = [f"{folder}/ports/{port}" for port in files.names(f"{folder}/ports")]
     if not ports:

@@ -11,15 +11,15 @@ _UNLIMITED = 1 << 60  # version 1 writes "no limit" as the largest multiple of a
 
 
 class Texts(Protocol):
-    """Where the files are read."""
+    """Reads the files, here or elsewhere."""
 
     def text(self, path: str) -> str | None:
-        """The stripped content of a file, or None if it cannot be read."""
+        """Return the stripped content of a file, or None if it cannot be read."""
         ...
 
 
 class AbsoluteFiles:
-    """This machine's, or those below another root."""
+    """Reads this machine's files, or those below another root."""
 
     def __init__(self, root: str = "/") -> None:
         self._root = Path(root)
@@ -32,7 +32,7 @@ class AbsoluteFiles:
 
 
 def cpu_quota(system: Texts) -> float | None:
-    """CPUs' worth of time, or None without a limit: the least of all groups around this process."""
+    """Return CPUs' worth of time, the least of all groups around this process; None without a limit."""
     quotas = []
     for folder in _folders(system, "cpu"):
         both = system.text(f"{folder}/cpu.max")
@@ -45,7 +45,7 @@ def cpu_quota(system: Texts) -> float | None:
 
 
 def throttled_periods(system: Texts) -> int:
-    """How often the kernel has stopped this process's groups because their quota was used up."""
+    """Return how often the kernel has stopped this process's groups because their quota was used up."""
     counts = [0]
     for folder in _folders(system, "cpu"):
         for line in (system.text(f"{folder}/cpu.stat") or "").splitlines():
@@ -56,18 +56,18 @@ def throttled_periods(system: Texts) -> int:
 
 
 def memory_left(system: Texts) -> tuple[int, int] | None:
-    """Bytes that the tightest group still allows, and its limit; None without a limit."""
-    found = []
+    """Return the bytes that the tightest group still allows, and its limit; None without a limit."""
+    limits = []
     for folder in _folders(system, "memory"):
         limit = _number(system, f"{folder}/memory.max") or _number(system, f"{folder}/memory.limit_in_bytes")
         used = _number(system, f"{folder}/memory.current") or _number(system, f"{folder}/memory.usage_in_bytes")
         if limit is not None and limit < _UNLIMITED:
-            found.append((limit - (used or 0) + _file_cache(system, folder), limit))
-    return min(found, default=None)
+            limits.append((limit - (used or 0) + _file_cache(system, folder), limit))
+    return min(limits, default=None)
 
 
 def _file_cache(system: Texts, folder: str) -> int:
-    """Cached files count as used, but the kernel drops them when memory is needed."""
+    """Return the bytes of cached files: they count as used, but the kernel drops them when memory is needed."""
     stat = dict(line.split() for line in (system.text(f"{folder}/memory.stat") or "").splitlines())
     return int(stat.get("total_inactive_file") or stat.get("inactive_file") or 0)
 
@@ -78,7 +78,7 @@ def _number(system: Texts, path: str) -> int | None:
 
 
 def _folders(system: Texts, controller: str) -> Iterator[str]:
-    """This process's group and the groups around it, innermost first.
+    """Return this process's group and the groups around it, innermost first.
 
     Inside a container the path may be the host's, while the mount shows the group as its root: folders that are not
     there say nothing, and the walk ends at the root in any case.

@@ -10,7 +10,7 @@ _PART = re.compile(r"(\d+)(?:-(\d+))?")
 
 
 def text(cpus: Collection[int]) -> str:
-    """`0-3,8`; "" for none."""
+    """Return `0-3,8`; "" for none."""
     parts: list[list[int]] = []
     for cpu in sorted(set(cpus)):
         if parts and cpu == parts[-1][-1] + 1:
@@ -21,12 +21,12 @@ def text(cpus: Collection[int]) -> str:
 
 
 def parse(words: str) -> tuple[int, ...]:
-    """What `text` writes, ascending. Raises `ValueError` for what is no such list, the empty one included."""
-    found: set[int] = set()
+    """Return the CPUs of what `text` writes, ascending. Raises `ValueError` for any other text."""
+    cpus: set[int] = set()
     for part in words.replace(" ", "").split(","):
         match = _PART.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= _LARGEST:
             raise ValueError(f"{part!r} is no CPU and no range of CPUs")
-        found |= set(range(first, last + 1))
-    return tuple(sorted(found))
+        cpus |= set(range(first, last + 1))
+    return tuple(sorted(cpus))

@@ -15,7 +15,7 @@ FORMAT_VERSION = 1  # of the dictionary; keys may be added without a new version
 
 
 def dictionary(machine: Machine) -> dict[str, Any]:
-    """For JSON. Lists of CPUs are text, as taskset takes them; `paths` has the matrix, `nearest_nics` is by GPU."""
+    """Return a machine for JSON. CPU lists are text for taskset; `paths` is the matrix, `nearest_nics` is by GPU."""
     devices = (*machine.gpus, *machine.nics)
     return {
         "format_version": FORMAT_VERSION,
@@ -37,7 +37,7 @@ def _device(device: PciDevice, without: Sequence[str]) -> dict[str, Any]:
 
 
 def table(machine: Machine) -> str:
-    """The matrix, the devices, the NUMA nodes, what the words mean, and what could not be read."""
+    """Return the matrix, the devices, the NUMA nodes, what the words mean, and what could not be read."""
     parts = [_matrix(machine), _devices(machine), _nodes(machine), _legend(machine)]
     if machine.notes:
         parts.append(["Notes", *(f"  {note}" for note in machine.notes)])

@@ -22,32 +22,33 @@ FILE = "gpus.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToldGpu:
+class ReportedGpu:
     pci_bus_id: str
     model: str = ""
     numa_node: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    gpus: tuple[ToldGpu, ...] = ()
+class DriverReport:
+    gpus: tuple[ReportedGpu, ...] = ()
     nvlinks: dict[tuple[str, str], int] = field(default_factory=dict)  # by PCI bus ids
     notes: tuple[str, ...] = ()
 
 
-def ask() -> Told:
-    """The driver of this machine. Never raises."""
-    found = gpus.read().gpus
-    ids = [bus_id(gpu.pci_bus_id or "") for gpu in found]
-    return Told(
+def ask() -> DriverReport:
+    """Return what the driver of this machine reports. Never raises."""
+    read = gpus.read().gpus
+    ids = [bus_id(gpu.pci_bus_id or "") for gpu in read]
+    return DriverReport(
         gpus=tuple(
-            ToldGpu(pci_bus_id=id, model=gpu.name, numa_node=gpu.numa_node) for id, gpu in zip(ids, found, strict=True)
+            ReportedGpu(pci_bus_id=id, model=gpu.name, numa_node=gpu.numa_node)
+            for id, gpu in zip(ids, read, strict=True)
         ),
         nvlinks={(ids[first], ids[second]): count for (first, second), count in gpus.nvlinks().items()},
     )
 
 
-def recorded(root: Path) -> Told:
+def recorded(root: Path) -> DriverReport:
     """Return what the driver said on a recorded machine; nothing where it has no such file. Never raises."""
     path = root / FILE
     try:
@@ -59,21 +60,21 @@ def recorded(root: Path) -> Told:
         }
         listed = tuple(_gpu(gpu) for gpu in content.get("gpus", ()))
     except FileNotFoundError:
-        return Told()
+        return DriverReport()
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        return Told(notes=(f"{FILE} cannot be used: {type(error).__name__}: {error}",))
+        return DriverReport(notes=(f"{FILE} cannot be used: {type(error).__name__}: {error}",))
     known = {gpu.pci_bus_id for gpu in listed}
     further = {id: None for pair in links for id in pair if id not in known}
-    return Told(gpus=(*listed, *(ToldGpu(pci_bus_id=id) for id in further)), nvlinks=links)
+    return DriverReport(gpus=(*listed, *(ReportedGpu(pci_bus_id=id) for id in further)), nvlinks=links)
 
 
-def to_json(told: Told) -> str:
+def to_json(report: DriverReport) -> str:
     links: dict[str, dict[str, int]] = {}
-    for (first, second), count in told.nvlinks.items():
+    for (first, second), count in report.nvlinks.items():
         links.setdefault(first, {})[second] = count
     listed = [
         {"pci_bus_id": gpu.pci_bus_id, "model": gpu.model, "numa_node": gpu.numa_node}
-        for gpu in told.gpus
+        for gpu in report.gpus
     ]  # fmt: skip
     return json.dumps({"gpus": listed, "nvlinks": links}, indent=1) + "\n"
 
@@ -84,9 +85,9 @@ def bus_id(text: str) -> str:
     return f"{int(match[1], 16):04x}:{match[2]}" if match else text.lower()
 
 
-def _gpu(entry: dict[str, Any]) -> ToldGpu:
+def _gpu(entry: dict[str, Any]) -> ReportedGpu:
     node = entry.get("numa_node")
-    return ToldGpu(
+    return ReportedGpu(
         pci_bus_id=bus_id(entry["pci_bus_id"]),
         model=str(entry.get("model") or ""),
         numa_node=None if node is None else int(node),

@@ -25,14 +25,14 @@ class Files:
             return None
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder, mlx5_2 before mlx5_10."""
+        """Return what is in a folder, mlx5_2 before mlx5_10."""
         try:
             return sorted((path.name for path in (self.root / folder).iterdir()), key=natural)
         except (OSError, ValueError):
             return []
 
     def target(self, link: str) -> str | None:
-        """The path that a link leads to. In recordings links are files of text, which every archive keeps."""
+        """Return the path that a link leads to. In recordings links are files of text, which every archive keeps."""
         try:
             target = str((self.root / link).readlink())
         except (OSError, ValueError):
@@ -54,5 +54,5 @@ class Files:
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers in names as numbers."""
+    """Return a key that sorts numbers in names as numbers."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -27,15 +27,15 @@ _SLOWED_BY = {
     0x40: "temperature (hardware)",
     0x80: "power brake",
 }
-_SWITCHES = (2, 255, None)  # kinds of a link's other end: a switch, one of no known kind, not told
+_SWITCHES = (2, 255, None)  # kinds of a link's other end: a switch, one of no known kind, not reported
 _P2P_OVER_NVLINK = 2
 _LIBRARY = "libnvidia-ml.so.1"
-_Ask = Callable[..., Any]  # a function's name and its arguments after the device; None where it is not told
+_Ask = Callable[..., Any]  # a function's name and its arguments after the device; None where it is not reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """None is what this driver, or this GPU, does not tell."""
+    """One GPU; None is what this driver, or this GPU, does not report."""
 
     name: str
     uuid: str | None = None
@@ -68,7 +68,7 @@ class Gpus:
 
 
 def read() -> Gpus:
-    """All that is told about all GPUs of this machine. Never raises."""
+    """Return all that the driver reports of all GPUs of this machine. Never raises."""
     try:
         with _opened() as library:
             driver = _text(library.nvmlSystemGetDriverVersion())
@@ -80,16 +80,16 @@ def read() -> Gpus:
 
 
 def identity() -> list[dict[str, Any]]:
-    """Which GPUs these are: what must be the same for results to belong together."""
-    found = read()
+    """Return which GPUs these are: what must be the same for results to belong together."""
+    reading = read()
     return [
-        {"name": gpu.name, "uuid": gpu.uuid, "memory_bytes": gpu.memory_bytes, "driver": found.driver}
-        for gpu in found.gpus
+        {"name": gpu.name, "uuid": gpu.uuid, "memory_bytes": gpu.memory_bytes, "driver": reading.driver}
+        for gpu in reading.gpus
     ]
 
 
 def count(environ: Mapping[str, str] = os.environ) -> int:
-    """How many GPUs a process that starts with this environment can use, as far as the driver tells. Never raises."""
+    """Return how many GPUs a process that starts with this environment can use, by the driver. Never raises."""
     try:
         with _opened() as library:
             total: int = library.nvmlDeviceGetCount()
@@ -100,7 +100,7 @@ def count(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def visible(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
-    """UUID and PCI bus id of the GPUs that a process which starts with this environment can use. Never raises.
+    """Return UUID and PCI bus id of the GPUs that a process with this environment can use. Never raises.
 
     In the order of CUDA_DEVICE_ORDER=PCI_BUS_ID, which is CUDA's own where all GPUs are of one model.
     """
@@ -115,10 +115,10 @@ def visible(environ: Mapping[str, str] = os.environ) -> list[tuple[str, str]]:
 
 
 def condition(gpu: int | str) -> dict[str, Any]:
-    """What the speed of a GPU depends on, now: about a millisecond, so for use before and after a launch.
+    """Return what the speed of a GPU depends on, now. It takes a millisecond: for use before and after a launch.
 
     `gpu` is a UUID, with or without "GPU-", or NVML's index: CUDA may count in another order, and counts only the GPUs
-    that CUDA_VISIBLE_DEVICES leaves it. Empty where nothing is told. Never raises.
+    that CUDA_VISIBLE_DEVICES leaves it. Empty where nothing is reported. Never raises.
     """
     try:
         library, device = _kept_open(os.getpid(), gpu)
@@ -136,7 +136,7 @@ def condition(gpu: int | str) -> dict[str, Any]:
 
 
 def nvlinks() -> dict[tuple[int, int], int]:
-    """How many NVLinks join two GPUs, by their places in `read().gpus`, the lower one first. Never raises.
+    """Return how many NVLinks join two GPUs, by their places in `read().gpus`, the lower first. Never raises.
 
     Through switches every GPU reaches every other with all its links, so that the count is the smaller one of the two.
     """
@@ -148,12 +148,12 @@ def nvlinks() -> dict[tuple[int, int], int]:
 
 
 def slowdowns(bits: int) -> list[str]:
-    """The reasons in `Gpu.slowed_by`, in words."""
+    """Return the reasons in `Gpu.slowed_by`, in words."""
     return [reason for bit, reason in _SLOWED_BY.items() if bits & bit]
 
 
 def _library() -> Any:
-    """pynvml. Looks for the driver's own library first, as the import takes 50 ms."""
+    """Return pynvml. The driver's own library is looked for first, as the import takes 50 ms."""
     if "pynvml" not in sys.modules:
         try:
             ctypes.CDLL(_LIBRARY)
@@ -174,7 +174,7 @@ def _opened() -> Iterator[Any]:
 
 @functools.cache
 def _kept_open(pid: int, gpu: int | str) -> tuple[Any, Any]:
-    """NVML and its handle of a GPU, for the rest of this process; `pid`, as a forked rank must open its own."""
+    """Return NVML and its handle of a GPU, for the rest of this process; `pid`, as a forked rank must open its own."""
     library = _library()
     library.nvmlInit()
     if isinstance(gpu, int):
@@ -183,7 +183,7 @@ def _kept_open(pid: int, gpu: int | str) -> tuple[Any, Any]:
 
 
 def _visible(library: Any, words: str, total: int) -> list[int | str]:
-    """The GPUs that CUDA_VISIBLE_DEVICES=`words` leaves, by CUDA's rules.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES=`words` leaves, by CUDA's rules.
 
     The list ends before its first unknown entry, or the first of another kind; naming a GPU twice hides all.
     """
@@ -201,7 +201,7 @@ def _visible(library: Any, words: str, total: int) -> list[int | str]:
 
 
 def _identify(library: Any, gpu: int | str) -> tuple[str, str]:
-    """A part of a GPU (MIG) has a UUID of its own, and the place of the whole."""
+    """Return a GPU's UUID and bus id. A part of a GPU (MIG) has a UUID of its own, and the place of the whole."""
     if isinstance(gpu, int):
         whole = device = library.nvmlDeviceGetHandleByIndex(gpu)
     else:
@@ -211,7 +211,7 @@ def _identify(library: Any, gpu: int | str) -> tuple[str, str]:
 
 
 def _named(library: Any, word: str, total: int) -> tuple[str, int | str | None]:
-    """How `word` names a GPU, and which one; None for none."""
+    """Return how `word` names a GPU, and which one; None for none."""
     if word.startswith("MIG-"):
         try:
             library.nvmlDeviceGetHandleByUUID(word)
@@ -279,14 +279,14 @@ def _nvlinks(library: Any) -> dict[tuple[int, int], int]:
                 straight[place, places[remote]] += 1
             elif ask("nvmlDeviceGetNvLinkRemoteDeviceType", link) in _SWITCHES:
                 switched[place] += 1
-    found = {}
+    counts = {}
     for first, second in combinations(range(len(handles)), 2):
         count = straight[first, second]
         if not count and asks[first]("nvmlDeviceGetP2PStatus", handles[second], _P2P_OVER_NVLINK) in (None, 0):
             count = min(switched[first], switched[second])
         if count:
-            found[first, second] = count
-    return found
+            counts[first, second] = count
+    return counts
 
 
 def _asker(library: Any, device: Any) -> _Ask:

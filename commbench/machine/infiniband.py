@@ -1,4 +1,4 @@
-"""What decides, on InfiniBand and RoCE, which way packets go, and what the ports' counters say of it.
+"""Routing on InfiniBand and RoCE: what decides which route packets take, and what the ports' counters say of it.
 
 An application chooses how it sends (NCCL_IB_ADAPTIVE_ROUTING: data, then a separate notice, since adaptively routed
 packets may overtake each other), the service level, and the number of queue pairs. Whether switches route adaptively is
@@ -29,8 +29,8 @@ Counters = dict[str, dict[str, int]]  # by port (mlx5_0/1), by name
 
 
 def ports(root: Path = INFINIBAND) -> Counters:
-    """All counters of all InfiniBand and RoCE ports of this host. Never raises; what cannot be read is left out."""
-    found: Counters = {}
+    """Return all counters of all InfiniBand and RoCE ports of this host. What cannot be read is left out."""
+    by_port: Counters = {}
     for folder in sorted(root.glob("*/ports/*")):
         counters = {}
         for path in sorted([*folder.glob("counters/*"), *folder.glob("hw_counters/*")]):
@@ -39,12 +39,12 @@ def ports(root: Path = INFINIBAND) -> Counters:
             except (OSError, ValueError):
                 continue
         if counters:
-            found[f"{folder.parent.parent.name}/{folder.name}"] = counters
-    return found
+            by_port[f"{folder.parent.parent.name}/{folder.name}"] = counters
+    return by_port
 
 
 def growth(before: Counters, after: Counters) -> Counters:
-    """What has changed, of counters that are in both. A counter that was reset shows as negative."""
+    """Return what has changed, of counters that are in both. A counter that was reset shows as negative."""
     changed: Counters = {}
     for port, counters in after.items():
         old = before.get(port, {})
@@ -55,7 +55,7 @@ def growth(before: Counters, after: Counters) -> Counters:
 
 
 def evidence(changed: Counters) -> str:
-    """What counters say of the ways that packets took, in words; "" where nothing was counted."""
+    """Return what counters say of the routes that packets took, in words; "" where nothing was counted."""
     if not changed:
         return ""
     late = sum(counters.get(_EVIDENCE, 0) for counters in changed.values())
@@ -65,11 +65,11 @@ def evidence(changed: Counters) -> str:
 
 
 def asked(env: Mapping[str, str]) -> bool:
-    """Whether a launch is about routing."""
+    """Return whether a launch is about routing."""
     return any(name in VARIABLES for name in env)
 
 
 def mode(env: Mapping[str, str]) -> str:
-    """`NCCL AR mode 1`, where that was asked; "" otherwise."""
+    """Return `NCCL AR mode 1` where that was asked; "" otherwise."""
     value = env.get("NCCL_IB_ADAPTIVE_ROUTING")
     return f"NCCL AR mode {value}" if value is not None else ""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class NumaNode:
     index: int  # of the kernel; they need not be consecutive
     cpus: tuple[int, ...]  # that are online
-    memory_bytes: int | None = None  # None: not told
+    memory_bytes: int | None = None  # None: not reported
     distances: tuple[int, ...] = ()  # to each node of the machine, in its order; 10 is itself
 
 
@@ -29,7 +29,7 @@ class PciDevice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvLinks:
-    """Between two GPUs, by name; through switches, as many as both have."""
+    """NVLinks between two GPUs, by name; through switches, as many as both have."""
 
     first: str
     second: str
@@ -46,14 +46,14 @@ class Machine:
     notes: tuple[str, ...] = ()  # what could not be read, and why
 
     def node(self, index: int) -> NumaNode:
-        """Raises KeyError where the machine has no such node."""
+        """Return the node of that number. Raises KeyError where the machine has no such node."""
         for node in self.nodes:
             if node.index == index:
                 return node
         raise KeyError(index)
 
     def near(self, device: PciDevice) -> NumaNode | None:
-        """The NUMA node that a device hangs on. A machine with one node leaves no question; None: nobody knows."""
+        """Return the NUMA node that a device hangs on. One node leaves no question; None: nobody knows."""
         if device.numa_node is not None and device.numa_node >= 0:
             return self.node(device.numa_node)
         return self.nodes[0] if len(self.nodes) == 1 else None

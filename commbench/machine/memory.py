@@ -13,7 +13,7 @@ _HEADROOM = 0.9  # the kernel's own estimate is one; whoever takes all of it mee
 
 
 def available_bytes(root: str = "/") -> int:
-    """Memory that can be used safely: what the kernel says is available, within this process's control group."""
+    """Return the bytes that the kernel says are available, within this process's control group."""
     files = cgroup.AbsoluteFiles(root)
     left = cgroup.memory_left(files)
     limits = [_meminfo(files), *([left[0]] if left else [])]
@@ -29,7 +29,7 @@ def _meminfo(files: cgroup.AbsoluteFiles) -> int:
 
 @functools.cache
 def last_level_cache_bytes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> int:
-    """The largest cache of the first CPU, or 64 MiB where the kernel does not tell."""
+    """Return the largest cache of the first CPU, or 64 MiB where the kernel does not say."""
     sizes = []
     for file in Path(root).glob("index*/size"):
         text = file.read_text().strip()
@@ -39,5 +39,5 @@ def last_level_cache_bytes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> 
 
 
 def buffer_pairs(pair_bytes: int, cache_bytes: int, *, cold: bool) -> int:
-    """How many (output, input) pairs take turns: one, or as many as fill twice the last-level cache, at least two."""
+    """Return how many (output, input) pairs take turns: one, or as many as fill twice the cache, at least two."""
     return max(2, -(-2 * cache_bytes // pair_bytes)) if cold else 1

@@ -42,7 +42,7 @@ def _proc_field(path: str, name: str) -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    """About the checkout that commbench runs from, if it runs from one."""
+    """Return commit and state of the checkout that commbench runs from, if it runs from one."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -87,17 +87,17 @@ REGISTRY: dict[str, tuple[Callable[[], Any], bool]] = {
 
 
 def collect() -> dict[str, Any]:
-    found = {}
+    values = {}
     for key, (collector, _) in REGISTRY.items():
         try:
-            found[key] = collector()
+            values[key] = collector()
         except OSError:
-            found[key] = None
-    return found
+            values[key] = None
+    return values
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Must-match keys that changed, in words."""
+    """Return the must-match keys that changed, in words."""
     return [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key, (_, must_match) in REGISTRY.items()
@@ -106,7 +106,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that matter to communication, less anything that looks like a secret."""
+    """Return the variables that matter to communication, less anything that looks like a secret."""
     return {
         name: value
         for name, value in sorted(environ.items())

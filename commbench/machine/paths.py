@@ -1,4 +1,4 @@
-"""The way between two devices, in the words of `nvidia-smi topo -m`, and the network cards next to a GPU."""
+"""The path between two devices, in the words of `nvidia-smi topo -m`, and the network cards next to a GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def kind(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
 
 
 def label(machine: Machine, first: PciDevice, second: PciDevice) -> str:
-    """The kind, with the number of NVLinks: NV18."""
+    """Return the kind, with the number of NVLinks: NV18."""
     return f"NV{count}" if (count := nvlinks(machine, first, second)) else str(kind(machine, first, second))
 
 
@@ -51,7 +51,7 @@ def nvlinks(machine: Machine, first: PciDevice, second: PciDevice) -> int:
 
 
 def pcie(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
-    """The way over the PCI bus, whatever NVLinks there are."""
+    """Return the kind of path over the PCI bus, whatever NVLinks there are."""
     shared = _shared(first.pci_path, second.pci_path)
     if shared > 1:  # a bridge below the host bridge: the upper side of a switch, or of a card with several functions
         # A switch has one more bridge on each way down. Beside those nothing but the devices themselves is left.
@@ -66,7 +66,7 @@ def pcie(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
 
 
 def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """How many steps from the host bridge down two paths have in common."""
+    """Return how many steps from the host bridge down two paths have in common."""
     count = 0
     for one, other in zip(first, second, strict=False):
         if one != other:
@@ -76,7 +76,7 @@ def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> int:
 
 
 def nearest_nics(machine: Machine, gpu: PciDevice) -> list[PciDevice]:
-    """The cards with the shortest way to a GPU, all that are equally near, in the machine's order.
+    """Return the cards with the shortest path to a GPU, all that are equally near, in the machine's order.
 
     Where a machine has InfiniBand or RoCE, Ethernet cards are for management and do not count; nor do cards without a
     link while others have one.

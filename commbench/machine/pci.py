@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What all devices of a machine are read with."""
+    """Reads devices of a machine."""
 
     files: Files
     nodes: Collection[int]
@@ -75,14 +75,14 @@ class Reader:
         return _MODELS.get((vendor, device)) or f"{_VENDORS.get(vendor, vendor)} {device.removeprefix('0x')}".strip()
 
     def gpus(self) -> list[tuple[Place, str, bool]]:
-        """Place, model, and whether it is NVIDIA's."""
-        found = []
+        """Return place, model, and whether it is NVIDIA's, of each GPU."""
+        listed = []
         for name in self.files.names("sys/bus/pci/devices"):
             folder = self.files.target(f"sys/bus/pci/devices/{name}")
             if folder and is_gpu(self.files, folder):
                 place = self.place(folder)
-                found.append((place, self.model(place), self.files.text(f"{folder}/vendor") == _NVIDIA))
-        return found
+                listed.append((place, self.model(place), self.files.text(f"{folder}/vendor") == _NVIDIA))
+        return listed
 
 
 def is_gpu(files: Files, folder: str) -> bool:
@@ -92,5 +92,5 @@ def is_gpu(files: Files, folder: str) -> bool:
 
 
 def order(bus_id: str) -> tuple[int, ...]:
-    """A key that sorts bus ids as CUDA_DEVICE_ORDER=PCI_BUS_ID does; what is no bus id goes last."""
+    """Return a key that sorts bus ids as CUDA_DEVICE_ORDER=PCI_BUS_ID does; what is no bus id goes last."""
     return tuple(int(part, 16) for part in re.split("[:.]", bus_id)) if _FUNCTION.fullmatch(bus_id) else (1 << 64,)

@@ -17,8 +17,8 @@ from commbench.machine.pci import is_gpu
 _BUS = "sys/bus/pci/devices/"
 
 
-class Kept(Files):
-    """Files that remembers what was read."""
+class RecordingFiles(Files):
+    """Files that keep what was read of them."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -38,16 +38,16 @@ class Kept(Files):
 
 
 def record(root: Path, out: Path) -> tuple[Machine, int]:
-    """Writes the machine under `root` to `out`, a new or empty folder; gives it back, and the number of files."""
+    """Write the machine under `root` to `out`, a new or empty folder; return it, and the number of files."""
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{str(out)!r} is there and not empty", hint="name a new folder: --record DIR")
-        files = Kept(root)
-        told = sysfs.told(root)
-        machine = sysfs.assemble(files, told)
+        files = RecordingFiles(root)
+        report = sysfs.read_driver(root)
+        machine = sysfs.assemble(files, report)
         contents = _needed(files, machine)
-        if told.gpus:
-            contents[driver.FILE] = driver.to_json(told)
+        if report.gpus:
+            contents[driver.FILE] = driver.to_json(report)
         for path, text in contents.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_text(text if text.endswith("\n") else text + "\n")
@@ -58,8 +58,8 @@ def record(root: Path, out: Path) -> tuple[Machine, int]:
     return machine, len(contents)
 
 
-def _needed(files: Kept, machine: Machine) -> dict[str, str]:
-    """Without virtual interfaces, the other devices of the PCI bus, which can be hundreds, and the rest of meminfo."""
+def _needed(files: RecordingFiles, machine: Machine) -> dict[str, str]:
+    """Return the files less virtual interfaces, other devices of the PCI bus (hundreds), and the rest of meminfo."""
     contents = {path: text for path, text in files.seen.items() if "/devices/virtual/" not in text}
     for link in [path for path in contents if path.startswith(_BUS)]:
         folder = files.target(link) or ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from commbench.errors import UsageError
 from commbench.machine import cards, driver
-from commbench.machine.driver import Told
+from commbench.machine.driver import DriverReport
 from commbench.machine.files import Files
 from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.pci import Place, Reader, order
@@ -19,12 +19,12 @@ _HINT = "record a machine with: commbench topo --record DIR"
 
 
 def read(root: Path = Path("/")) -> Machine:
-    """Raises UsageError where `root` holds no machine; whatever else is missing or odd is a note of the machine."""
-    return assemble(Files(root), told(root))
+    """Read a machine. Raises UsageError where `root` holds none; whatever else is missing or odd is a note of it."""
+    return assemble(Files(root), read_driver(root))
 
 
-def told(root: Path) -> Told:
-    """What the driver of the GPUs says, or said when the machine was recorded. Raises UsageError without a folder."""
+def read_driver(root: Path) -> DriverReport:
+    """Return what the GPUs' driver reports, or did when it was recorded. Raises UsageError without a folder."""
     if not root.is_dir():
         raise UsageError(f"{str(root)!r} {'is no folder' if root.exists() else 'is not there'}", hint=_HINT)
     return driver.ask() if is_here(root) else driver.recorded(root)
@@ -34,9 +34,9 @@ def is_here(root: Path) -> bool:
     return root.resolve() == Path("/")
 
 
-def assemble(files: Files, told: Told) -> Machine:
-    """All that `files` and the driver say, put together."""
-    notes = list(told.notes)
+def assemble(files: Files, report: DriverReport) -> Machine:
+    """Return the machine that `files` and the driver describe."""
+    notes = list(report.notes)
     nodes = _nodes(files, notes)
     cpus = _cpus(files, nodes, notes)
     nodes = [_with(node, cpus) for node in nodes]
@@ -44,13 +44,13 @@ def assemble(files: Files, told: Told) -> Machine:
         notes.append(f"/{_NODES} tells of no NUMA nodes: taken for one that has all CPUs")
         nodes = [NumaNode(index=0, cpus=cpus, memory_bytes=_memory(files.text("proc/meminfo")), distances=(10,))]
     reader = Reader(files, {node.index for node in nodes}, set(cpus), notes)
-    gpus = _gpus(reader, told)
+    gpus = _gpus(reader, report)
     return Machine(
         cpus=cpus,
         nodes=tuple(nodes),
         gpus=gpus,
         nics=tuple(cards.read(reader)),
-        nvlinks=_nvlinks(gpus, told),
+        nvlinks=_nvlinks(gpus, report),
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -78,19 +78,19 @@ def _nodes(files: Files, notes: list[str]) -> list[NumaNode]:
 
 
 def _cpus(files: Files, nodes: list[NumaNode], notes: list[str]) -> tuple[int, ...]:
-    found = files.cpus(ONLINE)
-    if found:
-        return tuple(sorted(found))
-    found = frozenset(cpu for node in nodes for cpu in node.cpus)
-    if not found:
+    cpus = files.cpus(ONLINE)
+    if cpus:
+        return tuple(sorted(cpus))
+    cpus = frozenset(cpu for node in nodes for cpu in node.cpus)
+    if not cpus:
         if not is_here(files.root):
             raise UsageError(
                 f"no machine under {str(files.root)!r}: neither {ONLINE} nor {_NODES}/node*/cpulist names a CPU",
                 hint=_HINT,
             )
-        found = frozenset(os.sched_getaffinity(0))
+        cpus = frozenset(os.sched_getaffinity(0))
     notes.append(f"/{ONLINE} is missing or no list of CPUs: taken from elsewhere")
-    return tuple(sorted(found))
+    return tuple(sorted(cpus))
 
 
 def _with(node: NumaNode, online: tuple[int, ...]) -> NumaNode:
@@ -112,9 +112,9 @@ def _memory(meminfo: str | None) -> int | None:
     return int(match[1]) * 1024 if match else None
 
 
-def _gpus(reader: Reader, told: Told) -> tuple[PciDevice, ...]:
-    """Those on the bus and those that the driver shows, in the order of their bus ids."""
-    shown = {gpu.pci_bus_id: gpu for gpu in told.gpus}
+def _gpus(reader: Reader, report: DriverReport) -> tuple[PciDevice, ...]:
+    """Return GPUs on the bus and those that the driver shows, in the order of their bus ids."""
+    shown = {gpu.pci_bus_id: gpu for gpu in report.gpus}
     places: dict[str, tuple[Place | None, str]] = dict.fromkeys(shown, (None, ""))
     hidden = 0
     for place, model, nvidia in reader.gpus():
@@ -125,14 +125,14 @@ def _gpus(reader: Reader, told: Told) -> tuple[PciDevice, ...]:
             places[place.bus_id] = (place, model)
     if hidden:
         reader.notes.append(f"{hidden} GPUs are on the PCI bus that the driver does not show here: left out")
-    found = []
+    listed = []
     for number, id in enumerate(sorted(places, key=order)):
         place_or_none, model = places[id]
         known = shown.get(id)
         node = place_or_none.numa_node if place_or_none else None
         if node is None and known and known.numa_node in reader.nodes:
             node = known.numa_node
-        found.append(
+        listed.append(
             PciDevice(
                 kind="gpu",
                 name=f"GPU{number}",
@@ -143,15 +143,15 @@ def _gpus(reader: Reader, told: Told) -> tuple[PciDevice, ...]:
                 cpus=place_or_none.cpus if place_or_none else (),
             )
         )
-    return tuple(found)
+    return tuple(listed)
 
 
-def _nvlinks(gpus: tuple[PciDevice, ...], told: Told) -> tuple[NvLinks, ...]:
-    found = []
+def _nvlinks(gpus: tuple[PciDevice, ...], report: DriverReport) -> tuple[NvLinks, ...]:
+    links = []
     for number, first in enumerate(gpus):
         for second in gpus[number + 1 :]:
             pair = (first.pci_bus_id, second.pci_bus_id)
-            count = told.nvlinks.get(pair) or told.nvlinks.get((pair[1], pair[0])) or 0
+            count = report.nvlinks.get(pair) or report.nvlinks.get((pair[1], pair[0])) or 0
             if count > 0:
-                found.append(NvLinks(first=first.name, second=second.name, count=count))
-    return tuple(found)
+                links.append(NvLinks(first=first.name, second=second.name, count=count))
+    return tuple(links)

@@ -82,7 +82,7 @@ class SweepConfig:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes, ascending, before rounding to what a collective can split."""
+        """Return bytes, ascending, before rounding to what a collective can split."""
         return self.size_range.bytes
 
 
@@ -90,7 +90,7 @@ _NAMES = {name.replace(".", "_"): name for name in LISTED}  # of their fields
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """{"sizes": {"min": 1}} -> {"sizes.min": 1}; `env` stays a mapping."""
+    """Return {"sizes.min": 1} of {"sizes": {"min": 1}}; `env` stays a mapping."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and name != "env":
@@ -178,7 +178,7 @@ def _without_layout(layouts: list[str], overrides: Overrides) -> list[str]:
 
 
 def _check_layer(layer: Mapping[str, Any], overrides: Overrides) -> None:
-    """tokens and top_k make sizes, with model_dim; model_dim alone says how long a token of a trace is."""
+    """Check that tokens, model_dim and top_k make sizes; model_dim alone says how long a token of a trace is."""
     if ("tokens" in layer) != ("top_k" in layer) or ("tokens" in layer and "model_dim" not in layer):
         lacking = [key for key in LAYER if key not in layer]
         raise UsageError(
@@ -193,7 +193,7 @@ def _check_layer(layer: Mapping[str, Any], overrides: Overrides) -> None:
 
 
 def _check_experts(layer: Mapping[str, list[int]], arguments: Mapping[str, list[Value]]) -> None:
-    """A token cannot go to more experts than there are."""
+    """Check that a token does not go to more experts than there are."""
     top_k, experts = max(layer.get("top_k", [0])), [int(value) for value in arguments.get("experts", [])]
     if experts and top_k > min(experts):
         raise UsageError(

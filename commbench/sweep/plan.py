@@ -29,7 +29,7 @@ class Launch:
 
 
 def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
-    """Every combination of the axes, without duplicates (sizes that round to the same one are one case)."""
+    """Return every combination of the axes, without duplicates (sizes that round to the same one are one case)."""
     planned: dict[str, PlannedCase] = {}
     for config in configs:
         cases = list(_cases(config))
@@ -84,7 +84,7 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
 
 
 def _pointless(config: SweepConfig, outer: Outer, algorithm: Algorithm, buffers: str) -> bool:
-    """Combinations that nobody means: they would be skipped, and the reader of the results would have to skip them."""
+    """Return whether nobody means this: it would be skipped, and readers of the results would have to skip it."""
     if not algorithm.one_sided:
         return False
     unwanted = "all" in config.algorithm and not transports.entry(outer.transport).one_sided
@@ -114,7 +114,7 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
 
 
 def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
-    """None for the real one."""
+    """Yield the emulated fabrics, None for the real one."""
     if "real" in config.fabric:
         yield None
     if "emulated" not in config.fabric:
@@ -138,7 +138,7 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
 def _sizes(
     config: SweepConfig, collective: Collective, outer: Outer, groups: str, dtype: str
 ) -> list[tuple[int, Arguments, str]]:
-    """(size, arguments, why not): rounded, unique, ascending; a size that cannot be stays, with the reason."""
+    """Return (size, arguments, why not): rounded, unique, ascending; a size that cannot be has a reason."""
     layout, unsupported = outer.layout, outer.layout.unsupported(groups)
     axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
     sizes: dict[str, tuple[int, Arguments, str]] = {}
@@ -155,7 +155,7 @@ def _sizes(
 
 
 def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Iterator[tuple[int, Arguments]]:
-    """Bytes, and what they imply for a collective that knows tokens: how long one is, and how much a rank sends."""
+    """Yield bytes, and what they imply for a collective that knows tokens: a token's and a rank's bytes."""
     knows_tokens = "row_bytes" in collective.arguments
     rows = [dim * DTYPES[dtype] for dim in config.layer.get("model_dim", [])]
     if "tokens" not in config.layer:
@@ -168,7 +168,7 @@ def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Ite
 
 
 def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """(algorithm, parameters) of one collective."""
+    """Yield (algorithm, parameters) of one collective."""
     for name in algorithms.names(collective):
         if name in config.algorithm or "all" in config.algorithm:
             params = algorithms.get(collective, name).params
@@ -178,7 +178,7 @@ def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str,
 
 
 def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
-    """Every algorithm must be one of some collective of the sweep, and every collective must get one."""
+    """Raise `UsageError` for an algorithm of no collective of the sweep, and a collective without algorithm."""
     if "all" in config.algorithm:
         return
     for name in config.algorithm:
@@ -199,7 +199,7 @@ _EMULATED = frozenset(name for name, key in KEYS.items() if key.group == FABRIC)
 
 
 def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
-    """What a user sets in vain is a mistake; what a recipe sets may be for another value of what the user sets."""
+    """Raise `UsageError` for what a user sets in vain; a recipe may set it for other values than the user's."""
     used: set[str] = set()
     for item in cases:
         used |= {*item.case.params, *item.case.arguments}
@@ -265,7 +265,7 @@ def _skip_reason(case: Case) -> str:
 
 
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
-    """All launches in the order in which they run.
+    """Yield all launches in the order in which they run.
 
     Round by round, so that slow drift meets every outer point alike; within a launch the cases are in an order drawn
     from the seed, and within a round the outer points are, too: every second round has the reverse of the one before,
@@ -289,15 +289,15 @@ def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
 
 
 def estimate_s(planned: Sequence[PlannedCase]) -> float:
-    """A guess of the whole run's seconds: every measurement takes its cap at the most, and each launch starts."""
+    """Guess the whole run's seconds: every measurement takes its cap at the most, and each launch starts."""
     runnable = [item.case for item in planned if not item.skip]
     per_launch = {item.outer.key: item.policy.launches for item in runnable}
     return sum(case.policy.cap_s * case.policy.launches for case in runnable) + 3.0 * sum(per_launch.values())
 
 
 def _axes(cases: Sequence[Case]) -> dict[str, list[str]]:
-    """What else tells the cases apart, or is not the default."""
-    found = {
+    """Return what else tells the cases apart, or is not the default."""
+    axes = {
         "collectives": {case.collective for case in cases},
         "dtypes": {case.dtype for case in cases},
         "modes": {case.mode for case in cases},
@@ -311,11 +311,11 @@ def _axes(cases: Sequence[Case]) -> dict[str, list[str]]:
         "overlap": {case.overlap for case in cases} - {"none"},
         "in place": {"yes" for case in cases if case.in_place},
     }
-    return {name: sorted(values) for name, values in found.items() if values}
+    return {name: sorted(values) for name, values in axes.items() if values}
 
 
 def describe(planned: Sequence[PlannedCase]) -> list[str]:
-    """The plan in a few lines of words."""
+    """Return the plan in a few lines of words."""
     runnable = [item.case for item in planned if not item.skip]
     if not runnable:
         return ["no case can run"]

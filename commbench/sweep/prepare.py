@@ -1,4 +1,4 @@
-"""From words to a plan and a run folder: what every way of sweeping does before its first launch."""
+"""From words to a plan and a run folder: what every kind of sweep does before its first launch."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def choose_launchers(
 
 
 def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> list[PlannedCase]:
-    """Make every emulated fabric of the plan once, so that what lacks is told before anything is measured.
+    """Make every emulated fabric of the plan once, so that what lacks is reported before anything is measured.
 
     The plan, with a reason to skip the cases that would not use it. Raises that reason where no case is left.
     """

@@ -16,7 +16,7 @@ from commbench.errors import UsageError, unknown
 
 
 def root() -> Path:
-    """The folder of recipes and config groups: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder of recipes and config groups: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "sweeps", package.parent / "sweeps"):
         if (folder / "config.yaml").is_file():
@@ -27,7 +27,7 @@ def root() -> Path:
 
 
 def groups() -> dict[str, list[str]]:
-    """Config groups and their options: {"recipe": ["alltoall", "quick"], "sizes": [...]}."""
+    """Return config groups and their options: {"recipe": ["alltoall", "quick"], "sizes": [...]}."""
     folders = sorted(path for path in root().iterdir() if path.is_dir())
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
@@ -42,7 +42,7 @@ class Overrides:
 
 
 def parse_overrides(words: Sequence[str]) -> Overrides:
-    """Raises `UsageError` for a word that is no KEY=VALUE."""
+    """Sort out KEY=VALUE words. Raises `UsageError` for a word that is none."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep, Sweep
     from hydra.errors import HydraException
@@ -97,7 +97,7 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
 
 
 def _plain(value: Any) -> Any:
-    """Hydra's quoted strings and numbers as Python values; names such as 2d_intra_first stay strings."""
+    """Return Hydra's quoted strings and numbers as Python values; names such as 2d_intra_first stay strings."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
 
 
 def _split_env(word: str) -> tuple[str, list[str]]:
-    """env.NAME=a,b raw: values such as `^ib` are no Hydra grammar. Quotes keep a comma: env.NAME='a,b'."""
+    """Split env.NAME=a,b raw: values such as `^ib` are no Hydra grammar. Quotes keep a comma: env.NAME='a,b'."""
     name, separator, text = word.removeprefix("env.").partition("=")
     if not separator or not name.isidentifier():
         raise UsageError(f"cannot read {word!r}", hint="write env.NAME=value or env.NAME=a,b,c")
@@ -118,12 +118,12 @@ def _split_env(word: str) -> tuple[str, list[str]]:
 
 
 def is_file(word: str) -> bool:
-    """Whether a word names a recipe file, whatever other signs are in it."""
+    """Return whether a word names a recipe file, whatever other signs are in it."""
     return word.endswith((".yaml", ".yml"))
 
 
 def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
-    """One dictionary of keys per combination of group choices; `recipe` is a name or the path of a YAML file."""
+    """Return a dictionary of keys for each combination of group choices. recipe: a name, or a YAML file's path."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -161,7 +161,7 @@ def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
 
 
 def _documents(name: str) -> list[dict[str, Any]]:
-    """The YAML documents of a recipe file; a run over several group choices writes one for each."""
+    """Return the YAML documents of a recipe file; a run over several group choices writes one for each."""
     import yaml
 
     try:

@@ -24,7 +24,7 @@ class Sizes:
 
     @property
     def bytes(self) -> list[int]:
-        """Ascending, before rounding to what a collective can split."""
+        """Return bytes, ascending, before rounding to what a collective can split."""
         if self.given:
             return [*self.given]
         sizes = []
@@ -35,8 +35,8 @@ class Sizes:
         return sizes
 
     def as_keys(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"min": self.min, "max": self.max, "factor": self.factor}
-        return {**found, "list": [*self.given]} if self.given else found
+        keys: dict[str, Any] = {"min": self.min, "max": self.max, "factor": self.factor}
+        return {**keys, "list": [*self.given]} if self.given else keys
 
 
 def read_sizes(flat: Mapping[str, Any], typed: Sequence[str]) -> Sizes:
@@ -50,9 +50,9 @@ def read_sizes(flat: Mapping[str, Any], typed: Sequence[str]) -> Sizes:
         items = list(given) if isinstance(given, list | tuple) else [given]
         if not items or None in items:
             raise UsageError("sizes.list is empty", hint="sizes.list=1K,1M,256M")
-        found = sorted({parse_size(item) for item in items})
-        _check_smallest("sizes.list", found[0])
-        return Sizes(found[0], found[-1], given=tuple(found))
+        sizes = sorted({parse_size(item) for item in items})
+        _check_smallest("sizes.list", sizes[0])
+        return Sizes(sizes[0], sizes[-1], given=tuple(sizes))
     smallest, largest = parse_size(flat["sizes.min"]), parse_size(flat["sizes.max"])
     _check_smallest("sizes.min", smallest)
     if smallest > largest:

@@ -143,7 +143,7 @@ class TrainConfig:
 
     @property
     def _shares_slots(self) -> bool:
-        """Whether each rank of a group carries a share of an expert's slots."""
+        """Return whether each rank of a group carries a share of an expert's slots."""
         return self.schedule == "parm_s2" or self.tp_tokens in ("drop", "drop_pipelined")
 
     @property
@@ -160,7 +160,7 @@ class TrainConfig:
         )
 
     def cut(self, ranks: int) -> tuple[int, int]:
-        """How many parts the batch has, and sequences in each. ranks: those with tokens of their own, ranks / tp.
+        """Return how many parts the batch has, and sequences in each. ranks: with tokens of their own, ranks / tp.
 
         Raises `UsageError` where numbers do not divide.
         """
@@ -187,7 +187,7 @@ class TrainConfig:
         return Emulated(nodes=self.nodes, link=self.link, message_overhead=self.message_overhead, intra_link=intra)
 
     def outer(self, env: Mapping[str, str], **bound: Any) -> Outer:
-        """What the launch of the ranks depends on. env, bound: a profile's, or what was typed."""
+        """Return what the launch of the ranks depends on. env, bound: a profile's, or what was typed."""
         return Outer(
             transport=self.transport,
             nodes=self.nodes,
@@ -202,7 +202,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """Raises `UsageError` for a key that is not one, that is missing, or whose value is of another kind."""
+        """Make a config. Raises `UsageError` for an unknown key, one that is missing, or a value of another kind."""
         kinds = typing.get_type_hints(cls)
         required = {item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING}
         for key in values:
@@ -213,7 +213,7 @@ class TrainConfig:
         return cls(**{key: _typed(key, value, kinds[key]) for key, value in values.items()})
 
     def changed(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
-        """Keys in which the two would compute different things: (here, there)."""
+        """Return keys in which the two would compute different things: (here, there)."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         free = {name for name, key in KEYS.items() if key.free}
         if (self.schedule == _OTHER_SLOTS) != (other.schedule == _OTHER_SLOTS):
@@ -233,12 +233,12 @@ def explain_keys(width: int) -> str:
 
 
 def names() -> list[str]:
-    """Recipes that come with commbench."""
+    """Return the recipes that come with commbench."""
     return sorted(file.stem for file in (recipes.root() / "train").glob("*.yaml"))
 
 
 def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> tuple[TrainConfig, dict[str, str]]:
-    """The settings that words mean, [RECIPE] [KEY=VALUE ...], and variables for the ranks (env.NAME=VALUE).
+    """Return the settings that [RECIPE] [KEY=VALUE ...] mean, and variables for the ranks (env.NAME=VALUE).
 
     first: the settings of a run that goes on, in place of a recipe.
     """
@@ -296,7 +296,7 @@ def _read(recipe: str) -> dict[str, Any]:
 
 
 def _typed(key: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`: 1 is a float too, and true is no number."""
+    """Return `value` as `kind`: 1 is a float too, and true is no number."""
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in kinds:
         return None

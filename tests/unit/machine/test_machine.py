@@ -13,7 +13,7 @@ from commbench.cli import _main
 from commbench.commands import topo as command
 from commbench.errors import UsageError
 from commbench.machine import describe, driver, paths, record, sysfs
-from commbench.machine.driver import Told, ToldGpu
+from commbench.machine.driver import DriverReport, ReportedGpu
 from commbench.machine.files import Files, natural
 from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.paths import Kind, nearest_nics
@@ -104,9 +104,9 @@ def test_two_h200_as_nvidia_smi_and_lscpu_said(tmp_path: Path) -> None:
     for gpu, (name, *ways, cpus, numa, _) in zip(found["gpus"], rows, strict=True):
         assert [found["paths"][name][other] for other, *_ in rows] == ways
         assert (gpu["cpus"], gpu["numa_node"]) == (cpus, int(numa))
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lscpu.splitlines())}
-    assert found["cpus"] == told["On-line CPU(s) list"] == told["NUMA node0 CPU(s)"]
-    assert len(machine.nodes) == int(told["NUMA node(s)"]) and len(machine.cpus) == int(told["CPU(s)"])
+    report = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lscpu.splitlines())}
+    assert found["cpus"] == report["On-line CPU(s) list"] == report["NUMA node0 CPU(s)"]
+    assert len(machine.nodes) == int(report["NUMA node(s)"]) and len(machine.cpus) == int(report["CPU(s)"])
 
 
 PC = """\
@@ -492,15 +492,15 @@ def test_nvlinks_as_the_driver_tells_of_them(
 def test_a_container_with_gpus_and_no_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     nvml(monkeypatch, **SWITCHED)
     gpus = (
-        ToldGpu(pci_bus_id="0000:3b:00.0", model="H200", numa_node=0),
-        ToldGpu(pci_bus_id="0000:ab:00.0", model="H200", numa_node=1),
+        ReportedGpu(pci_bus_id="0000:3b:00.0", model="H200", numa_node=0),
+        ReportedGpu(pci_bus_id="0000:ab:00.0", model="H200", numa_node=1),
     )
-    told = Told(gpus=gpus, nvlinks={("0000:3b:00.0", "0000:ab:00.0"): 3})
-    assert sysfs.told(Path("/")) == told
+    report = DriverReport(gpus=gpus, nvlinks={("0000:3b:00.0", "0000:ab:00.0"): 3})
+    assert sysfs.read_driver(Path("/")) == report
     (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
     (tmp_path / "sys/devices/system/cpu/online").write_text("0-7\n")
-    (tmp_path / driver.FILE).write_text(driver.to_json(told))
-    assert driver.recorded(tmp_path) == told
+    (tmp_path / driver.FILE).write_text(driver.to_json(report))
+    assert driver.recorded(tmp_path) == report
     machine = sysfs.read(tmp_path)
     assert [gpu.name for gpu in machine.gpus] == ["GPU0", "GPU1"]
     assert matrix(machine) == {"GPU0": "X NV3", "GPU1": "NV3 X"}
@@ -511,8 +511,8 @@ def test_a_machine_that_says_nothing_still_has_its_cpus(monkeypatch: pytest.Monk
     """A sandbox without /sys: what is here is counted. A recorded machine without CPUs is none."""
     files = Files(tmp_path)
     with pytest.raises(UsageError, match="no machine under"):
-        sysfs.assemble(files, Told())
+        sysfs.assemble(files, DriverReport())
     monkeypatch.setattr(sysfs, "is_here", lambda root: True)
-    machine = sysfs.assemble(files, Told())
+    machine = sysfs.assemble(files, DriverReport())
     assert machine.cpus and machine.nodes[0].cpus == machine.cpus and len(machine.notes) == 2
     assert describe.table(machine).startswith("No GPUs and no network cards\n")
