@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from commbench.plots.settings import (
@@ -96,15 +97,7 @@ def _figure(
             _beside(figure, width, height, width - right + 0.95 * (column + 1), top + _BAR * (index + 0.5), text)
     for column, text in enumerate(["between", "inside", *(["counted"] if metered else [])]):
         _beside(figure, width, height, width - right + 0.95 * (column + 1), top - 0.1, text, color="#555555")
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(left=0)
-    axes.set_yticks(range(len(bars)), names)
-    axes.tick_params(axis="y", length=0, labelsize=9)
-    axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("bytes per call, all ranks together / (ranks x size)")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    _style(axes, names)
     handles, labels = axes.get_legend_handles_labels()
     if metered:
         handles.append(axes.plot([], [], marker="D", color="#E69F00", markeredgecolor="#ffffff", linestyle="none")[0])
@@ -115,15 +108,34 @@ def _figure(
         f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values()
     )
     title(figure, f"{heading}: what is sent", 1 - 0.16 / height)
+    unknown = [label for label, row in by_label.items() if row is None]
+    caption(figure, meta, _note(largest, unknown, metered=metered))
+    return figure
+
+
+def _style(axes: Axes, names: Sequence[str]) -> None:
+    """Set the axes of bars that have these names, from the top down."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(axis="y", length=0, labelsize=9)
+    axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("bytes per call, all ranks together / (ranks x size)")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _note(largest: int, unknown: Sequence[str], *, metered: bool) -> str:
+    """Return what the caption says of bytes at the size `largest`, and of algorithms whose steps are unknown."""
     note = (
         f"payload at {format_size(largest)} by the algorithm's own steps, own blocks excluded; it grows with the size"
     )
     if metered:
         note += "; counted: by the links' counters, headers included"
-    if unknown := [label for label, row in by_label.items() if row is None]:
+    if unknown:
         note += f"\nnot shown, as a library chooses the way: {', '.join(unknown)}"
-    caption(figure, meta, note)
-    return figure
+    return note
 
 
 def _beside(figure: Figure, width: float, height: float, right: float, down: float, text: str, **style: Any) -> None:

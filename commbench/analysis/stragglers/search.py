@@ -45,7 +45,7 @@ class Straggler:
     name: str
     about: dict[str, Any]
     ratio: float
-    low: float | None  # 95 % interval; null only where nothing is named
+    low: float | None  # 95 % interval; None only where nothing is named
     high: float | None
     interval_of: str | None  # "launches", or "messages" of all launches where those are few
     other_way: float | None  # the ratio of the messages in the other direction, where it is slow in one only
