@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -190,6 +191,25 @@ class RunFolder:
                 hint="the run folder is damaged: start a new run",
             )
         return folder
+
+    def refuse_links(self) -> None:
+        """Raise `UsageError` where something in the folder is no file and no folder of its own.
+
+        Whoever goes on with the run writes and removes there: a link would lead that out of it. Logs of launches hold
+        what other programs wrote; nobody writes into them, but for what lies in a launch's own folder.
+        """
+        for parent, folders, files in os.walk(self.path):
+            in_launch = Path(parent).parent == self.path / "logs"
+            for name in [*folders, *files]:
+                mode = Path(parent, name).lstat().st_mode
+                if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or (in_launch and stat.S_ISSOCK(mode))):
+                    kind = "a link" if stat.S_ISLNK(mode) else "no file"
+                    raise UsageError(
+                        f"{Path(parent, name)} is {kind}, and a resume writes and removes in its own folder only",
+                        hint="put the file or the folder itself there, or start a new run",
+                    )
+            if in_launch:
+                folders.clear()
 
     def link_latest(self) -> None:
         """Let `latest` beside the run folder point to it."""

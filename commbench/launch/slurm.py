@@ -9,6 +9,7 @@ too: for that there is `cancel`. A job has a heartbeat, as nobody may be left to
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -75,6 +76,7 @@ def job_name(launch_folder: Path) -> str:
     return f"commbench-{launch_folder.parent.parent.name}-{launch_folder.name}"
 
 
+_NUMBER = re.compile(r"\d+(_\d+)?")  # of a job, or of one in an array
 _ENDED_BY_SLURM = re.compile(r"forcing job termination|Terminating StepId|\*\*\* (?:STEP|JOB) .* CANCELLED")
 _TASK = re.compile(r"srun: error: \S+: tasks? (\S+): (.+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
@@ -102,18 +104,26 @@ def explain(log: str) -> str:
 
 
 def cancel(launch_folder: Path) -> None:
-    """End what Slurm still runs of a launch. Nothing happens if that is nothing, or Slurm cannot be asked."""
+    """End what Slurm still runs of a launch. Nothing happens if that is nothing, or Slurm cannot be asked.
+
+    A number counts only where Slurm's own job or step has the name of this launch: the folder may be somebody else's.
+    """
     record = record_path(launch_folder)
     if record.exists():
-        about = json.loads(record.read_text())
-        if "state" not in about:  # else it is over, and its number may be somebody else's one day
-            ask("scancel", about["job_id"])
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            about = json.loads(record.read_text())
+            if "state" not in about and _NUMBER.fullmatch(about["job_id"]):  # else it is over
+                _cancel(launch_folder, f"--jobs={about['job_id']}")
     elif job := os.environ.get("SLURM_JOB_ID"):
-        steps = ask("squeue", "--steps", f"--jobs={job}", "--noheader", "--format=%i %j").split("\n")
-        for step in steps:
-            number, _, name = step.strip().partition(" ")
-            if name == job_name(launch_folder):
-                ask("scancel", number)
+        _cancel(launch_folder, "--steps", f"--jobs={job}")
+
+
+def _cancel(launch_folder: Path, *which: str) -> None:
+    """End those of the jobs or steps that have the name of the launch."""
+    for line in ask("squeue", *which, "--noheader", "--format=%i %j").split("\n"):
+        number, _, name = line.strip().partition(" ")
+        if name == job_name(launch_folder):
+            ask("scancel", number)
 
 
 def record_path(launch_folder: Path) -> Path:

@@ -189,9 +189,11 @@ def open_to_resume(folder: RunFolder, launchers: Collection[str], lines: Sequenc
     """Lock the folder of a run that was killed, end its ranks and remove what they have left; then mend its files.
 
     `launchers` may have started the ranks; the run appends to the files `lines`. Returns those whose last line was
-    torn, and is cut off now. Raises `UsageError` where another commbench has the run, and `EnvironmentProblem` where
-    ranks do not end.
+    torn, and is cut off now. Raises `UsageError` where another commbench has the run or something in it leads out of
+    it, and `EnvironmentProblem` where ranks do not end. The caller has looked before whether the run may go on here:
+    nothing is removed for one that may not.
     """
+    folder.refuse_links()
     if not folder.lock.take():
         raise UsageError(f"{folder.path} is in use by another commbench", hint="wait for it, or end it first")
     attempts = sorted((folder.path / "logs").glob("*/"))
@@ -203,5 +205,5 @@ def open_to_resume(folder: RunFolder, launchers: Collection[str], lines: Sequenc
             f"ranks of the killed run are still alive after {RANKS_END_S:.0f} s", hint="end them, then resume again"
         )
     for attempt in attempts:
-        cleanup.remove(attempt)
+        cleanup.remove(attempt, foreign=True)
     return [path for path in lines if repair(path)]

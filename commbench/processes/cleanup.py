@@ -6,10 +6,19 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
+import stat
+from collections.abc import Collection
 from pathlib import Path
 
 _SHARED = Path("/dev/shm")
+_MARK = f" {_SHARED}/"
+# How libraries that ranks load begin the names of their shared memory, and commbench those of its own.
+_NAMES = re.compile(
+    r"(commbench-|mpich|mpi|MPI|ompi|openmpi|vader_segment|sm_segment|osc_|pmix|prte|ucx_|fi_shm|ofi_|psm|efa|nccl|torch_"
+    r"|gloo|mv2|impi|Intel_MPI|shm-col-space)"
+)
 
 
 def mapped() -> list[str]:
@@ -18,7 +27,7 @@ def mapped() -> list[str]:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return []
-    paths = {line.split(maxsplit=5)[5] for line in lines if f" {_SHARED}/" in line}
+    paths = {line.split(maxsplit=5)[5] for line in lines if _MARK in line}
     return sorted(path for path in paths if not path.endswith(" (deleted)"))
 
 
@@ -27,21 +36,39 @@ def session(folder: Path) -> Path:
     return folder / "session"
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Path, *, foreign: bool = False) -> None:
     """Remove what a launch has left, once its ranks are gone: its session, and shared memory that they had mapped.
 
-    `folder` is that of the launch.
+    `folder` is that of the launch. What a `foreign` one says may be forged: then shared memory goes only if it has a
+    name that ranks give, and no process has it.
     """
-    shutil.rmtree(session(folder), ignore_errors=True)
+    shutil.rmtree(session(folder), ignore_errors=True)  # stops at a link
     for description in folder.glob("rank-*.json"):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             about = json.loads(description.read_text())
             if about["host"] == platform.node():
-                _remove(about.get("shared_memory", []))
+                names = [Path(name) for name in about.get("shared_memory", [])]
+                if foreign and names:
+                    held = _held()
+                    names = [name for name in names if _NAMES.match(name.name) and str(name) not in held]
+                _remove(names)
 
 
-def _remove(paths: list[str]) -> None:
-    for path in map(Path, paths):
+def _held() -> Collection[str]:
+    """Return the shared memory that processes of this user have mapped or open."""
+    held: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # somebody else's, or gone
+            held |= {line.split(maxsplit=5)[5] for line in (process / "maps").read_text().splitlines() if _MARK in line}
+            for number in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    held.add(str(number.readlink()))
+    return held
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
-            if path.parent == _SHARED and path.stat().st_uid == os.getuid():
+            about = path.lstat()
+            if path.parent == _SHARED and about.st_uid == os.getuid() and stat.S_ISREG(about.st_mode):
                 path.unlink()

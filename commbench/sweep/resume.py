@@ -29,9 +29,6 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
         )
     folder = RunFolder.open(request.resume)
     about = folder.read_json("run.json")
-    started_by = set(about["launchers"].values()) & set(launch.TABLE)
-    for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
-        console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     if about["joined"]:
         raise UsageError(
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
@@ -51,6 +48,9 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
             raise EnvironmentProblem(
                 f"{folder.run_id} cannot go on here: {now.skip}", hint="set the environment as it was, and resume again"
             )
+    started_by = set(about["launchers"].values()) & set(launch.TABLE)
+    for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
+        console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     sweep = of_run(request, folder, items, console)
     for row in folder.rows().values():
         if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):

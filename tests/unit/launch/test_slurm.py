@@ -221,9 +221,21 @@ def test_cancel_without_a_job_or_without_slurm_does_nothing(programs: Programs, 
     launch.get("slurm").cancel(folder)
     slurm.record_path(folder).write_text('{"job_id": "12"}')
     launch.get("slurm").cancel(folder)  # there is no scancel
-    log = programs(scancel="exit 1")
+    log = programs(squeue=f'echo "12 {NAME}"', scancel="exit 1")
     launch.get("slurm").cancel(folder)
-    assert log.read_text() == "scancel 12\n"
+    assert log.read_text() == "squeue --jobs=12 --noheader --format=%i %j\nscancel 12\n"
+
+
+@pytest.mark.parametrize("forged", ["12", "--user=me", "12 13", 12, None, ["12"]])
+def test_a_forged_number_cancels_nothing(programs: Programs, tmp_path: Path, forged: object) -> None:
+    """The folder may be from elsewhere: a job that has not the name of this launch is somebody else's."""
+    log = programs(squeue='echo "12 training-of-weeks"', scancel="true")
+    folder = launch_folder(tmp_path)
+    slurm.record_path(folder).write_text(json.dumps({"job_id": forged}))
+    slurm.cancel(folder)
+    slurm.record_path(folder).write_text("[" * 5)
+    slurm.cancel(folder)
+    assert "scancel" not in log.read_text()
 
 
 def test_a_job_that_is_over_is_left_alone(programs: Programs, tmp_path: Path) -> None:
@@ -302,8 +314,9 @@ def test_a_job_that_slurm_refuses_says_why(programs: Programs, tmp_path: Path) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_child_that_is_asked_to_stop_cancels_its_job(programs: Programs, tmp_path: Path, number: int) -> None:
     log = programs(
-        srun="true", sbatch=SUBMITTED, scancel="true", scontrol='echo "JobId=7 JobState=RUNNING Reason=None"'
-    )
+        srun="true", sbatch=SUBMITTED, scancel="true", scontrol='echo "JobId=7 JobState=RUNNING Reason=None"',
+        squeue='echo "7 commbench-run-000-0f0f0f-0"',
+    )  # fmt: skip
     process, _ = child(tmp_path)
     deadline = time.monotonic() + 30
     while "scontrol" not in log.read_text():

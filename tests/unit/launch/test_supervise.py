@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import mmap
 import os
 import sys
 import time
@@ -202,3 +203,57 @@ def test_a_resume_touches_nothing_while_ranks_are_alive(tmp_path: Path, monkeypa
     assert shared.exists() and (attempt / "session").exists() and lines.read_text().endswith('{"a":')
     rank.ranks_lock.release()
     shared.unlink()
+
+
+@pytest.mark.parametrize(
+    "where", ["logs", "logs/000", "logs/000/session", "lines.jsonl", "samples", "samples/x", "fifo"]
+)
+def test_a_resume_follows_no_link_out_of_the_folder(tmp_path: Path, where: str) -> None:
+    """A folder from elsewhere: everything in it may be forged, and nothing outside of it is touched."""
+    folder = killed_run(tmp_path)
+    attempt = folder.path / "logs" / "000"
+    (shared,) = (Path(path) for path in json.loads((attempt / "rank-0.json").read_text())["shared_memory"])
+    outside = tmp_path / "outside"
+    (outside / "session" / "deep").mkdir(parents=True)
+    (outside / "lines").write_text('{"a": 1}\n{"a":')
+    place = folder.path / where
+    if place.exists():
+        place.rename(outside / "moved")
+    if where == "fifo":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(outside / "lines" if "lines" in where else outside)
+    before = sorted(str(path) for path in outside.rglob("*")), (outside / "lines").read_text()
+    with pytest.raises(UsageError, match="a resume writes and removes in its own folder only") as raised:
+        supervise.open_to_resume(folder, [], [folder.path / "lines.jsonl"])
+    assert where in str(raised.value)
+    assert (sorted(str(path) for path in outside.rglob("*")), (outside / "lines").read_text()) == before
+    assert shared.exists()
+    shared.unlink()
+
+
+def test_a_resume_removes_no_memory_of_others(tmp_path: Path) -> None:
+    """A description may name any file of /dev/shm: one with the name of no library, or that a process has, stays."""
+    folder = killed_run(tmp_path)
+    description = folder.path / "logs" / "000" / "rank-0.json"
+    about = json.loads(description.read_text())
+    own, foreign, mapped, opened = (
+        Path("/dev/shm") / f"{name}{os.getpid()}"
+        for name in ("mpich_test", "somebody-test-", "torch_test", "nccl-test")
+    )
+    for path in (own, foreign, mapped, opened):
+        path.write_bytes(bytes(4096))
+    elsewhere = tmp_path / "mpich_file"
+    elsewhere.touch()
+    names = [*about["shared_memory"], *map(str, (own, foreign, mapped, opened, elsewhere)), 5]
+    description.write_text(json.dumps({**about, "shared_memory": names[:-1]}))
+    (folder.path / "logs" / "000" / "rank-1.json").write_text(json.dumps({**about, "shared_memory": names[-1]}))
+    (folder.path / "logs" / "000" / "rank-2.json").write_text("[]")
+    try:
+        with open(mapped, "r+b") as file, mmap.mmap(file.fileno(), 0), open(opened, "rb"):
+            supervise.open_to_resume(folder, [], [])
+        assert not own.exists() and not Path(about["shared_memory"][0]).exists()
+        assert foreign.exists() and mapped.exists() and opened.exists() and elsewhere.exists()
+    finally:
+        for path in (own, foreign, mapped, opened):
+            path.unlink(missing_ok=True)

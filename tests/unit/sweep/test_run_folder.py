@@ -215,9 +215,14 @@ def test_resume_refuses_another_machine_and_says_what_changed(
     about = json.loads((copy / "run.json").read_text())
     about["machine"][change] = {"torch": "0.1"} if change == "packages" else "another"
     (copy / "run.json").write_text(json.dumps(about))
+    session = next((copy / "logs").iterdir()) / "session"
+    session.mkdir()
+    with open(copy / "measurements.jsonl", "a") as file:
+        file.write("torn")
     assert _main(["sweep", "--resume", str(copy)]) == 2
     error = capsys.readouterr().err
     assert f"{change} was " in error and "hint: " in error
+    assert session.exists() and (copy / "measurements.jsonl").read_text().endswith("torn"), "first it is looked at"
 
 
 def test_resume_refuses_an_edited_plan(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
