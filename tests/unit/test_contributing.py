@@ -43,9 +43,3 @@ def test_the_exporter_writes_settings(examples: list[ModuleType]) -> None:
     scope = Scope(id="a", transport="nccl", nodes=1, ranks_per_node=8, env={"NCCL_PROTO": "Simple"})
     text = examples[1].write(ExportSource(Profile(scopes=[scope], choices=[]), Path("p.json"))).text
     assert "\nNCCL_PROTO=Simple\n" in text
-
-
-def test_what_is_named_exists() -> None:
-    named = re.findall(r"`((?:commbench|moe_ref|kernels|tests|docs|sweeps)/[\w./-]+)`", TEXT)
-    assert len(named) > 40
-    assert [name for name in named if "NAME" not in name and not (REPOSITORY / name).exists()] == []

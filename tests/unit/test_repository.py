@@ -23,6 +23,7 @@ from tests.conftest import REPOSITORY
 WITHOUT_BUSBW = {"tp_all_to_all"}
 UNTOLD = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
 MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+HISTORY = {"CHANGELOG.md", "decisions.md", "log.md"}  # which name what was there at the time
 SOURCES = sorted(REPOSITORY.glob("commbench/**/*.py"))
 OTHERS = sorted([*REPOSITORY.glob("moe_ref/**/*.py"), *REPOSITORY.glob("kernels/**/*.py")])
 
@@ -60,6 +61,12 @@ def test_what_the_docs_import_exists() -> None:
         ):
             for name in names.replace(" ", "").split(","):
                 assert name in _names(module), f"{path.name}: from {module} import {name}"
+
+
+@pytest.mark.parametrize("path", [page for page in MARKDOWN if page.name not in HISTORY], ids=lambda p: p.name)
+def test_files_named_in_the_docs_exist(path: Path) -> None:
+    named = re.findall(r"`((?:commbench|moe_ref|kernels|tests|docs|sweeps)/[\w./-]+)[`:]", path.read_text())
+    assert [name for name in named if "NAME" not in name and not (REPOSITORY / name).exists()] == []
 
 
 def test_names_in_contributing_exist() -> None:
