@@ -10,7 +10,7 @@ from typing import Any
 from commbench.emulated import Emulated
 from commbench.layout import Layout
 from commbench.links import LinkRate
-from commbench.serialise import digest
+from commbench.serialise import STORED_AS, as_dict, digest
 from commbench.spec import Spec
 
 # History of the run folder's format:
@@ -46,8 +46,8 @@ class Fabric(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outer:
-    """The axes that need a launch of their own."""
+class Setup:
+    """Says how the ranks of a launch are started: the axes that need a launch of their own. In files it is `outer`."""
 
     transport: str
     nodes: int
@@ -97,7 +97,7 @@ class Policy:
 class Case:
     """One point to measure."""
 
-    outer: Outer
+    setup: Setup = field(metadata={STORED_AS: "outer"})
     collective: str
     algorithm: str
     params: dict[str, int] = field(default_factory=dict)  # of the algorithm
@@ -116,7 +116,7 @@ class Case:
     @property
     def case_id(self) -> str:
         """Return an id that is the same for the same measurement, whenever and wherever it is made."""
-        values = dataclasses.asdict(self)
+        values = as_dict(self)
         return digest({**values, "outer": _identity(values["outer"])})
 
     @property
@@ -126,7 +126,7 @@ class Case:
             collective=self.collective,
             dtype=self.dtype,
             size_bytes=self.size_bytes,
-            layout=self.outer.layout.within(self.groups),
+            layout=self.setup.layout.within(self.groups),
             params=self.params,
             arguments=self.arguments,
             in_place=self.in_place,
@@ -284,15 +284,15 @@ class Row:
         return " ".join([self.collective, *asked, *(["in place"] if self.in_place else [])])
 
 
-# Fields of `Outer` that version 3 did not know, and what they were then.
+# Fields of `Setup` that version 3 did not know, and what they were then.
 _LATER = {"virtual_hosts": False, "binding": "none", "cpu_masks": "", "binding_memory": True}
 
 
-def _identity(outer: dict[str, Any]) -> dict[str, Any]:
+def _identity(setup: dict[str, Any]) -> dict[str, Any]:
     """Drop what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
-    if (emulated := outer["emulated"]) and not emulated["slow_link"]:
-        outer = {**outer, "emulated": {key: value for key, value in emulated.items() if key != "slow_link"}}
-    return {key: value for key, value in outer.items() if key not in _LATER or value != _LATER[key]}
+    if (emulated := setup["emulated"]) and not emulated["slow_link"]:
+        setup = {**setup, "emulated": {key: value for key, value in emulated.items() if key != "slow_link"}}
+    return {key: value for key, value in setup.items() if key not in _LATER or value != _LATER[key]}
 
 
 def binding_text(binding: str, cpu_masks: str, binding_memory: bool) -> str:

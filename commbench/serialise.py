@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+STORED_AS = "stored_as"  # in the metadata of a field: the name that it has in files, where that is another one
 
 
 def digest(value: Any) -> str:
@@ -21,9 +22,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _stored_name(field: dataclasses.Field[Any]) -> str:
+    name: str = field.metadata.get(STORED_AS, field.name)
+    return name
+
+
+def as_dict(record: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass by the names that they have in files; fields inside of fields have their own."""
+    values = dataclasses.asdict(record)
+    return {_stored_name(field): values[field.name] for field in dataclasses.fields(record)}
+
+
 def to_json(record: Any) -> str:
     """One line. NaN and infinity are refused: a number that was not measured is null."""
-    return json.dumps(dataclasses.asdict(record), separators=(",", ":"), allow_nan=False)
+    return json.dumps(as_dict(record), separators=(",", ":"), allow_nan=False)
 
 
 def from_dict(cls: type[T], raw: Any) -> T:
@@ -31,7 +43,7 @@ def from_dict(cls: type[T], raw: Any) -> T:
     if not isinstance(raw, dict):
         raise ValueError(f"expected an object of {cls.__name__}, found {type(raw).__name__}")
     hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {_stored_name(f): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if extra := raw.keys() - known.keys():
         raise ValueError(f"unknown field {sorted(extra)[0]!r} of {cls.__name__}")
     values = {}
@@ -40,7 +52,7 @@ def from_dict(cls: type[T], raw: Any) -> T:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
                 raise ValueError(f"field {name!r} of {cls.__name__} is missing")
             continue
-        values[name] = _convert(name, hints[name], raw[name])
+        values[f.name] = _convert(name, hints[f.name], raw[name])
     return cls(**values)
 
 

@@ -21,7 +21,7 @@ from commbench.errors import UsageError
 from commbench.formats.result import Result
 from commbench.records import Case, Measurement, Status
 from commbench.run_folder import RunFolder
-from commbench.serialise import digest
+from commbench.serialise import as_dict, digest
 from commbench.stats import Floats, Verdict
 
 # Facts about a machine without which a comparison is refused; other differences (kernel, packages) are only shown.
@@ -113,14 +113,14 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
 
 def _identity(case: Case) -> str:
     """Return the digest of what was measured, however long and however often."""
-    values = dataclasses.asdict(case)
+    values = as_dict(case)
     del values["policy"], values["seed"]
     return digest(values)
 
 
 def _set_up(case: Case) -> str:
     asked = [f"{key}={value}" for key, value in case.arguments.items() if key not in ("send_bytes", "round")]
-    words = [" ".join([case.collective, *asked]), str(case.outer), case.dtype, case.mode]
+    words = [" ".join([case.collective, *asked]), str(case.setup), case.dtype, case.mode]
     words += [f"{case.buffers} buffers"] if case.buffers != "plain" else []
     words += ["in place"] if case.in_place else []
     words += [case.groups] if case.groups != "world" else []
@@ -248,7 +248,7 @@ def _with_file(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
         point = run.points.get(_identity(case))
         for same in by_size.get(case.size_bytes, []) if point else []:
             if point and same[0].dtype in (None, case.dtype) and same[0].is_of(
-                collective=case.collective, ranks=case.outer.layout.ranks, in_place=case.in_place, groups=case.groups,
+                collective=case.collective, ranks=case.setup.layout.ranks, in_place=case.in_place, groups=case.groups,
                 overlap=case.overlap, graph=case.mode == "graph", arguments=case.arguments,
             ):  # fmt: skip
                 pair = (point, _of_results(same)) if run is before else (_of_results(same), point)

@@ -18,7 +18,7 @@ from commbench.collectives import pairs
 from commbench.layout import Layout
 from commbench.records import Case, Row, Status
 from commbench.run_folder import RunFolder, read_lines, write_atomically
-from commbench.serialise import digest
+from commbench.serialise import as_dict, digest
 from commbench.stats import Floats
 from commbench.units import gbps
 
@@ -107,7 +107,7 @@ def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
             row = rows.get(item.case.case_id)
             if item.case.collective != COLLECTIVE or row is None or row.status is not Status.OK:
                 continue
-            key, n = _key(item.case), item.case.outer.layout.ranks
+            key, n = _key(item.case), item.case.setup.layout.ranks
             about.setdefault(key, _whole(row))
             cells = by_key.setdefault(key, {}).setdefault(item.launch, np.full((n, n), np.nan))
             for src, dst, times in _messages(item):
@@ -126,7 +126,7 @@ def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
 
 def _key(case: Case) -> str:
     """Return what rounds and the two directions of a message alone have in common."""
-    values = dataclasses.asdict(case)
+    values = as_dict(case)
     arguments = {key: value for key, value in case.arguments.items() if key != "round"}
     arguments["direction"] = "both" if arguments["direction"] == "both" else "one"
     shared = (
@@ -141,7 +141,7 @@ def _key(case: Case) -> str:
         "dtype",
         "size_bytes",
     )
-    return digest([case.outer.key, arguments, *(values[name] for name in shared)])
+    return digest([case.setup.key, arguments, *(values[name] for name in shared)])
 
 
 def _whole(row: Row) -> Row:
@@ -156,7 +156,7 @@ def _messages(item: LaunchSamples) -> Iterator[tuple[int, int, Floats]]:
     # A rank that left the barrier early waits for its partner, whose fault that need not be.
     begins = item.begin_us if item.case.mode == "isolated" else None
     ends_us = item.time_us if begins is None else item.time_us + begins
-    for ranks in item.case.outer.layout.partition(item.case.groups):
+    for ranks in item.case.setup.layout.partition(item.case.groups):
         for src, dst in pairs.directed(item.case.spec):
             two = [ranks[src], ranks[dst]]
             began = 0.0 if begins is None else begins[:, two].max(axis=1)

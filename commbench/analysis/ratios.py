@@ -8,7 +8,6 @@ drawn for each round.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,7 @@ from commbench.binding import policies
 from commbench.emulated import ROUTINGS
 from commbench.records import Case, Measurement, Row, Status
 from commbench.run_folder import RunFolder
-from commbench.serialise import digest
+from commbench.serialise import as_dict, digest
 from commbench.stats import Floats, Verdict
 
 
@@ -120,7 +119,7 @@ def _alike(cases: Sequence[Case]) -> list[list[Case]]:
     """Return groups of two and more that share everything but algorithm and parameters."""
     groups: dict[str, list[Case]] = {}
     for case in cases:
-        shared = dataclasses.asdict(case)
+        shared = as_dict(case)
         del shared["algorithm"], shared["params"]
         groups.setdefault(digest(shared), []).append(case)
     return [members for members in groups.values() if len(members) > 1]
@@ -136,12 +135,12 @@ class _Axis:
 
 
 def _routing(case: Case) -> str:
-    emulated = case.outer.emulated
+    emulated = case.setup.emulated
     return f"routing={emulated.routing}" if emulated is not None and emulated.spines > 1 else ""
 
 
 def _environment(case: Case) -> str:
-    return ", ".join(f"{name}={value}" for name, value in case.outer.env.items())
+    return ", ".join(f"{name}={value}" for name, value in case.setup.env.items())
 
 
 def _without_binding(case: dict[str, Any]) -> None:
@@ -153,12 +152,12 @@ _AXES = (
     _Axis(
         setting=_routing,
         without=lambda case: case["outer"]["emulated"].pop("routing"),
-        place=lambda case: ROUTINGS.index(case.outer.emulated.routing) if case.outer.emulated else 0,
+        place=lambda case: ROUTINGS.index(case.setup.emulated.routing) if case.setup.emulated else 0,
     ),
     _Axis(
-        setting=lambda case: case.outer.binding_text or "binding=none",
+        setting=lambda case: case.setup.binding_text or "binding=none",
         without=_without_binding,
-        place=lambda case: policies.POLICIES.index(case.outer.binding),
+        place=lambda case: policies.POLICIES.index(case.setup.binding),
     ),
     _Axis(setting=_environment, without=lambda case: case["outer"].pop("env")),
 )
@@ -168,7 +167,7 @@ def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
     groups: dict[str, list[Case]] = {}
     for case in cases:
         if axis.setting(case):
-            shared = dataclasses.asdict(case)
+            shared = as_dict(case)
             axis.without(shared)
             groups.setdefault(digest(shared), []).append(case)
     return [members for members in groups.values() if len(members) > 1]

@@ -121,7 +121,7 @@ def _bounds(case: Case, links: Mapping[str, LinkRate]) -> tuple[float | None, fl
     """Return microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
     spec = case.spec
     # Groups that share a node's links have a part of them each.
-    share = spec.layout.ranks_per_node / case.outer.ranks_per_node
+    share = spec.layout.ranks_per_node / case.setup.ranks_per_node
     least = bound_us(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
     steps = algorithms.get(case.collective, case.algorithm).steps(spec)
     if steps is None:
@@ -140,7 +140,7 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measurement], **numbers: Any) -> Row:
-    layout = case.outer.layout
+    layout = case.setup.layout
     traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
     mean_bytes = None
@@ -162,7 +162,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "arguments": {key: _short(value) for key, value in case.arguments.items()},
         "ranks": layout.ranks,
         "group_size": layout.ranks // groups,
-        "fabric": Fabric.EMULATED if case.outer.emulated else next((m.fabric for m in measurements if m.fabric), ""),
+        "fabric": Fabric.EMULATED if case.setup.emulated else next((m.fabric for m in measurements if m.fabric), ""),
         "rank_cpus": _read_back([m.rank_cpus for m in done]),
         "rank_memory": _read_back([m.rank_memory for m in done]),
         "launches": len({m.launch for m in done}),
@@ -177,7 +177,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
 
 def _asked(case: Case) -> dict[str, Any]:
     """Return the fields of a row that its case, its set-up or its emulated fabric has by the same name."""
-    records = [item for item in (case.outer.emulated, case.outer, case) if item is not None]
+    records = [item for item in (case.setup.emulated, case.setup, case) if item is not None]
     return {f.name: getattr(item, f.name) for item in records for f in fields(item) if f.name in _FIELDS}
 
 

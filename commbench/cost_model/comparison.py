@@ -27,8 +27,8 @@ def as_json(fitted: Model, observations: Sequence[Observation]) -> dict[str, obj
                 "collective": case.collective,
                 "algorithm": case.algorithm,
                 "params": case.params,
-                "nodes": case.outer.nodes,
-                "ranks_per_node": case.outer.ranks_per_node,
+                "nodes": case.setup.nodes,
+                "ranks_per_node": case.setup.ranks_per_node,
                 "size_bytes": case.size_bytes,
                 "time_us": _measured_us(observation),
                 "predicted_us": found.time_us if found else None,
@@ -69,7 +69,7 @@ def _cases(fitted: Model, observations: Sequence[Observation], width: int) -> li
     groups: dict[tuple[str, str, int], list[Observation]] = {}
     for observation in observations:
         case = observation.case
-        groups.setdefault((_name(case), str(case.outer.layout), case.size_bytes), []).append(observation)
+        groups.setdefault((_name(case), str(case.setup.layout), case.size_bytes), []).append(observation)
     lines = []
     for (name, layout, size), members in groups.items():
         known = [(item, found) for item in members if (found := fitted.predict(item.case))]

@@ -69,7 +69,7 @@ class Fitted:
 
     def predict(self, case: Case, loads: CaseLoads) -> Prediction | None:
         """Return the time of a case, None where a class of link takes part that was never measured."""
-        one = batch([loads], [self.skews.of(case.outer.layout.ranks)])
+        one = batch([loads], [self.skews.of(case.setup.layout.ranks)])
         if any(self._needs(name, loads) for name in self.unknown):
             return None
         costs = np.array([list(self.costs.values()), *self.replicates])
@@ -91,8 +91,8 @@ class Fitted:
         scales, far = self.scales, []
         if case.size_bytes > REACH * scales.size_bytes:
             far.append(f"{format_size(case.size_bytes)}, measured up to {format_size(scales.size_bytes)}")
-        if case.outer.layout.ranks > REACH * scales.ranks:
-            far.append(f"{case.outer.layout.ranks} ranks, measured up to {scales.ranks}")
+        if case.setup.layout.ranks > REACH * scales.ranks:
+            far.append(f"{case.setup.layout.ranks} ranks, measured up to {scales.ranks}")
         if loads.largest_message_bytes > REACH * scales.message_bytes:
             far.append(
                 f"messages of {format_size(loads.largest_message_bytes)}, measured up to "
@@ -124,8 +124,8 @@ class Fitted:
 def forms(items: Sequence[FitPoint]) -> list[Form]:
     """Return what is worth trying. On an emulated fabric it is known that the ranks of a node share its link."""
     cases = [observation.case for point in items for observation in point.observations]
-    emulated = cases[0].outer.emulated
-    several = any(case.outer.nodes > 1 for case in cases)
+    emulated = cases[0].setup.emulated
+    several = any(case.setup.nodes > 1 for case in cases)
     owners: tuple[str, ...] = ("serial", "rank", "node") if several else ("serial",)
     cpus: tuple[str, ...] = ("machine", "node") if several else ("machine",)
     if emulated is not None:
@@ -144,7 +144,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, CaseLoads]], *, seed: int = 0
     skews = Skews.measured([observation for observation, _ in pairs])
     items = fit.points(pairs, skews)
     case = items[0].observations[0].case
-    emulated = case.outer.emulated
+    emulated = case.setup.emulated
     burst_us = 0.0
     if emulated is not None:
         rate = links(emulated)["inter"]
@@ -184,7 +184,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, CaseLoads]], *, seed: int = 0
         scales=Scales(
             size_bytes=max(point.size_bytes for point in items),
             message_bytes=max(point.loads.largest_message_bytes for point in items),
-            ranks=max(observation.case.outer.layout.ranks for observation, _ in pairs),
+            ranks=max(observation.case.setup.layout.ranks for observation, _ in pairs),
         ),
         skews=skews,
         observations=len(pairs),

@@ -49,7 +49,7 @@ class FitPoint:
 
     @property
     def layout(self) -> str:
-        return str(self.observations[0].case.outer.layout)
+        return str(self.observations[0].case.setup.layout)
 
 
 def as_batch(items: Sequence[FitPoint]) -> Batch:
@@ -60,7 +60,7 @@ def points(pairs: Sequence[tuple[Observation, CaseLoads]], skews: Skews) -> list
     groups: dict[bytes, list[tuple[Observation, CaseLoads]]] = {}
     for observation, loads in pairs:
         # Of the same loads in another layout or size no copy: they are left out one by one.
-        about = f"{observation.case.outer.layout}/{observation.case.size_bytes}".encode()
+        about = f"{observation.case.setup.layout}/{observation.case.size_bytes}".encode()
         groups.setdefault(about + loads.identity, []).append((observation, loads))
     result = []
     for members in groups.values():
@@ -69,7 +69,7 @@ def points(pairs: Sequence[tuple[Observation, CaseLoads]], skews: Skews) -> list
         for line, (observation, _) in zip(logs, members, strict=True):
             line[: len(observation.launches_us)] = np.log(observation.launches_us)
         observation, loads = members[0]
-        skew_us = skews.of(observation.case.outer.layout.ranks)
+        skew_us = skews.of(observation.case.setup.layout.ranks)
         # The constant of the slowest case is no reason for another to take less than nothing.
         skew_us = min(skew_us, _MOST_SKEW * float(np.exp(np.nanmedian(logs))))
         observed = tuple(observation for observation, _ in members)
@@ -228,7 +228,7 @@ def replicates(solution: Solution, items: Sequence[FitPoint], seed: int) -> Floa
         values = []
         for pick in picks:
             point = items[pick]
-            key = point.observations[0].case.outer.key, point.logs.shape[1]
+            key = point.observations[0].case.setup.key, point.logs.shape[1]
             if key not in drawn:
                 drawn[key] = rng.integers(0, key[1], key[1])
             with np.errstate(all="ignore"):

@@ -62,8 +62,8 @@ def of_case(case: Case) -> CaseLoads | None:
     if not steps or not any(step.sends for step in steps):
         return None
     # Groups that work at the same time share their nodes and the machine.
-    node = case.outer.ranks_per_node / spec.layout.ranks_per_node
-    machine = case.outer.layout.ranks / spec.layout.ranks
+    node = case.setup.ranks_per_node / spec.layout.ranks_per_node
+    machine = case.setup.layout.ranks / spec.layout.ranks
     return of_steps(steps, spec.layout, {"rank": 1.0, "node": node, "host": node, "machine": machine})
 
 

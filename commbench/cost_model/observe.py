@@ -47,22 +47,22 @@ def observe(folder: RunFolder) -> list[Observation]:
 
 def setting(case: Case) -> str:
     """Return the digest of what cases share whose costs are the same: all but layout, exchange and size."""
-    outer: dict[str, Any] = dataclasses.asdict(case.outer)
+    setup: dict[str, Any] = dataclasses.asdict(case.setup)
     for name in ("nodes", "ranks_per_node"):
-        del outer[name]
-    if outer["emulated"]:
-        del outer["emulated"]["nodes"]
-    return digest([outer, case.mode, case.buffers, case.cache, case.overlap])
+        del setup[name]
+    if setup["emulated"]:
+        del setup["emulated"]["nodes"]
+    return digest([setup, case.mode, case.buffers, case.cache, case.overlap])
 
 
 def describe_setting(case: Case) -> str:
     """Return `gloo, emulated: 1gbit links, isolated, plain buffers`."""
-    outer = case.outer
-    words = [outer.transport]
-    words += [f"emulated: {outer.emulated}"] if outer.emulated else []
-    words += ["virtual hosts"] if outer.virtual_hosts else []
-    words += [outer.binding_text] if outer.binding_text else []
-    words += [f"{name}={value}" for name, value in outer.env.items()]
+    setup = case.setup
+    words = [setup.transport]
+    words += [f"emulated: {setup.emulated}"] if setup.emulated else []
+    words += ["virtual hosts"] if setup.virtual_hosts else []
+    words += [setup.binding_text] if setup.binding_text else []
+    words += [f"{name}={value}" for name, value in setup.env.items()]
     words += [case.mode, f"{case.buffers} buffers"]
     words += ["cold cache"] if case.cache != "warm" else []
     words += [f"beside a {case.overlap}"] if case.overlap != "none" else []

@@ -29,7 +29,7 @@ class Skews:
         by_ranks: dict[int, list[float]] = {}
         for observation in observations:
             if observation.skew_us is not None:
-                by_ranks.setdefault(observation.case.outer.layout.ranks, []).append(observation.skew_us)
+                by_ranks.setdefault(observation.case.setup.layout.ranks, []).append(observation.skew_us)
         return Skews({ranks: float(np.median(values)) for ranks, values in sorted(by_ranks.items())})
 
     def of(self, ranks: int) -> float:

@@ -17,7 +17,7 @@ from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.profile import Scope
 from commbench.rank_info import RankInfo
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.variables import UNSET
 
 
@@ -43,8 +43,8 @@ def notes(scope: Scope, environ: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def _outer(scope: Scope, local_size: int) -> Outer:
-    return Outer(
+def _setup(scope: Scope, local_size: int) -> Setup:
+    return Setup(
         transport=scope.transport,
         nodes=scope.nodes or 1,
         ranks_per_node=scope.ranks_per_node or local_size,
@@ -77,7 +77,7 @@ def _places(scope: Scope, local_size: int) -> list[Placement]:
     from commbench.launch import placement as placing
 
     # Not the affinity that it was started with: a launcher that has pinned it shall be noticed, not obeyed.
-    return placing.here(_outer(scope, local_size), local_size, affinity.limit())
+    return placing.here(_setup(scope, local_size), local_size, affinity.limit())
 
 
 def no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:

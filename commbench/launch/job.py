@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from commbench.binding.policies import Placement
 from commbench.fabric.network import INTERFACES
-from commbench.records import Case, Outer
+from commbench.records import Case, Setup
 from commbench.run_folder import write_atomically
-from commbench.serialise import from_dict
+from commbench.serialise import STORED_AS, as_dict, from_dict
 
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch
 STARTS_WITHIN_S = 60.0  # importing torch from a slow disk takes its time, whatever a case may take
@@ -26,7 +26,7 @@ class Job:
     run_dir: str
     attempt: str
     launch: int
-    outer: Outer
+    setup: Setup = field(metadata={STORED_AS: "outer"})
     cases: tuple[Case, ...]
     timeout_s: float = 120.0  # without progress
     parent_pid: int = 0
@@ -43,24 +43,24 @@ class Job:
 
     @property
     def transport_options(self) -> dict[str, Any]:
-        layout = self.outer.layout
+        layout = self.setup.layout
         return {
-            "script": self.outer.script,
+            "script": self.setup.script,
             "layout": (layout.nodes, layout.ranks_per_node),
             "seed": self.cases[0].seed if self.cases else 0,
             "launch": self.launch,
-            "virtual_hosts": self.outer.virtual_hosts,
-            "interfaces": INTERFACES if self.outer.emulated else None,
+            "virtual_hosts": self.setup.virtual_hosts,
+            "interfaces": INTERFACES if self.setup.emulated else None,
         }
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "cases": [asdict(case) for case in self.cases]})
+        return json.dumps({**as_dict(self), "cases": [as_dict(case) for case in self.cases]})
 
     @staticmethod
     def from_json(text: str) -> Job:
         raw = json.loads(text)
         raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
-        raw["outer"] = from_dict(Outer, raw["outer"])
+        raw["setup"] = from_dict(Setup, raw.pop("outer"))
         raw["placements"] = tuple(_placement(place) for place in raw["placements"])
         return Job(**raw)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from commbench import transports
 from commbench import variables as effective
 from commbench.launch import mpiexec, slurm
-from commbench.records import Outer
+from commbench.records import Setup
 
 # Keys that hold one value in a launch that is joined: the command of each set-up says which.
 _ONE_VALUE = ("transport", "nodes", "ranks_per_node", "layout", "binding", "cpu_masks", "binding_memory", "launches")
@@ -21,14 +21,14 @@ _PORT = 29400
 
 def text(
     words: Sequence[str],
-    outers: Sequence[Outer],
+    setups: Sequence[Setup],
     *,
     seconds: float,
     options: Sequence[str] = (),
     python: str = sys.executable,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
-    """Return a bash script for sbatch: `commbench sweep WORDS OPTIONS`, in about `seconds`, on the set-ups `outers`.
+    """Return a bash script for sbatch: `commbench sweep WORDS OPTIONS`, in about `seconds`, on the set-ups `setups`.
 
     Every line of it can be run, those in comments too.
     """
@@ -36,8 +36,8 @@ def text(
     lines = [
         "#!/bin/bash",
         "#SBATCH --job-name=commbench",
-        f"#SBATCH --nodes={max(outer.nodes for outer in outers)}",
-        f"#SBATCH --ntasks-per-node={max(outer.ranks_per_node for outer in outers)}",
+        f"#SBATCH --nodes={max(setup.nodes for setup in setups)}",
+        f"#SBATCH --ntasks-per-node={max(setup.ranks_per_node for setup in setups)}",
         "#SBATCH --exclusive",
         f"#SBATCH --time={minutes}",
         "#SBATCH --no-requeue",
@@ -50,10 +50,10 @@ def text(
         "# One launch of it can also be joined by hand; its intervals are then those of one launch.",
     ]
     # A recipe may say so, and then each command has to.
-    bound = any(outer.binding != "none" for outer in outers)
-    for outer in outers:
-        narrowed = _narrowed(words, outer, bound)
-        lines += ["#", *(f"# {line}" for line in _by_hand(words, narrowed, options, outer, python, environ))]
+    bound = any(setup.binding != "none" for setup in setups)
+    for setup in setups:
+        narrowed = _narrowed(words, setup, bound)
+        lines += ["#", *(f"# {line}" for line in _by_hand(words, narrowed, options, setup, python, environ))]
     command = [python, "-m", "commbench", "sweep", *words, *options, "--launcher", "slurm"]
     return "\n".join([*lines, "", f"exec {_quoted(command)}", ""])
 
@@ -62,23 +62,23 @@ def _by_hand(
     words: Sequence[str],
     narrowed: Sequence[str],
     options: Sequence[str],
-    outer: Outer,
+    setup: Setup,
     python: str,
     environ: Mapping[str, str],
 ) -> Iterator[str]:
     """Yield lines that say how to start one set-up under each launcher that its transport can do with."""
-    yield f"== {' '.join(str(outer).split())}"
+    yield f"== {' '.join(str(setup).split())}"
     given = {word.removeprefix("env.").partition("=")[0] for word in words if word.startswith("env.")}
-    if own := [name for name in outer.env if name not in given]:
+    if own := [name for name in setup.env if name not in given]:
         yield f"Not by hand: the recipe itself sets {', '.join(own)}."
         return
-    layout = outer.layout
+    layout = setup.layout
     sweep = ["commbench", "sweep", *narrowed, *options]
-    variables = effective.applied({"OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1")}, outer.env)
-    without = [word for name, value in outer.env.items() if value == effective.UNSET for word in ("-u", name)]
+    variables = effective.applied({"OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS", "1")}, setup.env)
+    without = [word for name, value in setup.env.items() if value == effective.UNSET for word in ("-u", name)]
     setting = ["env", *without, *(f"{name}={value}" for name, value in variables.items())]
     rank = [*setting, python, "-m", *sweep]
-    able = transports.entry(outer.transport).launchers
+    able = transports.entry(setup.transport).launchers
     if "torchrun" in able:
         torchrun = [*setting, python, "-m", "torch.distributed.run"]
         yield "torchrun, on one machine:"
@@ -97,17 +97,17 @@ def _by_hand(
         yield "srun, inside an allocation:"
         yield f"  {_quoted(['srun', *slurm.step_size(layout), *slurm.STEP, *rank])}"
     if not {"torchrun", "mpiexec", "slurm"} & set(able):
-        yield f"Not by hand: transport {outer.transport} runs under --launcher {' or '.join(able)} only."
+        yield f"Not by hand: transport {setup.transport} runs under --launcher {' or '.join(able)} only."
 
 
-def _narrowed(words: Sequence[str], outer: Outer, bound: bool) -> list[str]:
+def _narrowed(words: Sequence[str], setup: Setup, bound: bool) -> list[str]:
     """Return the words for one set-up alone, with its binding where some are bound."""
     keys = [word.partition("=")[0] if "=" in word else "" for word in words]  # the recipe has none
     kept = [word for word, key in zip(words, keys, strict=True) if key not in _ONE_VALUE and key[:4] != "env."]
-    place = [f"transport={outer.transport}", f"nodes={outer.nodes}", f"ranks_per_node={outer.ranks_per_node}"]
-    place += [f"binding={outer.binding}"] if bound else []
-    place += [f"cpu_masks={outer.cpu_masks}"] if outer.cpu_masks else []
-    place += [] if outer.binding_memory else ["binding_memory=off"]
+    place = [f"transport={setup.transport}", f"nodes={setup.nodes}", f"ranks_per_node={setup.ranks_per_node}"]
+    place += [f"binding={setup.binding}"] if bound else []
+    place += [f"cpu_masks={setup.cpu_masks}"] if setup.cpu_masks else []
+    place += [] if setup.binding_memory else ["binding_memory=off"]
     return [*kept, *place]
 
 

@@ -51,11 +51,11 @@ def check_emulated(env: Mapping[str, str]) -> None:
 
 
 def command(job_path: Path, job: Job) -> list[str]:
-    library = mpi_library.find(job.outer.env)
-    emulated = job.outer.emulated is not None
+    library = mpi_library.find(job.setup.env)
+    emulated = job.setup.emulated is not None
     if emulated:
-        check_emulated(job.outer.env)
-    layout = job.outer.layout
+        check_emulated(job.setup.env)
+    layout = job.setup.layout
     # -m mpi4py: an exception that escapes the worker aborts all ranks.
     tail = [sys.executable, "-m", "mpi4py", "-m", "commbench.measure.rank", str(job_path)]
     per_node = layout.ranks_per_node
@@ -76,10 +76,10 @@ def words(
 
 def environment(job: Job) -> dict[str, str]:
     """Return what Open MPI's mpiexec wants to see; others do not look at it."""
-    library = mpi_library.find(job.outer.env)
+    library = mpi_library.find(job.setup.env)
     if library.family != "openmpi":
         return {}
-    emulated = job.outer.emulated is not None
+    emulated = job.setup.emulated is not None
     # Before it runs for root, as in containers; who may make a network only in a user namespace is root in there.
     root = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") if emulated or os.geteuid() == 0 else ()
     return dict.fromkeys(root, "1") | (_on_nodes(job, library.major) if emulated else {})

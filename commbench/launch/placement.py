@@ -21,7 +21,7 @@ from commbench.machine import gpus, sysfs
 from commbench.machine.driver import bus_id
 from commbench.machine.machine import Machine, PciDevice
 from commbench.rank_info import RankInfo
-from commbench.records import Outer, PlannedCase
+from commbench.records import PlannedCase, Setup
 
 _ELSEWHERE = "slurm"  # the launcher whose ranks are on other hosts than the sweep
 
@@ -31,54 +31,54 @@ def _machine() -> Machine:
     return sysfs.read()
 
 
-def here(outer: Outer, local_size: int, allowed: Collection[int]) -> list[Placement]:
+def here(setup: Setup, local_size: int, allowed: Collection[int]) -> list[Placement]:
     """Return the places of all `local_size` ranks of this host, which may use the CPUs `allowed`.
 
     Raises `CommbenchError`.
     """
-    seen = _gpus(_machine(), outer, local_size)
+    seen = _gpus(_machine(), setup, local_size)
     placed = policies.placements(
         _machine(),
-        outer.binding,
+        setup.binding,
         local_size,
         allowed=allowed,
         devices=[device for device, _ in seen],
-        masks=policies.parse_masks(outer.cpu_masks) if outer.cpu_masks else (),
-        memory=outer.binding_memory,
+        masks=policies.parse_masks(setup.cpu_masks) if setup.cpu_masks else (),
+        memory=setup.binding_memory,
         allowed_memory=affinity.allowed_memory(),
     )
     if any(place.memory_nodes is not None for place in placed) and (refused := affinity.unsupported_memory_policy()):
-        raise affinity.memory_problem(outer.binding, refused)
-    if outer.binding not in ("pci", "worst"):
+        raise affinity.memory_problem(setup.binding, refused)
+    if setup.binding not in ("pci", "worst"):
         return placed
     return [replace(place, gpu=uuid) for place, (_, uuid) in zip(placed, seen, strict=True)]
 
 
-def _gpus(machine: Machine, outer: Outer, local_size: int) -> list[tuple[PciDevice | None, str]]:
+def _gpus(machine: Machine, setup: Setup, local_size: int) -> list[tuple[PciDevice | None, str]]:
     """Return for each local rank the GPU that it will use, and its UUID; (None, "") where it uses none."""
     none: tuple[PciDevice | None, str] = (None, "")
-    if not transports.entry(outer.transport).gpus:
+    if not transports.entry(setup.transport).gpus:
         return [none] * local_size
-    visible = gpus.visible(variables.applied(os.environ, outer.env))
+    visible = gpus.visible(variables.applied(os.environ, setup.env))
     by_bus_id = {gpu.pci_bus_id: gpu for gpu in machine.gpus}
     usable = [(by_bus_id.get(bus_id(where)), uuid) for uuid, where in visible]
     if len(usable) == 1:  # a launcher may show each rank its own alone
         return usable * local_size
-    ranks = [outer.layout.local(rank) if outer.virtual_hosts else rank for rank in range(local_size)]
+    ranks = [setup.layout.local(rank) if setup.virtual_hosts else rank for rank in range(local_size)]
     return [usable[rank] if rank < len(usable) else none for rank in ranks]
 
 
-def of_launch(outer: Outer, launcher: str) -> list[Placement]:
+def of_launch(setup: Setup, launcher: str) -> list[Placement]:
     """Return the places of a launch's ranks, by the parent that starts it; none where each rank does so itself."""
-    if outer.binding == "none" or launcher == _ELSEWHERE or _on_hosts(outer, launcher):
+    if setup.binding == "none" or launcher == _ELSEWHERE or _on_hosts(setup, launcher):
         return []
-    return here(outer, outer.layout.ranks, os.sched_getaffinity(0))
+    return here(setup, setup.layout.ranks, os.sched_getaffinity(0))
 
 
-def _on_hosts(outer: Outer, launcher: str) -> bool:
+def _on_hosts(setup: Setup, launcher: str) -> bool:
     """Return whether masks say that mpiexec spreads the ranks over several hosts: one for each rank of a node."""
-    masks = outer.cpu_masks.count(";") + 1
-    return launcher == "mpiexec" and outer.binding == "explicit" and masks == outer.layout.ranks_per_node
+    masks = setup.cpu_masks.count(";") + 1
+    return launcher == "mpiexec" and setup.binding == "explicit" and masks == setup.layout.ranks_per_node
 
 
 def check(
@@ -90,40 +90,40 @@ def check(
     this host if somebody else has started them.
     """
     problems: dict[str, EnvironmentProblem] = {}
-    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
-    bound = {key: outer for key, outer in outers.items() if outer.binding != "none"}
-    for key, outer in bound.items():
-        launcher = launchers[outer.transport]
-        if outer.binding == "explicit":
-            ranks = {outer.layout.ranks_per_node, *([] if launcher == _ELSEWHERE else [outer.layout.ranks])}
-            masks = policies.parse_masks(outer.cpu_masks)
+    setups = {item.case.setup.key: item.case.setup for item in planned if not item.skip}
+    bound = {key: setup for key, setup in setups.items() if setup.binding != "none"}
+    for key, setup in bound.items():
+        launcher = launchers[setup.transport]
+        if setup.binding == "explicit":
+            ranks = {setup.layout.ranks_per_node, *([] if launcher == _ELSEWHERE else [setup.layout.ranks])}
+            masks = policies.parse_masks(setup.cpu_masks)
             if joined or len(masks) not in ranks:
                 policies.check_masks(masks, joined or max(ranks))
         try:
             if joined:
-                here(outer, joined, affinity.limit())
+                here(setup, joined, affinity.limit())
             else:
-                of_launch(outer, launcher)
+                of_launch(setup, launcher)
         except EnvironmentProblem as problem:
             problems[key] = problem
-    if problems and len(problems) == len(outers):
+    if problems and len(problems) == len(setups):
         raise next(iter(problems.values()))
-    local = [outer.binding for key, outer in bound.items() if joined or launchers[outer.transport] != _ELSEWHERE]
+    local = [setup.binding for key, setup in bound.items() if joined or launchers[setup.transport] != _ELSEWHERE]
     if len(_machine().nodes) == 1 and (alike := [name for name in policies.BY_NODE if name in local]):
         one = f"binding={alike[0]} gives" if len(alike) == 1 else f"bindings {', '.join(alike)} all give"
         note(f"this machine has one NUMA node: {one} every rank the same CPUs, so these policies cannot differ here")
     reasons = {key: f"{problem}; {problem.hint}" for key, problem in problems.items()}
-    return [replace(item, skip=item.skip or reasons.get(item.case.outer.key, "")) for item in planned]
+    return [replace(item, skip=item.skip or reasons.get(item.case.setup.key, "")) for item in planned]
 
 
-def describe(outer: Outer, launcher: str) -> list[str]:
+def describe(setup: Setup, launcher: str) -> list[str]:
     """Say for a dry run where each rank would be, and why."""
-    if outer.binding == "none":
+    if setup.binding == "none":
         return ["binding=none: every rank as it is started"]
-    placed = of_launch(outer, launcher)
+    placed = of_launch(setup, launcher)
     if not placed:
-        return [f"{outer.binding_text}: each rank works out its place on the host that it is on"]
-    return [f"{outer.binding_text}, local rank {rank}: {place}" for rank, place in enumerate(placed)]
+        return [f"{setup.binding_text}: each rank works out its place on the host that it is on"]
+    return [f"{setup.binding_text}, local rank {rank}: {place}" for rank, place in enumerate(placed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +163,17 @@ class RankPlacement:
 
 def take(job: Job, info: RankInfo) -> RankPlacement:
     """Put this rank where it shall be, before it loads what allocates; its threads and children will inherit."""
-    outer = job.outer
+    setup = job.setup
     placement = _mine(job, info)
     if placement is not None:
-        affinity.apply(outer.binding, placement)
-    return RankPlacement(outer.binding, placement, strangers=transports.entry(outer.transport).gpus)
+        affinity.apply(setup.binding, placement)
+    return RankPlacement(setup.binding, placement, strangers=transports.entry(setup.transport).gpus)
 
 
 def _mine(job: Job, info: RankInfo) -> Placement | None:
-    if job.outer.binding == "none":
+    if job.setup.binding == "none":
         return None
     if job.host == platform.node() and len(job.placements) == info.local_size:
         return job.placements[info.local_rank]
     # Not the affinity that it was started with: a launcher that has pinned it shall be noticed, not obeyed.
-    return here(job.outer, info.local_size, affinity.limit())[info.local_rank]
+    return here(job.setup, info.local_size, affinity.limit())[info.local_rank]

@@ -56,7 +56,7 @@ def command(job_path: Path, job: Job) -> list[str]:
     return [
         "srun",
         f"--job-name={job_name(job_path.parent)}",
-        *step_size(job.outer.layout),
+        *step_size(job.setup.layout),
         *STEP,
         *(["--overlap"] if inside_step else []),
         *worker(job_path),

@@ -72,8 +72,8 @@ def _submit(job_path: Path, job: Job) -> Any:
     executor = submitit.AutoExecutor(folder=job.folder / "submitit", cluster="slurm")
     executor.update_parameters(
         name=slurm.job_name(job.folder),
-        nodes=job.outer.layout.nodes,
-        tasks_per_node=job.outer.layout.ranks_per_node,
+        nodes=job.setup.layout.nodes,
+        tasks_per_node=job.setup.layout.ranks_per_node,
         timeout_min=minutes(job),
         slurm_exclusive=True,
         slurm_srun_args=list(slurm.STEP),

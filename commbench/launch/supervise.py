@@ -89,8 +89,8 @@ def watch(job: Job, launcher: str, on_event: Callable[[dict[str, Any]], None], r
     path = job.save()
     starter = launch.get(launcher)
     command = starter.command(path, job)
-    if job.outer.emulated:
-        command = fabric.wrap(command, job.outer.emulated)
+    if job.setup.emulated:
+        command = fabric.wrap(command, job.setup.emulated)
     watched = Watch(job, on_event, read_more)
     process = Process(command, _environment(job, starter), job.folder / "launcher.log")
     try:
@@ -110,12 +110,12 @@ def watch(job: Job, launcher: str, on_event: Callable[[dict[str, Any]], None], r
 
 def _environment(job: Job, starter: launch.Launcher) -> dict[str, str]:
     """Return the variables of the ranks: the parent's, those of the launcher, and those that the job is about."""
-    asked = job.outer.env
-    own = {variables.BINDING: job.outer.binding}
-    if job.outer.emulated:
-        own[variables.FABRIC] = str(job.outer.emulated)
+    asked = job.setup.env
+    own = {variables.BINDING: job.setup.binding}
+    if job.setup.emulated:
+        own[variables.FABRIC] = str(job.setup.emulated)
     environment = variables.applied({**rank_environment(starter.environment(job)), **own}, asked)
-    if job.outer.transport == "nccl" and not job.program:  # which would not read what NCCL has written
+    if job.setup.transport == "nccl" and not job.program:  # which would not read what NCCL has written
         environment |= variables.nccl_log(job.folder, asked, environment)
     return environment
 
@@ -156,7 +156,7 @@ def explain(job: Job, launcher: str) -> Reason:
     said = log.read_text(errors="replace") if log.exists() else ""
     if not exits and not own:
         text = launch.get(launcher).explain(said) or text
-    if job.outer.emulated:
+    if job.setup.emulated:
         text = fabric.explain(said) or text
     return Reason(text, log, disk_full)
 

@@ -18,7 +18,7 @@ def command(job_path: Path, job: Job) -> list[str]:
         "--standalone",
         "--max-restarts=0",
         "--monitor-interval=0.1",
-        f"--nproc-per-node={job.outer.layout.ranks}",
+        f"--nproc-per-node={job.setup.layout.ranks}",
         "-m",
         "commbench.measure.rank",
         str(job_path),

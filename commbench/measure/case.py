@@ -22,7 +22,7 @@ from commbench.measure.diagnosis import WrongOutput
 from commbench.measure.events import Events
 from commbench.measure.usage import Meter
 from commbench.rank_info import RankInfo
-from commbench.records import Case, Measurement, Outer, Status
+from commbench.records import Case, Measurement, Setup, Status
 from commbench.run_folder import RunFolder, append_line
 from commbench.stats import p95
 from commbench.transports.base import Ready, Transport
@@ -43,9 +43,9 @@ class Unmeasured(Exception):
 class _CheckedData(loop.Observer):
     """The data of a case on this rank: fresh before calls, compared after them."""
 
-    def __init__(self, checker: verify.Checker, pairs: list[Pair], events: Events, outer: Outer) -> None:
+    def __init__(self, checker: verify.Checker, pairs: list[Pair], events: Events, setup: Setup) -> None:
         self.checker = checker
-        self.outer = outer
+        self.setup = setup
         self.meter: Meter | None = None
         self.transport = checker.transport
         self.pairs = pairs
@@ -74,7 +74,7 @@ class _CheckedData(loop.Observer):
     def arm(self) -> None:
         """Load data that no call has had yet into all pairs: only timed calls can bring the right output."""
         self.load(_TIMED_SALT, self.pairs)
-        self.meter = Meter(self.outer, self.transport)
+        self.meter = Meter(self.setup, self.transport)
 
     def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
         """Count the elements, over all ranks, that are wrong after the call numbered `salt` in the `used` pairs."""
@@ -107,7 +107,7 @@ class _CaseOnRank:
         self.spec = case.spec
         self.collective = collectives.get(case.collective)
         self.algorithm = algorithms.get(case.collective, case.algorithm)
-        self.partition = job.outer.layout.partition(case.groups)
+        self.partition = job.setup.layout.partition(case.groups)
         self.group = next(index for index, ranks in enumerate(self.partition) if info.rank in ranks)
         self.rank = self.partition[self.group].index(info.rank)
         self.pair_count = 0
@@ -205,7 +205,7 @@ class _CaseOnRank:
         # Groups have data of their own: a block of another group is a wrong one.
         seed = case.seed + (self.group << 48)
         checker = verify.Checker(transport, self.collective, self.spec, self.rank, seed)
-        data = _CheckedData(checker, pairs, self.events, self.job.outer)
+        data = _CheckedData(checker, pairs, self.events, self.job.setup)
         # Two calls with different data: a result of the last call would pass the first one only.
         for salt in (1, 2):
             if bad := data.call(ready[0], salt):
@@ -280,7 +280,7 @@ def measure_case(
 
 def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
     """Return the fields of a measurement that follow from its times."""
-    transport, outer, info = on_rank.transport, on_rank.job.outer, on_rank.info
+    transport, setup, info = on_rank.transport, on_rank.job.setup, on_rank.info
     slowest = timing.slowest_us
     skew_us = timing.skew_us if timing.skew_us is not None else transport.timer(on_rank.case.mode).skew_us
     beside = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
@@ -297,7 +297,7 @@ def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
         "wrong": 0,
         "scratch_bytes": on_rank.algorithm.scratch_bytes(on_rank.spec),
         "buffer_pairs": on_rank.pair_count,
-        "links": fabric.links(outer.emulated) if outer.emulated else dict(transport.links()) or None,
+        "links": fabric.links(setup.emulated) if setup.emulated else dict(transport.links()) or None,
         **readback.clock(transport),
         **beside,
         **(samples.overlap_ratios(slowest, timing.beside) if beside else {}),

@@ -30,8 +30,8 @@ def main() -> None:
         # A signal to the whole tree asks the program to end in its own way; the parent ends this process by SIGKILL.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
-    size = job.outer.layout.ranks
-    shared = transports.load(job.outer.transport).before_fork(size)
+    size = job.setup.layout.ranks
+    shared = transports.load(job.setup.transport).before_fork(size)
     if job.program:
         importlib.import_module(job.program)  # once, and not by every rank
     rendezvous = job.folder / "rendezvous"

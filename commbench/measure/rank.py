@@ -40,8 +40,8 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
     folder = RunFolder(Path(job.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
     rank_placement = placement.take(job, info)
-    if job.outer.emulated:
-        fabric.enter(job.outer.layout.node(info.rank))
+    if job.setup.emulated:
+        fabric.enter(job.setup.layout.node(info.rank))
     events = Events(job, info.rank)  # after entering the network, which a thread from before would not see
     try:
         if job.program:
@@ -55,10 +55,10 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
 def _run_cases(
     job: Job, info: RankInfo, shared: Any, folder: RunFolder, events: Events, rank_placement: placement.RankPlacement
 ) -> None:
-    asked = job.outer.env
+    asked = job.setup.env
     variables.check(asked, os.environ)
     ports = infiniband.ports() if info.local_rank == 0 else {}
-    transport = transports.load(job.outer.transport)(job.transport_options)
+    transport = transports.load(job.setup.transport)(job.transport_options)
     transport.connect(info, shared)
     before = transport.device.condition()
     rank_placement.check_gpu(transport.device.identity())
@@ -140,7 +140,7 @@ def main() -> None:
     if info.launcher != "torchrun":  # which alone says where to meet
         info = replace(info, rendezvous=f"address:{job.folder / 'address'}")
     code = start_rank(job, info)
-    if code or job.outer.transport != "mpi":
+    if code or job.setup.transport != "mpi":
         os._exit(code)
     # MPICH takes leave of mpiexec when the process ends in the ordinary way; without that its mpiexec kills the others.
 

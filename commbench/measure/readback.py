@@ -43,7 +43,7 @@ def describe_rank(
         "shared_memory": cleanup.mapped(),
         "versions": dict(versions),
         "device": dict(device),
-        "environment": {name: os.environ.get(name) for name in job.outer.env},
+        "environment": {name: os.environ.get(name) for name in job.setup.env},
         **more,
     }
     write_atomically(job.folder / f"rank-{info.rank}.json", json.dumps(description))
@@ -51,16 +51,16 @@ def describe_rank(
 
 def fabric_of(job: Job, transport: Transport) -> Fabric:
     """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
-    layout = job.outer.layout
-    host = fabric.identity() if job.outer.emulated else zlib.crc32(platform.node().encode())
+    layout = job.setup.layout
+    host = fabric.identity() if job.setup.emulated else zlib.crc32(platform.node().encode())
     hosts = [row[0] for row in transport.all_gather([float(host)])]
     if layout.nodes == 1 or len(set(hosts)) == 1:
         kind = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
-        if job.outer.virtual_hosts:
+        if job.setup.virtual_hosts:
             kind = Fabric.VIRTUAL
-        mixed = len(set(hosts)) > 1 or job.outer.emulated is not None
+        mixed = len(set(hosts)) > 1 or job.setup.emulated is not None
     else:
-        kind = Fabric.EMULATED if job.outer.emulated else Fabric.REAL
+        kind = Fabric.EMULATED if job.setup.emulated else Fabric.REAL
         groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
         mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
     if mixed:

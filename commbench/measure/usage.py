@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench import fabric
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.transports.base import Transport
 
 _IDLE = (3, 4)  # columns of /proc/stat: idle, and idle while something waits for a disk
@@ -18,11 +18,11 @@ _ALL = 8  # user, nice, system, idle, iowait, irq, softirq, steal; what follows 
 class Meter:
     """What a measurement used beside time: the CPUs, and the links of an emulated fabric by their own counters."""
 
-    def __init__(self, outer: Outer, transport: Transport) -> None:
+    def __init__(self, setup: Setup, transport: Transport) -> None:
         self._transport = transport
-        self._emulated = outer.emulated
-        self._ranks_per_node = outer.ranks_per_node
-        self._speaks = transport.rank % outer.ranks_per_node == 0  # for its node
+        self._emulated = setup.emulated
+        self._ranks_per_node = setup.ranks_per_node
+        self._speaks = transport.rank % setup.ranks_per_node == 0  # for its node
         self._before, self._ticks = self._counters(), _ticks()
 
     def read(self, calls: int) -> dict[str, Any]:

@@ -75,9 +75,9 @@ class SweepConfig:
             elif item.name == "env":
                 keys["env"] = value
             elif item.name in _NAMES:
-                outer, _, inner = _NAMES[item.name].partition(".")
+                setup, _, inner = _NAMES[item.name].partition(".")
                 shown = None if value in ("", []) else value
-                keys[outer] = {**keys.get(outer, {}), inner: shown} if inner else shown
+                keys[setup] = {**keys.get(setup, {}), inner: shown} if inner else shown
         return keys
 
     @property

@@ -174,19 +174,19 @@ def _configure(request: prepare.SweepRequest, rank: RankInfo) -> tuple[str, list
 
 def _check_one_launch(planned: Sequence[PlannedCase], rank: RankInfo) -> None:
     """Raise `UsageError` where these ranks cannot measure the whole plan."""
-    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
-    if len(outers) != 1:
+    setups = {item.case.setup.key: item.case.setup for item in planned if not item.skip}
+    if len(setups) != 1:
         raise UsageError(
-            f"{len(outers)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
+            f"{len(setups)} set-ups were asked for, but one launch by {rank.started_by} can measure one",
             hint="transport, nodes, ranks_per_node, layout, binding and env.NAME take one value here",
         )
-    outer = next(iter(outers.values()))
-    if outer.env:
+    setup = next(iter(setups.values()))
+    if setup.env:
         raise UsageError("env.NAME comes too late here", hint=f"set the variables where {rank.started_by} is started")
-    if outer.layout.ranks != rank.size:
+    if setup.layout.ranks != rank.size:
         raise UsageError(
             f"{rank.started_by} started {rank.size} ranks, but nodes x ranks_per_node is "
-            f"{outer.nodes} x {outer.ranks_per_node} = {outer.layout.ranks}",
+            f"{setup.nodes} x {setup.ranks_per_node} = {setup.layout.ranks}",
             hint="leave both out to take the launcher's layout",
         )
 
@@ -198,7 +198,7 @@ def _job(folder: RunFolder, sweep: Sweep) -> Job:
         run_dir=str(folder.path.resolve()),
         attempt="joined",
         launch=0,
-        outer=item.outer,
+        setup=item.setup,
         cases=item.cases,
         timeout_s=sweep.timeout_s,
     )

@@ -12,7 +12,7 @@ from commbench.algorithms.base import Algorithm
 from commbench.collectives.base import Collective
 from commbench.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
 from commbench.errors import UsageError
-from commbench.records import Case, Outer, PlannedCase, Policy
+from commbench.records import Case, PlannedCase, Policy, Setup
 from commbench.spec import DTYPES, Arguments
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.keys import FABRIC, KEYS, LAYER, SIZE_KEYS
@@ -24,7 +24,7 @@ class Launch:
     """One start of a process group and the cases that it measures, in this order."""
 
     index: int  # the round: 0 .. launches - 1
-    outer: Outer
+    setup: Setup
     cases: tuple[Case, ...]
 
 
@@ -51,20 +51,20 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
     )
     wanted = list(collectives.EVERY) if "all" in config.collective else config.collective
     _reject_unknown_ways(config, wanted)
-    for outer in _outers(config):
+    for setup in _setups(config):
         for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):
-            sizes = _sizes(config, collectives.get(name), outer, groups, dtype)
+            sizes = _sizes(config, collectives.get(name), setup, groups, dtype)
             for in_place, overlap, mode, buffers, cache in itertools.product(
                 config.in_place, config.overlap, config.mode, config.buffers, config.cache
             ):
                 for algorithm, params in _ways(config, name):
-                    if _pointless(config, outer, algorithms.get(name, algorithm), buffers):
+                    if _pointless(config, setup, algorithms.get(name, algorithm), buffers):
                         continue
                     demands = algorithms.get(name, algorithm).demands
                     implied = {key: value for key, value in demands.items() if key not in config.arguments}
                     for size, arguments, reason in sizes:
                         case = Case(
-                            outer=outer,
+                            setup=setup,
                             collective=name,
                             algorithm=algorithm,
                             params=params,
@@ -83,15 +83,15 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
                         yield PlannedCase(case=case, skip=reason or _skip_reason(case))
 
 
-def _pointless(config: SweepConfig, outer: Outer, algorithm: Algorithm, buffers: str) -> bool:
+def _pointless(config: SweepConfig, setup: Setup, algorithm: Algorithm, buffers: str) -> bool:
     """Return whether nobody means this: it would be skipped, and readers of the results would have to skip it."""
     if not algorithm.one_sided:
         return False
-    unwanted = "all" in config.algorithm and not transports.entry(outer.transport).one_sided
+    unwanted = "all" in config.algorithm and not transports.entry(setup.transport).one_sided
     return unwanted or (buffers != "symmetric" and "symmetric" in config.buffers)
 
 
-def _outers(config: SweepConfig) -> Iterator[Outer]:
+def _setups(config: SweepConfig) -> Iterator[Setup]:
     shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
     shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
@@ -99,7 +99,7 @@ def _outers(config: SweepConfig) -> Iterator[Outer]:
         fabrics += [(None, True)] if "virtual" in config.fabric else []
         env = itertools.product(*config.env.values())
         for (emulated, virtual), values, policy in itertools.product(fabrics, env, config.binding):
-            yield Outer(
+            yield Setup(
                 transport=transport,
                 nodes=nodes,
                 ranks_per_node=ranks_per_node,
@@ -136,10 +136,10 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
 
 
 def _sizes(
-    config: SweepConfig, collective: Collective, outer: Outer, groups: str, dtype: str
+    config: SweepConfig, collective: Collective, setup: Setup, groups: str, dtype: str
 ) -> list[tuple[int, Arguments, str]]:
     """Return (size, arguments, why not): rounded, unique, ascending; a size that cannot be has a reason."""
-    layout, unsupported = outer.layout, outer.layout.unsupported(groups)
+    layout, unsupported = setup.layout, setup.layout.unsupported(groups)
     axes = {key: config.arguments.get(key, [item.default]) for key, item in collective.arguments.items()}
     sizes: dict[str, tuple[int, Arguments, str]] = {}
     for values in itertools.product(*axes.values()):
@@ -205,10 +205,10 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
         used |= {*item.case.params, *item.case.arguments}
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
-        if emulated := item.case.outer.emulated:
+        if emulated := item.case.setup.emulated:
             used |= _EMULATED if emulated.spines > 1 else _EMULATED - {"routing"}
-        used |= {"binding_memory"} if item.case.outer.binding != "none" else set()
-        used |= {"cpu_masks"} if item.case.outer.cpu_masks else set()
+        used |= {"binding_memory"} if item.case.setup.binding != "none" else set()
+        used |= {"cpu_masks"} if item.case.setup.cpu_masks else set()
         if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
             used.add("model_dim")
         if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
@@ -220,44 +220,44 @@ def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None
 
 
 def _skip_reason(case: Case) -> str:
-    collective, entry = collectives.get(case.collective), transports.entry(case.outer.transport)
+    collective, entry = collectives.get(case.collective), transports.entry(case.setup.transport)
     spec = case.spec
     if spec.ranks < 2:
-        where = "" if case.groups == "world" else f"groups={case.groups} of {case.outer.layout}: "
+        where = "" if case.groups == "world" else f"groups={case.groups} of {case.setup.layout}: "
         return f"{where}one rank has nobody to exchange with"
-    if case.outer.emulated and not 2 <= case.outer.nodes <= MOST_NODES:
-        return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.outer.layout} has {case.outer.nodes}"
-    if case.outer.emulated and case.outer.emulated.slow_link:
-        node, _, _ = parse_slow_link(case.outer.emulated.slow_link)
-        if node >= case.outer.nodes:
-            return f"slow_link={case.outer.emulated.slow_link}: the nodes are 0 .. {case.outer.nodes - 1}"
-    if case.outer.virtual_hosts and not entry.virtual_hosts:
-        return f"{case.outer.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
-    if case.outer.virtual_hosts and case.outer.nodes < 2:
-        return f"virtual hosts are at least 2, layout {case.outer.layout} has {case.outer.nodes}"
-    if case.outer.emulated and "GLOO_SOCKET_IFNAME" in case.outer.env:
+    if case.setup.emulated and not 2 <= case.setup.nodes <= MOST_NODES:
+        return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.setup.layout} has {case.setup.nodes}"
+    if case.setup.emulated and case.setup.emulated.slow_link:
+        node, _, _ = parse_slow_link(case.setup.emulated.slow_link)
+        if node >= case.setup.nodes:
+            return f"slow_link={case.setup.emulated.slow_link}: the nodes are 0 .. {case.setup.nodes - 1}"
+    if case.setup.virtual_hosts and not entry.virtual_hosts:
+        return f"{case.setup.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
+    if case.setup.virtual_hosts and case.setup.nodes < 2:
+        return f"virtual hosts are at least 2, layout {case.setup.layout} has {case.setup.nodes}"
+    if case.setup.emulated and "GLOO_SOCKET_IFNAME" in case.setup.env:
         return "on an emulated fabric gloo uses its links; env.GLOO_SOCKET_IFNAME would be overwritten"
-    if case.outer.emulated and entry.not_emulated:
-        return f"{case.outer.transport} does not run on an emulated fabric: {entry.not_emulated}"
+    if case.setup.emulated and entry.not_emulated:
+        return f"{case.setup.transport} does not run on an emulated fabric: {entry.not_emulated}"
     if case.size_bytes == 0:
         return f"the size rounds down to 0 for {spec.ranks} ranks"
     if case.dtype not in (entry.reduces if collective.reduces(case.arguments) else entry.dtypes):
-        return f"{case.outer.transport} cannot do {case.collective} on {case.dtype}"
+        return f"{case.setup.transport} cannot do {case.collective} on {case.dtype}"
     if case.buffers not in entry.buffers:
-        return f"{case.outer.transport} has no {case.buffers} buffers"
+        return f"{case.setup.transport} has no {case.buffers} buffers"
     if case.mode not in entry.modes:
-        return f"{case.outer.transport} has no mode {case.mode}"
+        return f"{case.setup.transport} has no mode {case.mode}"
     if case.in_place and collective.in_place(spec, 0) is None:
         return f"{case.collective} is not defined in place"
     if case.overlap != "none" and (not entry.overlaps or case.mode != "isolated"):
         return (
             "only isolated calls have something beside them"
             if entry.overlaps
-            else (f"{case.outer.transport} has nothing to compute beside")
+            else (f"{case.setup.transport} has nothing to compute beside")
         )
     algorithm = algorithms.get(case.collective, case.algorithm)
     if algorithm.one_sided and not entry.one_sided:
-        return f"over {case.outer.transport} no rank can write into the memory of another"
+        return f"over {case.setup.transport} no rank can write into the memory of another"
     for key, value in algorithm.demands.items():
         if case.arguments[key] != value:
             return f"{algorithm.name} needs {key}={value}"
@@ -267,31 +267,31 @@ def _skip_reason(case: Case) -> str:
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
     """Yield all launches in the order in which they run.
 
-    Round by round, so that slow drift meets every outer point alike; within a launch the cases are in an order drawn
-    from the seed, and within a round the outer points are, too: every second round has the reverse of the one before,
+    Round by round, so that slow drift meets every set-up alike; within a launch the cases are in an order drawn
+    from the seed, and within a round the set-ups are, too: every second round has the reverse of the one before,
     so that each of two that are compared comes first as often as the other.
     """
-    by_outer: dict[str, list[Case]] = {}
+    by_setup: dict[str, list[Case]] = {}
     for item in planned:
         if not item.skip:
-            by_outer.setdefault(item.case.outer.key, []).append(item.case)
-    rounds = max((case.policy.launches for cases in by_outer.values() for case in cases), default=0)
+            by_setup.setdefault(item.case.setup.key, []).append(item.case)
+    rounds = max((case.policy.launches for cases in by_setup.values() for case in cases), default=0)
     for index in range(rounds):
-        outers = list(by_outer)
-        random.Random(f"{seed}/{index - index % 2}").shuffle(outers)
+        setups = list(by_setup)
+        random.Random(f"{seed}/{index - index % 2}").shuffle(setups)
         if index % 2:
-            outers.reverse()
-        for key in outers:
-            cases = [case for case in by_outer[key] if index < case.policy.launches]
+            setups.reverse()
+        for key in setups:
+            cases = [case for case in by_setup[key] if index < case.policy.launches]
             random.Random(f"{seed}/{index}/{key}").shuffle(cases)
             if cases:
-                yield Launch(index=index, outer=cases[0].outer, cases=tuple(cases))
+                yield Launch(index=index, setup=cases[0].setup, cases=tuple(cases))
 
 
 def estimate_s(planned: Sequence[PlannedCase]) -> float:
     """Guess the whole run's seconds: every measurement takes its cap at the most, and each launch starts."""
     runnable = [item.case for item in planned if not item.skip]
-    per_launch = {item.outer.key: item.policy.launches for item in runnable}
+    per_launch = {item.setup.key: item.policy.launches for item in runnable}
     return sum(case.policy.cap_s * case.policy.launches for case in runnable) + 3.0 * sum(per_launch.values())
 
 
@@ -320,16 +320,16 @@ def describe(planned: Sequence[PlannedCase]) -> list[str]:
     if not runnable:
         return ["no case can run"]
     sizes = sorted({case.size_bytes for case in runnable})
-    outers = {case.outer.key: case.outer for case in runnable}
+    setups = {case.setup.key: case.setup for case in runnable}
     names = sorted({case.label for case in runnable})
     lines = [
         f"{len(runnable)} cases, {len(planned) - len(runnable)} skipped; "
-        f"{len(outers)} set-up{'s' if len(outers) > 1 else ''} x {runnable[0].policy.launches} launches",
+        f"{len(setups)} set-up{'s' if len(setups) > 1 else ''} x {runnable[0].policy.launches} launches",
         f"sizes: {len(sizes)} from {format_size(sizes[0])} to {format_size(sizes[-1])}",
         f"algorithms: {', '.join(names)}",
         *(f"{what}: {', '.join(values)}" for what, values in _axes(runnable).items()),
     ]
-    lines += [f"set-up: {outer}" for outer in list(outers.values())[:8]]
-    if len(outers) > 8:
-        lines.append(f"set-up: and {len(outers) - 8} more")
+    lines += [f"set-up: {setup}" for setup in list(setups.values())[:8]]
+    if len(setups) > 8:
+        lines.append(f"set-up: and {len(setups) - 8} more")
     return lines

@@ -24,6 +24,7 @@ from commbench.machine import describe, gpus, metadata, sysfs
 from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, PlannedCase
 from commbench.run_folder import RunFolder, timestamp
+from commbench.serialise import as_dict
 from commbench.sweep import config, plan, recipes
 from commbench.sweep.keys import KEYS
 from commbench.units import format_seconds, format_size
@@ -122,27 +123,27 @@ def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) 
     The plan, with a reason to skip the cases that would not use it. Raises that reason where no case is left.
     """
     problems: dict[str, EnvironmentProblem] = {}  # of set-ups
-    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
-    for key, outer in outers.items():
-        if outer.emulated is None:
+    setups = {item.case.setup.key: item.case.setup for item in planned if not item.skip}
+    for key, setup in setups.items():
+        if setup.emulated is None:
             continue
-        if (launcher := launchers[outer.transport]) not in EMULATING:
-            able = [name for name in transports.entry(outer.transport).launchers if name in EMULATING]
+        if (launcher := launchers[setup.transport]) not in EMULATING:
+            able = [name for name in transports.entry(setup.transport).launchers if name in EMULATING]
             raise UsageError(
                 f"fabric=emulated does not run under {launcher}: its ranks start on this machine, in networks of it",
                 hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(able)}",
             )
         try:
-            launch.get(launcher).check_emulated(outer.env)
+            launch.get(launcher).check_emulated(setup.env)
         except EnvironmentProblem as problem:
             problems[key] = problem
-    if problems and len(problems) == len(outers):
+    if problems and len(problems) == len(setups):
         raise next(iter(problems.values()))
-    for emulated in dict.fromkeys(outer.emulated for key, outer in outers.items() if key not in problems):
+    for emulated in dict.fromkeys(setup.emulated for key, setup in setups.items() if key not in problems):
         if emulated is not None:
             fabric.check(emulated)
     reasons = {key: str(problem) for key, problem in problems.items()}
-    return [replace(item, skip=item.skip or reasons.get(item.case.outer.key, "")) for item in planned]
+    return [replace(item, skip=item.skip or reasons.get(item.case.setup.key, "")) for item in planned]
 
 
 def expand(configs: Sequence[config.SweepConfig]) -> list[PlannedCase]:
@@ -168,16 +169,16 @@ def create(
     """
     folder = RunFolder.create(request.out, configs[0].recipe)
     folder.lock.take()
-    lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": asdict(item.case)} for item in planned]
+    lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": as_dict(item.case)} for item in planned]
     digest = folder.write_plan(lines)
     machine = metadata.collect()
     (folder.path / "config.yaml").write_text(show_config(configs))
     folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
-    outers = {item.case.outer.key: item.case.outer for item in planned}
+    setups = {item.case.setup.key: item.case.setup for item in planned}
     folder.write_json(
         "topology.json",
         {
-            "layouts": [asdict(outer.layout) for outer in outers.values()],
+            "layouts": [asdict(setup.layout) for setup in setups.values()],
             "machine": describe.dictionary(sysfs.read()),  # of the host that began the run
         },
     )
@@ -226,7 +227,7 @@ def show_plan(request: SweepRequest, planned: Sequence[PlannedCase], launchers: 
         import json
 
         for item in planned:
-            line = {"case_id": item.case.case_id, "skip": item.skip, **asdict(item.case)}
+            line = {"case_id": item.case.case_id, "skip": item.skip, **as_dict(item.case)}
             sys.stdout.write(json.dumps(line) + "\n")
         return
     lines = plan.describe(planned)
@@ -236,19 +237,19 @@ def show_plan(request: SweepRequest, planned: Sequence[PlannedCase], launchers: 
             skipped[item.skip] = skipped.get(item.skip, 0) + 1
     lines += [f"skipped: {count} x {reason}" for reason, count in skipped.items()]
     runnable = [item.case for item in planned if not item.skip]
-    most = max(case.size_bytes * case.outer.layout.ranks * 2 for case in runnable)
+    most = max(case.size_bytes * case.setup.layout.ranks * 2 for case in runnable)
     lines.append(f"largest case: {format_size(most)} of buffers on all ranks together")
-    outers = {case.outer.key: case.outer for case in runnable}
-    if any(outer.binding != "none" for outer in outers.values()):
-        bindings = (placement.describe(outer, launchers[outer.transport]) for outer in outers.values())
+    setups = {case.setup.key: case.setup for case in runnable}
+    if any(setup.binding != "none" for setup in setups.values()):
+        bindings = (placement.describe(setup, launchers[setup.transport]) for setup in setups.values())
         lines += dict.fromkeys(itertools.chain.from_iterable(bindings))
     seconds = format_seconds(plan.estimate_s(planned))
     lines.append(f"time: about {seconds} if every measurement uses its cap; single calls near the cap take longer")
-    for first in {item.outer.transport: item for item in runnable}.values():
-        job = Job(run_dir="RUN", attempt="LAUNCH", launch=0, outer=first.outer, cases=(first,))
-        words = launch.get(launchers[first.outer.transport]).command(Path("RUN/logs/LAUNCH/order.json"), job)
-        words = fabric.wrap(words, first.outer.emulated) if first.outer.emulated else words
-        lines.append(f"each launch over {first.outer.transport} runs: {shlex.join(words)}")
+    for first in {item.setup.transport: item for item in runnable}.values():
+        job = Job(run_dir="RUN", attempt="LAUNCH", launch=0, setup=first.setup, cases=(first,))
+        words = launch.get(launchers[first.setup.transport]).command(Path("RUN/logs/LAUNCH/order.json"), job)
+        words = fabric.wrap(words, first.setup.emulated) if first.setup.emulated else words
+        lines.append(f"each launch over {first.setup.transport} runs: {shlex.join(words)}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 
@@ -260,8 +261,8 @@ def show_script(request: SweepRequest, planned: Sequence[PlannedCase]) -> None:
     options = ["--out", str(request.out)] if request.out != plain.out else []
     options += ["--format", request.format] if request.format != plain.format else []
     options += [] if request.plots else ["--no-plots"]
-    outers = {item.case.outer.key: item.case.outer for item in planned if not item.skip}
-    text = job_script.text(request.words, list(outers.values()), seconds=plan.estimate_s(planned), options=options)
+    setups = {item.case.setup.key: item.case.setup for item in planned if not item.skip}
+    text = job_script.text(request.words, list(setups.values()), seconds=plan.estimate_s(planned), options=options)
     sys.stdout.write(text)
 
 

@@ -127,7 +127,7 @@ class Sweep:
         failed_starts = 0
         while pending := [case for case in item.cases if self._wants(case, item.index)]:
             job = self._job(item, pending)
-            what = f"launch {item.index + 1}, {item.outer}"
+            what = f"launch {item.index + 1}, {item.setup}"
             progress = self._watch(job, what)
             while self._waiting:
                 self._finish_if_complete(self._cases[self._waiting.pop()])
@@ -156,20 +156,20 @@ class Sweep:
     def _job(self, item: Launch, cases: Sequence[Case]) -> Job:
         self._settle()
         logs = self.folder.path / "logs"
-        attempts = (f"{item.index:03d}-{item.outer.key[:6]}-{number}" for number in range(10**6))
+        attempts = (f"{item.index:03d}-{item.setup.key[:6]}-{number}" for number in range(10**6))
         attempt = next(name for name in attempts if not (logs / name).exists())
         return Job(
             run_dir=str(self.folder.path),
             attempt=attempt,
             launch=item.index,
-            outer=item.outer,
+            setup=item.setup,
             cases=tuple(cases),
             timeout_s=self.timeout_s,
             host=platform.node(),
-            placements=tuple(placement.of_launch(item.outer, self.launchers[item.outer.transport])),
+            placements=tuple(placement.of_launch(item.setup, self.launchers[item.setup.transport])),
             parent_pid=os.getpid(),
             # Ranks that Slurm starts may be on other hosts, where this pid is somebody else's or nobody's.
-            parent_started="" if self.launchers[item.outer.transport] == "slurm" else start_time(os.getpid()),
+            parent_started="" if self.launchers[item.setup.transport] == "slurm" else start_time(os.getpid()),
         )
 
     def _watch(self, job: Job, what: str) -> LaunchProgress:
@@ -194,7 +194,7 @@ class Sweep:
             return new
 
         self._tell(what)
-        launcher = self.launchers[job.outer.transport]
+        launcher = self.launchers[job.setup.transport]
         progress.timed_out = supervise.watch(job, launcher, on_event, collect).timed_out
         return progress
 
@@ -263,7 +263,7 @@ class Sweep:
         if progress.timed_out:
             where = "" if progress.began else " (it did not even start a case)"
             return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(job)}"
-        reason = supervise.explain(job, self.launchers[job.outer.transport])
+        reason = supervise.explain(job, self.launchers[job.setup.transport])
         if reason.disk_full:
             raise EnvironmentProblem(
                 f"{self.folder.path}: no space left on the disk",

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Self
 from commbench.binding import policies
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.sweep import recipes
 from commbench.sweep.key import OneOf, explain, keys_of
 from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, AtLeast, TrainKey, keys_in
@@ -186,9 +186,9 @@ class TrainConfig:
         intra = "" if self.intra_link == "none" else self.intra_link
         return Emulated(nodes=self.nodes, link=self.link, message_overhead=self.message_overhead, intra_link=intra)
 
-    def outer(self, env: Mapping[str, str], **bound: Any) -> Outer:
+    def setup(self, env: Mapping[str, str], **bound: Any) -> Setup:
         """Return what the launch of the ranks depends on. env, bound: a profile's, or what was typed."""
-        return Outer(
+        return Setup(
             transport=self.transport,
             nodes=self.nodes,
             ranks_per_node=self.ranks_per_node,

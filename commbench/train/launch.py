@@ -186,14 +186,14 @@ def _reopen(path: Path, *, quiet: bool) -> RunFolder:
 def make_job(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], launcher: str, joined: str = "") -> Job:
     logs = folder.path / "logs"
     attempt = next(name for name in (f"{number:03d}" for number in range(10**6)) if not (logs / name).exists())
-    outer = config.outer(env)
+    setup = config.setup(env)
     if (scope := scope_of(config)) is not None:  # as commbench exec would start it
         bound: dict[str, Any] = {}
         if config.binding == "none" and scope.binding != "none":
             bound = {"binding": scope.binding, "cpu_masks": scope.cpu_masks, "binding_memory": scope.binding_memory}
-        outer = config.outer({**scope.env, **env}, **bound)
-    late = {name: value for name, value in outer.env.items() if variables.differs(name, value, os.environ)}
-    if joined and (late or outer.emulated):
+        setup = config.setup({**scope.env, **env}, **bound)
+    late = {name: value for name, value in setup.env.items() if variables.differs(name, value, os.environ)}
+    if joined and (late or setup.emulated):
         what = f"{', '.join(late)}, by env.NAME or the profile," if late else "fabric=emulated"
         raise UsageError(f"{what} comes too late for ranks that {joined} has started",
                          hint=f"{joined} .. commbench exec --profile FILE -- commbench train ..")  # fmt: skip
@@ -201,11 +201,11 @@ def make_job(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], lau
         run_dir=str(folder.path.resolve()),
         attempt=attempt,
         launch=0,
-        outer=outer,
+        setup=setup,
         cases=(),
         timeout_s=config.timeout,
-        placements=() if joined else tuple(placement.of_launch(outer, launcher)),
-        host=metadata.collect()["host"] if outer.binding != "none" else "",
+        placements=() if joined else tuple(placement.of_launch(setup, launcher)),
+        host=metadata.collect()["host"] if setup.binding != "none" else "",
         parent_pid=0 if joined else os.getpid(),
         parent_started="" if joined else start_time(os.getpid()),
         program=training.PROGRAM,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from commbench.profile import Evidence
-from commbench.records import Case, Outer, Status
+from commbench.records import Case, Setup, Status
 from commbench.stats import PAIRS_FOR_CLAIM, Verdict
 from commbench.tune import MINIMUM_GAIN, CaseTimes
 from commbench.tune.choices import Decision
@@ -71,7 +71,7 @@ class ConfirmedTimes:
 class Judge:
     """Decide for one region which candidates take the default's place."""
 
-    def __init__(self, confirmation: Confirmation, ledger: Ledger, default: Outer) -> None:
+    def __init__(self, confirmation: Confirmation, ledger: Ledger, default: Setup) -> None:
         """Judge by what `confirmation` asks for. `default`: how ranks start by default."""
         self._minimum, self._ledger, self._default = confirmation.minimum_gain, ledger, default
 
@@ -91,12 +91,12 @@ class Judge:
         )
         return control
 
-    def start_gain(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, outer: Outer) -> tuple[float, str]:
-        """Return the gain of starting ranks as `outer` says, over all sizes by the best candidates, and its verdict."""
+    def start_gain(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> tuple[float, str]:
+        """Return the gain of starting ranks as `setup` says, over all sizes by the best candidates, and its verdict."""
         before: dict[int, list[float]] = {}
         after: dict[int, list[float]] = {}
         for one in arms:
-            moved = replace(one.problem.default, outer=outer)
+            moved = replace(one.problem.default, setup=setup)
             there = [confirmed.times(case) for case in (moved, *one.challengers.values())]
             here = confirmed.times(one.problem.default)
             for launch, value in here.items():
@@ -143,7 +143,7 @@ class Judge:
         case = arms.challengers.get(name)
         if case is None:
             return "nothing was faster in the search"
-        if case.outer.key != arms.problem.default.outer.key and not moved:
+        if case.setup.key != arms.problem.default.setup.key and not moved:
             return "not confirmed: the start of ranks that it needs does not pay over all sizes"
         if not self._ledger.usable(case):
             status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]

@@ -14,7 +14,7 @@ from commbench.units import format_seconds, format_size
 def count(region: Region) -> str:
     """Return how much there is to try."""
     candidates = sum(len(problem.candidates) for problem in region.problems)
-    starts = f", {len(region.outers)} ways to start ranks" if len(region.outers) > 1 else ""
+    starts = f", {len(region.setups)} ways to start ranks" if len(region.setups) > 1 else ""
     sizes = len({problem.size_bytes for problem in region.problems})
     return f"{candidates} candidates at {sizes} size{'s' if sizes > 1 else ''}{starts}"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from commbench.profile import Refused
-from commbench.records import Case, Outer
+from commbench.records import Case, Setup
 from commbench.tune.choices import Decision
 from commbench.tune.search import Ledger
 from commbench.tune.space import candidate_key, identity, label
@@ -15,7 +15,7 @@ from commbench.tune.space import candidate_key, identity, label
 class Refusals:
     """Refused candidates by collective, label and kind of reason; the first reason of a kind is kept, and all sizes."""
 
-    def __init__(self, default: Outer) -> None:
+    def __init__(self, default: Setup) -> None:
         """Refuse nothing yet. `default`: the set-up whose settings labels leave out."""
         self._default = default
         self._refused: dict[tuple[str, str, str], tuple[str, list[int]]] = {}

@@ -110,18 +110,18 @@ def tune(
 
 def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
     """Return single messages between two ranks, from the smallest block to the largest buffer, to fit a model to."""
-    outer = region.default
+    setup = region.default
     sizes = [problem.size_bytes for problem in region.problems]
-    smallest, largest = max(min(sizes) // outer.layout.ranks, PART_BYTES), max(sizes)
+    smallest, largest = max(min(sizes) // setup.layout.ranks, PART_BYTES), max(sizes)
     steps = _PAIR_SIZES - 1
     wanted = {round(smallest * (largest / smallest) ** (step / steps)) for step in range(_PAIR_SIZES)}
     pairs: dict[str, Case] = {}
     for item in configs:
-        if outer.transport not in item.transport:
+        if setup.transport not in item.transport:
             continue
         for size in sorted(wanted):
             narrow = replace(
-                item, transport=[outer.transport], collective=["pairs"], algorithm=["direct"], params={},
+                item, transport=[setup.transport], collective=["pairs"], algorithm=["direct"], params={},
                 arguments={"round": list(_PAIR_ROUNDS)},
                 layer={}, mode=["isolated"], buffers=["plain"], size_range=Sizes(size, size), typed=frozenset(),
             )  # fmt: skip
@@ -130,7 +130,7 @@ def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
             except CommbenchError:
                 continue
             for one in planned:
-                if not one.skip and one.case.outer.key == outer.key:
+                if not one.skip and one.case.setup.key == setup.key:
                     pairs.setdefault(one.case.case_id, one.case)
     return list(pairs.values())
 

@@ -115,7 +115,7 @@ def search(
 
 def cap(measurer: Measurer, cases: Sequence[Case], launches: int, seconds: float, most_s: float) -> float:
     """Return seconds that each measurement may take so that all `cases` in `launches` launches fit into `seconds`."""
-    starts = launches * len({case.outer.key for case in cases}) * measurer.start_s
+    starts = launches * len({case.setup.key for case in cases}) * measurer.start_s
     each = (seconds - starts) / (launches * len(cases)) - measurer.overhead_s
     return min(max(each, _LEAST_CAP_S), most_s)
 

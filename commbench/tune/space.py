@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 from commbench import algorithms, collectives, transports
 from commbench.errors import UsageError
-from commbench.records import Case, Outer, PlannedCase
-from commbench.serialise import digest
+from commbench.records import Case, PlannedCase, Setup
+from commbench.serialise import as_dict, digest
 from commbench.spec import Value
 from commbench.sweep import plan
 from commbench.sweep.config import SweepConfig
 
 _OF_SIZE = ("send_bytes", "matrix", "row_bytes")  # arguments of an uneven exchange that follow from how much it moves
-_LAUNCH_KEYS = ("env", "binding", "cpu_masks", "binding_memory")  # of an outer point: what starts of ranks decide
+_LAUNCH_KEYS = ("env", "binding", "cpu_masks", "binding_memory")  # of a set-up: what starts of ranks decide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,32 +58,32 @@ class Problem:
 class Region:
     """What one scope of the profile will be about."""
 
-    outers: tuple[Outer, ...]  # that differ in how ranks are started; the default first
+    setups: tuple[Setup, ...]  # that differ in how ranks are started; the default first
     problems: tuple[Problem, ...]
 
     @property
-    def default(self) -> Outer:
-        return self.outers[0]
+    def default(self) -> Setup:
+        return self.setups[0]
 
 
 def identity(case: Case) -> str:
     """Return the digest of what is measured, however long and however often."""
-    values = dataclasses.asdict(case)
+    values = as_dict(case)
     del values["policy"]
     return digest(values)
 
 
 def candidate_key(case: Case) -> str:
     """Return the digest of a candidate at whatever size: its algorithm, parameters, buffers and start of ranks."""
-    return digest([case.algorithm, case.params, case.buffers, case.outer.key])
+    return digest([case.algorithm, case.params, case.buffers, case.setup.key])
 
 
-def label(case: Case, default: Outer) -> str:
+def label(case: Case, default: Setup) -> str:
     """Return a candidate in words, with what is not the default."""
-    outer = case.outer
+    setup = case.setup
     words = [case.label, f"{case.buffers} buffers" if case.buffers != "plain" else ""]
-    words += [outer.binding_text if outer.binding_text != default.binding_text else ""]
-    words += [f"{name}={value}" for name, value in outer.env.items() if default.env.get(name) != value]
+    words += [setup.binding_text if setup.binding_text != default.binding_text else ""]
+    words += [f"{name}={value}" for name, value in setup.env.items() if default.env.get(name) != value]
     return ", ".join(word for word in words if word)
 
 
@@ -106,12 +106,12 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
     for region in grouped.values():
         problems = [problem for key, items in region.items() if (problem := _as_problem(key, items, defaults.get(key)))]
         if problems:
-            outers = dict.fromkeys(case.outer.key for problem in problems for case in problem.candidates)
-            by_key = {case.outer.key: case.outer for problem in problems for case in problem.candidates}
-            first = problems[0].default.outer.key
-            ordered = [first, *(key for key in outers if key != first)]
+            setups = dict.fromkeys(case.setup.key for problem in problems for case in problem.candidates)
+            by_key = {case.setup.key: case.setup for problem in problems for case in problem.candidates}
+            first = problems[0].default.setup.key
+            ordered = [first, *(key for key in setups if key != first)]
             problems.sort(key=lambda problem: (problem.curve, problem.size_bytes))
-            result.append(Region(outers=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
+            result.append(Region(setups=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
     others = [case for region in result for problem in region.problems for case in problem.candidates]
     if result and all(case.case_id in {one.case_id for one in defaults.values()} for case in others):
         reasons = sorted({item.skip for item in wide if item.skip})
@@ -187,14 +187,14 @@ def _place(case: Case) -> int:
 
 def _region(case: Case) -> str:
     """Return the digest of what a scope is about: the set-up less what can be chosen when ranks are started."""
-    outer = dataclasses.asdict(case.outer)
+    setup = dataclasses.asdict(case.setup)
     for key in _LAUNCH_KEYS:
-        del outer[key]
-    return digest(outer)
+        del setup[key]
+    return digest(setup)
 
 
 def _problem(case: Case) -> str:
-    values = dataclasses.asdict(case)
+    values = as_dict(case)
     for key in ("algorithm", "params", "buffers", "policy", "outer"):
         del values[key]
     return digest([values, _region(case)])

@@ -14,7 +14,7 @@ import numpy as np
 from commbench.console import Console
 from commbench.output import parquet
 from commbench.profile import Scope
-from commbench.records import Case, Outer, PlannedCase, Row, Status
+from commbench.records import Case, PlannedCase, Row, Setup, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.sweep import prepare
@@ -99,7 +99,7 @@ class Stages:
                 time_us={m.launch: float(m.time_us or 0.0) for m in of_case},
             )
         for case in cases:
-            self._read_versions(folder, case.outer)
+            self._read_versions(folder, case.setup)
         return times
 
     def _end(self, folder: RunFolder, sweep: Sweep) -> None:
@@ -109,29 +109,29 @@ class Stages:
         folder.set_status("finished" if len(rows) == len(sweep.planned) else "interrupted")
         folder.lock.release()
 
-    def _read_versions(self, folder: RunFolder, outer: Outer) -> None:
+    def _read_versions(self, folder: RunFolder, setup: Setup) -> None:
         """Remember what rank 0 of a launch recorded of its libraries and its GPU."""
-        if outer.transport in self._known:
+        if setup.transport in self._known:
             return
-        for path in sorted((folder.path / "logs").glob(f"*-{outer.key[:6]}-*/rank-0.json")):
+        for path in sorted((folder.path / "logs").glob(f"*-{setup.key[:6]}-*/rank-0.json")):
             record: dict[str, Any] = json.loads(path.read_text())
             gpu = record.get("device", {}).get("name") or record.get("device", {}).get("gpu") or ""
-            self._known[outer.transport] = (dict(record["versions"]), str(gpu))
+            self._known[setup.transport] = (dict(record["versions"]), str(gpu))
             return
 
-    def scope(self, outer: Outer) -> Scope:
-        versions, gpu = self._known.get(outer.transport, ({}, ""))
+    def scope(self, setup: Setup) -> Scope:
+        versions, gpu = self._known.get(setup.transport, ({}, ""))
         values: dict[str, Any] = {
-            "transport": outer.transport,
-            "nodes": outer.nodes,
-            "ranks_per_node": outer.ranks_per_node,
+            "transport": setup.transport,
+            "nodes": setup.nodes,
+            "ranks_per_node": setup.ranks_per_node,
             "versions": versions,
             "gpu": gpu,
-            "fabric": str(outer.emulated) if outer.emulated else "",
-            "env": dict(outer.env),
-            "binding": outer.binding,
-            "cpu_masks": outer.cpu_masks,
-            "binding_memory": outer.binding_memory,
+            "fabric": str(setup.emulated) if setup.emulated else "",
+            "env": dict(setup.env),
+            "binding": setup.binding,
+            "cpu_masks": setup.cpu_masks,
+            "binding_memory": setup.binding_memory,
         }
         return Scope(id=digest(values)[:8], **values)
 

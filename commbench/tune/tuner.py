@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from commbench.profile import Choice, Refused, Scope
-from commbench.records import Case, Outer, Policy
+from commbench.records import Case, Policy, Setup
 from commbench.stats import Verdict
 from commbench.tune import Measurer
 from commbench.tune.choices import ranges
@@ -52,7 +52,7 @@ class Tuner:
         measurer: Measurer,
         *,
         budget_s: float,
-        scope: Callable[[Outer], Scope],
+        scope: Callable[[Setup], Scope],
         note: Callable[[str], None],
         confirmation: Confirmation = _CONFIRMATION,
         model: CostModel | None = None,
@@ -81,9 +81,9 @@ class Tuner:
             problems, self._measurer, self._ledger, self._policy,
             budget_s=budget_s, predict=predict, refuse=self._refusals.add,
         )  # fmt: skip
-        outer = self._best_outer(ranked)
-        arms = [self._arms(problem, ranked[problem.key], outer) for problem in problems]
-        return self._decide(arms, self._confirm(arms, outer), outer)
+        setup = self._best_setup(ranked)
+        arms = [self._arms(problem, ranked[problem.key], setup) for problem in problems]
+        return self._decide(arms, self._confirm(arms, setup), setup)
 
     # Probe
 
@@ -98,29 +98,29 @@ class Tuner:
 
     # Search
 
-    def _best_outer(self, ranked: Mapping[str, Sequence[Case]]) -> Outer:
+    def _best_setup(self, ranked: Mapping[str, Sequence[Case]]) -> Setup:
         """Return the set-up with the best candidates: the geometric mean over problems of their times."""
-        scores: dict[str, list[float]] = {outer.key: [] for outer in self._region.outers}
+        scores: dict[str, list[float]] = {setup.key: [] for setup in self._region.setups}
         for problem in self._region.problems:
-            for outer in self._region.outers:
+            for setup in self._region.setups:
                 # Where the last rungs have none of its candidates, what earlier rungs measured counts.
                 times, every = (
-                    [self._ledger.time_us(case) for case in cases if case.outer.key == outer.key]
+                    [self._ledger.time_us(case) for case in cases if case.setup.key == setup.key]
                     for cases in (ranked[problem.key], problem.candidates)
                 )
                 best = min(times or every, default=math.inf)
-                scores[outer.key].append(math.log(best) if math.isfinite(best) and best > 0 else math.inf)
+                scores[setup.key].append(math.log(best) if math.isfinite(best) and best > 0 else math.inf)
         means = {key: float(np.mean(values)) if values else math.inf for key, values in scores.items()}
         best_key = min(means, key=lambda key: (means[key], key != self._region.default.key))
         if not math.isfinite(means[best_key]):
             return self._region.default
-        return next(outer for outer in self._region.outers if outer.key == best_key)
+        return next(setup for setup in self._region.setups if setup.key == best_key)
 
-    def _arms(self, problem: Problem, ranked: Sequence[Case], outer: Outer) -> Arms:
+    def _arms(self, problem: Problem, ranked: Sequence[Case], setup: Setup) -> Arms:
         default = problem.default
         arms = Arms(problem=problem, control=replace(default, seed=(default.seed + 1) % 2**63))
         usable = [case for case in ranked if identity(case) != identity(default)]
-        inside = [case for case in usable if case.outer.key == outer.key]
+        inside = [case for case in usable if case.setup.key == setup.key]
         best = min(inside, key=self._ledger.time_us, default=None)
         if best is not None and self._ledger.time_us(best) < self._ledger.time_us(default):
             arms.challengers[BEST] = best
@@ -133,9 +133,9 @@ class Tuner:
 
     # Confirmation
 
-    def _confirm(self, arms: Sequence[Arms], outer: Outer) -> ConfirmedTimes:
+    def _confirm(self, arms: Sequence[Arms], setup: Setup) -> ConfirmedTimes:
         """Measure all arms of all problems, in launches of their own."""
-        wanted = {identity(case): case for one in arms for case in self._measured(one, outer)}
+        wanted = {identity(case): case for one in arms for case in self._measured(one, setup)}
         left_s = max(0.0, self._ends_s - self._measurer.spent_s)
         if not any(one.challengers for one in arms):
             self._note("nothing was faster than the default in the search; the control alone is left")
@@ -155,24 +155,24 @@ class Tuner:
         Decided by the clock before anything of it is measured: to go on until a claim holds would make it hold.
         """
         fewest, most = self._confirmation.pairs
-        starts_s = len({case.outer.key for case in cases}) * self._measurer.start_s
+        starts_s = len({case.setup.key for case in cases}) * self._measurer.start_s
         each_s = starts_s + len(cases) * (self._policy.cap_s + self._measurer.overhead_s)
         pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
         return pairs, cap(self._measurer, cases, pairs, seconds, self._policy.cap_s)
 
-    def _measured(self, arms: Arms, outer: Outer) -> list[Case]:
+    def _measured(self, arms: Arms, setup: Setup) -> list[Case]:
         default = arms.problem.default
-        started = [] if outer.key == self._region.default.key else [replace(default, outer=outer)]
+        started = [] if setup.key == self._region.default.key else [replace(default, setup=setup)]
         return [default, arms.control, *arms.challengers.values(), *started]
 
-    def _decide(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, outer: Outer) -> Tuned:
+    def _decide(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Tuned:
         judge = Judge(self._confirmation, self._ledger, self._region.default)
         control = judge.claim(arms, confirmed)
-        moved = outer.key != self._region.default.key and self._start_pays(judge, arms, confirmed, outer)
+        moved = setup.key != self._region.default.key and self._start_pays(judge, arms, confirmed, setup)
         decisions = [
             judge.decide(one, confirmed, claim, moved=moved) for one, claim in zip(arms, control.claims, strict=True)
         ]
-        scope = self._scope(outer if moved else self._region.default)
+        scope = self._scope(setup if moved else self._region.default)
         choices = []
         for curve in dict.fromkeys(one.problem.curve for one in arms):
             same = [decision for decision in decisions if decision.problem.curve == curve]
@@ -180,9 +180,9 @@ class Tuner:
         self._refusals.add_rest(decisions, self._ledger)
         return Tuned(scope=scope, choices=choices, refused=self._refusals.records(scope.id), control=control)
 
-    def _start_pays(self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, outer: Outer) -> bool:
-        ratio, verdict = judge.start_gain(arms, confirmed, outer)
-        self._note(f"started with {_started(outer)}: {ratio:.3f}x over all sizes, {verdict}")
+    def _start_pays(self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> bool:
+        ratio, verdict = judge.start_gain(arms, confirmed, setup)
+        self._note(f"started with {_started(setup)}: {ratio:.3f}x over all sizes, {verdict}")
         return verdict == Verdict.CONFIRMED
 
     def _time_of(self, case: Case, problem: Problem) -> float:
@@ -193,6 +193,6 @@ class Tuner:
         return math.inf
 
 
-def _started(outer: Outer) -> str:
-    words = [outer.binding_text, *(f"{name}={value}" for name, value in outer.env.items())]
+def _started(setup: Setup) -> str:
+    words = [setup.binding_text, *(f"{name}={value}" for name, value in setup.env.items())]
     return ", ".join(word for word in words if word) or "the defaults"

@@ -38,7 +38,7 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
     """Train until the last step, or until somebody asks to stop. The user's errors go to refused.jsonl too."""
     stop = _Stop(job, info)
     try:
-        variables.check(job.outer.env, os.environ)
+        variables.check(job.setup.env, os.environ)
         config = TrainConfig.of(job.settings["config"])
         events.doing = "the meeting of the ranks"
         device = _connect(config, job, info, shared)

@@ -132,7 +132,7 @@ def swept(parent: Path, words: Sequence[str]) -> list[Observation]:
 def cells_of(fitted: Model, unseen: Sequence[Observation]) -> list[Cell]:
     groups: dict[tuple[str, int], list[Observation]] = {}
     for observation in unseen:
-        groups.setdefault((str(observation.case.outer.layout), observation.case.size_bytes), []).append(observation)
+        groups.setdefault((str(observation.case.setup.layout), observation.case.size_bytes), []).append(observation)
     cells = []
     for (layout, size), members in groups.items():
         known = {o.case.label: found for o in members if (found := fitted.predict(o.case)) is not None}

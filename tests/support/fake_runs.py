@@ -17,6 +17,7 @@ from commbench.links import LinkRate
 from commbench.output import parquet
 from commbench.records import Case, Measurement, Row, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import as_dict
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
 
@@ -55,14 +56,14 @@ def measured(
     found = []
     for order, case in enumerate(cases):
         for launch in range(case.policy.launches):
-            attempt = f"{launch:03d}-{case.outer.key[:6]}-0"
+            attempt = f"{launch:03d}-{case.setup.key[:6]}-0"
             time_us = rule(case) * _factor(attempt, drift) * _factor(f"{case.case_id}/{launch}", noise)
             found.append(
                 Measurement(
                     case_id=case.case_id, launch=launch, attempt=attempt, order=order, status=Status.OK, samples=20,
                     calls_per_sample=1, time_us=time_us, time_us_mean=time_us, stop_reason="samples",
-                    links={"inter": LinkRate(gbps=0.125)}, fabric="emulated" if case.outer.emulated else "declared",
-                    wire_bytes=None if wire is None or not case.outer.emulated else wire * case.size_bytes,
+                    links={"inter": LinkRate(gbps=0.125)}, fabric="emulated" if case.setup.emulated else "declared",
+                    wire_bytes=None if wire is None or not case.setup.emulated else wire * case.size_bytes,
                 )
             )  # fmt: skip
     return found
@@ -85,7 +86,7 @@ def folder(
 ) -> tuple[RunFolder, list[Row]]:
     """A run folder with `samples` per measurement and rank, all of its cases finished."""
     run = RunFolder.create(parent, "made")
-    run.write_plan([{"case": parquet.dataclasses.asdict(case), "skip": ""} for case in cases])
+    run.write_plan([{"case": as_dict(case), "skip": ""} for case in cases])
     for m in measurements:
         run.append_measurement(m)
         times = [[float(m.time_us or 0) * _factor(f"{m.case_id}{m.launch}/{s}", 0.05)] for s in range(samples)]

@@ -54,7 +54,7 @@ class Forked(Process):
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         job = Job.load(command[-1])
-        transports.load(job.outer.transport)  # here, and not by every launch
+        transports.load(job.setup.transport)  # here, and not by every launch
         if job.program:
             importlib.import_module(job.program)
 

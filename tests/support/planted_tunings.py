@@ -53,7 +53,7 @@ class Ruled:
         launch = {
             (number, key): math.exp(self._random.normal(0, NOISE["launch_noise"]))
             for number in range(rounds)
-            for key in {case.outer.key for case in cases}
+            for key in {case.setup.key for case in cases}
         }
         seen = self._samples(len(cases), rounds)
         found = {}
@@ -63,7 +63,7 @@ class Ruled:
                 continue
             centre = self._rule(case)
             times = {
-                number: centre * launch[number, case.outer.key] * float(seen[row, number])
+                number: centre * launch[number, case.setup.key] * float(seen[row, number])
                 for number in range(case.policy.launches)
             }
             found[case.case_id] = CaseTimes(status=Status.OK, time_us=times)
@@ -112,7 +112,7 @@ class InProcess:
         }
 
     def _launch(self, cases: Sequence[Case]) -> list[float | None]:
-        layout = cases[0].outer.layout
+        layout = cases[0].setup.layout
         meshes = thread_meshes(layout.ranks)
 
         def rank(number: int) -> list[float | None]:
@@ -150,9 +150,9 @@ def region(*words: str) -> space.Region:
 
 
 def tune(measurer: Ruled | InProcess, of: space.Region, pairs: tuple[int, int] = (10, 10)) -> Tuned:
-    def scope(outer: Any) -> Scope:
+    def scope(setup: Any) -> Scope:
         return Scope(
-            id="s", transport="scripted", nodes=outer.nodes, ranks_per_node=outer.ranks_per_node, env=outer.env
+            id="s", transport="scripted", nodes=setup.nodes, ranks_per_node=setup.ranks_per_node, env=setup.env
         )
 
     return Tuner(

@@ -81,10 +81,10 @@ def _of_matrix(table: Matrix, tests: int, search: Search) -> Examined:
 def _of_ranks(item: ranks.RankTimes, stragglers: list[Straggler]) -> Examined:
     return Examined(
         row=None,
-        what=f"{item.cases} cases over {item.outer}: each rank's own time",
+        what=f"{item.cases} cases over {item.setup}: each rank's own time",
         launches=len(item.excess),
         size_bytes=None,
-        layout=item.outer.layout,
+        layout=item.setup.layout,
         tests=item.excess.shape[1],
         stragglers=stragglers,
     )

@@ -16,7 +16,7 @@ import numpy as np
 from commbench import collectives, stats
 from commbench.analysis.pair_matrices import COLLECTIVE, LaunchSamples
 from commbench.analysis.stragglers.search import CHANCE, Straggler
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.stats import Floats
 
 # Of the others some are waited for by some only, or do something else.
@@ -31,7 +31,7 @@ _MAD, _MEDIAN = 1.4826, 1.2533
 class RankTimes:
     """One set-up: how far each rank is from the median rank. `excess` is launches x ranks, logarithms."""
 
-    outer: Outer
+    setup: Setup
     excess: Floats
     slowest: Floats  # share of the samples in which each rank was the slowest
     cases: int
@@ -41,7 +41,7 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
     """Return the ranks' times of each set-up that has cases in which all ranks do the same."""
     logs: dict[str, dict[tuple[str, int], list[Floats]]] = {}
     wins: dict[str, list[Floats]] = {}
-    outers: dict[str, Outer] = {}
+    setups: dict[str, Setup] = {}
     seen: dict[str, set[str]] = {}
     for item in items:
         case, times = item.case, item.time_us
@@ -49,8 +49,8 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
             continue
         if case.groups != "world" or collectives.get(case.collective).mean_bytes(case.spec) is not None:
             continue
-        key = case.outer.key
-        outers[key] = case.outer
+        key = case.setup.key
+        setups[key] = case.setup
         seen.setdefault(key, set()).add(case.case_id)
         own = np.log(times)
         own = np.median(own - np.median(own, axis=1, keepdims=True), axis=0)
@@ -59,7 +59,7 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
         wins.setdefault(key, []).append((first / first.sum(axis=1, keepdims=True)).mean(axis=0))
     return [
         RankTimes(
-            outer=outers[key],
+            setup=setups[key],
             excess=np.array([np.median(launches[name], axis=0) for name in sorted(launches)]),
             slowest=np.mean(wins[key], axis=0),
             cases=len(seen[key]),
@@ -90,7 +90,7 @@ def search(ranks: RankTimes, *, min_effect: float, tests: int) -> list[Straggler
         stragglers.append(
             Straggler(
                 kind="rank",
-                name=f"rank {rank}" + (f" (node {ranks.outer.layout.node(rank)})" if ranks.outer.nodes > 1 else ""),
+                name=f"rank {rank}" + (f" (node {ranks.setup.layout.node(rank)})" if ranks.setup.nodes > 1 else ""),
                 about={"ranks": [rank], "direction": "both", "slowest_share": round(float(ranks.slowest[rank]), 3)},
                 ratio=ratio,
                 low=low,

@@ -26,6 +26,7 @@ from commbench.launch import mpiexec, placement
 from commbench.machine import gpus, sysfs
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
+from commbench.serialise import as_dict
 from commbench.sweep import prepare, recipes
 from commbench.train import config
 from tests.conftest import REPOSITORY, here
@@ -78,7 +79,7 @@ def plan(recipe: str) -> str:
     with recorded_machine():
         planned = prepare.expand(prepare.configure([recipe])[1])
     lines = [
-        json.dumps({"case_id": item.case.case_id, "skip": item.skip, "case": asdict(item.case)}) for item in planned
+        json.dumps({"case_id": item.case.case_id, "skip": item.skip, "case": as_dict(item.case)}) for item in planned
     ]
     text = "\n".join(lines) + "\n"
     return text if recipe in WHOLE_PLANS else f"{len(lines)} {hashlib.sha256(text.encode()).hexdigest()}\n"

@@ -167,17 +167,17 @@ def test_routings_are_compared_round_by_round_where_nothing_else_differs() -> No
     factors = {"static": 2.0, "ecmp": 1.5, "spray": 1.0}
 
     def by_routing(case: Case) -> float:
-        assert case.outer.emulated is not None
-        return 1000.0 * factors[case.outer.emulated.routing]
+        assert case.setup.emulated is not None
+        return 1000.0 * factors[case.setup.emulated.routing]
 
     cases = planned(*words, *SMALL[2:], "algorithm=direct")
     made = measured(cases, by_routing, drift=0.0)
     found = ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
     assert {ratio.baseline for ratio in found.values()} == {"routing=static"} and len(found) == 6
     for case in cases:
-        assert case.outer.emulated is not None
-        if case.outer.emulated.routing != "static":
-            expected = 2.0 / factors[case.outer.emulated.routing]
+        assert case.setup.emulated is not None
+        if case.setup.emulated.routing != "static":
+            expected = 2.0 / factors[case.setup.emulated.routing]
             assert found[case.case_id].speedup == pytest.approx(expected, rel=0.05)
             assert found[case.case_id].pairs == 10
     both = planned(*words, *SMALL[2:], "algorithm=direct,bruck")
@@ -189,11 +189,11 @@ def test_environments_are_compared_round_by_round_where_nothing_else_differs() -
     words = ("env.NCCL_X=unset,4,8", "launches=10", *SMALL[2:])
     factors = {"unset": 2.0, "4": 1.0, "8": 2.0}
     cases = planned("transport=gloo", *words, "algorithm=direct")
-    made = measured(cases, lambda case: 1000.0 * factors[case.outer.env["NCCL_X"]], drift=0.0)
+    made = measured(cases, lambda case: 1000.0 * factors[case.setup.env["NCCL_X"]], drift=0.0)
     found = ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
     assert {ratio.baseline for ratio in found.values()} == {"NCCL_X=unset"} and len(found) == len(cases)
     for case in cases:
-        if (value := case.outer.env["NCCL_X"]) != "unset":
+        if (value := case.setup.env["NCCL_X"]) != "unset":
             assert found[case.case_id].speedup == pytest.approx(2.0 / factors[value], rel=0.05)
     assert {ratio.verdict for ratio in found.values()} == {None, Verdict.FASTER, Verdict.NO_DIFFERENCE}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -21,6 +20,7 @@ from commbench.layout import Layout
 from commbench.measure import loop
 from commbench.records import Case, Measurement, Status
 from commbench.run_folder import RunFolder
+from commbench.serialise import as_dict
 from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
 from tests.conftest import first, in_threads
@@ -183,7 +183,7 @@ def scripted_run(
     """
     cases = fake_runs.planned(*words)
     run = RunFolder.create(parent, "made")
-    run.write_plan([{"case": dataclasses.asdict(case), "skip": ""} for case in cases])
+    run.write_plan([{"case": as_dict(case), "skip": ""} for case in cases])
     run.write_json("run.json", {"format_version": 4, "plan_digest": "", "machine": {}, "launchers": {}, "joined": "",
                                 "timeout_s": 1, "seed": seed, "started": ""})  # fmt: skip
     measurements = []
@@ -207,7 +207,7 @@ def scripted_run(
 
 
 def _timings(cases: list[Case], seed: int, launch: int, script: dict[str, Any]) -> list[Any]:
-    layout = cases[0].outer.layout
+    layout = cases[0].setup.layout
     meshes = thread_meshes(layout.ranks)
 
     def rank(number: int) -> list[Any]:
@@ -295,7 +295,7 @@ def test_what_ranks_do_differently_is_no_evidence() -> None:
         ("ranks_per_node=1",),
     ):
         (case, *_) = fake_runs.planned("nodes=2", "ranks_per_node=4", "algorithm=direct", "sizes.max=1K", *words)
-        times = np.ones((10, case.outer.layout.ranks))
+        times = np.ones((10, case.setup.layout.ranks))
         times[:, 0] = 5
         assert not ranks.gather([ranks.LaunchSamples(case=case, launch=("r", 0), time_us=times)])
 

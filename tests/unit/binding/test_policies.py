@@ -22,8 +22,8 @@ from commbench.machine import gpus
 from commbench.machine.machine import Machine, NumaNode, PciDevice
 from commbench.output import parquet, table
 from commbench.plots.settings import BINDING_SETTINGS, file_words, title_words
-from commbench.records import Case, Outer, Row
-from commbench.serialise import from_dict
+from commbench.records import Case, Row, Setup
+from commbench.serialise import as_dict, from_dict
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
 from tests.conftest import commbench, environment, here
@@ -183,22 +183,22 @@ def test_masks() -> None:
 def test_bindings_are_set_ups_and_cross_with_the_environment() -> None:
     words = ("binding=none,pci,explicit", "cpu_masks=0,2-3;1", "env.NCCL_IGNORE_CPU_AFFINITY=0,1")
     cases = planned(*SMALL, *words)
-    assert len({case.outer.key for case in cases}) == len({case.case_id for case in cases}) == 6
-    assert {case.outer.binding_text for case in cases} == {"", "binding=pci", "binding=explicit 0,2-3;1"}
+    assert len({case.setup.key for case in cases}) == len({case.case_id for case in cases}) == 6
+    assert {case.setup.binding_text for case in cases} == {"", "binding=pci", "binding=explicit 0,2-3;1"}
     assert "binding=explicit 0,2-3;1, NCCL_IGNORE_CPU_AFFINITY=1" in {
-        str(case.outer).split("ranks, ")[-1] for case in cases
+        str(case.setup).split("ranks, ")[-1] for case in cases
     }
     off = planned(*SMALL, "binding=none,block", "binding_memory=off")
-    assert [case.outer.binding_text for case in off] == ["", "binding=block CPUs only"]
+    assert [case.setup.binding_text for case in off] == ["", "binding=block CPUs only"]
 
 
 def test_what_was_measured_before_there_were_bindings_keeps_its_name() -> None:
     """Ids of two cases as they were in format 4."""
-    outer = Outer(transport="gloo", nodes=2, ranks_per_node=2, env={"A": "1"})
-    assert outer.key == "67265acb27c1"
+    setup = Setup(transport="gloo", nodes=2, ranks_per_node=2, env={"A": "1"})
+    assert setup.key == "67265acb27c1"
     (case,) = planned(*SMALL, "transport=scripted")
     assert case.case_id == "365caa1b6275"
-    raw = dataclasses.asdict(case)
+    raw = as_dict(case)
     for name in ("binding", "cpu_masks", "binding_memory"):
         del raw["outer"][name]
     assert from_dict(Case, raw) == case
@@ -229,11 +229,11 @@ def test_a_runs_config_has_them(tmp_path: Path) -> None:
 
 
 def test_the_job_script_says_the_binding_of_each_set_up() -> None:
-    outers = [
-        Outer(transport="gloo", nodes=1, ranks_per_node=2),
-        Outer(transport="gloo", nodes=1, ranks_per_node=2, binding="explicit", cpu_masks="0;1", binding_memory=False),
+    setups = [
+        Setup(transport="gloo", nodes=1, ranks_per_node=2),
+        Setup(transport="gloo", nodes=1, ranks_per_node=2, binding="explicit", cpu_masks="0;1", binding_memory=False),
     ]
-    text = job_script.text(("binding", "binding=none,explicit", "cpu_masks=0;1"), outers, seconds=1, python="python")
+    text = job_script.text(("binding", "binding=none,explicit", "cpu_masks=0;1"), setups, seconds=1, python="python")
     torchrun = [shlex.split(line.strip("# ")) for line in text.splitlines() if "torch.distributed.run" in line]
     assert [words[words.index("sweep") + 1 :] for words in torchrun] == [
         ["binding", "transport=gloo", "nodes=1", "ranks_per_node=2", "binding=none"],
@@ -262,18 +262,18 @@ def test_ranks_are_placed_beside_the_gpus_that_they_can_see(on: Any, monkeypatch
     on(NDV4)
     seen = [(f"GPU-{i}", f"0000{gpu.pci_bus_id}".upper()) for i, gpu in enumerate(NDV4.gpus)]
     monkeypatch.setattr(gpus, "visible", lambda environ: seen[::-1] if environ.get("BACK") else seen[:2])
-    outer = Outer(transport="nccl", nodes=1, ranks_per_node=2, binding="pci")
-    assert [(place.gpu, place.memory_nodes) for place in placement.of_launch(outer, "local")] == [
+    setup = Setup(transport="nccl", nodes=1, ranks_per_node=2, binding="pci")
+    assert [(place.gpu, place.memory_nodes) for place in placement.of_launch(setup, "local")] == [
         ("GPU-0", (1,)), ("GPU-1", (1,))
     ]  # fmt: skip
-    back = dataclasses.replace(outer, env={"BACK": "1"})
+    back = dataclasses.replace(setup, env={"BACK": "1"})
     assert [(place.gpu, place.memory_nodes) for place in placement.of_launch(back, "local")] == [
         ("GPU-7", (2,)), ("GPU-6", (2,))
     ]  # fmt: skip
     # Virtual hosts: ranks of both nodes share the GPUs.
-    shared = dataclasses.replace(outer, nodes=2, virtual_hosts=True, binding="worst")
+    shared = dataclasses.replace(setup, nodes=2, virtual_hosts=True, binding="worst")
     assert [place.gpu for place in placement.of_launch(shared, "local")] == ["GPU-0", "GPU-1"] * 2
-    seat = placement.RankPlacement("pci", placement.of_launch(outer, "local")[1], strangers=True)
+    seat = placement.RankPlacement("pci", placement.of_launch(setup, "local")[1], strangers=True)
     seat.check_gpu({"uuid": "GPU-1"})
     with pytest.raises(EnvironmentProblem, match="the rank's GPU GPU-1, but CUDA gave it GPU-5") as e:
         seat.check_gpu({"uuid": "GPU-5"})
@@ -283,10 +283,10 @@ def test_ranks_are_placed_beside_the_gpus_that_they_can_see(on: Any, monkeypatch
 def test_an_order_carries_the_places(on: Any) -> None:
     on(DGX)
     (case,) = planned(*SMALL, "transport=scripted", "binding=worst")
-    places = tuple(placement.of_launch(case.outer, "local"))
-    job = Job(run_dir="r", attempt="a", launch=0, outer=case.outer, cases=(case,), host="h", placements=places)
+    places = tuple(placement.of_launch(case.setup, "local"))
+    job = Job(run_dir="r", attempt="a", launch=0, setup=case.setup, cases=(case,), host="h", placements=places)
     assert Job.from_json(job.to_json()) == job and len(places) == 2
-    assert placement.of_launch(case.outer, "slurm") == [], "its ranks are elsewhere"
+    assert placement.of_launch(case.setup, "slurm") == [], "its ranks are elsewhere"
 
 
 def checked(*words: str, launcher: str = "local", joined: int = 0) -> tuple[list[str], list[str]]:
@@ -337,8 +337,8 @@ def test_masks_of_one_host_of_several(on: Any) -> None:
     words = ("nodes=2", "transport=mpi", "binding=explicit")
     assert checked(*words, "cpu_masks=0;1;2;3", launcher="mpiexec")[0] == [""]
     assert checked(*words, "cpu_masks=0;1", launcher="mpiexec")[0] == [""]
-    outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, binding="explicit", cpu_masks="0;1")
-    assert placement.of_launch(outer, "mpiexec") == []
+    setup = Setup(transport="mpi", nodes=2, ranks_per_node=2, binding="explicit", cpu_masks="0;1")
+    assert placement.of_launch(setup, "mpiexec") == []
     with pytest.raises(UsageError, match="3 lists of CPUs, but 4 ranks"):
         checked(*words, "cpu_masks=0;1;2", launcher="mpiexec")
 
@@ -351,7 +351,7 @@ def rows_of_three(tmp_path: Path) -> tuple[list[Row], dict[str, ratios.Speedup]]
     cases = planned(*SMALL, "transport=scripted", "binding=worst,none,pci", "launches=10")
     made = [
         dataclasses.replace(m, rank_cpus=["0", "1"], rank_memory=["0"])
-        for m in measured(cases, lambda case: 100 * factors[case.outer.binding], drift=0)
+        for m in measured(cases, lambda case: 100 * factors[case.setup.binding], drift=0)
     ]
     run, rows = folder(tmp_path, cases, made, samples=1)
     return rows, ratios.of_run(run, rows)

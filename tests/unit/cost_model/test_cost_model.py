@@ -44,8 +44,8 @@ def scripted(cases: Sequence[Case], launches: int = 6, **script: Any) -> list[Ob
     """What the scripted transport says of `cases`: the algorithms really run, on a virtual clock."""
     script = {"alpha_us": ALPHA_US, "gbps": GBPS, **NOISE, **script}
     times: dict[str, list[float]] = {}
-    for shape in dict.fromkeys(case.outer.layout for case in cases):
-        mine = [case for case in cases if case.outer.layout == shape]
+    for shape in dict.fromkeys(case.setup.layout for case in cases):
+        mine = [case for case in cases if case.setup.layout == shape]
         for launch in range(launches):
             for case, took_us in zip(mine, _launch(mine, shape, launch, script), strict=True):
                 times.setdefault(case.case_id, []).append(took_us)
@@ -127,7 +127,7 @@ def test_winners_are_named_that_were_never_measured(learned: tuple[Model, list[O
     )
     cells: dict[tuple[str, int], list[Observation]] = {}
     for item in unseen:
-        cells.setdefault((str(item.case.outer.layout), item.case.size_bytes), []).append(item)
+        cells.setdefault((str(item.case.setup.layout), item.case.size_bytes), []).append(item)
     winners = set()
     for where, members in cells.items():
         times = {item.case.label: float(np.median(item.launches_us)) for item in members}
@@ -216,7 +216,7 @@ def test_what_ranks_begin_apart_is_paid_once() -> None:
     later = [
         dataclasses.replace(item, launches_us=tuple(us + 0.5 * skew for us in item.launches_us), skew_us=skew)
         for item in seen
-        for skew in [100.0 * item.case.outer.ranks_per_node]
+        for skew in [100.0 * item.case.setup.ranks_per_node]
     ]
     fitted = cost_model.fit(later)
     (setting,) = fitted.settings.values()
@@ -261,7 +261,7 @@ def test_nothing_is_said_of_what_is_not_known(learned: tuple[Model, list[Observa
     assert (
         fitted.predict(fake_runs.planned("collective=all_gather", "algorithm=direct")[0]) is None
     )  # the library's way
-    other = dataclasses.replace(seen[0].case, outer=dataclasses.replace(seen[0].case.outer, transport="mpi"))
+    other = dataclasses.replace(seen[0].case, setup=dataclasses.replace(seen[0].case.setup, transport="mpi"))
     assert fitted.predict(other) is None
     assert fitted.predict(dataclasses.replace(seen[0].case, buffers="registered")) is None
     costs = {"alpha_intra_us": 5.0, "beta_intra_us_per_kib": 1.0, "step_us": 2.0}
@@ -306,7 +306,7 @@ def test_few_messages_on_an_emulated_fabric_are_fitted_or_refused_in_words() -> 
     fabric = Emulated(nodes=2, link="200mbit")
     seen = [
         Observation(
-            case=dataclasses.replace(case, outer=dataclasses.replace(case.outer, transport="gloo", emulated=fabric)),
+            case=dataclasses.replace(case, setup=dataclasses.replace(case.setup, transport="gloo", emulated=fabric)),
             launches_us=(100.0 + case.size_bytes / 25, 110.0 + case.size_bytes / 25),
         )
         for case in cases
@@ -334,7 +334,7 @@ def test_one_disturbed_point_does_not_bend_the_fit(learned: tuple[Model, list[Ob
     (setting,) = fitted.settings.values()
     spoilt = [
         dataclasses.replace(item, launches_us=tuple(4 * time for time in item.launches_us))
-        if item.case.collective == "all_to_all" and item.case.size_bytes == 8192 and item.case.outer.nodes == 4
+        if item.case.collective == "all_to_all" and item.case.size_bytes == 8192 and item.case.setup.nodes == 4
         else item
         for item in seen
     ]
@@ -434,7 +434,7 @@ def test_inside_one_emulated_node_nothing_is_known_of_its_link() -> None:
     fabric = Emulated(nodes=1, link="200mbit")
     seen = [
         dataclasses.replace(
-            item, case=dataclasses.replace(item.case, outer=dataclasses.replace(item.case.outer, emulated=fabric))
+            item, case=dataclasses.replace(item.case, setup=dataclasses.replace(item.case.setup, emulated=fabric))
         )
         for item in by_rule(learned_from("layout=1x4", "sizes.min=1K", "sizes.max=1M"), Form("serial"), costs)
     ]

@@ -17,7 +17,7 @@ from commbench.launch.job import Job
 from commbench.processes.orphans import is_alive, start_time
 from commbench.processes.process import Process, rank_environment
 from commbench.rank_info import detect
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.sweep.plan import expand
 
 TORCHRUN = {
@@ -48,8 +48,8 @@ def job() -> Job:
     from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted"])[1]))
-    outer = Outer(transport="scripted", nodes=2, ranks_per_node=2)
-    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=cases, parent_pid=1, parent_started="5")
+    setup = Setup(transport="scripted", nodes=2, ranks_per_node=2)
+    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, setup=setup, cases=cases, parent_pid=1, parent_started="5")
 
 
 def test_commands_are_recorded() -> None:

@@ -18,7 +18,7 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
 from commbench.launch.job import Job
 from commbench.rank_info import detect
-from commbench.records import Outer
+from commbench.records import Setup
 from tests.conftest import REPOSITORY
 
 RECORDS = REPOSITORY / "tests/records"
@@ -152,8 +152,8 @@ def library(family: str, version: str = "1") -> mpi_library.MpiLibrary:
 
 
 def job(emulated: Emulated | None = None, **env: str) -> Job:
-    outer = Outer(transport="mpi", nodes=2, ranks_per_node=2, env=env, emulated=emulated)
-    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, outer=outer, cases=())
+    setup = Setup(transport="mpi", nodes=2, ranks_per_node=2, env=env, emulated=emulated)
+    return Job(run_dir="RUN", attempt="000-abc-0", launch=0, setup=setup, cases=())
 
 
 def test_the_launcher_starts_the_mpiexec_of_the_library_of_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from commbench import launch
 from commbench.errors import EnvironmentProblem
 from commbench.launch import job_script, slurm, slurm_job
 from commbench.launch.job import Job
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.sweep.plan import expand
 from tests.conftest import REPOSITORY, environment
 
@@ -58,12 +58,12 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
     return add
 
 
-def job(run: Path = Path("results/run"), **outer: object) -> Job:
+def job(run: Path = Path("results/run"), **setup: object) -> Job:
     from commbench.sweep.prepare import configure
 
     cases = tuple(item.case for item in expand(configure(["quick", "transport=scripted", "cap=1"])[1]))
-    values = {"transport": "gloo", "nodes": 2, "ranks_per_node": 4, **outer}
-    return Job(run_dir=str(run), attempt="000-0f0f0f-0", launch=0, outer=Outer(**values), cases=cases[:3], timeout_s=60)
+    values = {"transport": "gloo", "nodes": 2, "ranks_per_node": 4, **setup}
+    return Job(run_dir=str(run), attempt="000-0f0f0f-0", launch=0, setup=Setup(**values), cases=cases[:3], timeout_s=60)
 
 
 # What is run.
@@ -418,15 +418,15 @@ def test_a_heartbeat_is_a_change_whatever_the_clocks_say(tmp_path: Path) -> None
 
 WORDS = ("quick", "algorithm=direct,bruck", "env.NAME=a b,c", "transport=gloo,mpi", "nodes=1,2", "launches=5")
 OUTERS = [
-    Outer(transport=transport, nodes=nodes, ranks_per_node=2, env={"NAME": "a b"})
+    Setup(transport=transport, nodes=nodes, ranks_per_node=2, env={"NAME": "a b"})
     for transport in ("gloo", "mpi")
     for nodes in (1, 2)
 ]
 NASTY = ("my recipe.yaml", "script=a\nrm -rf $HOME\n'`b`\"", "env.X=$(id);\\", "cap=1")
 
 
-def text(words: tuple[str, ...] = WORDS, outers: list[Outer] = OUTERS, python: str = "/opt/venv/bin/python") -> str:
-    return job_script.text(words, outers, seconds=600, options=["--out", "/shared/my runs"], python=python, environ={})
+def text(words: tuple[str, ...] = WORDS, setups: list[Setup] = OUTERS, python: str = "/opt/venv/bin/python") -> str:
+    return job_script.text(words, setups, seconds=600, options=["--out", "/shared/my runs"], python=python, environ={})
 
 
 def test_the_job_script_is_recorded() -> None:
@@ -434,16 +434,16 @@ def test_the_job_script_is_recorded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "outers"),
+    ("words", "setups"),
     [
         (WORDS, OUTERS),
-        (NASTY, [Outer(transport="gloo", nodes=2, ranks_per_node=1, env={"X": "$(id);\nrm \\"})]),
-        (("alltoall",), [Outer(transport="scripted", nodes=1, ranks_per_node=8, script='{"noise": 1}')]),
+        (NASTY, [Setup(transport="gloo", nodes=2, ranks_per_node=1, env={"X": "$(id);\nrm \\"})]),
+        (("alltoall",), [Setup(transport="scripted", nodes=1, ranks_per_node=8, script='{"noise": 1}')]),
     ],
 )
-def test_the_job_script_is_valid(words: tuple[str, ...], outers: list[Outer], tmp_path: Path) -> None:
+def test_the_job_script_is_valid(words: tuple[str, ...], setups: list[Setup], tmp_path: Path) -> None:
     path = tmp_path / "job.sh"
-    path.write_text(text(words, outers))
+    path.write_text(text(words, setups))
     subprocess.run(["bash", "-n", path], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", "--severity=warning", path], check=True)
@@ -463,7 +463,7 @@ def words_run(line: str, **env: str) -> list[str]:
 
 def test_values_arrive_as_they_were_typed() -> None:
     """In the script's own command, and in those of its comments."""
-    made = text(NASTY, [Outer(transport="gloo", nodes=2, ranks_per_node=1, env={"X": "$(id);\\"})])
+    made = text(NASTY, [Setup(transport="gloo", nodes=2, ranks_per_node=1, env={"X": "$(id);\\"})])
     *_, last = made.splitlines()
     head = ["exec", "/opt/venv/bin/python", "-m", "commbench", "sweep"]
     assert words_run(last) == [*head, *NASTY, "--out", "/shared/my runs", "--launcher", "slurm"]
@@ -480,5 +480,5 @@ def test_values_arrive_as_they_were_typed() -> None:
 
 def test_a_recipe_that_sets_variables_cannot_be_joined() -> None:
     """Under somebody else's launcher env comes too late, and nothing on the command line takes it back."""
-    made = text(("mine.yaml",), [Outer(transport="gloo", nodes=1, ranks_per_node=2, env={"NAME": "1"})])
+    made = text(("mine.yaml",), [Setup(transport="gloo", nodes=1, ranks_per_node=2, env={"NAME": "1"})])
     assert "# Not by hand: the recipe itself sets NAME." in made and "torch.distributed.run" not in made

@@ -20,14 +20,14 @@ from commbench.launch import supervise
 from commbench.launch.job import EVENTS, EXITS, FAILURES, Job
 from commbench.launch.supervise import Watch
 from commbench.measure.rank import note_failure
-from commbench.records import Outer
+from commbench.records import Setup
 from commbench.run_folder import RunFolder, append_line
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    outer = Outer(transport="scripted", nodes=1, ranks_per_node=2)
-    made = Job(run_dir=str(tmp_path), attempt="000", launch=0, outer=outer, cases=(), timeout_s=70.0)
+    setup = Setup(transport="scripted", nodes=1, ranks_per_node=2)
+    made = Job(run_dir=str(tmp_path), attempt="000", launch=0, setup=setup, cases=(), timeout_s=70.0)
     made.save()
     return made
 
@@ -55,7 +55,7 @@ def write(path: Path, **line: Any) -> None:
 
 
 def test_ranks_may_be_silent_for_a_minute_at_the_start_and_for_the_timeout_later(job: Job, clock: Clock) -> None:
-    job = Job(run_dir=job.run_dir, attempt="000", launch=0, outer=job.outer, cases=(), timeout_s=2.0)
+    job = Job(run_dir=job.run_dir, attempt="000", launch=0, setup=job.setup, cases=(), timeout_s=2.0)
     events: list[str] = []
     more = iter((False, False, True, False, False))
     watched = Watch(job, lambda event: events.append(event["event"]), lambda: next(more))

@@ -19,7 +19,7 @@ from commbench.layout import Layout
 from commbench.measure import verify
 from commbench.measure.rank import run
 from commbench.rank_info import RankInfo
-from commbench.records import Case, Measurement, Outer, Policy, Status
+from commbench.records import Case, Measurement, Policy, Setup, Status
 from commbench.run_folder import RunFolder
 from commbench.transports.base import Done, Work
 from commbench.transports.scripted.transport import ScriptedComm
@@ -32,12 +32,12 @@ LAYOUTS = ((2, 2), (3, 2), (2, 3), (2, 4))
 
 def measure(tmp_path: Path, case: Case, faults: list[dict[str, Any]]) -> tuple[Measurement, RunFolder]:
     """One case on thread ranks, as a launch would measure it."""
-    outer = dataclasses.replace(case.outer, script=json.dumps({"faults": faults}))
-    case = dataclasses.replace(case, outer=outer)
+    setup = dataclasses.replace(case.setup, script=json.dumps({"faults": faults}))
+    case = dataclasses.replace(case, setup=setup)
     folder = RunFolder.create(tmp_path, "test")
-    job = Job(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=(case,))
+    job = Job(run_dir=str(folder.path), attempt="a", launch=0, setup=setup, cases=(case,))
     job.save()
-    size = outer.layout.ranks
+    size = setup.layout.ranks
     shared = ThreadRanks(size)
 
     def rank(index: int) -> None:
@@ -52,7 +52,7 @@ def measure(tmp_path: Path, case: Case, faults: list[dict[str, Any]]) -> tuple[M
 def case_of(algorithm: str, layout: tuple[int, int], mode: str = "isolated", blocks: int = 4, **other: Any) -> Case:
     found = algorithms.get("all_to_all", algorithm)
     return Case(
-        outer=Outer(transport="scripted", nodes=layout[0], ranks_per_node=layout[1]),
+        setup=Setup(transport="scripted", nodes=layout[0], ranks_per_node=layout[1]),
         collective="all_to_all",
         algorithm=algorithm,
         params={key: default for key, (default, _) in found.params.items()},

@@ -224,7 +224,7 @@ def test_the_heat_map_has_all_pairs_and_names_its_nodes(nodes: int, per_node: in
     times = np.random.default_rng(1).uniform(10, 30, (2, nodes * per_node, nodes * per_node))
     times[:, np.arange(nodes * per_node), np.arange(nodes * per_node)] = np.nan
     row_of_case = row(cases[0], measured(cases, lambda case: 10.0), Samples(RunFolder(Path("/nowhere"))))
-    matrix = Matrix(key="k", row=row_of_case, layout=cases[0].outer.layout, time_us=times)
+    matrix = Matrix(key="k", row=row_of_case, layout=cases[0].setup.layout, time_us=times)
     ((name, figure),) = heat_maps(made_rows, {**META, "pairs": [matrix]}).items()
     assert name.startswith("pairs-schedule-tournament-") and f"{nodes}x{per_node}" in name
     axes, bar = figure.axes

@@ -14,7 +14,7 @@ from commbench import algorithms, collectives
 from commbench.cli import _main
 from commbench.errors import UsageError
 from commbench.records import Case
-from commbench.serialise import from_dict
+from commbench.serialise import as_dict, from_dict
 from commbench.sweep import config, plan, prepare, recipes
 from commbench.sweep.key import NO_DEFAULT
 from commbench.sweep.keys import GROUPS, KEYS, LISTED, explain_keys
@@ -62,8 +62,8 @@ def test_hydras_grammar_means_what_its_users_expect() -> None:
 def test_environment_values_pass_raw() -> None:
     overrides = recipes.parse_overrides(["env.NCCL_IB_HCA=^ib,a=b", "env.X='a,b'", "env.Y="])
     assert overrides.env == {"NCCL_IB_HCA": ["^ib", "a=b"], "X": ["a,b"], "Y": [""]}
-    outers = {str(item.case.outer) for item in planned("quick", "transport=gloo", "env.A=1,2", "env.B=x")}
-    assert len(outers) == 2 and all(", B=x" in outer for outer in outers)
+    setups = {str(item.case.setup) for item in planned("quick", "transport=gloo", "env.A=1,2", "env.B=x")}
+    assert len(setups) == 2 and all(", B=x" in setup for setup in setups)
 
 
 def test_case_ids_are_stable_and_tell_cases_apart() -> None:
@@ -74,7 +74,7 @@ def test_case_ids_are_stable_and_tell_cases_apart() -> None:
     assert not set(ids) & {item.case.case_id for item in planned("quick", "seed=1")}
     # A case survives its JSON.
     case = once[0].case
-    assert from_dict(Case, json.loads(json.dumps(dataclasses.asdict(case)))) == case
+    assert from_dict(Case, json.loads(json.dumps(as_dict(case)))) == case
 
 
 def test_sizes_round_down_and_merge() -> None:
@@ -100,11 +100,11 @@ def test_launches_are_interleaved_in_seeded_order() -> None:
     cases = planned("quick", "transport=gloo", "env.A=1,2", "launches=3")
     order = list(plan.launches(cases, seed=4))
     assert [item.index for item in order] == [0, 0, 1, 1, 2, 2]
-    assert all({order[i].outer.key, order[i + 1].outer.key} == {c.case.outer.key for c in cases} for i in (0, 2, 4))
+    assert all({order[i].setup.key, order[i + 1].setup.key} == {c.case.setup.key for c in cases} for i in (0, 2, 4))
     assert order == list(plan.launches(cases, seed=4))
     assert [c.case_id for c in order[0].cases] != [c.case_id for c in order[2].cases]
     assert sorted(c.case_id for c in order[0].cases) == sorted(
-        c.case.case_id for c in cases if c.case.outer.key == order[0].outer.key
+        c.case.case_id for c in cases if c.case.setup.key == order[0].setup.key
     )
     assert order != list(plan.launches(cases, seed=5))
 
@@ -183,12 +183,12 @@ def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("commbench.machine.gpus.count", lambda environ: 4)
     monkeypatch.setattr("commbench.transports.missing", lambda name, **_: None)
     cases = planned("quick")
-    assert {(item.case.outer.transport, str(item.case.outer.layout)) for item in cases} == {("nccl", "1x4")}
-    assert {item.case.outer.transport for item in planned("quick", "transport=gloo")} == {"gloo"}
-    assert {str(item.case.outer.layout) for item in planned("quick", "ranks_per_node=2")} == {"1x2"}
-    assert {str(item.case.outer.layout) for item in planned("gpu")} == {"1x4"}
+    assert {(item.case.setup.transport, str(item.case.setup.layout)) for item in cases} == {("nccl", "1x4")}
+    assert {item.case.setup.transport for item in planned("quick", "transport=gloo")} == {"gloo"}
+    assert {str(item.case.setup.layout) for item in planned("quick", "ranks_per_node=2")} == {"1x2"}
+    assert {str(item.case.setup.layout) for item in planned("gpu")} == {"1x4"}
     monkeypatch.setattr("commbench.machine.gpus.count", lambda environ: 1)
-    assert "nccl" not in {item.case.outer.transport for item in planned("quick")}
+    assert "nccl" not in {item.case.setup.transport for item in planned("quick")}
 
 
 def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() -> None:

@@ -67,8 +67,8 @@ def launch(tmp_path: Path, libraries: dict[int, Path]) -> Launch:
     def measured(*words: str, limits: dict[int, int] | None = None, **machine: Any) -> list[Any]:
         cases = planned(*words)
         folder = RunFolder.create(tmp_path, "test")
-        outer = cases[0].outer
-        job = Job(run_dir=str(folder.path), attempt="a", launch=0, outer=outer, cases=tuple(cases), timeout_s=LONGEST_S)
+        setup = cases[0].setup
+        job = Job(run_dir=str(folder.path), attempt="a", launch=0, setup=setup, cases=tuple(cases), timeout_s=LONGEST_S)
         job.save()
         with tempfile.TemporaryDirectory(dir="/dev/shm") as shared:
             codes = forked(job, Path(shared), libraries, limits or {}, **machine)
@@ -89,7 +89,7 @@ def planned(*words: str) -> list[Case]:
 def forked(
     job: Job, shared: Path, libraries: dict[int, Path], limits: dict[int, int], *, reach: bool = True, gpus: int = 0
 ) -> list[int | None]:
-    size = job.outer.layout.ranks
+    size = job.setup.layout.ranks
     pids = []
     for rank in range(size):
         pid = os.fork()

@@ -125,14 +125,14 @@ def test_halving_measures_fewer_and_fewer() -> None:
 
 def test_a_setting_of_the_launch_is_taken_if_it_pays_over_all_sizes() -> None:
     words = (*SIZES, "env.SETTING=unset,8")
-    pays = tune(Ruled(lambda case: 100.0 / (1.3 if case.outer.env["SETTING"] == "8" else 1.0), 0), region(*words))
+    pays = tune(Ruled(lambda case: 100.0 / (1.3 if case.setup.env["SETTING"] == "8" else 1.0), 0), region(*words))
     assert pays.scope.env == {"SETTING": "8"}
     assert all(one.confirmed for choice in pays.choices for one in choice.evidence)
     nothing = tune(Ruled(lambda case: 100.0, 0), region(*words))
     assert nothing.scope.env == {"SETTING": "unset"}
 
     def at_one_size(case: Case) -> float:
-        return 100.0 / (1.05 if case.outer.env["SETTING"] == "8" and case.size_bytes == 4096 else 1.0)
+        return 100.0 / (1.05 if case.setup.env["SETTING"] == "8" and case.size_bytes == 4096 else 1.0)
 
     assert tune(Ruled(at_one_size, 0), region(*words)).scope.env == {"SETTING": "unset"}
 
