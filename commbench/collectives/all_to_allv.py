@@ -20,14 +20,17 @@ class AllToAllV(Blocks):
     adjoint = "all_to_allv"  # with the counts transposed
     arguments = {
         "splits": Argument("even", "how the bytes are split among the receivers", splits.CHOICES),
-        "alpha": Argument(1.0, "splits=zipf: the exponent; 0 is even"),
-        "experts": Argument(None, "splits=zipf: experts, in equal numbers on each rank; without it one per rank"),
-        "matrix": Argument(None, "splits=matrix: a file in nccl-tests' form"),
-        "trace": Argument(None, "splits=trace: a file of recorded token counts"),
-        "step": Argument(0, "splits=trace: which step"),
-        "row_bytes": Argument(None, "bytes of a token, which is never cut; 16 where nothing says"),
-        "send_bytes": Argument(None, "bytes that each rank sends; the size then follows from the splits"),
-    }
+        "alpha": Argument(1.0, "splits=zipf: the exponent; 0 is even", limits=(float, 0, 100)),
+        "experts": Argument(None, "splits=zipf: experts, in equal numbers on each rank; without it one per rank",
+                            limits=(int, 1, 1 << 30)),
+        "matrix": Argument(None, "splits=matrix: a file in nccl-tests' form", read=splits.read_matrix),
+        "trace": Argument(None, "splits=trace: a file of recorded token counts", read=splits.read_trace),
+        "step": Argument(0, "splits=trace: which step", limits=(int, 0, 1 << 40)),
+        "row_bytes": Argument(None, "bytes of a token, which is never cut; 16 where nothing says",
+                              limits=(int, 1, 1 << 40)),
+        "send_bytes": Argument(None, "bytes that each rank sends; the size then follows from the splits",
+                               limits=(int, 1, 1 << 50)),
+    }  # fmt: skip
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         return splits.settle(size_bytes, layout.ranks, arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from commbench.data import Block, Bytes, block_chunks
@@ -15,11 +15,17 @@ PART_BYTES = 16
 
 
 class Argument(NamedTuple):
-    """A key that a collective understands. `choices` is empty where the values are not a short list."""
+    """A key that a collective understands.
+
+    choices: words that it may be. limits: kind, smallest and largest of a number that it may be. read: what reads the
+    file that it names; its content is stored, as a run must not change with the file.
+    """
 
     default: Value | None
     text: str
     choices: tuple[str, ...] = ()
+    limits: tuple[type[int] | type[float], float, float] | None = None
+    read: Callable[[str], str] | None = None
 
 
 class InPlace(NamedTuple):

@@ -14,7 +14,7 @@ from commbench.spec import Arguments, Spec
 class Broadcast(Blocks):
     name = "broadcast"
     adjoint = "reduce"
-    arguments = {"root": Argument(0, "the rank whose buffer is sent (in each group)")}
+    arguments = {"root": Argument(0, "the rank whose buffer is sent (in each group)", limits=(int, 0, 1 << 30))}
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         root = arguments["root"]

@@ -37,7 +37,7 @@ class Pairs(Blocks):
     adjoint = "pairs"
     arguments = {
         "schedule": Argument("tournament", "which pairs are at work at the same time", SCHEDULES),
-        "round": Argument(0, "which of the schedule's rounds: a number, or all"),
+        "round": Argument(0, "which of the schedule's rounds: a number, or all", ("all",), limits=(int, 0, 1 << 40)),
         "direction": Argument("there", "of each pair: there, back, or both at once", DIRECTIONS),
     }
 

@@ -31,7 +31,7 @@ class TpAllToAll(Moves):
     name = "tp_all_to_all"
     adjoint = "tp_all_to_all"  # gradients of replicated tensors are replicated
     arguments = {
-        "tp": Argument(None, "ranks of a tensor-parallel group; without it all of a node"),
+        "tp": Argument(None, "ranks of a tensor-parallel group; without it all of a node", limits=(int, 2, 1024)),
         "tp_input": Argument("replicated", "what the ranks of a tensor-parallel group hold", INPUTS),
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from commbench import algorithms, collectives, transports
 from commbench.binding import policies
-from commbench.collectives import splits
 from commbench.collectives.base import Argument
 from commbench.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate, parse_slow_link
 from commbench.errors import UsageError, unknown
@@ -171,31 +170,17 @@ LAYER = {
 # fmt: on
 
 
-# Arguments that are numbers, and those that name a file, which is stored by its content: a run must not change with it.
-_NUMBERS: dict[str, Number] = {
-    "root": Number(int, 0, 1 << 30),
-    "alpha": Number(float, 0, 100),
-    "tp": Number(int, 2, 1024),
-    "experts": Number(int, 1, 1 << 30),
-    "step": Number(int, 0, 1 << 40),
-    "row_bytes": Number(int, 1, 1 << 40),
-    "send_bytes": Number(int, 1, 1 << 50),
-    "round": Number(int, 0, 1 << 40),
-}
-_FILES = {"matrix": splits.read_matrix, "trace": splits.read_trace}
-
-
 def _argument(name: str, value: Any) -> Value:
-    choices = collectives.arguments()[name].choices
-    if choices and value not in choices:
-        raise unknown(name, str(value), choices)
-    if name in _FILES:
-        text = str(value)
-        return text if text.startswith("[") else _FILES[name](text)  # a run's config.yaml holds the content itself
-    if name in _NUMBERS and not (name == "round" and value == "all"):
-        number: Value = _NUMBERS[name](name, value)
+    argument = collectives.arguments()[name]
+    if argument.limits is not None and value not in argument.choices:
+        number: Value = Number(*argument.limits)(name, value)
         return number
-    return str(value)
+    if argument.choices and value not in argument.choices:
+        raise unknown(name, str(value), argument.choices)
+    text = str(value)
+    if argument.read is None or text.startswith("["):  # a run's config.yaml holds the content itself
+        return text
+    return argument.read(text)
 
 
 def _whole(name: str, value: Any) -> int:
@@ -212,7 +197,7 @@ def _param_key(name: str, text: str) -> Key:
 
 def _argument_key(name: str, argument: Argument) -> Key:
     takers = [of for of, collective in collectives.TABLE.items() if name in collective.arguments]
-    allowed = ", ".join(argument.choices) or ("a file" if name in _FILES else "")
+    allowed = "a file" if argument.read else "" if argument.limits else ", ".join(argument.choices)
     hint = f"it belongs to {', '.join(takers)}: {argument.text}"
     return _unlisted(Parsed(_argument, allowed), COLLECTIVE, f"{', '.join(takers)}: {argument.text}", hint)
 
