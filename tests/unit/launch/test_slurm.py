@@ -396,7 +396,7 @@ def test_a_job_ends_soon_after_its_sweep(task: Callable[..., None], tmp_path: Pa
         task(0, "import time; time.sleep(60)")
     took = time.monotonic() - began
     thread.join()
-    assert 0.05 * beats < took < 20
+    assert 0.05 * beats < took < 50
     assert exits(tmp_path) == [{"rank": 0, "what": "was killed by signal 9 (SIGKILL)"}]
 
 
@@ -404,7 +404,7 @@ def test_a_heartbeat_is_a_change_whatever_the_clocks_say(tmp_path: Path) -> None
     heart = tmp_path / "heartbeat"
     heart.touch()
     watch = slurm_job.Heartbeat(tmp_path)
-    assert not watch.heard and watch.silent_s() < 5
+    assert not watch.heard and watch.silent_s() < 60
     heart.unlink()
     watch.silent_s()
     assert not watch.heard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -45,7 +46,7 @@ def start(path: Path) -> Iterator[Start]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -93,10 +94,14 @@ def test_one_file_a_hang(path: Path, start: Start) -> None:
 
 def test_beats_are_progress(path: Path, start: Start) -> None:
     tracer = start(timeout_s=1.0)
-    for _ in range(50):
+    beats = [time.monotonic()]
+    while len(beats) < 51:
         time.sleep(0.02)
         tracer.beat()
-        assert not path.exists()
+        beats.append(time.monotonic())
+        # Where this thread itself did not come to run for that long, there was no beat.
+        late = max(after - before for before, after in itertools.pairwise(beats)) > 0.9
+        assert late or not path.exists()
 
 
 def test_the_file_stays_when_a_rank_gives_up_and_goes_when_it_went_on(path: Path, start: Start) -> None:
