@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from commbench import algorithms, collectives, transports
 from commbench.algorithms.base import Algorithm
 from commbench.collectives.base import Collective
-from commbench.emulated import MOST_NODES, ROUTINGS, Emulated, parse_slow_link
-from commbench.errors import UsageError
+from commbench.emulated import ROUTINGS, Emulated
 from commbench.records import Case, PlannedCase, Policy, Setup
 from commbench.spec import DTYPES, Arguments
+from commbench.sweep import checks
 from commbench.sweep.config import SweepConfig
-from commbench.sweep.keys import FABRIC, KEYS, LAYER, SIZE_KEYS
 from commbench.units import format_size
 
 
@@ -33,7 +32,7 @@ def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
     planned: dict[str, PlannedCase] = {}
     for config in configs:
         cases = list(_cases(config))
-        _reject_idle_keys(config, cases)
+        checks.reject_idle_keys(config, cases)
         for item in cases:
             planned.setdefault(item.case.case_id, item)
     return list(planned.values())
@@ -50,14 +49,14 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
         launches=config.launches,
     )
     wanted = list(collectives.EVERY) if "all" in config.collective else config.collective
-    _reject_unknown_ways(config, wanted)
+    checks.reject_unknown_algorithms(config, wanted)
     for setup in _setups(config):
         for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):
             sizes = _sizes(config, collectives.get(name), setup, groups, dtype)
             for in_place, overlap, mode, buffers, cache in itertools.product(
                 config.in_place, config.overlap, config.mode, config.buffers, config.cache
             ):
-                for algorithm, params in _ways(config, name):
+                for algorithm, params in _with_params(config, name):
                     if _pointless(config, setup, algorithms.get(name, algorithm), buffers):
                         continue
                     demands = algorithms.get(name, algorithm).demands
@@ -80,7 +79,7 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
                             seed=config.seed,
                             policy=policy,
                         )
-                        yield PlannedCase(case=case, skip=reason or _skip_reason(case))
+                        yield PlannedCase(case=case, skip=reason or checks.skip_reason(case))
 
 
 def _pointless(config: SweepConfig, setup: Setup, algorithm: Algorithm, buffers: str) -> bool:
@@ -167,7 +166,7 @@ def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Ite
         yield size, {"row_bytes": row, "send_bytes": size} if knows_tokens else {}
 
 
-def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:
+def _with_params(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield (algorithm, parameters) of one collective."""
     for name in algorithms.names(collective):
         if name in config.algorithm or "all" in config.algorithm:
@@ -175,93 +174,6 @@ def _ways(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str,
             axes = {key: config.params.get(key, [default]) for key, (default, _) in params.items()}
             for values in itertools.product(*axes.values()):
                 yield name, dict(zip(axes, values, strict=True))
-
-
-def _reject_unknown_ways(config: SweepConfig, wanted: Sequence[str]) -> None:
-    """Raise `UsageError` for an algorithm of no collective of the sweep, and a collective without algorithm."""
-    if "all" in config.algorithm:
-        return
-    for name in config.algorithm:
-        if not any(name in algorithms.names(collective) for collective in wanted):
-            takers = [collective for collective, way in algorithms.TABLE if way == name]
-            raise UsageError(
-                f"{name} is no algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
-            )
-    for collective in wanted:
-        if not set(config.algorithm) & set(algorithms.names(collective)):
-            raise UsageError(
-                f"no algorithm of {collective} is asked for",
-                hint=f"add one to algorithm=: {', '.join(algorithms.names(collective))}, or all",
-            )
-
-
-_EMULATED = frozenset(name for name, key in KEYS.items() if key.group == FABRIC)
-
-
-def _reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
-    """Raise `UsageError` for what a user sets in vain; a recipe may set it for other values than the user's."""
-    used: set[str] = set()
-    for item in cases:
-        used |= {*item.case.params, *item.case.arguments}
-        if item.case.arguments.get("splits") == "trace":
-            used.add("trace")  # of which a matrix was made
-        if emulated := item.case.setup.emulated:
-            used |= _EMULATED if emulated.spines > 1 else _EMULATED - {"routing"}
-        used |= {"binding_memory"} if item.case.setup.binding != "none" else set()
-        used |= {"cpu_masks"} if item.case.setup.cpu_masks else set()
-        if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
-            used.add("model_dim")
-        if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
-            used |= {*SIZE_KEYS}
-            used |= set(LAYER) if "tokens" in config.layer else set()
-    for key in config.typed - used:
-        if hint := KEYS[key].idle:
-            raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
-
-
-def _skip_reason(case: Case) -> str:
-    collective, entry = collectives.get(case.collective), transports.entry(case.setup.transport)
-    spec = case.spec
-    if spec.ranks < 2:
-        where = "" if case.groups == "world" else f"groups={case.groups} of {case.setup.layout}: "
-        return f"{where}one rank has nobody to exchange with"
-    if case.setup.emulated and not 2 <= case.setup.nodes <= MOST_NODES:
-        return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.setup.layout} has {case.setup.nodes}"
-    if case.setup.emulated and case.setup.emulated.slow_link:
-        node, _, _ = parse_slow_link(case.setup.emulated.slow_link)
-        if node >= case.setup.nodes:
-            return f"slow_link={case.setup.emulated.slow_link}: the nodes are 0 .. {case.setup.nodes - 1}"
-    if case.setup.virtual_hosts and not entry.virtual_hosts:
-        return f"{case.setup.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
-    if case.setup.virtual_hosts and case.setup.nodes < 2:
-        return f"virtual hosts are at least 2, layout {case.setup.layout} has {case.setup.nodes}"
-    if case.setup.emulated and "GLOO_SOCKET_IFNAME" in case.setup.env:
-        return "on an emulated fabric gloo uses its links; env.GLOO_SOCKET_IFNAME would be overwritten"
-    if case.setup.emulated and entry.not_emulated:
-        return f"{case.setup.transport} does not run on an emulated fabric: {entry.not_emulated}"
-    if case.size_bytes == 0:
-        return f"the size rounds down to 0 for {spec.ranks} ranks"
-    if case.dtype not in (entry.reduces if collective.reduces(case.arguments) else entry.dtypes):
-        return f"{case.setup.transport} cannot do {case.collective} on {case.dtype}"
-    if case.buffers not in entry.buffers:
-        return f"{case.setup.transport} has no {case.buffers} buffers"
-    if case.mode not in entry.modes:
-        return f"{case.setup.transport} has no mode {case.mode}"
-    if case.in_place and collective.in_place(spec, 0) is None:
-        return f"{case.collective} is not defined in place"
-    if case.overlap != "none" and (not entry.overlaps or case.mode != "isolated"):
-        return (
-            "only isolated calls have something beside them"
-            if entry.overlaps
-            else (f"{case.setup.transport} has nothing to compute beside")
-        )
-    algorithm = algorithms.get(case.collective, case.algorithm)
-    if algorithm.one_sided and not entry.one_sided:
-        return f"over {case.setup.transport} no rank can write into the memory of another"
-    for key, value in algorithm.demands.items():
-        if case.arguments[key] != value:
-            return f"{algorithm.name} needs {key}={value}"
-    return collective.unsupported(spec) or algorithm.unsupported(spec)
 
 
 def launches(planned: Sequence[PlannedCase], *, seed: int) -> Iterator[Launch]:
