@@ -6,6 +6,7 @@ was torn by a kill and is dropped, any other line that cannot be read is an erro
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -30,14 +31,53 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that takes the place of `path` when it is whole: whoever reads finds the old one or the new.
+
+    A link at `path` is replaced, not followed, and nothing that is there already is written to. After a failure
+    nothing is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, data: str | bytes) -> None:
     """Write `path` so that whoever reads it finds the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with atomic_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+def write_named(path: Path, data: str | bytes) -> None:
+    """Write a file that a user has named: atomically, where a link leads, and in place what is no regular file.
+
+    So a device or a pipe stays one, and so does a link. Raises `OSError`.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        about = path.stat()
+        ours = [os.fstat(number) for number in (1, 2) if _is_open(number)]  # /dev/stdout, which has a position
+        if not stat.S_ISREG(about.st_mode) or any(os.path.samestat(about, one) for one in ours):
+            with open(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+            return
+    write_atomically(path.resolve(), data)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def append_line(path: Path, line: str, *, durable: bool = True) -> None:

@@ -10,7 +10,7 @@ from commbench.errors import UsageError
 from commbench.export import export
 from commbench.export.source import ExportSource
 from commbench.profile.file import load
-from commbench.run_folder import write_atomically
+from commbench.run_folder import write_named
 
 
 def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:
@@ -25,7 +25,7 @@ def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:
         sys.stdout.buffer.flush()
         return 0
     try:
-        write_atomically(out, data)
+        write_named(out, data)
     except OSError as error:
         raise UsageError(
             f"cannot write {str(out)!r}: {error.strerror}", hint="--out FILE, in a folder that is there and yours"

@@ -11,7 +11,7 @@ from commbench import cost_model
 from commbench.console import stderr_console
 from commbench.cost_model import comparison
 from commbench.errors import UsageError
-from commbench.run_folder import RunFolder, write_atomically
+from commbench.run_folder import RunFolder, write_named
 
 
 def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
@@ -31,7 +31,7 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
 
 def _write(path: Path, text: str) -> None:
     try:
-        write_atomically(path, text)
+        write_named(path, text)
     except OSError as error:
         raise UsageError(
             f"cannot write {str(path)!r}: {error.strerror}", hint="--out FILE, in a folder that is there and yours"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from commbench.analysis.ratios import Speedup
 from commbench.records import FORMAT_VERSION, Row
-from commbench.run_folder import RunFolder, read_lines
+from commbench.run_folder import RunFolder, atomic_file, read_lines
 
 _SAMPLES = pa.schema(
     [
@@ -93,6 +92,5 @@ def write_samples(folder: RunFolder) -> None:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **_METADATA}), temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as file:
+        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **_METADATA}), file)

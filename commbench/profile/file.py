@@ -13,7 +13,7 @@ from commbench import algorithms, collectives, transports
 from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
 from commbench.profile import FORMAT, FORMAT_VERSION, AlgorithmConfig, Choice, Profile, Scope
-from commbench.run_folder import write_atomically
+from commbench.run_folder import write_named
 from commbench.serialise import digest, from_dict
 
 _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
@@ -32,7 +32,7 @@ def save(profile: Profile, path: Path) -> None:
     if problems:
         raise ValueError(f"not a profile: {problems[0]}")
     try:
-        write_atomically(path, dump(profile))
+        write_named(path, dump(profile))
     except OSError as error:
         raise UsageError(
             f"cannot write {str(path)!r}: {error.strerror}", hint="--out FILE, in a folder of yours"
