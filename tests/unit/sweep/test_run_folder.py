@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -460,3 +461,18 @@ def test_a_full_disk_ends_the_sweep_and_a_resume_goes_on(copy: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert len((copy / "measurements.jsonl").read_text().splitlines()) == 49
     assert len(result.stdout.splitlines()) == 8
+
+
+def test_a_disk_without_room_is_no_fault_of_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "samples")
+
+    words = (*QUICK, "algorithm=direct", "-e", "1K", "launches=1", "iters=3", "--no-plots")
+    with monkeypatch.context() as patched:
+        patched.setattr("commbench.measure.rank.write_samples", full)  # of ranks too, which are forked from here
+        result = here(*words, cwd=tmp_path)
+    run = only_run(tmp_path / "results")
+    assert result.returncode == 2 and "no space left on the disk" in result.stderr
+    assert f"commbench sweep --resume {Path('results') / run.name}" in result.stderr
+    assert not (run / "measurements.jsonl").exists(), "nothing is said of the case"
+    assert here("sweep", "--resume", str(run), "--no-plots", cwd=tmp_path).returncode == 0
