@@ -29,6 +29,7 @@ class Status(StrEnum):
     OK = "ok"
     SKIPPED = "skipped"  # cannot run here; the reason says why
     WRONG_RESULT = "wrong_result"
+    DECLARATION_MISMATCH = "declaration_mismatch"  # right, but other messages were sent than the algorithm declares
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
     ERROR = "error"

@@ -7,7 +7,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from commbench import algorithms, collectives, fabric
 from commbench.algorithms.base import Bound
 from commbench.launch.job import Job
 from commbench.machine import memory
-from commbench.measure import buffers, diagnosis, loop, readback, samples, verify
+from commbench.measure import buffers, diagnosis, loop, readback, recording, samples, verify
 from commbench.measure.buffers import Pair
 from commbench.measure.diagnosis import WrongOutput
 from commbench.measure.events import Events
+from commbench.measure.recording import RecordingComm, Sent
 from commbench.measure.usage import Meter
 from commbench.rank_info import RankInfo
 from commbench.records import Case, Measurement, Setup, Status
@@ -119,10 +121,22 @@ class _CaseOnRank:
         """
         largest = self._count_pairs()
         self._check_memory(largest)
-        pairs = self._allocate()
+        data = self._data(self._allocate())
+        untimed = [1, 2]  # calls with different data: a result of the last call would pass the first one only
+        if (said := recording.declared(self.algorithm, self.spec, self.rank)) is not None:
+            sent: Sent = Counter()
+            bound = self._prepare(sent)
+            with _closing(bound):
+                self._check_declaration(bound, data, said, sent, untimed.pop(0))
         bound = self._prepare()
         with _closing(bound):
-            return self._checked(bound, pairs)
+            return self._checked(bound, data, untimed)
+
+    def _data(self, pairs: list[Pair]) -> _CheckedData:
+        # Groups have data of their own: a block of another group is a wrong one.
+        seed = self.case.seed + (self.group << 48)
+        checker = verify.Checker(self.transport, self.collective, self.spec, self.rank, seed)
+        return _CheckedData(checker, pairs, self.events, self.job.setup)
 
     def _count_pairs(self) -> int:
         """Decide how many pairs of buffers take turns; return the bytes of one on the rank with the largest."""
@@ -169,15 +183,18 @@ class _CaseOnRank:
         self._together(failure)
         return pairs
 
-    def _prepare(self) -> Bound:
+    def _prepare(self, sent: Sent | None = None) -> Bound:
+        """Return the algorithm, ready for calls; `sent` takes notes of what these will send."""
         bound: Bound | None = None
         failure = ""
         try:
             self.transport.publish()
-            world = self.transport.world
-            bound = self.algorithm.prepare(
-                world if self.case.groups == "world" else world.subgroup(self.partition), self.spec
-            )
+            comm = self.transport.world
+            if self.case.groups != "world":
+                comm = comm.subgroup(self.partition)
+            if sent is not None:
+                comm = RecordingComm(comm, range(self.spec.ranks), sent)
+            bound = self.algorithm.prepare(comm, self.spec)
         except Exception as error:
             failure = _allocation_failure(self.transport, error)
         try:
@@ -196,18 +213,29 @@ class _CaseOnRank:
             ranks = ", ".join(map(str, failed))
             raise Unmeasured(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}")
 
-    def _checked(self, bound: Bound, pairs: list[Pair]) -> tuple[loop.Timing, dict[str, Any]]:
-        """Time the calls between checks of what they bring."""
+    def _check_declaration(self, bound: Bound, data: _CheckedData, said: Sent, sent: Sent, salt: int) -> None:
+        """Make one untimed call, and hold what it sends against what the algorithm says that it sends."""
+        (ready,) = bound.bind(data.pairs[:1])
+        if bad := data.call(ready, salt):
+            raise self._wrong_result(data, "before timing", salt, bad)
+        if text := recording.difference(said, sent):
+            sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {text}\n")
+        seen = self.transport.all_gather([float(bool(text))])
+        if odd := [rank for rank, row in enumerate(seen) if row[0]]:
+            first = odd[0]
+            known = text if first == self.info.rank else f"see logs/{self.job.attempt}/rank-{first}.log"
+            raise Unmeasured(
+                Status.DECLARATION_MISMATCH,
+                f"{self.case.algorithm} does not send what its steps() declare: rank {first}: {known}",
+            )
+
+    def _checked(self, bound: Bound, data: _CheckedData, untimed: Sequence[int]) -> tuple[loop.Timing, dict[str, Any]]:
+        """Time the calls between checks of what they bring; `untimed` numbers the calls before."""
         case, transport = self.case, self.transport
         if case.mode == "graph" and not bound.capturable:
             raise Unmeasured(Status.SKIPPED, f"{case.algorithm} looks at data on the host, which no graph can hold")
-        ready = bound.bind(pairs)
-        # Groups have data of their own: a block of another group is a wrong one.
-        seed = case.seed + (self.group << 48)
-        checker = verify.Checker(transport, self.collective, self.spec, self.rank, seed)
-        data = _CheckedData(checker, pairs, self.events, self.job.setup)
-        # Two calls with different data: a result of the last call would pass the first one only.
-        for salt in (1, 2):
+        ready = bound.bind(data.pairs)
+        for salt in untimed:
             if bad := data.call(ready[0], salt):
                 raise self._wrong_result(data, "before timing", salt, bad)
         beside = case.overlap != "none"

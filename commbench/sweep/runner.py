@@ -205,7 +205,7 @@ class Sweep:
             self._measured_now += 1
             if progress.running == measurement.case_id:
                 progress.running = None
-            if measurement.status is Status.WRONG_RESULT:
+            if measurement.status in (Status.WRONG_RESULT, Status.DECLARATION_MISMATCH):
                 self._note_failure(self._cases[measurement.case_id], measurement)
             if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
                 self._finish_if_complete(self._cases[measurement.case_id])

@@ -43,7 +43,7 @@ class Ledger:
                 continue
             self.failed.setdefault(identity(case), (one.status, one.reason))
             # What is wrong once is not trusted at another size, and what hangs would cost its timeout again.
-            if one.status in (Status.WRONG_RESULT, Status.TIMEOUT):
+            if one.status in (Status.WRONG_RESULT, Status.DECLARATION_MISMATCH, Status.TIMEOUT):
                 self.banned.setdefault(candidate_key(case), (one.status, one.reason))
 
     def usable(self, case: Case) -> bool:

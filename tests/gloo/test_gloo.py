@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from commbench import algorithms
 from tests.conftest import (
     commbench,
     first,
@@ -230,3 +231,16 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
     assert sorted(row["status"] for row in rows) == ["error", "ok"], error
     (reason,) = (row["reason"] for row in rows if row["status"] == "error")
     assert "rank 1 was killed by signal 9" in reason or "lost another rank" in reason
+
+
+@pytest.mark.parametrize("lie", [True, False])
+def test_a_message_that_is_not_declared_is_noticed(lie: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are forked from this process, with the algorithm as it is here."""
+    algorithm = algorithms.get("all_to_all", "2d_intra_first")
+    honest = algorithm.steps
+    if lie:
+        monkeypatch.setattr(algorithm, "steps", lambda spec: (honest(spec) or [])[:1], raising=False)
+    words = ("sweep", "quick", "transport=gloo", "algorithm=2d_intra_first", "-b", "4K", "-e", "4K", "launches=1")
+    result = here(*words, "iters=2", "--no-plots", "--format", "json", cwd=tmp_path)
+    (row,) = rows_of(result)
+    assert row["status"] == ("declaration_mismatch" if lie else "ok"), row["reason"]
