@@ -14,6 +14,7 @@ from commbench.run_folder import write_named
 
 
 def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:
+    """Write the profile in the words of another program; return 0. Raises `CommbenchError`."""
     if out is not None and out.exists() and out.samefile(path):
         raise UsageError(f"--out {str(out)!r} is the profile itself", hint="--out another file; without it, stdout")
     exported = export(format_, ExportSource(load(path), path, scope))

@@ -10,6 +10,7 @@ import pytest
 
 from commbench import cli
 from commbench.cli import _main
+from commbench.commands.options import SHORT
 from tests.conftest import REPOSITORY, commbench, environment
 
 HEAVY = {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "pyarrow", "rich"}
@@ -66,7 +67,10 @@ def test_choices_of_the_cli_are_those_of_the_tables() -> None:
     from commbench.output import writers
 
     assert cli._FORMATS == writers.FORMATS == tuple(writers.WRITERS)
+    from commbench.sweep.keys import KEYS
+
     assert set(launch.TABLE) | {"print"} == set(cli._LAUNCHERS)
+    assert SHORT.keys() <= KEYS.keys()
 
 
 BAD = {
