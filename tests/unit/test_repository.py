@@ -22,7 +22,7 @@ from tests.conftest import REPOSITORY
 
 WITHOUT_BUSBW = {"tp_all_to_all"}
 UNTOLD = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")])
+MARKDOWN = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), REPOSITORY / "tests/README.md"])
 HISTORY = {"CHANGELOG.md", "decisions.md", "log.md"}  # which name what was there at the time
 SOURCES = sorted(REPOSITORY.glob("commbench/**/*.py"))
 OTHERS = sorted([*REPOSITORY.glob("moe_ref/**/*.py"), *REPOSITORY.glob("kernels/**/*.py")])
