@@ -16,6 +16,7 @@ from commbench.tune.choices import Decision
 from commbench.tune.claims import Claim, compare, holm
 from commbench.tune.search import Ledger
 from commbench.tune.space import Problem, candidate_key, identity, label
+from commbench.tune.starts import compare_starts, control_start, describe_start, weaker
 
 MOST_PAIRS = 30  # more do not separate a gain of 3 % from none better
 BEST, PLAIN = "best", "plain"  # the claims: of the best candidate, and of the best one on plain buffers
@@ -33,8 +34,13 @@ class Confirmation:
 class Control:
     """The default against itself: what no gain looks like here."""
 
-    claims: list[Claim] = field(default_factory=list)
+    sizes: list[Claim] = field(default_factory=list)
+    start: Claim | None = None  # of the default start in launches of its own; None where no other start is claimed
     passed: int = 0  # that the same rules would have taken for a gain
+
+    @property
+    def claims(self) -> list[Claim]:
+        return [*self.sizes, *([self.start] if self.start else [])]
 
     @property
     def apparent(self) -> float | None:
@@ -49,10 +55,31 @@ class Arms:
 
     problem: Problem
     control: Case
-    challengers: dict[str, Case] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
+    challengers: dict[str, dict[str, Case]]  # by the key of the start of ranks: of the default and the best other one
+    claims: dict[str, Claim] = field(default_factory=dict)  # of the start that is taken
     p: dict[str, float | None] = field(default_factory=dict)  # adjusted for all claims of the region
     verdicts: dict[str, str] = field(default_factory=dict)
+
+    def of_start(self, setup: Setup) -> Case:
+        """Return the one arm by which a start is judged."""
+        return self.challengers[setup.key].get(BEST) or replace(self.problem.default, setup=setup)
+
+    def control_of_start(self) -> Case:
+        """Return the arm of the default start again, for launches of its own."""
+        default = self.problem.default.setup
+        return replace(self.of_start(default), setup=control_start(default))
+
+    def measured(self, setup: Setup) -> list[Case]:
+        """Return all cases that the confirmation needs where `setup` is the best start."""
+        default = self.problem.default
+        challengers = [case for cases in self.challengers.values() for case in cases.values()]
+        if setup.key == default.setup.key:
+            return [default, self.control, *challengers]
+        moved = self.of_start(setup)
+        return [
+            *(default, self.control, *challengers, moved),
+            *(replace(moved, setup=default.setup), self.control_of_start()),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,48 +102,65 @@ class Judge:
         """Judge by what `confirmation` asks for. `default`: how ranks start by default."""
         self._minimum, self._ledger, self._default = confirmation.minimum_gain, ledger, default
 
-    def claim(self, arms: Sequence[Arms], confirmed: ConfirmedTimes) -> Control:
-        """Set the claims of all arms and their p, adjusted for all of them; return what the control shows."""
-        control = Control()
+    def control(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Control:
+        """Return what the same rules make of the default against itself, where `setup` is the best start."""
+        shown = Control(
+            sizes=[compare(confirmed.times(one.problem.default), confirmed.times(one.control)) for one in arms]
+        )
+        if setup.key != self._default.key:
+            usual = [one.of_start(self._default) for one in arms]
+            shown.start = _compare_starts(confirmed, usual, [one.control_of_start() for one in arms])
+        shown.passed = sum(verdict == Verdict.CONFIRMED for verdict in self._judge(shown.claims))
+        return shown
+
+    def _judge(self, claims: Sequence[Claim]) -> list[str]:
+        """Return the verdict on each of a family of claims."""
+        adjusted = holm([claim.p for claim in claims])
+        return [claim.judge(self._minimum, p) for claim, p in zip(claims, adjusted, strict=True)]
+
+    def claim(
+        self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, start: Claim | None = None
+    ) -> float | None:
+        """Set the claims of all arms of a start, and their p; return that of `start`.
+
+        p are adjusted for all of them, `start` included.
+        """
         for one in arms:
             default = confirmed.times(one.problem.default)
-            one.claims = {name: compare(default, confirmed.times(case)) for name, case in one.challengers.items()}
-            control.claims.append(compare(default, confirmed.times(one.control)))
+            challengers = one.challengers[setup.key]
+            one.claims = {name: compare(default, confirmed.times(case)) for name, case in challengers.items()}
         every = [(one, name) for one in arms for name in one.claims]
-        for (one, name), p in zip(every, holm([one.claims[name].p for one, name in every]), strict=True):
+        adjusted = holm([*([start.p] if start else []), *(one.claims[name].p for one, name in every)])
+        p_of_start = adjusted.pop(0) if start else None
+        for (one, name), p in zip(every, adjusted, strict=True):
             one.p[name] = p
-        control.passed = sum(
-            claim.judge(self._minimum, p) == Verdict.CONFIRMED
-            for claim, p in zip(control.claims, holm([claim.p for claim in control.claims]), strict=True)
-        )
-        return control
+        return p_of_start
 
-    def start_gain(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> tuple[float, str]:
-        """Return the gain of starting ranks as `setup` says, over all sizes by the best candidates, and its verdict."""
-        before: dict[int, list[float]] = {}
-        after: dict[int, list[float]] = {}
-        for one in arms:
-            moved = replace(one.problem.default, setup=setup)
-            there = [confirmed.times(case) for case in (moved, *one.challengers.values())]
-            here = confirmed.times(one.problem.default)
-            for launch, value in here.items():
-                best = [arm[launch] for arm in there if launch in arm]
-                if best:
-                    before.setdefault(launch, []).append(math.log(value))
-                    after.setdefault(launch, []).append(math.log(min(best)))
-        first, second = ({k: math.exp(float(np.mean(v))) for k, v in arm.items()} for arm in (before, after))
-        claim = compare(first, second)
-        return claim.ratio, claim.judge(self._minimum, claim.p)
+    def claim_start(
+        self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, control: Control
+    ) -> tuple[float, str]:
+        """Set the claims of the start that is taken; return the gain of `setup` over all sizes, and its verdict."""
+        moved = [one.of_start(setup) for one in arms]
+        usual = [one.of_start(self._default) for one in arms]
+        same = [replace(case, setup=self._default) for case in moved]
+        claim = weaker(*(_compare_starts(confirmed, first, moved) for first in (usual, same)))
+        verdict = claim.judge(self._minimum, self.claim(arms, confirmed, setup, claim))
+        if verdict == Verdict.CONFIRMED == self._judge(control.claims)[-1]:
+            verdict = "not confirmed: so is the default start in launches of its own (A-A control)"
+        if verdict != Verdict.CONFIRMED:
+            self.claim(arms, confirmed, self._default, claim)
+        return claim.ratio, verdict
 
-    def decide(self, arms: Arms, confirmed: ConfirmedTimes, control: Claim, *, moved: bool) -> Decision:
-        """Choose for one problem. `control`: its default against itself; `moved`: ranks will be started otherwise."""
+    def decide(self, arms: Arms, confirmed: ConfirmedTimes, control: Claim, started: Setup) -> Decision:
+        """Choose for one problem. `control`: its default against itself; `started`: how ranks will be started."""
         default = arms.problem.default
-        arms.verdicts = {name: self._verdict(arms, name, moved=moved) for name in (BEST, PLAIN)}
+        challengers = arms.challengers[started.key]
+        arms.verdicts = {name: self._verdict(arms, name, challengers.get(name)) for name in (BEST, PLAIN)}
         name = next((name for name in (BEST, PLAIN) if arms.verdicts[name] == Verdict.CONFIRMED), "")
-        chosen = arms.challengers[name] if name else default
+        chosen = challengers[name] if name else default
         plain = None
         if chosen.buffers != "plain":
-            plain = arms.challengers[PLAIN] if arms.verdicts[PLAIN] == Verdict.CONFIRMED else default
+            plain = challengers[PLAIN] if arms.verdicts[PLAIN] == Verdict.CONFIRMED else default
         claim = arms.claims.get(name or BEST)
         default_us = _median(confirmed.times(default))
         evidence = Evidence(
@@ -134,28 +178,33 @@ class Judge:
             apparent=control.ratio if math.isfinite(control.ratio) else None,
             candidates=len(arms.problem.candidates),
             run=confirmed.run,
-            verdict=Verdict.CONFIRMED if name else self._why_default(arms, claim),
+            verdict=Verdict.CONFIRMED if name else self._why_default(arms, started),
         )
         return Decision(problem=arms.problem, chosen=chosen, on_plain=plain, evidence=evidence)
 
-    def _verdict(self, arms: Arms, name: str, *, moved: bool) -> str:
+    def _verdict(self, arms: Arms, name: str, case: Case | None) -> str:
         """Return `Verdict.CONFIRMED`, or in words why a challenger does not take the default's place."""
-        case = arms.challengers.get(name)
         if case is None:
             return "nothing was faster in the search"
-        if case.setup.key != arms.problem.default.setup.key and not moved:
-            return "not confirmed: the start of ranks that it needs does not pay over all sizes"
         if not self._ledger.usable(case):
             status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]
             return f"not confirmed: {status}: {reason}"
         return arms.claims[name].judge(self._minimum, arms.p[name])
 
-    def _why_default(self, arms: Arms, claim: Claim | None) -> str:
-        case = arms.challengers.get(BEST)
+    def _why_default(self, arms: Arms, started: Setup) -> str:
+        case, claim = arms.challengers[started.key].get(BEST), arms.claims.get(BEST)
         if case is None:
-            return f"default kept: {arms.verdicts[BEST]}"
+            others = [cases[BEST].setup for cases in arms.challengers.values() if BEST in cases]
+            but = f", but with {describe_start(others[0])}, which does not pay over all sizes" if others else ""
+            return f"default kept: {arms.verdicts[BEST]}{but}"
         seen = f", measured {claim.ratio:.3f}x" if claim and math.isfinite(claim.ratio) else ""
         return f"default kept: {label(case, self._default)}{seen}, {arms.verdicts[BEST]}"
+
+
+def _compare_starts(confirmed: ConfirmedTimes, first: Sequence[Case], second: Sequence[Case]) -> Claim:
+    """Return the claim of `compare_starts`, from the arm of each size under either start."""
+    pairs = zip(first, second, strict=True)
+    return compare_starts([(confirmed.times(one), confirmed.times(two)) for one, two in pairs])
 
 
 def _median(times: Mapping[int, float]) -> float:

@@ -17,6 +17,7 @@ from commbench.tune.confirmation import BEST, PLAIN, Arms, Confirmation, Confirm
 from commbench.tune.refusals import Refusals
 from commbench.tune.search import Ledger, Predict, cap, search, with_policy
 from commbench.tune.space import Problem, Region, candidate_key, identity
+from commbench.tune.starts import describe_start
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
 _SPARE = 0.9  # of the time that is left: later launches may take longer than those before
@@ -57,7 +58,7 @@ class Tuner:
         confirmation: Confirmation = _CONFIRMATION,
         model: CostModel | None = None,
     ) -> None:
-        """Tune `region` in `budget_s` seconds. `scope(outer)` describes where the choices will hold."""
+        """Tune `region` in `budget_s` seconds. `scope(setup)` describes where the choices will hold."""
         self._region = region
         self._measurer = measurer
         self._budget_s = budget_s
@@ -118,26 +119,33 @@ class Tuner:
 
     def _arms(self, problem: Problem, ranked: Sequence[Case], setup: Setup) -> Arms:
         default = problem.default
-        arms = Arms(problem=problem, control=replace(default, seed=(default.seed + 1) % 2**63))
-        usable = [case for case in ranked if identity(case) != identity(default)]
-        inside = [case for case in usable if case.setup.key == setup.key]
+        challengers = {key: self._challengers(problem, ranked, key) for key in (default.setup.key, setup.key)}
+        return Arms(problem, replace(default, seed=(default.seed + 1) % 2**63), challengers)
+
+    def _challengers(self, problem: Problem, ranked: Sequence[Case], key: str) -> dict[str, Case]:
+        """Return by claim what is faster than the default in the search, of one start of ranks."""
+        default_us = self._ledger.time_us(problem.default)
+        # Where the last rungs have none of its candidates, what earlier rungs measured counts.
+        for cases in (ranked, problem.candidates):
+            inside = [case for case in cases if case.setup.key == key and identity(case) != identity(problem.default)]
+            if inside:
+                break
         best = min(inside, key=self._ledger.time_us, default=None)
-        if best is not None and self._ledger.time_us(best) < self._ledger.time_us(default):
-            arms.challengers[BEST] = best
-        if best is not None and best.buffers != "plain":
+        if best is None:
+            return {}
+        challengers = {BEST: best}
+        if best.buffers != "plain":
             plain = [case for case in inside if case.buffers == "plain"]
-            second = min(plain, key=self._ledger.time_us, default=None)
-            if second is not None and self._ledger.time_us(second) < self._ledger.time_us(default):
-                arms.challengers[PLAIN] = second
-        return arms
+            challengers |= {PLAIN: min(plain, key=self._ledger.time_us)} if plain else {}
+        return {name: case for name, case in challengers.items() if self._ledger.time_us(case) < default_us}
 
     # Confirmation
 
     def _confirm(self, arms: Sequence[Arms], setup: Setup) -> ConfirmedTimes:
         """Measure all arms of all problems, in launches of their own."""
-        wanted = {identity(case): case for one in arms for case in self._measured(one, setup)}
+        wanted = {identity(case): case for one in arms for case in one.measured(setup)}
         left_s = max(0.0, self._ends_s - self._measurer.spent_s)
-        if not any(one.challengers for one in arms):
+        if not any(cases for one in arms for cases in one.challengers.values()):
             self._note("nothing was faster than the default in the search; the control alone is left")
             left_s = 0.0
         pairs, cap_s = self._size_of_confirmation(list(wanted.values()), left_s)
@@ -160,19 +168,14 @@ class Tuner:
         pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
         return pairs, cap(self._measurer, cases, pairs, seconds, self._policy.cap_s)
 
-    def _measured(self, arms: Arms, setup: Setup) -> list[Case]:
-        default = arms.problem.default
-        started = [] if setup.key == self._region.default.key else [replace(default, setup=setup)]
-        return [default, arms.control, *arms.challengers.values(), *started]
-
     def _decide(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Tuned:
         judge = Judge(self._confirmation, self._ledger, self._region.default)
-        control = judge.claim(arms, confirmed)
-        moved = setup.key != self._region.default.key and self._start_pays(judge, arms, confirmed, setup)
+        control = judge.control(arms, confirmed, setup)
+        started = self._start(judge, arms, confirmed, setup, control)
         decisions = [
-            judge.decide(one, confirmed, claim, moved=moved) for one, claim in zip(arms, control.claims, strict=True)
+            judge.decide(one, confirmed, claim, started) for one, claim in zip(arms, control.sizes, strict=True)
         ]
-        scope = self._scope(setup if moved else self._region.default)
+        scope = self._scope(started)
         choices = []
         for curve in dict.fromkeys(one.problem.curve for one in arms):
             same = [decision for decision in decisions if decision.problem.curve == curve]
@@ -180,10 +183,17 @@ class Tuner:
         self._refusals.add_rest(decisions, self._ledger)
         return Tuned(scope=scope, choices=choices, refused=self._refusals.records(scope.id), control=control)
 
-    def _start_pays(self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> bool:
-        ratio, verdict = judge.start_gain(arms, confirmed, setup)
-        self._note(f"started with {_started(setup)}: {ratio:.3f}x over all sizes, {verdict}")
-        return verdict == Verdict.CONFIRMED
+    def _start(
+        self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, control: Control
+    ) -> Setup:
+        """Return how ranks are to be started, once the claims under that start are made."""
+        default = self._region.default
+        if setup.key == default.key:
+            judge.claim(arms, confirmed, default)
+            return default
+        ratio, verdict = judge.claim_start(arms, confirmed, setup, control)
+        self._note(f"started with {describe_start(setup)}: {ratio:.3f}x over all sizes, {verdict}")
+        return setup if verdict == Verdict.CONFIRMED else default
 
     def _time_of(self, case: Case, problem: Problem) -> float:
         """Return what the candidate of `case` takes at a problem's size, microseconds; infinite if not measured."""
@@ -191,8 +201,3 @@ class Tuner:
             if candidate_key(other) == candidate_key(case):
                 return self._ledger.time_us(other)
         return math.inf
-
-
-def _started(setup: Setup) -> str:
-    words = [setup.binding_text, *(f"{name}={value}" for name, value in setup.env.items())]
-    return ", ".join(word for word in words if word) or "the defaults"

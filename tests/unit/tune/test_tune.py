@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from commbench.cli import _main
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import Case, Status
-from commbench.tune import space
+from commbench.tune import describe, space
 from commbench.tune.choices import _NOTHING, Decision, ranges
 from commbench.tune.claims import compare, holm, signed_rank
 from commbench.tune.search import Ledger, pruned
 from commbench.tune.space import identity
+from commbench.tune.starts import compare_starts
 from tests.conftest import first, here
-from tests.support.planted_tunings import Ruled, adopted, region, tune
+from tests.support.planted_tunings import NOISE, Ruled, adopted, region, tune
 
 SIZES = ("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=64K", "sizes.factor=4")
 
@@ -135,6 +136,81 @@ def test_a_setting_of_the_launch_is_taken_if_it_pays_over_all_sizes() -> None:
         return 100.0 / (1.05 if case.setup.env["SETTING"] == "8" and case.size_bytes == 4096 else 1.0)
 
     assert tune(Ruled(at_one_size, 0), region(*words)).scope.env == {"SETTING": "unset"}
+
+
+STARTS = ("nodes=1", "ranks_per_node=2", "sizes.min=4K", "sizes.max=256K", "sizes.factor=4", "env.FOO=a,b")
+
+
+def bruck_everywhere(case: Case) -> float:
+    return 100.0 / (1.3 if case.label == "bruck" else 1.0)
+
+
+# Seeds of noise by which a start was taken whose best arm of each launch counted.
+DECEIVING_STARTS = (0, 1, 17, 20, 21, 29, 34, 35)
+
+
+@pytest.mark.parametrize("rule", [lambda case: 100.0, bruck_everywhere])
+def test_a_setting_that_does_nothing_is_not_taken(
+    rule: Callable[[Case], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases differ by 25 % in a launch; where an algorithm is faster under both settings, it is taken, they are not."""
+    monkeypatch.setitem(NOISE, "case_noise", 0.25)
+    where = region(*STARTS)
+    tunings = [tune(Ruled(rule, seed), where, pairs=(30, 30)) for seed in DECEIVING_STARTS]
+    assert [tuned.scope.env["FOO"] for tuned in tunings] == ["a"] * len(tunings)
+    found = sum("bruck" in adopted(tuned) for tuned in tunings)
+    assert found >= len(tunings) - 1 if rule is bruck_everywhere else found == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("noise", [0.10, 0.15, 0.25])
+@pytest.mark.parametrize("pairs", [(10, 10), (30, 30)])
+@pytest.mark.parametrize("rule", [lambda case: 100.0, bruck_everywhere])
+def test_of_100_tunings_hardly_one_takes_a_setting_that_does_nothing(
+    rule: Callable[[Case], float], pairs: tuple[int, int], noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NOISE, "case_noise", noise)
+    where = region(*STARTS)
+    taken = [tune(Ruled(rule, seed), where, pairs=pairs).scope.env["FOO"] for seed in range(100)]
+    assert taken.count("b") <= 5
+
+
+def test_each_start_has_one_arm_that_is_fixed_before_and_the_default_one_launches_of_its_own() -> None:
+    measurer = Ruled(lambda case: 100.0 / (1.5 if case.setup.env["FOO"] == "b" else 1.0), 2)
+    tuned = tune(measurer, region(*STARTS))
+    _, cases = measurer.stages[-1]
+    by_start: dict[str, list[Case]] = {}
+    for case in cases:
+        by_start.setdefault(json.dumps(case.setup.env), []).append(case)
+    sizes = {4096, 16384, 65536, 262144}
+    assert set(by_start) == {'{"FOO": "a"}', '{"FOO": "b"}', '{"FOO": "a", "COMMBENCH_CONTROL": "1"}'}
+    assert len(by_start['{"FOO": "a"}']) <= 4 * 4, "the default, it again, the best, and the other start's best"
+    for start in ('{"FOO": "b"}', '{"FOO": "a", "COMMBENCH_CONTROL": "1"}'):
+        assert sorted(case.size_bytes for case in by_start[start]) == sorted(sizes), "one arm for each size"
+    assert tuned.scope.env == {"FOO": "b"} and tuned.control.start is not None and tuned.control.passed == 0
+    assert len(tuned.control.claims) == 5
+
+
+def test_the_control_of_a_start_can_fail_and_then_no_start_is_taken() -> None:
+    """Launches are faster where they are not the first of a round, whatever they were started with."""
+    tuned = tune(Ruled(lambda case: 100.0 / (1.0 if case.setup.env == {"FOO": "a"} else 1.5), 2), region(*STARTS))
+    assert tuned.control.passed == 1 and tuned.scope.env == {"FOO": "a"}
+    assert "1 of 5 would have been taken for a gain" in describe._control_text(tuned.control)
+
+
+def test_the_control_of_a_size_can_fail(where: space.Region) -> None:
+    seeds = {problem.default.seed for problem in where.problems}
+    tuned = tune(Ruled(lambda case: 100.0 if case.seed in seeds else 60.0, 2), where)
+    assert tuned.control.passed == 3 and tuned.control.start is None
+
+
+def test_a_start_that_fails_at_a_size_is_not_taken() -> None:
+    base = dict.fromkeys(range(10), 100.0)
+    half = {launch: 50.0 + launch / 100 for launch in base}
+    assert compare_starts([(base, half), (base, half)]).judge(0.03, 0.001) == "confirmed"
+    assert compare_starts([(base, half), ({}, half)]).judge(0.03, 0.001) == "confirmed"
+    assert compare_starts([(base, half), (base, {})]).pairs == compare_starts([]).pairs == 0
 
 
 def test_the_border_is_where_the_times_cross() -> None:
