@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands.options import SHORT, request, shorts, training_options, training_request
+from commbench.commands.options import SHORT, FiniteRange, request, shorts, training_options, training_request
 from commbench.errors import CommbenchError, UsageError
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 _AB = "train ab"
+_MOST_LETTERS = 2000  # of an error: what was typed may be longer
 
 
 class _Commands(click.Group):
@@ -162,7 +163,7 @@ def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
 )
 @click.argument("before", type=click.Path(path_type=Path), metavar="RUN_A")
 @click.argument("after", type=click.Path(path_type=Path), metavar="RUN_B")
-@click.option("--threshold", type=click.FloatRange(0, 10), default=0.05, show_default=True, metavar="PART",
+@click.option("--threshold", type=FiniteRange(0, 10), default=0.05, show_default=True, metavar="PART",
               help="A regression is slower for certain, and by more than this.")  # fmt: skip
 @click.option("--allow-mismatch", is_flag=True, help="Compare runs of different machines.")
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
@@ -188,7 +189,7 @@ def compare(before: Path, after: Path, **options: Any) -> int:
     epilog="Exit codes: 0 nothing stands out, 1 something does, 2 usage.",
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--effect", type=float, default=1.3, show_default=True, metavar="X",
+@click.option("--effect", type=FiniteRange(1, 1e6, min_open=True), default=1.3, show_default=True, metavar="X",
               help="How many times slower counts as slow.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
               help="Of what is printed on stdout.")  # fmt: skip
@@ -384,6 +385,8 @@ def _main(arguments: list[str]) -> int:
 def _report(message: str, hint: str, code: int) -> int:
     from commbench.console import print_error
 
+    if len(message) > _MOST_LETTERS:
+        message = f"{message[:_MOST_LETTERS]}.. ({len(message)} letters)"
     print_error(message, hint)
     return code
 

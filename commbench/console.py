@@ -25,8 +25,9 @@ def stderr_console() -> rich.console.Console:
 
 
 def print_error(message: str, hint: str) -> None:
-    """Print one `error:` line and one `hint:` line."""
+    """Print one `error:` line and one `hint:` line. What is no UTF-8 in a name is shown escaped."""
     console = stderr_console()
+    message, hint = (text.encode("utf-8", "backslashreplace").decode() for text in (message, hint))
     console.print(Text.assemble(("error: ", "bold red"), message))
     if hint:
         console.print(Text.assemble(("hint: ", "cyan"), hint))

@@ -21,7 +21,7 @@ from typing import IO, Any, TypeVar
 
 from commbench.errors import CorruptFile, UsageError
 from commbench.records import READABLE, Case, Measurement, Row
-from commbench.serialise import digest, from_dict, parse_line, to_json
+from commbench.serialise import digest, from_dict, parse_json, parse_line, to_json
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
                 return
             try:
                 yield parse(raw.decode())
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise CorruptFile(
                     f"{path}:{number}: {error}",
                     hint="the line is damaged or was edited: restore it, or measure again in a new run",
@@ -269,7 +269,7 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            value = json.loads(path.read_text())
+            value = parse_json(path.read_text())
         except (OSError, ValueError) as error:
             raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged: start a new run") from error
         if not isinstance(value, dict):

@@ -84,5 +84,22 @@ def _convert(name: str, hint: Any, value: Any) -> Any:
     raise ValueError(f"field {name!r} is {value!r}, expected {getattr(hint, '__name__', hint)}")
 
 
+def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
+    """Parse JSON that may hold anything. Raises `ValueError` for whatever is none, nests too deeply, or has a number
+    that Python does not read; with `finite` also for NaN and numbers beyond those of a float.
+    """
+
+    def number(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):
+            raise ValueError(f"{word} is no finite number")
+        return value
+
+    try:
+        return json.loads(text, parse_float=number, parse_constant=number) if finite else json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+
+
 def parse_line(cls: type[T], line: str) -> T:
-    return from_dict(cls, json.loads(line))
+    return from_dict(cls, parse_json(line))

@@ -7,6 +7,7 @@ import re
 from commbench.errors import UsageError
 
 _SUFFIX = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_TOO_LARGE = 2**63
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -21,6 +22,8 @@ def parse_size(text: str | int) -> int:
     if match is None:
         raise UsageError(f"bad size {str(text)!r}", hint="write bytes or powers of 1024: 8, 32K, 1MiB, 1G")
     value = float(match[1]) * _SUFFIX[match[2].upper()]
+    if not value < _TOO_LARGE:
+        raise UsageError(f"bad size {str(text)!r}: it is too large", hint="a size is below 2^63 bytes")
     if value != int(value):
         raise UsageError(f"bad size {str(text)!r}: it is {value} bytes", hint="a size is a whole number of bytes")
     return int(value)

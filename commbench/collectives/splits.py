@@ -157,7 +157,7 @@ def read_trace(path: str) -> str:
             good = width > 0 and all(
                 len(row) == width and all(type(n) is int and 0 <= n < _MOST_TOKENS for n in row) for row in rows
             )
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
             good = False
         if not good:
             raise UsageError(f"{path}, line {number}: no step of a routing trace",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,16 @@ SHORT = {
     "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
 }
 _Command = Callable[..., int]
+
+
+class FiniteRange(click.FloatRange):
+    """A number within limits: nan, which no comparison refuses, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return float(number)
 
 
 def shorts(*keys: str) -> Callable[[_Command], _Command]:

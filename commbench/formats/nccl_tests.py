@@ -209,6 +209,10 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
             f"line {error.lineno}, column {error.colno}: {error.msg}",
             hint="expected the JSON that nccl-tests writes with -J, whole: a run that ended early leaves a part of it",
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deeply
+        raise UsageError(
+            f"it cannot be read: {error}", hint="expected the JSON that nccl-tests writes with -J"
+        ) from None
     where = "args"
     try:
         program = _PROGRAM.search(raw["args"][0])

@@ -110,7 +110,7 @@ def cancel(launch_folder: Path) -> None:
     """
     record = record_path(launch_folder)
     if record.exists():
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             about = json.loads(record.read_text())
             if "state" not in about and _NUMBER.fullmatch(about["job_id"]):  # else it is over
                 _cancel(launch_folder, f"--jobs={about['job_id']}")

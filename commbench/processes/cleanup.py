@@ -44,7 +44,7 @@ def remove(folder: Path, *, foreign: bool = False) -> None:
     """
     shutil.rmtree(session(folder), ignore_errors=True)  # stops at a link
     for description in folder.glob("rank-*.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             about = json.loads(description.read_text())
             if about["host"] == platform.node():
                 names = [Path(name) for name in about.get("shared_memory", [])]

@@ -70,8 +70,11 @@ def _script(name: str, value: Any) -> str:
     if not text.lstrip().startswith("{"):  # a run's config.yaml holds the script itself
         try:
             text = Path(text).read_text()
-        except OSError as error:
-            raise UsageError(f"cannot read the script {value!r}: {error.strerror}", hint="script=FILE.json") from error
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"cannot read the script {value!r}: {why}", hint="script=FILE.json") from error
+        if not text.strip():
+            raise UsageError(f"the script {value!r} is empty", hint="script=FILE.json, a JSON object: {} at least")
     from commbench.transports.scripted.transport import Script
 
     Script.from_json(text)

@@ -7,12 +7,17 @@ without Hydra, so that a plan of ten thousand cases costs no ten thousand compos
 from __future__ import annotations
 
 import itertools
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from commbench.errors import UsageError, unknown
+
+_MOST_VALUES = 100_000  # of a range
+_MOST_DIGITS = 300  # above, a number is no float either
 
 
 def root() -> Path:
@@ -47,6 +52,8 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
     from hydra.core.override_parser.types import ChoiceSweep, RangeSweep, Sweep
     from hydra.errors import HydraException
 
+    for word in words:
+        _check_length(word)
     parser = OverridesParser.create()
     options = groups()
     result = Overrides()
@@ -72,16 +79,18 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
             if isinstance(raw, ChoiceSweep):
                 value_list = [_plain(item) for item in raw.list]
             elif isinstance(raw, RangeSweep):
-                value_list = list(raw.range())
+                value_list = list(itertools.islice(raw.range(), _MOST_VALUES + 1))
+                if len(value_list) > _MOST_VALUES:
+                    raise UsageError(f"{word!r}: more than {_MOST_VALUES} values", hint="a shorter range")
             elif isinstance(raw, Sweep):
                 raise UsageError(f"{word!r}: this kind of sweep is not supported", hint="list the values: key=a,b,c")
             else:
                 plain = _plain(raw)
                 value_list = plain if isinstance(plain, list) else [plain]
-        except HydraException as error:
-            first = str(error).splitlines()[0]
+        except (HydraException, ValueError, RecursionError) as error:
             raise UsageError(
-                f"cannot read {word!r}: {first}", hint="quote values with special signs: key='a=b'"
+                f"cannot read {textwrap.shorten(word, 80)!r}: {reason(error)}",
+                hint="quote values with special signs: key='a=b'",
             ) from error
         key = override.key_or_group
         if key == "recipe":
@@ -94,6 +103,20 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
         else:
             result.values[key] = value_list
     return result
+
+
+def _check_length(word: str) -> None:
+    """Raise `UsageError` for a number that nothing can mean; a variable may have any value."""
+    digits = max((len(run) for run in re.findall(r"\d+", word)), default=0)
+    if digits > _MOST_DIGITS and not word.startswith("env."):
+        raise UsageError(f"{word[:40]}.. has a number of {digits} digits", hint="a number has 18 digits at most")
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a recipe or a word cannot be read."""
+    if isinstance(error, RecursionError):
+        return "it nests too deeply, or refers to itself"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _plain(value: Any) -> Any:
@@ -153,10 +176,9 @@ def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
                 assert isinstance(config, dict)
                 configs.append({str(key): value for key, value in config.items()})
         return configs
-    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"recipe {recipe!r} does not compose: {first}", hint="compare it with sweeps/recipe/quick.yaml"
+            f"recipe {recipe!r} does not compose: {reason(error)}", hint="compare it with sweeps/recipe/quick.yaml"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from commbench.errors import UsageError
 from commbench.sweep.keys import SIZE_KEYS
 from commbench.units import parse_size
 
+_MOST = 10_000
 _RANGE = ("sizes.min", "sizes.max", "sizes.factor")
 
 
@@ -61,7 +63,14 @@ def read_sizes(flat: Mapping[str, Any], typed: Sequence[str]) -> Sizes:
         )
     if factor <= 1 and smallest != largest:
         raise UsageError(f"sizes.factor is {flat['sizes.factor']}", hint="a factor above 1, e.g. 2 or 4")
-    return Sizes(smallest, largest, max(factor, 1.000001) if smallest != largest else 2.0)
+    if smallest == largest:
+        return Sizes(smallest, largest, 2.0)
+    count = 1 + math.log(largest / smallest) / math.log(factor)
+    if count > _MOST:
+        raise UsageError(
+            f"sizes.factor {flat['sizes.factor']} makes {count:.0f} sizes", hint=f"a factor that makes {_MOST} at most"
+        )
+    return Sizes(smallest, largest, factor)
 
 
 def _check_smallest(key: str, size: int) -> None:

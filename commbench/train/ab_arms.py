@@ -88,6 +88,6 @@ def _check(arms: Mapping[str, Arm]) -> None:
 
 
 def _whole(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
+    if not (text.isdecimal() and len(text) <= 9 and int(text) >= 1):
         raise UsageError(f"rounds={text}", hint=f"a whole number; a claim of a gain takes {PAIRS_FOR_CLAIM}")
     return int(text)

@@ -16,6 +16,7 @@ from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.run_folder import RunFolder, append_line, timestamp
+from commbench.serialise import parse_json
 from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
 from commbench.train import ab, launch, results
@@ -171,7 +172,7 @@ def _model(path: Path, config: TrainConfig) -> Model:
 
     hint = "commbench model RUN --out FILE, of runs on the links of the training"
     try:
-        raw = json.loads(path.read_text())
+        raw = parse_json(path.read_text())
         model = Model.from_dict(raw if isinstance(raw, dict) else {})
     except OSError as error:
         raise UsageError(f"no cost model {str(path)!r}: {error.strerror}", hint=hint) from error

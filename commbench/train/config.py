@@ -20,6 +20,7 @@ from commbench.binding import policies
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.records import Setup
+from commbench.serialise import parse_json
 from commbench.sweep import recipes
 from commbench.sweep.key import OneOf, explain, keys_of
 from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, AtLeast, TrainKey, keys_in
@@ -29,6 +30,8 @@ TRANSPORTS = ("gloo", "nccl")
 DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
 BINDINGS = tuple(policy for policy in policies.POLICIES if policy != "explicit")  # whose masks only a profile has
+_OF_FABRIC = ("link", "message_overhead", "intra_link")
+_SHOWN = 1024  # numbers of parts that a hint may list
 # The program that ranks run in place of cases: imported there, by its name.
 PROGRAM = "moe_ref.training.rank"
 # Files of a start's folder: somebody asks the ranks to stop; what is wrong with what was asked, as ranks found it.
@@ -169,7 +172,7 @@ class TrainConfig:
             raise UsageError(
                 f"parts={parts} of a batch do not divide among {ranks} ranks" + (" (of W / tp)" if self.tp > 1 else ""),
                 hint="each part is one rank's at a time, so nodes x ranks_per_node / tp divides them: "
-                f"of {parts} parts: {_or([n for n in range(1, parts + 1) if parts % n == 0])}",
+                f"of {parts} parts: {_or([n for n in range(1, min(parts, _SHOWN) + 1) if parts % n == 0])}",
             )
         for name in ("batch", "val_sequences"):
             if getattr(self, name) % parts:
@@ -256,6 +259,8 @@ def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> 
     base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_read(recipe)}
     base |= {key: _absolute(base[key]) for key in FILES if key in base}
     config = TrainConfig.of({**base, **typed})
+    if config.fabric != "emulated" and (idle := [key for key in _OF_FABRIC if key in typed]):
+        raise UsageError(f"{idle[0]} is set, but has no effect in this training", hint="it belongs to fabric=emulated")
     # Who goes on may have another number of ranks.
     return config.settled(), env
 
@@ -267,7 +272,7 @@ def _absolute(value: Any) -> Any:
 def load(path: Path) -> TrainConfig:
     """Read a run folder's config.json. Raises `CorruptFile`."""
     try:
-        return TrainConfig.of(json.loads(path.read_text()))
+        return TrainConfig.of(parse_json(path.read_text()))
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged: start a new run") from error
 
@@ -287,9 +292,9 @@ def _read(recipe: str) -> dict[str, Any]:
         raise UsageError(
             f"no recipe file {recipe!r}: {error.strerror}", hint=f"or one of {', '.join(names())}"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"recipe {recipe!r}: {first}", hint="compare it with sweeps/train/tiny.yaml") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        why = recipes.reason(error)
+        raise UsageError(f"recipe {recipe!r}: {why}", hint="compare it with sweeps/train/tiny.yaml") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UsageError(f"recipe file {recipe!r} holds no keys", hint="compare it with sweeps/train/tiny.yaml")
     return values

@@ -15,12 +15,12 @@ class AtLeast:
     """A number that is not below `least`, and below 2^`bits` where there are any."""
 
     least: int
-    bits: int | None = None
+    bits: int = 63
 
     def __call__(self, name: str, value: Any) -> Any:
         if not value >= self.least:
             raise UsageError(f"{name} is {value}", hint=f"{name} is {self.least} or more")
-        if self.bits is not None and value >= 2**self.bits:
+        if value >= 2**self.bits:
             raise UsageError(f"{name} is {value}", hint=f"{name} is below 2^{self.bits}")
         return value
 

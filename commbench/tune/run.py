@@ -29,6 +29,7 @@ from commbench.tune.tuner import CostModel, Tuned, Tuner
 from commbench.units import format_seconds
 
 _BUDGET = "10m"
+_YEAR_S = 366 * 86_400.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LEAST_R2 = 0.9  # of a model that may rule candidates out
 _PAIR_SIZES = 4
@@ -69,7 +70,10 @@ def parse_seconds(key: str, text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
     if match is None or not float(match[1]):
         raise UsageError(f"{key}={text}", hint="a time above 0: 90s, 8m, 1.5h")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if not seconds <= _YEAR_S:
+        raise UsageError(f"{key}={text}", hint="a time up to a year: 90s, 8m, 1.5h")
+    return seconds
 
 
 def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:

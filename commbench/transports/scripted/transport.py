@@ -7,7 +7,6 @@ flipped, two blocks swapped, last call's data, an output left untouched) meets t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -24,6 +23,7 @@ from commbench.errors import UsageError, unknown
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
 from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
+from commbench.serialise import parse_json
 from commbench.transports.base import Array, Comm
 from commbench.transports.host_clock import OnHost
 from commbench.transports.scripted.comm import Exchange, ScriptedComm
@@ -62,8 +62,8 @@ class Script:
     @classmethod
     def from_json(cls, text: str) -> Script:
         try:
-            raw = json.loads(text or "{}")
-        except json.JSONDecodeError as error:
+            raw = parse_json(text or "{}", finite=True)
+        except ValueError as error:
             raise UsageError(
                 f"the script is no JSON: {error}", hint="see docs/reference/formats.md, 'The scripted transport'"
             ) from error
