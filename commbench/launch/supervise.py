@@ -21,6 +21,7 @@ from commbench.run_folder import RunFolder, Tail, repair
 POLL_S = 0.05
 _GRACE_S = 5.0  # from a rank that raised to the end of the others
 _TAIL_LINES = 8
+_MOST_SILENT = 8  # ranks that are named
 _DOING_LETTERS = 80  # of a trace, in a sentence
 _LOST_PEER = ("Connection closed by peer", "Connection reset", "is gone", "Broken pipe")
 
@@ -162,11 +163,25 @@ def explain(job: Job, launcher: str) -> Reason:
 
 
 def explain_silence(job: Job) -> str:
-    """Return where the ranks were when they stopped, to be added to a sentence; "" where none has left a trace."""
+    """Return where the ranks were when they stopped, to be added to a sentence; "" where none has left a trace.
+
+    A rank that can still run Python leaves one. So those without are what the others wait for, whoever wrote first.
+    """
     if (stopped := stopped_rank(job.folder)) is None:
         return ""
     rank, doing, path = stopped
-    return f"; rank {rank} was in {doing}: {path.relative_to(job.run_dir)}"
+    where = f"in {doing}: {path.relative_to(job.run_dir)}"
+    if silent := ranks_without_trace(job):
+        shown = ", ".join(map(str, silent[:_MOST_SILENT]))
+        shown += f" and {len(silent) - _MOST_SILENT} more" if len(silent) > _MOST_SILENT else ""
+        which = f"rank{'s' * (len(silent) > 1)} {shown}"
+        return f"; {which} left no trace (stopped, gone, or stuck outside of Python); rank {rank} waited {where}"
+    return f"; rank {rank} was {where}"
+
+
+def ranks_without_trace(job: Job) -> list[int]:
+    """Return the ranks that have not said where they hang."""
+    return [rank for rank in range(job.setup.layout.ranks) if not (job.folder / f"trace-rank-{rank}.txt").exists()]
 
 
 def stopped_rank(folder: Path) -> tuple[str, str, Path] | None:

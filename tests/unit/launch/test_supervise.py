@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import mmap
@@ -138,6 +139,22 @@ def test_the_rank_that_stopped_first_is_found(tmp_path: Path) -> None:
     file.write_text("")
     os.utime(file, (10, 10))
     assert supervise.stopped_rank(tmp_path) == ("2", "?", file)
+
+
+def test_a_hang_names_the_ranks_that_left_no_trace(job: Job) -> None:
+    """Of ranks 0 to 3, rank 2 is stopped (SIGSTOP): it writes nothing, and the others, who wait for it, write."""
+    job = dataclasses.replace(job, setup=dataclasses.replace(job.setup, ranks_per_node=4))
+    assert supervise.explain_silence(job) == ""
+    for rank, when in ((0, 30), (1, 10), (3, 20)):
+        file = job.folder / f"trace-rank-{rank}.txt"
+        file.write_text(f"rank {rank}\ndoing: bruck, 1 KiB\n")
+        os.utime(file, (when, when))
+    said = supervise.explain_silence(job)
+    assert said.startswith("; rank 2 left no trace (stopped, gone, or stuck outside of Python); rank 1 waited in bruck")
+    (job.folder / "trace-rank-2.txt").write_text("doing: direct, 1 KiB\n")
+    assert supervise.explain_silence(job).startswith("; rank 1 was in bruck, 1 KiB: logs/")
+    many = dataclasses.replace(job, setup=dataclasses.replace(job.setup, nodes=4))
+    assert "; ranks 4, 5, 6, 7, 8, 9, 10, 11 and 4 more left no trace" in supervise.explain_silence(many)
 
 
 def test_whatever_ends_a_watch_nothing_of_the_launch_is_left(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
