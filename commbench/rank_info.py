@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from commbench.errors import EnvironmentProblem
 
@@ -73,26 +73,40 @@ SRUN = Convention(
     ("SLURM_PROCID", "SLURM_STEP_ID"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
-# Set by more launchers than are known here; each says that this process is one of several.
-_STRAYS = ("PMI_RANK", "PMIX_RANK", "PALS_RANKID")
+# What torch's env:// needs, and deepspeed, PyTorchJob and people's own scripts set.
+ENVIRONMENT = Convention("torchrun", "a launcher that sets RANK", ("RANK", "WORLD_SIZE"), TORCHRUN.variables)
+_DEEPSPEED_LOCAL_SIZE = "LOCAL_SIZE"
+# Set by more launchers than are known here; each says that this process is one of several, unless that many are one.
+_STRAYS = {
+    "PMI_RANK": "",
+    "PMIX_RANK": "",
+    "PALS_RANKID": "",
+    "FLUX_TASK_RANK": "FLUX_JOB_SIZE",
+    "JSM_NAMESPACE_RANK": "JSM_NAMESPACE_SIZE",
+}
 
 
 def detect(environ: Mapping[str, str]) -> RankInfo | None:
     """Return this process's rank under the launcher that started it, or None if none did.
 
     The innermost launcher wins: torchrun over MPI, whose ranks it may be started by, and MPI over Slurm, whose srun
-    starts the helpers of mpiexec. Raises `EnvironmentProblem` where variables are missing, are no numbers or
-    contradict each other, and where an unknown launcher is at work: to go on would be a sweep per rank.
+    starts the helpers of mpiexec. RANK and WORLD_SIZE, which anybody may set, must say the same as MPI and Slurm.
+    Raises `EnvironmentProblem` where variables are missing, are no numbers or contradict each other, and where an
+    unknown launcher is at work: to go on would be a sweep per rank.
     """
     if TORCHRUN.marked(environ):
         return _read(TORCHRUN, environ)
     found = [_read(convention, environ) for convention in MPI if convention.marked(environ)]
+    step = _step(environ) if SRUN.marked(environ) else None
+    if not found and step and step.size > 1:
+        found = [step]
+    if ENVIRONMENT.marked(environ) and environ["WORLD_SIZE"] != "1":
+        found.append(_environment(environ, found))
     for other in found[1:]:
         _compare(found[0], other)
-    if found:
+    if found and found[0] is not step:
         return found[0]
-    step = _step(environ) if SRUN.marked(environ) else None
-    strays = {name: environ[name] for name in _STRAYS if name in environ}
+    strays = {name: environ[name] for name, size in _STRAYS.items() if name in environ and environ.get(size) != "1"}
     if strays and not (step and _set_by_srun(step, strays, environ)):
         shown = ", ".join(f"{name}={value}" for name, value in strays.items())
         raise EnvironmentProblem(
@@ -102,6 +116,24 @@ def detect(environ: Mapping[str, str]) -> RankInfo | None:
         )
     # A step of one task is how Slurm opens an interactive shell.
     return step if step and step.size > 1 else None
+
+
+def _environment(environ: Mapping[str, str], found: Sequence[RankInfo]) -> RankInfo:
+    """Return the rank that RANK and WORLD_SIZE name. Where a launcher is known, they need not say where it is."""
+    if found:
+        rank, size = (_number(ENVIRONMENT, environ, name) for name in ENVIRONMENT.marks)
+        return replace(found[0], rank=rank, size=size, started_by=ENVIRONMENT.started_by)
+    if "LOCAL_WORLD_SIZE" not in environ and _DEEPSPEED_LOCAL_SIZE in environ:
+        environ = {**environ, "LOCAL_WORLD_SIZE": environ[_DEEPSPEED_LOCAL_SIZE]}
+    needed = (*ENVIRONMENT.variables, "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in needed if not environ.get(name)]:
+        raise EnvironmentProblem(
+            f"RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} say that this process is one of several, "
+            f"but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
+            hint="set them for each process (one process a host is LOCAL_RANK=0 LOCAL_WORLD_SIZE=1), start ranks with "
+            "torchrun, or, if these are left over, unset RANK WORLD_SIZE",
+        )
+    return _read(ENVIRONMENT, environ)
 
 
 def _set_by_srun(step: RankInfo, strays: Mapping[str, str], environ: Mapping[str, str]) -> bool:

@@ -92,7 +92,8 @@ class _Ending:
 
     def _given_up(self) -> int:
         if self._watched.timed_out:
-            return self.broken(Status.TIMEOUT, f"no progress for {self._watched.allowed_s:g} s")
+            silence = supervise.explain_silence(self._job)
+            return self.broken(Status.TIMEOUT, f"no progress for {self._watched.allowed_s:g} s{silence}")
         first = self._watched.failures[0]
         return self.broken(Status.ERROR, f"rank {first['rank']} failed: {first['error']}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,45 @@ def test_the_innermost_launcher_wins(inner: str, outer: str) -> None:
     assert (rank.rank, rank.started_by) == (0, STARTED_BY[inner][1])
 
 
+EVERYTHING = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize("local_size", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # the latter is deepspeed's
+def test_ranks_that_somebody_else_started_are_joined(local_size: str) -> None:
+    rank = detect({**EVERYTHING, local_size: "2"})
+    assert rank is not None and (rank.launcher, rank.rendezvous) == ("torchrun", "env://")
+    assert (rank.rank, rank.size, rank.local_rank, rank.local_size) == (3, 4, 1, 2)
+    assert detect({"RANK": "0", "WORLD_SIZE": "1"}) is None and detect({"WORLD_SIZE": "8"}) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        (EVERYTHING, "but LOCAL_WORLD_SIZE is not set"),  # PyTorchJob, with a process in each pod, has neither
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "but LOCAL_RANK and LOCAL_WORLD_SIZE and MASTER_ADDR and MASTER_PORT are"),
+        ({**EVERYTHING, "LOCAL_WORLD_SIZE": "2", "RANK": "4"}, "says rank 4 of 4"),
+        ({**EVERYTHING, "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "x"}, "but WORLD_SIZE is 'x'"),
+        ({**RANKS["srun"][1], "RANK": "0", "WORLD_SIZE": "2"}, "srun says rank 1 of 2, a launcher that sets RANK"),
+        ({**RANKS["openmpi"][1], **EVERYTHING}, "Open MPI's mpiexec says rank 1 of 2, a launcher that sets RANK says"),
+    ],
+)
+def test_ranks_that_cannot_be_joined_stop(environ: dict[str, str], said: str) -> None:
+    """Each of them would make a sweep of its own, all at the same time."""
+    with pytest.raises(EnvironmentProblem, match=re.escape(said)) as raised:
+        detect(environ)
+    assert raised.value.hint
+
+
+def test_what_a_script_sets_from_srun_agrees() -> None:
+    assert detect({**RANKS["srun"][1], "RANK": "1", "WORLD_SIZE": "2"}) == detect(RANKS["srun"][1])
+    assert detect({**RANKS["openmpi"][0], "RANK": "0", "WORLD_SIZE": "2"}) == detect(RANKS["openmpi"][0])
+
+
+def test_an_allocation_of_one_task_is_no_launch() -> None:
+    assert detect({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1"}) is None
+    assert detect({"JSM_NAMESPACE_RANK": "0", "JSM_NAMESPACE_SIZE": "1"}) is None
+
+
 def test_two_mpi_launchers_must_agree() -> None:
     both = {**RANKS["mpich"][0], **RANKS["openmpi"][0]}
     assert detect(both) == detect(RANKS["openmpi"][0])
@@ -73,6 +113,8 @@ def test_two_mpi_launchers_must_agree() -> None:
     [
         {"PMIX_RANK": "0"},
         {"PALS_RANKID": "3"},
+        {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"},
+        {"JSM_NAMESPACE_RANK": "0", "JSM_NAMESPACE_SIZE": "2"},
         {"PMI_RANK": "0", "PMI_SIZE": "2"},  # one of several, but where?
         {"PMI_RANK": "1", "SLURM_PROCID": "0"},  # the shell of sbatch
         {**RANKS["srun"][1], "PMI_RANK": "0", "PMI_SIZE": "2"},
