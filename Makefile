@@ -20,7 +20,7 @@ CASES ?= not slow
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check ci bench clean help
+.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check bench clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -51,9 +51,6 @@ check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-ci: $(VENV)/.dev ## what has to pass before work lands: check and test, beside each other
-	$(MAKE) $(TOGETHER) check $(ROOMS:%=.%)
 
 bench: $(VENV)/.dev ## what the harness costs, and kills over gloo (minutes; prints tables)
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -246,10 +246,7 @@ def test_readme_commands_are_in_the_makefile() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     for command in re.findall(r"^    make (\w+)", (REPOSITORY / "README.md").read_text(), re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
-    assert "make ci" in (REPOSITORY / ".ci/run").read_text()
-    (ci,) = re.findall(r"^ci:.*\n\t(.*)$", makefile, re.MULTILINE)
-    (test,) = re.findall(r"^else\n\t(.*)$", makefile, re.MULTILINE)
-    assert ci.split() == [*test.split()[:2], "check", *test.split()[2:]], "CI runs the tests that `make test` runs"
+    assert {"make check &", "make test"} <= {*(REPOSITORY / ".ci/run").read_text().splitlines()}
 
 
 def test_each_test_is_in_one_room(tmp_path: Path) -> None:
