@@ -35,7 +35,7 @@ def draw_sweeps(paths: Sequence[Path], out: Path | None, ranks: int | None) -> l
     from commbench.plots.settings import FIGURE_KEYS
 
     runs = combine(paths, ranks, FIGURE_KEYS, stderr_console().print)
-    target, prefix = out or runs.folder / "plots", _prefix(runs.sources)
+    target, prefix = _target(runs.folder, out), _prefix(runs.sources)
     try:
         written = plots.draw(runs.rows, runs.about, target, prefix=prefix)
         if runs.about["pairs"]:
@@ -52,7 +52,7 @@ def draw_trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]
             raise UsageError(f"{str(path)!r} is no training, and others here are",
                              hint="one call for trainings, another one for sweeps and files")  # fmt: skip
     trainings = [results.read(path) for path in paths]
-    target = out or paths[0].resolve() / "plots"
+    target = _target(paths[0].resolve(), out)
     from commbench.plots import training
 
     try:
@@ -66,7 +66,7 @@ def draw_ab(paths: Sequence[Path], out: Path | None) -> list[Path]:
     if len(paths) > 1:
         raise UsageError(f"{len(paths)} folders, one of them of commbench train ab", hint="it is drawn alone")
     launches, about, names = ab.read(paths[0])
-    target = out or paths[0].resolve() / "plots"
+    target = _target(paths[0].resolve(), out)
     from commbench.plots.ab import draw
 
     try:
@@ -78,6 +78,15 @@ def draw_ab(paths: Sequence[Path], out: Path | None) -> list[Path]:
 def _prefix(sources: Sequence[str]) -> str:
     """Return what names of files begin with: a figure of several sources never replaces the first one's own."""
     return f"compare-{digest(list(sources))[:6]}-" if len(sources) > 1 else ""
+
+
+def _target(run: Path, out: Path | None) -> Path:
+    """Return where figures go: plots/ in the run if nothing else is said. A run from elsewhere leads nowhere else."""
+    target = out or run / "plots"
+    if out is None and (links := [path for path in (target, *target.glob("*")) if path.is_symlink()]):
+        raise UsageError(f"{links[0]} is a link, and figures go into the folder of their run",
+                         hint="remove it, or choose a folder of yours: --out DIR")  # fmt: skip
+    return target
 
 
 def _unwritable(target: Path, error: OSError) -> UsageError:

@@ -24,7 +24,7 @@ FILES = {
     "binary.yaml": bytes(range(256)),
     "empty.yaml": b"",
     "list.yaml": b"- a\n",
-    "deep.yaml": b"dtype: " + b"[" * 2000 + b"]" * 2000 + b"\n",
+    "deep.yaml": b"dtype: " + b"[" * 600 + b"]" * 600 + b"\n",
     "self.yaml": b"dtype: &a [*a]\n",
     "inner.yaml": b"sizes: &s\n  min: 1K\n  more: *s\n",
     "interpolated.yaml": b"dtype: ${dtype}\n",

@@ -236,6 +236,20 @@ def test_resume_refuses_an_edited_plan(copy: Path, capsys: pytest.CaptureFixture
     assert "plan.jsonl:1: field 'dtype' is 5" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["plots", "plots/x.png"])
+def test_figures_of_a_run_from_elsewhere_stay_in_it(
+    copy: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    if name != "plots":
+        (copy / "plots").mkdir(exist_ok=True)
+    elif (copy / "plots").exists():
+        (copy / "plots").rename(tmp_path / "moved")
+    (copy / name).symlink_to(tmp_path / "mine")
+    assert _main(["plot", str(copy)]) == 2
+    assert f"{name} is a link" in capsys.readouterr().err and not list((tmp_path / "mine").iterdir())
+
+
 def test_resume_refuses_a_run_in_progress(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(copy)
     assert folder.lock.take()
