@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %; below 6 no interval of launches exists
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
+LEVEL = 0.05  # of a family of verdicts: how often any of them may be false where nothing differs
 PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
 _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
@@ -227,16 +228,30 @@ class Verdict(StrEnum):
 
     FASTER = "faster"
     SLOWER = "slower"
-    NO_DIFFERENCE = "no difference"  # the interval holds 1
-    NOT_ESTIMABLE = "not estimable"  # there is no interval
+    NO_DIFFERENCE = "no difference"  # the interval holds 1, or it could be chance among so many verdicts
+    NOT_ESTIMABLE = "not estimable"  # there is no interval of launches
     CONFIRMED = "confirmed"  # faster by a gain that counts, in enough pairs, tested: only tuning says so
 
 
-def verdict(low: float | None, high: float | None) -> Verdict:
-    """Return what the interval of a ratio says, without a claim."""
-    if low is None or high is None:
+def verdict(low: float | None, high: float | None, p: float | None = 0.0) -> Verdict:
+    """Return what the interval of a ratio says, without a claim.
+
+    `p`: of no difference, adjusted for all verdicts that are given together; None where there are too few launches. A
+    ratio that is alone, with an interval of launches, needs none.
+    """
+    if low is None or high is None or p is None:
         return Verdict.NOT_ESTIMABLE
+    if p > LEVEL:
+        return Verdict.NO_DIFFERENCE
     return Verdict.FASTER if low > 1 else Verdict.SLOWER if high < 1 else Verdict.NO_DIFFERENCE
+
+
+def missing_launches(launches: int) -> str:
+    """Return what a verdict would take, in words; "" where there are launches enough."""
+    if launches >= LAUNCHES_FOR_INTERVAL:
+        return ""
+    counted = f"{launches} launch{'es' if launches != 1 else ''}"
+    return f"{counted}, {LAUNCHES_FOR_INTERVAL} are needed for a verdict: launches={LAUNCHES_FOR_INTERVAL}"
 
 
 def _resampled_medians(values: Floats, rng: np.random.Generator) -> Floats:

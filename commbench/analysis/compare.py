@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from commbench import formats, stats
+from commbench.analysis import families
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats.result import Result
@@ -60,18 +61,19 @@ class CaseComparison:
     high: float | None
     interval_of: str | None  # launches, samples
     launches: tuple[int, int]
+    p: float | None = None  # of no difference, adjusted for all cases; None with fewer than 6 launches of either run
 
     @property
     def verdict(self) -> Verdict:
-        return stats.verdict(self.low, self.high)
+        return stats.verdict(self.low, self.high, self.p)
 
     @property
     def outcome(self) -> str:
         return OUTCOMES[self.verdict]
 
     def regressed(self, threshold: float) -> bool:
-        """Return whether it is slower, and by more than `threshold` (0.05: 5 % more time)."""
-        return self.verdict is Verdict.SLOWER and 1 / self.ratio > 1 + threshold
+        """Return whether it is slower, and for certain by more than `threshold` (0.05: 5 % more time)."""
+        return self.verdict is Verdict.SLOWER and self.high is not None and 1 / self.high > 1 + threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +100,7 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
     for case, _ in folder.plan()[0]:
         if case.case_id in finished and (of_case := measured.get(case.case_id)):
-            known = [m for m in of_case.values() if samples.has(m)]
+            known = sorted((m for m in of_case.values() if samples.has(m)), key=lambda m: m.launch)
             points[_identity(case)] = MeasuredTimes(
                 label=case.label,
                 set_up=_set_up(case),
@@ -162,7 +164,20 @@ def compare(before: ComparedRun, after: ComparedRun, *, seed: int = 0) -> list[C
         return _of_files(before, after)
     if not before.points or not after.points:
         return _with_file(before, after)
-    return [_compared(point, after.points[key], seed) for key, point in before.points.items() if key in after.points]
+    pairs = [(point, after.points[key]) for key, point in before.points.items() if key in after.points]
+    return _adjusted([_compared(one, two, seed) for one, two in pairs], pairs)
+
+
+def _adjusted(
+    comparisons: Sequence[CaseComparison], pairs: Sequence[tuple[MeasuredTimes, MeasuredTimes]]
+) -> list[CaseComparison]:
+    """Return the comparisons with their p: all that have launches enough for a verdict are one family."""
+    family = [index for index, item in enumerate(comparisons) if item.interval_of == "launches"]
+    logs = [
+        [np.log([np.median(samples) for samples in pairs[index][run].launches]) for index in family] for run in (0, 1)
+    ]
+    adjusted = dict(zip(family, families.unpaired(*logs), strict=True))
+    return [dataclasses.replace(item, p=adjusted.get(index)) for index, item in enumerate(comparisons)]
 
 
 def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparison:

@@ -8,13 +8,15 @@ drawn for each round.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from commbench import algorithms, stats
+from commbench.analysis import families
 from commbench.analysis.summary import Samples
 from commbench.binding import policies
 from commbench.emulated import ROUTINGS
@@ -34,11 +36,12 @@ class Speedup:
     speedup_high: float | None = None
     speedup_of: str | None = None  # what was resampled: launches or samples
     pairs: int | None = None  # launches that measured both
+    speedup_p: float | None = None  # of no difference, adjusted for all of the run; None below 6 pairs
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return what the interval says, None of the baseline itself."""
-        return None if self.pairs is None else stats.verdict(self.speedup_low, self.speedup_high)
+        """Return what the interval and all ratios of the run allow to say, None of the baseline itself."""
+        return None if self.pairs is None else stats.verdict(self.speedup_low, self.speedup_high, self.speedup_p)
 
 
 def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
@@ -66,7 +69,8 @@ def compare(
     by_group: dict[str, dict[str, Measurement]] = {}
     for measurement in latest.values():
         by_group.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
-    speedups = {}
+    speedups: dict[str, Speedup] = {}
+    pairs: dict[str, list[tuple[Measurement, Measurement]]] = {}
     for members in _alike(cases):
         baseline = min(members, key=_rank)
         speedups[baseline.case_id] = Speedup(baseline=baseline.label)
@@ -74,7 +78,7 @@ def compare(
         for case in members:
             if case is not baseline:
                 theirs = by_group.get(case.case_id, {})
-                shared = [(ours[group], theirs[group]) for group in ours if group in theirs]
+                shared = pairs[case.case_id] = _in_order([(ours[key], theirs[key]) for key in ours if key in theirs])
                 speedups[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
     by_round: dict[str, dict[int, Measurement]] = {}
     for measurement in latest.values():
@@ -88,10 +92,29 @@ def compare(
             for case in members:
                 if case is not first:
                     after = by_round.get(case.case_id, {})
-                    rounds = [(before[index], after[index]) for index in before if index in after]
+                    both = [(before[index], after[index]) for index in before if index in after]
+                    rounds = pairs[case.case_id] = _in_order(both)
                     # Samples of two launches say nothing about what differs between launches.
                     speedups[case.case_id] = _ratio(name, case, rounds, lambda measurement: np.empty(0))
-    return speedups
+    return _adjusted(speedups, pairs)
+
+
+def _in_order(pairs: list[tuple[Measurement, Measurement]]) -> list[tuple[Measurement, Measurement]]:
+    """Return the pairs by number of their launch: what cases of one launch have in common is in one place."""
+    return sorted(pairs, key=lambda pair: pair[0].launch)
+
+
+def _adjusted(
+    speedups: Mapping[str, Speedup], pairs: Mapping[str, Sequence[tuple[Measurement, Measurement]]]
+) -> dict[str, Speedup]:
+    """Return the ratios with their p: all that have launches enough for a verdict are one family."""
+    family = {
+        name: np.array([math.log(float(one.time_us or 0) / float(two.time_us or 0)) for one, two in pairs[name]])
+        for name, ratio in speedups.items()
+        if ratio.speedup_of == "launches"
+    }
+    adjusted = dict(zip(family, families.paired(list(family.values())), strict=True))
+    return {name: replace(ratio, speedup_p=adjusted.get(name)) for name, ratio in speedups.items()}
 
 
 def describe_ratios(ratios: Collection[Speedup]) -> str:
@@ -100,7 +123,11 @@ def describe_ratios(ratios: Collection[Speedup]) -> str:
     counts = sorted({ratio.pairs for ratio in ratios if ratio.pairs is not None})
     kinds = {ratio.speedup_of for ratio in ratios if ratio.speedup_of}
     over = ", or where that has no numbers ".join(names)
-    return f"over {over}, launch by launch; {describe_pairs(counts, kinds)}; =: no difference, ?: not estimable"
+    judged = sum(ratio.speedup_p is not None for ratio in ratios)
+    together = "; verdicts of the run are corrected together" if judged else ""
+    return (
+        f"over {over}, launch by launch; {describe_pairs(counts, kinds)}; =: no difference, ?: not estimable{together}"
+    )
 
 
 def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
@@ -108,10 +135,13 @@ def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
     few, many = (counts[0], counts[-1]) if counts else (0, 0)
     counted = f"{few} to {many} launches" if few < many else f"{many} launch{'es' if many != 1 else ''}"
     if not kinds:
-        return f"no interval: too few samples in {counted} that measured both"
+        missing = stats.missing_launches(few)
+        return f"no interval: too few samples in {counted} that measured both{'; ' if missing else ''}{missing}"
     of = "95 % interval over" if set(kinds) == {"launches"} else "95 % interval of samples in"
     text = f"{of} {counted} that measured both"
     text += "" if set(kinds) == {"launches"} else ", the spread between launches is NOT in it"
+    if missing := stats.missing_launches(few):
+        return f"{text}; {missing}"
     return text + ("" if few >= stats.PAIRS_FOR_CLAIM else f"; a claim of gain takes {stats.PAIRS_FOR_CLAIM}")
 
 

@@ -76,10 +76,12 @@ def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, thre
     lines.append(
         f"# {len(comparisons)} cases: {', '.join(counted)}; {worse} regressed by more than {100 * threshold:g} %"
     )
-    estimated = sum(item.low is not None for item in comparisons)
-    if (by_chance := 0.025 * estimated) >= 0.5:
-        lines.append(f"# by chance alone some {by_chance:.1f} would be called worse, and as many better")
-    few = {count for item in comparisons for count in item.launches if item.interval_of}
-    if few and min(few) < stats.LAUNCHES_FOR_INTERVAL:
-        lines.append("# the spread between launches is not in intervals of samples: 6 launches and more have it")
+    judged = sum(item.p is not None for item in comparisons)
+    if judged > 1:
+        lines.append(f"# {judged} verdicts, corrected together: where nothing differs, any is false in 5 % at most")
+    few = [min(item.launches) for item in comparisons if item.p is None and item.low is not None]
+    if few:
+        lines.append("# the spread between launches is not in intervals of samples")
+    if few and (missing := stats.missing_launches(min(few))):
+        lines.append(f"# {missing}")
     return "\n".join(lines) + "\n"

@@ -168,7 +168,7 @@ def _cell(rows: pd.DataFrame) -> _Cell | None:
         return None
     best, baseline = others.sort_values("time_us").iloc[0], baselines.iloc[0]
     speedup = _number(best["speedup"])
-    winner_verdict = verdict(_number(best["speedup_low"]), _number(best["speedup_high"]))
+    winner_verdict = verdict(*(_number(best.get(name)) for name in ("speedup_low", "speedup_high", "speedup_p")))
     wins = best if (best["time_us"] < baseline["time_us"] if speedup is None else speedup > 1) else baseline
     ratio = None if speedup is None else max(speedup, 1 / speedup)
     return _Cell(wins["algorithm"], algorithm_label(wins["algorithm"], wins["params"]), ratio, winner_verdict)
@@ -244,6 +244,7 @@ def _note(setups: Sequence[pd.DataFrame]) -> str:
         )
     return (
         f"Each cell: {' or '.join(baselines)} or the fastest other, and how many times faster it is than the other of "
-        f"both (median over launches of the ratio of times; darker: more). Hatched: the ratio's interval holds 1. "
+        f"both (median over launches of the ratio of times; darker: more). Hatched: no difference, or "
+        f"nothing that chance could not do among all ratios of the run. "
         f"The intervals: {spread}.{picked}"
     )

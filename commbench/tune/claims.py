@@ -15,9 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commbench import stats
-from commbench.stats import Verdict
-
-LEVEL = 0.05
+from commbench.stats import LEVEL, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,9 +62,10 @@ def test_few_launches_are_compared_by_their_samples_and_it_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, after = made(tmp_path / "a", "launches=3"), made(tmp_path / "b", "launches=10", factor=1.5)
-    assert _main(["compare", str(before), str(after)]) == 1
+    assert _main(["compare", str(before), str(after)]) == 0, "three launches are no verdict"
     text = capsys.readouterr().out
-    assert "samples   worse, regressed" in text and "6 launches and more have it" in text
+    assert "samples   inconclusive" in text and "0 better, 0 worse, 8 inconclusive" in text
+    assert "3 launches, 6 are needed for a verdict: launches=6" in text
 
 
 def test_other_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
