@@ -187,4 +187,12 @@ def test_what_has_no_ratio() -> None:
     ],
 )
 def test_verdicts(low: float | None, high: float | None, said: str) -> None:
-    assert stats.verdict(low, high) == said
+    assert stats.verdict(low, high) == stats.verdict(low, high, 0.05) == said
+    assert stats.verdict(low, high, None) == "not estimable", "too few launches"
+    assert stats.verdict(low, high, 0.06) == ("no difference" if low else "not estimable")
+
+
+def test_what_a_verdict_takes_is_said() -> None:
+    assert stats.missing_launches(6) == ""
+    assert stats.missing_launches(3) == "3 launches, 6 are needed for a verdict: launches=6"
+    assert stats.missing_launches(1).startswith("1 launch, 6 are needed")
