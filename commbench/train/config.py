@@ -23,7 +23,7 @@ from commbench.records import Setup
 from commbench.serialise import parse_json
 from commbench.sweep import recipes
 from commbench.sweep.key import OneOf, explain, keys_of
-from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, AtLeast, TrainKey, keys_in
+from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, TrainKey, keys_in
 
 DEFAULT = "tiny"
 TRANSPORTS = ("gloo", "nccl")
@@ -96,7 +96,7 @@ class TrainConfig:
     weight_decay: Annotated[float, _training("of matrices", AT_LEAST_0)] = 0.1
     clip: Annotated[float, _training("largest norm of the gradients", ABOVE_0)] = 1.0
     aux: Annotated[float, _training("coefficient of the load-balancing loss", AT_LEAST_0)] = 0.01
-    seed: Annotated[int, _training("of weights and of the order of the text", AtLeast(0, bits=63))] = 0
+    seed: Annotated[int, _training("of weights and of the order of the text", AT_LEAST_0)] = 0
     dtype: Annotated[str, _training("of products: docs/guide/training.md", OneOf(DTYPES))] = "fp32"
     recompute: Annotated[str, _training("of activations, in the backward pass", OneOf(RECOMPUTE), free=True)] = "none"
     zero: Annotated[bool, _training("whether ranks share the optimizer's state", free=True)] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +13,17 @@ from commbench.sweep.key import Key, KeyCheck, Parsed
 
 @dataclass(frozen=True, slots=True)
 class AtLeast:
-    """A number that is not below `least`, and below 2^`bits` where there are any."""
+    """A finite number that is not below `least`; whole numbers are below 2^63."""
 
     least: int
-    bits: int = 63
 
     def __call__(self, name: str, value: Any) -> Any:
         if not value >= self.least:
             raise UsageError(f"{name} is {value}", hint=f"{name} is {self.least} or more")
-        if value >= 2**self.bits:
-            raise UsageError(f"{name} is {value}", hint=f"{name} is below 2^{self.bits}")
+        if isinstance(value, int) and value >= 2**63:
+            raise UsageError(f"{name} is {value}", hint=f"{name} is below 2^63")
+        if value == math.inf:
+            raise UsageError(f"{name} is {value}", hint=f"{name} is a finite number, {self.least} or more")
         return value
 
     def __str__(self) -> str:
