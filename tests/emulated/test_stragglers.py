@@ -12,6 +12,7 @@ from tests.emulated.stragglers import planted
 pytestmark = pytest.mark.emulated
 
 
+@pytest.mark.slow
 def test_both_are_named_and_nobody_else(tmp_path: Path) -> None:
     expected, found = planted(1, tmp_path / "out", here)
     assert sorted(found) == sorted(expected)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from commbench.emulated import Emulated
 from commbench.profile import file
-from tests.conftest import commbench, only_run
+from tests.conftest import here, only_run
 from tests.support import profiles
 
 WORDS = ("train", "tiny", "layers=2", "width=16", "heads=2", "hidden=16", "context=32", "experts=4", "val_sequences=8",
@@ -22,7 +22,7 @@ def test_ways_of_two_levels_train_the_same(tmp_path: Path) -> None:
     losses = []
     for words in (CLUSTER, (*CLUSTER, "profile=p.json")):
         out = tmp_path / f"out-{len(words)}"
-        result = commbench(*WORDS, *words, "--out", str(out), cwd=tmp_path)
+        result = here(*WORDS, *words, "--out", str(out), cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         losses.append([json.loads(line)["loss"] for line in result.stdout.splitlines()])
         told = next(only_run(out).glob("logs/*/communicator.txt")).read_text()

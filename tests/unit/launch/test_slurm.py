@@ -342,7 +342,7 @@ def test_a_job_that_slurm_has_forgotten_is_over(programs: Programs, tmp_path: Pa
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(slurm_job, "BEAT_S", 0.05)
-    monkeypatch.setattr(slurm_job, "SILENCE_S", 0.5)
+    monkeypatch.setattr(slurm_job, "SILENCE_S", 1.5)
 
     def run(rank: int, code: str) -> None:
         monkeypatch.setenv("SLURM_PROCID", str(rank))
@@ -382,10 +382,10 @@ def test_a_job_ends_soon_after_its_sweep(task: Callable[..., None], tmp_path: Pa
 
     heart = tmp_path / "heartbeat"
     heart.touch()
-    beats = 40
+    beats = 60
 
     def beat() -> None:
-        for _ in range(beats):  # 2 seconds, four times the silence that ends the job
+        for _ in range(beats):  # 3 seconds, twice the silence that ends the job
             time.sleep(0.05)
             heart.touch()
 
