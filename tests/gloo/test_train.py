@@ -298,8 +298,7 @@ def test_every_step_is_a_line_with_the_promised_keys(whole: list[dict[str, Any]]
 def test_a_killed_run_goes_on_as_if_nothing_had_been(then: int, whole: list[dict[str, Any]], tmp_path: Path) -> None:
     words = (*WORDS, "steps=30", "val_every=10", "save_every=10", "-q")
     with forked_command.start(*words, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
-        wait_for(lambda: len(lines_of(metrics)) >= 13 or None, process)
+        metrics = after_steps(13, tmp_path, process)
         process.send_signal(signal.SIGKILL)
     before = {path.name for path in metrics.parent.glob("checkpoints/*")}
     assert "step-00000010" in before
@@ -326,6 +325,17 @@ def wait_for(find: Any, process: subprocess.Popen[Any], seconds: float = 90) -> 
     return found
 
 
+def after_steps(steps: int, folder: Path, process: subprocess.Popen[Any]) -> Path:
+    """Wait until a training has made `steps` steps, and its parent, which may get a CPU late, has heard of it.
+
+    Return its metrics.jsonl.
+    """
+    metrics: Path = wait_for(lambda: next(folder.glob("results/2*/metrics.jsonl"), None), process)
+    wait_for(lambda: len(lines_of(metrics)) >= steps or None, process)
+    wait_for(lambda: (folder / "results/latest").exists() or None, process)
+    return metrics
+
+
 # Shared memory that the ranks of every launch have mapped, as those of libraries that make some have.
 PLANTED = """
 import mmap, os, sys
@@ -344,8 +354,7 @@ def test_a_killed_training_leaves_nothing(tmp_path: Path) -> None:
     shared = Path(f"/dev/shm/commbench-test-{os.getpid()}")
     env = environment(tmp_path / "site", COMMBENCH_PLANTED=str(os.getpid()))
     with subprocess.Popen([sys.executable, "-m", "commbench", *words], cwd=tmp_path, env=env) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)  # type: ignore[arg-type]
-        wait_for(lambda: len(lines_of(metrics)) >= 1 or None, process)  # type: ignore[arg-type]
+        metrics = after_steps(1, tmp_path, process)
         process.kill()
     ranks = [json.loads(path.read_text()) for path in sorted(metrics.parent.glob("logs/000/rank-*.json"))]
     for rank, told in enumerate(ranks):
@@ -368,8 +377,7 @@ def test_sigterm_saves_and_ends(whom: str, tmp_path: Path) -> None:
     """Service managers and batch systems send it to every process of a job."""
     words = (*WORDS, "steps=100000", "save_every=0", "val_every=0")
     with started(whom == "all", *words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
+        metrics = after_steps(3, tmp_path, process)
         told = psutil.Process(process.pid).children(recursive=True) if whom == "all" else []
         assert whom == "parent" or len(told) >= 5, "the launcher and four ranks"
         for one in [psutil.Process(process.pid), *told]:
@@ -430,8 +438,7 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
     words = (*WORDS, "steps=100000", "save_every=90000", "val_every=0", "-q", "env.COMMBENCH_TRIED=yes")
     with forked_command.start(*words, cwd=tmp_path) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
+        metrics = after_steps(3, tmp_path, process)
         process.kill()
     result = here("train", "--resume", "results/latest", "steps=2", "--no-plots", cwd=tmp_path)
     assert result.returncode == 0 and "has no checkpoint yet: it begins again" in result.stderr
@@ -482,8 +489,7 @@ def test_under_torchrun_a_rank_that_does_not_go_on_ends_all(tmp_path: Path) -> N
     """No parent watches joined ranks: rank 0 does."""
     words = (*WORDS, "steps=100000", "timeout=3")
     with forked_command.start_torchrun(2, *words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        metrics = wait_for(lambda: next(tmp_path.glob("results/2*/metrics.jsonl"), None), process)
-        wait_for(lambda: len(lines_of(metrics)) >= 3 or None, process)
+        metrics = after_steps(3, tmp_path, process)
         ranks = psutil.Process(process.pid).children()
         other = max(ranks, key=lambda one: (one.create_time(), one.pid))  # torchrun starts rank 1 after rank 0
         other.suspend()
