@@ -12,7 +12,8 @@ from commbench.binding import policies
 from commbench.collectives.base import Argument
 from commbench.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate, parse_slow_link
 from commbench.errors import UsageError, unknown
-from commbench.layout import block_size
+from commbench.layout import LISTED as LISTED_GROUPS
+from commbench.layout import block_size, listed_groups, listed_name
 from commbench.spec import DTYPES, Value
 from commbench.sweep.key import Key, KeyCheck, Number, OneOf, Parsed, explain
 
@@ -36,6 +37,8 @@ def _unlisted(check: KeyCheck, group: str, help: str, idle: str, *, optional: bo
 
 
 def _groups(name: str, value: Any) -> Any:
+    if str(value).startswith(LISTED_GROUPS):
+        return listed_name(listed_groups(str(value)))
     if value not in ("world", "rails"):
         block_size(str(value))
     return value
@@ -103,7 +106,7 @@ LISTED: dict[str, Key] = {
                      "over nccl also registered (with NCCL) and symmetric (its windows, or peer memory)"),
     "in_place": _axis(OneOf((False, True)), False, WHAT,
                       "true: input and output share a buffer, where the collective defines how"),
-    "groups": _axis(Parsed(_groups, "world, rails, blocks:K"), "world", WHAT,
+    "groups": _axis(Parsed(_groups, "world, rails, blocks:K, ranks:0,2;1,3"), "world", WHAT,
                     "groups of ranks that do the collective at the same time"),
     "overlap": _axis(OneOf(("none", "matmul")), "none", WHAT, "matmul: a matrix product beside the collective"),
     "cache": _axis(OneOf(("warm", "cold")), "warm", WHAT,

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from commbench.errors import UsageError, unknown
+from commbench.layout import LISTED
 
 _MOST_VALUES = 100_000  # of a range
 _MOST_DIGITS = 300  # above, a number is no float either
+_LISTED_GROUPS = tuple(f"groups={quote}{LISTED}" for quote in ("", "'", '"'))  # one value, with its commas
 
 
 def root() -> Path:
@@ -65,6 +67,9 @@ def parse_overrides(words: Sequence[str]) -> Overrides:
         if word.startswith("cpu_masks="):  # as raw: neither its ; nor its , means anything to Hydra
             text = word.partition("=")[2].strip("'\"")
             result.values["cpu_masks"] = [None if text == "null" else text]
+            continue
+        if word.startswith(_LISTED_GROUPS):
+            result.values["groups"] = [word.partition("=")[2].strip("'\"")]
             continue
         if word.startswith(("+", "~")):
             key = word.lstrip("+~").split("=")[0]

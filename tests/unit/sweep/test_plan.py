@@ -32,6 +32,11 @@ def test_every_recipe_composes_and_plans(recipe: str) -> None:
     assert len(cases) > len(reasons) and all("is not defined in place" in reason for reason in reasons)
 
 
+def test_groups_by_their_ranks_are_one_value() -> None:
+    cases = planned("quick", "nodes=2", "ranks_per_node=2", "groups=ranks:1,2;0,3", "algorithm=direct")
+    assert {(item.case.groups, item.case.spec.layout.ranks, item.skip) for item in cases} == {("ranks:0,3;1,2", 2, "")}
+
+
 @pytest.mark.parametrize("sizes", recipes.groups()["sizes"])
 def test_every_size_group_composes(sizes: str) -> None:
     assert planned("quick", f"sizes={sizes}")
