@@ -26,6 +26,7 @@ SHORT = {
     "root": ("-r", "--root", "RANK", "Of broadcast (root)."),
     "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
 }
+_PROGRAM = "--"
 _Command = Callable[..., int]
 
 
@@ -37,6 +38,22 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return float(number)
+
+
+class WithProgram(click.Command):
+    """A command before somebody's program: what stands after the first `--` is the program's, word by word.
+
+    The function gets it as `program`, None where there is no `--`. Options may stand anywhere before it.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index(_PROGRAM) if _PROGRAM in args else None
+        rest = super().parse_args(ctx, args if at is None else args[:at])
+        ctx.params["program"] = None if at is None else tuple(args[at + 1 :])
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), f"{_PROGRAM} PROGRAM [ARGUMENTS]"]
 
 
 def shorts(*keys: str) -> Callable[[_Command], _Command]:

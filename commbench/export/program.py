@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from commbench import variables as effective
 from commbench.binding import affinity
 from commbench.binding.policies import Placement
 from commbench.errors import EnvironmentProblem, UsageError
+from commbench.launch import foreign
 from commbench.profile import Scope
 from commbench.rank_info import RankInfo
 from commbench.records import Setup
@@ -114,19 +113,4 @@ def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
     try:
         os.execvpe(command[0], list(command), dict(variables))
     except OSError as error:
-        raise _cannot(command[0], error, variables) from error
-
-
-def _cannot(program: str, error: OSError, variables: Mapping[str, str]) -> UsageError:
-    path = variables.get("PATH", os.defpath)
-    if isinstance(error, FileNotFoundError):
-        if found := shutil.which(program, path=path):
-            return UsageError(f"cannot start {program!r}: the interpreter that {found} names is missing")
-        where = "there is no such file" if "/" in program else f"it is in no folder of PATH ({path})"
-        return UsageError(
-            f"cannot start {program!r}: {where}", hint="give a program and its arguments; exec uses no shell"
-        )
-    hint = "give a file that may be executed, or its interpreter before it"
-    if error.errno == errno.ENOEXEC:
-        hint = f"no program of this machine, nor a script with #!; try: sh {shlex.quote(program)}"
-    return UsageError(f"cannot start {program!r}: {error.strerror}", hint=hint)
+        raise foreign.cannot_start(command[0], error, variables) from error
