@@ -47,6 +47,7 @@ class MeasuredTimes:
     size_bytes: int
     time_us: float
     launches: tuple[Floats, ...] = ()  # samples of each, the maximum over ranks; none of a foreign file
+    groups: tuple[str, ...] = ()  # the process group of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +108,7 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
                 size_bytes=case.size_bytes,
                 time_us=float(np.median([float(m.time_us or 0.0) for m in of_case.values()])),
                 launches=tuple(samples.slowest_us(m) for m in known),
+                groups=tuple(m.attempt for m in known),
             )
     if not points:
         raise UsageError(f"{path} has no finished case with numbers", hint=f"commbench sweep --resume {path}")
@@ -173,10 +175,11 @@ def _adjusted(
 ) -> list[CaseComparison]:
     """Return the comparisons with their p: all that have launches enough for a verdict are one family."""
     family = [index for index, item in enumerate(comparisons) if item.interval_of == "launches"]
-    logs = [
+    before, after = (
         [np.log([np.median(samples) for samples in pairs[index][run].launches]) for index in family] for run in (0, 1)
-    ]
-    adjusted = dict(zip(family, families.unpaired(*logs), strict=True))
+    )
+    groups = [(pairs[index][0].groups, pairs[index][1].groups) for index in family]
+    adjusted = dict(zip(family, families.unpaired(before, after, groups), strict=True))
     return [dataclasses.replace(item, p=adjusted.get(index)) for index, item in enumerate(comparisons)]
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,47 +26,72 @@ _LEAST = 1e-9  # of a standard error: logarithms of times are not known better
 
 # From draws to the difference of each case and the variance of that difference, draws x cases both.
 _Moments = Callable[[Floats], tuple[Floats, Floats]]
+Names = Sequence[Hashable]  # of the launches (process groups) of a case
 
 
-def paired(logs: Sequence[Floats]) -> list[float]:
+class _Block(NamedTuple):
+    """Cases of the same launches: which, the draws that all of them share, and which columns of these are theirs."""
+
+    members: list[int]
+    draws: Floats
+    columns: list[int]
+    moments: _Moments
+
+
+def paired(logs: Sequence[Floats], launches: Sequence[Names] | None = None) -> list[float]:
     """Return adjusted two-sided p that the logarithms of ratios are around 0: a case each, 2 launches or more of each.
 
-    Values at the same place of cases with as many launches are taken for those of one launch.
+    `launches` names the process group of each value: values of the same one have their signs turned together. None:
+    values at the same place are of the same one.
     """
-    blocks: dict[int, list[int]] = {}
-    for index, values in enumerate(logs):
-        blocks.setdefault(values.size, []).append(index)
-    exact = len(blocks) == 1
-    parts = []
-    for launches, members in blocks.items():
+    names = [tuple(range(values.size)) for values in logs] if launches is None else [tuple(of) for of in launches]
+    column = {name: place for place, name in enumerate(dict.fromkeys(itertools.chain.from_iterable(names)))}
+    signs = _signs(len(column))
+    blocks = []
+    for of, members in _by(names).items():
         moments = _of_signs(np.stack([logs[index] for index in members], axis=1))
-        parts.append((members, _signs(launches, exact), moments))
-    return _step_down(parts, len(logs))
+        blocks.append(_Block(members, signs, [column[name] for name in of], moments))
+    return _step_down(blocks, len(logs))
 
 
-def unpaired(before: Sequence[Floats], after: Sequence[Floats]) -> list[float]:
-    """Return adjusted two-sided p that the logarithms of times of two runs are alike: a case each, as `paired`."""
-    blocks: dict[tuple[int, int], list[int]] = {}
-    for index, (one, two) in enumerate(zip(before, after, strict=True)):
-        blocks.setdefault((one.size, two.size), []).append(index)
-    exact = len(blocks) == 1
-    parts = []
-    for (first, second), members in blocks.items():
+def unpaired(
+    before: Sequence[Floats], after: Sequence[Floats], launches: Sequence[tuple[Names, Names]] | None = None
+) -> list[float]:
+    """Return adjusted two-sided p that the logarithms of times of two runs are alike: a case each.
+
+    `launches` names the process groups of each case in both runs, as in `paired`.
+    """
+    sizes = [(one.size, two.size) for one, two in zip(before, after, strict=True)]
+    names = sizes if launches is None else [(tuple(one), tuple(two)) for one, two in launches]
+    found = _by(names)
+    blocks = []
+    for place, members in enumerate(found.values()):
+        first, second = sizes[members[0]]
         moments = _of_deals(np.stack([np.concatenate([before[i], after[i]]) for i in members], axis=1), first)
-        parts.append((members, _deals(first, second, exact), moments))
-    return _step_down(parts, len(before))
+        blocks.append(
+            _Block(members, _deals(first, second, place, len(found) == 1), list(range(first + second)), moments)
+        )
+    return _step_down(blocks, len(before))
 
 
-def _signs(launches: int, exact: bool) -> Floats:
+def _by(names: Sequence[Hashable]) -> dict[Any, list[int]]:
+    """Return the indices of equal names."""
+    members: dict[Any, list[int]] = {}
+    for index, name in enumerate(names):
+        members.setdefault(name, []).append(index)
+    return members
+
+
+def _signs(launches: int) -> Floats:
     """Return a sign for each launch, draws x launches; the first draw leaves all as they are."""
-    if exact and 2**launches <= _DRAWS:
+    if 2**launches <= _DRAWS:
         return np.array(list(itertools.product((1.0, -1.0), repeat=launches)))
     signs: Floats = np.random.default_rng(launches).choice((1.0, -1.0), size=(_DRAWS, launches))
     signs[0] = 1.0
     return signs
 
 
-def _deals(first: int, second: int, exact: bool) -> Floats:
+def _deals(first: int, second: int, block: int, exact: bool) -> Floats:
     """Return 1 for each launch that is dealt to the first run, draws x launches of both; the first is as it was."""
     launches = first + second
     if exact and math.comb(launches, first) <= _DRAWS:
@@ -73,7 +99,7 @@ def _deals(first: int, second: int, exact: bool) -> Floats:
         for row, chosen in enumerate(itertools.combinations(range(launches), first)):
             deals[row, chosen] = 1.0
         return deals
-    rng = np.random.default_rng((first, second))
+    rng = np.random.default_rng((first, second, block))
     deals = np.zeros((_DRAWS, launches))
     deals[:, :first] = 1.0
     return np.concatenate([deals[:1], rng.permuted(deals[1:], axis=1)])
@@ -104,16 +130,17 @@ def _of_deals(cases: Floats, first: int) -> _Moments:
     return moments
 
 
-def _step_down(parts: Sequence[tuple[list[int], Floats, _Moments]], count: int) -> list[float]:
-    """Return the adjusted p of `count` cases; `parts` are (which, draws, moments), with as many draws each."""
+def _step_down(blocks: Sequence[_Block], count: int) -> list[float]:
+    """Return the adjusted p of `count` cases; all blocks have as many draws."""
     if not count:
         return []
-    draws = len(parts[0][1])
+    draws = len(blocks[0].draws)
 
     def statistics(rows: slice) -> Floats:
         differences, variances = np.empty((2, len(range(draws)[rows]), count))
-        for members, drawn, moments in parts:
-            differences[:, members], variances[:, members] = moments(drawn[rows])
+        for block in blocks:
+            members = block.members
+            differences[:, members], variances[:, members] = block.moments(block.draws[rows][:, block.columns])
         spread = np.sqrt(variances + np.quantile(variances, _PART, axis=1, keepdims=True))
         found: Floats = np.abs(differences) / (spread + _LEAST)
         return found

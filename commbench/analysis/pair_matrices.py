@@ -35,7 +35,7 @@ class LaunchSamples:
     """The samples of one case in one launch: samples x ranks, microseconds."""
 
     case: Case
-    launch: tuple[str, int]  # of which run
+    launch: tuple[str, str]  # run and process group: after a crash, one launch has several
     time_us: Floats
     begin_us: Floats | None = None  # when each rank left the barrier, where ranks share a clock
 
@@ -89,7 +89,7 @@ def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
                 begins = np.array(raw["begin_us"], dtype=float) if "begin_us" in raw else None
                 yield LaunchSamples(
                     case=cases[raw["case_id"]],
-                    launch=(folder.run_id, raw["launch"]),
+                    launch=(folder.run_id, attempt),
                     time_us=np.array(raw["time_us"], dtype=float),
                     begin_us=begins,
                 )
@@ -97,7 +97,7 @@ def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
 
 def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
     """Return a matrix for each set-up and size; launches of several runs with the same set-up stand side by side."""
-    by_key: dict[str, dict[tuple[str, int], Floats]] = {}
+    by_key: dict[str, dict[tuple[str, str], Floats]] = {}
     about: dict[str, Row] = {}
     for folder in folders:
         rows = folder.rows()

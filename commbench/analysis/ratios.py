@@ -100,7 +100,7 @@ def compare(
 
 
 def _in_order(pairs: list[tuple[Measurement, Measurement]]) -> list[tuple[Measurement, Measurement]]:
-    """Return the pairs by number of their launch: what cases of one launch have in common is in one place."""
+    """Return the pairs by number of their launch."""
     return sorted(pairs, key=lambda pair: pair[0].launch)
 
 
@@ -113,7 +113,8 @@ def _adjusted(
         for name, ratio in speedups.items()
         if ratio.speedup_of == "launches"
     }
-    adjusted = dict(zip(family, families.paired(list(family.values())), strict=True))
+    groups = [[one.attempt for one, _ in pairs[name]] for name in family]
+    adjusted = dict(zip(family, families.paired(list(family.values()), groups), strict=True))
     return {name: replace(ratio, speedup_p=adjusted.get(name)) for name, ratio in speedups.items()}
 
 

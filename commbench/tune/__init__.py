@@ -11,11 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from commbench.records import Case, Status
 
 MINIMUM_GAIN = 0.03  # that the lower end of the interval must show before the default is given up
+
+
+class ProcessGroup(NamedTuple):
+    """Which launch measured something. Two cases were measured side by side where this is the same of both.
+
+    After a crash the rest of a launch is measured by other processes: `attempt` differs, `round` does not.
+    """
+
+    round: int  # of the stage: starts of ranks that are compared have a launch each in a round
+    attempt: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +34,7 @@ class CaseTimes:
 
     status: Status
     reason: str = ""
-    time_us: Mapping[int, float] = field(default_factory=dict)  # launch -> median of its samples
+    time_us: Mapping[ProcessGroup, float] = field(default_factory=dict)  # median of the samples of each launch
 
 
 class Measurer(Protocol):

@@ -1,9 +1,9 @@
 """Claims: is the best of the search really better than the default? Statistics only.
 
 Two arms are compared launch by launch, as samples of one launch are correlated: the logarithm of the ratio of their
-medians is one observation. A claim needs ten of them, Wilcoxon's one-sided signed-rank test at 5 % after Holm's
-correction over all claims, and the 95 % interval that belongs to that test with its lower end above the least gain
-that is worth a change.
+medians is one observation, where one process group has measured both. A claim needs ten of them, Wilcoxon's one-sided
+signed-rank test at 5 % after Holm's correction over all claims, and the 95 % interval that belongs to that test with
+its lower end above the least gain that is worth a change.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from commbench import stats
 from commbench.stats import LEVEL, Verdict
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +43,13 @@ class Claim:
         return Verdict.CONFIRMED
 
 
-def compare(first: Mapping[int, float], second: Mapping[int, float]) -> Claim:
-    """Return the claim that `second` is faster than `first`, both launch -> median time, microseconds.
+def compare(first: Mapping[Key, float], second: Mapping[Key, float]) -> Claim:
+    """Return the claim that `second` is faster than `first`, both median times of launches, microseconds.
 
-    Launches that only one of them has do not count.
+    The keys say what was measured side by side: process groups, or rounds of them. What only one of them has does not
+    count.
     """
-    shared = sorted(launch for launch in set(first) & set(second) if first[launch] > 0 and second[launch] > 0)
+    shared = [launch for launch in first if launch in second and first[launch] > 0 and second[launch] > 0]
     if not shared:
         return Claim(pairs=0, ratio=math.nan, low=None, high=None, p=None)
     logs = np.array([math.log(first[launch] / second[launch]) for launch in shared])

@@ -11,7 +11,7 @@ import numpy as np
 from commbench.profile import Evidence
 from commbench.records import Case, Setup, Status
 from commbench.stats import PAIRS_FOR_CLAIM, Verdict
-from commbench.tune import MINIMUM_GAIN, CaseTimes
+from commbench.tune import MINIMUM_GAIN, CaseTimes, ProcessGroup
 from commbench.tune.choices import Decision
 from commbench.tune.claims import Claim, compare, holm
 from commbench.tune.search import Ledger
@@ -89,10 +89,15 @@ class ConfirmedTimes:
     by_identity: Mapping[str, CaseTimes]
     run: str  # the id of the run folder
 
-    def times(self, case: Case) -> Mapping[int, float]:
-        """Return launch -> median time, microseconds; nothing of a case that failed."""
+    def times(self, case: Case) -> Mapping[ProcessGroup, float]:
+        """Return the median time of each launch, microseconds; nothing of a case that failed."""
         one = self.by_identity.get(identity(case))
         return one.time_us if one is not None and one.status is Status.OK else {}
+
+    def claim(self, first: Case, second: Case) -> Claim:
+        """Return the claim that `second` is faster: in the same process groups, or of another start in its rounds."""
+        times = self.times(first), self.times(second)
+        return compare(*times) if first.setup.key == second.setup.key else compare_starts([times])
 
 
 class Judge:
@@ -104,9 +109,7 @@ class Judge:
 
     def control(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Control:
         """Return what the same rules make of the default against itself, where `setup` is the best start."""
-        shown = Control(
-            sizes=[compare(confirmed.times(one.problem.default), confirmed.times(one.control)) for one in arms]
-        )
+        shown = Control(sizes=[confirmed.claim(one.problem.default, one.control) for one in arms])
         if setup.key != self._default.key:
             usual = [one.of_start(self._default) for one in arms]
             shown.start = _compare_starts(confirmed, usual, [one.control_of_start() for one in arms])
@@ -126,9 +129,8 @@ class Judge:
         p are adjusted for all of them, `start` included.
         """
         for one in arms:
-            default = confirmed.times(one.problem.default)
-            challengers = one.challengers[setup.key]
-            one.claims = {name: compare(default, confirmed.times(case)) for name, case in challengers.items()}
+            default, challengers = one.problem.default, one.challengers[setup.key]
+            one.claims = {name: confirmed.claim(default, case) for name, case in challengers.items()}
         every = [(one, name) for one in arms for name in one.claims]
         adjusted = holm([*([start.p] if start else []), *(one.claims[name].p for one, name in every)])
         p_of_start = adjusted.pop(0) if start else None
@@ -207,5 +209,5 @@ def _compare_starts(confirmed: ConfirmedTimes, first: Sequence[Case], second: Se
     return compare_starts([(confirmed.times(one), confirmed.times(two)) for one, two in pairs])
 
 
-def _median(times: Mapping[int, float]) -> float:
+def _median(times: Mapping[ProcessGroup, float]) -> float:
     return float(np.median(list(times.values()))) if times else 0.0

@@ -21,7 +21,7 @@ from commbench.sweep import prepare
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.prepare import SweepRequest
 from commbench.sweep.runner import Sweep
-from commbench.tune import CaseTimes
+from commbench.tune import CaseTimes, ProcessGroup
 from commbench.tune.space import candidate_key
 
 _START_S, _OVERHEAD_S = 4.0, 0.2  # before the first stage has shown better
@@ -96,7 +96,7 @@ class Stages:
             times[case.case_id] = CaseTimes(
                 status=row.status if row else Status.ERROR,
                 reason=row.reason if row else "it was not measured",
-                time_us={m.launch: float(m.time_us or 0.0) for m in of_case},
+                time_us={ProcessGroup(m.launch, m.attempt): float(m.time_us or 0.0) for m in of_case},
             )
         for case in cases:
             self._read_versions(folder, case.setup)

@@ -16,10 +16,11 @@ from dataclasses import replace
 import numpy as np
 
 from commbench.records import Setup
+from commbench.tune import ProcessGroup
 from commbench.tune.claims import Claim, compare
 from commbench.variables import CONTROL
 
-Times = Mapping[int, float]  # launch -> median time, microseconds
+Times = Mapping[ProcessGroup, float]  # median time of each launch, microseconds
 
 
 def control_start(setup: Setup) -> Setup:
@@ -30,16 +31,17 @@ def control_start(setup: Setup) -> Setup:
 def compare_starts(sizes: Sequence[tuple[Times, Times]]) -> Claim:
     """Return the claim that the second start is faster over all sizes: of each size the times of both starts' arms.
 
-    One observation is a launch: the mean over sizes of the logarithms of times. A size at which the first has no times
-    does not count; where only the second has none, nothing is claimed.
+    One observation is a round: of either start the mean over sizes of the logarithms of times, all of one process
+    group. A size at which the first has no times does not count; where only the second has none, nothing is claimed.
     """
     known = [(first, second) for first, second in sizes if first]
-    launches = set.intersection(*({*first} & {*second} for first, second in known)) if known else set()
-    arms = (
-        {launch: math.exp(float(np.mean([math.log(pair[arm][launch]) for pair in known]))) for launch in launches}
-        for arm in (0, 1)
-    )
-    return compare(*arms)
+    return compare(*(_over_sizes([pair[arm] for pair in known]) for arm in (0, 1)))
+
+
+def _over_sizes(sizes: Sequence[Times]) -> dict[int, float]:
+    """Return by round the geometric mean of what one process group took at all sizes; nothing where none has them."""
+    groups = sorted(set.intersection(*({*times} for times in sizes))) if sizes else []
+    return {group.round: math.exp(float(np.mean([math.log(times[group]) for times in sizes]))) for group in groups}
 
 
 def weaker(one: Claim, two: Claim) -> Claim:

@@ -19,7 +19,7 @@ from commbench.stats import Floats
 from commbench.sweep import prepare
 from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
-from commbench.tune import CaseTimes, space
+from commbench.tune import CaseTimes, ProcessGroup, space
 from commbench.tune.confirmation import Confirmation
 from commbench.tune.tuner import Tuned, Tuner
 from tests.conftest import in_threads
@@ -63,7 +63,7 @@ class Ruled:
                 continue
             centre = self._rule(case)
             times = {
-                number: centre * launch[number, case.setup.key] * float(seen[row, number])
+                ProcessGroup(number, case.setup.key): centre * launch[number, case.setup.key] * float(seen[row, number])
                 for number in range(case.policy.launches)
             }
             found[case.case_id] = CaseTimes(status=Status.OK, time_us=times)
@@ -93,7 +93,7 @@ class InProcess:
         self._launches = 0
 
     def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
-        times: dict[str, dict[int, float]] = {case.case_id: {} for case in cases}
+        times: dict[str, dict[ProcessGroup, float]] = {case.case_id: {} for case in cases}
         wrong: set[str] = set()
         for number in range(max(case.policy.launches for case in cases)):
             due = [case for case in cases if number < case.policy.launches]
@@ -102,7 +102,7 @@ class InProcess:
                 if time_us is None:
                     wrong.add(case.case_id)
                 else:
-                    times[case.case_id][number] = time_us
+                    times[case.case_id][ProcessGroup(number, str(self._launches))] = time_us
             self._launches += 1
         return {
             case.case_id: CaseTimes(status=Status.WRONG_RESULT, reason="before timing")

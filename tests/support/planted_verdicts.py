@@ -57,6 +57,7 @@ def comparison(seed: int, *, launches: int, noise: float, loss: float = 0.0) -> 
             str(case): MeasuredTimes(
                 label=f"case {case}", set_up="", size_bytes=case, time_us=float(np.median(times)),
                 launches=tuple(np.array([time]) for time in times),
+                groups=tuple(map(str, range(launches))),
             )
             for case, times in enumerate(np.exp(logs.T) * 100.0)
         }  # fmt: skip

@@ -89,6 +89,21 @@ def test_cases_of_unlike_launches_are_one_family() -> None:
     assert families.unpaired(before, after)[1:] == [1.0, 1.0]
 
 
+def test_values_of_one_process_group_are_turned_together_wherever_they_are() -> None:
+    """After a crash, the same place of two cases can be of two process groups."""
+    one, two = np.random.default_rng(5).normal(0.05, 0.05, (2, 8))
+    names = list("abcdefgh")
+    assert families.paired([one, two], [names, names]) == families.paired([one, two])
+    assert families.paired([one, two[::-1]], [names, names[::-1]]) == families.paired([one, two])
+    assert families.paired([one, two[::-1]]) != families.paired([one, two])
+    apart = [f"{name}-2" for name in names]
+    assert families.paired([one, one], [names, names]) == families.paired([one]) * 2
+    assert min(families.paired([one, one], [names, apart])) > families.paired([one])[0], "not the same launches"
+    runs = [one, one], [two, two]
+    assert families.unpaired(*runs, [(names, names)] * 2) == families.unpaired([one], [two]) * 2
+    assert min(families.unpaired(*runs, [(names, names), (apart, names)])) > families.unpaired([one], [two])[0]
+
+
 def test_no_noise_at_all() -> None:
     assert families.paired([np.zeros(6), np.full(6, 0.5)]) == [1.0, 2 / 64]
 

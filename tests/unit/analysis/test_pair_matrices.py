@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from commbench.run_folder import RunFolder
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
 from tests.conftest import here, only_run
-from tests.support.fake_runs import planned
+from tests.support.fake_runs import folder, measured, planned
 
 LAYOUTS = [(n, m) for n in range(1, 8) for m in range(1, 7) if n * m > 1] + [(16, 8), (9, 8)]
 PAIRS = ("collective=pairs", "algorithm=direct", "round=all", "-b=4K")
@@ -88,7 +89,7 @@ def item_of(times: list[float], begins: list[float] | None, direction: str) -> l
     words = ("collective=pairs", "nodes=1", "ranks_per_node=2", "round=0", f"direction={direction}", "sizes.max=1K")
     (case,) = planned(*words)
     item = LaunchSamples(
-        case=case, launch=("r", 0), time_us=np.array([times]), begin_us=None if begins is None else np.array([begins])
+        case=case, launch=("r", "0"), time_us=np.array([times]), begin_us=None if begins is None else np.array([begins])
     )
     return [(src, dst, float(found[0])) for src, dst, found in pair_matrices._messages(item)]
 
@@ -98,6 +99,18 @@ def test_who_waits_for_a_late_partner_is_not_slow() -> None:
     assert item_of([10.0, 62.0], [50.0, 0.0], "there") == [(0, 1, 12.0)]
     assert item_of([10.0, 62.0], None, "there") == [(0, 1, 62.0)]
     assert item_of([10.0, 62.0], [50.0, 0.0], "both") == [(0, 1, 12.0), (1, 0, 10.0)]
+
+
+def test_what_a_launch_measured_after_a_crash_is_a_launch_of_its_own(tmp_path: Path) -> None:
+    """What slowed the one process group says nothing of the other."""
+    words = ("nodes=1", "ranks_per_node=3", "sizes.min=4K", "sizes.max=4K", "launches=2")
+    cases = planned("collective=pairs", "algorithm=direct", "round=all", *words)
+    made = measured(cases, lambda case: 100.0)
+    crashed = [replace(m, attempt="001-after") if m.launch == 1 and m.order else m for m in made]
+    for name, measurements, groups in (("whole", made, 2), ("crashed", crashed, 3)):
+        run, _ = folder(tmp_path / name, cases, measurements, 6)
+        launches = [item.launch for item in pair_matrices.read_launches(run)]
+        assert len(launches) == 2 * len(cases) and len(set(launches)) == groups
 
 
 def test_a_sweep_leaves_the_matrix_as_files_and_pictures(tmp_path: Path, write_script: object) -> None:

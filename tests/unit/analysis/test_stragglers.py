@@ -297,7 +297,7 @@ def test_what_ranks_do_differently_is_no_evidence() -> None:
         (case, *_) = fake_runs.planned("nodes=2", "ranks_per_node=4", "algorithm=direct", "sizes.max=1K", *words)
         times = np.ones((10, case.setup.layout.ranks))
         times[:, 0] = 5
-        assert not ranks.gather([ranks.LaunchSamples(case=case, launch=("r", 0), time_us=times)])
+        assert not ranks.gather([ranks.LaunchSamples(case=case, launch=("r", "0"), time_us=times)])
 
 
 def test_nothing_to_judge_by_is_an_error(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from commbench.cli import _main
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import Case, Status
-from commbench.tune import describe, space
+from commbench.tune import ProcessGroup, describe, space
 from commbench.tune.choices import _NOTHING, Decision, ranges
 from commbench.tune.claims import compare, holm, signed_rank
 from commbench.tune.search import Ledger, pruned
@@ -205,9 +205,24 @@ def test_the_control_of_a_size_can_fail(where: space.Region) -> None:
     assert tuned.control.passed == 3 and tuned.control.start is None
 
 
+def by_group(times: Callable[[int], float], launches: int = 10) -> dict[ProcessGroup, float]:
+    return {ProcessGroup(launch, f"{launch}-0"): times(launch) for launch in range(launches)}
+
+
+def test_pairs_are_of_one_process_group() -> None:
+    """Launch 3 crashed between the two arms: its second part was measured by other processes."""
+    base, half = by_group(lambda launch: 100.0), by_group(lambda launch: 50.0 + launch / 100)
+    crashed = {ProcessGroup(3, "3-1") if group.round == 3 else group: time for group, time in half.items()}
+    assert compare(base, half).pairs == 10 and compare(base, crashed).pairs == 9
+    assert compare(crashed, crashed).pairs == 10
+    # Starts are compared by rounds, as each has launches of its own; of one start, one group has to have all sizes.
+    assert compare_starts([(base, half), (base, half)]).pairs == 10
+    assert compare_starts([(base, crashed), (base, crashed)]).pairs == 10
+    assert compare_starts([(base, half), (base, crashed)]).pairs == 9
+
+
 def test_a_start_that_fails_at_a_size_is_not_taken() -> None:
-    base = dict.fromkeys(range(10), 100.0)
-    half = {launch: 50.0 + launch / 100 for launch in base}
+    base, half = by_group(lambda launch: 100.0), by_group(lambda launch: 50.0 + launch / 100)
     assert compare_starts([(base, half), (base, half)]).judge(0.03, 0.001) == "confirmed"
     assert compare_starts([(base, half), ({}, half)]).judge(0.03, 0.001) == "confirmed"
     assert compare_starts([(base, half), (base, {})]).pairs == compare_starts([]).pairs == 0
