@@ -54,13 +54,14 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
 
     `forced` values take the place of the recipe's, but not of the user's own.
     """
-    named = bool(words) and (recipes.is_file(words[0]) or "=" not in words[0])
+    traced = bool(words) and recipes.is_trace(words[0])
+    named = traced or (bool(words) and (recipes.is_file(words[0]) or "=" not in words[0]))
     recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
     overrides = recipes.parse_overrides(rest)
     if recipe == "quick" and _on_gpus(overrides.values.get("transport")):
         recipe = "quick_gpu"
     composed = recipes.compose(recipe, overrides)
-    if forced is None and not {"layout", "nodes", "ranks_per_node"} & {*overrides.values}:
+    if forced is None and not traced and not {"layout", "nodes", "ranks_per_node"} & {*overrides.values}:
         default = KEYS["transport"].default
         forced = _gpu_layout(overrides.values.get("transport") or [item.get("transport", default) for item in composed])
     if "layout" not in overrides.values:  # else that is what the user means; it is compared with the ranks there are

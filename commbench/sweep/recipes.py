@@ -16,6 +16,8 @@ from typing import Any
 
 from commbench.errors import UsageError, unknown
 from commbench.layout import LISTED
+from commbench.record import folder as trace_folder
+from commbench.record import recipe as traced
 
 _MOST_VALUES = 100_000  # of a range
 _MOST_DIGITS = 300  # above, a number is no float either
@@ -150,8 +152,16 @@ def is_file(word: str) -> bool:
     return word.endswith((".yaml", ".yml"))
 
 
+def is_trace(word: str) -> bool:
+    """Return whether a word names the folder of a trace, and no recipe of that name."""
+    return trace_folder.is_trace(Path(word)) and word not in groups()["recipe"]
+
+
 def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
-    """Return a dictionary of keys for each combination of group choices. recipe: a name, or a YAML file's path."""
+    """Return a dictionary of keys for each combination of group choices.
+
+    recipe: a name, or the path of a YAML file or of a trace's folder.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -163,13 +173,15 @@ def compose(recipe: str, overrides: Overrides) -> list[dict[str, Any]]:
 
     try:
         names = [recipe]
-        if is_file(recipe):
-            documents = _documents(recipe)
+        if is_file(recipe) or is_trace(recipe):
+            documents = _documents(recipe) if is_file(recipe) else _sent(recipe)
             # Under names of our own: a file may be called quick.yaml, or have signs in its name that Hydra would read.
             names = [f"_file_{number}" for number in range(len(documents))]
             for name, document in zip(names, documents, strict=True):
                 ConfigStore.instance().store(group="recipe", name=name, node=document, package="_global_")
         elif recipe not in groups()["recipe"]:
+            if Path(recipe).is_dir():
+                trace_folder.read(Path(recipe))  # which says why it is no trace
             raise unknown("recipe", recipe, groups()["recipe"])
         GlobalHydra.instance().clear()
         configs = []
@@ -200,3 +212,13 @@ def _documents(name: str) -> list[dict[str, Any]]:
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise UsageError(f"recipe file {name!r} holds no keys", hint="compare it with sweeps/recipe/quick.yaml")
     return documents
+
+
+def _sent(name: str) -> list[dict[str, Any]]:
+    """Return the recipe of a trace. Raises `UsageError` where a sweep can measure nothing of it."""
+    trace = trace_folder.read(Path(name))
+    sent = traced.sent_cases(trace)
+    if not sent.cases:
+        why = "; ".join(dict.fromkeys(sent.left_out)) or "no collective was recorded"
+        raise UsageError(f"a sweep can measure nothing of the trace {name!r}", hint=why)
+    return traced.documents(trace, sent.cases)

@@ -22,7 +22,7 @@ FLOORS = (
     "machine collectives fabric formats",
     "binding transports",
     "algorithms launch",
-    "measure profile analysis cost_model doctor",
+    "measure profile analysis cost_model doctor record",
     "communicators export output",
     "sweep",
     "tune train",
