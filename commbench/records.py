@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from commbench.emulated import Emulated
 from commbench.layout import Layout
 from commbench.links import LinkRate
-from commbench.serialise import STORED_AS, as_dict, digest
+from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
 from commbench.spec import Spec
 
 # History of the run folder's format:
@@ -46,7 +46,7 @@ class Fabric(StrEnum):
     EMULATED = "emulated"  # shaped links between network namespaces of one machine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """Says how the ranks of a launch are started: the axes that need a launch of their own. In files it is `outer`."""
 
@@ -65,9 +65,14 @@ class Setup:
     def layout(self) -> Layout:
         return Layout(self.nodes, self.ranks_per_node)
 
-    @property
+    @functools.cached_property
+    def identity(self) -> str:
+        """Return what a set-up is told by, as JSON."""
+        return canonical(_identity(as_dict(self)))
+
+    @functools.cached_property
     def key(self) -> str:
-        return digest(_identity(dataclasses.asdict(self)))
+        return digest(_identity(as_dict(self)))
 
     def __str__(self) -> str:
         env = "".join(f", {name}={value}" for name, value in self.env.items())
@@ -81,7 +86,7 @@ class Setup:
         return binding_text(self.binding, self.cpu_masks, self.binding_memory)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """How long to measure. `iters` fixes the number of samples and turns the adaptive stop off."""
 
@@ -93,8 +98,12 @@ class Policy:
     cap_s: float  # seconds of one measurement, warm-ups included
     launches: int
 
+    @functools.cached_property
+    def identity(self) -> str:
+        return canonical(as_dict(self))
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One point to measure."""
 
@@ -114,11 +123,11 @@ class Case:
     seed: int
     policy: Policy
 
-    @property
+    @functools.cached_property
     def case_id(self) -> str:
         """Return an id that is the same for the same measurement, whenever and wherever it is made."""
-        values = as_dict(self)
-        return digest({**values, "outer": _identity(values["outer"])})
+        parts = {name: canonical(value) for name, value in self.__dict__.items() if name in _OWN}
+        return digest_of_parts({**parts, "outer": self.setup.identity, "policy": self.policy.identity})
 
     @property
     def spec(self) -> Spec:
@@ -138,6 +147,10 @@ class Case:
     def label(self) -> str:
         """Return the algorithm with its parameters: `pairwise window=2`."""
         return _label(self.algorithm, self.params)
+
+
+# Fields of a case that are no records of their own.
+_OWN = frozenset(item.name for item in fields(Case)) - {"setup", "policy"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from commbench.errors import CorruptFile, UsageError
-from commbench.records import READABLE, Case, Measurement, Row
-from commbench.serialise import digest, from_dict, parse_json, parse_line, to_json
+from commbench.records import READABLE, Case, Measurement, PlannedCase, Row
+from commbench.serialise import ListDigest, from_dict, parse_json, parse_line, to_json
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
                 return
             try:
                 yield parse(raw.decode())
-            except (ValueError, TypeError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise CorruptFile(
                     f"{path}:{number}: {error}",
                     hint="the line is damaged or was edited: restore it, or measure again in a new run",
@@ -283,23 +283,30 @@ class RunFolder:
         """Write into run.json what has become of the run, and when."""
         self.write_json("run.json", {**self.read_json("run.json"), "status": status, "updated": timestamp()})
 
-    def write_plan(self, lines: list[dict[str, Any]]) -> str:
+    def write_plan(self, lines: Iterable[dict[str, Any]]) -> str:
         """Write the plan and return its digest, by which a resume knows that nobody edited it."""
-        write_atomically(self.plan_path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
-        return digest(lines)
+        digest = ListDigest()
+        with atomic_file(self.plan_path) as file:
+            for line in lines:
+                file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+                digest.add(line)
+        return str(digest)
 
-    def plan(self) -> tuple[list[tuple[Case, str]], str]:
-        """Return (case, reason to skip it or "") in order, and the digest."""
-        lines = list(read_lines(self.plan_path, json.loads))
-        planned = []
-        for number, line in enumerate(lines, 1):
-            try:
-                planned.append((from_dict(Case, line["case"]), str(line["skip"])))
-            except (ValueError, TypeError, KeyError) as error:
-                raise CorruptFile(
-                    f"{self.plan_path}:{number}: {error}", hint="the plan was edited: start a new run"
-                ) from error
-        return planned, digest(lines)
+    def plan(self) -> list[PlannedCase]:
+        """Return the cases in order."""
+
+        def planned(text: str) -> PlannedCase:
+            line = parse_json(text)
+            return PlannedCase(case=from_dict(Case, line["case"]), skip=str(line["skip"]))
+
+        return list(read_lines(self.plan_path, planned))
+
+    def plan_digest(self) -> str:
+        """Return the digest of the plan as it is now."""
+        digest = ListDigest()
+        for line in read_lines(self.plan_path, parse_json):
+            digest.add(line)
+        return str(digest)
 
     def measurements(self) -> list[Measurement]:
         return list(read_lines(self.measurements_path, lambda line: parse_line(Measurement, line)))

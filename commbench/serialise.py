@@ -1,25 +1,71 @@
-"""Records as one JSON object a line, and back, with every value checked; digests of values."""
+"""Records as one JSON object a line, and back, with every value checked; digests and checksums of values."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+import reprlib
+import sys
 import types
 import typing
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 STORED_AS = "stored_as"  # in the metadata of a field: the name that it has in files, where that is another one
 
+_PLAIN = frozenset({int, float, str, bool, type(None)})
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_COMPACT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_INT64 = 2**63  # nothing that is counted or stored has more bits
+_MOST_KNOWN = 1024
+_SHORT = reprlib.Repr()  # of values in errors
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
+
 
 def digest(value: Any) -> str:
     """Twelve hex digits of the canonical JSON of `value`."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:12]
+
+
+def canonical(value: Any) -> str:
+    """Return the one JSON text that a value has, whatever the order of its keys."""
+    return _CANONICAL.encode(value)
+
+
+def digest_of_parts(parts: Mapping[str, str]) -> str:
+    """Return what `digest` gives for an object whose values are there as canonical JSON already."""
+    text = ",".join(f'"{key}":{parts[key]}' for key in sorted(parts))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()[:12]
+
+
+class ListDigest:
+    """The digest of a list that nobody holds as a whole: what `digest` gives for all items together."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"[")
+        self._between = b""
+
+    def add(self, item: Any) -> None:
+        self._hash.update(self._between + canonical(item).encode())
+        self._between = b","
+
+    def __str__(self) -> str:
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()[:12]
+
+
+class _Field(NamedTuple):
+    name: str
+    stored: str
+    needed: bool
+    convert: Callable[[str, Any], Any]  # gets the stored name, for errors, and the value
 
 
 def _stored_name(field: dataclasses.Field[Any]) -> str:
@@ -27,61 +73,181 @@ def _stored_name(field: dataclasses.Field[Any]) -> str:
     return name
 
 
+@functools.cache
+def _names(cls: type[Any]) -> tuple[tuple[str, str], ...]:
+    """Return (attribute, name in files) of each field."""
+    return tuple((field.name, _stored_name(field)) for field in dataclasses.fields(cls))
+
+
 def as_dict(record: Any) -> dict[str, Any]:
     """Return the fields of a dataclass by the names that they have in files; fields inside of fields have their own."""
-    values = dataclasses.asdict(record)
-    return {_stored_name(field): values[field.name] for field in dataclasses.fields(record)}
+    return {stored: _as_plain(getattr(record, name)) for name, stored in _names(record.__class__)}
+
+
+def _as_plain(value: Any) -> Any:
+    """Return what `dataclasses.asdict` makes of a field, much faster where it is plain."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is dict:
+        return {key: _as_plain(item) for key, item in value.items()}
+    if kind is list or kind is tuple:
+        return kind([_as_plain(item) for item in value])
+    if dataclasses.is_dataclass(kind):
+        return {name: _as_plain(getattr(value, name)) for name, _ in _names(kind)}
+    return copy.deepcopy(value)
 
 
 def to_json(record: Any) -> str:
     """One line. NaN and infinity are refused: a number that was not measured is null."""
-    return json.dumps(as_dict(record), separators=(",", ":"), allow_nan=False)
+    return _COMPACT.encode(as_dict(record))
 
 
 def from_dict(cls: type[T], raw: Any) -> T:
     """A record from parsed JSON; `ValueError` names the field that is missing, unknown or of the wrong type."""
     if not isinstance(raw, dict):
         raise ValueError(f"expected an object of {cls.__name__}, found {type(raw).__name__}")
-    hints = typing.get_type_hints(cls)
-    known = {_stored_name(f): f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if extra := raw.keys() - known.keys():
-        raise ValueError(f"unknown field {sorted(extra)[0]!r} of {cls.__name__}")
+    fields = _fields(cls)  # type: ignore[arg-type]
     values = {}
-    for name, f in known.items():
-        if name not in raw:
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise ValueError(f"field {name!r} of {cls.__name__} is missing")
-            continue
-        values[f.name] = _convert(name, hints[f.name], raw[name])
+    for name, stored, needed, convert in fields:
+        if stored in raw:
+            values[name] = convert(stored, raw[stored])
+        elif needed:
+            raise ValueError(f"field {stored!r} of {cls.__name__} is missing")
+    if len(values) < len(raw):
+        extra = raw.keys() - {field.stored for field in fields}
+        raise ValueError(f"unknown field {min(map(str, extra))!r} of {cls.__name__}")
     return cls(**values)
 
 
-def _convert(name: str, hint: Any, value: Any) -> Any:
-    origin = typing.get_origin(hint)
+@functools.cache
+def _fields(cls: type[Any]) -> tuple[_Field, ...]:
+    """Return how to read the fields of a record. Hints are resolved once for each class: that takes long."""
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        _Field(
+            name=field.name,
+            stored=_stored_name(field),
+            needed=field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
+            convert=_converter(hints[field.name]),
+        )
+        for field in dataclasses.fields(cls)
+    )
+
+
+def _wrong(name: str, value: Any, hint: Any) -> ValueError:
+    return ValueError(f"field {name!r} is {_SHORT.repr(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _converter(hint: Any) -> Callable[[str, Any], Any]:
+    """Return a function that checks a value against `hint`. It gets the name of the field, which errors say."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        for alternative in typing.get_args(hint):
-            with contextlib.suppress(ValueError):
-                return _convert(name, alternative, value)
-        raise ValueError(f"field {name!r} is {value!r}, expected {hint}")
-    if origin is typing.Literal and value in typing.get_args(hint):
-        return value
+        return _union(hint, [_converter(item) for item in inner if item is not types.NoneType], types.NoneType in inner)
+    if origin is typing.Literal:
+        return _one_of(hint, inner)
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type[Any], hint), value)
-    if origin is dict and isinstance(value, dict):
-        inner = typing.get_args(hint)[1]
-        return {key: _convert(f"{name}.{key}", inner, item) for key, item in value.items()}
-    if origin is list and isinstance(value, list):
-        return [_convert(name, typing.get_args(hint)[0], item) for item in value]
+        return _record(typing.cast(type[Any], hint))
+    if origin is dict:
+        return _dict_of(hint, _converter(inner[1]))
+    if origin is list:
+        return _list_of(hint, _converter(inner[0]))
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        return hint(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    plain = isinstance(hint, type) and hint is not float  # one that is not finite is no number
-    if plain and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ValueError(f"field {name!r} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+        return _one_of(hint, hint)
+    if hint is float:
+        return _float
+    return _exactly(hint)
+
+
+def _record(cls: type[Any]) -> Callable[[str, Any], Any]:
+    """Return how to read a record inside of another. Many have the same, which is made once: it cannot be changed."""
+    known: dict[str, Any] = {}
+
+    def convert(name: str, value: Any) -> Any:
+        try:
+            key = repr(value)
+        except RecursionError:
+            raise ValueError(f"field {name!r} nests too deeply") from None
+        if (record := known.get(key)) is None:
+            if len(known) >= _MOST_KNOWN:
+                known.clear()
+            record = known[key] = from_dict(cls, value)
+        return record
+
+    return convert if cls.__dataclass_params__.frozen else lambda name, value: from_dict(cls, value)
+
+
+def _union(hint: Any, alternatives: list[Callable[[str, Any], Any]], nothing: bool) -> Callable[[str, Any], Any]:
+    def convert(name: str, value: Any) -> Any:
+        if value is None and nothing:
+            return None
+        for alternative in alternatives:
+            try:
+                return alternative(name, value)
+            except ValueError:
+                continue
+        raise ValueError(f"field {name!r} is {_SHORT.repr(value)}, expected {hint}")
+
+    return convert
+
+
+def _one_of(hint: Any, allowed: Iterable[Any]) -> Callable[[str, Any], Any]:
+    known = {str(item): item for item in allowed}
+
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, str) and value in known:
+            return known[value]
+        raise _wrong(name, value, hint)
+
+    return convert
+
+
+def _dict_of(hint: Any, item: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: item(f"{name}.{key}", inner) for key, inner in value.items()}
+        raise _wrong(name, value, hint)
+
+    return convert
+
+
+def _list_of(hint: Any, item: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    def convert(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [item(name, inner) for inner in value]
+        raise _wrong(name, value, hint)
+
+    return convert
+
+
+def _float(name: str, value: Any) -> float:
+    if type(value) is float or type(value) is int:
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise _wrong(name, value, float)
+
+
+def _exactly(hint: Any) -> Callable[[str, Any], Any]:
+    def convert(name: str, value: Any) -> Any:
+        if type(value) is hint:
+            return value
+        raise _wrong(name, value, hint)
+
+    def text(name: str, value: Any) -> str:
+        if type(value) is str:
+            return sys.intern(value)  # of 100,000 lines most have the same words
+        raise _wrong(name, value, hint)
+
+    def whole(name: str, value: Any) -> int:
+        if type(value) is int and -_INT64 <= value < _INT64:
+            return value
+        raise _wrong(name, value, hint)
+
+    return text if hint is str else whole if hint is int else convert
 
 
 def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
@@ -101,5 +267,5 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
         raise ValueError("it nests too deeply") from None
 
 
-def parse_line(cls: type[T], line: str) -> T:
+def parse_line(cls: type[T], line: str | bytes) -> T:
     return from_dict(cls, parse_json(line))

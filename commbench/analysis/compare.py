@@ -99,7 +99,7 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
             measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
     points: dict[str, MeasuredTimes] = {}
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
-    for case, _ in folder.plan()[0]:
+    for case in (item.case for item in folder.plan()):
         if case.case_id in finished and (of_case := measured.get(case.case_id)):
             known = sorted((m for m in of_case.values() if samples.has(m)), key=lambda m: m.launch)
             points[_identity(case)] = MeasuredTimes(
@@ -262,7 +262,7 @@ def _with_file(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
     by_size: dict[int, list[list[Result]]] = {}
     for same in _distinct(file.results):
         by_size.setdefault(same[0].size_bytes, []).append(same)
-    for case, _ in RunFolder.open(run.path).plan()[0]:
+    for case in (item.case for item in RunFolder.open(run.path).plan()):
         point = run.points.get(_identity(case))
         for same in by_size.get(case.size_bytes, []) if point else []:
             if point and same[0].dtype in (None, case.dtype) and same[0].is_of(

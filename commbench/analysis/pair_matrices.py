@@ -81,7 +81,7 @@ class Matrix:
 
 def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
     """Yield every measurement of a run that has numbers; of a case measured again in the same launch the later one."""
-    cases = {case.case_id: case for case, _ in folder.plan()[0]}
+    cases = {item.case.case_id: item.case for item in folder.plan()}
     last = {(m.case_id, m.launch): m.attempt for m in folder.measurements() if m.status is Status.OK}
     for attempt in dict.fromkeys(last.values()):
         for raw in read_lines(folder.samples_path(attempt), json.loads):

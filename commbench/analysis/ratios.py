@@ -47,7 +47,7 @@ class Speedup:
 def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
     """Return the ratios of a run's finished cases, by case id; none where its plan or measurements are not there."""
     finished = {row.case_id for row in rows if row.status is Status.OK}
-    cases = [case for case, _ in folder.plan()[0] if case.case_id in finished]
+    cases = [item.case for item in folder.plan() if item.case.case_id in finished]
     samples = Samples(folder)
 
     def slowest_us(measurement: Measurement) -> Floats:

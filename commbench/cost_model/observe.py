@@ -32,7 +32,7 @@ def observe(folder: RunFolder) -> list[Observation]:
             made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
     finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
     observations = []
-    for case, _ in folder.plan()[0]:
+    for case in (item.case for item in folder.plan()):
         if case.case_id in finished and (of_case := made.get(case.case_id)):
             skews = [skew_us for _, skew_us in of_case.values() if skew_us is not None]
             observations.append(

@@ -170,8 +170,9 @@ def create(
     """
     folder = RunFolder.create(request.out, configs[0].recipe)
     folder.lock.take()
-    lines = [{"case_id": item.case.case_id, "skip": item.skip, "case": as_dict(item.case)} for item in planned]
-    digest = folder.write_plan(lines)
+    digest = folder.write_plan(
+        {"case_id": item.case.case_id, "skip": item.skip, "case": as_dict(item.case)} for item in planned
+    )
     machine = metadata.collect()
     (folder.path / "config.yaml").write_text(show_config(configs))
     folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})

@@ -7,7 +7,7 @@ from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
 from commbench.machine import metadata
-from commbench.records import PlannedCase, Status
+from commbench.records import Status
 from commbench.run_folder import RunFolder
 from commbench.sweep.prepare import SweepRequest, check_fabrics
 from commbench.sweep.runner import Sweep
@@ -34,15 +34,14 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
             hint=f"start a new run under {about['joined']}",
         )
-    planned, digest = folder.plan()
-    if digest != about["plan_digest"]:
+    items = folder.plan()
+    if folder.plan_digest() != about["plan_digest"]:
         raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")
     if changed := metadata.differences(about["machine"], metadata.collect()):
         raise UsageError(
             f"the machine is not what it was when {folder.run_id} began: {'; '.join(changed)}",
             hint="results from two machines do not belong in one run: start a new one",
         )
-    items = [PlannedCase(case=case, skip=skip) for case, skip in planned]
     for before, now in zip(items, check_fabrics(items, about["launchers"]), strict=True):
         if now.skip != before.skip:
             raise EnvironmentProblem(

@@ -18,6 +18,8 @@ values = st.one_of(
 )
 variables = st.sampled_from(["NCCL_ALGO", "NCCL_IB_HCA", "OMP_NUM_THREADS", "_x9", "Z"])
 numbers = st.floats(allow_nan=False, allow_infinity=False)
+int64 = st.integers(-(2**63), 2**63 - 1)
+counts = st.integers(0, 2**63 - 1)
 
 
 @st.composite
@@ -43,18 +45,16 @@ def scope_of(draw: st.DrawFn, id: str) -> Scope:
 @st.composite
 def config_of(draw: st.DrawFn, collective: str) -> AlgorithmConfig:
     name = draw(st.sampled_from(algorithms.names(collective)))
-    return AlgorithmConfig(
-        algorithm=name, params={key: draw(st.integers()) for key in algorithms.get(collective, name).params}
-    )
+    return AlgorithmConfig(algorithm=name, params={key: draw(int64) for key in algorithms.get(collective, name).params})
 
 
 evidences = st.builds(
-    Evidence, size_bytes=st.integers(0), dtype=st.text(), default=st.text(), default_us=numbers, chosen_us=numbers,
+    Evidence, size_bytes=counts, dtype=st.text(), default=st.text(), default_us=numbers, chosen_us=numbers,
     ratio=numbers, low=st.none() | numbers, high=st.none() | numbers, interval_of=st.none() | st.text(),
-    pairs=st.integers(0), p=st.none() | numbers, apparent=st.none() | numbers, candidates=st.integers(0),
+    pairs=counts, p=st.none() | numbers, apparent=st.none() | numbers, candidates=counts,
     run=st.text(), verdict=st.text(),
 )  # fmt: skip
-arguments = st.dictionaries(st.sampled_from(["tp", "op", "alpha"]), st.integers() | numbers | st.text())
+arguments = st.dictionaries(st.sampled_from(["tp", "op", "alpha"]), int64 | numbers | st.text())
 
 
 @st.composite
@@ -78,13 +78,13 @@ def profiles(draw: st.DrawFn) -> Profile:
                     on_plain=draw(st.none() | config_of(collective)),
                     captured=captured,
                     arguments=given_,
-                    scratch_bytes=draw(st.integers(0)),
+                    scratch_bytes=draw(counts),
                     multiprocessors=draw(st.none() | st.integers(0, 1000)),
                     evidence=draw(st.lists(evidences, max_size=1)),
                 )
             )
     draw(st.randoms(use_true_random=False)).shuffle(choices)
-    refused = st.builds(Refused, scope=names, collective=st.text(), label=st.text(), sizes=st.lists(st.integers()),
+    refused = st.builds(Refused, scope=names, collective=st.text(), label=st.text(), sizes=st.lists(int64),
                         why=st.text(), reason=st.text())  # fmt: skip
     return Profile(
         scopes=scopes,
