@@ -32,9 +32,12 @@ def test_recipes_licence_and_entry_point_are_in_it(site: Path) -> None:
     assert (site / "commbench/sweeps/recipe/quick.yaml").is_file()
     assert (site / "commbench/py.typed").is_file()
     (metadata,) = site.glob("commbench-*.dist-info")
-    assert "commbench = commbench.cli:main" in (metadata / "entry_points.txt").read_text()
+    entries = (metadata / "entry_points.txt").read_text()
+    assert "commbench = commbench.cli:main" in entries
+    assert "[torch.backends]\ncommbench = commbench_autoload:activate" in entries
     assert (metadata / "licenses/LICENSE").is_file()
-    assert {path.name for path in site.iterdir()} == {"commbench", "commbench_kernels", "moe_ref", metadata.name}
+    modules = {"commbench", "commbench_autoload.py", "commbench_kernels", "moe_ref"}
+    assert {path.name for path in site.iterdir()} == {*modules, metadata.name}
     assert {"one_sided.cu", "system.cuh", "py.typed"} <= {path.name for path in (site / "commbench_kernels").iterdir()}
 
 

@@ -1,0 +1,102 @@
+"""A call of torch's process group as an observer is told of it: read off its arguments, whatever their form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from commbench.backend.observer import GroupInfo, ObservedCall
+
+# torch's methods -> our collectives; torch 2.13 has new names, and keeps the old ones.
+COLLECTIVES = {
+    "alltoall_base": "all_to_all",
+    "all_to_all_single": "all_to_all",
+    "alltoall": "all_to_allv",
+    "allgather": "all_gather",
+    "_allgather_base": "all_gather",
+    "all_gather_single": "all_gather",
+    "allgather_coalesced": "all_gather",
+    "allgather_into_tensor_coalesced": "all_gather",
+    "all_gather_single_coalesced": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+    "_reduce_scatter_base": "reduce_scatter",
+    "reduce_scatter_single": "reduce_scatter",
+    "reduce_scatter_tensor_coalesced": "reduce_scatter",
+    "reduce_scatter_single_coalesced": "reduce_scatter",
+    "allreduce": "all_reduce",
+    "allreduce_coalesced": "all_reduce",
+    "broadcast": "broadcast",
+    # no collectives of ours
+    "reduce": "reduce",
+    "gather": "gather",
+    "scatter": "scatter",
+    "barrier": "barrier",
+    "monitored_barrier": "barrier",
+    "send": "send",
+    "recv": "recv",
+    "recv_anysource": "recv",
+}
+_OUTPUT_FIRST = {"all_gather", "reduce_scatter", "all_to_all", "all_to_allv", "gather", "scatter"}
+_ROOTS = {"broadcast": "rootRank", "reduce": "rootRank", "gather": "rootRank", "scatter": "rootRank"}
+_NAMED = ("output", "input", "output_split_sizes", "input_split_sizes")
+_GATHERED = {"all_gather", "gather"}
+
+
+def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: Mapping[str, Any]) -> ObservedCall:
+    """Return what an observer is told of a call of the method `function` with these arguments."""
+    collective = COLLECTIVES[function]
+    options = next((value for value in (*given, *named.values()) if hasattr(value, "timeout")), None)
+    tensors = [_flat(value) for value in (*given[:2], *(named[key] for key in named if key not in ("opts", "timeout")))]
+    tensors = [found for found in tensors if found]
+    first = tensors[0][0] if tensors else None
+    nbytes = max((sum(tensor.nbytes for tensor in found) for found in tensors), default=0)
+    sent = received = None
+    if function in ("alltoall_base", "all_to_all_single") and len(tensors) > 1:
+        splits = [*given[2:4], *(named[key] for key in _NAMED[2:] if key in named)]
+        if any(len(split) for split in splits):
+            collective = "all_to_allv"
+            received, sent = (_bytes(group, tensors[i][0], splits[i]) for i in (0, 1))
+    elif function == "alltoall" and len(tensors) > 1:
+        received, sent = (tuple(tensor.nbytes for tensor in found) for found in tensors[:2])
+    return ObservedCall(
+        group=group,
+        collective=collective,
+        function=function,
+        dtype="" if first is None else str(first.dtype).removeprefix("torch."),
+        nbytes=nbytes,
+        sent=sent,
+        received=received,
+        asynchronous=bool(getattr(options, "asyncOp", True)),
+        device="" if first is None else first.device.type,
+        root=_root(collective, function, given, named, options),
+    )
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    """Return the tensors of an argument: one, a list, or a list of lists."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in _flat(item)]
+    return []
+
+
+def _bytes(group: GroupInfo, tensor: torch.Tensor, split: Sequence[int]) -> tuple[int, ...]:
+    if not len(split):
+        return (tensor.nbytes // len(group.ranks),) * len(group.ranks)
+    rows = tensor.shape[0] if tensor.dim() else 1
+    row = tensor.nbytes // rows if rows else 0
+    return tuple(int(count) * row for count in split)
+
+
+def _root(collective: str, function: str, given: Sequence[Any], named: Mapping[str, Any], options: Any) -> int | None:
+    if function in ("send", "recv") and len(given) > 1:
+        return int(given[1])
+    if collective not in _ROOTS:
+        return None
+    root = getattr(options, _ROOTS[collective], None)
+    if root is None:
+        root = named.get("root", next((value for value in given if isinstance(value, int)), None))
+    return None if root is None else int(root)

@@ -1,0 +1,123 @@
+"""A process group around torch's own one, which stays what it is and makes every call.
+
+It is torch's group for the program: C++ calls it (DDP, functional collectives), Python does, and both end in `inner`.
+It has the backends of `inner` registered as its own, so that what torch asks of a group without calling a method that
+is written here (its name, its backend for a device, hooks, hashes) is answered as for `inner`.
+
+A method never calls `super()`: torch's trampoline holds the interpreter's lock there, gloo's threads want it while they
+hold gloo's own, and the process hangs, once in some thousand calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from commbench.backend import observer
+from commbench.backend.describe import COLLECTIVES, observed_call
+from commbench.backend.observer import GroupInfo
+
+_OWN = {"boxed", "unbox", "rank", "size", "_id", "_pybind11_conduit_v1_", "_register_backend", "_set_default_backend"}
+
+
+class WrappedGroup(dist.ProcessGroup):
+    """torch's process group `inner`, seen on its way. Collective calls are told to the observer, if there is one."""
+
+    def __init__(self, inner: dist.ProcessGroup) -> None:
+        super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]  # the one that torch lets be derived
+        self.inner = inner
+        self._info: GroupInfo | None = None
+        kinds = dist.ProcessGroup.BackendType
+        names = {device: inner._get_backend(device) for device in inner._device_types}
+        for device, backend in names.items():
+            self._register_backend(device, getattr(kinds, backend.name().upper(), kinds.CUSTOM), backend)
+        self._set_default_backend(getattr(kinds, str(inner.name()).upper(), kinds.CUSTOM))
+
+    @property
+    def info(self) -> GroupInfo:
+        """Return which group this is. torch registers its ranks after it has made it."""
+        if self._info is None:
+            world = distributed_c10d._world
+            ranks = tuple(world.pg_group_ranks.get(self, range(self.inner.size())))
+            self._info = GroupInfo(
+                name=str(self.inner.group_name),
+                ranks=ranks,
+                rank=self.inner.rank(),
+                backend=str(world.pg_backend_config.get(self, "")),
+                description=str(self.inner.group_desc),
+            )
+            if observer.current is not None:
+                try:
+                    observer.current.group_created(self._info)
+                except Exception as error:
+                    observer.drop(error)
+        return self._info
+
+    @property
+    def bound_device_id(self) -> torch.device | None:
+        return self.inner.bound_device_id
+
+    @bound_device_id.setter
+    def bound_device_id(self, device: torch.device | None) -> None:
+        self.inner.bound_device_id = device
+
+    def split_group(self, *given: Any, **named: Any) -> Any:
+        return _wrapped(self.inner.split_group(*given, **named))
+
+    def merge_remote_group(self, *given: Any, **named: Any) -> Any:
+        return _wrapped(self.inner.merge_remote_group(*given, **named))
+
+    def shutdown(self) -> None:
+        if self.inner._has_hooks():  # torch waits for those of its own class alone
+            self.inner._wait_for_pending_works()
+        self.inner.shutdown()
+
+    def call(self, function: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Make a collective call on the inner group, before the eyes of the observer."""
+        seeing = observer.current
+        if seeing is None:
+            return getattr(self.inner, function)(*given, **named)
+        try:
+            token = seeing.begin(observed_call(self.info, function, given, named))
+        except Exception as error:
+            observer.drop(error)
+            return getattr(self.inner, function)(*given, **named)
+        try:
+            work = getattr(self.inner, function)(*given, **named)
+        except BaseException as error:
+            seeing.failed(token, error)
+            raise
+        try:
+            return work if work is None else seeing.end(token, work)
+        except Exception as error:
+            observer.drop(error)
+            return work
+
+
+def _wrapped(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    return group if group is None or isinstance(group, WrappedGroup) else WrappedGroup(group)
+
+
+def _collective(name: str) -> Callable[..., Any]:
+    def method(self: WrappedGroup, *given: Any, **named: Any) -> Any:
+        return self.call(name, given, named)
+
+    return method
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def method(self: WrappedGroup, *given: Any, **named: Any) -> Any:
+        return getattr(self.inner, name)(*given, **named)
+
+    return method
+
+
+for _name in dir(dist.ProcessGroup):
+    if _name.startswith("__") or _name in _OWN or _name in WrappedGroup.__dict__:
+        continue
+    if callable(getattr(dist.ProcessGroup, _name)) and not isinstance(getattr(dist.ProcessGroup, _name), type):
+        setattr(WrappedGroup, _name, (_collective if _name in COLLECTIVES else _forward)(_name))
