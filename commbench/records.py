@@ -45,6 +45,26 @@ class Fabric(StrEnum):
     VIRTUAL = "virtual"  # NCCL's network transport inside one machine, of which it believes that it is several
     EMULATED = "emulated"  # shaped links between network namespaces of one machine
 
+    @staticmethod
+    def between(nodes: int, machines: int, *, emulated: bool = False, virtual: bool = False) -> Fabric:
+        """Return what is between the nodes of a layout whose ranks are on so many machines: the one who decides."""
+        if nodes == 1:
+            return Fabric.NONE
+        if emulated:
+            return Fabric.EMULATED
+        if machines >= nodes:
+            return Fabric.REAL
+        return Fabric.VIRTUAL if virtual else Fabric.DECLARED
+
+
+# What nodes are that are no machines of their own. Those of an emulated network say so by its settings.
+NOMINAL = {Fabric.DECLARED.value: "declared on one machine", Fabric.VIRTUAL.value: "virtual hosts of one machine"}
+
+
+def network_note(fabric: str) -> str:
+    """Return what has to be said beside numbers of nodes that are no machines of their own; "" where they are."""
+    return f"nodes are {NOMINAL[fabric]}: nothing here is about your network" if fabric in NOMINAL else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:

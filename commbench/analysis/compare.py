@@ -20,7 +20,7 @@ from commbench.analysis import families
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats.result import Result
-from commbench.records import Case, Measurement, Status
+from commbench.records import NOMINAL, Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
 from commbench.stats import Floats, Verdict
@@ -48,6 +48,7 @@ class MeasuredTimes:
     time_us: float
     launches: tuple[Floats, ...] = ()  # samples of each, the maximum over ranks; none of a foreign file
     groups: tuple[str, ...] = ()  # the process group of each
+    fabric: str = ""  # as in rows; "" of a foreign file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,7 @@ class CaseComparison:
     high: float | None
     interval_of: str | None  # launches, samples
     launches: tuple[int, int]
+    fabric: str = ""  # what is between the nodes, as in rows
     p: float | None = None  # of no difference, adjusted for all cases; None with fewer than 6 launches of either run
 
     @property
@@ -98,17 +100,19 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
         if measurement.status is Status.OK and measurement.time_us:
             measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
     points: dict[str, MeasuredTimes] = {}
-    finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
+    finished = {row.case_id: row for row in folder.rows().values() if row.status is Status.OK}
     for case in (item.case for item in folder.plan()):
         if case.case_id in finished and (of_case := measured.get(case.case_id)):
             known = sorted((m for m in of_case.values() if samples.has(m)), key=lambda m: m.launch)
+            fabric = finished[case.case_id].fabric
             points[_identity(case)] = MeasuredTimes(
                 label=case.label,
-                set_up=_set_up(case),
+                set_up=_set_up(case, fabric),
                 size_bytes=case.size_bytes,
                 time_us=float(np.median([float(m.time_us or 0.0) for m in of_case.values()])),
                 launches=tuple(samples.slowest_us(m) for m in known),
                 groups=tuple(m.attempt for m in known),
+                fabric=fabric,
             )
     if not points:
         raise UsageError(f"{path} has no finished case with numbers", hint=f"commbench sweep --resume {path}")
@@ -122,9 +126,11 @@ def _identity(case: Case) -> str:
     return digest(values)
 
 
-def _set_up(case: Case) -> str:
+def _set_up(case: Case, fabric: str) -> str:
     asked = [f"{key}={value}" for key, value in case.arguments.items() if key not in ("send_bytes", "round")]
-    words = [" ".join([case.collective, *asked]), str(case.setup), case.dtype, case.mode]
+    words = [" ".join([case.collective, *asked]), str(case.setup)]
+    words += [NOMINAL[Fabric.DECLARED]] if fabric == Fabric.DECLARED else []  # others are in the set-up
+    words += [case.dtype, case.mode]
     words += [f"{case.buffers} buffers"] if case.buffers != "plain" else []
     words += ["in place"] if case.in_place else []
     words += [case.groups] if case.groups != "world" else []
@@ -144,6 +150,8 @@ def mismatches(before: ComparedRun, after: ComparedRun) -> tuple[list[str], list
         if one != two:
             text = f"{key} was {one!r}, is {two!r}"
             (forbidding if key in MUST_MATCH else others).append(text)
+    both = [(point.fabric, after.points[key].fabric) for key, point in before.points.items() if key in after.points]
+    forbidding += [f"the network was {one}, is {two}" for one, two in dict.fromkeys(both) if one != two]
     return forbidding, others
 
 
@@ -198,6 +206,7 @@ def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparis
         high=high,
         interval_of=of,
         launches=(len(one.launches), len(two.launches)),
+        fabric=one.fabric or two.fabric,
     )
 
 

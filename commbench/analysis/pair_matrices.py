@@ -38,6 +38,7 @@ class LaunchSamples:
     launch: tuple[str, str]  # run and process group: after a crash, one launch has several
     time_us: Floats
     begin_us: Floats | None = None  # when each rank left the barrier, where ranks share a clock
+    fabric: str = ""  # what is between the nodes, as in rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,16 +83,18 @@ class Matrix:
 def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
     """Yield every measurement of a run that has numbers; of a case measured again in the same launch the later one."""
     cases = {item.case.case_id: item.case for item in folder.plan()}
-    last = {(m.case_id, m.launch): m.attempt for m in folder.measurements() if m.status is Status.OK}
-    for attempt in dict.fromkeys(last.values()):
+    last = {(m.case_id, m.launch): m for m in folder.measurements() if m.status is Status.OK}
+    for attempt in dict.fromkeys(m.attempt for m in last.values()):
         for raw in read_lines(folder.samples_path(attempt), json.loads):
-            if last.get((raw["case_id"], raw["launch"])) == attempt:
+            measured = last.get((raw["case_id"], raw["launch"]))
+            if measured and measured.attempt == attempt:
                 begins = np.array(raw["begin_us"], dtype=float) if "begin_us" in raw else None
                 yield LaunchSamples(
                     case=cases[raw["case_id"]],
                     launch=(folder.run_id, attempt),
                     time_us=np.array(raw["time_us"], dtype=float),
                     begin_us=begins,
+                    fabric=measured.fabric,
                 )
 
 
@@ -191,6 +194,7 @@ def write(matrices: Iterable[Matrix], folder: Path, prefix: str = "") -> list[Pa
                 "transport": matrix.row.transport,
                 "size_bytes": size,
                 "nodes": layout.nodes,
+                "fabric": matrix.row.fabric,
                 "ranks": layout.ranks,
                 "launches": matrix.launches,
                 "time_us": [[_rounded(value) for value in line] for line in medians.tolist()],

@@ -14,6 +14,7 @@ from commbench.analysis import compare
 from commbench.analysis.compare import OUTCOMES, CaseComparison
 from commbench.console import stderr_console
 from commbench.errors import UsageError
+from commbench.records import network_note
 from commbench.units import format_size
 
 
@@ -61,6 +62,7 @@ def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, thre
     for set_up in dict.fromkeys(item.set_up for item in comparisons):
         members = sorted((item for item in comparisons if item.set_up == set_up), key=lambda item: item.size_bytes)
         lines += ["#", f"# {set_up}"]
+        lines += [f"# note: {note}"] if (note := network_note(members[0].fabric)) else []
         lines.append(f"#{'size':>9}  {'algorithm':<{width}}  {'before_us':>10}  {'after_us':>10}  {'ratio':>7}  "
                      f"{'low':>7}  {'high':>7}  {'of':<8}  outcome")  # fmt: skip
         for item in members:

@@ -21,6 +21,7 @@ from commbench.sweep.prepare import (
     create,
     expand,
     layout_of,
+    note_declared,
     show_config,
     show_plan,
     show_script,
@@ -59,6 +60,7 @@ def run(request: SweepRequest) -> int:
         show_plan(request, planned, launchers)
         return EXIT_OK
     folder = create(request, recipe, configs, planned, launchers)
+    note_declared(planned, launchers, console)
     return measure(request, folder, of_run(request, folder, planned, console), console, _draw)
 
 

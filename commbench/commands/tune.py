@@ -52,6 +52,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if out is not None and not out.resolve().parent.is_dir():
         raise UsageError(f"cannot write {str(out)!r}: its folder is not there", hint="--out FILE, in a folder of yours")
     folder = new_folder(request.out)
+    prepare.note_declared(runnable, launchers, console)
     target = out or folder / "profile.json"
     stages = Stages(replace(request, out=folder), configs[0], launchers, console, began)
     session.interrupt_on_sigterm()

@@ -50,7 +50,7 @@ class Communicator:
     """
 
     def __init__(self, transport: Joined, layout: Layout, chooser: Chooser, info: CommunicatorInfo) -> None:
-        self.rank, self.size, self.layout = transport.rank, transport.size, layout
+        self.rank, self.size, self.layout, self.machines = transport.rank, transport.size, layout, info.machines
         self.device = transport.place
         on_cpu, index = transport.place.type == "cpu", transport.place.index
         self._context = CallContext(transport.rank, transport.size, layout, transport.place, on_cpu, index)

@@ -22,11 +22,14 @@ from commbench.communicators.explain import CommunicatorInfo
 from commbench.communicators.select import Chooser
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.layout import Layout
+from commbench.machine import metadata
 from commbench.profile import Profile, Scope, file, scope
 from commbench.profile.scope import Here, OutOfScope
 from commbench.profile.table import Table
+from commbench.records import Fabric
 from commbench.transports.existing_group import join, transport_of
 from commbench.transports.gloo import gather
+from commbench.variables import FABRIC
 
 _ERRORS: dict[str, type[CommbenchError]] = {"OutOfScope": OutOfScope, "UsageError": UsageError}
 Votes = Callable[[Sequence[float]], npt.NDArray[np.float64]]
@@ -60,6 +63,7 @@ def make(
         raise UsageError(f"the ranks have different profiles: digests {digests}", hint="give all ranks the same file")
     layout, note = layout_of([fact["host"] for fact in hosts])
     transport = join(group, transport_name, one_host=len({fact["host"] for fact in hosts}) == 1)
+    machines = len({fact["machine"] for fact in hosts})
     here = Here(
         transport=transport_name,
         nodes=layout.nodes,
@@ -67,8 +71,11 @@ def make(
         versions=transport.versions(),
         gpu=transport.gpu(),
         environ=dict(os.environ),
+        between=Fabric.between(
+            layout.nodes, machines, emulated=FABRIC in os.environ, virtual="NCCL_HOSTID" in os.environ
+        ),
     )
-    info = CommunicatorInfo(here=here, layout=layout, note=note, profile=name if profile else "")
+    info = CommunicatorInfo(here=here, layout=layout, machines=machines, note=note, profile=name if profile else "")
     table = None
     if profile is not None:
         scope_ids = gather_or_raise(
@@ -99,7 +106,7 @@ def _votes(group: dist.ProcessGroup, transport: str) -> Votes:
 
 def _facts(profile: Profile | None) -> dict[str, str]:
     digest = "none" if profile is None else hashlib.sha256(file.dump(profile).encode()).hexdigest()[:12]
-    return {"host": host_id(), "profile": digest}
+    return {"host": host_id(), "machine": metadata.machine_id(), "profile": digest}
 
 
 def host_id() -> str:

@@ -9,6 +9,7 @@ from commbench.communicators.select import Ask, Chosen, describe_call, name_call
 from commbench.layout import Layout
 from commbench.profile import Choice, Evidence, Scope
 from commbench.profile.scope import Here
+from commbench.records import network_note
 from commbench.units import format_size
 
 
@@ -18,6 +19,7 @@ class CommunicatorInfo:
 
     here: Here
     layout: Layout
+    machines: int = 1  # that the ranks are on
     note: str = ""  # why the layout is not what one might expect
     profile: str = ""  # its name; "" without one
     scope: Scope | None = None
@@ -31,6 +33,7 @@ def explain(info: CommunicatorInfo, seen: Mapping[Ask, Chosen]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
     lines = [f"here: {here.transport} ({versions}), {', '.join(filter(None, [here.gpu, _nodes(info.layout)]))}"]
     lines += [f"note: {info.note}"] if info.note else []
+    lines += [f"note: {text}"] if (text := network_note(here.between)) else []
     if info.scope is None:
         lines.append("profile: none")
     else:

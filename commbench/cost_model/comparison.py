@@ -29,6 +29,7 @@ def as_json(fitted: Model, observations: Sequence[Observation]) -> dict[str, obj
                 "params": case.params,
                 "nodes": case.setup.nodes,
                 "ranks_per_node": case.setup.ranks_per_node,
+                "fabric": observation.fabric,
                 "size_bytes": case.size_bytes,
                 "time_us": _measured_us(observation),
                 "predicted_us": found.time_us if found else None,

@@ -17,7 +17,7 @@ from commbench.cost_model.observe import Observation, describe_setting
 from commbench.cost_model.skew import Skews
 from commbench.fabric import links
 from commbench.layout import LINK_CLASSES
-from commbench.records import Case
+from commbench.records import Case, network_note
 from commbench.stats import Floats
 from commbench.units import format_size
 
@@ -189,6 +189,7 @@ def fit_setting(pairs: Sequence[tuple[Observation, CaseLoads]], *, seed: int = 0
         skews=skews,
         observations=len(pairs),
         points=len(items),
+        notes=tuple(filter(None, dict.fromkeys(network_note(observation.fabric) for observation, _ in pairs))),
     )
 
 

@@ -22,6 +22,7 @@ class Observation:
     case: Case
     launches_us: tuple[float, ...]
     skew_us: float | None = None
+    fabric: str = ""  # what is between the nodes, as in rows
 
 
 def observe(folder: RunFolder) -> list[Observation]:
@@ -30,7 +31,7 @@ def observe(folder: RunFolder) -> list[Observation]:
     for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
         if measurement.status is Status.OK and measurement.time_us:
             made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
-    finished = {row.case_id for row in folder.rows().values() if row.status is Status.OK}
+    finished = {row.case_id: row for row in folder.rows().values() if row.status is Status.OK}
     observations = []
     for case in (item.case for item in folder.plan()):
         if case.case_id in finished and (of_case := made.get(case.case_id)):
@@ -40,6 +41,7 @@ def observe(folder: RunFolder) -> list[Observation]:
                     case=case,
                     launches_us=tuple(of_case[launch][0] for launch in sorted(of_case)),
                     skew_us=statistics.median(skews) if skews else None,
+                    fabric=finished[case.case_id].fabric,
                 )
             )
     return observations

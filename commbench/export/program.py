@@ -16,7 +16,7 @@ from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import foreign
 from commbench.profile import Scope
 from commbench.rank_info import RankInfo
-from commbench.records import Setup
+from commbench.records import Setup, network_note
 from commbench.variables import UNSET
 
 
@@ -37,7 +37,9 @@ def notes(scope: Scope, environ: Mapping[str, str]) -> list[str]:
         if name in environ and environ[name] != value
     ]
     lines = [f"the profile's settings replace yours: {', '.join(lost)}"] if lost else []
-    if scope.fabric and environ.get(effective.FABRIC) != scope.fabric:
+    if note := network_note(scope.fabric):
+        lines.append(f"scope {scope.id} was tuned so: {note}")
+    elif scope.fabric and environ.get(effective.FABRIC) != scope.fabric:
         lines.append(f"scope {scope.id} was tuned on an emulated fabric ({scope.fabric}), which exec does not make")
     return lines
 

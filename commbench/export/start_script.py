@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from commbench import variables
 from commbench.export.source import Exported, ExportSource, comment, lines, settings, without
 from commbench.profile import Scope
+from commbench.records import network_note
 
 PROGRAM = '"$@"'
 
@@ -64,7 +65,8 @@ def script(source: ExportSource, launcher: str, commands: Sequence[str], about: 
         "set -eu",
         f'[ $# -gt 0 ] || {{ echo "usage: sh $0 PROGRAM ARGUMENTS, which {launcher} starts" >&2; exit 2; }}',
     ]
-    notes = [f"the scope was tuned on an emulated fabric ({scope.fabric}), which {launcher} does not make"]
+    emulated = f"the scope was tuned on an emulated fabric ({scope.fabric}), which {launcher} does not make"
+    notes = [network_note(scope.fabric) or emulated]
     text = "#!/bin/sh\n" + lines(head, comment(about), body, asked, list(commands))
     return Exported(text, notes if scope.fabric else [])
 

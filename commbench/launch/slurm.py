@@ -48,6 +48,12 @@ def check() -> None:
         )
 
 
+def allocated_nodes(environ: Mapping[str, str]) -> int:
+    """Return the nodes of the allocation that this process is in, 0 outside of any."""
+    text = environ.get("SLURM_JOB_NUM_NODES") or environ.get("SLURM_NNODES", "")
+    return int(text) if "SLURM_JOB_ID" in environ and text.isdecimal() else 0
+
+
 def command(job_path: Path, job: Job) -> list[str]:
     if "SLURM_JOB_ID" not in os.environ:
         return [sys.executable, "-m", "commbench.launch.slurm_job", str(job_path)]

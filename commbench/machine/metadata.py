@@ -33,6 +33,14 @@ def _read(path: str) -> str | None:
         return None
 
 
+def machine_id() -> str:
+    """Return what all processes of this machine share, and no other machine has: containers too, whatever their names.
+
+    Where the kernel does not tell, it is the name of the host.
+    """
+    return _read("/proc/sys/kernel/random/boot_id") or platform.node()
+
+
 def _proc_field(path: str, name: str) -> str | None:
     for line in (_read(path) or "").splitlines():
         key, _, value = line.partition(":")

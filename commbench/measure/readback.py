@@ -15,7 +15,7 @@ from commbench.binding.affinity import ActualBinding
 from commbench.errors import EnvironmentProblem
 from commbench.launch.job import Job
 from commbench.launch.placement import RankPlacement
-from commbench.machine import cpulist
+from commbench.machine import cpulist, metadata
 from commbench.processes import cleanup
 from commbench.rank_info import RankInfo
 from commbench.records import Fabric
@@ -50,17 +50,15 @@ def describe_rank(
 
 
 def fabric_of(job: Job, transport: Transport) -> Fabric:
-    """Compare the layout with the hosts that the ranks really are on. Raises if ranks of one node are on several."""
-    layout = job.setup.layout
-    host = fabric.identity() if job.setup.emulated else zlib.crc32(platform.node().encode())
-    hosts = [row[0] for row in transport.all_gather([float(host)])]
+    """Compare the layout with where the ranks really are. Raises if ranks of one node are on several hosts."""
+    layout, emulated = job.setup.layout, job.setup.emulated is not None
+    host = fabric.identity() if emulated else zlib.crc32(platform.node().encode())
+    seen = transport.all_gather([float(host), float(zlib.crc32(metadata.machine_id().encode()))])
+    hosts, machines = seen[:, 0].tolist(), len({*seen[:, 1]})
+    between = Fabric.between(layout.nodes, machines, emulated=emulated, virtual=job.setup.virtual_hosts)
     if layout.nodes == 1 or len(set(hosts)) == 1:
-        kind = Fabric.NONE if layout.nodes == 1 else Fabric.DECLARED
-        if job.setup.virtual_hosts:
-            kind = Fabric.VIRTUAL
-        mixed = len(set(hosts)) > 1 or job.setup.emulated is not None
+        mixed = len(set(hosts)) > 1 or emulated
     else:
-        kind = Fabric.EMULATED if job.setup.emulated else Fabric.REAL
         groups = [{hosts[rank] for rank in group} for group in layout.node_groups()]
         mixed = any(len(group) > 1 for group in groups) or len(set.union(*groups)) < layout.nodes
     if mixed:
@@ -68,7 +66,7 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
             f"layout {layout} puts consecutive ranks on a node, but ranks 0 .. {layout.ranks - 1} are on "
             f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
         )
-    return kind
+    return between
 
 
 def places(transport: Transport, mine: ActualBinding) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from commbench.emulated import Emulated
-from commbench.records import Fabric, Row
+from commbench.records import NOMINAL, Fabric, Row
 
 
 def describe(row: Row) -> str:
@@ -24,9 +24,7 @@ def describe(row: Row) -> str:
 def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
     """`2 nodes x 4 ranks, declared on one machine`."""
     text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"
-    if fabric == Fabric.VIRTUAL:
-        return f"{text}, virtual hosts of one machine"
-    return text + (", declared on one machine" if fabric == Fabric.DECLARED else "")
+    return ", ".join([text, NOMINAL[fabric]] if fabric in NOMINAL else [text])
 
 
 def describe_emulated(setting: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from commbench.analysis.stragglers.examine import Examined
 from commbench.analysis.stragglers.search import Straggler
 from commbench.output.describe import describe
+from commbench.records import network_note
 from commbench.units import format_size
 
 
@@ -18,6 +19,7 @@ def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]],
     lines = []
     for part in parts:
         lines.append(f"{_what(part)}: {part.launches} launch{'es' if part.launches > 1 else ''}")
+        lines += [f"  note: {note}"] if (note := network_note(part.fabric)) else []
         mine = [straggler for of, straggler in named if of is part]
         for straggler in mine:
             lines += [f"  SLOW {straggler.kind.upper():5} {straggler.name}: {_ratio(straggler)}"]
@@ -70,9 +72,15 @@ def json_line(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggl
     for part, straggler in named:
         line = {key: value for key, value in dataclasses.asdict(straggler).items() if key not in ("cells", "about")}
         objects.append({**line, **straggler.about, "what": _what(part), "size_bytes": part.size_bytes,
-                      "also": _also(parts, part, straggler)})  # fmt: skip
+                      "fabric": part.fabric, "also": _also(parts, part, straggler)})  # fmt: skip
     looked = [
-        {"what": _what(part), "size_bytes": part.size_bytes, "launches": part.launches, "suspects": part.tests}
+        {
+            "what": _what(part),
+            "size_bytes": part.size_bytes,
+            "launches": part.launches,
+            "suspects": part.tests,
+            "fabric": part.fabric,
+        }
         for part in parts
     ]
     return json.dumps({"found": objects, "looked_at": looked, "min_effect": effect}) + "\n"

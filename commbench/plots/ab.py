@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from commbench.plots import save
 from commbench.plots.style import caption, title
+from commbench.records import network_note
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train.ab import ARMS, BASELINE, Launched, Outcome
 from commbench.train.results import ranks_text
@@ -57,11 +58,12 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
     for axes in (middle, right):
         axes.tick_params(axis="x", labelsize=8)
     its = about["arms"][BASELINE]
-    title(figure, f"{its['recipe']}, {ranks_text(its)}: {names}", 0.98)
+    title(figure, f"{its['recipe']}, {ranks_text(its, about)}: {names}", 0.98)
     pairs = f"{outcome.pairs} pair{'s' * (outcome.pairs != 1)} of launches"
     note = f"Bar: 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"
     note += "" if outcome.claim else f"; a claim of a gain takes {PAIRS_FOR_CLAIM}"
     note += ". Waits: of the rank that waits longest."
+    note += f" The {said}." if (said := network_note(about.get("fabric", ""))) else ""
     caption(figure, about, note)
     figure.tight_layout(rect=(0, 0.09, 1, 0.98))
     return save({"ab": figure}, out)

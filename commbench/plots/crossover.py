@@ -25,6 +25,7 @@ from commbench.plots.settings import (
     title_words,
 )
 from commbench.plots.style import algorithm_colour, caption, title
+from commbench.records import network_note
 from commbench.stats import Verdict, verdict
 from commbench.units import format_size
 
@@ -95,7 +96,8 @@ def _map(setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], 
     width = min(_BROADEST, max(_NARROWEST, left + len(sizes) * _CELL_WIDTH + 0.2))
     cell_width = (width - left - 0.2) / len(sizes)
     cell_height = max(0.62, 0.17 * max(name.count("\n") + 1 for name in names) + 0.08)
-    note = textwrap.wrap(_note(setups), int((width - 0.2) / (7.5 * 0.52 / 72)))
+    said = [_note(setups), *dict.fromkeys(network_note(setting["fabric"]) for setting in settings)]
+    note = [line for text in said for line in textwrap.wrap(text, int((width - 0.2) / (7.5 * 0.52 / 72)))]
     legend_columns = max(1, int(width / (_wide([str(handle.get_label()) for handle in handles], 9) + 0.55)))
     top = 0.98 + 0.2 * ((len(handles) - 1) // legend_columns)
     tilt = _wide(sizes, 9) > cell_width

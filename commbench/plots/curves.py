@@ -30,6 +30,7 @@ from commbench.plots.style import (
     title,
     value_axis,
 )
+from commbench.records import network_note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,10 +153,11 @@ def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any
     )
     note += "; grey: as its source gives it" if rows["case_id"].isna().any() else ""
     note += "" if bounded else "; no bound: no link rate is known"
+    careful = [network_note(setting["fabric"])]
     cpus = len((meta.get("machine") or {}).get("affinity") or [])
     if setting["fabric"] != "real" and 0 < cpus < setting["ranks"]:
-        note += f"\n{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU"
-    return note
+        careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+    return "\n".join([note, "; ".join(filter(None, careful))]).rstrip()
 
 
 def _title(setting: Mapping[str, Any]) -> str:

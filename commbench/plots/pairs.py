@@ -17,6 +17,7 @@ from commbench.analysis.pair_matrices import Matrix
 from commbench.output.parquet import frame
 from commbench.plots.settings import complete, file_name, file_words, join, layout_text, nodes_text, title_words
 from commbench.plots.style import caption, title
+from commbench.records import network_note
 from commbench.units import format_size, gbps
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any])
     counted = f"{matrix.launches} launch{'es' if matrix.launches > 1 else ''}"
     note = f"each cell: one message, median of {counted}"
     note += "; grey: not measured" if not _complete(matrix) else ""
-    caption(figure, meta, f"{note}; who stands out: commbench stragglers RUN")
+    note += "; who stands out: commbench stragglers RUN"
+    caption(figure, meta, "\n".join(filter(None, [note, network_note(setting["fabric"])])))
     return figure
 
 

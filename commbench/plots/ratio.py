@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from commbench.analysis.compare import CaseComparison
 from commbench.plots.style import MARKERS, STYLES, algorithm_colour, ratio_axis, size_axis, title
+from commbench.records import network_note
 
 _WHAT = "before / after\nabove 1: faster"
 
@@ -38,7 +39,8 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
         axes.axhspan(1 / (1 + threshold), 1 + threshold, color="#000000", alpha=0.06, linewidth=0)
         ratio_axis(axes, _WHAT)
         size_axis(axes, sizes)
-        axes.set_title(set_up, fontsize=9)
+        note = network_note(next(item.fabric for item in comparisons if item.set_up == set_up))
+        axes.set_title("\n".join(filter(None, [set_up, note])), fontsize=9)
         axes.legend(frameon=False, fontsize=8, ncols=4)
     title(figure, names, 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))

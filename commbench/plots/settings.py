@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from commbench import algorithms
 from commbench.output.describe import describe_emulated, describe_layout
-from commbench.records import Fabric, binding_text
+from commbench.records import NOMINAL, Fabric, binding_text
 from commbench.serialise import digest
 
 if TYPE_CHECKING:
@@ -51,9 +51,6 @@ def layout_text(setting: Mapping[str, Any]) -> str:
     return f"{setting['nodes']}x{setting['ranks'] // setting['nodes']}"
 
 
-_FABRICS = {Fabric.DECLARED: "declared on one machine", Fabric.VIRTUAL: "virtual hosts of one machine"}
-
-
 def emulated_text(setting: Mapping[str, Any]) -> str:
     """Return `emulated: 1gbit links, 30000 B per packet`; "" of another fabric."""
     return describe_emulated(setting) if setting["fabric"] == Fabric.EMULATED else ""
@@ -82,7 +79,7 @@ def file_words(setting: Mapping[str, Any]) -> dict[str, str]:
 
 def title_words(setting: Mapping[str, Any]) -> dict[str, str]:
     """Return by key what a title says of a setting besides its layout; nothing of what is usual."""
-    fabric = emulated_text(setting) or _FABRICS.get(setting["fabric"], "")
+    fabric = emulated_text(setting) or NOMINAL.get(setting["fabric"], "")
     groups = f"groups of {setting['group_size']} ({setting['groups']})" if setting["groups"] != "world" else ""
     return {
         "fabric": fabric,

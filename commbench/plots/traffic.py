@@ -21,6 +21,7 @@ from commbench.plots.settings import (
     title_words,
 )
 from commbench.plots.style import caption, title
+from commbench.records import network_note
 from commbench.units import format_size
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ def _figure(
     )
     title(figure, f"{heading}: what is sent", 1 - 0.16 / height)
     unknown = [label for label, row in by_label.items() if row is None]
-    caption(figure, meta, _note(largest, unknown, metered=metered))
+    note = _note(largest, unknown, metered=metered)
+    caption(figure, meta, "\n".join(filter(None, [note, network_note(setting["fabric"])])))
     return figure
 
 

@@ -211,7 +211,7 @@ def _finish(figure: Figure, trainings: Sequence[Training], what: str, note: str,
     """Write title and caption, and make room for both. legend: inches below the title."""
     one, height = trainings[0], figure.get_figheight()
     recipes = {training.config["recipe"] for training in trainings}
-    of = f"{one.config['recipe']}, {ranks_text(one.config)}"
+    of = f"{one.config['recipe']}, {ranks_text(one.config, one.about)}"
     if len(trainings) > 1:
         of = f"{len(trainings)} runs" + (f" of {one.config['recipe']}" if len(recipes) == 1 else "")
     title(figure, f"{what}: {of}", 1 - 0.08 / height)

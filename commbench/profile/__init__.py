@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from commbench.records import NOMINAL
 from commbench.spec import Value
 from commbench.stats import Verdict
 
@@ -29,17 +30,23 @@ class Scope:
     ranks_per_node: int | None
     versions: dict[str, str] = field(default_factory=dict)  # of loaded libraries: torch, nccl, mpi
     gpu: str = ""  # model, as the driver names it
-    fabric: str = ""  # of an emulated one, its settings; "" is a real one
+    # Of an emulated one, its settings; declared, virtual: the nodes were no machines of their own; "" is a real one.
+    fabric: str = ""
     # How ranks have to be started: `commbench exec` and the exports do it.
     env: dict[str, str] = field(default_factory=dict)  # "unset": without the variable
     binding: str = "none"
     cpu_masks: str = ""  # of binding=explicit
     binding_memory: bool = True
 
+    @property
+    def fabric_text(self) -> str:
+        """Return `emulated: 1gbit links` or `declared on one machine`; "" of a real one."""
+        return NOMINAL.get(self.fabric, f"emulated: {self.fabric}" if self.fabric else "")
+
     def __str__(self) -> str:
         layout = f"{self.nodes or 'any'} node{'' if self.nodes == 1 else 's'} x {self.ranks_per_node or 'any'} ranks"
         words = [self.transport, *(f"{name} {version}" for name, version in self.versions.items()), self.gpu, layout]
-        words += [f"emulated: {self.fabric}" if self.fabric else ""]
+        words += [self.fabric_text]
         words += [f"binding={self.binding}" if self.binding != "none" else ""]
         words += [f"{name}={value}" for name, value in self.env.items()]
         return ", ".join(word for word in words if word)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from commbench.errors import CommbenchError
 from commbench.profile import Profile, Scope
+from commbench.records import NOMINAL
 from commbench.variables import BINDING, FABRIC, UNSET
 
 
@@ -24,10 +25,11 @@ class Here:
     versions: dict[str, str] = field(default_factory=dict)
     gpu: str = ""
     environ: Mapping[str, str] = field(default_factory=dict)
+    between: str = ""  # the nodes, as in rows
 
     @property
     def fabric(self) -> str:
-        return self.environ.get(FABRIC, "")
+        return self.environ.get(FABRIC, "") or (self.between if self.between in NOMINAL else "")
 
     @property
     def binding(self) -> str:
@@ -47,14 +49,20 @@ def differences(scope: Scope, here: Here) -> list[str]:
 
 def elsewhere(scope: Scope, here: Here) -> list[str]:
     """Return the part of `differences` that is known before any rank has been started."""
+    # What was tuned on real machines is no worse where nodes are not machines of their own; the reverse is a guess.
+    fabric = "" if here.fabric in NOMINAL and not scope.fabric else here.fabric
     return _differing(
         [
             ("transport", scope.transport, here.transport),
             ("nodes", scope.nodes, here.nodes),
             ("ranks per node", scope.ranks_per_node, here.ranks_per_node),
-            ("fabric", scope.fabric or "a real one", here.fabric or "a real one"),
+            ("fabric", _fabric_text(scope.fabric), _fabric_text(fabric)),
         ]
     )
+
+
+def _fabric_text(fabric: str) -> str:
+    return NOMINAL.get(fabric, fabric) or "a real one"
 
 
 def _differing(facts: Sequence[tuple[str, object, object]]) -> list[str]:

@@ -81,6 +81,10 @@ class SweepConfig:
         return keys
 
     @property
+    def most_nodes(self) -> int:
+        return max([int(text.split("x")[0]) for text in self.layout] or self.nodes)
+
+    @property
     def sizes(self) -> list[int]:
         """Return bytes, ascending, before rounding to what a collective can split."""
         return self.size_range.bytes

@@ -18,11 +18,11 @@ import commbench
 from commbench import fabric, launch, transports
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
-from commbench.launch import placement
+from commbench.launch import placement, slurm
 from commbench.launch.job import Job
 from commbench.machine import describe, gpus, metadata, sysfs
 from commbench.rank_info import RankInfo
-from commbench.records import FORMAT_VERSION, PlannedCase
+from commbench.records import FORMAT_VERSION, Fabric, PlannedCase, network_note
 from commbench.run_folder import RunFolder, timestamp
 from commbench.serialise import as_dict
 from commbench.sweep import config, plan, recipes
@@ -83,7 +83,26 @@ def _gpu_layout(names: Sequence[Any]) -> dict[str, int]:
     return {"nodes": 1, "ranks_per_node": count} if everywhere and count else {}
 
 
+_HERE = ("local", "torchrun")  # launchers that start all ranks on this machine
 _ELSEWHERE = ("slurm", "print")  # launchers whose ranks are on other hosts than the one that asks
+
+
+def _default_launcher(name: str, configs: Sequence[config.SweepConfig]) -> str:
+    """Return the transport's own launcher; Slurm's where that would leave nodes of the allocation unused."""
+    able = transports.entry(name).launchers
+    mine = [item for item in configs if name in item.transport]
+    spread = any(item.most_nodes > 1 for item in mine) and not any("emulated" in item.fabric for item in mine)
+    unused = able[0] in _HERE and slurm.allocated_nodes(os.environ) > 1
+    return "slurm" if spread and unused and "slurm" in able else able[0]
+
+
+def note_declared(planned: Sequence[PlannedCase], launchers: Mapping[str, str], console: Console) -> None:
+    """Say before anything is measured that nodes will be declared, where a launcher starts all ranks here."""
+    setups = [item.case.setup for item in planned if not item.skip]
+    on_one = [one for one in setups if one.nodes > 1 and not one.emulated and launchers[one.transport] in _HERE]
+    if on_one:
+        fabric_kind = Fabric.VIRTUAL if all(one.virtual_hosts for one in on_one) else Fabric.DECLARED
+        console.note(network_note(fabric_kind))
 
 
 def choose_launchers(
@@ -94,7 +113,7 @@ def choose_launchers(
     lacking: dict[str, str] = {}
     for name in dict.fromkeys(name for item in configs for name in item.transport):
         able = transports.entry(name).launchers
-        launcher = request.launcher or able[0]
+        launcher = request.launcher or _default_launcher(name, configs)
         try:
             transports.check(name, elsewhere=launcher in _ELSEWHERE and not joined)
             if launcher not in able:

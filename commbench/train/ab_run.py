@@ -15,6 +15,7 @@ from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchEr
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
+from commbench.records import network_note
 from commbench.run_folder import RunFolder, append_line, timestamp
 from commbench.serialise import parse_json
 from commbench.sweep import prepare
@@ -148,6 +149,7 @@ class Comparison:
             raise _Stopped(EXIT_INTERRUPTED)
         if ended.code != EXIT_OK:
             raise _Stopped(EXIT_FAILED)
+        self._about["fabric"] = RunFolder(ended.folder).read_json("run.json")["fabric"]
         tokens = arm.config.batch * arm.config.context
         return ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
 
@@ -163,6 +165,8 @@ class Comparison:
 
     def _print(self) -> None:
         lines = table(self.outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
+        if self._request.format == "table" and (note := network_note(str(self._about["fabric"]))):
+            lines.append(f"# {note}")
         write("\n".join(lines))
 
 

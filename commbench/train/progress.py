@@ -12,6 +12,7 @@ from typing import Any
 
 from commbench.console import Console
 from commbench.launch.job import Job
+from commbench.records import network_note
 from commbench.run_folder import RunFolder, Tail
 from commbench.train import results, tensorboard
 
@@ -70,13 +71,15 @@ class TrainProgress:
     def _about(self, event: Mapping[str, Any]) -> None:
         peak = event["peak_flops"]
         # What a model that learns nothing but frequencies would reach: for whoever draws the loss.
-        its = {"status": "running", "entropy": event["entropy"], **self._about_start}
+        its = {"status": "running", "entropy": event["entropy"], "fabric": event["fabric"], **self._about_start}
         self._folder.write_json("run.json", {**self._folder.read_json("run.json"), **its})
         self._console.note(
             f"text: unigram entropy {event['entropy']:.3f} bits a byte; "
             + (f"mfu of {peak / 1e12:g} TFLOP/s a rank" if peak else "no mfu: no peak is known, set peak_tflops")
             + (f"; going on after step {event['step']}" if event["step"] else "")
         )
+        if note := network_note(event["fabric"]):
+            self._console.note(note)
 
     def _line(self, line: Mapping[str, Any]) -> None:
         if self._stdout == "json":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench.errors import UsageError
+from commbench.records import NOMINAL
 from commbench.run_folder import RunFolder, read_lines
 from commbench.train.config import FILES
 
@@ -79,9 +80,10 @@ def labels(trainings: Sequence[Training]) -> list[str]:
             for label, one in zip(names, trainings, strict=True)]  # fmt: skip
 
 
-def ranks_text(config: Mapping[str, Any]) -> str:
-    """How many ranks, over what."""
+def ranks_text(config: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """How many ranks, over what; `about` is run.json or ab.json."""
     network = " on an emulated network" if config["fabric"] == "emulated" else ""
+    network = f", {NOMINAL[fabric]}" if (fabric := about.get("fabric", "")) in NOMINAL else network
     return f"{config['nodes']}x{config['ranks_per_node']} ranks{network}, {config['transport']}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from commbench.profile import Choice, Profile
+from commbench.records import network_note
 from commbench.tune import space
 from commbench.tune.confirmation import Control
 from commbench.tune.space import Region
@@ -36,6 +37,7 @@ def table(profile: Profile, controls: Sequence[Control]) -> list[str]:
     lines: list[str] = []
     for scope, control in zip(profile.scopes, controls, strict=True):
         lines.append(f"# {scope.id}: {scope}")
+        lines += [f"# note: {note}"] if (note := network_note(scope.fabric)) else []
         head = ("collective", "size", "default", "us", "choice", "us", "gain", "95 % interval", "pairs")
         rows = [head]
         for choice in profile.of_scope(scope.id):

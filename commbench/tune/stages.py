@@ -14,7 +14,7 @@ import numpy as np
 from commbench.console import Console
 from commbench.output import parquet
 from commbench.profile import Scope
-from commbench.records import Case, PlannedCase, Row, Setup, Status
+from commbench.records import NOMINAL, Case, PlannedCase, Row, Setup, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.sweep import prepare
@@ -57,6 +57,7 @@ class Stages:
         self.folders: list[RunFolder] = []
         self.start_s, self.overhead_s = _START_S, _OVERHEAD_S
         self._known: dict[str, tuple[dict[str, str], str]] = {}  # transport -> versions, GPU
+        self._nominal: dict[str, str] = {}  # set-up -> what is between its nodes, where they are no machines
 
     @property
     def run(self) -> str:
@@ -98,6 +99,8 @@ class Stages:
                 reason=row.reason if row else "it was not measured",
                 time_us={ProcessGroup(m.launch, m.attempt): float(m.time_us or 0.0) for m in of_case},
             )
+            if row and row.fabric in NOMINAL:
+                self._nominal[case.setup.key] = row.fabric
         for case in cases:
             self._read_versions(folder, case.setup)
         return times
@@ -127,7 +130,7 @@ class Stages:
             "ranks_per_node": setup.ranks_per_node,
             "versions": versions,
             "gpu": gpu,
-            "fabric": str(setup.emulated) if setup.emulated else "",
+            "fabric": str(setup.emulated) if setup.emulated else self._nominal.get(setup.key, ""),
             "env": dict(setup.env),
             "binding": setup.binding,
             "cpu_masks": setup.cpu_masks,

@@ -22,6 +22,7 @@ from commbench.errors import CommbenchError
 from commbench.launch.job import Job
 from commbench.measure import readback
 from commbench.rank_info import RankInfo
+from commbench.records import Fabric
 from commbench.run_folder import append_line, read_lines, repair, write_atomically
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
@@ -54,7 +55,9 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
         if info.size > 1:
             comm = commbench.communicator(profile=config.profile, allow_mismatch=config.allow_mismatch)
         trainer = Trainer(config, comm, device)
-        _train(trainer, Path(job.run_dir), events, stop)
+        machines = 1 if comm is None else comm.machines
+        between = Fabric.between(config.nodes, machines, emulated=config.emulated is not None)
+        _train(trainer, Path(job.run_dir), events, stop, between)
         trainer.close()
         if comm is not None:
             _note(job, info, comm.explain())
@@ -68,7 +71,7 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
         dist.destroy_process_group()
 
 
-def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
+def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop, between: Fabric) -> None:
     config, lead = trainer.config, trainer.rank == 0
     metrics, checkpoints = folder / METRICS, folder / CHECKPOINTS
     if lead:
@@ -83,7 +86,8 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop) -> None:
         _forget(metrics, trainer.done)
         if (folder / BREAKDOWN).exists():
             _forget(folder / BREAKDOWN, trainer.done)
-        events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy())
+        events.tell("begin", step=trainer.done, peak_flops=trainer.peak_flops, entropy=trainer.text.entropy(),
+                    fabric=between)  # fmt: skip
     stopped = False
     recorder = breakdown.Recorder(
         trainer, folder, barrier=trainer.barrier, note=lambda text: events.tell("note", text=text)

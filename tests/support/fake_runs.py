@@ -15,7 +15,7 @@ from commbench.analysis import ratios
 from commbench.analysis.summary import Samples, row
 from commbench.links import LinkRate
 from commbench.output import parquet
-from commbench.records import Case, Measurement, Row, Status
+from commbench.records import Case, Fabric, Measurement, Row, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict
 from commbench.sweep import prepare
@@ -55,6 +55,7 @@ def measured(
     """Each launch is slower or faster as a whole by `drift`, and each case in it by `noise` (sigmas of logarithms)."""
     found = []
     for order, case in enumerate(cases):
+        between = Fabric.between(case.setup.nodes, 1, emulated=case.setup.emulated is not None)
         for launch in range(case.policy.launches):
             attempt = f"{launch:03d}-{case.setup.key[:6]}-0"
             time_us = rule(case) * _factor(attempt, drift) * _factor(f"{case.case_id}/{launch}", noise)
@@ -62,7 +63,7 @@ def measured(
                 Measurement(
                     case_id=case.case_id, launch=launch, attempt=attempt, order=order, status=Status.OK, samples=20,
                     calls_per_sample=1, time_us=time_us, time_us_mean=time_us, stop_reason="samples",
-                    links={"inter": LinkRate(gbps=0.125)}, fabric="emulated" if case.setup.emulated else "declared",
+                    links={"inter": LinkRate(gbps=0.125)}, fabric=between,
                     wire_bytes=None if wire is None or not case.setup.emulated else wire * case.size_bytes,
                 )
             )  # fmt: skip

@@ -27,6 +27,7 @@ class Examined:
     layout: Layout
     tests: int
     stragglers: list[Straggler]
+    fabric: str = ""  # what is between the nodes, as in rows
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,6 +65,7 @@ def _of_matrix(table: Matrix, tests: int, search: Search) -> Examined:
         layout=table.layout,
         tests=tests,
         stragglers=search.run(),
+        fabric=row.fabric,
     )
     if unclear := search.unclear:
         part.notes.append(
@@ -87,6 +89,7 @@ def _of_ranks(item: ranks.RankTimes, stragglers: list[Straggler]) -> Examined:
         layout=item.setup.layout,
         tests=item.excess.shape[1],
         stragglers=stragglers,
+        fabric=item.fabric,
     )
 
 

@@ -35,6 +35,7 @@ class RankTimes:
     excess: Floats
     slowest: Floats  # share of the samples in which each rank was the slowest
     cases: int
+    fabric: str = ""  # what is between the nodes, as in rows
 
 
 def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
@@ -42,6 +43,7 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
     logs: dict[str, dict[tuple[str, str], list[Floats]]] = {}
     wins: dict[str, list[Floats]] = {}
     setups: dict[str, Setup] = {}
+    fabrics: dict[str, str] = {}
     seen: dict[str, set[str]] = {}
     for item in items:
         case, times = item.case, item.time_us
@@ -50,7 +52,7 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
         if case.groups != "world" or collectives.get(case.collective).mean_bytes(case.spec) is not None:
             continue
         key = case.setup.key
-        setups[key] = case.setup
+        setups[key], fabrics[key] = case.setup, item.fabric
         seen.setdefault(key, set()).add(case.case_id)
         own = np.log(times)
         own = np.median(own - np.median(own, axis=1, keepdims=True), axis=0)
@@ -63,6 +65,7 @@ def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
             excess=np.array([np.median(launches[name], axis=0) for name in sorted(launches)]),
             slowest=np.mean(wins[key], axis=0),
             cases=len(seen[key]),
+            fabric=fabrics[key],
         )
         for key, launches in logs.items()
     ]
