@@ -21,7 +21,7 @@ class Dispatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
         ctx.save_for_backward(rows_TK)
-        return rows.gather_sum(x_TD, (choice_R // rows_TK.shape[1])[:, None])  # -1 stays -1
+        return rows.scatter(x_TD, rows_TK, choice_R)
 
     @staticmethod
     @once_differentiable
@@ -35,11 +35,11 @@ class Combine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
-        ctx.save_for_backward(buffer_RD, weights_TK, choice_R)
+        ctx.save_for_backward(buffer_RD, weights_TK, rows_TK, choice_R)
         return rows.gather_sum(buffer_RD, rows_TK, weights_TK)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        buffer_RD, weights_TK, choice_R = ctx.saved_tensors
-        return *rows.combine_backward(buffer_RD, grad_TD, choice_R, weights_TK), None, None
+        buffer_RD, weights_TK, rows_TK, choice_R = ctx.saved_tensors
+        return *rows.combine_backward(buffer_RD, grad_TD, rows_TK, choice_R, weights_TK), None, None

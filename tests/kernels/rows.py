@@ -41,12 +41,13 @@ def compare(device: str, dtypes: list[tuple[torch.dtype, torch.dtype]]) -> int:
         weights = torch.rand(tokens, top_k, generator=generator).to(device, of_weights)
         for given in (None, weights):
             close(rows.gather_sum(values, index, given), rows.gather_sum_reference(values, index, given))
-        by_token = (choice // top_k)[:, None]
-        assert torch.equal(rows.gather_sum(grad, by_token), rows.gather_sum_reference(grad, by_token))
-        both = (f(values, grad, choice, weights) for f in (rows.combine_backward, rows.combine_backward_reference))
+        assert torch.equal(rows.scatter(grad, index, choice), rows.scatter_reference(grad, index, choice))
+        both = (f(values, grad, index, choice, weights) for f in (rows.combine_backward, rows.combine_backward_reference))
         for ours, right in zip(*both, strict=True):
             assert ours.dtype == right.dtype
             close(ours, right)
+        counts = torch.tensor([0, height - height // 2, 0, height // 2, 0], device=device)
+        close(rows.segment_sum(values, counts), rows.segment_sum_reference(values, counts))
         found += 1
     return found
 

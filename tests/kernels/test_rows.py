@@ -24,9 +24,20 @@ def test_gradients_by_hand() -> None:
     """Row 0 is choice 1 of token 0, row 1 nobody's, row 2 choice 0 of token 1."""
     values, grad = torch.tensor([[1.0, 2.0], [5.0, 5.0], [3.0, 4.0]]), torch.tensor([[1.0, 1.0], [10.0, 0.0]])
     weights = torch.tensor([[7.0, 0.5], [2.0, 7.0]])
-    by_rows, by_weights = rows.combine_backward_reference(values, grad, torch.tensor([1, -1, 2]), weights)
+    index, choice = torch.tensor([[-1, 0], [2, -1]]), torch.tensor([1, -1, 2])
+    by_rows, by_weights = rows.combine_backward_reference(values, grad, index, choice, weights)
     assert by_rows.tolist() == [[0.5, 0.5], [0, 0], [20, 0]]
     assert by_weights.tolist() == [[0, 3], [30, 0]]
+
+
+def test_rows_to_their_places_by_hand() -> None:
+    source, index = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3, 0], [-1, 2]])
+    assert rows.scatter_reference(source, index, torch.tensor([1, -1, 3, 0])).tolist() == [[1, 2], [0, 0], [3, 4], [1, 2]]
+
+
+def test_sums_of_segments_by_hand() -> None:
+    found = rows.segment_sum_reference(torch.tensor([[1.0], [2.0], [4.0], [8.0]]), torch.tensor([2, 0, 1]))
+    assert found.tolist() == [[3], [0], [4]]
 
 
 def test_the_kernels_are_their_references_by_the_interpreter() -> None:

@@ -179,8 +179,8 @@ def test_shapes_that_do_not_fit(way: str) -> None:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """`fused` by the references of its kernels, on any device."""
     monkeypatch.setattr(fused, "unsupported", lambda device: "")
-    monkeypatch.setattr(rows, "gather_sum", rows.gather_sum_reference)
-    monkeypatch.setattr(rows, "combine_backward", rows.combine_backward_reference)
+    for name in ("scatter", "gather_sum", "combine_backward"):
+        monkeypatch.setattr(rows, name, getattr(rows, f"{name}_reference"))
 
 
 @pytest.mark.parametrize("name", CAPACITIES)
