@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
-from moe_ref import losses, slots
+from moe_ref import losses, slots, split_product
 from moe_ref.capacity import Capacity
 from moe_ref.routing import Routing, count
 
@@ -88,14 +88,17 @@ class GateConfig:
 
 
 class LinearRouter(nn.Module):
-    """Computes logits [T, E] = x W^T in x's dtype, for x [T, D], whatever dtype a cast of the whole model gave W."""
+    """Computes logits [T, E] = x W^T for x [T, D], whatever dtype a cast of the whole model gave W."""
 
     def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         self.weight_ED = _uniform_weight(config.experts, width, config, generator)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return x_TD @ self.weight_ED.to(x_TD.dtype).t()
+    def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return logits in `dtype`, in which products are added."""
+        if dtype == torch.float32 and not split_product.unsupported(x_TD, self.weight_ED):
+            return split_product.product(x_TD, self.weight_ED)
+        return x_TD.to(dtype) @ self.weight_ED.to(dtype).t()
 
 
 class CosineRouter(nn.Module):
@@ -109,7 +112,9 @@ class CosineRouter(nn.Module):
         self.vectors_EP = nn.Parameter(start_EP)
         self.steepness = nn.Parameter(torch.tensor(-math.log(config.cosine_temperature), dtype=dtype))
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return logits in `dtype`, as everything before them."""
+        x_TD = x_TD.to(dtype)
         projected_TP = functional.normalize(x_TD @ self.project_PD.to(x_TD.dtype).t(), dim=1)
         vectors_EP = functional.normalize(self.vectors_EP.to(x_TD.dtype), dim=1)
         return projected_TP @ vectors_EP.t() * self.steepness.to(x_TD.dtype).clamp(max=_COSINE_STEEPEST).exp()
@@ -180,14 +185,16 @@ class Gate(nn.Module):
 
     def _logits(self, x_TD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         config = self.config
-        x_TD = x_TD.to(DTYPES[config.dtype] or x_TD.dtype)
+        dtype = DTYPES[config.dtype] or x_TD.dtype
+        if self.training and (config.jitter or config.dropout):
+            x_TD = x_TD.to(dtype)
         if self.training and config.jitter:
             factors_TD = 1 + config.jitter * (2 * _uniform(x_TD.shape, x_TD, generator) - 1)
             x_TD = x_TD * factors_TD.to(x_TD.dtype)
         if self.training and config.dropout:
             kept_TD = _uniform(x_TD.shape, x_TD, generator) >= config.dropout
             x_TD = torch.where(kept_TD, x_TD / (1 - config.dropout), 0)
-        clean_TE: Tensor = self.router(x_TD)
+        clean_TE: Tensor = self.router(x_TD, dtype)
         if not (self.training and config.noise):
             return clean_TE, clean_TE
         normal_TE = torch.randn(clean_TE.shape, dtype=clean_TE.dtype, device=clean_TE.device, generator=generator)
