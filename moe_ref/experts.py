@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
+from moe_ref import fused
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -191,16 +192,18 @@ class _Repeated(torch.autograd.Function):
         experts_E = torch.arange(len(bias_EO), device=bias_EO.device)
         # output_size: or the host would wait for the sum of the counts.
         expert_N = experts_E.repeat_interleave(counts_E, output_size=rows)
-        ctx.save_for_backward(expert_N)
-        ctx.experts, ctx.dtype = len(bias_EO), bias_EO.dtype
+        ctx.save_for_backward(expert_N, counts_E)
+        ctx.dtype = bias_EO.dtype
         return bias_EO.to(dtype).index_select(0, expert_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None, None]:
-        (expert_N,) = ctx.saved_tensors
+        expert_N, counts_E = ctx.saved_tensors
+        if not fused.unsupported(grad_NO.device):
+            return fused.segment_sum(grad_NO, counts_E).to(ctx.dtype), None, None, None
         wide = torch.promote_types(grad_NO.dtype, torch.float32)
-        sum_EO = torch.zeros(ctx.experts, grad_NO.shape[1], dtype=wide, device=grad_NO.device)
+        sum_EO = torch.zeros(len(counts_E), grad_NO.shape[1], dtype=wide, device=grad_NO.device)
         return sum_EO.index_add_(0, expert_N, grad_NO.to(wide)).to(ctx.dtype), None, None, None
 
 

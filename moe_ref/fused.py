@@ -1,4 +1,4 @@
-"""What `moe_ref.dispatch.FusedDispatcher` is made of: kernels of `commbench_kernels.rows`, with gradients."""
+"""Kernels of `commbench_kernels.rows` as the layer uses them: `FusedDispatcher`'s, with gradients, and a bias's."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from torch.autograd.function import once_differentiable
 def unsupported(device: torch.device) -> str:
     """Say in words what the kernels lack on this device; "" where nothing is missing."""
     return rows.unsupported(device)
+
+
+def segment_sum(rows_NO: Tensor, counts_E: Tensor) -> Tensor:
+    """Sum the rows of each expert, sorted by expert and counts_E[e] in number: [E, O], in fp32 at least."""
+    return rows.segment_sum(rows_NO, counts_E)
 
 
 class Dispatch(torch.autograd.Function):
