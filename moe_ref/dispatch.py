@@ -10,6 +10,7 @@ Row c of expert e is the token that has slot c there, rows that nobody took are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -180,7 +181,14 @@ class FusedDispatcher(SparseDispatcher):
         return y_TD
 
 
-TABLE: dict[str, type[TokenDispatcher]] = {
+def fastest(routing: Routing) -> TokenDispatcher:
+    """Make the fastest dispatcher that runs where the routing is: `fused` on a GPU with triton, else `sparse`."""
+    return SparseDispatcher(routing) if fused.unsupported(routing.slots_TK.device) else FusedDispatcher(routing)
+
+
+MakeDispatcher = Callable[[Routing], TokenDispatcher]
+TABLE: dict[str, MakeDispatcher] = {
+    "auto": fastest,
     "loop": LoopDispatcher,
     "fairseq_einsum": EinsumDispatcher,
     "fairseq_einsum_tc": EinsumTCDispatcher,
@@ -189,11 +197,19 @@ TABLE: dict[str, type[TokenDispatcher]] = {
 }
 
 
-def get(name: str) -> type[TokenDispatcher]:
-    """Return the dispatcher of this name, to be made with a routing. Raises `UsageError` for an unknown name."""
+def get(name: str) -> MakeDispatcher:
+    """Return what makes the dispatcher of this name, of a routing. Raises `UsageError` for an unknown name."""
     if name not in TABLE:
         raise unknown("dispatch", name, TABLE)
     return TABLE[name]
+
+
+def describe(name: str, device: torch.device) -> str:
+    """Return the name; for `auto` which dispatcher that is on this device, and why: "auto (fused: it runs here)"."""
+    if name != "auto":
+        return name
+    reason = fused.unsupported(device)
+    return f"auto (sparse: fused needs {reason})" if reason else "auto (fused: it runs here)"
 
 
 class _Dispatch(torch.autograd.Function):

@@ -50,7 +50,7 @@ class DistributedMoE(BaseMoELayer):
         tp: CommLike | None = None,
         ep: CommLike | None = None,
         schedule: str | Schedule = "sequential",
-        dispatch: str = "sparse",
+        dispatch: str = "auto",
         equal_tokens: bool = False,
         keep_buffers: bool = False,
         skip: str | None = None,
@@ -61,7 +61,7 @@ class DistributedMoE(BaseMoELayer):
         tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that hold the same tokens, and of
             the ranks of equal rank in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
         schedule: a name of `moe_ref.schedules.TABLE`, or one with parameters. It may be set anew at any time.
-        dispatch: a name of `moe_ref.dispatch.TABLE`.
+        dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
         equal_tokens: a promise that all ranks bring the same T each time. Without it they agree on the largest, which
             takes an all_reduce of 8 bytes and makes the host wait. Capacity factors of 0 and below need one too.
         keep_buffers: what all_to_alls bring lies in memory of `comm.empty`, the same in each pass, so that a profile's

@@ -42,6 +42,12 @@ class BaseMoELayer(nn.Module):
             raise UsageError(f"a gate of width {gate.width} with experts of width {experts.width}", hint="one D")
         self.gate, self.experts = gate, experts
         self.dispatcher = dispatchers.get(dispatch)
+        self._dispatch = dispatch
+
+    def extra_repr(self) -> str:
+        """Say which dispatcher the layer has, and why."""
+        device = next(self.experts.parameters()).device
+        return f"dispatch={dispatchers.describe(self._dispatch, device)}"
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
         """Check the input, and run the layer on its tokens.
@@ -68,8 +74,11 @@ class BaseMoELayer(nn.Module):
 class MoE(BaseMoELayer):
     """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
 
-    def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "sparse") -> None:
-        """dispatch: a name of `moe_ref.dispatch.TABLE`. Raises `UsageError` where gate and experts do not fit."""
+    def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "auto") -> None:
+        """dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
+
+        Raises `UsageError` where gate and experts do not fit.
+        """
         super().__init__(gate, experts, dispatch)
         if gate.config.experts != experts.experts:
             raise UsageError(f"a gate for {gate.config.experts} experts with {experts.experts} experts here",

@@ -71,7 +71,7 @@ class TrainConfig:
     activation: Annotated[str, _model("relu, gelu, silu")] = "gelu"
     tied: Annotated[bool, _model("whether the head is the embedding")] = True
     # The expert layers.
-    dispatch: Annotated[str, _layer("implementation of dispatch and combine", free=True)] = "sparse"
+    dispatch: Annotated[str, _layer("how rows go into the buffer and back; auto: the fastest here", free=True)] = "auto"
     schedule: Annotated[str | None, _layer("null: sequential, with tp tensor_parallel", free=True)] = None
     chunks: Annotated[int | None, _layer("of pipelined: chunks of the tokens", free=True)] = None
     groups: Annotated[int | None, _layer("of expert_groups: how many", free=True)] = None

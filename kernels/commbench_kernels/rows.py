@@ -73,8 +73,8 @@ def gather_sum_reference(source: Tensor, index: Tensor, weights: Tensor | None =
 def scatter(source: Tensor, index: Tensor, choice: Tensor) -> Tensor:
     """Put row t of the source into row index[t, k] of the output, for each k: [R, D], in source's dtype.
 
-    source: [T, D]. index: int64 [T, K], each row from 0 on at most once; -1 goes nowhere. choice: int64 [R], the inverse
-    of index: choice[index[t, k]] = t K + k, and -1 for a row that nobody writes, which becomes 0.
+    source: [T, D]. index: int64 [T, K], each row from 0 on at most once; -1 goes nowhere. choice: int64 [R], the
+    inverse of index: choice[index[t, k]] = t K + k, and -1 for a row that nobody writes, which becomes 0.
     """
     out = source.new_empty(len(choice), source.shape[1])
     if out.numel():

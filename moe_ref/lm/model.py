@@ -174,7 +174,7 @@ class LM(nn.Module):
         return LMOutput(logits_BSV, _mean_losses(routings), routings)
 
 
-def local_experts(config: LMConfig, dispatch: str = "sparse") -> MakeLayer:
+def local_experts(config: LMConfig, dispatch: str = "auto") -> MakeLayer:
     """Return what makes expert layers with all experts on this rank."""
 
     def make(layer: int, seed: int) -> nn.Module:

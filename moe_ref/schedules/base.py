@@ -16,7 +16,7 @@ from torch import Tensor
 
 from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
-from moe_ref.dispatch import TokenDispatcher
+from moe_ref.dispatch import MakeDispatcher
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
 from moe_ref.kept_buffers import KeptBuffers
@@ -110,8 +110,8 @@ class Layer(Protocol):
         """The communicator of the ranks of equal rank in all tp groups; without these it is `comm`."""
 
     @property
-    def dispatcher(self) -> type[TokenDispatcher]:
-        """The implementation of dispatch and combine, to be made with a routing."""
+    def dispatcher(self) -> MakeDispatcher:
+        """What makes the implementation of dispatch and combine, of a routing."""
 
     @property
     def schedule(self) -> Schedule:

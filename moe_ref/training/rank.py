@@ -26,6 +26,7 @@ from commbench.records import Fabric
 from commbench.run_folder import append_line, read_lines, repair, write_atomically
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
+from moe_ref.dispatch import describe as describe_dispatch
 from moe_ref.training import breakdown, checkpoint
 from moe_ref.training.checkpoint import Checkpoint, OtherRankFailed
 from moe_ref.training.trainer import Trainer, check_same
@@ -48,7 +49,7 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
             job,
             info,
             transports.load(config.transport).versions(),
-            _identity(device),
+            _identity(device) | {"dispatch": describe_dispatch(config.dispatch, device)},
             binding=rank_placement.describe(placed),
         )
         comm = None

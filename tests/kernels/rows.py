@@ -42,7 +42,9 @@ def compare(device: str, dtypes: list[tuple[torch.dtype, torch.dtype]]) -> int:
         for given in (None, weights):
             close(rows.gather_sum(values, index, given), rows.gather_sum_reference(values, index, given))
         assert torch.equal(rows.scatter(grad, index, choice), rows.scatter_reference(grad, index, choice))
-        both = (f(values, grad, index, choice, weights) for f in (rows.combine_backward, rows.combine_backward_reference))
+        both = (
+            f(values, grad, index, choice, weights) for f in (rows.combine_backward, rows.combine_backward_reference)
+        )
         for ours, right in zip(*both, strict=True):
             assert ours.dtype == right.dtype
             close(ours, right)

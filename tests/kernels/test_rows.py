@@ -32,7 +32,12 @@ def test_gradients_by_hand() -> None:
 
 def test_rows_to_their_places_by_hand() -> None:
     source, index = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[3, 0], [-1, 2]])
-    assert rows.scatter_reference(source, index, torch.tensor([1, -1, 3, 0])).tolist() == [[1, 2], [0, 0], [3, 4], [1, 2]]
+    assert rows.scatter_reference(source, index, torch.tensor([1, -1, 3, 0])).tolist() == [
+        [1, 2],
+        [0, 0],
+        [3, 4],
+        [1, 2],
+    ]
 
 
 def test_sums_of_segments_by_hand() -> None:

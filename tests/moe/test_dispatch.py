@@ -164,6 +164,17 @@ def test_what_experts_write_where_nobody_is_does_not_come_back() -> None:
     assert torch.equal(moves.combine(spoilt), moves.combine(buffer))
 
 
+def test_auto_is_the_fastest_that_runs_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = MoE(Gate(4, GateConfig(experts=2)), FFN(2, 4, 8))
+    routing = layer.gate(torch.zeros(3, 4))
+    assert type(layer.dispatcher(routing)) is dispatch.SparseDispatcher
+    assert "dispatch=auto (sparse: fused needs a GPU, and tensors are on cpu)" in repr(layer)
+    monkeypatch.setattr(fused, "unsupported", lambda device: "")
+    assert type(layer.dispatcher(routing)) is dispatch.FusedDispatcher
+    assert "dispatch=auto (fused: it runs here)" in repr(layer)
+    assert "dispatch=loop\n" in repr(MoE(layer.gate, layer.experts, dispatch="loop"))
+
+
 @pytest.mark.parametrize("way", dispatch.TABLE)
 def test_shapes_that_do_not_fit(way: str) -> None:
     if way == "fused" and (reason := fused.unsupported(torch.device("cpu"))):
