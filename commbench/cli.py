@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from commbench import __version__
+from commbench.commands import ending
 from commbench.commands.options import SHORT, FiniteRange, request, shorts, training_options, training_request
-from commbench.errors import CommbenchError, UsageError
+from commbench.errors import UsageError
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 _AB = "train ab"
-_MOST_LETTERS = 2000  # of an error: what was typed may be longer
 
 
 class _Commands(click.Group):
@@ -359,36 +359,7 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    try:
-        result = cli.main(arguments, prog_name="commbench", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except CommbenchError as error:
-        return _report(str(error), error.hint, error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return 2
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        path = context.command_path if context else "commbench"
-        return _report(error.format_message(), f"see {path} --help", 2)
-    except (KeyboardInterrupt, click.Abort):
-        return _report("interrupted", "", 130)
-    except BrokenPipeError:
-        # The reader of stdout went away (--dry-run | head); keep the interpreter from complaining on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return _report(f"{where}{error.strerror or error}", "is the disk full, read-only, or gone?", 2)
-
-
-def _report(message: str, hint: str, code: int) -> int:
-    from commbench.console import print_error
-
-    if len(message) > _MOST_LETTERS:
-        message = f"{message[:_MOST_LETTERS]}.. ({len(message)} letters)"
-    print_error(message, hint)
-    return code
+    return ending.run(cli, arguments)
 
 
 if __name__ == "__main__":

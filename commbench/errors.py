@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130  # codes of every command
 
@@ -30,6 +33,31 @@ class EnvironmentProblem(CommbenchError):
 
 class CorruptFile(CommbenchError):
     """A file on disk does not hold what commbench wrote there."""
+
+
+# What an operation on a file ends with where the disk, and not the file, is the reason.
+_OF_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE}
+
+
+def is_of_storage(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _OF_STORAGE
+
+
+def of_storage(error: OSError, path: Path | str, hint: str) -> EnvironmentProblem:
+    """Return the error for a disk that takes no more; `path` is what was written where the system does not say."""
+    what = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+    return EnvironmentProblem(f"{error.filename or path}: {what}", hint=hint)
+
+
+@contextlib.contextmanager
+def storage(path: Path, hint: str) -> Iterator[None]:
+    """Let a disk that takes no more end the work in `path` in words. `hint` says how to go on when there is room."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_storage(error):
+            raise
+        raise of_storage(error, path, hint) from error
 
 
 def said(error: BaseException) -> str:

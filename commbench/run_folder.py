@@ -11,7 +11,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,11 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from commbench.errors import CorruptFile, UsageError
+from commbench.errors import CorruptFile, UsageError, is_of_storage, storage
+from commbench.files import atomic_file, named, write_atomically
 from commbench.records import READABLE, Case, Measurement, PlannedCase, Row
 from commbench.serialise import ListDigest, from_dict, parse_json, parse_line, to_json
 
 T = TypeVar("T")
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp|\.latest\.\d+\.tmp|\.step-\d+\.tmp|\.room")  # by their names
+_ROOM_BYTES = 1 << 16  # of a disk that is not full
 
 
 def timestamp() -> str:
@@ -31,59 +37,10 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a new file that takes the place of `path` when it is whole: whoever reads finds the old one or the new.
-
-    A link at `path` is replaced, not followed, and nothing that is there already is written to. After a failure
-    nothing is left.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write `path` so that whoever reads it finds the old content or the new, never a part."""
-    with atomic_file(path) as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-
-
-def write_named(path: Path, data: str | bytes) -> None:
-    """Write a file that a user has named: atomically, where a link leads, and in place what is no regular file.
-
-    So a device or a pipe stays one, and so does a link. Raises `OSError`.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        about = path.stat()
-        ours = [os.fstat(number) for number in (1, 2) if _is_open(number)]  # /dev/stdout, which has a position
-        if not stat.S_ISREG(about.st_mode) or any(os.path.samestat(about, one) for one in ours):
-            with open(os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC), "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-            return
-    write_atomically(path.resolve(), data)
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
 def append_line(path: Path, line: str, *, durable: bool = True) -> None:
     """Append with one write, so that lines of several writers do not mix; on disk when this returns, if `durable`.
 
-    Raises `OSError` if the disk takes only a part, and takes that part back.
+    Raises `OSError` with the file's name if the disk takes only a part, and takes that part back.
     """
     data = line.encode() + b"\n"
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -94,8 +51,21 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if durable:
             os.fsync(descriptor)
+    except OSError as error:
+        raise named(error, path) from None
     finally:
         os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder` and below it. Nobody else writes there now."""
+    for parent, folders, files in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, [*folders, *files]):
+            path = Path(parent, name)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # stops at a link
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
@@ -203,10 +173,22 @@ class RunFolder:
             (path / "logs").mkdir()
             (path / "samples").mkdir()
         except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
             raise UsageError(
                 f"cannot write {str(parent)!r}: {error.strerror}", hint="choose a folder of yours: --out DIR"
             ) from error
         return cls(path)
+
+    @contextlib.contextmanager
+    def completed(self) -> Iterator[None]:
+        """Remove the folder, which is new, if what makes it a run cannot be written. Raises `EnvironmentProblem`."""
+        try:
+            with storage(self.path, "make room, or choose another disk: --out DIR"):
+                yield
+        except BaseException:
+            self.lock.release()
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -242,7 +224,8 @@ class RunFolder:
             in_launch = Path(parent).parent == self.path / "logs"
             for name in [*folders, *files]:
                 mode = Path(parent, name).lstat().st_mode
-                if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or (in_launch and stat.S_ISSOCK(mode))):
+                harmless = (in_launch and stat.S_ISSOCK(mode)) or (stat.S_ISLNK(mode) and _TEMPORARY.fullmatch(name))
+                if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or harmless):
                     kind = "a link" if stat.S_ISLNK(mode) else "no file"
                     raise UsageError(
                         f"{Path(parent, name)} is {kind}, and a resume writes and removes in its own folder only",
@@ -253,12 +236,22 @@ class RunFolder:
 
     def link_latest(self) -> None:
         """Let `latest` beside the run folder point to it."""
-        temporary = self.path.parent / f".latest.{os.getpid()}"
+        temporary = self.path / f".latest.{os.getpid()}.tmp"  # where a resume takes it away
         try:
             temporary.symlink_to(self.path.name)
             os.replace(temporary, self.path.parent / "latest")
         except OSError:  # a convenience: a file system without links does without
             temporary.unlink(missing_ok=True)
+
+    def takes_no_more(self) -> OSError | None:
+        """Return why nothing more can be written here; None if that works."""
+        room = self.path / ".room"
+        try:
+            write_atomically(room, bytes(_ROOM_BYTES))
+        except OSError as error:
+            return error if is_of_storage(error) else None
+        room.unlink(missing_ok=True)
+        return None
 
     def ranks_ended(self, *, wait_s: float) -> bool:
         """Return whether no rank is in the run any more, after waiting for them as long as that."""

@@ -15,9 +15,10 @@ import numpy as np
 
 from commbench import stats
 from commbench.collectives import pairs
+from commbench.files import write_atomically
 from commbench.layout import Layout
 from commbench.records import Case, Row, Status
-from commbench.run_folder import RunFolder, read_lines, write_atomically
+from commbench.run_folder import RunFolder, read_lines
 from commbench.serialise import as_dict, digest
 from commbench.stats import Floats
 from commbench.units import gbps

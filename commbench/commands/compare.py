@@ -12,6 +12,7 @@ from pathlib import Path
 from commbench import stats
 from commbench.analysis import compare
 from commbench.analysis.compare import OUTCOMES, CaseComparison
+from commbench.commands.options import check_picture
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.records import network_note
@@ -23,6 +24,7 @@ def run(
     ranks: int | None = None,
 ) -> int:  # fmt: skip
     """Return 1 if a case regressed by more than `threshold`, else 0. Raises `UsageError`."""
+    check_picture(plot)
     before, after = compare.load(first, ranks), compare.load(second, ranks)
     forbidding, others = compare.mismatches(before, after)
     if forbidding and not allow_mismatch:
@@ -47,7 +49,13 @@ def run(
     if plot is not None:
         from commbench.plots import ratio
 
-        stderr_console().print(f"plot: {ratio.draw(comparisons, plot, f'{first} / {second}', threshold)}", markup=False)
+        try:
+            ratio.draw(comparisons, plot, f"{first} / {second}", threshold)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write {str(plot)!r}: {error.strerror}", hint="choose a folder that is there, and yours"
+            ) from error
+        stderr_console().print(f"plot: {plot}", markup=False)
     return int(any(item.regressed(threshold) for item in comparisons))
 
 

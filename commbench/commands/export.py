@@ -9,8 +9,8 @@ from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.export import export
 from commbench.export.source import ExportSource
+from commbench.files import write_named
 from commbench.profile.file import load
-from commbench.run_folder import write_named
 
 
 def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:

@@ -11,7 +11,8 @@ from commbench import cost_model
 from commbench.console import stderr_console
 from commbench.cost_model import comparison
 from commbench.errors import UsageError
-from commbench.run_folder import RunFolder, write_named
+from commbench.files import write_named
+from commbench.run_folder import RunFolder
 
 
 def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from commbench.errors import UsageError
+
 if TYPE_CHECKING:
     from commbench.sweep.prepare import SweepRequest
     from commbench.train import launch
@@ -28,6 +30,17 @@ SHORT = {
 }
 _PROGRAM = "--"
 _Command = Callable[..., int]
+
+
+_PICTURES = (".png", ".svg")
+
+
+def check_picture(path: Path | None) -> None:
+    """Raise `UsageError` where the name of a picture to draw says no kind that there is."""
+    if path is not None and path.suffix.lower() not in _PICTURES:
+        raise UsageError(
+            f"--plot {str(path)!r}: unknown kind of picture {path.suffix!r}", hint="end the name in .png or .svg"
+        )
 
 
 class FiniteRange(click.FloatRange):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from commbench import transports
 from commbench.console import Console
-from commbench.errors import EXIT_OK
+from commbench.errors import EXIT_OK, storage
 from commbench.launch import placement
 from commbench.rank_info import detect
 from commbench.sweep.prepare import (
@@ -44,7 +44,9 @@ def run(request: SweepRequest) -> int:
         return EXIT_OK
     console = Console(quiet=request.quiet, verbose=request.verbose)
     if request.resume is not None:
-        return measure(request, *resume(request, console), console, _draw)
+        with storage(request.resume, f"make room, then go on with: commbench sweep --resume {request.resume}"):
+            folder, sweep = resume(request, console)
+        return measure(request, folder, sweep, console, _draw)
     recipe, configs = configure(request.words, layout_of(rank) if rank else None)
     if request.show_config:
         sys.stdout.write(show_config(configs))

@@ -6,20 +6,16 @@ import json
 import sys
 from pathlib import Path
 
+from commbench.commands.options import check_picture
 from commbench.console import stderr_console
 from commbench.errors import UsageError
 from commbench.machine import describe, sysfs
 from commbench.machine.record import record as write_down
 
-_PICTURES = (".png", ".svg")
-
 
 def run(format: str, root: Path, plot: Path | None = None, record: Path | None = None) -> int:
     """Print the machine; draw it to `plot` and write it down in `record` where these are given. Return 0."""
-    if plot is not None and plot.suffix.lower() not in _PICTURES:
-        raise UsageError(
-            f"--plot {str(plot)!r}: unknown kind of picture {plot.suffix!r}", hint="end the name in .png or .svg"
-        )
+    check_picture(plot)
     console = stderr_console()
     if record is None:
         machine = sysfs.read(root)

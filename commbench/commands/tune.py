@@ -11,13 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from commbench.console import Console
-from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
 from commbench.records import PlannedCase
-from commbench.run_folder import write_atomically
 from commbench.sweep import prepare, session
 from commbench.sweep.prepare import SweepRequest
 from commbench.tune import describe, space
@@ -56,16 +55,17 @@ def run(request: SweepRequest, out: Path | None) -> int:
     target = out or folder / "profile.json"
     stages = Stages(replace(request, out=folder), configs[0], launchers, console, began)
     session.interrupt_on_sigterm()
-    try:
-        with console:
-            tuned = engine.tune(regions, configs, stages, limits, console)
-    except KeyboardInterrupt:
-        console.note(f"interrupted; no profile was written. What was measured is in {folder}")
-        return EXIT_INTERRUPTED
-    profile = engine.to_profile(tuned, request.words, limits, time.monotonic() - began)
-    profile_file.save(profile, target)
+    with storage(folder, f"make room, then tune again; the samples of finished stages are in {folder}"):
+        try:
+            with console:
+                tuned = engine.tune(regions, configs, stages, limits, console)
+        except KeyboardInterrupt:
+            console.note(f"interrupted; no profile was written. What was measured is in {folder}")
+            return EXIT_INTERRUPTED
+        profile = engine.to_profile(tuned, request.words, limits, time.monotonic() - began)
+        profile_file.save(profile, folder / "profile.json")
     if out is not None:
-        write_atomically(folder / "profile.json", profile_file.dump(profile))
+        _copy(profile, folder / "profile.json", out)
     if request.format == "json":
         for choice in profile.choices:
             sys.stdout.write(json.dumps(dataclasses.asdict(choice)) + "\n")
@@ -78,6 +78,14 @@ def run(request: SweepRequest, out: Path | None) -> int:
         f"use it: commbench export {target} --format env, or commbench.load_profile({str(target)!r}) in Python"
     )
     return EXIT_OK
+
+
+def _copy(profile: Profile, kept: Path, out: Path) -> None:
+    """Write the profile where the user wants it. Raises `UsageError` where that cannot be, and says where it is."""
+    try:
+        profile_file.save(profile, out)
+    except UsageError as error:
+        raise UsageError(f"{error}; the profile is whole in {kept}", hint=f"make room, then copy {kept}") from error
 
 
 def _draw(profile: Profile, folder: Path, console: Console) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from commbench.binding.policies import Placement
 from commbench.fabric.network import INTERFACES
+from commbench.files import write_atomically
 from commbench.records import Case, Setup
-from commbench.run_folder import write_atomically
 from commbench.serialise import STORED_AS, as_dict, from_dict
 
 RANKS_END_S = 15.0  # how long to wait for ranks of a killed launch

@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from commbench.files import write_atomically
 from commbench.launch import slurm
 from commbench.launch.job import EVENTS, EXITS, Job
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
-from commbench.run_folder import append_line, write_atomically
+from commbench.run_folder import append_line
 
 BEAT_S = 3.0  # between two signs of life, which are also the times at which Slurm is asked
 SILENCE_S = 90.0  # after so much silence a job ends itself; network file systems may show a change a minute late

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
+import os
 import textwrap
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from commbench import fabric, launch, variables
-from commbench.errors import EnvironmentProblem, UsageError
+from commbench.errors import EnvironmentProblem, UsageError, is_of_storage
 from commbench.launch.job import EVENTS, EXITS, FAILURES, RANKS_END_S, STARTS_WITHIN_S, TRACE_DOING, Job
 from commbench.processes import cleanup
 from commbench.processes.process import Process, rank_environment
-from commbench.run_folder import RunFolder, Tail, repair
+from commbench.run_folder import RunFolder, Tail, remove_temporaries, repair
 
 POLL_S = 0.05
 _GRACE_S = 5.0  # from a rank that raised to the end of the others
@@ -125,15 +125,26 @@ def _end(process: Process, starter: launch.Launcher, job: Job) -> None:
     if not process.ended():
         process.kill()
         starter.cancel(job.folder)
+    # Those of a launcher that was killed may still be ending, and hold what is removed.
+    RunFolder(Path(job.run_dir)).ranks_ended(wait_s=RANKS_END_S)
     cleanup.remove(job.folder)
+    remove_temporaries(job.folder)
 
 
 class Reason(NamedTuple):
-    """Says why a launch broke: `text` is "" where nobody knows. `log` may tell more."""
+    """Says why a launch broke: `text` is "" where nobody knows. `log` may tell more.
+
+    `storage` is why nothing can be written any more, if that is it.
+    """
 
     text: str
     log: Path
-    disk_full: bool
+    storage: OSError | None
+
+    def stop_if_full(self) -> None:
+        """Raise `OSError`, a new one, if nothing can be written any more."""
+        if self.storage is not None:
+            raise OSError(self.storage.errno, self.storage.strerror, self.storage.filename)
 
     def last_lines(self) -> list[str]:
         """Return the end of the log; nothing where there is none."""
@@ -145,7 +156,11 @@ def explain(job: Job, launcher: str) -> Reason:
     log, text = job.folder / "launcher.log", ""
     exits = Tail(job.folder / EXITS, from_start=True).read()
     failures = Tail(job.folder / FAILURES, from_start=True).read()
-    disk_full = any(line.get("errno") == errno.ENOSPC for line in failures)
+    told = [
+        OSError(line["errno"], os.strerror(line["errno"]), line.get("file")) for line in failures if line.get("errno")
+    ]
+    # A rank that cannot write cannot tell that either.
+    storage = next(filter(is_of_storage, told), None) or RunFolder(Path(job.run_dir)).takes_no_more()
     # Whoever lost a connection did so because of another: look for that one first.
     own = [line for line in failures if not any(words in line["error"] for words in _LOST_PEER)]
     if exits or own:
@@ -159,7 +174,7 @@ def explain(job: Job, launcher: str) -> Reason:
         text = launch.get(launcher).explain(said) or text
     if job.setup.emulated:
         text = fabric.explain(said) or text
-    return Reason(text, log, disk_full)
+    return Reason(text, log, storage)
 
 
 def explain_silence(job: Job) -> str:
@@ -221,4 +236,5 @@ def open_to_resume(folder: RunFolder, launchers: Collection[str], lines: Sequenc
         )
     for attempt in attempts:
         cleanup.remove(attempt, foreign=True)
+    remove_temporaries(folder.path)
     return [path for path in lines if repair(path)]

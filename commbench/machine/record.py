@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from commbench.errors import UsageError
+from commbench.files import write_atomically
 from commbench.machine import cpulist, driver, sysfs
 from commbench.machine.files import Files
 from commbench.machine.machine import Machine
@@ -50,7 +51,7 @@ def record(root: Path, out: Path) -> tuple[Machine, int]:
             contents[driver.FILE] = driver.to_json(report)
         for path, text in contents.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
-            (out / path).write_text(text if text.endswith("\n") else text + "\n")
+            write_atomically(out / path, text if text.endswith("\n") else text + "\n")
     except OSError as error:
         raise UsageError(
             f"cannot write {str(error.filename or out)!r}: {error.strerror}", hint="choose a folder of yours"

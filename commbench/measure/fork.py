@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from commbench import transports
 from commbench.launch.job import EXITS, Job
 from commbench.measure.rank import RANK_FAILED, start_rank
+from commbench.processes import cleanup
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.rank_info import RankInfo
 from commbench.run_folder import append_line
@@ -34,7 +36,7 @@ def main() -> None:
     shared = transports.load(job.setup.transport).before_fork(size)
     if job.program:
         importlib.import_module(job.program)  # once, and not by every rank
-    rendezvous = job.folder / "rendezvous"
+    rendezvous = cleanup.rendezvous(job.folder)
     sys.stdout.flush()
     me = os.getpid()
     ranks: dict[int, int] = {}
@@ -55,9 +57,7 @@ def main() -> None:
             os._exit(start_rank(job, info, shared=shared))
         ranks[pid] = rank
     del shared  # the ranks own it now; a dead rank must look dead to the others
-    code = _wait(job, ranks)
-    rendezvous.unlink(missing_ok=True)
-    sys.exit(code)
+    sys.exit(_wait(job, ranks))
 
 
 def _wait(job: Job, ranks: dict[int, int]) -> int:
@@ -83,7 +83,8 @@ def _wait(job: Job, ranks: dict[int, int]) -> int:
         if not failed:
             failed, deadline = True, time.monotonic() + _GRACE_S
         if what := _hard_end(status):
-            append_line(job.folder / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
+            with contextlib.suppress(OSError):  # what cannot be written, the parent finds out itself
+                append_line(job.folder / EXITS, json.dumps({"rank": rank, "what": what}), durable=False)
     return 1 if failed else 0
 
 

@@ -14,8 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from commbench.files import write_atomically
 from commbench.launch.job import TRACE_DOING
-from commbench.run_folder import timestamp, write_atomically
+from commbench.run_folder import timestamp
 
 _AFTER = 0.7  # of the timeout: late enough to mean something, early enough to be on disk when the rank is killed
 _POLL_S = 1.0  # while a rank is silent

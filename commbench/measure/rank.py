@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from commbench.machine import infiniband
 from commbench.measure import readback
 from commbench.measure.case import measure_case, write_samples
 from commbench.measure.events import Events
+from commbench.processes import streams
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.rank_info import RankInfo, detect
 from commbench.run_folder import RunFolder, append_line
@@ -102,6 +104,7 @@ def start_rank(job: Job, info: RankInfo, *, shared: Any = None) -> int:
     log = os.open(job.folder / f"rank-{info.rank}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    streams.guard()
     try:
         run(job, info, shared=shared)
     except KeyboardInterrupt:  # somebody's wish, and no failure
@@ -122,7 +125,9 @@ def note_failure(folder: Path, rank: int, error: BaseException) -> None:
     details = {"rank": rank, "error": said(error)}
     if isinstance(error, OSError) and error.errno is not None:
         details["errno"] = error.errno  # a full disk is no fault of the case
-    append_line(folder / FAILURES, json.dumps(details), durable=False)
+        details["file"] = error.filename if isinstance(error.filename, str) else None
+    with contextlib.suppress(OSError):  # what cannot be written, the parent finds out itself
+        append_line(folder / FAILURES, json.dumps(details), durable=False)
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 from commbench import fabric
 from commbench.binding.affinity import ActualBinding
 from commbench.errors import EnvironmentProblem
+from commbench.files import write_atomically
 from commbench.launch.job import Job
 from commbench.launch.placement import RankPlacement
 from commbench.machine import cpulist, metadata
 from commbench.processes import cleanup
 from commbench.rank_info import RankInfo
 from commbench.records import Fabric
-from commbench.run_folder import write_atomically
 from commbench.transports.base import Transport
 
 _WORD = 32  # bits that a float holds for certain

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from commbench.analysis.ratios import Speedup
+from commbench.files import atomic_file
 from commbench.records import FORMAT_VERSION, Row
-from commbench.run_folder import RunFolder, atomic_file, read_lines
+from commbench.run_folder import RunFolder, read_lines
 
 _SAMPLES = pa.schema(
     [

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commbench.files import write_atomically
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps, rows_without
+from commbench.plots.style import picture
 from commbench.plots.traffic import traffic
 
 if TYPE_CHECKING:
@@ -40,6 +42,6 @@ def save(figures: Mapping[str, Figure], out: Path, prefix: str = "") -> list[Pat
         out.mkdir(parents=True, exist_ok=True)
         for suffix in ("svg", "png"):
             path = out / f"{prefix}{name}.{suffix}"
-            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            write_atomically(path, picture(figure, suffix))
         written.append(path)
     return written

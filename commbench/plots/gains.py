@@ -9,7 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, tilted, title
+from commbench.files import write_atomically
+from commbench.plots.style import MARKERS, algorithm_colour, picture, ratio_axis, size_axis, tilted, title
 from commbench.profile import Choice, Evidence, Profile
 
 _MOST_PANELS = 8
@@ -42,7 +43,7 @@ def draw(profile: Profile, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "gains.png", folder / "gains.svg"]
     for path in paths:
-        figure.savefig(path, dpi=150)
+        write_atomically(path, picture(figure, path.suffix[1:]))
     return paths
 
 

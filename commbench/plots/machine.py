@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import commbench
+from commbench.files import write_named
 from commbench.machine import cpulist, paths
 from commbench.machine.machine import Machine, NumaNode, NvLinks, PciDevice
 from commbench.machine.paths import MEANING, Kind
@@ -33,6 +34,7 @@ from commbench.plots.shapes import (
     spread,
     text,
 )
+from commbench.plots.style import picture
 from commbench.units import format_size
 
 # All lengths are inches.
@@ -64,8 +66,7 @@ class _Place:
 
 def draw(machine: Machine, path: Path) -> None:
     """Draw a machine as PNG or SVG, by the file's name. Raises OSError where it cannot be written."""
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    figure(machine).savefig(path, dpi=150, metadata=metadata)
+    write_named(path, picture(figure(machine), path.suffix[1:].lower()))
 
 
 def figure(machine: Machine) -> Figure:

@@ -8,7 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from commbench.analysis.compare import CaseComparison
-from commbench.plots.style import MARKERS, STYLES, algorithm_colour, ratio_axis, size_axis, title
+from commbench.files import write_named
+from commbench.plots.style import MARKERS, STYLES, algorithm_colour, picture, ratio_axis, size_axis, title
 from commbench.records import network_note
 
 _WHAT = "before / after\nabove 1: faster"
@@ -45,5 +46,5 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
     title(figure, names, 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_named(path, picture(figure, path.suffix[1:].lower()))
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 import zlib
@@ -34,6 +35,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of lines of one colour
 _WIDEST_LABEL = 1 / 6  # of the axis; labels closer than that are tilted
 _TILTED_LABEL = 1 / 14  # and closer than that left out
+
+
+def picture(figure: Figure, kind: str) -> bytes:
+    """Return a figure as a `png` or `svg` file, whose bytes depend on nothing but the figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    return file.getvalue()
 
 
 def algorithm_colour(name: str) -> str:

@@ -21,6 +21,10 @@ _NAMES = re.compile(
 )
 
 
+# Of those, what MPI libraries have mapped from its creation to its removal: what nobody holds is garbage.
+_OF_MPI = re.compile(r"mpich_shm_|vader_segment|sm_segment|osc_|Intel_MPI|impi")
+
+
 def mapped() -> list[str]:
     """Return the files of shared memory that this process has mapped now."""
     try:
@@ -36,13 +40,21 @@ def session(folder: Path) -> Path:
     return folder / "session"
 
 
+def rendezvous(folder: Path) -> Path:
+    """Return the file by which forked ranks of a launch meet."""
+    return folder / "rendezvous"
+
+
 def remove(folder: Path, *, foreign: bool = False) -> None:
-    """Remove what a launch has left, once its ranks are gone: its session, and shared memory that they had mapped.
+    """Remove what a launch has left, once its ranks are gone: its session, their rendezvous, and shared memory.
 
     `folder` is that of the launch. What a `foreign` one says may be forged: then shared memory goes only if it has a
     name that ranks give, and no process has it.
     """
     shutil.rmtree(session(folder), ignore_errors=True)  # stops at a link
+    with contextlib.suppress(OSError):
+        rendezvous(folder).unlink()
+    _remove_unheld(folder / "order.json")
     for description in folder.glob("rank-*.json"):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             about = json.loads(description.read_text())
@@ -52,6 +64,26 @@ def remove(folder: Path, *, foreign: bool = False) -> None:
                     held = _held()
                     names = [name for name in names if _NAMES.match(name.name) and str(name) not in held]
                 _remove(names)
+
+
+def _remove_unheld(job: Path) -> None:
+    """Remove shared memory of MPI ranks that were killed before they could write down what they had mapped.
+
+    It is younger than their job, and no process has it.
+    """
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        if json.loads(job.read_text())["outer"]["transport"] == "mpi":
+            began = job.stat().st_mtime
+            if young := [path for path in _SHARED.iterdir() if _OF_MPI.match(path.name) and _ctime(path) >= began]:
+                held = _held()
+                _remove([path for path in young if str(path) not in held])
+
+
+def _ctime(path: Path) -> float:
+    try:
+        return path.lstat().st_ctime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _held() -> Collection[str]:

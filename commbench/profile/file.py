@@ -12,8 +12,8 @@ from typing import Any
 from commbench import algorithms, collectives, transports
 from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
+from commbench.files import write_named
 from commbench.profile import FORMAT, FORMAT_VERSION, AlgorithmConfig, Choice, Profile, Scope
-from commbench.run_folder import write_named
 from commbench.serialise import digest, from_dict
 
 _MENDING = "restore the file as `commbench tune` wrote it, or tune again"

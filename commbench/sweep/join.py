@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from commbench.console import Console
-from commbench.errors import EXIT_INTERRUPTED, UsageError, said
+from commbench.console import Console, print_error
+from commbench.errors import EXIT_INTERRUPTED, EnvironmentProblem, UsageError, said, storage
 from commbench.launch import placement, supervise
 from commbench.launch.job import EVENTS, Job
 from commbench.measure.rank import run as run_rank
@@ -100,14 +100,16 @@ class _Ending:
     def broken(self, status: Status, reason: str) -> int:
         """Finish after noting why the running case ended; return the exit code."""
         self._begin()
-        _note_failure(self._folder, self._job, status, reason)
-        self._console.note(f"{status}: {reason}")
-        return self._finish()
+        return self._finish(lambda: self._note(status, reason))
 
     def finish(self) -> int:
         """Finish with what is on disk; return the exit code."""
         self._begin()
-        return self._finish()
+        return self._finish(lambda: None)
+
+    def _note(self, status: Status, reason: str) -> None:
+        _note_failure(self._folder, self._job, status, reason)
+        self._console.note(f"{status}: {reason}")
 
     def _begin(self) -> None:
         self._only_once.acquire()  # whoever comes second waits for the end of the process
@@ -115,12 +117,18 @@ class _Ending:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def _finish(self) -> int:
+    def _finish(self, first: Callable[[], None]) -> int:
         cleanup.remove(self._job.folder)
-        self._sweep.load()
         reporter = self._sweep.reporter
         assert isinstance(reporter, session.ConsoleReporter)
-        return session.finish(self._request, self._folder, self._sweep, reporter, self._console, self._draw)
+        try:
+            with storage(self._folder.path, "make room, then start a new run: ranks that joined cannot go on"):
+                first()
+                self._sweep.load()
+                return session.finish(self._request, self._folder, self._sweep, reporter, self._console, self._draw)
+        except EnvironmentProblem as error:  # this process may end hard, and nobody else would say it
+            print_error(str(error), error.hint)
+            return error.exit_code
 
 
 def _rendezvous(request: prepare.SweepRequest, rank: RankInfo) -> Rendezvous:

@@ -18,6 +18,7 @@ import commbench
 from commbench import fabric, launch, transports
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.files import write_atomically
 from commbench.launch import placement, slurm
 from commbench.launch.job import Job
 from commbench.machine import describe, gpus, metadata, sysfs
@@ -188,12 +189,28 @@ def create(
     `launchers` is the launcher of each transport; `joined` who started the ranks, if it was not the sweep.
     """
     folder = RunFolder.create(request.out, configs[0].recipe)
+    with folder.completed():
+        _write_start(folder, request, recipe, configs, planned, launchers, joined=joined)
+    folder.link_latest()
+    return folder
+
+
+def _write_start(
+    folder: RunFolder,
+    request: SweepRequest,
+    recipe: str,
+    configs: Sequence[config.SweepConfig],
+    planned: Sequence[PlannedCase],
+    launchers: Mapping[str, str],
+    *,
+    joined: str,
+) -> None:
     folder.lock.take()
     digest = folder.write_plan(
         {"case_id": item.case.case_id, "skip": item.skip, "case": as_dict(item.case)} for item in planned
     )
     machine = metadata.collect()
-    (folder.path / "config.yaml").write_text(show_config(configs))
+    write_atomically(folder.path / "config.yaml", show_config(configs))
     folder.write_json("env.json", {"machine": machine, "environment": metadata.environment(os.environ)})
     setups = {item.case.setup.key: item.case.setup for item in planned}
     folder.write_json(
@@ -222,8 +239,6 @@ def create(
             "machine": machine,
         },
     )
-    folder.link_latest()
-    return folder
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from commbench.analysis import summary
-from commbench.errors import EnvironmentProblem
 from commbench.launch import placement, supervise
 from commbench.launch.job import RANKS_END_S, Job
 from commbench.processes.orphans import start_time
@@ -264,11 +263,7 @@ class Sweep:
             where = "" if progress.began else " (it did not even start a case)"
             return f"no progress for {format_seconds(self.timeout_s)}{where}{supervise.explain_silence(job)}"
         reason = supervise.explain(job, self.launchers[job.setup.transport])
-        if reason.disk_full:
-            raise EnvironmentProblem(
-                f"{self.folder.path}: no space left on the disk",
-                hint=f"make room, then go on with: commbench sweep --resume {self.folder.path}",
-            )
+        reason.stop_if_full()
         what = reason.text or "the launcher ended early"
         lines = "\n".join(f"    {line}" for line in reason.last_lines())
         self.reporter.note(f"{what}; the last lines of {reason.log}:\n{lines}")

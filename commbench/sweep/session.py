@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -13,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from commbench.analysis.ratios import Speedup
 from commbench.console import Console
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, storage
 from commbench.output import writers
+from commbench.processes import streams
 from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
 from commbench.sweep.prepare import SweepRequest
@@ -51,14 +50,11 @@ class ConsoleReporter:
     def _write(self, write: Callable[[writers.Writer], None]) -> None:
         if self.writer is None:
             return
-        try:
-            write(self.writer)
-        except (BrokenPipeError, AttributeError, ValueError):  # closed by its reader, missing, closed
+        write(self.writer)
+        if error := streams.ended("stdout"):
             self.writer = None
-            self.note("nobody reads stdout any more; rows go to the run folder only")
-            if sys.stdout is not None:  # keep the interpreter from complaining on exit
-                with contextlib.suppress(OSError, ValueError):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if streams.nobody_reads(error):
+                self.note("nobody reads stdout any more; rows go to the run folder only")
 
 
 def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCase], console: Console) -> Sweep:
@@ -75,20 +71,29 @@ def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCa
 
 
 def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Console, draw: Draw) -> int:
-    """Run the sweep to its end, or to the point where somebody stops it, and draw it; return the exit code."""
-    folder.set_status("running")
-    interrupt_on_sigterm()
-    assert isinstance(sweep.reporter, ConsoleReporter)
-    try:
-        with console:
-            sweep.run()
-        return finish(request, folder, sweep, sweep.reporter, console, draw)
-    except KeyboardInterrupt:
-        folder.set_status("interrupted")
-        retry = " --retry-failed" if request.retry_failed else ""
-        console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
-        console.note(f"go on with: commbench sweep --resume {_short(folder.path)}{retry}")
-        return EXIT_INTERRUPTED
+    """Run the sweep to its end, or to the point where somebody stops it, and draw it; return the exit code.
+
+    Raises `EnvironmentProblem` where the disk takes no more.
+    """
+    retry = " --retry-failed" if request.retry_failed else ""
+    go_on = f"go on with: commbench sweep --resume {_short(folder.path)}{retry}"
+    with storage(folder.path, f"make room, then {go_on}"):
+        folder.set_status("running")
+        interrupt_on_sigterm()
+        assert isinstance(sweep.reporter, ConsoleReporter)
+        try:
+            with console:
+                sweep.run()
+            return finish(request, folder, sweep, sweep.reporter, console, draw)
+        except KeyboardInterrupt:
+            folder.set_status("interrupted")
+            console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
+            console.note(go_on)
+            return EXIT_INTERRUPTED
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.set_status("interrupted")
+            raise
 
 
 def finish(
@@ -115,7 +120,7 @@ def finish(
             for path in draw(parquet.frame(rows, folder.run_id, compared), meta, folder.path / "plots"):
                 console.note(f"plot: {_short(path)}")
         except (OSError, ValueError) as error:
-            console.note(f"no plot: {error}")
+            console.note(f"no plot: {error}; draw it again with: commbench plot {_short(folder.path)}")
     ok = sum(row.status is Status.OK for row in rows)
     console.note(
         f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"

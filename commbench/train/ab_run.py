@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commbench
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError, storage
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
@@ -97,8 +97,12 @@ class Comparison:
     def run(self) -> int:
         """Return the exit code. However it ends, what has been measured until then is written and printed.
 
-        Raises what ranks refused.
+        Raises what ranks refused, and `EnvironmentProblem` where the disk takes no more.
         """
+        with storage(self.folder, "make room, then start it again; its whole rounds are in its launches.jsonl"):
+            return self._run()
+
+    def _run(self) -> int:
         interrupt_on_sigterm()
         steps, folder = self._arms[BASELINE].config.steps, self.folder
         self._console.note(f"{self.title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")

@@ -17,7 +17,15 @@ from typing import Any, NamedTuple
 
 import commbench
 from commbench import fabric, launch, transports, variables
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
+from commbench.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    CommbenchError,
+    EnvironmentProblem,
+    UsageError,
+    storage,
+)
 from commbench.launch import placement, supervise
 from commbench.launch.job import Job
 from commbench.launch.supervise import Watch
@@ -75,12 +83,14 @@ def once(request: TrainRequest) -> Ended:
 
 @contextlib.contextmanager
 def ending(folder: RunFolder, console: TrainConsole) -> Iterator[None]:
-    """See to it that no run is said to be running when it is not."""
-    try:
-        yield
-    except BaseException as error:
-        end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", console)
-        raise
+    """See to it that no run is said to be running when it is not, and that a disk without room ends it in words."""
+    with storage(folder.path, f"make room, then go on with: commbench train --resume {folder.path}"):
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                end(folder, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", "", console)
+            raise
 
 
 def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
@@ -155,6 +165,12 @@ def open_folder(request: TrainRequest, config: TrainConfig) -> RunFolder:
 
 def _create(request: TrainRequest, config: TrainConfig) -> RunFolder:
     folder = RunFolder.create(request.out, f"train-{config.recipe}")
+    with folder.completed():
+        _write_start(folder, request, config)
+    return folder
+
+
+def _write_start(folder: RunFolder, request: TrainRequest, config: TrainConfig) -> None:
     folder.lock.take()
     with contextlib.suppress(OSError):
         (folder.path / "samples").rmdir()  # of sweeps
@@ -172,7 +188,6 @@ def _create(request: TrainRequest, config: TrainConfig) -> RunFolder:
     }
     folder.write_json("config.json", json.loads(config.to_json()))
     folder.write_json("run.json", {**about, "status": "running"})
-    return folder
 
 
 def _reopen(path: Path, *, quiet: bool) -> RunFolder:
@@ -270,6 +285,7 @@ def finish(
         silence = f"no step for {watched.allowed_s:g} s{supervise.explain_silence(job)}"
         return end(folder, "failed", f"{silence}; see {job.folder}", console)
     reason = supervise.explain(job, launcher)
+    reason.stop_if_full()
     said = [line for line in reason.last_lines() if line.strip()][-3:] or ["the ranks ended early"]
     return end(folder, "failed", f"{reason.text or said[0]}; logs: {job.folder}", console)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -97,12 +96,9 @@ class TrainProgress:
 
 
 def write(text: str) -> None:
-    """Write a line to stdout, whose reader may go away without ending a training."""
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keep the interpreter from complaining on exit
+    """Write a line to stdout, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:

@@ -21,10 +21,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from commbench.data import Bytes
 from commbench.errors import EnvironmentProblem
+from commbench.files import write_atomically
 from commbench.layout import LinkClass
 from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
-from commbench.run_folder import write_atomically
 from commbench.transports.base import Array, Comm, Message, Ready, TwoSided, Work, Works
 from commbench.transports.host_clock import HostClock
 

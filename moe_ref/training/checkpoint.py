@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from commbench.errors import CorruptFile, UsageError
-from commbench.run_folder import write_atomically
+from commbench.files import write_atomically
 
 FORMAT = "commbench-checkpoint"
 # 1: first.
@@ -72,7 +72,8 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
         kind, why = (UsageError, failure) if failure else (OtherRankFailed, "another rank could not write")
         raise kind(f"no checkpoint of step {step} in {str(parent)!r}: {why}",
-                   hint="make room, or take another --out; the last checkpoint is whole")  # fmt: skip
+                   hint=f"make room, then go on with: commbench train --resume {parent.parent}; the last checkpoint "
+                        "is whole")  # fmt: skip
     if rank == 0:
         for old in sorted(parent.glob("step-*"))[:-keep]:
             shutil.rmtree(old, ignore_errors=True)

@@ -19,11 +19,12 @@ import torch.distributed.optim
 import commbench
 from commbench import transports, variables
 from commbench.errors import CommbenchError
+from commbench.files import write_atomically
 from commbench.launch.job import Job
 from commbench.measure import readback
 from commbench.rank_info import RankInfo
 from commbench.records import Fabric
-from commbench.run_folder import append_line, read_lines, repair, write_atomically
+from commbench.run_folder import append_line, read_lines, repair
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
 from moe_ref.dispatch import describe as describe_dispatch

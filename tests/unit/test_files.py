@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commbench.cli import _main
-from commbench.run_folder import atomic_file, write_atomically, write_named
+from commbench.files import atomic_file, write_atomically, write_named
 from tests.conftest import REPOSITORY
 
 PROFILE = REPOSITORY / "tests/data/exports/profile.json"

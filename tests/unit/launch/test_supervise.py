@@ -109,7 +109,7 @@ def test_the_rank_that_others_failed_because_of_is_told(
         write(job.folder / FAILURES, rank=rank, error=error)
     (job.folder / "launcher.log").write_text("a line\n" * 20)
     reason = supervise.explain(job, "local")
-    assert reason.text == said and not reason.disk_full
+    assert reason.text == said and reason.storage is None
     assert said.startswith(("rank 1 f", "rank 0 was")) or reason.last_lines() == ["a line"] * 8
 
 
@@ -121,9 +121,10 @@ def test_the_launcher_is_asked_where_no_rank_has_said_anything(job: Job) -> None
 
 def test_a_full_disk_is_told_by_its_number(job: Job) -> None:
     note_failure(job.folder, 0, OSError(errno.EACCES, os.strerror(errno.EACCES), "No space left"))
-    assert not supervise.explain(job, "local").disk_full
+    assert supervise.explain(job, "local").storage is None
     note_failure(job.folder, 1, OSError(errno.ENOSPC, "kein Platz", "samples"))
-    assert supervise.explain(job, "local").disk_full
+    found = supervise.explain(job, "local").storage
+    assert found is not None and found.errno == errno.ENOSPC and found.filename == "samples"
 
 
 def test_the_rank_that_stopped_first_is_found(tmp_path: Path) -> None:
@@ -273,4 +274,23 @@ def test_a_resume_removes_no_memory_of_others(tmp_path: Path) -> None:
         assert foreign.exists() and mapped.exists() and opened.exists() and elsewhere.exists()
     finally:
         for path in (own, foreign, mapped, opened):
+            path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("transport", "goes"), [("mpi", True), ("gloo", False)])
+def test_what_mpi_ranks_left_before_they_told_of_it_goes(tmp_path: Path, transport: str, goes: bool) -> None:
+    """Killed in MPI_Init: younger than the job, with a name that MPI gives, and in no process."""
+    old, young, held = (Path("/dev/shm") / f"mpich_shm_{name}-{os.getpid()}" for name in ("old", "young", "held"))
+    try:
+        old.touch()
+        time.sleep(0.02)  # files' times are as coarse as the kernel's ticks
+        (tmp_path / "order.json").write_text(json.dumps({"outer": {"transport": transport}}))
+        time.sleep(0.02)
+        young.touch()
+        held.touch()
+        with open(held, "rb"):
+            supervise.cleanup.remove(tmp_path)
+        assert old.exists() and held.exists() and young.exists() != goes
+    finally:
+        for path in (old, young, held):
             path.unlink(missing_ok=True)

@@ -22,9 +22,10 @@ import pytest
 
 from commbench.cli import _main
 from commbench.errors import CorruptFile
+from commbench.files import write_atomically
 from commbench.machine import metadata
 from commbench.records import Row, Status
-from commbench.run_folder import RunFolder, append_line, read_lines, repair, write_atomically
+from commbench.run_folder import RunFolder, append_line, read_lines, repair
 from tests.conftest import commbench, environment, here, only_run
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")

@@ -1,0 +1,61 @@
+"""How every command ends: errors in words, exit codes, and what becomes of output that nobody takes."""
+
+from __future__ import annotations
+
+import click
+
+from commbench.errors import CommbenchError
+from commbench.processes import streams
+
+_MOST_LETTERS = 2000  # of an error: what was typed may be longer
+_KEPT = ("sweep", "tune", "train")  # commands that keep in a folder what they print
+_PLANS = {"--dry-run", "--show-config"}  # with which they keep nothing
+
+
+def run(cli: click.Command, arguments: list[str]) -> int:
+    """Run a command to its exit code: every error is one `error:` line and one `hint:` line."""
+    streams.guard()
+    code = _run(cli, arguments)
+    error = streams.ended("stdout")
+    if error is None or streams.nobody_reads(error):
+        return code
+    why = f"stdout: {error.strerror}"
+    if arguments[0] in _KEPT and not _PLANS & {*arguments}:
+        _say(f"{why}; what it lacks is in the run folder")
+        return code
+    return code or _report(f"{why}, so what was printed is not whole", "make room, or print to another place", 2)
+
+
+def _run(cli: click.Command, arguments: list[str]) -> int:
+    try:
+        result = cli.main(arguments, prog_name="commbench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except CommbenchError as error:
+        return _report(str(error), error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "commbench"
+        return _report(error.format_message(), f"see {path} --help", 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _report("interrupted", "", 130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _report(f"{where}{error.strerror or error}", "is the disk full, read-only, or gone?", 2)
+
+
+def _say(text: str) -> None:
+    from commbench.console import stderr_console
+
+    stderr_console().print(text)
+
+
+def _report(message: str, hint: str, code: int) -> int:
+    from commbench.console import print_error
+
+    if len(message) > _MOST_LETTERS:
+        message = f"{message[:_MOST_LETTERS]}.. ({len(message)} letters)"
+    print_error(message, hint)
+    return code
