@@ -17,6 +17,8 @@ UNSET = "unset"
 # What `commbench exec` and launches tell their ranks, as nobody could find it out afterwards.
 BINDING, FABRIC = "COMMBENCH_BINDING", "COMMBENCH_FABRIC"
 PROFILE = "COMMBENCH_PROFILE"  # the file's path
+BACKEND = "COMMBENCH_BACKEND"  # what torch's process groups are wrapped for: profile, record
+REDUCTIONS = "COMMBENCH_REDUCTIONS"  # 1: sums go by the profile too
 CONTROL = "COMMBENCH_CONTROL"  # nobody reads it: a tuning's default start once more, in launches of its own
 _TOLD = re.compile(r"\b(NCCL_\w+) set by environment to (.*?)\.?\s*$", re.MULTILINE)
 

@@ -20,6 +20,9 @@ from torch.distributed import distributed_c10d
 from commbench.backend import observer
 from commbench.backend.describe import COLLECTIVES, observed_call
 from commbench.backend.observer import GroupInfo
+from commbench.backend.private_group import enter, leave
+from commbench.backend.profiled import LIBRARY, ProfiledCalls
+from commbench.backend.source import ProfileSource
 
 _OWN = {"boxed", "unbox", "rank", "size", "_id", "_pybind11_conduit_v1_", "_register_backend", "_set_default_backend"}
 
@@ -27,14 +30,21 @@ _OWN = {"boxed", "unbox", "rank", "size", "_id", "_pybind11_conduit_v1_", "_regi
 class WrappedGroup(dist.ProcessGroup):
     """torch's process group `inner`, seen on its way. Collective calls are told to the observer, if there is one."""
 
-    def __init__(self, inner: dist.ProcessGroup) -> None:
+    def __init__(self, inner: dist.ProcessGroup, source: ProfileSource | None = None) -> None:
+        """Wrap `inner`; its calls go by the profile of `source`, if there is one."""
         super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]  # the one that torch lets be derived
         self.inner = inner
         self._info: GroupInfo | None = None
+        self._source = source
+        self._profiled: ProfiledCalls | None = None
+        self._coalescing = 0
         kinds = dist.ProcessGroup.BackendType
-        names = {device: inner._get_backend(device) for device in inner._device_types}
-        for device, backend in names.items():
-            self._register_backend(device, getattr(kinds, backend.name().upper(), kinds.CUSTOM), backend)
+        backends = {device: inner._get_backend(device) for device in inner._device_types}
+        names = [backend.name().upper() for backend in backends.values()]
+        if inner.name() == "undefined":  # torch forgets it for `cpu:gloo`, once a backend of another name is known
+            inner._set_default_backend(getattr(kinds, names[0], kinds.CUSTOM))
+        for (device, backend), name in zip(backends.items(), names, strict=True):
+            self._register_backend(device, getattr(kinds, name, kinds.CUSTOM), backend)
         self._set_default_backend(getattr(kinds, str(inner.name()).upper(), kinds.CUSTOM))
 
     @property
@@ -65,29 +75,60 @@ class WrappedGroup(dist.ProcessGroup):
     def bound_device_id(self, device: torch.device | None) -> None:
         self.inner.bound_device_id = device
 
+    @property
+    def profiled(self) -> ProfiledCalls | None:
+        """Return what makes calls by the profile; None without one."""
+        if self._profiled is None and self._source is not None:
+            self._profiled = ProfiledCalls(self.inner, self.info.ranks, self.info.name, self._source)
+        return self._profiled
+
+    def library_group(self) -> dist.ProcessGroup:
+        """Return torch's own group, and let torch's functions know it."""
+        world = distributed_c10d._world
+        if self.inner not in world.pg_map:
+            devices = {device.type: self.inner._get_backend(device).name() for device in self.inner._device_types}
+            config = ",".join(f"{device}:{backend}" for device, backend in devices.items())
+            asked, store = world.pg_map[self]
+            known = asked if set(asked.split(",")) - {"commbench"} and "commbench" not in asked else config
+            enter(self.inner, self.info.ranks, known, config, store)
+        return self.inner
+
     def split_group(self, *given: Any, **named: Any) -> Any:
-        return _wrapped(self.inner.split_group(*given, **named))
+        return self._wrapped(self.inner.split_group(*given, **named))
 
     def merge_remote_group(self, *given: Any, **named: Any) -> Any:
-        return _wrapped(self.inner.merge_remote_group(*given, **named))
+        return self._wrapped(self.inner.merge_remote_group(*given, **named))
 
     def shutdown(self) -> None:
         if self.inner._has_hooks():  # torch waits for those of its own class alone
             self.inner._wait_for_pending_works()
+        self._let_go()
         self.inner.shutdown()
 
+    def abort(self) -> None:
+        self._let_go()
+        self.inner.abort()
+
+    def _start_coalescing(self, device: torch.device) -> None:
+        self._coalescing += 1  # calls in between are one of the library's
+        self.inner._start_coalescing(device)
+
+    def _end_coalescing(self, device: torch.device) -> Any:
+        self._coalescing -= 1
+        return self.inner._end_coalescing(device)
+
     def call(self, function: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        """Make a collective call on the inner group, before the eyes of the observer."""
+        """Make a collective call, before the eyes of the observer."""
         seeing = observer.current
         if seeing is None:
-            return getattr(self.inner, function)(*given, **named)
+            return self._make(function, given, named)
         try:
             token = seeing.begin(observed_call(self.info, function, given, named))
         except Exception as error:
             observer.drop(error)
-            return getattr(self.inner, function)(*given, **named)
+            return self._make(function, given, named)
         try:
-            work = getattr(self.inner, function)(*given, **named)
+            work = self._make(function, given, named)
         except BaseException as error:
             seeing.failed(token, error)
             raise
@@ -97,9 +138,25 @@ class WrappedGroup(dist.ProcessGroup):
             observer.drop(error)
             return work
 
+    def _make(self, function: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Make a call by the profile, if that has a choice of its own for it, else by torch."""
+        if self._source is not None and not named and not self._coalescing:
+            profiled = self._profiled or self.profiled
+            assert profiled is not None
+            by_profile = profiled.functions.get(function)
+            if by_profile is not None and (work := by_profile(*given)) is not LIBRARY:
+                return work
+        return getattr(self.inner, function)(*given, **named)
 
-def _wrapped(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    return group if group is None or isinstance(group, WrappedGroup) else WrappedGroup(group)
+    def _wrapped(self, group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+        return None if group is None else WrappedGroup(group, self._source)
+
+    def _let_go(self) -> None:
+        """Forget what was made for the profile, and that torch's functions know the inner group."""
+        if self._profiled is not None:
+            self._profiled.close()
+        self._source = self._profiled = None
+        leave(self.inner)
 
 
 def _collective(name: str) -> Callable[..., Any]:

@@ -7,9 +7,7 @@ takes its place. What the program sees of it, `get_backend` first, is what torch
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,13 +15,14 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from commbench.backend.group import WrappedGroup
+from commbench.backend.source import ProfileSource
+from commbench.transports import plain_groups
 
 _MAKE = "_new_process_group_helper"
-_PLAIN = threading.local()
 
 
-def install(prepare: Callable[[], None]) -> None:
-    """Wrap the groups that are made from now on, each after `prepare`. A second call changes nothing."""
+def install(prepare: Callable[[], ProfileSource | None]) -> None:
+    """Wrap the groups that are made from now on, each by what `prepare` returns. A second call changes nothing."""
     made = getattr(distributed_c10d, _MAKE)
     if hasattr(made, "__wrapped__"):
         return
@@ -31,27 +30,16 @@ def install(prepare: Callable[[], None]) -> None:
     @functools.wraps(made)
     def make(*given: Any, **named: Any) -> Any:
         group, store = made(*given, **named)
-        if type(group) is dist.ProcessGroup and not getattr(_PLAIN, "depth", 0):
-            prepare()
-            group = replace(group)
+        if type(group) is dist.ProcessGroup and not plain_groups.wanted():
+            group = replace(group, prepare())
         return group, store
 
     setattr(distributed_c10d, _MAKE, make)
 
 
-@contextmanager
-def plain_groups() -> Iterator[None]:
-    """Groups that this thread makes inside are torch's own."""
-    _PLAIN.depth = getattr(_PLAIN, "depth", 0) + 1
-    try:
-        yield
-    finally:
-        _PLAIN.depth -= 1
-
-
-def replace(group: dist.ProcessGroup) -> WrappedGroup:
+def replace(group: dist.ProcessGroup, source: ProfileSource | None) -> WrappedGroup:
     """Return a wrapped group, which stands for `group` in all of torch's tables."""
-    wrapped, world = WrappedGroup(group), distributed_c10d._world
+    wrapped, world = WrappedGroup(group, source), distributed_c10d._world
     tables: list[dict[dist.ProcessGroup, Any]] = [
         getattr(world, name) for name in ("pg_map", "pg_names", "pg_group_ranks", "pg_backend_config", "pg_to_tag")
     ]

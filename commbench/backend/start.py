@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
-import sys
 
+from commbench import variables
 from commbench.backend import observer
 from commbench.backend.install import install
-from commbench.errors import CommbenchError
+from commbench.backend.said import describe, say
+from commbench.backend.source import ProfileSource
 
-VARIABLE = "COMMBENCH_BACKEND"
 MODES = ("profile", "record")  # may be both, with a comma
 _RECORDER = "commbench.record"  # stands above this folder, so that it is found by its name
-_done: set[str] = set()
 
 
 def start() -> None:
     """Wrap the groups of this process as the variable asks. Says in one line on stderr why not, if so; never raises."""
     try:
-        modes = [mode.strip() for mode in os.environ.get(VARIABLE, "").split(",") if mode.strip()]
+        modes = [mode.strip() for mode in os.environ.get(variables.BACKEND, "").split(",") if mode.strip()]
         if unknown := [mode for mode in modes if mode not in MODES]:
-            return say(f"{VARIABLE} is {unknown[0]!r}, which is none of {', '.join(MODES)}: nothing is wrapped")
-        if "record" in modes:
-            install(_observe)
+            say(f"{variables.BACKEND} is {unknown[0]!r}, which is none of {', '.join(MODES)}: nothing is wrapped")
+        elif modes:
+            install(lambda: _prepare(modes))
     except Exception as error:  # torch makes of it an `import torch` that fails, whatever program it is
         say(f"the program runs without commbench: {describe(error)}")
-    return None
 
 
+def _prepare(modes: list[str]) -> ProfileSource | None:
+    """Return the profile of a group that is being made, if it is to go by one."""
+    if "record" in modes:
+        _observe()
+    return of_environment() if "profile" in modes else None
+
+
+@functools.cache
+def of_environment() -> ProfileSource | None:
+    """Return the profile that the variables name; None, with the reason said, where they name none that can be read."""
+    path = os.environ.get(variables.PROFILE, "")
+    if not path:
+        say(f"{variables.PROFILE} names no profile: torch makes all calls itself")
+        return None
+    source = ProfileSource(path, reductions=os.environ.get(variables.REDUCTIONS, "") == "1")
+    if source.error is not None:  # other ranks may be able to, and wait for this one to say so
+        say(f"torch makes all calls itself: {describe(source.error)}")
+    return source
+
+
+@functools.cache
 def _observe() -> None:
     """Load the recorder, once."""
-    if "record" in _done:
-        return
-    _done.add("record")
     try:
         observer.current = importlib.import_module(_RECORDER).observer()
     except Exception as error:
         say(f"nothing is recorded: {describe(error)}")
-
-
-def describe(error: BaseException) -> str:
-    """Return an error in one line."""
-    hint = f" ({error.hint})" if isinstance(error, CommbenchError) and error.hint else ""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words + hint if isinstance(error, CommbenchError) else f"{type(error).__name__}: {words}"
-
-
-def say(text: str) -> None:
-    sys.stderr.write(f"commbench: {text}\n")

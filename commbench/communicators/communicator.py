@@ -20,7 +20,7 @@ from commbench.communicators.call_cache import CallCache
 from commbench.communicators.explain import CommunicatorInfo, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import CallContext, CallRequest
-from commbench.communicators.select import PEER, PLAIN, Ask, Chooser
+from commbench.communicators.select import PEER, PLAIN, Ask, Chooser, Chosen
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.spec import Value
@@ -195,6 +195,10 @@ class Communicator:
         self._transport.publish()
         assert isinstance(flat, torch.Tensor)
         return flat
+
+    def choose(self, ask: Ask) -> Chosen:
+        """Return what a call would take. Raises `UsageError` where no algorithm can do it. Not collective."""
+        return self._chooser.choose(ask)
 
     def explain(self) -> str:
         """Return in words the set-up, how it differs from the profile's scope, and the choice for each kind of call."""

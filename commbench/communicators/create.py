@@ -27,7 +27,7 @@ from commbench.profile import Profile, Scope, file, scope
 from commbench.profile.scope import Here, OutOfScope
 from commbench.profile.table import Table
 from commbench.records import Fabric
-from commbench.transports.existing_group import join, transport_of
+from commbench.transports.existing_group import JoinedGloo, join, library_group, transport_of
 from commbench.transports.gloo import gather
 from commbench.variables import FABRIC
 
@@ -36,9 +36,17 @@ Votes = Callable[[Sequence[float]], npt.NDArray[np.float64]]
 
 
 def make(
-    group: dist.ProcessGroup | None, profile: Profile | None, name: str, *, allow_mismatch: bool = False
+    group: dist.ProcessGroup | None,
+    profile: Profile | None,
+    name: str,
+    *,
+    allow_mismatch: bool = False,
+    gloo: Callable[[dist.ProcessGroup], JoinedGloo] = JoinedGloo,
 ) -> Communicator:
-    """Make the communicator of `group`, None for all ranks. What is wrong on one rank is raised on all. Collective."""
+    """Make the communicator of `group`, None for all ranks. What is wrong on one rank is raised on all. Collective.
+
+    `gloo`: how a group of gloo is joined.
+    """
     if not dist.is_available() or not dist.is_initialized():
         raise EnvironmentProblem(
             "torch.distributed is not initialised, so there are no ranks to communicate with",
@@ -49,6 +57,7 @@ def make(
         raise UsageError(
             f"this process is no rank of the group {group!r}", hint="only the members of a group make its communicator"
         )
+    group = library_group(group)
     ranks = dist.get_process_group_ranks(group)
     if ranks != sorted(ranks):
         raise UsageError(
@@ -56,13 +65,13 @@ def make(
             hint="torch sorts those of its sub-groups: sort them",
         )
     transport_name = transport_of(group)
-    votes = _votes(group, transport_name)
+    votes = votes_over(group, transport_name)
     hosts = gather_or_raise(votes, lambda: _facts(profile))
     if len({fact["profile"] for fact in hosts}) > 1:
         digests = ", ".join(fact["profile"] for fact in hosts)
         raise UsageError(f"the ranks have different profiles: digests {digests}", hint="give all ranks the same file")
     layout, note = layout_of([fact["host"] for fact in hosts])
-    transport = join(group, transport_name, one_host=len({fact["host"] for fact in hosts}) == 1)
+    transport = join(group, transport_name, one_host=len({fact["host"] for fact in hosts}) == 1, gloo=gloo)
     machines = len({fact["machine"] for fact in hosts})
     here = Here(
         transport=transport_name,
@@ -99,7 +108,7 @@ def _matching(profile: Profile, here: Here, note: str, name: str, *, allow_misma
         raise OutOfScope(f"{error}{f'; {note}' if note else ''}", hint=error.hint) from error
 
 
-def _votes(group: dist.ProcessGroup, transport: str) -> Votes:
+def votes_over(group: dist.ProcessGroup, transport: str) -> Votes:
     device = torch.device("cuda", torch.cuda.current_device()) if transport == "nccl" else None
     return functools.partial(gather, group, dist.get_world_size(group), device=device)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,11 +74,11 @@ class Joined(Protocol):
 class JoinedGloo(Gloo):
     """CPU tensors. Votes go over the group itself: they are taken where nothing is timed."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, comm: type[GlooComm] = GlooComm) -> None:
         super().__init__({})
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.place = torch.device("cpu")
-        self.world = GlooComm(group, self.place)
+        self.world = comm(group, self.place)
         self._votes = group
 
     def withdraw(self) -> None:
@@ -117,10 +117,18 @@ def transport_of(group: dist.ProcessGroup) -> str:
     )
 
 
-def join(group: dist.ProcessGroup, name: str, *, one_host: bool) -> Joined:
-    """Collective: the transport `name` over `group`. `one_host`: all its ranks are on one."""
+def library_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return torch's own group where `group` is one that commbench has wrapped around it."""
+    inner = getattr(group, "library_group", None)
+    return group if inner is None else inner()
+
+
+def join(
+    group: dist.ProcessGroup, name: str, *, one_host: bool, gloo: Callable[[dist.ProcessGroup], JoinedGloo] = JoinedGloo
+) -> Joined:
+    """Collective: the transport `name` over `group`. `one_host`: all ranks are on one. `gloo`: how that is joined."""
     if name == "gloo":
-        return JoinedGloo(group)
+        return gloo(group)
     from commbench.transports.existing_nccl_group import JoinedNccl
 
     return JoinedNccl(group, torch.device("cuda", torch.cuda.current_device()), one_host=one_host)

@@ -27,6 +27,7 @@ from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm, Message, Ready, TwoSided, Work, Works
 from commbench.transports.host_clock import HostClock
+from commbench.transports.plain_groups import plain_groups
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
@@ -149,16 +150,21 @@ class TorchComm(TwoSided):
             raise ValueError(f"rank {self.rank} is in no group of {partition}")
         key = tuple(mine)
         if key not in self._subgroups:
-            ours = dist.get_process_group_ranks(self._group)
-            _check_names(self)
-            # Only the members of a group create it, so that groups of groups work; torch names it after its ranks.
-            # The backend is the parent's: a program's default group may have another.
-            group = dist.new_group(
+            self._subgroups[key] = self._of(self._new_group(mine), mine)
+        return self._subgroups[key]
+
+    def _new_group(self, mine: Sequence[int]) -> dist.ProcessGroup:
+        """Return a group of `mine`, ranks of this one. Collective for these, and only they call it."""
+        ours = dist.get_process_group_ranks(self._group)
+        _check_names(self)
+        # Only the members of a group create it, so that groups of groups work; torch names it after its ranks.
+        # The backend is the parent's: a program's default group may have another.
+        with plain_groups():
+            group: dist.ProcessGroup = dist.new_group(
                 [ours[rank] for rank in mine], timeout=LIBRARY_TIMEOUT, backend=dist.get_backend(self._group),
                 use_local_synchronization=True,
             )  # fmt: skip
-            self._subgroups[key] = self._of(group, mine)
-        return self._subgroups[key]
+        return group
 
     def _of(self, group: dist.ProcessGroup, ranks: Sequence[int]) -> TorchComm:
         """The communicator of `group`: `ranks` of this one."""
@@ -241,14 +247,16 @@ class Gloo(HostClock):
         store = shared if shared is not None else meet(info)
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[0]
-        dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT)
+        with plain_groups():
+            dist.init_process_group("gloo", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT)
         world = dist.group.WORLD
         assert world is not None
         self.world: Comm = GlooComm(world, torch.device("cpu"))
         # Votes and barriers have a group of their own, so that they never meet timed messages.
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[1]
-        self._votes = dist.new_group(timeout=LIBRARY_TIMEOUT)
+        with plain_groups():
+            self._votes = dist.new_group(timeout=LIBRARY_TIMEOUT)
         if self._interfaces is not None:
             os.environ[_INTERFACE] = self._interfaces[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
 
 from commbench.transports.device import Host
@@ -53,3 +53,10 @@ class OnHost:
 
 class HostClock(OnHost, HostMarks):
     """Samples are taken with the host's clock."""
+
+
+def elapsed_us(call: Callable[[], object]) -> float:
+    """Return how long a call took, that is done when it returns."""
+    start = time.perf_counter()
+    call()
+    return 1e6 * (time.perf_counter() - start)

@@ -38,6 +38,7 @@ from commbench.transports.cuda.registered_memory import Windows
 from commbench.transports.cuda.symmetric_memory import PeerMemory
 from commbench.transports.cuda.timer import EventTimer, HostTimer
 from commbench.transports.gloo import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
+from commbench.transports.plain_groups import plain_groups
 
 _DONE = Done()
 _LARGE = 256 << 20  # bytes of a case after which the garbage is collected: closures may hold buffers
@@ -186,13 +187,15 @@ class Nccl:
         self.side_stream, self.copy_stream = torch.cuda.Stream(), torch.cuda.Stream()
         self.device = Cuda(self.cuda.index)
         store = shared if shared is not None else meet(info)
-        dist.init_process_group(
-            "nccl", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT, device_id=self.cuda
-        )
+        with plain_groups():
+            dist.init_process_group(
+                "nccl", store=store, rank=info.rank, world_size=info.size, timeout=LIBRARY_TIMEOUT, device_id=self.cuda
+            )
         world = dist.group.WORLD
         assert world is not None
         # Votes and barriers have a group of their own, on the host.
-        self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
+        with plain_groups():
+            self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
         self._one_host = info.local_size == info.size
         self._open(world, one_host=self._one_host and not self._virtual_hosts)
         if self._one_sided:
