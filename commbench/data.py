@@ -1,21 +1,31 @@
-"""Test data that every rank can recompute for every other rank, so that a check needs no communication."""
+"""Test data that every rank can recompute for every other rank, so that a check needs no communication.
+
+A block is cut into pieces of `CHUNK_BYTES`. A piece follows from a word of 64 bits that is its own (of the block's
+sender, receiver and place) and differs from call to call: the data of two calls, blocks or places differ everywhere.
+What only moves is a table of random words, each combined with that word; what is computed with is a part of a pool of
+numbers, which begins where that word says.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Words = npt.NDArray[np.uint64]
 
-CHUNK_BYTES = 1 << 20  # small enough to stay in cache while it is mixed
+CHUNK_BYTES = 1 << 16  # small enough to leave caches as they are, as far as can be
+POOL_STARTS = 1 << 16  # places of a pool, in elements, at which a piece may begin; a power of two
+WORD_BYTES = 8
 
 
 class Block(NamedTuple):
-    """`nbytes` bytes that follow from `key`."""
+    """`nbytes` bytes that follow from `key` and the number of the call."""
 
     key: int
     nbytes: int
@@ -32,15 +42,20 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def block_key(seed: int, salt: int, src: int, dst: int) -> int:
-    """64-bit key of the block that `src` sends to `dst` in the call numbered `salt`."""
+def block_key(seed: int, src: int, dst: int) -> int:
+    """64-bit key of the blocks that `src` sends to `dst`."""
     key = seed & _MASK
-    for part in (salt, src, dst):
+    for part in (src, dst):
         key = _mix((key + _GAMMA * (part + 1)) & _MASK)
     return key
 
 
-def words(key: int, count: int) -> npt.NDArray[np.uint64]:
+def call_word(salt: int) -> int:
+    """The random word of the call numbered `salt`, with which that of each piece is combined."""
+    return _mix(_GAMMA * (salt + 1) & _MASK)
+
+
+def words(key: int, count: int) -> Words:
     """The first `count` words of the stream of `key` (splitmix64: word i is a hash of key + i * gamma)."""
     z = np.arange(1, count + 1, dtype=np.uint64)
     z *= np.uint64(_GAMMA)
@@ -54,9 +69,9 @@ def words(key: int, count: int) -> npt.NDArray[np.uint64]:
 
 
 @functools.cache
-def table() -> npt.NDArray[np.uint64]:
-    """The words of which, each combined with one of `piece_words`, every block is made."""
-    return words(0, CHUNK_BYTES // 8)
+def table() -> Words:
+    """The words of which, each combined with that of a piece and of a call, every block that only moves is made."""
+    return words(0, CHUNK_BYTES // WORD_BYTES)
 
 
 def piece_word(key: int, piece: int) -> int:
@@ -64,20 +79,79 @@ def piece_word(key: int, piece: int) -> int:
     return _mix((key + _GAMMA * (piece + 1)) & _MASK)
 
 
-def piece_words(key: int, nbytes: int) -> list[int]:
-    """One random word for each piece of the block of `key`."""
-    return [piece_word(key, piece) for piece in range(-(-nbytes // CHUNK_BYTES))]
+class Run(NamedTuple):
+    """Equal pieces of a buffer, as rows of a matrix of bytes.
 
-
-def block_chunks(key: int, nbytes: int) -> Iterator[Bytes]:
-    """The `nbytes` bytes of the block of `key`, in pieces of at most `CHUNK_BYTES`.
-
-    One table of random words, combined with one random word per (block, piece): a piece in a wrong place differs in
-    every word, a shifted one in almost all, for the price of one pass where hashing each word takes eight.
+    There are `rows` of them; each lies `step` bytes after the one before. The first is at `start + column`, and each
+    has `width` bytes. words: of each, its random word.
     """
-    for number, word in enumerate(piece_words(key, nbytes)):
-        piece = min(CHUNK_BYTES, nbytes - number * CHUNK_BYTES)
-        yield (table()[: -(-piece // 8)] ^ np.uint64(word)).view(np.uint8)[:piece]
+
+    start: int
+    rows: int
+    step: int
+    column: int
+    width: int
+    words: Words
+
+    def of(self, array: Any, first: int, last: int) -> Any:
+        """Return the rows `first` to `last` of a flat buffer of bytes, as a matrix that shares its memory."""
+        whole = array[self.start + first * self.step : self.start + last * self.step]
+        return whole.reshape(last - first, self.step)[:, self.column : self.column + self.width]
+
+    def at(self, row: int, byte: int) -> int:
+        """Return where in the buffer a byte of a row is."""
+        return self.start + row * self.step + self.column + byte
+
+
+class Pattern:
+    """What a buffer holds in any call: `blocks` one after the other, of elements of `itemsize` bytes.
+
+    pool: for data to compute with, the numbers of which a piece is a part; None for data that only move.
+    """
+
+    def __init__(self, blocks: Iterable[Block], itemsize: int, pool: Bytes | None = None) -> None:
+        self.itemsize, self.pool = itemsize, pool
+        self.runs = list(_runs(blocks))
+        self.nbytes = sum(run.rows * run.width for run in self.runs)
+        self.on_device: Any = None  # what a GPU keeps of it
+
+    def made(self, run: Run, first: int, last: int, salt: int, *, invert: bool = False) -> Bytes:
+        """Return the right rows `first` to `last` of `run` in the call numbered `salt`, or their complements."""
+        tags = run.words[first:last] ^ np.uint64(call_word(salt))
+        if self.pool is None:
+            tags = ~tags if invert else tags
+            return (table()[: -(-run.width // WORD_BYTES)] ^ tags[:, None]).view(np.uint8)[:, : run.width]
+        starts = ((tags & np.uint64(POOL_STARTS - 1)) * np.uint64(self.itemsize)).tolist()
+        rows = np.stack([self.pool[start : start + run.width] for start in starts])
+        return ~rows if invert else rows
+
+    def whole(self, salt: int) -> Bytes:
+        """Return all bytes of the buffer in the call numbered `salt`."""
+        array = np.empty(self.nbytes, np.uint8)
+        for run in self.runs:
+            run.of(array, 0, run.rows)[...] = self.made(run, 0, run.rows, salt)
+        return array
+
+
+def _runs(blocks: Iterable[Block]) -> Iterator[Run]:
+    start = 0
+    for nbytes, group in itertools.groupby(blocks, key=lambda block: block.nbytes):
+        keys = [block.key for block in group]
+        whole, rest = divmod(nbytes, CHUNK_BYTES)
+        if whole and not rest:
+            yield Run(start, len(keys) * whole, CHUNK_BYTES, 0, CHUNK_BYTES, _words_of(keys, range(whole)))
+        elif whole:
+            for number, key in enumerate(keys):
+                place = start + number * nbytes
+                yield Run(place, whole, CHUNK_BYTES, 0, CHUNK_BYTES, _words_of([key], range(whole)))
+        if rest:
+            column = whole * CHUNK_BYTES
+            yield Run(start, len(keys), nbytes, column, rest, _words_of(keys, range(whole, whole + 1)))
+        start += nbytes * len(keys)
+
+
+def _words_of(keys: list[int], pieces: range) -> Words:
+    return np.array([piece_word(key, piece) for key in keys for piece in pieces], dtype=np.uint64)
 
 
 # What a reduction does with two whole numbers.

@@ -193,6 +193,7 @@ class Measurement:
     reason: str = ""
     warmup: int = 0
     samples: int = 0
+    checked_calls: int | None = None  # whose output was compared since timing began; null in files of old versions
     calls_per_sample: int = 0
     time_us: float | None = None  # median over samples of the maximum over ranks
     time_us_mean: float | None = None  # median over samples of the mean over ranks
@@ -263,6 +264,7 @@ class Row:
     rank_memory: str = ""  # and the NUMA nodes to which its memory was bound; "-" for a rank's that was not
     launches: int
     samples: int
+    checked_calls: int | None = None  # whose output was compared since timing began, of all launches
     time_us: float | None
     time_us_low: float | None
     time_us_high: float | None

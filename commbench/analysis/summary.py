@@ -155,6 +155,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
     # All groups do the same at the same time.
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
     done = [m for m in measurements if m.status is Status.OK]
+    checked = [m.checked_calls for m in done]
     computed = {
         "case_id": case.case_id,
         "status": status,
@@ -167,6 +168,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "rank_memory": _read_back([m.rank_memory for m in done]),
         "launches": len({m.launch for m in done}),
         "samples": sum(m.samples for m in done),
+        "checked_calls": None if None in checked else sum(number or 0 for number in checked),
         "inter_bytes": None if traffic is None else traffic["inter"] * groups,
         "intra_bytes": None if traffic is None else traffic["intra"] * groups,
         "mean_bytes": mean_bytes,

@@ -23,12 +23,12 @@ class AllGather(Blocks):
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, 0, rank * spec.block_bytes)
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        yield Block(block_key(seed, salt, rank, 0), spec.block_bytes)
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield Block(block_key(seed, rank, 0), spec.block_bytes)
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for src in range(spec.ranks):
-            yield Block(block_key(seed, salt, src, 0), spec.block_bytes)
+            yield Block(block_key(seed, src, 0), spec.block_bytes)
 
     def needs(self, spec: Spec) -> list[Need]:
         n, nodes = spec.ranks, spec.layout.nodes

@@ -20,13 +20,13 @@ class AllToAll(Blocks):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for dst in range(spec.ranks):
-            yield Block(block_key(seed, salt, rank, dst), spec.block_bytes)
+            yield Block(block_key(seed, rank, dst), spec.block_bytes)
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for src in range(spec.ranks):
-            yield Block(block_key(seed, salt, src, rank), spec.block_bytes)
+            yield Block(block_key(seed, src, rank), spec.block_bytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message for each pair of ranks."""

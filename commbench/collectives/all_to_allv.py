@@ -52,13 +52,13 @@ class AllToAllV(Blocks):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return int(self.counts(spec)[:, rank].sum())
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for dst, nbytes in enumerate(self.counts(spec)[rank].tolist()):
-            yield Block(block_key(seed, salt, rank, dst), nbytes)
+            yield Block(block_key(seed, rank, dst), nbytes)
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for src, nbytes in enumerate(self.counts(spec)[:, rank].tolist()):
-            yield Block(block_key(seed, salt, src, rank), nbytes)
+            yield Block(block_key(seed, src, rank), nbytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message for each pair of ranks that have something to say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from commbench.data import Block, Bytes, block_chunks
+from commbench.data import Block, Bytes
 from commbench.layout import Layout
 from commbench.links import Need
 from commbench.spec import DTYPES, Arguments, Spec, Value
@@ -72,23 +72,23 @@ class Collective(Protocol):
         ...
 
     def repeatable(self, spec: Spec) -> bool:
-        """Whether a call on what the last one left gives the same again, so that timed calls can be checked."""
+        """Whether a call on what the last one left gives the same again: so calls without new data can be checked."""
         ...
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        """Rank `rank`'s input for the call numbered `salt`, from the first byte to the last, in pieces."""
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        """Rank `rank`'s input: blocks, one after the other."""
         ...
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        """Rank `rank`'s right output for the call numbered `salt`, in the same form."""
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        """Rank `rank`'s right output, in the same form."""
         ...
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
-        """Where the input is nothing but blocks, one after the other: those, for a device that makes data itself."""
+    def input_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        """Where it computes: the numbers of which each piece of the input is a part (`data.Pattern`)."""
         ...
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
-        """The same of the right output."""
+    def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        """What the pools of all ranks give together, element by element: the right output is made of it."""
         ...
 
     def needs(self, spec: Spec) -> list[Need]:
@@ -132,26 +132,12 @@ class Moves:
     def mean_bytes(self, spec: Spec) -> float | None:
         return None
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+    def input_pool(self, spec: Spec, rank: int) -> Bytes | None:
         return None
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block] | None:
+    def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
         return None
 
 
 class Blocks(Moves):
-    """A collective that moves whole blocks of data, whose bytes mean nothing to it."""
-
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        raise NotImplementedError
-
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        raise NotImplementedError
-
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        for block in self.input_blocks(spec, rank, seed=seed, salt=salt):
-            yield from block_chunks(*block)
-
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        for block in self.expected_blocks(spec, rank, seed=seed, salt=salt):
-            yield from block_chunks(*block)
+    """A collective that moves whole blocks of data, from one rank to another, whose bytes mean nothing to it."""

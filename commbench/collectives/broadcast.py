@@ -31,11 +31,11 @@ class Broadcast(Blocks):
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return InPlace(spec.size_bytes, 0, 0)
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        yield Block(block_key(seed, salt, rank, 0), self.input_bytes(spec, rank))
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield Block(block_key(seed, rank, 0), self.input_bytes(spec, rank))
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        yield Block(block_key(seed, salt, int(spec.arguments["root"]), 0), spec.size_bytes)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield Block(block_key(seed, int(spec.arguments["root"]), 0), spec.size_bytes)
 
     def needs(self, spec: Spec) -> list[Need]:
         return of_shared(spec.size_bytes, spec.size_bytes, spec.layout)

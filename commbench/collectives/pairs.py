@@ -60,13 +60,13 @@ class Pairs(Blocks):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return 0 if peers(spec, rank).source is None else spec.size_bytes
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         if (to := peers(spec, rank).to) is not None:
-            yield Block(block_key(seed, salt, rank, to), spec.size_bytes)
+            yield Block(block_key(seed, rank, to), spec.size_bytes)
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         if (source := peers(spec, rank).source) is not None:
-            yield Block(block_key(seed, salt, source, rank), spec.size_bytes)
+            yield Block(block_key(seed, source, rank), spec.size_bytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         return [Send(src, dst, spec.size_bytes) for src, dst in directed(spec)]

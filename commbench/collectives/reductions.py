@@ -6,13 +6,14 @@ check needs no tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from commbench.collectives.base import Argument, InPlace, Moves
-from commbench.data import OPS, Bytes, block_chunks, block_key, encode
+from commbench.data import CHUNK_BYTES, OPS, POOL_STARTS, WORD_BYTES, Block, Bytes, block_key, encode, words
 from commbench.links import Need, of_shared
 from commbench.spec import DTYPES, Arguments, Spec
 
@@ -36,19 +37,21 @@ class _Reduction(Moves):
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         for part in range(spec.ranks):
-            for values in self._numbers(spec, rank, part, seed=seed, salt=salt):
-                yield encode(values, spec.dtype)
+            yield _part(spec, part, seed=seed)
 
-    def _numbers(self, spec: Spec, rank: int, part: int, *, seed: int, salt: int) -> Iterator[Integers]:
-        key, op = block_key(seed, salt, rank, part), str(spec.arguments["op"])
-        return numbers(key, spec.block_bytes, spec.dtype, op, rank=rank, ranks=spec.ranks)
+    def input_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        op = str(spec.arguments["op"])
+        return pool(spec.dtype, op, rank=rank, ranks=spec.ranks, largest=spec.block_bytes)
 
-    def _combined(self, spec: Spec, part: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        """Part `part` of the result, in pieces."""
-        streams = [self._numbers(spec, rank, part, seed=seed, salt=salt) for rank in range(spec.ranks)]
-        yield from combined(streams, spec.dtype, str(spec.arguments["op"]))
+    def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        return combined_pool(spec.dtype, str(spec.arguments["op"]), ranks=spec.ranks, largest=spec.block_bytes)
+
+
+def _part(spec: Spec, part: int, *, seed: int) -> Block:
+    """Part `part` of the input of any rank, and of the result: elements of all ranks meet those of the same place."""
+    return Block(block_key(seed, part, part), spec.block_bytes)
 
 
 class AllReduce(_Reduction):
@@ -66,9 +69,8 @@ class AllReduce(_Reduction):
     def repeatable(self, spec: Spec) -> bool:
         return not spec.in_place or spec.arguments["op"] in ("min", "max")
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        for part in range(spec.ranks):
-            yield from self._combined(spec, part, seed=seed, salt=salt)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        return self.input_blocks(spec, rank, seed=seed)
 
     def needs(self, spec: Spec) -> list[Need]:
         # Everything but the own part must be combined elsewhere and come back: reduce_scatter, then all_gather.
@@ -94,8 +96,8 @@ class ReduceScatter(_Reduction):
     def repeatable(self, spec: Spec) -> bool:
         return not spec.in_place  # the parts of the others are lost
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
-        yield from self._combined(spec, rank, seed=seed, salt=salt)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield _part(spec, rank, seed=seed)
 
     def needs(self, spec: Spec) -> list[Need]:
         n, nodes = spec.ranks, spec.layout.nodes
@@ -112,36 +114,45 @@ def unsupported_reduction(ranks: int, dtype: str, op: str) -> str:
     return ""
 
 
-def combined(streams: Sequence[Iterator[Integers]], dtype: str, op: str) -> Iterator[Bytes]:
-    """What the numbers of several ranks give together, in pieces."""
-    for pieces in zip(*streams, strict=True):
-        total = pieces[0]
-        for piece in pieces[1:]:
-            total = OPS[op](total, piece)
-        yield encode(total, dtype)
+def pool(dtype: str, op: str, *, rank: int, ranks: int, largest: int) -> Bytes:
+    """Return the numbers that `rank` of `ranks` brings, as many as pieces of blocks of `largest` bytes need."""
+    return encode(_numbers(dtype, op, rank, ranks, _pool_elements(dtype, largest)), dtype)
 
 
-def numbers(key: int, nbytes: int, dtype: str, op: str, *, rank: int, ranks: int) -> Iterator[Integers]:
-    """The whole numbers that `rank` of `ranks` brings to `nbytes` of the result, in pieces.
+def combined_pool(dtype: str, op: str, *, ranks: int, largest: int) -> Bytes:
+    """Return what the pools of all ranks give together."""
+    return _combined(dtype, op, ranks, _pool_elements(dtype, largest))
 
-    `key` makes them different for each rank, part and call. They use the sign and, where products wrap around, all
-    bits, so that a wrong type is seen.
+
+def _pool_elements(dtype: str, largest: int) -> int:
+    """Return how many numbers will do for blocks of `largest` bytes, and for others of about that size."""
+    return POOL_STARTS + (1 << (min(largest, CHUNK_BYTES) // DTYPES[dtype]).bit_length())
+
+
+@functools.lru_cache(maxsize=4)
+def _combined(dtype: str, op: str, ranks: int, count: int) -> Bytes:
+    total = _numbers(dtype, op, 0, ranks, count)
+    for rank in range(1, ranks):
+        total = OPS[op](total, _numbers(dtype, op, rank, ranks, count))
+    return encode(total, dtype)
+
+
+def _numbers(dtype: str, op: str, rank: int, ranks: int, count: int) -> Integers:
+    """Return whole numbers that any order of combining combines without rounding; other ones for each rank.
+
+    They use the sign and, where products wrap around, all bits, so that a wrong type is seen.
     """
-    itemsize = DTYPES[dtype]
-    for chunk in block_chunks(key, nbytes // itemsize * (itemsize if dtype in _WRAPS else 1)):
-        if dtype in _WRAPS:
-            values = chunk.view(np.int32 if dtype == "int32" else np.uint8).astype(np.int64)
-            if op == "sum":  # never past the end: Open MPI's vector code saturates sums of bytes
-                yield values // ranks if dtype == "int32" else values % (max(1, 255 // ranks) + 1)
-            else:  # odd factors lose nothing: a product of even ones soon is 0
-                yield values | 1 if op == "prod" else values
-            continue
-        drawn = chunk.astype(np.int64)
-        if op == "prod":
-            # 1 or 2, and its sign; the product is a power of two, which fp16 has up to 2^15.
-            yield (1 + (drawn >> 1) % 2 * (rank < _TWOS)) * (1 - drawn % 2 * 2)
-        elif op == "sum":
-            largest = max(1, min(127, _EXACT[dtype] // ranks))
-            yield drawn % (2 * largest + 1) - largest
-        else:
-            yield drawn - 128
+    stream = words(block_key(0, rank, ranks), -(-count * DTYPES[dtype] // WORD_BYTES))
+    if dtype in _WRAPS:
+        values = stream.view(np.int32 if dtype == "int32" else np.uint8)[:count].astype(np.int64)
+        if op == "sum":  # never past the end: Open MPI's vector code saturates sums of bytes
+            return values // ranks if dtype == "int32" else values % (max(1, 255 // ranks) + 1)
+        return values | 1 if op == "prod" else values  # odd factors lose nothing: a product of even ones soon is 0
+    drawn = stream.view(np.uint8)[:count].astype(np.int64)
+    if op == "prod":
+        # 1 or 2, and its sign; the product is a power of two, which fp16 has up to 2^15.
+        return (1 + (drawn >> 1) % 2 * (rank < _TWOS)) * (1 - drawn % 2 * 2)
+    if op == "sum":
+        largest = max(1, min(127, _EXACT[dtype] // ranks))
+        return drawn % (2 * largest + 1) - largest
+    return drawn - 128

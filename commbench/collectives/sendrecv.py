@@ -24,11 +24,11 @@ class SendRecv(Blocks):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        yield Block(block_key(seed, salt, rank, 0), spec.size_bytes)
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield Block(block_key(seed, rank, 0), spec.size_bytes)
 
-    def expected_blocks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Block]:
-        yield Block(block_key(seed, salt, (rank - 1) % spec.ranks, 0), spec.size_bytes)
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        yield Block(block_key(seed, (rank - 1) % spec.ranks, 0), spec.size_bytes)
 
     def messages(self, spec: Spec) -> list[Send]:
         """One message from each rank to the next."""

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
-
 from commbench.collectives.base import Argument, Moves
-from commbench.collectives.reductions import combined, numbers, unsupported_reduction
-from commbench.data import Bytes, block_chunks, block_key, encode
+from commbench.collectives.reductions import combined_pool, pool, unsupported_reduction
+from commbench.data import Block, Bytes, block_key
 from commbench.layout import Layout
 from commbench.links import Need, of_shared
 from commbench.spec import Arguments, Spec
@@ -59,25 +56,26 @@ class TpAllToAll(Moves):
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
-    def input_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         tp = tp_of(spec)
         for dst in range(spec.ranks // tp):
-            if self.reduces(spec.arguments):
-                for values in _summand(spec, rank, block_key(seed, salt, rank, dst)):
-                    yield encode(values, spec.dtype)
-            else:
-                yield from block_chunks(block_key(seed, salt, rank // tp, dst), group_block_bytes(spec))
+            yield Block(block_key(seed, rank // tp, dst), group_block_bytes(spec))
 
-    def expected_chunks(self, spec: Spec, rank: int, *, seed: int, salt: int) -> Iterator[Bytes]:
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
         tp = tp_of(spec)
-        dst = rank // tp
         for src in range(spec.ranks // tp):
-            if self.reduces(spec.arguments):
-                members = range(src * tp, (src + 1) * tp)
-                streams = [_summand(spec, member, block_key(seed, salt, member, dst)) for member in members]
-                yield from combined(streams, spec.dtype, "sum")
-            else:
-                yield from block_chunks(block_key(seed, salt, src, dst), group_block_bytes(spec))
+            yield Block(block_key(seed, src, rank // tp), group_block_bytes(spec))
+
+    def input_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        if not self.reduces(spec.arguments):
+            return None
+        tp = tp_of(spec)
+        return pool(spec.dtype, "sum", rank=rank % tp, ranks=tp, largest=group_block_bytes(spec))
+
+    def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
+        if not self.reduces(spec.arguments):
+            return None
+        return combined_pool(spec.dtype, "sum", ranks=tp_of(spec), largest=group_block_bytes(spec))
 
     def needs(self, spec: Spec) -> list[Need]:
         block, e = group_block_bytes(spec), spec.ranks // tp_of(spec)
@@ -106,8 +104,3 @@ def tensor_parallel(spec: Spec) -> list[list[int]]:
 def expert_parallel(spec: Spec) -> list[list[int]]:
     """The ranks of equal place in all tensor-parallel groups: tp lists of e ranks."""
     return [list(ranks) for ranks in zip(*tensor_parallel(spec), strict=True)]
-
-
-def _summand(spec: Spec, rank: int, key: int) -> Iterator[npt.NDArray[np.int64]]:
-    tp = tp_of(spec)
-    return numbers(key, group_block_bytes(spec), spec.dtype, "sum", rank=rank % tp, ranks=tp)

@@ -41,3 +41,8 @@ def last_level_cache_bytes(root: str = "/sys/devices/system/cpu/cpu0/cache") -> 
 def buffer_pairs(pair_bytes: int, cache_bytes: int, *, cold: bool) -> int:
     """Return how many (output, input) pairs take turns: one, or as many as fill twice the cache, at least two."""
     return max(2, -(-2 * cache_bytes // pair_bytes)) if cold else 1
+
+
+def as_warm(pair_bytes: int, cache_share: int) -> bool:
+    """Return whether two pairs by turns are as warm as one: both fit into the rank's cache, or not even one does."""
+    return 2 * pair_bytes <= cache_share or pair_bytes > cache_share

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import random
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,17 @@ from commbench.launch.job import Job
 from commbench.machine import memory
 from commbench.measure import buffers, diagnosis, loop, readback, recording, samples, verify
 from commbench.measure.buffers import Pair
-from commbench.measure.diagnosis import WrongOutput
+from commbench.measure.checked_calls import CheckedCalls, WrongResult
 from commbench.measure.events import Events
 from commbench.measure.recording import RecordingComm, Sent
-from commbench.measure.usage import Meter
 from commbench.rank_info import RankInfo
-from commbench.records import Case, Measurement, Setup, Status
+from commbench.records import Case, Measurement, Status
 from commbench.run_folder import RunFolder, append_line
 from commbench.stats import p95
 from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
 
-_TIMED_SALT, _LAST_SALT = 3, 4  # of the data of timed calls, and of the one after; 1 and 2 are those before
+_REPLAYS = 16  # samples with data of their own after the timed ones, where those share theirs
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 
 
@@ -40,65 +41,6 @@ class Unmeasured(Exception):
     def __init__(self, status: Status, reason: str, wrong: int | None = None) -> None:
         super().__init__(reason)
         self.status, self.reason, self.wrong = status, reason, wrong
-
-
-class _CheckedData(loop.Observer):
-    """The data of a case on this rank: fresh before calls, compared after them."""
-
-    def __init__(self, checker: verify.Checker, pairs: list[Pair], events: Events, setup: Setup) -> None:
-        self.checker = checker
-        self.setup = setup
-        self.meter: Meter | None = None
-        self.transport = checker.transport
-        self.pairs = pairs
-        self.events = events
-        self.beat_s = min(loop.BEAT_S, events.timeout_s / 4)
-        self.wrong_outputs: dict[int, WrongOutput] = {}  # of the last check, by rank of the world
-
-    def beat(self) -> None:
-        """Say that this rank is still alive."""
-        self.events.beat()
-
-    def load(self, salt: int, pairs: Iterable[Pair]) -> None:
-        """Put data of the call numbered `salt` into `pairs`, with outputs that are wrong for that call."""
-        first: Pair | None = None
-        for out, inp in pairs:
-            if first is None or self.checker.spec.in_place:
-                # The output first: in place it holds the input.
-                self.checker.poison(out, salt)
-                self.events.beat()
-                self.checker.fill_input(inp, salt)
-                self.events.beat()
-                first = out, inp
-            else:
-                out[...], inp[...] = first
-
-    def arm(self) -> None:
-        """Load data that no call has had yet into all pairs: only timed calls can bring the right output."""
-        self.load(_TIMED_SALT, self.pairs)
-        self.meter = Meter(self.setup, self.transport)
-
-    def wrong(self, salt: int, used: Iterable[int] = (0,)) -> int:
-        """Count the elements, over all ranks, that are wrong after the call numbered `salt` in the `used` pairs."""
-        mine, first = 0, WrongOutput(0)
-        for index in used:
-            out = self.pairs[index][0]
-            if count := self.checker.count_wrong(out, salt):
-                first = first if mine else diagnosis.examine(self.checker, out, salt, count)
-                mine += count
-            self.events.beat()
-        seen = self.transport.all_gather(first._replace(elements=mine).numbers())
-        self.wrong_outputs = {rank: WrongOutput.from_numbers(row.tolist()) for rank, row in enumerate(seen) if row[0]}
-        return sum(wrong.elements for wrong in self.wrong_outputs.values())
-
-    def call(self, ready: Ready, salt: int) -> int:
-        """Make one untimed call with fresh data; count the elements that it got wrong."""
-        self.load(salt, self.pairs[:1])
-        self.transport.barrier()
-        if (work := ready()) is not None:
-            work.wait()
-        self.transport.synchronize()
-        return self.wrong(salt)
 
 
 class _CaseOnRank:
@@ -113,41 +55,45 @@ class _CaseOnRank:
         self.group = next(index for index, ranks in enumerate(self.partition) if info.rank in ranks)
         self.rank = self.partition[self.group].index(info.rank)
         self.pair_count = 0
+        # One call is one sample, so that there is time to look at what each of them brings.
+        self.each_call = case.mode == "isolated"
 
     def run(self) -> tuple[loop.Timing, dict[str, Any]]:
         """Return the times, and the fields of a measurement that only this rank's counters know.
 
         Raises `Unmeasured` where there are no times.
         """
-        largest = self._count_pairs()
-        self._check_memory(largest)
+        self._count_pairs()
         data = self._data(self._allocate())
-        untimed = [1, 2]  # calls with different data: a result of the last call would pass the first one only
-        if (said := recording.declared(self.algorithm, self.spec, self.rank)) is not None:
-            sent: Sent = Counter()
-            bound = self._prepare(sent)
+        untimed = ["the first call", "the second call"]  # a result of the last call would pass the first one only
+        try:
+            if (said := recording.declared(self.algorithm, self.spec, self.rank)) is not None:
+                sent: Sent = Counter()
+                bound = self._prepare(sent)
+                with _closing(bound):
+                    self._check_declaration(bound, data, said, sent, untimed.pop(0))
+            bound = self._prepare()
             with _closing(bound):
-                self._check_declaration(bound, data, said, sent, untimed.pop(0))
-        bound = self._prepare()
-        with _closing(bound):
-            return self._checked(bound, data, untimed)
+                return self._checked(bound, data, untimed)
+        except WrongResult as wrong:
+            raise self._wrong_result(data, wrong.when) from wrong
 
-    def _data(self, pairs: list[Pair]) -> _CheckedData:
+    def _data(self, pairs: list[Pair]) -> CheckedCalls:
         # Groups have data of their own: a block of another group is a wrong one.
         seed = self.case.seed + (self.group << 48)
         checker = verify.Checker(self.transport, self.collective, self.spec, self.rank, seed)
-        return _CheckedData(checker, pairs, self.events, self.job.setup)
+        return CheckedCalls(checker, pairs, self.events, self.job.setup, seed=self.case.seed, each_call=self.each_call)
 
-    def _count_pairs(self) -> int:
-        """Decide how many pairs of buffers take turns; return the bytes of one on the rank with the largest."""
+    def _count_pairs(self) -> None:
+        """Decide how many pairs of buffers take turns. There is memory for them, or nothing is measured. Collective."""
         if reason := self.transport.unsupported(self.case.buffers, one_sided=self.algorithm.one_sided):
             raise Unmeasured(Status.SKIPPED, reason)
         needed = buffers.nbytes(self.collective, self.spec, self.rank)
         # Uneven exchanges differ between ranks, and all must rotate over equally many buffers.
         largest = int(self.transport.all_gather([float(needed)]).max())
-        cold = self.case.cache == "cold"
-        count = memory.buffer_pairs(largest, self.transport.device.cache_bytes(), cold=cold)
-        if self.case.mode == "graph":
+        device, case = self.transport.device, self.case
+        count = memory.buffer_pairs(largest, device.cache_bytes(), cold=case.cache == "cold")
+        if case.mode == "graph":
             count = min(count, loop.GRAPH_CALLS)
         if count > memory.MOST_PAIRS:
             raise Unmeasured(
@@ -155,20 +101,28 @@ class _CaseOnRank:
                 f"cold pairs of {format_size(largest)} would have to be {count} to get past the cache, "
                 f"at most {memory.MOST_PAIRS} are made",
             )
+        if not self.each_call and count == 1 and memory.as_warm(largest, device.cache_share(self.info.local_size)):
+            count = 2  # with different data: what is left of the call before is wrong
+        lacking = self._lacking_memory(largest, count)
+        if count == 2 and case.cache == "warm" and lacking is not None:
+            count, lacking = 1, self._lacking_memory(largest, 1)
+        if lacking is not None:
+            if lacking:
+                sys.stderr.write(f"{case.label}, {format_size(case.size_bytes)}: {lacking}\n")
+            raise Unmeasured(Status.OUT_OF_MEMORY, lacking or "another rank lacks memory, see its log")
         self.pair_count = count
-        return largest
 
-    def _check_memory(self, largest: int) -> None:
-        """Ask first: Linux grants memory that it does not have, and kills whoever touches it."""
+    def _lacking_memory(self, largest: int, count: int) -> str | None:
+        """Ask first: Linux grants memory that it does not have, and kills whoever touches it. Collective.
+
+        Return None where all ranks have memory for `count` pairs, else in words what this one lacks, if it does.
+        """
         # Others find their place in symmetric buffers because those are alike on all ranks.
         symmetric = self.case.buffers == "symmetric"
         each = largest if symmetric else buffers.nbytes(self.collective, self.spec, self.rank)
-        needed = each * self.pair_count + self.algorithm.scratch_bytes(self.spec)
+        needed = each * count + self.algorithm.scratch_bytes(self.spec)
         lacking = self.transport.device.missing_memory(needed, self.info.local_size)
-        if lacking:
-            sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {lacking}\n")
-        if self.transport.all_gather([float(bool(lacking))]).any():
-            raise Unmeasured(Status.OUT_OF_MEMORY, lacking or "another rank lacks memory, see its log")
+        return lacking if self.transport.all_gather([float(bool(lacking))]).any() else None
 
     def _allocate(self) -> list[Pair]:
         pairs: list[Pair] = []
@@ -213,11 +167,10 @@ class _CaseOnRank:
             ranks = ", ".join(map(str, failed))
             raise Unmeasured(Status.OUT_OF_MEMORY, f"rank {ranks}: {failure or 'out of memory, see its log'}")
 
-    def _check_declaration(self, bound: Bound, data: _CheckedData, said: Sent, sent: Sent, salt: int) -> None:
+    def _check_declaration(self, bound: Bound, data: CheckedCalls, said: Sent, sent: Sent, name: str) -> None:
         """Make one untimed call, and hold what it sends against what the algorithm says that it sends."""
         (ready,) = bound.bind(data.pairs[:1])
-        if bad := data.call(ready, salt):
-            raise self._wrong_result(data, "before timing", salt, bad)
+        data.call(ready, name, "before timing")
         if text := recording.difference(said, sent):
             sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {text}\n")
         seen = self.transport.all_gather([float(bool(text))])
@@ -229,39 +182,63 @@ class _CaseOnRank:
                 f"{self.case.algorithm} does not send what its steps() declare: rank {first}: {known}",
             )
 
-    def _checked(self, bound: Bound, data: _CheckedData, untimed: Sequence[int]) -> tuple[loop.Timing, dict[str, Any]]:
-        """Time the calls between checks of what they bring; `untimed` numbers the calls before."""
+    def _checked(self, bound: Bound, data: CheckedCalls, untimed: Sequence[str]) -> tuple[loop.Timing, dict[str, Any]]:
+        """Time the calls, and check what they bring; `untimed` names the calls before."""
         case, transport = self.case, self.transport
         if case.mode == "graph" and not bound.capturable:
             raise Unmeasured(Status.SKIPPED, f"{case.algorithm} looks at data on the host, which no graph can hold")
         ready = bound.bind(data.pairs)
-        for salt in untimed:
-            if bad := data.call(ready[0], salt):
-                raise self._wrong_result(data, "before timing", salt, bad)
+        for name in untimed:
+            data.call(ready[0], name, "before timing")
         beside = case.overlap != "none"
         timing = loop.measure(transport, ready, case.policy, mode=case.mode, observer=data, beside=beside)
         assert data.meter is not None
         metered = data.meter.read(len(timing.calls))
-        # What the timed calls left in every pair that they used, then one call with fresh data.
-        used: list[int] = []
-        if self.collective.repeatable(self.spec):
-            used = sorted({call % self.pair_count for call in timing.calls[-self.pair_count :]})
-        if bad := data.wrong(_TIMED_SALT, used):
-            raise self._wrong_result(data, "after timing", _TIMED_SALT, bad)
-        if bad := data.call(ready[0], _LAST_SALT):
-            raise self._wrong_result(data, "after timing", _LAST_SALT, bad)
+        if not self.each_call:
+            if self.collective.repeatable(self.spec):
+                data.used(sorted({call % self.pair_count for call in timing.calls[-self.pair_count :]}))
+                data.check("after timing")
+            self._replay(ready, timing, data)
+        metered["checked_calls"] = data.checked
+        data.call(ready[0], "the call after timing", "after timing")
         return timing, metered
 
-    def _wrong_result(self, data: _CheckedData, when: str, salt: int, elements: int) -> Unmeasured:
+    def _replay(self, ready: Sequence[Ready], timing: loop.Timing, data: CheckedCalls) -> None:
+        """Make samples with data of their own, as those that were timed, and check what they leave. Collective.
+
+        Every other one makes a single call on each pair of buffers, so that no call hides what another has left out.
+        The rest have any number of calls up to that of a sample: whatever comes at every so manieth call is met.
+        """
+        draw = random.Random(f"{self.case.seed}/replays")  # alike on all ranks
+        most = timing.calls_per_sample
+        used = min(self.pair_count, most)
+        for number in range(_REPLAYS):
+            single = number % 2 == 0 or not self.collective.repeatable(self.spec)
+            calls = used if single else draw.randint(used, most)
+            data.load(f"replay {number + 1}", range(used))
+            self.transport.barrier()
+            if timing.whole is not None and self.collective.repeatable(self.spec):
+                timing.whole()
+            else:
+                for call in itertools.islice(itertools.cycle(ready[:used]), calls):
+                    if (work := call()) is not None:
+                        work.wait()
+            self.transport.synchronize()
+            data.used(range(used))
+            data.settle()
+        data.check("after timing")
+
+    def _wrong_result(self, data: CheckedCalls, when: str) -> Unmeasured:
         """Say which rank has which wrong block, and whose data it holds: in the row, and of each rank in its log."""
         texts = {}
         for rank, wrong in data.wrong_outputs.items():
             members = next(list(ranks) for ranks in self.partition if rank in ranks)
-            texts[rank] = diagnosis.describe(rank, wrong, salt, members)
+            texts[rank] = diagnosis.describe(rank, wrong, data.names, members)
         if self.info.rank in texts:
             sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {texts[self.info.rank]}\n")
         first, *others = sorted(texts)
         also = f"; ranks {', '.join(map(str, others))} have wrong elements too" if others else ""
+        elements = sum(wrong.elements for wrong in data.wrong_outputs.values())
         return Unmeasured(Status.WRONG_RESULT, f"{when}: {texts[first]}{also}", elements)
 
 
@@ -270,7 +247,7 @@ def _closing(bound: Bound) -> Iterator[None]:
     """Close after the last call, but not after an error: what is enqueued may wait for ranks that do not come."""
     try:
         yield
-    except Unmeasured:
+    except (Unmeasured, WrongResult):
         bound.close()
         raise
     bound.close()

@@ -45,7 +45,8 @@ class Timing:
     calls_per_sample: int
     calls: range  # numbers of the timed calls: call i used buffers i modulo the number of pairs
     stop_reason: str  # "precision", "samples", "cap" or "iters"
-    elapsed_s: float
+    elapsed_s: float  # without what an observer has done between samples
+    whole: Ready | None = None  # all calls of a sample at once, where the mode is `graph`
 
     @property
     def slowest_us(self) -> Floats:
@@ -61,9 +62,27 @@ class Timing:
 
 
 class Observer:
-    """What the timing loop calls between timed regions."""
+    """What the timing loop calls between timed regions. It may load data and check them: that time is nobody's."""
 
     beat_s = BEAT_S  # a batch shall end by then
+    each_call = False  # whether it is told of each call, and not of samples of several
+
+    def before(self, call: int) -> None:
+        """Be told, where `each_call` says so, that the call of this number comes next."""
+
+    def settle(self) -> None:
+        """Be told, where `each_call` says so, that no call comes for a while."""
+
+    def found(self) -> int:
+        """Return how much this rank has found to be wrong. All ranks stop where any of them has found something."""
+        return 0
+
+    def wrong(self) -> None:
+        """Raise: some rank has found something wrong. Collective."""
+        raise NotImplementedError
+
+    def spare(self) -> None:
+        """Be told that this takes too long."""
 
     def arm(self) -> None:
         """After the warm-ups, before the first sample: make every output wrong, so that only timed calls mend it."""
@@ -111,6 +130,8 @@ class _Loop:
         self._whole: Ready | None = None  # all calls of a sample at once
         self._product: Callable[[], Any] | None = None  # what is made beside each call
         self._started = self._elapsed_us = 0.0
+        self._mine_aside_us = self._aside_us = 0.0  # of this rank, and of the slowest
+        self._aside_each_us = 0.0  # what is done before a sample
 
     def run(self) -> Timing:
         self._transport.barrier()  # ranks come from filling buffers at different times; the cap shall not pay for it
@@ -130,24 +151,35 @@ class _Loop:
             beside=dict(zip(BESIDE, others, strict=True)) if self._beside else {},
             calls_per_sample=1 if self._beside else self._calls,
             calls=range(first_call, self._called),
+            whole=self._whole,
             stop_reason=reason,
             elapsed_s=self._elapsed_us / 1e6,
         )
 
     def _batch(self, count: int) -> Floats:
         """Take `count` samples and vote: columns x samples x ranks, the same on all ranks."""
-        before_us = self._elapsed_us
+        elapsed_us, aside_us = self._elapsed_us, self._aside_us
+        if aside_us + count * self._aside_each_us > self._cap_us / 3:
+            self._observer.spare()
+        data = self._observer if self._observer.each_call else None
         if self._product is not None:
-            mine = take_beside(self._timer, self._ready, self._called, count, self._product)
+            mine = take_beside(self._timer, self._ready, self._called, count, self._product, data)
         else:
-            mine = take(self._timer, self._ready, self._called, count, self._calls, self._whole)
+            mine = take(self._timer, self._ready, self._called, count, self._calls, self._whole, data)
         self._called += count * self._calls
+        self._mine_aside_us += mine.aside_us
+        lasted_us = self._timer.host_us() - self._started
         # One vote: all samples of all ranks, and the longest elapsed time, so that every rank decides alike.
-        votes = self._transport.all_gather([self._timer.host_us() - self._started, *itertools.chain(*mine)])
-        self._elapsed_us = float(votes[:, 0].max())
-        self._per_sample_us = (self._elapsed_us - before_us) / count
+        told = [lasted_us, self._mine_aside_us, float(self._observer.found())]
+        votes = self._transport.all_gather([*told, *itertools.chain(*mine.columns)])
+        if votes[:, 2].any():
+            self._observer.wrong()
+        self._aside_us = float(votes[:, 1].max())
+        self._elapsed_us = float(votes[:, 0].max()) - self._aside_us
+        self._per_sample_us = (self._elapsed_us - elapsed_us) / count
+        self._aside_each_us = (self._aside_us - aside_us) / count
         self._observer.beat()
-        columns: Floats = votes[:, 1:].reshape(-1, len(mine), count).transpose(1, 2, 0)
+        columns: Floats = votes[:, len(told) :].reshape(-1, len(mine.columns), count).transpose(1, 2, 0)
         return columns
 
     def _warm_up(self) -> Floats:
@@ -161,7 +193,10 @@ class _Loop:
         self._per_sample_us = self._elapsed_us
         affordable = int(min(self._cap_us / 4, 1e15) / max(self._per_sample_us, 1e-3))
         wanted = min(max(0, self._policy.warmup - 1), affordable)
-        taken += [self._batch(count)[0] for count in _split(wanted, self._per_sample_us, self._observer.beat_s)]
+        taken += [
+            self._batch(count)[0]
+            for count in _split(wanted, self._per_sample_us + self._aside_each_us, self._observer.beat_s)
+        ]
         if self._beside:
             per_sample_us = self._per_sample_us
             taken.append(self._batch(5)[0])
@@ -210,8 +245,9 @@ class _Loop:
         """
         policy = self._policy
         count = policy.iters - have if policy.iters else max(policy.samples_min - have, int(have * growth))
-        left_us = min(self._cap_us - self._elapsed_us, self._observer.beat_s * 1e6)
-        count = max(1, min(count, max(1, int(left_us / max(self._per_sample_us, 1e-3)))))
+        affordable = min(self._cap_us - self._elapsed_us, 1e15) / max(self._per_sample_us, 1e-3)
+        heard_of = self._observer.beat_s * 1e6 / max(self._per_sample_us + self._aside_each_us, 1e-3)
+        count = max(1, min(count, int(min(affordable, heard_of))))
         return count if policy.iters else min(count, policy.samples_max - have)
 
     def _stop(self, slowest: Floats) -> tuple[str, float]:

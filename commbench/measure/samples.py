@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,21 +17,51 @@ _MOST_ROWS = 1024  # of one product; 1 MiB of tokens
 _FITTINGS = 8  # at most, of the product to the call
 
 
+class Before(Protocol):
+    """What is done before each call and after the last one, outside of what is timed: its data are loaded, checked."""
+
+    def before(self, call: int) -> None:
+        """Be told that the call of this number comes next."""
+        ...
+
+    def settle(self) -> None:
+        """Be told that no call comes for a while."""
+        ...
+
+
+class SampleBatch(NamedTuple):
+    """Samples of one rank, in columns, and the time between them that is nobody's; microseconds."""
+
+    columns: list[list[float]]
+    aside_us: float
+
+
 def take(
-    timer: Timer, calls: Sequence[Ready], first: int, count: int, each: int, whole: Ready | None = None
-) -> list[list[float]]:
-    """Take `count` samples of `each` calls on this rank: [times, host times, begins], microseconds per call.
+    timer: Timer,
+    calls: Sequence[Ready],
+    first: int,
+    count: int,
+    each: int,
+    whole: Ready | None = None,
+    data: Before | None = None,
+) -> SampleBatch:
+    """Take `count` samples of `each` calls on this rank: times, host times, begins, microseconds per call.
 
     `first` numbers the first call, so that rotated buffers go on where the last batch stopped. `whole` makes `each`
-    calls at once.
+    calls at once. `data` is told of each call, if samples have one each.
     """
     marks: list[tuple[Any, Any]] = []
+    asides: list[tuple[Any, Any]] = []
     host: list[float] = []
-    barrier, mark, clock, synchronize = timer.barrier, timer.mark, timer.host_us, timer.synchronize
+    barrier, mark, clock, synchronize, aside = timer.barrier, timer.mark, timer.host_us, timer.synchronize, timer.aside
     drains, n = timer.drains, len(calls)
     for number in range(first, first + count * each, each):
         turn = [whole] if whole else list(itertools.islice(itertools.cycle(calls), number % n, number % n + each))
         call = turn[0]
+        if data is not None:
+            since = aside()
+            data.before(number)
+            asides.append((since, aside()))
         barrier()
         if len(turn) == 1:
             begin = mark()
@@ -55,25 +85,35 @@ def take(
         work = None  # its destructor shall not run inside the next sample
         marks.append((begin, end))
         host.append((leave - enter) / each)
+    if data is not None:
+        since = aside()
+        data.settle()
+        asides.append((since, aside()))
     synchronize()
     times = [timer.between_us(begin, end) / each for begin, end in marks]
-    return [times, host, [timer.moment_us(begin) for begin, _ in marks]]
+    aside_us = sum(timer.between_us(begin, end) for begin, end in asides)
+    return SampleBatch([times, host, [timer.moment_us(begin) for begin, _ in marks]], aside_us)
 
 
 def take_beside(
-    timer: Timer, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any]
-) -> list[list[float]]:
+    timer: Timer, calls: Sequence[Ready], first: int, count: int, product: Callable[[], Any], data: Before | None = None
+) -> SampleBatch:
     """Take samples as `take` does, of call and product together, followed by the three columns of `BESIDE`.
 
     Each sample makes two calls: one alone, one with the product between its start and its end.
     """
     columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
+    aside_us = 0.0
     for number in range(first, first + 2 * count, 2):
-        alone = take(timer, calls, number, 1, 1)
+        alone = take(timer, calls, number, 1, 1, data=data)
         timer.barrier()
         begin = timer.mark()
         product()
         end = timer.mark()
+        since = timer.aside()
+        if data is not None:
+            data.before(number + 1)
+        until = timer.aside()
         timer.barrier()
         call = calls[(number + 1) % len(calls)]
         both = timer.mark()
@@ -85,13 +125,18 @@ def take_beside(
         if work is not None:
             work.wait()
         done = timer.mark()
+        after = timer.aside()
+        if data is not None:
+            data.settle()
+        settled = timer.aside()
         timer.synchronize()
         between = timer.between_us
         values = [between(both, done), leave - enter, timer.moment_us(both)]
-        values += [alone[0][0], between(begin, end), between(started, made)]
+        values += [alone.columns[0][0], between(begin, end), between(started, made)]
+        aside_us += alone.aside_us + between(since, until) + between(after, settled)
         for column, value in zip(columns, values, strict=True):
             column.append(value)
-    return columns
+    return SampleBatch(columns, aside_us)
 
 
 def fit_product(transport: Transport, timer: Timer, call_us: float) -> Callable[[], Any]:

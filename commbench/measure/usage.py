@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +28,23 @@ class Meter:
         self._emulated = setup.emulated
         self._ranks_per_node = setup.ranks_per_node
         self._speaks = transport.rank % setup.ranks_per_node == 0  # for its node
+        self._aside_s = self._aside_cpu_s = 0.0
         self._before, self._ticks = self._counters(), _ticks()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leave out what is done inside: neither this time nor these CPUs are the measurement's."""
+        began, began_cpu = time.monotonic(), time.thread_time()
+        yield
+        self._aside_s += time.monotonic() - began
+        self._aside_cpu_s += time.thread_time() - began_cpu
 
     def read(self, calls: int) -> dict[str, Any]:
         """Collective: the fields of a measurement of `calls` calls."""
         # All ranks have left their last call, or the counters would miss what is still under way.
         self._transport.barrier()
         after = self._counters()
-        used = {"cpu_percent": _percent(self._ticks, _ticks())}
+        used = {"cpu_percent": _percent(self._ticks, _ticks(), *self._of_shared_cpus())}
         if self._emulated is None:
             return used
         mine = [last - first for first, last in zip(self._before, after, strict=True)]
@@ -40,6 +54,15 @@ class Meter:
             "wire_bytes": sent / calls,
             "link_imbalance": float(links.max() / links.mean()) if links.any() else None,
         }
+
+    def _of_shared_cpus(self) -> tuple[float, float]:
+        """(busy, total) clock ticks that ranks with these CPUs have spent aside. Collective."""
+        cpus = sorted(os.sched_getaffinity(0))
+        place = float(zlib.crc32(f"{platform.node()} {cpus}".encode()))
+        every = self._transport.all_gather([place, self._aside_cpu_s, self._aside_s])
+        here = every[every[:, 0] == place]
+        per_s = os.sysconf("SC_CLK_TCK")
+        return float(here[:, 1].sum()) * per_s, float(here[:, 2].max()) * per_s * len(cpus)
 
     def _counters(self) -> list[float]:
         if self._emulated is None:
@@ -65,8 +88,9 @@ def _ticks() -> tuple[float, float]:
     return busy, total
 
 
-def _percent(before: tuple[float, float], after: tuple[float, float]) -> float | None:
+def _percent(before: tuple[float, float], after: tuple[float, float], busy_aside: float, aside: float) -> float | None:
     """Busy share of the time between two readings; None where they are closer than the kernel's clock ticks."""
-    total = after[1] - before[1]
+    total = after[1] - before[1] - aside
     enough = total >= _FEWEST_TICKS * len(os.sched_getaffinity(0))
-    return 100 * (after[0] - before[0]) / total if enough else None
+    busy = after[0] - before[0] - busy_aside
+    return min(max(100 * busy / total, 0.0), 100.0) if enough else None

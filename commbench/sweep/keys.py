@@ -110,7 +110,7 @@ LISTED: dict[str, Key] = {
                     "groups of ranks that do the collective at the same time"),
     "overlap": _axis(OneOf(("none", "matmul")), "none", WHAT, "matmul: a matrix product beside the collective"),
     "cache": _axis(OneOf(("warm", "cold")), "warm", WHAT,
-                   "warm: one pair of buffers; cold: buffers rotate past the last-level cache"),
+                   "warm: one pair of buffers, or two by turns; cold: buffers rotate past the last-level cache"),
     "script": _single(Parsed(_script, "FILE.json"), None, WHAT, "of transport=scripted", optional=True, unset=""),
 
     "nodes": _axis(_NODES, 1, RANKS, "hosts; declared where one machine stands for several"),

@@ -204,6 +204,10 @@ class Timer(Protocol):
         """A point in time on the clock that samples are taken with (an event on a GPU)."""
         ...
 
+    def aside(self) -> Any:
+        """A mark around what is done between samples, which no sample has to pay for."""
+        ...
+
     def between_us(self, start: Any, end: Any) -> float:
         """Microseconds between two marks; may be called after `synchronize` only."""
         ...
@@ -241,14 +245,6 @@ class Transport(Protocol):
 
     def case_begins(self, labels: dict[str, Any]) -> None:
         """Told before each case: what runs next, for logs and scripts."""
-        ...
-
-    def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        """Write `data` into `array` from byte `offset`."""
-        ...
-
-    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        """`nbytes` bytes of `array` from `offset`, in host memory; valid until the next call."""
         ...
 
     def overlap(self, wanted: bool) -> None:

@@ -267,18 +267,6 @@ class Gloo(HostClock):
     def case_begins(self, labels: dict[str, Any]) -> None:
         return None
 
-    def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        self._numpy(array)[offset : offset + data.size] = data
-
-    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        return self._numpy(array)[offset : offset + nbytes]
-
-    @staticmethod
-    def _numpy(array: Array) -> Bytes:
-        assert isinstance(array, torch.Tensor)
-        view: Bytes = array.numpy()
-        return view
-
     def overlap(self, wanted: bool) -> None:
         return None  # gloo's calls run on threads of its own anyway
 

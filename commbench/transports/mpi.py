@@ -231,12 +231,6 @@ class Mpi(HostClock):
     def case_begins(self, labels: dict[str, Any]) -> None:
         return None
 
-    def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        array[offset : offset + data.size] = data
-
-    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        return cast(Bytes, array[offset : offset + nbytes])
-
     def overlap(self, wanted: bool) -> None:
         self.nonblocking = wanted
 

@@ -267,15 +267,6 @@ class Nccl:
             comm.reclaim(self._one)
         torch.cuda.synchronize()
 
-    def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        array[offset : offset + data.size] = torch.from_numpy(data).to(self.cuda)
-
-    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        part = array[offset : offset + nbytes]
-        assert isinstance(part, torch.Tensor)
-        host: Bytes = part.cpu().numpy()
-        return host
-
     def overlap(self, wanted: bool) -> None:
         self.beside = wanted
 

@@ -44,7 +44,7 @@ def compare(transport: Any) -> list[dict[str, Any]]:
         out, inp = transport.world.empty(size), transport.world.empty(size)
         ready = bound.bind([(out, inp)])
         arms = {
-            "ours": lambda r=ready: take(transport, r, 0, 1, PIPELINED_CALLS)[0][0],
+            "ours": lambda r=ready: take(transport, r, 0, 1, PIPELINED_CALLS).columns[0][0],
             "bare": lambda o=out, i=inp: bare_loop(o, i, PIPELINED_CALLS),
             "again": lambda o=out, i=inp: bare_loop(o, i, PIPELINED_CALLS),
         }

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commbench import collectives
-from commbench.data import block_chunks, block_key
+from commbench.data import CHUNK_BYTES, Block, Pattern, block_key
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.links import LinkRate, bound_us, of_messages
@@ -128,14 +128,21 @@ def test_rounding_keeps_blocks_multiples_of_16_bytes(size: int, ranks: int) -> N
 
 def test_blocks_differ_in_every_coordinate_and_in_every_position() -> None:
     base = (3, 1, 0, 1)
-    blocks = {key: b"".join(c.tobytes() for c in block_chunks(block_key(*key), 4096)) for key in
+    blocks = {key: content_of(*key) for key in
               (base, (4, 1, 0, 1), (3, 2, 0, 1), (3, 1, 1, 1), (3, 1, 0, 2), (3, 1, 1, 0))}  # fmt: skip
     assert len(set(blocks.values())) == len(blocks)
     content = blocks[base]
     assert len({content[i : i + 16] for i in range(0, 4096, 16)}) == 256
 
 
-def test_chunks_are_one_stream() -> None:
-    whole = b"".join(c.tobytes() for c in block_chunks(9, (1 << 20) + 100))
-    assert len(whole) == (1 << 20) + 100
-    assert whole[: 1 << 10] == b"".join(c.tobytes() for c in block_chunks(9, 1 << 10))
+def content_of(seed: int, salt: int, src: int, dst: int) -> bytes:
+    return Pattern([Block(block_key(seed, src, dst), 4096)], 1).whole(salt).tobytes()
+
+
+@pytest.mark.parametrize("sizes", [(0, 24, 24, 8), (3, 1, 0), (CHUNK_BYTES,) * 2, (CHUNK_BYTES + 100,) * 2 + (12,)])
+def test_blocks_lie_one_after_the_other(sizes: tuple[int, ...]) -> None:
+    blocks = [Block(number, nbytes) for number, nbytes in enumerate(sizes)]
+    apart = b"".join(Pattern([block], 1).whole(5).tobytes() for block in blocks)
+    assert Pattern(blocks, 1).whole(5).tobytes() == apart and len(apart) == sum(sizes)
+    pieces = [apart[first : first + CHUNK_BYTES][:64] for first in range(0, len(apart), CHUNK_BYTES)]
+    assert len(set(pieces)) == len(pieces)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from commbench import data
+from commbench.data import WORD_BYTES, Pattern, Run
 from commbench.errors import EnvironmentProblem
 from commbench.machine import gpus
 from commbench.rank_info import RankInfo
+from commbench.transports.device import Difference
 from commbench.units import format_size
 
-_PIECES = 64  # of a block that are compared at a time
+_PART_BYTES = 64 << 20  # that are made or compared at a time
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes of an element
 _HEADROOM = 0.95  # of free memory: contexts and libraries grow
 
 
@@ -52,6 +56,9 @@ class Cuda:
     def cache_bytes(self) -> int:
         return int(torch.cuda.get_device_properties(self.index).L2_cache_size)
 
+    def cache_share(self, ranks: int) -> int:
+        return self.cache_bytes()
+
     def identity(self) -> dict[str, Any]:
         return identity_of(self.index)
 
@@ -60,35 +67,86 @@ class Cuda:
 
 
 class BlockGenerator:
-    """`data.block_chunks` on a GPU: one table of words, combined with one word for each piece of a block."""
+    """`data.Pattern` on a GPU: what the host would make of it, made by the GPU, on the current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._table = torch.from_numpy(data.table().view(np.int64)).to(device)
+        self._bytes = torch.arange(WORD_BYTES, device=device)
 
-    def fill(self, array: torch.Tensor, offset: int, key: int, nbytes: int, *, invert: bool) -> None:
-        words = self._words(key, nbytes, invert=invert)
-        for first in range(0, len(words), _PIECES):
-            part = self._part(words[first : first + _PIECES], nbytes - first * data.CHUNK_BYTES)
-            start = offset + first * data.CHUNK_BYTES
-            array[start : start + part.numel()] = part
+    def fill(self, array: torch.Tensor, pattern: Pattern, salt: int, *, invert: bool) -> None:
+        for run, tags, first, last in self._parts(pattern):
+            made = self._made(pattern, run, tags[first:last], salt)
+            run.of(array, first, last)[...] = made.bitwise_not_() if invert else made
 
-    def count_wrong(self, array: torch.Tensor, offset: int, key: int, nbytes: int, itemsize: int) -> int:
-        wrong = torch.zeros((), dtype=torch.int64, device=self._device)
-        words = self._words(key, nbytes, invert=False)
-        for first in range(0, len(words), _PIECES):
-            part = self._part(words[first : first + _PIECES], nbytes - first * data.CHUNK_BYTES)
-            start = offset + first * data.CHUNK_BYTES
-            differs = array[start : start + part.numel()] != part
-            wrong += differs.view(-1, itemsize).any(dim=1).sum()
-        return int(wrong)
+    def compare(self, array: torch.Tensor, pattern: Pattern, salt: int) -> list[_Compared]:
+        compared = []
+        for run, tags, first, last in self._parts(pattern):
+            seen, right = run.of(array, first, last), self._made(pattern, run, tags[first:last], salt)
+            kind = _INTEGERS[pattern.itemsize]
+            differs = (seen.view(kind) != right.view(kind)).view(-1)
+            at = differs.to(torch.uint8).argmax() * pattern.itemsize  # the first of them
+            row, byte = at // run.width, at % run.width
+            columns = (byte // WORD_BYTES * WORD_BYTES + self._bytes).clamp_(max=run.width - 1)
+            word = seen[row, columns].to(torch.int64)
+            compared.append(_Compared(run, first, torch.cat([differs.sum().view(1), at.view(1), word])))
+        return compared
 
-    def _words(self, key: int, nbytes: int, *, invert: bool) -> torch.Tensor:
-        words = np.array(data.piece_words(key, nbytes), dtype=np.uint64)
-        return torch.from_numpy((~words if invert else words).view(np.int64)).to(self._device)
+    def read(self, compared: list[list[_Compared]]) -> list[Difference]:
+        every = [part for parts in compared for part in parts]
+        if not every:
+            return [Difference()] * len(compared)
+        numbers = iter(torch.stack([part.numbers for part in every]).tolist())
+        return [_difference(parts, [next(numbers) for _ in parts]) for parts in compared]
 
-    def _part(self, words: torch.Tensor, nbytes: int) -> torch.Tensor:
-        """The bytes of the pieces of `words`, `nbytes` of them at most."""
-        if nbytes < data.CHUNK_BYTES:  # one piece, cut short
-            return (self._table[: -(-nbytes // 8)] ^ words).view(torch.uint8)[:nbytes]
-        return (self._table ^ words[:, None]).view(-1).view(torch.uint8)[:nbytes]
+    def _parts(self, pattern: Pattern) -> Iterator[tuple[Run, torch.Tensor, int, int]]:
+        """Parts of a pattern that need little memory beside, each with the words of its run on the GPU."""
+        for run, tags in zip(pattern.runs, self._kept(pattern).words, strict=True):
+            rows = max(1, _PART_BYTES // run.width)
+            for first in range(0, run.rows, rows):
+                yield run, tags, first, min(run.rows, first + rows)
+
+    def _made(self, pattern: Pattern, run: Run, tags: torch.Tensor, salt: int) -> torch.Tensor:
+        """Make the rows of `tags`: a new matrix of bytes."""
+        word, pool = data.call_word(salt), self._kept(pattern).pool
+        tags = tags ^ (word - (1 << 64) if word >> 63 else word)
+        if pool is None:
+            made = self._table[: -(-run.width // WORD_BYTES)] ^ tags[:, None]
+            return made.view(torch.uint8)[:, : run.width].contiguous()
+        rows = pool.unfold(0, run.width // pattern.itemsize, 1)
+        return rows[tags & (data.POOL_STARTS - 1)].view(torch.uint8)
+
+    def _kept(self, pattern: Pattern) -> _OnDevice:
+        if pattern.on_device is None:
+            words = [torch.from_numpy(run.words.view(np.int64)).to(self._device) for run in pattern.runs]
+            pool = None
+            if pattern.pool is not None:
+                pool = torch.from_numpy(pattern.pool).to(self._device).view(_INTEGERS[pattern.itemsize])
+            pattern.on_device = _OnDevice(words, pool)
+        kept: _OnDevice = pattern.on_device
+        return kept
+
+
+class _OnDevice(NamedTuple):
+    """What the GPU keeps of a pattern: the words of each run, and the pool as whole numbers."""
+
+    words: list[torch.Tensor]
+    pool: torch.Tensor | None
+
+
+class _Compared(NamedTuple):
+    """A comparison under way, of the rows of `run` from `first`: elements that differ, where, and eight bytes there."""
+
+    run: Run
+    first: int
+    numbers: torch.Tensor
+
+
+def _difference(parts: list[_Compared], numbers: list[list[int]]) -> Difference:
+    """Return the outcome for a whole buffer."""
+    for part, (elements, at, *word) in zip(parts, numbers, strict=True):
+        if elements:
+            row, byte = divmod(at, part.run.width)
+            held = bytes(word[: part.run.width - byte // WORD_BYTES * WORD_BYTES])
+            return Difference(sum(row[0] for row in numbers), part.run.at(part.first + row, byte), held)
+    return Difference()

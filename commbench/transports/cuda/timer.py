@@ -48,9 +48,13 @@ class EventTimer:
         self._since = self._enqueued = time.perf_counter_ns()
 
     def mark(self) -> torch.cuda.Event:
+        event = self.aside()
+        self._enqueued = time.perf_counter_ns()
+        return event
+
+    def aside(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._enqueued = time.perf_counter_ns()
         return event
 
     def synchronize(self) -> None:

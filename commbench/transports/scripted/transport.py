@@ -13,18 +13,17 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from commbench.data import Bytes
 from commbench.errors import UsageError, unknown
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
 from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.serialise import parse_json
-from commbench.transports.base import Array, Comm
+from commbench.transports.base import Comm
 from commbench.transports.host_clock import OnHost
 from commbench.transports.scripted.comm import Exchange, ScriptedComm
 from commbench.transports.scripted.mesh import Mesh, SocketPairs
@@ -145,12 +144,6 @@ class Scripted(OnHost):
         self._last.clear()
         self._case_factor = math.exp(self._cases.gauss(0, self.script.case_noise))
 
-    def upload(self, array: Array, offset: int, data: Bytes) -> None:
-        array[offset : offset + data.size] = data
-
-    def download(self, array: Array, offset: int, nbytes: int) -> Bytes:
-        return cast(Bytes, array[offset : offset + nbytes])
-
     def overlap(self, wanted: bool) -> None:
         return None
 
@@ -161,6 +154,9 @@ class Scripted(OnHost):
         self.now_us = float(self.all_gather([self.now_us]).max())
 
     def mark(self) -> float:
+        return self.now_us
+
+    def aside(self) -> float:
         return self.now_us
 
     def between_us(self, start: float, end: float) -> float:

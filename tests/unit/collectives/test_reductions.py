@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from commbench import collectives
-from commbench.data import OPS, Bytes, decode
+from commbench.data import OPS, Bytes, Pattern, decode
 from commbench.layout import Layout
 from commbench.spec import DTYPES, Spec
 
@@ -19,13 +19,17 @@ def spec_of(op: str, dtype: str, ranks: int) -> Spec:
     )
 
 
-def joined(chunks: object) -> Bytes:
-    return np.concatenate(list(chunks))  # type: ignore[call-overload,no-any-return]
-
-
 def inputs(spec: Spec, salt: int = 1) -> list[Bytes]:
     collective = collectives.get("all_reduce")
-    return [joined(collective.input_chunks(spec, rank, seed=SEED, salt=salt)) for rank in range(spec.ranks)]
+    blocks = list(collective.input_blocks(spec, 0, seed=SEED))
+    pools = [collective.input_pool(spec, rank) for rank in range(spec.ranks)]
+    return [Pattern(blocks, spec.itemsize, pool).whole(salt) for pool in pools]
+
+
+def expected(spec: Spec) -> Bytes:
+    collective = collectives.get("all_reduce")
+    blocks = collective.expected_blocks(spec, 0, seed=SEED)
+    return Pattern(blocks, spec.itemsize, collective.expected_pool(spec, 0)).whole(1)
 
 
 def combined(spec: Spec, parts: list[Bytes]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -45,7 +49,7 @@ def combined(spec: Spec, parts: list[Bytes]) -> np.ndarray[tuple[int], np.dtype[
 def test_any_fault_is_seen_in_many_elements(op: str, dtype: str, ranks: int) -> None:
     spec = spec_of(op, dtype, ranks)
     mine = inputs(spec)
-    right = decode(joined(collectives.get("all_reduce").expected_chunks(spec, 0, seed=SEED, salt=1)), dtype)
+    right = decode(expected(spec), dtype)
     assert np.array_equal(combined(spec, mine), right), "the dtype does not have these numbers exactly"
     faults = {
         "a rank left out": mine[:-1] if ranks > 2 else [mine[0]],
@@ -66,5 +70,5 @@ def test_a_wrong_type_is_seen() -> None:
             total = inputs(spec)[0].view(other)
             for part in inputs(spec)[1:]:
                 total = OPS[op](total, part.view(other))
-            right = joined(collectives.get("all_reduce").expected_chunks(spec, 0, seed=SEED, salt=1))
+            right = expected(spec)
             assert not np.array_equal(total.view(np.uint8), right), f"{op} on {dtype} done as {other.__name__}"

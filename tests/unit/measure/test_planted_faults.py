@@ -22,7 +22,7 @@ from commbench.rank_info import RankInfo
 from commbench.records import Case, Measurement, Policy, Setup, Status
 from commbench.run_folder import RunFolder
 from commbench.transports.base import Done, Work
-from commbench.transports.scripted.transport import ScriptedComm
+from commbench.transports.scripted.transport import Scripted, ScriptedComm
 from tests.conftest import ThreadRanks, in_threads
 
 POLICY = Policy(warmup=2, iters=6, samples_min=5, samples_max=50, precision=0.05, cap_s=1.0, launches=1)
@@ -78,13 +78,21 @@ def test_a_wrong_result_is_never_timed(tmp_path: Path, kind: str, algorithm: str
     rng = random.Random(f"{kind}{algorithm}{number}")
     layout = rng.choice(LAYOUTS)
     case = case_of(algorithm, layout, rng.choice(("isolated", "pipelined")), rng.randint(4, 12))
-    # From the first operation (caught before timing) or from one inside the timed loop (caught after it).
+    # From the first operation, or from one inside the timing loop, whose first calls are warm-ups.
     per_call = len(algorithms.get("all_to_all", algorithm).steps(case.spec))
     start = 0 if number == 0 else per_call * rng.randint(2, 9)
     fault = {"kind": kind, "rank": rng.randrange(layout[0] * layout[1]), "from_op": start}
     measurement, folder = measure(tmp_path, case, [fault])
     assert measurement.status is Status.WRONG_RESULT
-    assert measurement.reason.startswith("before timing: rank" if number == 0 else "after timing: rank")
+    when = (
+        r"before timing: rank .* after (the first|the second|warm-up) call"
+        if number == 0 or case.mode == "isolated"
+        else ""
+    )
+    timed = r"while timing: rank .* after timed call" if case.mode == "isolated" else "after timing: rank"
+    assert re.match(when if number == 0 else "|".join(filter(None, [when, timed])), measurement.reason), (
+        measurement.reason
+    )
     assert measurement.wrong and measurement.wrong > 0
     assert measurement.time_us is None and measurement.samples == 0
     assert not list((folder.path / "samples").iterdir()), "samples of a wrong result were kept"
@@ -95,9 +103,54 @@ def test_a_library_that_stops_writing_only_while_it_is_timed_is_caught(tmp_path:
     """The checks before and after see it work: only the poison under the timed calls tells."""
     case = case_of(algorithm, (2, 2))
     per_call = len(algorithms.get("all_to_all", algorithm).steps(case.spec))
-    timed = {"from_op": 2 * per_call, "to_op": (2 + POLICY.warmup + 6) * per_call}
+    timed = {"from_op": (2 + POLICY.warmup) * per_call, "to_op": (2 + POLICY.warmup + 6) * per_call}
     measurement, _ = measure(tmp_path, case, [{"kind": "untouched", "rank": 1, **timed}])
-    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "after timing")
+    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "while timing")
+
+
+@pytest.mark.parametrize("cache", ["warm", "cold"])
+@pytest.mark.parametrize("call", [1, 4, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_wrong_call_of_six_is_named(
+    tmp_path: Path, kind: str, call: int, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number, and that of the call whose data are there."""
+    monkeypatch.setattr("commbench.machine.memory.last_level_cache_bytes", lambda: 900)  # 4 pairs
+    case = case_of("direct", (2, 2), cache=cache)
+    first = 2 + POLICY.warmup + call - 1
+    fault = {"kind": kind, "rank": 1, "from_op": first, "to_op": first + 1}
+    measurement, _ = measure(tmp_path, case, [fault])
+    assert measurement.status is Status.WRONG_RESULT
+    assert re.match(rf"while timing: rank 1 has \d+ wrong elements? after timed call {call}, ", measurement.reason)
+    before = f"timed call {call - 1}" if call > 1 else "warm-up call 2"
+    said = {"stale": f"in {before}", "swap": f"in timed call {call}", "untouched": "nothing was written there"}
+    assert measurement.reason.endswith(said.get(kind, "no rank's data"))
+
+
+@pytest.mark.parametrize("warmup", [0, 2])
+def test_what_is_checked_is_said(tmp_path: Path, warmup: int) -> None:
+    case = case_of("direct", (2, 2))
+    case = dataclasses.replace(case, policy=dataclasses.replace(POLICY, warmup=warmup))
+    measurement, _ = measure(tmp_path / "isolated", case, [])
+    assert (measurement.checked_calls, measurement.samples) == (6, 6)
+    measurement, _ = measure(tmp_path / "pipelined", dataclasses.replace(case, mode="pipelined"), [])
+    assert (measurement.checked_calls, measurement.buffer_pairs) == (2 * (1 + 16), 2)
+
+
+def test_a_random_half_is_checked_where_it_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same calls on all ranks, and a fault of every call is seen in them."""
+    clock = iter(range(1 << 40))
+    monkeypatch.setattr(Scripted, "aside", lambda self: next(clock) * 1000.0)  # 1 ms or more each time
+    policy = dataclasses.replace(POLICY, iters=None, samples_min=100, precision=0.0, samples_max=100, cap_s=0.02)
+    case = dataclasses.replace(case_of("direct", (2, 2)), policy=policy)
+    measurement, _ = measure(tmp_path / "right", case, [])
+    assert measurement.status is Status.OK and measurement.samples == 100
+    assert measurement.checked_calls is not None and 25 <= measurement.checked_calls <= 75
+    fault = {"kind": "flip", "rank": 1, "from_op": 60}
+    measurement, _ = measure(tmp_path / "wrong", case, [fault])
+    assert measurement.status is Status.WRONG_RESULT
+    number = re.match(r"while timing: .* after timed call (\d+), ", measurement.reason)
+    assert number and 57 <= int(number[1]) <= 75
 
 
 @pytest.mark.parametrize(
@@ -162,13 +215,11 @@ def test_every_collective_is_checked(tmp_path: Path, collective: str, algorithm:
     case = case_of_any(collective, algorithm, dtype="int32")
     measurement, _ = measure(tmp_path / "first", case, [{"kind": kind, "rank": 1, "from_op": 0}])
     assert (measurement.status, measurement.reason[:13]) == (Status.WRONG_RESULT, "before timing")
-    if kind == "stale":
-        return  # timed calls have equal data, of which the last one is as right as this one
     steps = algorithms.get(collective, algorithm).steps(case.spec)
     per_call = len(steps) if steps else {"all_reduce_drop": 3}.get(algorithm, 1)
-    later = {"kind": kind, "rank": 1, "from_op": 2 * per_call}
+    later = {"kind": kind, "rank": 1, "from_op": (2 + POLICY.warmup) * per_call}
     measurement, _ = measure(tmp_path / "later", case, [later])
-    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "after timing")
+    assert (measurement.status, measurement.reason[:12]) == (Status.WRONG_RESULT, "while timing")
 
 
 def test_counts_first_uses_the_counts_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,10 +291,7 @@ def test_calls_that_do_nothing_while_timed_are_caught(
     prepare = direct.prepare
     monkeypatch.setattr(type(direct), "prepare", lambda self, comm, spec: Lazy(prepare(comm, spec), works))
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2), cache=cache), [])
-    # With one pair of buffers a single lazy call among good ones leaves no wrong byte: its time gives it away.
-    lone = cache == "warm" and works(4)
-    assert measurement.status is (Status.ERROR if lone else Status.WRONG_RESULT)
-    assert measurement.time_us is None
+    assert measurement.status is Status.WRONG_RESULT and measurement.time_us is None
 
 
 def test_cold_buffers_that_cannot_get_past_the_cache_are_skipped(

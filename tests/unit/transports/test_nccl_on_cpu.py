@@ -23,17 +23,20 @@ pytest.importorskip("cuda.bindings")
 import torch
 
 from commbench import data
+from commbench.collectives.reductions import combined_pool
 from commbench.launch.job import Job
 from commbench.measure.rank import start_rank
 from commbench.processes.orphans import die_with_parent
 from commbench.rank_info import RankInfo
 from commbench.records import Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
+from commbench.spec import DTYPES
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
 from commbench.transports.cuda import timer
 from commbench.transports.cuda.device import BlockGenerator
 from commbench.transports.cuda.timer import EventTimer
+from commbench.transports.device import HostGenerator
 from tests.conftest import REPOSITORY
 from tests.support import fake_cuda, fake_nccl
 
@@ -147,7 +150,7 @@ def test_every_way_of_equal_blocks(launch: Launch, ranks: int, sizes: tuple[int,
     found = launch("collective=all_to_all", f"ranks_per_node={ranks}", *MODES, *PARAMS, *words)
     check(found, ways={"direct", "pairwise window=1", "bruck", *ONE_SIDED})
     for case, measurement in found:
-        assert measurement.buffer_pairs == 1 and measurement.clock_mhz == 1000
+        assert measurement.buffer_pairs == (1 if case.mode == "isolated" else 2) and measurement.clock_mhz == 1000
         assert measurement.slowed_ranks == [*range(1, ranks)]
         assert measurement.links is not None and measurement.links["intra"].gbps > 0
         assert measurement.calls_per_sample == (1 if case.mode == "isolated" else 4)
@@ -272,27 +275,42 @@ def test_what_is_pretended_is_as_strict_as_cuda() -> None:
     assert all(hasattr(torch.cuda, name) for name in vars(fake_cuda.cuda(1, reach=True)))
 
 
-MIB = data.CHUNK_BYTES
-SIZES = [0, 1, 7, 8, 9, 4096, MIB - 1, MIB, MIB + 1, 2 * MIB + 12, 64 * MIB, 65 * MIB + 20]
+MIB = 1 << 20
+SIZES = [
+    (0,),
+    (1,),
+    (7, 7, 7),
+    (8, 16, 16),
+    (MIB - 4,),
+    (MIB, MIB),
+    (MIB + 4, MIB + 4),
+    (2 * MIB + 12, 0, 20),
+    (65 * MIB + 20,),
+]
 
 
-@pytest.mark.parametrize("nbytes", SIZES)
-def test_blocks_made_on_the_device_are_those_of_the_host(nbytes: int) -> None:
-    generator = BlockGenerator(torch.device("cpu"))
-    expected = np.concatenate([np.empty(0, np.uint8), *data.block_chunks(1234567, nbytes)])
-    for offset in (0, 5) if nbytes < 3 * MIB else (3,):
-        for invert in (False, True):
-            array = torch.full((offset + nbytes + 4,), 77, dtype=torch.uint8)
-            generator.fill(array, offset, 1234567, nbytes, invert=invert)
-            found = array.numpy()
-            assert np.array_equal(found[offset : offset + nbytes], ~expected if invert else expected)
-            assert (found[:offset] == 77).all() and (found[offset + nbytes :] == 77).all()
-        itemsize = 4 if nbytes % 4 == 0 else 1
-        assert generator.count_wrong(array, offset, 1234567, nbytes, itemsize) == nbytes // itemsize  # the complement
-        array[offset : offset + nbytes] = torch.from_numpy(expected)
-        assert generator.count_wrong(array, offset, 1234567, nbytes, itemsize) == 0
-        places = sorted({at for at in (0, 1, MIB - 1, MIB, 64 * MIB, nbytes - 1) if 0 <= at < nbytes})
-        for place in places:
-            array[offset + place] += 1
-        wrong = len({place // itemsize for place in places})
-        assert generator.count_wrong(array, offset, 1234567, nbytes, itemsize) == wrong
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["moved", "uint8", "fp16", "fp32"])
+def test_data_made_on_the_device_are_those_of_the_host(sizes: tuple[int, ...], kind: str) -> None:
+    """And both see the same difference: how many elements, where the first is, and what is there."""
+    itemsize = DTYPES[kind] if kind != "moved" else 4 if all(nbytes % 4 == 0 for nbytes in sizes) else 1
+    if any(nbytes % itemsize for nbytes in sizes) or (kind != "moved" and sum(sizes) > 3 * MIB):
+        return
+    pool = None if kind == "moved" else combined_pool(kind, "sum", ranks=3, largest=max(sizes))
+    pattern = data.Pattern([data.Block(key, nbytes) for key, nbytes in enumerate(sizes)], itemsize, pool)
+    on_device, host, nbytes = BlockGenerator(torch.device("cpu")), HostGenerator(), sum(sizes)
+    array, right = torch.full((nbytes + 8,), 77, dtype=torch.uint8), pattern.whole(9)
+    part = array[4 : 4 + nbytes]
+    for invert in (True, False):
+        on_device.fill(part, pattern, 9, invert=invert)
+        assert np.array_equal(part.numpy(), ~right if invert else right)
+        assert (array[:4] == 77).all() and (array[4 + nbytes :] == 77).all()
+        (seen,) = on_device.read([on_device.compare(part, pattern, 9)])
+        assert seen == host.compare(part, pattern, 9) and seen.elements == (nbytes // itemsize if invert else 0)
+    places = sorted({at for at in (nbytes // 3, MIB - 1, MIB, 64 * MIB, nbytes - 1) if 0 <= at < nbytes})
+    for place in places:
+        part[place] += 1
+    seen, of_another_call = on_device.read([on_device.compare(part, pattern, salt) for salt in (9, 8)])
+    assert seen == host.compare(part, pattern, 9) and seen.elements == len({place // itemsize for place in places})
+    assert seen.at == (places[0] // itemsize * itemsize if places else -1)
+    assert of_another_call.elements >= nbytes // itemsize // 2
