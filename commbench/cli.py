@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import ending
-from commbench.commands.options import SHORT, FiniteRange, request, shorts, training_options, training_request
+from commbench.commands import ending, programs
+from commbench.commands.options import SHORT, FiniteRange, WithKeys, request, shorts, training_options, training_request
 from commbench.errors import UsageError
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
@@ -32,19 +31,6 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-class _WithKeys(click.Command):
-    """A command whose help lists the keys that its words may set."""
-
-    def __init__(self, *args: Any, keys: str, **more: Any) -> None:
-        """keys: the module that explains them, which is imported for this help alone."""
-        super().__init__(*args, **more)
-        self._keys = keys
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_epilog(ctx, formatter)
-        formatter.write(importlib.import_module(self._keys).explain_keys(formatter.width))
-
-
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "--version", prog_name="commbench")
 def cli() -> None:
@@ -59,13 +45,14 @@ def cli() -> None:
     commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
     commbench train tiny                train a Mixture-of-Experts language model, with a profile or without
     commbench train ab tiny candidate=p.json   what the profile is worth there, launch by launch
+    commbench ab --profile p.json -- torchrun train.py   what it is worth in any other program
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     """
 
 
 @cli.command(
-    cls=_WithKeys,
+    cls=WithKeys,
     keys="commbench.sweep.keys",
     short_help="Measure; print a table; draw plots.",
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
@@ -266,7 +253,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
 
 
 @cli.command(
-    cls=_WithKeys,
+    cls=WithKeys,
     keys="commbench.train.config",
     short_help="Train a Mixture-of-Experts language model, with a profile or without.",
     epilog="Exit codes: 0 trained to the end, 1 it broke, 2 usage or environment, 130 stopped and saved.",
@@ -351,6 +338,10 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     from commbench.commands.topo import run
 
     return run(format_, root, plot, record)
+
+
+for command in programs.COMMANDS:
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -142,6 +142,11 @@ class Lock:
                     return False
                 time.sleep(0.05)
 
+    @property
+    def descriptor(self) -> int | None:
+        """Return what a child has to keep open so that the lock is held until it has ended; None: it is not held."""
+        return None if self._file is None else self._file.fileno()
+
     def release(self) -> None:
         if self._file is not None:
             self._file.close()

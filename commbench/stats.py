@@ -157,8 +157,8 @@ def ratio(baseline: Sequence[Floats], other: Sequence[Floats], *, seed: int = 0)
 
 
 @functools.lru_cache(maxsize=64)
-def _signed_rank_depth(n: int) -> int:
-    """Return how many Walsh averages lie outside a 95 % interval on either side, plus one; 0 below n = 6.
+def _signed_rank_depth(n: int, level: float) -> int:
+    """Return how many Walsh averages lie outside the interval on either side, plus one; 0 where there is none.
 
     From the exact distribution of Wilcoxon's signed-rank statistic: subsets of 1 .. n by their sum.
     """
@@ -167,20 +167,20 @@ def _signed_rank_depth(n: int) -> int:
     for rank in range(1, n + 1):
         counts[rank:] = counts[rank:] + counts[:-rank]
     below = np.cumsum(counts) / 2.0**n  # P(T <= t)
-    return int(np.searchsorted(below, _TAILS[0], side="right"))
+    return int(np.searchsorted(below, level / 2, side="right"))
 
 
-def paired_ratio(logs: Floats) -> Ratio:
-    """Return the ratio from paired observations of its logarithm, with the 95 % interval.
+def paired_ratio(logs: Floats, level: float = LEVEL) -> Ratio:
+    """Return the ratio from paired observations of its logarithm, with the interval that misses it in `level` of cases.
 
     The Hodges-Lehmann estimate, the median of the averages of all pairs of observations, and the interval that belongs
     to Wilcoxon's signed-rank test (Hollander, Wolfe and Chicken, "Nonparametric Statistical Methods", 3.2 and 3.3):
-    about as robust against launches that went wrong as the median, and narrower for ten pairs. There is no interval
-    below 6 observations. `logs` has at least one.
+    about as robust against launches that went wrong as the median, and narrower for ten pairs. At 95 % there is no
+    interval below 6 observations. `logs` has at least one.
     """
     rows, columns = np.triu_indices(logs.size)
     walsh = np.sort((logs[rows] + logs[columns]) / 2)
-    depth = _signed_rank_depth(logs.size)
+    depth = _signed_rank_depth(logs.size, level)
     value = math.exp(float(np.median(walsh)))
     if depth < 1:
         return Ratio(value, None)

@@ -8,6 +8,8 @@ from commbench.errors import UsageError
 
 _SUFFIX = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 _TOO_LARGE = 2**63
+_YEAR_S = 366 * 86_400.0
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
 
 
@@ -35,6 +37,17 @@ def format_size(size_bytes: float) -> str:
         if size_bytes >= unit:
             return f"{size_bytes / unit:.4g} {suffix}"
     return f"{size_bytes:.4g} B"
+
+
+def parse_seconds(key: str, text: str) -> float:
+    """Return the seconds of `90`, `90s`, `8m`, `1.5h`, the value of `key`. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+    if match is None or not float(match[1]):
+        raise UsageError(f"{key}={text}", hint="a time above 0: 90s, 8m, 1.5h")
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if not seconds <= _YEAR_S:
+        raise UsageError(f"{key}={text}", hint="a time up to a year: 90s, 8m, 1.5h")
+    return seconds
 
 
 def format_seconds(seconds: float) -> str:

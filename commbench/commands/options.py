@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,19 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is no finite number.", param, ctx)
         return float(number)
+
+
+class WithKeys(click.Command):
+    """A command whose help lists the keys that its words may set."""
+
+    def __init__(self, *args: Any, keys: str, **more: Any) -> None:
+        """keys: the module that explains them, which is imported for this help alone."""
+        super().__init__(*args, **more)
+        self._keys = keys
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_epilog(ctx, formatter)
+        formatter.write(importlib.import_module(self._keys).explain_keys(formatter.width))
 
 
 class WithProgram(click.Command):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from commbench.ab import run as programs
 from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.serialise import digest
@@ -64,12 +65,15 @@ def draw_trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]
 def draw_ab(paths: Sequence[Path], out: Path | None) -> list[Path]:
     """Draw the one folder of an A/B; return the PNG file. Raises `UsageError`."""
     if len(paths) > 1:
-        raise UsageError(f"{len(paths)} folders, one of them of commbench train ab", hint="it is drawn alone")
-    launches, about, names = ab.read(paths[0])
+        raise UsageError(f"{len(paths)} folders, one of them of an A/B", hint="it is drawn alone")
     target = _target(paths[0].resolve(), out)
-    from commbench.plots.ab import draw
+    from commbench.plots.ab import draw, draw_programs
 
     try:
+        if programs.is_one(paths[0]):
+            about, made = programs.read(paths[0])
+            return draw_programs(made, about, target)
+        launches, about, names = ab.read(paths[0])
         return draw(launches, ab.compare(launches), about, names, target)
     except OSError as error:
         raise _unwritable(target, error) from error

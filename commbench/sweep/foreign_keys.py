@@ -11,7 +11,7 @@ from commbench.emulated import ROUTINGS, Emulated, parse_slow_link
 from commbench.errors import UsageError, unknown
 from commbench.launch.foreign import Cluster
 from commbench.sweep.key import NO_DEFAULT, Key, OneOf, explain
-from commbench.sweep.keys import FABRIC, LISTED, RANKS
+from commbench.sweep.keys import FABRIC, LISTED
 from commbench.sweep.recipes import parse_overrides
 
 _OF_CLUSTER = ("nodes", "ranks_per_node", "link", "message_overhead", "intra_link", "slow_link", "spines", "routing")
@@ -21,11 +21,14 @@ KEYS: dict[str, Key] = {
         OneOf(("real", "emulated")),
         "emulated: the program runs once in each of several network namespaces of this machine (Linux)",
         default="real",
-        group=RANKS,
+        group=FABRIC,
     ),
-    **{name: dataclasses.replace(LISTED[name], axis=False) for name in _OF_CLUSTER},
+    **{name: dataclasses.replace(LISTED[name], axis=False, group=FABRIC) for name in _OF_CLUSTER},
 }
-_NODES = 2  # of an emulated cluster, where nobody says how many
+KEYS["nodes"] = dataclasses.replace(KEYS["nodes"], default=2, help="on each of which the program runs once")
+KEYS["ranks_per_node"] = dataclasses.replace(
+    KEYS["ranks_per_node"], default=NO_DEFAULT, help="ranks that it starts there: torchrun is told; has to be said"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +72,11 @@ def _cluster(values: Mapping[str, Any], typed: Mapping[str, Any]) -> Cluster | N
         if idle := [name for name in _OF_CLUSTER if name in typed]:
             raise UsageError(f"{idle[0]} is set, but has no effect", hint="it belongs to fabric=emulated")
         return None
-    if "ranks_per_node" not in typed:
+    if "ranks_per_node" not in values:
         raise UsageError(
             "fabric=emulated without ranks_per_node", hint="ranks_per_node=N: the ranks that the program starts on each"
         )
-    nodes = values["nodes"] if "nodes" in typed else _NODES
-    slow, inside = values["slow_link"], values["intra_link"]
+    nodes, slow, inside = (values[name] for name in ("nodes", "slow_link", "intra_link"))
     if slow != "none" and parse_slow_link(slow)[0] >= nodes:
         raise UsageError(f"slow_link={slow}: the nodes are 0 .. {nodes - 1}", hint="slow_link=node1:3")
     emulated = Emulated(
@@ -91,4 +93,4 @@ def _cluster(values: Mapping[str, Any], typed: Mapping[str, Any]) -> Cluster | N
 
 def explain_keys(width: int, own: Mapping[str, Key] | None = None, groups: Sequence[str] = ()) -> str:
     """Return what help says of the keys of a command with `own` ones, which are in `groups`."""
-    return "\n" + explain({**(own or {}), **KEYS}, [*groups, RANKS, FABRIC], width).lstrip("\n")
+    return "\n" + explain({**(own or {}), **KEYS}, [*groups, FABRIC], width).lstrip("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,11 +25,9 @@ from commbench.tune.search import Predict
 from commbench.tune.space import Region
 from commbench.tune.stages import Stages
 from commbench.tune.tuner import CostModel, Tuned, Tuner
-from commbench.units import format_seconds
+from commbench.units import format_seconds, parse_seconds
 
 _BUDGET = "10m"
-_YEAR_S = 366 * 86_400.0
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _LEAST_R2 = 0.9  # of a model that may rule candidates out
 _PAIR_SIZES = 4
 _PAIR_ROUNDS = [0, 1, 2]  # of a tournament: other pairs each, inside of nodes and between them
@@ -63,17 +60,6 @@ def read_limits(words: Sequence[str]) -> tuple[tuple[str, ...], Limits]:
         else:
             left.append(word)
     return tuple(left), Limits(budget_s=parse_seconds("budget", budget), gain=gain)
-
-
-def parse_seconds(key: str, text: str) -> float:
-    """Return the seconds of `90`, `90s`, `8m`, `1.5h`. Raises `UsageError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
-    if match is None or not float(match[1]):
-        raise UsageError(f"{key}={text}", hint="a time above 0: 90s, 8m, 1.5h")
-    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
-    if not seconds <= _YEAR_S:
-        raise UsageError(f"{key}={text}", hint="a time up to a year: 90s, 8m, 1.5h")
-    return seconds
 
 
 def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:

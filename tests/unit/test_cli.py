@@ -50,6 +50,7 @@ FLAGS = {
     "model": {"--format", "--out"},
     "topo": {"--format", "--plot", "--record", "--root"},
     "export": {"--format", "--scope", "--out"},
+    "ab": {"--profile", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
     "exec": {"--profile", "--scope", "--dry-run"},
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ FLOORS = (
     "backend",
     "record",
     "sweep",
+    "ab",
     "tune train",
     "plots moe_ref",
     "commands",

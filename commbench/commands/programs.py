@@ -1,0 +1,50 @@
+"""Commands before somebody's program, as the command line has them: `commbench ab .. -- torchrun train.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commbench.commands.options import WithKeys, WithProgram
+
+
+class _ProgramWithKeys(WithProgram, WithKeys):
+    """One whose words before `--` are keys, which its help lists."""
+
+
+@click.command(
+    cls=_ProgramWithKeys,
+    keys="commbench.ab.run",
+    short_help="What a profile or a setting is worth in the step time of any program.",
+    epilog="Exit codes: 0 there is an answer, 1 the baseline fails, 2 usage or environment, 130 interrupted.",
+)
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--profile", "profiles", multiple=True, metavar="FILE",
+              help="Of commbench tune. One: against none. Two: the first against the second.")  # fmt: skip
+@click.option("--metric", default="", metavar="REGEX",
+              help="Compare what its group matches in the output; default: how long the program takes.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN",
+              help="Go on with one that was stopped, or that has spent its budget.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Parent of run folders.")  # fmt: skip
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of what is printed on stdout; json: the answer, as in ab.json.")  # fmt: skip
+@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
+def ab(words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) -> int:
+    """Launch a program under two settings by turns, and say which is better, with an interval.
+
+    \b
+    commbench ab --profile p.json -- torchrun --nproc-per-node=8 train.py
+    commbench ab env.NCCL_ALGO=Ring,Tree --metric 'step took ([0-9.]+) ms' -- torchrun train.py
+    commbench ab rounds=10 -- python old.py ::: python new.py
+    commbench ab fabric=emulated nodes=2 ranks_per_node=2 link=100mbit --profile p.json -- torchrun train.py
+    """
+    from commbench.commands import ab as command
+
+    return command.run(words, program, **options)
+
+
+COMMANDS = (ab,)

@@ -1,0 +1,90 @@
+"""How arms are typed, and what each of them starts the program with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commbench.ab import arms
+from commbench.ab.pairs import BASELINE, CANDIDATE
+from commbench.errors import CommbenchError
+from commbench.profile import file
+from tests.support import profiles
+
+RUN = ("run", "--x", "--", "y")
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), Path(f"{name}.json"))
+
+
+def both(*typed: str, program: Any = RUN, words: Any = (), env: Any = None) -> tuple[arms.ProgramArm, arms.ProgramArm]:
+    _, own = arms.split(words)
+    found = arms.arms_of(program, typed, env or {}, own)
+    return found[BASELINE], found[CANDIDATE]
+
+
+def test_a_profile_against_none_sets_two_variables(tuned: None) -> None:
+    one, two = both("a.json", env={"X": ["1"]})
+    unset = {"COMMBENCH_BACKEND": "unset", "COMMBENCH_PROFILE": "unset"}
+    assert one.environment() == {"X": "1", **unset}
+    path = str(Path("a.json").absolute())
+    assert two.environment() == {"X": "1", "COMMBENCH_BACKEND": "profile", "COMMBENCH_PROFILE": path}
+    assert one.command == two.command == RUN
+    assert arms.differences({BASELINE: one, CANDIDATE: two}) == "no profile against a.json"
+
+
+def test_two_profiles_and_one_against_itself(tuned: None) -> None:
+    one, two = both("a.json", "b.json")
+    assert Path(one.profile).name == "a.json" and Path(two.profile).name == "b.json"
+    one, two = both("a.json", "a.json")
+    assert one.environment() == two.environment()
+    assert arms.differences({BASELINE: one, CANDIDATE: two}) == "both arms are the same"
+    assert both("none", "b.json")[0].profile == both(words=["candidate=b.json"])[0].profile == ""
+
+
+def test_variables_and_programs() -> None:
+    one, two = both(env={"A": ["x", "unset"], "B": ["for both"]})
+    assert one.environment() == {"A": "x", "B": "for both"} and two.environment() == {"A": "unset", "B": "for both"}
+    one, two = both(words=["candidate.env.A=1,2", "candidate.env.B=3"], env={"A": ["0"]})
+    assert one.env == {"A": "0"} and two.env == {"A": "1,2", "B": "3"}
+    assert arms.names({BASELINE: one, CANDIDATE: two}) == {"baseline": "A=0, B as it is", "candidate": "A=1,2, B=3"}
+    one, two = both(program=("old", "--", "x", ":::", "new", "y z"))
+    assert one.command == ("old", "--", "x") and two.command == ("new", "y z")
+    assert arms.differences({BASELINE: one, CANDIDATE: two}) == "old -- x against new 'y z'"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "there is one arm"),
+        ({"program": None, "env": {"A": ["1", "2"]}}, "no -- before the program"),
+        ({"program": ("a", ":::")}, "no program on one side"),
+        ({"program": ("a", ":::", "b", ":::", "c")}, "3 programs"),
+        ({"env": {"A": ["1", "2", "3"]}}, "env.A has 3 values"),
+        ({"env": {"A": ["1", "2"]}, "program": ("a", ":::", "b")}, "in several ways"),
+        ({"env": {"A": ["1", "2"]}, "words": ["candidate.env.B=1"]}, "in several ways"),
+        ({"words": ["candidate.layers=2"]}, "unknown setting of candidate 'layers'"),
+        ({"words": ["candidate.env.A"]}, "cannot read candidate.env.A"),
+        ({"words": ["candidate.profile="]}, "candidate has no profile"),
+        ({"words": ["candidate=nope.json"]}, "nope.json"),
+    ],
+)
+def test_a_wrong_use_is_one_error(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(CommbenchError) as raised:
+        both(**more)
+    assert said in str(raised.value) and raised.value.hint
+
+
+def test_three_profiles_or_a_profile_and_two_values_are_too_many(tuned: None) -> None:
+    for typed, env, said in (
+        (("a.json", "b.json", "a.json"), {}, "3 profiles"),
+        (("a.json",), {"A": ["1", "2"]}, "in several ways"),
+    ):
+        with pytest.raises(CommbenchError, match=said):
+            both(*typed, env=env)
