@@ -25,6 +25,7 @@ from commbench.sweep.prepare import (
     show_config,
     show_plan,
     show_script,
+    takes_parts,
 )
 from commbench.sweep.resume import resume
 from commbench.sweep.session import measure, of_run
@@ -47,7 +48,7 @@ def run(request: SweepRequest) -> int:
         with storage(request.resume, f"make room, then go on with: commbench sweep --resume {request.resume}"):
             folder, sweep = resume(request, console)
         return measure(request, folder, sweep, console, _draw)
-    recipe, configs = configure(request.words, layout_of(rank) if rank else None)
+    recipe, configs = configure(request.words, layout_of(rank) if rank else None, with_parts=takes_parts(request))
     if request.show_config:
         sys.stdout.write(show_config(configs))
         return EXIT_OK

@@ -36,7 +36,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
             hint="start it without the launcher; --launcher says which one it shall use",
         )
     console = Console(quiet=request.quiet, verbose=request.verbose)
-    _, configs = prepare.configure(request.words)
+    _, configs = prepare.configure(request.words, with_parts=False)
     if request.show_config:
         sys.stdout.write(prepare.show_config(configs))
         return EXIT_OK

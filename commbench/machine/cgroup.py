@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -42,6 +43,13 @@ def cpu_quota(system: Texts) -> float | None:
         if quota.isdigit() and period.isdigit():  # otherwise "max", "-1" or not there
             quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process can keep busy: those that it may use, or less by a quota of its groups."""
+    quota = cpu_quota(AbsoluteFiles())
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def throttled_periods(system: Texts) -> int:

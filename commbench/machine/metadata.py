@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import commbench
-from commbench.machine import gpus
+from commbench.machine import cgroup, gpus
 
 ENV_PREFIXES = ("NCCL_", "TORCH_", "GLOO_", "UCX_", "FI_", "I_MPI_", "OMPI_MCA_", "PRTE_MCA_", "MPICH_", "OMP_",
                 "CUDA_", "SLURM_", "SBATCH_", "MASTER_", "COMMBENCH_", "LD_PRELOAD", "MALLOC_", "KMP_", "GOMP_", "MKL_",
@@ -85,6 +85,7 @@ REGISTRY: dict[str, tuple[Callable[[], Any], bool]] = {
     "cpus": (os.cpu_count, True),
     "gpus": (lambda: gpus.identity() or None, True),  # null where there are none, as in runs that did not ask
     "affinity": (lambda: sorted(os.sched_getaffinity(0)), True),
+    "usable_cpus": (cgroup.usable_cpus, False),
     "kernel": (platform.release, True),
     "python": (platform.python_version, True),
     "packages": (_packages, True),

@@ -21,6 +21,12 @@ def describe(row: Row) -> str:
     return ", ".join([*words, *(f"{name}={value}" for name, value in row.env.items())])
 
 
+def usable_cpus(meta: Mapping[str, Any]) -> int:
+    """Return how many CPUs the run could keep busy, by what run.json says of the machine; 0 where it does not."""
+    machine = meta.get("machine") or {}
+    return int(machine.get("usable_cpus") or len(machine.get("affinity") or []))
+
+
 def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
     """`2 nodes x 4 ranks, declared on one machine`."""
     text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
-from commbench.output.describe import describe
+from commbench.output.describe import describe, usable_cpus
 from commbench.records import Fabric, Row, Status, network_note
 from commbench.stats import Verdict
 from commbench.units import format_size
@@ -109,10 +109,11 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
 
 
 def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
-    cpus = len(meta["machine"]["affinity"] or [])
+    cpus = usable_cpus(meta)
     skews = [row.skew_us / row.time_us for row in rows if row.skew_us and row.time_us and row.mode == "isolated"]
     lines = [f"# note: {note}"] if (note := network_note(rows[0].fabric)) else []
-    if rows[0].fabric != Fabric.REAL and 0 < cpus < rows[0].ranks:
+    # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
+    if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
         lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times hold waiting for a CPU")
     if skews and max(skews) > 0.2:
         lines.append(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from commbench.output.describe import usable_cpus
 from commbench.plots.settings import (
     FIGURE_KEYS,
     complete,
@@ -30,7 +31,7 @@ from commbench.plots.style import (
     title,
     value_axis,
 )
-from commbench.records import network_note
+from commbench.records import Fabric, network_note
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,8 +155,8 @@ def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any
     note += "; grey: as its source gives it" if rows["case_id"].isna().any() else ""
     note += "" if bounded else "; no bound: no link rate is known"
     careful = [network_note(setting["fabric"])]
-    cpus = len((meta.get("machine") or {}).get("affinity") or [])
-    if setting["fabric"] != "real" and 0 < cpus < setting["ranks"]:
+    cpus = usable_cpus(meta)
+    if setting["fabric"] not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < setting["ranks"]:
         careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU")
     return "\n".join([note, "; ".join(filter(None, careful))]).rstrip()
 

@@ -33,9 +33,11 @@ def reject_unknown_algorithms(config: SweepConfig, wanted: Sequence[str]) -> Non
 _EMULATED = frozenset(name for name, key in KEYS.items() if key.group == FABRIC)
 
 
-def reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
+def reject_idle_keys(configs: Sequence[SweepConfig], cases: Sequence[PlannedCase]) -> None:
     """Raise `UsageError` for what a user sets in vain; a recipe may set it for other values than the user's."""
     used: set[str] = set()
+    typed = frozenset[str]().union(*(config.typed for config in configs))
+    layer = any("tokens" in config.layer for config in configs)
     for item in cases:
         used |= {*item.case.params, *item.case.arguments}
         if item.case.arguments.get("splits") == "trace":
@@ -44,12 +46,12 @@ def reject_idle_keys(config: SweepConfig, cases: Sequence[PlannedCase]) -> None:
             used |= _EMULATED if emulated.spines > 1 else _EMULATED - {"routing"}
         used |= {"binding_memory"} if item.case.setup.binding != "none" else set()
         used |= {"cpu_masks"} if item.case.setup.cpu_masks else set()
-        if "row_bytes" in item.case.arguments and "row_bytes" not in config.typed:
+        if "row_bytes" in item.case.arguments and "row_bytes" not in typed:
             used.add("model_dim")
-        if "matrix" not in item.case.arguments and not ("send_bytes" in config.typed and item.case.arguments):
+        if "matrix" not in item.case.arguments and not ("send_bytes" in typed and item.case.arguments):
             used |= {*SIZE_KEYS}
-            used |= set(LAYER) if "tokens" in config.layer else set()
-    for key in config.typed - used:
+            used |= set(LAYER) if layer else set()
+    for key in typed - used:
         if hint := KEYS[key].idle:
             raise UsageError(f"{key} is set, but has no effect in this sweep", hint=hint)
 

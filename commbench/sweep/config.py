@@ -24,6 +24,7 @@ class SweepConfig:
 
     recipe: str
     typed: frozenset[str]  # keys that the user set, and not a recipe
+    part: bool = False  # whether it is one of several of a recipe: left out where it cannot be had
     transport: list[str]
     collective: list[str]
     in_place: list[bool]
@@ -104,7 +105,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> SweepConfig:
+def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides, *, part: bool = False) -> SweepConfig:
     """Validate one composed recipe with the user's values on top. Raises `UsageError`."""
     flat = flatten(composed)
     env = flat.pop("env", None) or {}
@@ -134,6 +135,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides) -> Swe
     _check_experts(layer, arguments)
     return SweepConfig(
         recipe=Path(recipe).stem,
+        part=part,
         typed=frozenset(name for name in overrides.values if flat.get(name) is not None),
         params={name: of.read(name, flat[name]) for name, of in PARAMS.items() if name in flat},
         arguments=arguments,

@@ -14,6 +14,7 @@ from commbench.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate,
 from commbench.errors import UsageError, unknown
 from commbench.layout import LISTED as LISTED_GROUPS
 from commbench.layout import block_size, listed_groups, listed_name
+from commbench.machine import cgroup
 from commbench.spec import DTYPES, Value
 from commbench.sweep.key import Key, KeyCheck, Number, OneOf, Parsed, explain
 
@@ -67,6 +68,14 @@ def _layout(name: str, value: Any) -> str:
     return f"{_NODES('nodes', int(nodes))}x{_RANKS_PER_NODE('ranks_per_node', int(per_node))}"
 
 
+def _ranks_per_node(name: str, value: Any) -> int:
+    """Return the number that `cpus` stands for, too: a CPU for each rank, if there are two."""
+    if value == "cpus":
+        return min(max(cgroup.usable_cpus(), _FEWEST_RANKS), _ENOUGH_RANKS)
+    number: int = _RANKS_PER_NODE(name, value)
+    return number
+
+
 def _script(name: str, value: Any) -> str:
     """Return the script's JSON, canonical, so that equal scripts make equal case ids."""
     text = str(value)
@@ -84,6 +93,7 @@ def _script(name: str, value: Any) -> str:
     return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
 
 
+_FEWEST_RANKS, _ENOUGH_RANKS = 2, 4  # of `cpus`
 _NODES, _RANKS_PER_NODE = Number(int, 1, 100_000), Number(int, 1, 1024)
 _ALGORITHMS = (*sorted({name for _, name in algorithms.TABLE}), "all")
 _EMULATED = "it belongs to fabric=emulated"
@@ -114,7 +124,8 @@ LISTED: dict[str, Key] = {
     "script": _single(Parsed(_script, "FILE.json"), None, WHAT, "of transport=scripted", optional=True, unset=""),
 
     "nodes": _axis(_NODES, 1, RANKS, "hosts; declared where one machine stands for several"),
-    "ranks_per_node": _axis(_RANKS_PER_NODE, 4, RANKS, "ranks on each of them"),
+    "ranks_per_node": _axis(Parsed(_ranks_per_node, "a whole number, or cpus"), 4, RANKS,
+                            "ranks on each of them; cpus: one for each CPU that may be used, from 2 to 4"),
     "layout": _axis(Parsed(_layout, "4x4, 2x8, ..."), None, RANKS,
                     "nodes x ranks per node, in place of the two above", optional=True),
     "fabric": _axis(OneOf(("real", "emulated", "virtual")), "real", RANKS,

@@ -30,11 +30,11 @@ class Launch:
 def expand(configs: Iterable[SweepConfig]) -> list[PlannedCase]:
     """Return every combination of the axes, without duplicates (sizes that round to the same one are one case)."""
     planned: dict[str, PlannedCase] = {}
+    configs = list(configs)
     for config in configs:
-        cases = list(_cases(config))
-        checks.reject_idle_keys(config, cases)
-        for item in cases:
+        for item in _cases(config):
             planned.setdefault(item.case.case_id, item)
+    checks.reject_idle_keys(configs, list(planned.values()))
     return list(planned.values())
 
 
@@ -50,7 +50,7 @@ def _cases(config: SweepConfig) -> Iterator[PlannedCase]:
     )
     wanted = list(collectives.EVERY) if "all" in config.collective else config.collective
     checks.reject_unknown_algorithms(config, wanted)
-    for setup in _setups(config):
+    for setup in setups(config):
         for name, groups, dtype in itertools.product(wanted, config.groups, config.dtype):
             sizes = _sizes(config, collectives.get(name), setup, groups, dtype)
             for in_place, overlap, mode, buffers, cache in itertools.product(
@@ -90,7 +90,8 @@ def _pointless(config: SweepConfig, setup: Setup, algorithm: Algorithm, buffers:
     return unwanted or (buffers != "symmetric" and "symmetric" in config.buffers)
 
 
-def _setups(config: SweepConfig) -> Iterator[Setup]:
+def setups(config: SweepConfig) -> Iterator[Setup]:
+    """Yield the set-ups of a config."""
     shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
     shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):

@@ -26,7 +26,7 @@ from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, Fabric, PlannedCase, network_note
 from commbench.run_folder import RunFolder, timestamp
 from commbench.serialise import as_dict
-from commbench.sweep import config, plan, recipes
+from commbench.sweep import config, parts, plan, recipes
 from commbench.sweep.keys import KEYS
 from commbench.units import format_seconds, format_size
 
@@ -50,11 +50,15 @@ class SweepRequest:
     verbose: bool = False
 
 
-def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> tuple[str, list[config.SweepConfig]]:
-    """Return the recipe's name and one validated config per combination of group choices.
+def configure(
+    words: Sequence[str], forced: Mapping[str, Any] | None = None, *, with_parts: bool = True
+) -> tuple[str, list[config.SweepConfig]]:
+    """Return the recipe's name and validated configs: one per combination of group choices, and part of the recipe.
 
-    `forced` values take the place of the recipe's, but not of the user's own.
+    `forced` values take the place of the recipe's, but not of the user's own. `with_parts`: ranks may be started here
+    in several ways, so that a recipe may have parts.
     """
+    with_parts = with_parts and forced is None
     traced = bool(words) and recipes.is_trace(words[0])
     named = traced or (bool(words) and (recipes.is_file(words[0]) or "=" not in words[0]))
     recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
@@ -68,7 +72,13 @@ def configure(words: Sequence[str], forced: Mapping[str, Any] | None = None) -> 
     if "layout" not in overrides.values:  # else that is what the user means; it is compared with the ranks there are
         for key, value in (forced or {}).items():
             overrides.values.setdefault(key, [value])
-    return recipe, [config.build(recipe, item, overrides) for item in composed]
+    split = [part for item in composed for part in parts.of_recipe(item, overrides, wanted=with_parts)]
+    return recipe, [config.build(recipe, one.keys, one.overrides, part=not one.alone) for one in split]
+
+
+def takes_parts(request: SweepRequest) -> bool:
+    """Return whether a recipe's parts can be started: on this machine, which is not one of several that Slurm gave."""
+    return request.launcher in ("", *EMULATING) and slurm.allocated_nodes(os.environ) < 2
 
 
 def _on_gpus(asked: Sequence[Any] | None) -> bool:
@@ -135,7 +145,22 @@ def choose_launchers(
     for reason in lacking.values():
         console.note(f"left out: {reason}")
     kept = [replace(item, transport=[name for name in item.transport if name in launchers]) for item in configs]
-    return launchers, [item for item in kept if item.transport]
+    return launchers, _possible([item for item in kept if item.transport], console)
+
+
+def _possible(configs: Sequence[config.SweepConfig], console: Console) -> list[config.SweepConfig]:
+    """Return the configs without parts of a recipe on clusters that cannot be emulated here, which are named."""
+    kept = []
+    for item in configs:
+        clusters = dict.fromkeys(setup.emulated for setup in plan.setups(item)) if item.part else {}
+        try:
+            for emulated in filter(None, clusters):
+                fabric.check(emulated)
+        except EnvironmentProblem as problem:
+            console.note(f"left out: {emulated}, emulated on this machine: {problem}")
+        else:
+            kept.append(item)
+    return kept
 
 
 def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) -> list[PlannedCase]:

@@ -40,6 +40,7 @@ def test_every_operation_and_root(tmp_path: Path) -> None:
         "collective=all_reduce,reduce_scatter,broadcast",
         "op=sum,prod,min,max",
         "root=0,1,3",
+        "nodes=2",
         "dtype=int32,bf16,fp16",
     )
     result = here("sweep", "quick", *words, "in_place=false,true", *FEW, "-b", "1K", "-e", "1K", cwd=tmp_path)
@@ -78,7 +79,7 @@ def test_a_product_beside_the_collective(tmp_path: Path) -> None:
 
 
 def test_cold_buffers_and_pipelined_calls(tmp_path: Path) -> None:
-    words = ("cache=cold", "mode=isolated,pipelined", "-b", "64K", "-e", "64K")
+    words = ("cache=cold", "mode=isolated,pipelined", "nodes=2", "-b", "64K", "-e", "64K")
     result = here("sweep", "quick", *words, *FEW, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "results")
@@ -124,7 +125,7 @@ def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, case: tuple[t
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    words = ("sweep", "quick", "transport=gloo", "launches=2", "-f", "8", "-e", "8K", "--no-plots")
+    words = ("sweep", "quick", "transport=gloo", "nodes=2", "launches=2", "-f", "8", "-e", "8K", "--no-plots")
     sweep = forked_command.start(*words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("results/*/measurements.jsonl")):
@@ -144,7 +145,7 @@ def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: 
 
 
 def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
-    words = ("algorithm=direct", "-b", "1K", "-e", "64G", "-f", "67108864", *FEW)
+    words = ("algorithm=direct", "nodes=2", "-b", "1K", "-e", "64G", "-f", "67108864", *FEW)
     result = here("sweep", "quick", *words, cwd=tmp_path)
     assert result.returncode == 1
     small, large = sorted(rows_of(result), key=lambda row: row["size_bytes"])
@@ -154,7 +155,7 @@ def test_a_size_beyond_memory_ends_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", first(1, [1, 2]))
 def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
-    words = ["quick", "transport=gloo", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
+    words = ["quick", "transport=gloo", "nodes=2", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
     kill_and_resume(seed, tmp_path / "out", words, longest_s=6.0)
 
 
@@ -240,7 +241,7 @@ def test_a_message_that_is_not_declared_is_noticed(lie: bool, tmp_path: Path, mo
     honest = algorithm.steps
     if lie:
         monkeypatch.setattr(algorithm, "steps", lambda spec: (honest(spec) or [])[:1], raising=False)
-    words = ("sweep", "quick", "transport=gloo", "algorithm=2d_intra_first", "-b", "4K", "-e", "4K", "launches=1")
-    result = here(*words, "iters=2", "--no-plots", "--format", "json", cwd=tmp_path)
+    words = ("sweep", "quick", "transport=gloo", "nodes=2", "algorithm=2d_intra_first", "-b", "4K", "-e", "4K")
+    result = here(*words, "launches=1", "iters=2", "--no-plots", "--format", "json", cwd=tmp_path)
     (row,) = rows_of(result)
     assert row["status"] == ("declaration_mismatch" if lie else "ok"), row["reason"]

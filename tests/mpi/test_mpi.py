@@ -37,8 +37,8 @@ def test_everything_is_right(tmp_path: Path, words: tuple[str, ...]) -> None:
 
 def test_groups_and_overlap(tmp_path: Path) -> None:
     once = ("launches=1", "iters=2", "--no-plots", "--format", "json")
-    words = ("transport=mpi", "collective=all", "algorithm=all", "groups=rails,blocks:2", "-b", "1K", "-e", "1K")
-    result = here("sweep", "quick", *words, *once, cwd=tmp_path)
+    words = ("transport=mpi", "collective=all", "algorithm=all", "groups=rails,blocks:2", "nodes=2", "-b", "1K")
+    result = here("sweep", "quick", *words, "-e", "1K", *once, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     ok = {(row["collective"], row["groups"]) for row in rows_of(result) if row["status"] == "ok"}
     assert len(ok) == 14
@@ -125,12 +125,18 @@ def test_without_mpi4py_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_kill_and_resume(tmp_path: Path, seed: int) -> None:
-    words = ["quick", "transport=mpi", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
+    words = ["quick", "transport=mpi", "nodes=2", "launches=2", "iters=3", "-e", "8K", "-f", "8"]
     kill_and_resume(seed, tmp_path / "out", words, longest_s=4.0)
 
 
 def test_every_operation_and_root(tmp_path: Path) -> None:
-    words = ("collective=all_reduce,reduce_scatter,broadcast", "op=sum,prod,min,max", "root=0,1,3", "dtype=int32")
+    words = (
+        "collective=all_reduce,reduce_scatter,broadcast",
+        "op=sum,prod,min,max",
+        "root=0,1,3",
+        "dtype=int32",
+        "nodes=2",
+    )
     words += ("in_place=false,true", "transport=mpi", "launches=1", "iters=1", "-b", "1K", "-e", "1K")
     result = here("sweep", "quick", *words, "--no-plots", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -139,11 +145,11 @@ def test_every_operation_and_root(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, "error"), (signal.SIGSTOP, "timeout")])
 def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, status: str) -> None:
-    words = ("transport=mpi", "algorithm=direct,bruck", "cap=2", "precision=0", "samples.max=100000", "launches=1")
+    words = ("transport=mpi", "nodes=2", "algorithm=direct,bruck", "cap=2", "precision=0", "samples.max=100000")
     with Watch(tmp_path / "tmp") as watch:
         sweep = subprocess.Popen(
-            [sys.executable, "-m", "commbench", "sweep", "quick", *words, "-e", "1K", "timeout=4", "--no-plots",
-             "--format", "json"],
+            [sys.executable, "-m", "commbench", "sweep", "quick", *words, "launches=1", "-e", "1K", "timeout=4",
+             "--no-plots", "--format", "json"],
             cwd=tmp_path, env=watch.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         rank = rank_at_work(tmp_path / "results", 3)
@@ -167,7 +173,7 @@ def test_another_library_than_open_mpi_is_refused_on_an_emulated_fabric(tmp_path
 
 
 def test_binding_is_explicit_and_what_ranks_really_have_is_recorded(tmp_path: Path) -> None:
-    result = here("sweep", "quick", *FEW, cwd=tmp_path)
+    result = here("sweep", "quick", "nodes=2", *FEW, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     run = only_run(tmp_path / "results")
     (folder,) = (run / "logs").iterdir()

@@ -43,7 +43,7 @@ def test_recipes_licence_and_entry_point_are_in_it(site: Path) -> None:
 
 def test_a_sweep_from_the_wheel_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
     code = "import sys; from commbench.cli import main; sys.argv[0] = 'commbench'; main()"
-    words = ("sweep", "quick", "-e", "8K", "launches=2", "iters=5", "--format", "json")
+    words = ("sweep", "quick", "nodes=2", "-e", "8K", "launches=2", "iters=5", "--format", "json")
     result = subprocess.run(
         # -P: the current folder is not on the path; PYTHONPATH puts the wheel before an editable install
         [sys.executable, "-P", "-c", code, *words],

@@ -23,7 +23,7 @@ from commbench import fabric, transports
 from commbench.binding import affinity
 from commbench.commands import sweep
 from commbench.launch import mpiexec, placement
-from commbench.machine import gpus, sysfs
+from commbench.machine import cgroup, gpus, sysfs
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.serialise import as_dict
@@ -53,6 +53,7 @@ def recorded_machine(name: str = "ndv4") -> Iterator[None]:
         for target, attribute, value in (
             (placement, "_machine", lambda: machine),
             (os, "sched_getaffinity", lambda pid: set(machine.cpus)),
+            (cgroup, "cpu_quota", lambda system: None),
             (affinity, "allowed_memory", lambda: None),
             (affinity, "unsupported_memory_policy", lambda: ""),
             (gpus, "count", lambda environ: 0),

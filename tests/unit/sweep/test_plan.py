@@ -67,7 +67,7 @@ def test_hydras_grammar_means_what_its_users_expect() -> None:
 def test_environment_values_pass_raw() -> None:
     overrides = recipes.parse_overrides(["env.NCCL_IB_HCA=^ib,a=b", "env.X='a,b'", "env.Y="])
     assert overrides.env == {"NCCL_IB_HCA": ["^ib", "a=b"], "X": ["a,b"], "Y": [""]}
-    setups = {str(item.case.setup) for item in planned("quick", "transport=gloo", "env.A=1,2", "env.B=x")}
+    setups = {str(item.case.setup) for item in planned("quick", "transport=gloo", "nodes=2", "env.A=1,2", "env.B=x")}
     assert len(setups) == 2 and all(", B=x" in setup for setup in setups)
 
 
@@ -83,7 +83,9 @@ def test_case_ids_are_stable_and_tell_cases_apart() -> None:
 
 
 def test_sizes_round_down_and_merge() -> None:
-    cases = planned("quick", "transport=gloo", "algorithm=direct", "sizes.min=1", "sizes.max=130", "sizes.factor=1.1")
+    cases = planned(
+        "quick", "transport=gloo", "nodes=2", "algorithm=direct", "sizes.min=1", "sizes.max=130", "sizes.factor=1.1"
+    )
     assert [item.case.size_bytes for item in cases] == [0, 64, 128]
     assert [bool(item.skip) for item in cases] == [True, False, False]
     assert "rounds down to 0" in cases[0].skip
@@ -102,7 +104,7 @@ def test_a_list_of_sizes_and_ranges_that_are_typed_over_a_recipes_list(tmp_path:
 
 
 def test_launches_are_interleaved_in_seeded_order() -> None:
-    cases = planned("quick", "transport=gloo", "env.A=1,2", "launches=3")
+    cases = planned("quick", "transport=gloo", "nodes=2", "env.A=1,2", "launches=3")
     order = list(plan.launches(cases, seed=4))
     assert [item.index for item in order] == [0, 0, 1, 1, 2, 2]
     assert all({order[i].setup.key, order[i + 1].setup.key} == {c.case.setup.key for c in cases} for i in (0, 2, 4))
@@ -135,9 +137,9 @@ def test_every_key_is_explained_and_its_default_is_one_of_its_values() -> None:
 def test_every_listed_key_is_a_field_and_every_field_is_shown() -> None:
     fields = [item.name for item in dataclasses.fields(config.SweepConfig)]
     assert {name.replace(".", "_") for name in LISTED} == {*fields} - {
-        "recipe", "typed", "params", "arguments", "layer", "env", "size_range",
+        "recipe", "typed", "part", "params", "arguments", "layer", "env", "size_range",
     }  # fmt: skip
-    (shown,) = prepare.configure(["quick"])[1]
+    (shown,) = prepare.configure(["alltoall"])[1]
     assert {*config.flatten(shown.as_keys())} == {*LISTED, "sizes.min", "sizes.max", "sizes.factor", "env"}
 
 
@@ -233,7 +235,15 @@ def test_what_cannot_be_asked_is_said(words: tuple[str, ...], message: str) -> N
 
 
 def test_values_without_effect_make_no_cases_twice() -> None:
-    words = ("transport=gloo", "collective=all_to_allv", "algorithm=direct", "-e", "sizes.min=1K", "sizes.max=1K")
+    words = (
+        "transport=gloo",
+        "nodes=2",
+        "collective=all_to_allv",
+        "algorithm=direct",
+        "-e",
+        "sizes.min=1K",
+        "sizes.max=1K",
+    )
     words = tuple(word for word in words if word != "-e")
     assert len(planned("quick", *words, "splits=even,linear", "alpha=1,2,3", "splits=even,zipf")) == 4
 
