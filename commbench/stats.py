@@ -20,6 +20,7 @@ LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
 LEVEL = 0.05  # of a family of verdicts: how often any of them may be false where nothing differs
 PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
+_FEWEST_FOR_MEDIAN = 6  # independent samples, whose range holds the median with 95 %
 _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
 _FEW = 30
@@ -78,14 +79,43 @@ def median_ranks(n: int) -> tuple[int, int] | None:
 
 
 def relative_half_width(samples: Floats) -> float:
-    """Return half the 95 % interval of the median over the median; infinite where it is not estimable."""
-    ranks = median_ranks(samples.size)
-    if ranks is None:
+    """Return half the 95 % interval of the median over the median; infinite where it is not estimable.
+
+    samples: in the order in which they were taken. Neighbours that are alike count as fewer (`effective_samples`).
+    """
+    if median_ranks(samples.size) is None:
         return math.inf
+    effective = effective_samples(samples)
     ordered = np.sort(samples)
+    low, stretch = 0, 1.0
+    if (ranks := median_ranks(int(effective))) is not None:
+        low = ranks[0] * (ordered.size - 1) // (int(effective) - 1)  # as far from the end as it is of so many
+    else:  # not even the range holds the median with 95 %
+        stretch = math.sqrt(_FEWEST_FOR_MEDIAN / effective)
     # Not np.median: its first call imports numpy.ma, 10 ms that the ranks would spend between two batches.
     median = float(ordered[(ordered.size - 1) // 2] + ordered[ordered.size // 2]) / 2
-    return float(ordered[ranks[1]] - ordered[ranks[0]]) / 2 / median if median > 0 else math.inf
+    width = float(ordered[ordered.size - 1 - low] - ordered[low]) / 2 * stretch
+    return width / median if median > 0 else math.inf
+
+
+def effective_samples(samples: Floats) -> float:
+    """Return how many independent samples say as much as these, of which neighbours may be alike.
+
+    n (1 - r) / (1 + r), with r the autocorrelation of the samples' ranks with the sample before, less the bias that it
+    has in few samples. Where neighbours are unlike, as many as there are.
+    """
+    n = samples.size
+    if n < 3:
+        return float(n)
+    ordered = np.sort(samples)
+    # Ranks, as a single slow sample would hide what the others do; equal samples have equal ones.
+    ranks = np.searchsorted(ordered, samples, "left") + np.searchsorted(ordered, samples, "right") - float(n)
+    square = float(ranks @ ranks)
+    if not square:
+        return float(n)
+    r = float(ranks[:-1] @ ranks[1:]) / square
+    r = min(max(r + (1 + 4 * r) / n, 0.0), 1 - 1 / n)
+    return n * (1 - r) / (1 + r)
 
 
 def median_of_medians(per_launch: Sequence[Floats]) -> float:

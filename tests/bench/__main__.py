@@ -18,7 +18,7 @@ import sys
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
 BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
-    "schedules", "verdicts", "fresh",
+    "schedules", "verdicts", "fresh", "stop",
 )  # fmt: skip
 ON_GPUS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld")
 

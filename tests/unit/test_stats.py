@@ -93,7 +93,32 @@ def test_p95_is_given_only_where_it_is_not_the_maximum() -> None:
 def test_relative_half_width() -> None:
     assert stats.relative_half_width(np.array([1.0, 1.0])) == math.inf
     assert stats.relative_half_width(np.full(10, 3.0)) == 0.0
-    assert stats.relative_half_width(np.array([8.0, 9, 10, 10, 11, 12])) == pytest.approx(0.2)
+    assert stats.relative_half_width(np.array([10.0, 8, 12, 9, 11, 10])) == pytest.approx(0.2)
+
+
+def test_neighbours_that_are_alike_count_as_fewer() -> None:
+    rng = np.random.default_rng(0)
+    white = rng.normal(100, 3, 400)
+    wandering = [white[0]]
+    for step in rng.normal(0, 3 * 0.6, 399):  # AR(1) of 0.8, with the same spread
+        wandering.append(100 + 0.8 * (wandering[-1] - 100) + step)
+    assert 0.7 * 400 <= stats.effective_samples(white) <= 400
+    assert 0.06 * 400 <= stats.effective_samples(np.array(wandering)) <= 0.2 * 400  # 1/9 in the long run
+    assert stats.effective_samples(np.full(50, 3.0)) == 50 and stats.effective_samples(np.tile([1.0, 2.0], 25)) == 50
+    spiky = np.array(wandering) * np.where(rng.random(400) < 0.05, 10, 1)
+    assert stats.effective_samples(spiky) <= 0.3 * 400, "spikes hide nothing"
+    width = stats.relative_half_width
+    assert width(np.array(wandering)) > 2 * width(rng.permutation(wandering))
+
+
+@pytest.mark.parametrize("kind", ["transient", "states"])
+def test_an_order_that_means_something_is_no_precise_median(kind: str) -> None:
+    """Twenty samples whose spread is the same in another order tell the median better."""
+    transient = 100 + 12 * np.exp(-np.arange(20) / 8) + np.tile([0.0, 0.5], 10)
+    samples = transient if kind == "transient" else np.repeat([100.0, 110.0, 101.0, 111.0], 5)
+    rng = np.random.default_rng(1)
+    mixed = [stats.relative_half_width(rng.permutation(samples)) for _ in range(9)]
+    assert stats.relative_half_width(samples) > 1.5 * np.median(mixed)
 
 
 # Ratios
