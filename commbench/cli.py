@@ -294,6 +294,7 @@ def train_ab(words: tuple[str, ...], **options: Any) -> int:
     baseline=FILE candidate=FILE     profiles; left out, or `default`: none
     baseline.KEY=V candidate.KEY=V   any key of one arm that only changes time
     rounds=10 steps=20               launches of each, and steps in each
+    budget=30m                       in place of rounds: until it is known which is faster
     model=FILE                       costs of the links, to predict what no profile knows
     KEY=V                            any key of `commbench train`, for both
 

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,9 @@ class OfArm(Protocol):
 
     @property
     def cost(self) -> float: ...
+
+
+L = TypeVar("L", bound=OfArm)
 
 
 class Resolution(NamedTuple):
@@ -116,7 +119,7 @@ def order(number: int) -> tuple[str, ...]:
     return ARMS if number % 2 == 0 else ARMS[::-1]
 
 
-def whole(launches: Sequence[OfArm]) -> list[tuple[OfArm, OfArm]]:
+def whole(launches: Sequence[L]) -> list[tuple[L, L]]:
     """Return baseline and candidate of each round that has both; a launch that was made again replaces the first."""
     by_arm = {arm: {one.round: one for one in launches if one.arm == arm and one.round >= 0} for arm in ARMS}
     rounds = sorted(by_arm[BASELINE].keys() & by_arm[CANDIDATE].keys())

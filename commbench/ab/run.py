@@ -19,10 +19,11 @@ from commbench.ab.metric import Metric
 from commbench.ab.pairs import ARMS, BASELINE, Paired
 from commbench.ab.turns import ArmFailed, Stop, TurnLimits, Turns
 from commbench.console import Console
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CorruptFile, UsageError
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CorruptFile, UsageError, storage
 from commbench.launch import foreign, supervise
 from commbench.launch.foreign import Cluster, ProgramEnd
 from commbench.machine import metadata
+from commbench.records import Fabric, network_note
 from commbench.run_folder import RunFolder, append_line, read_lines, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import foreign_keys, prepare
@@ -248,10 +249,17 @@ class ProgramComparison:
     @property
     def launches(self) -> list[ProgramLaunch]:
         """Return the launches of rounds that have both arms, in their order."""
-        return [one for both in pairs.whole(self._turns.launches) for one in both if isinstance(one, ProgramLaunch)]
+        return [one for both in pairs.whole(self._turns.launches) for one in both]
 
     def run(self) -> int:
-        """Return the exit code. However it ends, what has been measured until then is written and printed."""
+        """Return the exit code. However it ends, what has been measured until then is written.
+
+        Raises `EnvironmentProblem` where the disk takes no more.
+        """
+        with storage(self.folder, f"make room, then go on with: commbench ab --resume {self.folder}"):
+            return self._run()
+
+    def _run(self) -> int:
         interrupt_on_sigterm()
         self._folder.ranks_lock.take(shared=True)
         limits = self._plan.limits
@@ -350,6 +358,7 @@ class ProgramComparison:
             "title": arms.differences(self._plan.arms),
             "compared": metric.text,
             "unit": metric.unit,
+            "fabric": str(Fabric.EMULATED if self._plan.cluster else Fabric.NONE),
         }
         self._folder.write_json("ab.json", self.about)
 
@@ -359,7 +368,9 @@ class ProgramComparison:
             return [json.dumps(self.about)]
         values = {arm: [one.value for one in self.launches if one.arm == arm] for arm in ARMS}
         unit = f" in {self.about['unit']}" if self.about["unit"] else ""
-        return answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
+        note = network_note(self.about["fabric"])
+        lines = answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
+        return [*lines, f"# {note}"] if note else lines
 
 
 def _why(ended: ProgramEnd, log: Path, timeout_s: float) -> str:

@@ -19,11 +19,11 @@ def run(request: launch.TrainRequest) -> int:
             "commbench train ab starts launches of its own, and a launcher has started it as a rank",
             hint="start it without the launcher",
         )
-    arms, rounds, costs = ab_arms.arms_of(request.words)
+    arms, limits, costs = ab_arms.arms_of(request.words)
     if request.show_config:
         sys.stdout.write("".join(f"{arm.name}: {json.dumps(arm.settings())}\n" for arm in arms.values()))
         return EXIT_OK
-    comparison = ab_run.create(request, arms, rounds, costs)
+    comparison = ab_run.create(request, arms, limits, costs)
     try:
         return comparison.run()
     finally:  # what was measured until a launch was refused is drawn too

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from commbench.ab.pairs import ARMS
+from commbench.ab.pairs import ARMS, BASELINE
 from commbench.ab.run import ProgramLaunch
 from commbench.plots import save
 from commbench.plots.style import caption, title
 from commbench.records import network_note
 from commbench.stats import PAIRS_FOR_CLAIM
-from commbench.train.ab import BASELINE, Launched, Outcome
+from commbench.train.ab import Launched, Outcome
 from commbench.train.results import ranks_text
 
 _COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}

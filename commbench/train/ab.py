@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
+from commbench.ab import pairs
+from commbench.ab.pairs import ARMS, Paired
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
 from commbench.run_folder import RunFolder, read_lines
 from commbench.stats import Verdict
 from commbench.train import results
 
-BASELINE, CANDIDATE = "baseline", "candidate"
-ARMS = (BASELINE, CANDIDATE)
 _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
 
 
@@ -41,6 +41,11 @@ class Launched:
     losses: tuple[float, ...]
     exposed_min_us: float | None = None  # null: of launches before there was this key
     run: str = ""
+
+    @property
+    def cost(self) -> float:
+        """Return what arms are compared by."""
+        return self.step_us
 
     @property
     def exposed_share(self) -> float:
@@ -86,17 +91,18 @@ class Outcome:
     ratio: float
     low: float | None
     high: float | None
-    pairs: int
+    pairs: int  # rounds that have both arms
     exposed: Mapping[str, float]
     tokens_per_s: Mapping[str, float]
     losses: float
     apart: float
     first: float
     first_apart: float
+    controlled: bool = True  # whether launches of one arm are alike
 
     @property
     def verdict(self) -> Verdict:
-        return stats.verdict(self.low, self.high)
+        return stats.verdict(self.low, self.high) if self.controlled else Verdict.NOT_ESTIMABLE
 
     @property
     def claim(self) -> bool:
@@ -104,23 +110,22 @@ class Outcome:
         return self.pairs >= stats.PAIRS_FOR_CLAIM
 
 
-def compare(launches: Sequence[Launched], calibration: Launched | None = None) -> Outcome:
+def compare(launches: Sequence[Launched], calibration: Launched | None = None, paired: Paired | None = None) -> Outcome:
     """Compare launches of both arms, at least one round of them.
 
-    `calibration`: a launch of the baseline, for its losses alone.
+    `calibration`: a launch of the baseline, for its losses alone. `paired`: what is said of their times already.
     """
     by_arm = {arm: {one.round: one for one in launches if one.arm == arm} for arm in ARMS}
-    rounds = sorted(set(by_arm[BASELINE]) & set(by_arm[CANDIDATE]))
-    if not rounds:
+    paired = paired or pairs.compare(launches, looked_at=False)
+    if paired is None:
         raise CommbenchError("no round has both arms", hint="see the logs of the launches")
-    first, second = (np.array([by_arm[arm][number].tokens_per_s for number in rounds]) for arm in ARMS)
-    ratio = stats.paired_ratio(np.log(second / first))
     losses = [[one.losses for one in by_arm[arm].values()] for arm in ARMS]
     losses[0] += [] if calibration is None else [calibration.losses]
     across = [(one, two) for one in losses[0] for two in losses[1]]
     within = [pair for arm in losses for pair in itertools.combinations(arm, 2)]
     return Outcome(
-        ratio=ratio.value, low=ratio.low, high=ratio.high, pairs=len(rounds),
+        ratio=paired.ratio.value, low=paired.ratio.low, high=paired.ratio.high, pairs=paired.rounds,
+        controlled=paired.controlled,
         exposed={arm: _median(by_arm[arm].values(), "exposed_share") for arm in ARMS},
         tokens_per_s={arm: _median(by_arm[arm].values(), "tokens_per_s") for arm in ARMS},
         losses=_furthest(across),

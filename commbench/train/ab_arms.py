@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from commbench.ab.pairs import ARMS, BASELINE, CANDIDATE
+from commbench.ab.turns import TurnLimits
 from commbench.errors import UsageError, unknown
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train import ab
 from commbench.train import config as training
-from commbench.train.ab import ARMS, BASELINE, CANDIDATE
 from commbench.train.config import TrainConfig
+from commbench.units import parse_seconds
 
 _ROUNDS = 10
 _DEFAULTS = ("steps=20", "val_every=0", "save_every=null", "breakdown_steps=0")
@@ -32,12 +34,14 @@ class Arm:
         return {**dataclasses.asdict(self.config), **{f"env.{name}": value for name, value in self.env.items()}}
 
 
-def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
-    """Return both arms, the number of rounds, and the file of a cost model. Raises `UsageError`.
+def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], TurnLimits, Path | None]:
+    """Return both arms, when to stop, and the file of a cost model. Raises `UsageError`.
 
     `baseline=FILE` and `candidate=FILE` name profiles, `default` is none; `baseline.KEY=VALUE` is any key of one arm.
     """
-    common, own, rounds = [], {name: list[str]() for name in ARMS}, _ROUNDS
+    common, own = [], {name: list[str]() for name in ARMS}
+    rounds: int | None = None
+    budget_s: float | None = None
     costs: Path | None = None
     for word in words:
         key, _, value = word.partition("=")
@@ -49,6 +53,8 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
             own[arm].append(f"{inner}={value}" if inner else f"profile={profile}")
         elif key == "rounds":
             rounds = _whole(value)
+        elif key == "budget":
+            budget_s = parse_seconds(key, value)
         elif key == "model":
             costs = Path(value)
         else:
@@ -56,7 +62,7 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
     typed = {word.partition("=")[0] for word in common if "=" in word}
     for key in typed - training.KEYS.keys():
         if not key.startswith("env."):
-            raise unknown("key", key, [*training.KEYS, *ARMS, "rounds", "model"])
+            raise unknown("key", key, [*training.KEYS, *ARMS, "rounds", "budget", "model"])
     common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
     arms = {}
     for name in ARMS:
@@ -64,7 +70,9 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], int, Path | None]:
         config, env = training.compose(words)
         arms[name] = Arm(name=name, words=words, config=config, env=env)
     _check(arms)
-    return arms, rounds, costs
+    if rounds is None and budget_s is None:
+        rounds = _ROUNDS
+    return arms, TurnLimits(rounds=rounds, budget_s=budget_s), costs
 
 
 def _check(arms: Mapping[str, Arm]) -> None:

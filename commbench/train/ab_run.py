@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import commbench
+from commbench.ab import answer, pairs
+from commbench.ab.answer import count
+from commbench.ab.pairs import ARMS, BASELINE, Paired
+from commbench.ab.turns import TurnLimits, Turns
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError, storage
 from commbench.machine import metadata
 from commbench.profile import file as profile_file
@@ -22,9 +27,9 @@ from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
 from commbench.train import ab, launch, results
 from commbench.train import config as training
-from commbench.train.ab import ARMS, BASELINE, CANDIDATE, Launched
+from commbench.train.ab import Launched
 from commbench.train.ab_arms import Arm
-from commbench.train.ab_table import count, names, table
+from commbench.train.ab_table import names, table
 from commbench.train.config import TrainConfig
 from commbench.train.progress import TrainConsole, write
 
@@ -39,23 +44,26 @@ class _Stopped(Exception):
     """Raised by a launch that has not ended as it should, with the exit code of the whole."""
 
 
-def create(request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, costs: Path | None) -> Comparison:
+def create(request: launch.TrainRequest, arms: Mapping[str, Arm], limits: TurnLimits, costs: Path | None) -> Comparison:
     """Check what ranks would find missing, and make the folder. Raises `CommbenchError`."""
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
     for arm in arms.values():
         launch.check(arm.config)
         expected.check(arm.config)
     model = None if costs is None else _model(costs, arms[BASELINE].config)
-    return Comparison(request, arms, rounds, model)
+    return Comparison(request, arms, limits, model)
 
 
 class Comparison:
     """Measures an A/B. What it knows is in `ab.json` from the beginning."""
 
-    def __init__(self, request: launch.TrainRequest, arms: Mapping[str, Arm], rounds: int, model: Model | None) -> None:
-        self._request, self._arms, self._rounds, self._model = request, arms, rounds, model
+    def __init__(
+        self, request: launch.TrainRequest, arms: Mapping[str, Arm], limits: TurnLimits, model: Model | None
+    ) -> None:
+        self._request, self._arms, self._limits, self._model = request, arms, limits, model
         self._console = TrainConsole(quiet=request.quiet)
-        self._launches: list[Launched] = []
+        self._turns = Turns(limits, self._launch, self._say, clock=time.monotonic)
+        self._stopped: str | None = None
         self._calibration: Launched | None = None
         self._predicted: float | None = None
         self._doing = ""
@@ -88,11 +96,11 @@ class Comparison:
     @property
     def launches(self) -> list[Launched]:
         """Return the launches of the rounds that have both arms."""
-        return self._launches[: len(self._launches) // 2 * 2]
+        return [one for both in pairs.whole(self._turns.launches) for one in both]
 
     @property
     def outcome(self) -> ab.Outcome:
-        return ab.compare(self.launches, self._calibration)
+        return ab.compare(self.launches, self._calibration, self._turns.paired)
 
     def run(self) -> int:
         """Return the exit code. However it ends, what has been measured until then is written and printed.
@@ -105,7 +113,8 @@ class Comparison:
     def _run(self) -> int:
         interrupt_on_sigterm()
         steps, folder = self._arms[BASELINE].config.steps, self.folder
-        self._console.note(f"{self.title}: {count(self._rounds, 'round')} of {count(steps, 'step')}, in {folder}")
+        most = f"{'up to ' if self._limits.rounds is None else ''}{count(self._limits.most, 'round')}"
+        self._console.note(f"{self.title}: {most} of {count(steps, 'step')}, in {folder}")
         self._write("running")
         status, code = "failed", EXIT_FAILED
         refused: CommbenchError | None = None
@@ -123,7 +132,7 @@ class Comparison:
             self._write(status)
         if code != EXIT_OK:
             kept = count(len(self.launches) // 2, "whole round")
-            self._console.note(f"{status} at {self._doing}; {kept} of {self._rounds} kept in {folder}")
+            self._console.note(f"{status} at {self._doing}; {kept} of {self._limits.most} kept in {folder}")
         if self.launches:
             self._print()
         if refused is not None:
@@ -131,21 +140,20 @@ class Comparison:
         return code
 
     def _measure(self) -> None:
-        self._calibration = self._launch(self._arms[BASELINE], -1)
+        self._calibration = self._launch(BASELINE, -1)
         self._predicted, why = predicted(self._calibration, self._arms, self._model)
         said = f"nothing: {why}" if self._predicted is None else f"{self._predicted:.3f}x"
         self._console.note(f"predicted before the rounds: {said}")
         self._write("running")
-        for number in range(self._rounds):
-            for name in ARMS if number % 2 == 0 else ARMS[::-1]:
-                launched = self._launch(self._arms[name], number)
-                self._launches.append(launched)
-                append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(launched)))
-            last = {one.arm: one.tokens_per_s for one in self._launches[-2:]}
-            self._console.note(f"round {number + 1} of {self._rounds}: {last[CANDIDATE] / last[BASELINE]:.3f}x")
+        self._stopped = str(self._turns.run())
 
-    def _launch(self, arm: Arm, number: int) -> Launched:
+    def _say(self, paired: Paired) -> None:
+        one, two = self.launches[-2:]
+        self._console.note(f"round {paired.rounds} of {self._limits.most}: {one.cost / two.cost:.3f}x")
+
+    def _launch(self, name: str, number: int) -> Launched:
         """Train once from the beginning, in a run folder of its own. Raises `_Stopped`."""
+        arm = self._arms[name]
         self._doing = f"{arm.name}, round {number + 1}" if number >= 0 else "the baseline's launch before the rounds"
         its = replace(self._request, words=arm.words, out=self._folder.path, quiet=True, format="none")
         ended = launch.once(its)
@@ -155,23 +163,35 @@ class Comparison:
             raise _Stopped(EXIT_FAILED)
         self._about["fabric"] = RunFolder(ended.folder).read_json("run.json")["fabric"]
         tokens = arm.config.batch * arm.config.context
-        return ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
+        launched = ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
+        if number >= 0:
+            append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(launched)))
+        return launched
 
     def _write(self, status: str) -> None:
         about: dict[str, Any] = {**self._about, "status": status, "updated": timestamp(), "predicted": self._predicted}
         if self._calibration is not None:
             about["calibration"] = dataclasses.asdict(self._calibration)
         if self.launches:
-            outcome = self.outcome
-            about |= {**dataclasses.asdict(outcome), "verdict": str(outcome.verdict)}
+            facts = answer.facts(self._turns.paired, {}, what="step time", resolve=self._limits.resolve, timed=True)
+            about |= {**dataclasses.asdict(self.outcome), **facts, "stopped": self._stopped}
         self._about = about
         self._folder.write_json("ab.json", about)
 
     def _print(self) -> None:
-        lines = table(self.outcome, self._predicted) if self._request.format == "table" else [json.dumps(self._about)]
-        if self._request.format == "table" and (note := network_note(str(self._about["fabric"]))):
+        if self._request.format != "table":
+            write(json.dumps(self._about))
+            return
+        lines = [*table(self.outcome, self._predicted), *self._resolution()]
+        if note := network_note(str(self._about["fabric"])):
             lines.append(f"# {note}")
         write("\n".join(lines))
+
+    def _resolution(self) -> list[str]:
+        """Return what could have been found."""
+        paired = self._turns.paired
+        text = str(paired.resolution(self._limits.resolve)) if paired is not None else ""
+        return [f"# {text}"] if text else []
 
 
 def _model(path: Path, config: TrainConfig) -> Model:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from commbench.ab.answer import count
+from commbench.ab.pairs import ARMS
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train import results
-from commbench.train.ab import ARMS, Outcome
+from commbench.train.ab import Outcome
 
 _SAME = 1e-12  # relative: losses that differ by no more are called identical
 _CHANCE = 10.0  # times as far apart as launches of one arm: more than chance
@@ -17,10 +19,6 @@ _ROUNDING = 1e-5  # and more than that in any case, which another order of sums 
 def names(settings: Sequence[Mapping[str, Any]]) -> str:
     """Both arms, by the keys in which they differ."""
     return ", ".join(results.differences(settings, " and "))
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def table(outcome: Outcome, expected: float | None) -> list[str]:
@@ -51,6 +49,3 @@ def _losses(outcome: Outcome) -> str:
     if outcome.losses <= _SAME:
         return text + "that is rounding"
     return text + "launches of one arm are identical: sums in another order, or a mistake"
-
-
-__all__ = ["count", "names", "table"]

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from commbench.ab.pairs import ARMS, BASELINE
 from commbench.cost_model import Model
 from commbench.emulated import Emulated
 from commbench.errors import CorruptFile, UsageError
@@ -18,7 +19,6 @@ from commbench.layout import Layout
 from commbench.profile import file
 from commbench.profile.table import Table
 from commbench.train import ab, ab_arms, ab_run
-from commbench.train.ab import ARMS, BASELINE
 from commbench.train.config import TrainConfig, compose
 from moe_ref.schedules.predict import predict
 from moe_ref.training import build

@@ -34,6 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Ending], list[launch.
             asked.append(request)
             folder = request.out / f"run-{len(asked)}"
             folder.mkdir()
+            (folder / "run.json").write_text('{"fabric": "none"}')
             rate = 1100.0 if any("loop" in word for word in request.words) else 1000.0
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(rate)))
             return ending(len(asked)) or launch.Ended(EXIT_OK, folder, False)
@@ -60,7 +61,9 @@ def test_rounds_alternate_and_all_is_kept(launched: Any, tmp_path: Path, capsys:
     assert loops == [False, False, True, True, False, False, True], "one before the rounds, then by turns"
     assert all(request.resume is None and request.quiet for request in asked)
     found = about(tmp_path)
-    assert found["status"] == "finished" and found["pairs"] == 3 and found["ratio"] == pytest.approx(1.1)
+    assert found["status"] == "finished" and found["pairs"] == found["rounds"] == 3 and found["stopped"] == "rounds"
+    assert found["answer"].startswith("There is no verdict: 1.100x") and found["verdict"] == "not estimable"
+    assert found["ratio"] == pytest.approx(1.1)
     assert found["calibration"]["round"] == -1 and found["calibration"]["run"] == "run-1"
     assert found["arms"]["candidate"]["dispatch"] == "loop" and found["predicted"] is None
     captured = capsys.readouterr()

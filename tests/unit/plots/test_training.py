@@ -171,7 +171,7 @@ def test_an_ab_is_drawn_again(tmp_path: Path) -> None:
     (tmp_path / "ab.json").write_text("{}")
     with pytest.raises(UsageError, match=r"is of another version: 'arms'"):
         plot.run([tmp_path], None)
-    with pytest.raises(UsageError, match="2 folders, one of them of commbench train ab"):
+    with pytest.raises(UsageError, match="2 folders, one of them of an A/B"):
         plot.run([tmp_path, tmp_path], None)
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from commbench.ab.pairs import BASELINE, CANDIDATE
+from commbench.ab.turns import TurnLimits
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile.table import Curve
 from commbench.stats import Verdict
 from commbench.train import ab, ab_arms, ab_table
-from commbench.train.ab import BASELINE, CANDIDATE
 from tests.support import profiles
 
 
@@ -123,13 +124,20 @@ def test_a_launch_of_two_steps_says_nothing() -> None:
 
 def test_how_arms_are_typed() -> None:
     words = ("tiny", "batch=32", "baseline=default", "candidate=p.json", "candidate.schedule=pipelined", "rounds=3")
-    arms, rounds, model = ab_arms.arms_of(words)
+    arms, limits, model = ab_arms.arms_of(words)
     assert model is None and ab_arms.arms_of((*words, "model=m.json"))[2] == Path("m.json")
     one, two = arms[BASELINE].config, arms[CANDIDATE].config
-    assert rounds == 3 and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
+    assert limits == TurnLimits(rounds=3) and (one.profile, two.profile) == (None, str(Path("p.json").resolve()))
     assert (one.schedule, two.schedule) == ("sequential", "pipelined")
     assert one.batch == two.batch == 32 and one.steps == 20 and one.save_every is None
     assert ab_arms.arms_of(("tiny", "candidate.schedule=pipelined", "steps=7"))[0][BASELINE].config.steps == 7
+
+
+def test_a_budget_takes_the_place_of_rounds() -> None:
+    assert ab_arms.arms_of(("tiny", "candidate.schedule=pipelined"))[1] == TurnLimits(rounds=10)
+    assert ab_arms.arms_of(("tiny", "candidate=p.json", "budget=30m"))[1] == TurnLimits(budget_s=1800)
+    both = ab_arms.arms_of(("tiny", "candidate=p.json", "budget=90", "rounds=7"))[1]
+    assert both == TurnLimits(rounds=7, budget_s=90)
 
 
 def test_variables_of_one_arm_are_a_difference() -> None:
