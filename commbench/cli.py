@@ -11,7 +11,16 @@ import click
 
 from commbench import __version__
 from commbench.commands import ending, programs
-from commbench.commands.options import SHORT, FiniteRange, WithKeys, request, shorts, training_options, training_request
+from commbench.commands.options import (
+    SHORT,
+    FiniteRange,
+    WithKeys,
+    allow_env,
+    request,
+    shorts,
+    training_options,
+    training_request,
+)
 from commbench.errors import UsageError
 
 _FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
@@ -71,6 +80,7 @@ def cli() -> None:
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+@allow_env("a recipe, or from the run to go on with,")
 def sweep(words: tuple[str, ...], **options: Any) -> int:
     """Measure collectives over sizes and algorithms, print a table, and draw plots.
 
@@ -113,6 +123,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+@allow_env("a recipe")
 def tune(words: tuple[str, ...], **options: Any) -> int:
     """Search algorithms and settings, confirm the best in fresh launches, and write a profile.
 
@@ -215,7 +226,8 @@ def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
 @click.option("--format", "format_", type=click.Choice(_EXPORTS), required=True, help="Of what is written.")
 @click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to; default: stdout.")
-def export(profile: Path, format_: str, scope: str, out: Path | None) -> int:
+@allow_env("the profile")
+def export(profile: Path, format_: str, scope: str, out: Path | None, allow_env: tuple[str, ...]) -> int:
     """Write what a tuned profile says in the words of another program.
 
     \b
@@ -225,7 +237,7 @@ def export(profile: Path, format_: str, scope: str, out: Path | None) -> int:
     """
     from commbench.commands.export import run
 
-    return run(profile, format_=format_, scope=scope, out=out)
+    return run(profile, format_=format_, scope=scope, out=out, allow_env=allow_env)
 
 
 @cli.command(
@@ -237,8 +249,9 @@ def export(profile: Path, format_: str, scope: str, out: Path | None) -> int:
 @click.option("--profile", required=True, type=click.Path(path_type=Path), metavar="FILE", help="As tune wrote it.")
 @click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the rank's place, and start nothing.")
+@allow_env("the profile")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARGUMENTS]")
-def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) -> int:
+def exec_(profile: Path, scope: str, dry_run: bool, allow_env: tuple[str, ...], command: tuple[str, ...]) -> int:
     """Become PROGRAM, in the environment and on the CPUs that the profile asks for.
 
     A binding is that of a rank, so exec goes under the launcher, not above it:
@@ -249,7 +262,7 @@ def exec_(profile: Path, scope: str, dry_run: bool, command: tuple[str, ...]) ->
     """
     from commbench.commands.exec import run
 
-    return run(profile, command, wanted=scope, dry_run=dry_run)
+    return run(profile, command, wanted=scope, dry_run=dry_run, allow_env=allow_env)
 
 
 @cli.command(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
+import signal
+import sys
+import threading
+
 import click
 
-from commbench.errors import CommbenchError
+from commbench.errors import EXIT_INTERRUPTED, CommbenchError
 from commbench.processes import streams
 
+_MOMENT_S = 0.01
 _MOST_LETTERS = 2000  # of an error: what was typed may be longer
 _KEPT = ("sweep", "tune", "train")  # commands that keep in a folder what they print
 _PLANS = {"--dry-run", "--show-config"}  # with which they keep nothing
@@ -15,6 +21,7 @@ _PLANS = {"--dry-run", "--show-config"}  # with which they keep nothing
 def run(cli: click.Command, arguments: list[str]) -> int:
     """Run a command to its exit code: every error is one `error:` line and one `hint:` line."""
     streams.guard()
+    sys.unraisablehook = _unraisable
     code = _run(cli, arguments)
     error = streams.ended("stdout")
     if error is None or streams.nobody_reads(error):
@@ -24,6 +31,20 @@ def run(cli: click.Command, arguments: list[str]) -> int:
         _say(f"{why}; what it lacks is in the run folder")
         return code
     return code or _report(f"{why}, so what was printed is not whole", "make room, or print to another place", 2)
+
+
+def _unraisable(what: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more where Python drops an interrupt, as it came in a destructor or beside a fork."""
+    if not issubclass(what.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(what)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if callable(signal.getsignal(number)):
+            # A moment later, as here it would be dropped again.
+            again = threading.Timer(_MOMENT_S, _thread.interrupt_main, (number,))
+            again.daemon = True
+            again.start()
+            return
 
 
 def _run(cli: click.Command, arguments: list[str]) -> int:
@@ -40,10 +61,23 @@ def _run(cli: click.Command, arguments: list[str]) -> int:
         path = context.command_path if context else "commbench"
         return _report(error.format_message(), f"see {path} --help", 2)
     except (KeyboardInterrupt, click.Abort):
-        return _report("interrupted", "", 130)
+        return _report("interrupted", "", EXIT_INTERRUPTED)
     except OSError as error:
+        if _is_interrupt(error):
+            return _report("interrupted", "", EXIT_INTERRUPTED)
         where = f"{error.filename}: " if error.filename else ""
         return _report(f"{where}{error.strerror or error}", "is the disk full, read-only, or gone?", 2)
+    except Exception as error:
+        if not _is_interrupt(error):
+            raise
+        return _report("interrupted", "", EXIT_INTERRUPTED)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an interrupt became another error: what it came upon has failed to put itself in order."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _say(text: str) -> None:

@@ -16,11 +16,13 @@ from commbench.profile import Scope
 from commbench.profile.file import load
 from commbench.profile.scope import only
 from commbench.rank_info import RankInfo, detect
+from commbench.variables import refuse_code
 
 
-def run(path: Path, command: Sequence[str], *, wanted: str, dry_run: bool) -> int:
+def run(path: Path, command: Sequence[str], *, wanted: str, dry_run: bool, allow_env: Sequence[str] = ()) -> int:
     """Return from a dry run only. Raises `CommbenchError` where the program cannot be started so."""
     scope = only(load(path), wanted, str(path))
+    refuse_code(scope.env, f"the profile {path}", allow_env)
     info = _rank(scope)
     variables = program.environment(scope, path)
     if info is None or info.local_rank == 0:  # else every rank of a host would say the same

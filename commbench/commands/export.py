@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from commbench.console import stderr_console
@@ -13,11 +14,11 @@ from commbench.files import write_named
 from commbench.profile.file import load
 
 
-def run(path: Path, *, format_: str, scope: str, out: Path | None) -> int:
+def run(path: Path, *, format_: str, scope: str, out: Path | None, allow_env: Sequence[str] = ()) -> int:
     """Write the profile in the words of another program; return 0. Raises `CommbenchError`."""
     if out is not None and out.exists() and out.samefile(path):
         raise UsageError(f"--out {str(out)!r} is the profile itself", hint="--out another file; without it, stdout")
-    exported = export(format_, ExportSource(load(path), path, scope))
+    exported = export(format_, ExportSource(load(path), path, scope, allowed=tuple(allow_env)))
     data = exported.text.encode("utf-8", "surrogateescape")  # variables may hold any bytes
     for note in exported.notes:
         stderr_console().print(f"note: {note}")

@@ -44,6 +44,12 @@ def check_picture(path: Path | None) -> None:
         )
 
 
+def allow_env(whose: str) -> Callable[[_Command], _Command]:
+    """Return the option that lets what others may have written set variables that load code."""
+    return click.option("--allow-env", multiple=True, metavar="NAME",
+                        help=f"Take this variable from {whose} although it loads code; several times.")  # fmt: skip
+
+
 class FiniteRange(click.FloatRange):
     """A number within limits: nan, which no comparison refuses, is none."""
 
@@ -109,6 +115,7 @@ def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Sw
         dry_run=options["dry_run"],
         show_config=options["show_config"],
         launcher=options["launcher"] or "",
+        allow_env=options["allow_env"],
         format=options["format_"],
         plots=not options["no_plots"],
         quiet=options["quiet"],
@@ -122,6 +129,7 @@ def training_options(*, json_is: str) -> Callable[[_Command], _Command]:
 
     def decorate(command: _Command) -> _Command:
         for option in (
+            allow_env("the profile"),
             click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
             click.option("--format", "format_", type=click.Choice(("table", "json")), default="table",
                          show_default=True, help=f"Of what is printed on stdout; json: {json_is}."),
@@ -145,6 +153,7 @@ def training_request(words: Sequence[str], options: Mapping[str, Any], **more: A
         out=options["out"],
         show_config=options["show_config"],
         launcher=options["launcher"],
+        allow_env=options["allow_env"],
         format=options["format_"],
         quiet=options["quiet"],
         **more,

@@ -22,6 +22,7 @@ from commbench.sweep.prepare import (
     expand,
     layout_of,
     note_declared,
+    refuse_code,
     show_config,
     show_plan,
     show_script,
@@ -49,6 +50,7 @@ def run(request: SweepRequest) -> int:
             folder, sweep = resume(request, console)
         return measure(request, folder, sweep, console, _draw)
     recipe, configs = configure(request.words, layout_of(rank) if rank else None, with_parts=takes_parts(request))
+    refuse_code(request, configs)
     if request.show_config:
         sys.stdout.write(show_config(configs))
         return EXIT_OK

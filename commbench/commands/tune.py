@@ -37,6 +37,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
         )
     console = Console(quiet=request.quiet, verbose=request.verbose)
     _, configs = prepare.configure(request.words, with_parts=False)
+    prepare.refuse_code(request, configs)
     if request.show_config:
         sys.stdout.write(prepare.show_config(configs))
         return EXIT_OK

@@ -20,7 +20,11 @@ TABLE: dict[str, Callable[[ExportSource], Exported]] = {
 
 
 def export(name: str, source: ExportSource) -> Exported:
-    """Write a profile in a format. Raises `CommbenchError` where the profile cannot be said in it."""
+    """Write a profile in a format. Raises `CommbenchError` where the profile cannot be said in it.
+
+    That it loads code is refused, but for what the source allows.
+    """
     if name not in TABLE:
         raise unknown("format", name, TABLE)
+    source.refuse_code()
     return TABLE[name](source)

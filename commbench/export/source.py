@@ -10,7 +10,7 @@ from pathlib import Path
 
 from commbench.profile import Profile, Scope
 from commbench.profile.scope import only
-from commbench.variables import UNSET
+from commbench.variables import UNSET, refuse_code
 
 # NCCL's tuner reads lines of 255 bytes; what is longer becomes a second line, which would not be a comment.
 _WIDTH = 120
@@ -24,11 +24,17 @@ class ExportSource:
     path: Path
     wanted: str = ""  # id of a scope; "": the only one
     python: str = sys.executable  # of ranks, which is this one where nodes share their files
+    allowed: tuple[str, ...] = ()  # variables that load code, and may
 
     @functools.cached_property
     def scope(self) -> Scope:
         """Return the scope. Raises `OutOfScope` where it is not clear which one is meant."""
         return only(self.profile, self.wanted, str(self.path))
+
+    def refuse_code(self) -> None:
+        """Raise `UsageError` where the scopes that are exported set variables that load code."""
+        for scope in [self.scope] if self.wanted or len(self.profile.scopes) == 1 else self.profile.scopes:
+            refuse_code(scope.env, f"the profile {self.path}", self.allowed)
 
     def heading(self, what: str) -> list[str]:
         """Return the comments that begin a file: what it is, and of which profile."""

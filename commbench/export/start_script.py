@@ -50,7 +50,9 @@ def rank(source: ExportSource) -> list[str]:
     """Return what a launcher starts."""
     scope, path = source.scope, str(source.path.absolute())
     if scope.binding != "none":
-        return [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id, "--", Shell(PROGRAM)]
+        words = [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id]
+        allowed = [word for name in source.allowed for word in ("--allow-env", name)]
+        return [*words, *allowed, "--", Shell(PROGRAM)]
     unset = [word for name in without(scope) for word in ("-u", name)]
     values = {**settings(scope), variables.BINDING: scope.binding, variables.PROFILE: path}
     return ["env", *unset, *(f"{name}={value}" for name, value in values.items()), Shell(PROGRAM)]

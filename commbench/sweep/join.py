@@ -149,6 +149,7 @@ def _prepare(request: prepare.SweepRequest, rank: RankInfo) -> tuple[RunFolder, 
         )
     console = Console(quiet=request.quiet, verbose=request.verbose)
     recipe, configs = _configure(request, rank)
+    prepare.refuse_code(request, configs)
     launchers, configs = prepare.choose_launchers(
         replace(request, launcher=rank.launcher), configs, console, joined=True
     )

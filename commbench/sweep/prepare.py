@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 import commbench
-from commbench import fabric, launch, transports
+from commbench import fabric, launch, transports, variables
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.files import write_atomically
@@ -44,10 +44,23 @@ class SweepRequest:
     dry_run: bool = False
     show_config: bool = False
     launcher: str = ""  # "": each transport's own
+    allow_env: tuple[str, ...] = ()  # variables that load code, from a recipe or a run to go on with
     format: str = "table"
     plots: bool = True
     quiet: bool = False
     verbose: bool = False
+
+
+def refuse_code(request: SweepRequest, configs: Sequence[config.SweepConfig]) -> None:
+    """Raise `UsageError` where the recipe, which others may have written, sets variables that load code.
+
+    What is typed is the user's own.
+    """
+    typed = {word.removeprefix("env.").partition("=")[0] for word in request.words if word.startswith("env.")}
+    for item in configs:
+        for name, values in item.env.items():
+            for value in values if name not in typed else ():
+                variables.refuse_code({name: value}, f"the recipe {item.recipe}", request.allow_env)
 
 
 def configure(

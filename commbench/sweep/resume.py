@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from commbench import launch
+from commbench import launch, variables
 from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
@@ -42,6 +42,8 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
             f"the machine is not what it was when {folder.run_id} began: {'; '.join(changed)}",
             hint="results from two machines do not belong in one run: start a new one",
         )
+    for setup in {item.case.setup.key: item.case.setup for item in items}.values():
+        variables.refuse_code(setup.env, f"the run {request.resume}", request.allow_env)
     for before, now in zip(items, check_fabrics(items, about["launchers"]), strict=True):
         if now.skip != before.skip:
             raise EnvironmentProblem(

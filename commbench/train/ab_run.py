@@ -49,6 +49,7 @@ def create(request: launch.TrainRequest, arms: Mapping[str, Arm], limits: TurnLi
     expected = importlib.import_module(training.EXPECTED)  # torch, which nothing else here needs
     for arm in arms.values():
         launch.check(arm.config)
+        launch.check_env(request, arm.config, arm.env)
         expected.check(arm.config)
     model = None if costs is None else _model(costs, arms[BASELINE].config)
     return Comparison(request, arms, limits, model)

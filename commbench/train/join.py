@@ -63,6 +63,7 @@ def _settings(request: launch.TrainRequest, info: RankInfo) -> tuple[TrainConfig
             hint="leave both out to take the launcher's layout",
         )
     launch.check(config, joined=True)
+    launch.check_env(request, config, env)
     return config, env
 
 

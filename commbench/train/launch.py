@@ -51,6 +51,7 @@ class TrainRequest:
     resume: Path | None = None
     show_config: bool = False
     launcher: str = "local"
+    allow_env: tuple[str, ...] = ()  # variables that load code, from a profile or a run to go on with
     format: str = "table"  # or json, or none: nothing on stdout
     quiet: bool = False
     plots: bool = True
@@ -68,6 +69,7 @@ def once(request: TrainRequest) -> Ended:
     """Make one launch of a training, new or to go on with."""
     config, env = settings(request)
     check(config)
+    check_env(request, config, env)
     console = TrainConsole(quiet=request.quiet)
     folder = open_folder(request, config)
     with ending(folder, console):
@@ -111,7 +113,9 @@ def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
     if done is not None and config.steps < done:
         raise UsageError(f"steps={config.steps}, and {request.resume} has made {done}",
                          hint=f"steps={done} or more; without steps=N it goes on to {saved.steps}")  # fmt: skip
-    return config, {**about.get("env", {}), **typed}
+    kept = {name: value for name, value in about.get("env", {}).items() if name not in typed}
+    variables.refuse_code(kept, f"the run {request.resume}", request.allow_env)
+    return config, {**kept, **typed}
 
 
 def _was_saved(path: Path, config: TrainConfig, about: Mapping[str, Any]) -> bool:
@@ -136,6 +140,13 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
     if config.emulated is not None:
         fabric.check(config.emulated)
+
+
+def check_env(request: TrainRequest, config: TrainConfig, env: Mapping[str, str]) -> None:
+    """Raise `UsageError` where the profile sets variables that load code; `env` is not its."""
+    if (scope := scope_of(config)) is not None:
+        its = {name: value for name, value in scope.env.items() if name not in env}
+        variables.refuse_code(its, f"the profile {config.profile}", request.allow_env)
 
 
 def _here(config: TrainConfig) -> Here:

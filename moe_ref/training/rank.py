@@ -100,10 +100,12 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop, between:
         last = stopped or trainer.done == config.steps
         if trainer.done == config.steps or (config.val_every and trainer.done % config.val_every == 0):
             line.val_bits_per_byte = trainer.evaluate()
+        due = last or (config.save_every and trainer.done % config.save_every == 0)
+        saves = config.save_every is not None and bool(due)
         if lead:
-            append_line(metrics, line.to_json(), durable=False)
+            append_line(metrics, line.to_json(), durable=saves)  # whoever goes on from there makes no such line again
         events.beat()
-        if config.save_every is not None and (last or (config.save_every and trainer.done % config.save_every == 0)):
+        if saves:
             events.doing = f"saving step {trainer.done}"
             trainer.save(checkpoints)
             events.beat()

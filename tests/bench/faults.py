@@ -246,12 +246,12 @@ def memory(it: Injected) -> int:
 def torn(it: Injected) -> int:
     code = kill_group(it)
     run = it.run()
-    files = sorted(run.glob("**/*.jsonl"), key=lambda path: path.stat().st_mtime_ns) if run else []
-    kept = [path for path in files if "logs" not in path.parts and path.name != "plan.jsonl"]
+    files = sorted(run.glob("**/*.json*"), key=lambda path: path.stat().st_mtime_ns) if run else []
+    kept = [path for path in files if "logs" not in path.parts and path.name not in ("plan.jsonl", "run.json")]
     # Each line is on disk before the next one is written, so of what is kept the newest file alone can be torn.
     for path in [*kept[-1:], *(path for path in files if "logs" in path.parts)]:
         data = path.read_bytes()
-        if data and it.rng.random() < 0.8:
+        if path.suffix == ".jsonl" and data and it.rng.random() < 0.8:
             last = data[data[:-1].rfind(b"\n") + 1 :]
             path.write_bytes(data[: len(data) - it.rng.randrange(len(last))])
     return code

@@ -126,7 +126,7 @@ def test_path_is_that_of_the_profile(tmp_path: Path) -> None:
     (folder / "only-there").write_text("#!/bin/sh\necho found\n")
     (folder / "only-there").chmod(0o755)
     path = profile(tmp_path, env={"PATH": f"{folder}:{os.environ['PATH']}"})
-    assert run(path, "--", "only-there").stdout == "found\n"
+    assert run(path, "--allow-env", "PATH", "--", "only-there").stdout == "found\n"
 
 
 def test_what_cannot_be_started_is_one_error(tmp_path: Path) -> None:

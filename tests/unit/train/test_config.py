@@ -130,9 +130,10 @@ def test_bad_input_is_one_clear_line_and_a_hint(
 
 
 def test_no_new_flags() -> None:
-    """As for the other commands: a new setting is a key."""
+    """As for the other commands: a new setting is a key. What may load code no recipe shall decide."""
     options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
-    assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet"}
+    assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet",
+                       "--allow-env"}  # fmt: skip
     assert set(TRAINERS) == set(LAUNCHERS)
     both = {name for option in cli.cli.commands["train ab"].params for name in option.opts if name.startswith("-")}
     assert both == options - {"--resume", "--no-plots"}, "an A/B starts trainings of its own"
