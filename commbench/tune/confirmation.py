@@ -1,25 +1,24 @@
-"""The confirmation: what fresh launches measure of each problem, what is claimed from it, and what is decided."""
+"""The confirmation: what fresh launches measure of each problem, and what is claimed from it, look by look."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from commbench.profile import Evidence
 from commbench.records import Case, Setup, Status
-from commbench.stats import PAIRS_FOR_CLAIM, Verdict
+from commbench.stats import PAIRS_FOR_CLAIM, Floats, Verdict
 from commbench.tune import MINIMUM_GAIN, CaseTimes, ProcessGroup
-from commbench.tune.choices import Decision
-from commbench.tune.claims import Claim, compare, holm
-from commbench.tune.search import Ledger
-from commbench.tune.space import Problem, candidate_key, identity, label
-from commbench.tune.starts import compare_starts, control_start, describe_start, weaker
+from commbench.tune.claims import Claim, claim, holm, hopeless, observe
+from commbench.tune.looks import Look
+from commbench.tune.space import Problem, identity
+from commbench.tune.starts import control_start, observe_starts, weaker
 
-MOST_PAIRS = 30  # more do not separate a gain of 3 % from none better
+MOST_PAIRS = 60  # they find a gain of 10 % where each measurement is off by 10 %
 BEST, PLAIN = "best", "plain"  # the claims: of the best candidate, and of the best one on plain buffers
+_NOTHING = claim(np.empty(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,16 +48,13 @@ class Control:
         return max(known) if known else None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Arms:
     """What is measured of a problem in the confirmation, and what is claimed from it. By claim: `BEST`, `PLAIN`."""
 
     problem: Problem
     control: Case
     challengers: dict[str, dict[str, Case]]  # by the key of the start of ranks: of the default and the best other one
-    claims: dict[str, Claim] = field(default_factory=dict)  # of the start that is taken
-    p: dict[str, float | None] = field(default_factory=dict)  # adjusted for all claims of the region
-    verdicts: dict[str, str] = field(default_factory=dict)
 
     def of_start(self, setup: Setup) -> Case:
         """Return the one arm by which a start is judged."""
@@ -69,145 +65,193 @@ class Arms:
         default = self.problem.default.setup
         return replace(self.of_start(default), setup=control_start(default))
 
-    def measured(self, setup: Setup) -> list[Case]:
-        """Return all cases that the confirmation needs where `setup` is the best start."""
-        default = self.problem.default
-        challengers = [case for cases in self.challengers.values() for case in cases.values()]
-        if setup.key == default.setup.key:
-            return [default, self.control, *challengers]
-        moved = self.of_start(setup)
-        return [
-            *(default, self.control, *challengers, moved),
-            *(replace(moved, setup=default.setup), self.control_of_start()),
-        ]
+    def of_starts(self, setup: Setup) -> list[Case]:
+        """Return the cases by which `setup` is judged."""
+        default, moved = self.problem.default.setup, self.of_start(setup)
+        return [self.of_start(default), moved, replace(moved, setup=default), self.control_of_start()]
 
 
-@dataclass(frozen=True, slots=True)
 class ConfirmedTimes:
-    """What the launches of the confirmation measured."""
+    """What the launches of the confirmation measured, of all looks so far."""
 
-    by_identity: Mapping[str, CaseTimes]
-    run: str  # the id of the run folder
+    def __init__(self) -> None:
+        self.launches = 0
+        self.runs: list[str] = []  # the ids of the run folders
+        self._times: dict[str, dict[ProcessGroup, float]] = {}
+        self._failed: set[str] = set()
+
+    def add(self, run: str, launches: int, measured: Iterable[tuple[Case, CaseTimes]]) -> None:
+        """Take over the launches of one look."""
+        for case, one in measured:
+            if one.status is not Status.OK:
+                self._failed.add(identity(case))
+            times = self._times.setdefault(identity(case), {})
+            for group, time_us in one.time_us.items():
+                times[ProcessGroup(self.launches + group.round, f"{run}/{group.attempt}")] = time_us
+        self.launches += launches
+        self.runs.append(run)
 
     def times(self, case: Case) -> Mapping[ProcessGroup, float]:
         """Return the median time of each launch, microseconds; nothing of a case that failed."""
-        one = self.by_identity.get(identity(case))
-        return one.time_us if one is not None and one.status is Status.OK else {}
+        return {} if identity(case) in self._failed else self._times.get(identity(case), {})
 
-    def claim(self, first: Case, second: Case) -> Claim:
-        """Return the claim that `second` is faster: in the same process groups, or of another start in its rounds."""
-        times = self.times(first), self.times(second)
-        return compare(*times) if first.setup.key == second.setup.key else compare_starts([times])
+    def baseline(self, arms: Arms) -> Mapping[ProcessGroup, float]:
+        """Return the geometric mean of the default and its control: measured twice in a launch, it is known better."""
+        first, second = self.times(arms.problem.default), self.times(arms.control)
+        return {group: math.sqrt(first[group] * second[group]) for group in first if group in second}
 
 
-class Judge:
-    """Decide for one region which candidates take the default's place."""
+@dataclass(slots=True, eq=False)
+class Contest:
+    """One claim, look by look, until it is confirmed, given up, or the last look is over."""
 
-    def __init__(self, confirmation: Confirmation, ledger: Ledger, default: Setup) -> None:
-        """Judge by what `confirmation` asks for. `default`: how ranks start by default."""
-        self._minimum, self._ledger, self._default = confirmation.minimum_gain, ledger, default
+    claim: Claim = _NOTHING
+    p: float | None = None  # the least of all looks so far
+    adjusted: float | None = None  # for all claims of the family
+    verdict: str = ""  # `Verdict.CONFIRMED`, or in words why not; "" while it is open
 
-    def control(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Control:
-        """Return what the same rules make of the default against itself, where `setup` is the best start."""
-        shown = Control(sizes=[confirmed.claim(one.problem.default, one.control) for one in arms])
-        if setup.key != self._default.key:
-            usual = [one.of_start(self._default) for one in arms]
-            shown.start = _compare_starts(confirmed, usual, [one.control_of_start() for one in arms])
-        shown.passed = sum(verdict == Verdict.CONFIRMED for verdict in self._judge(shown.claims))
-        return shown
+    @property
+    def open(self) -> bool:
+        return not self.verdict
 
-    def _judge(self, claims: Sequence[Claim]) -> list[str]:
-        """Return the verdict on each of a family of claims."""
-        adjusted = holm([claim.p for claim in claims])
-        return [claim.judge(self._minimum, p) for claim, p in zip(claims, adjusted, strict=True)]
+    @property
+    def confirmed(self) -> bool:
+        return self.verdict == Verdict.CONFIRMED
 
-    def claim(
-        self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, start: Claim | None = None
-    ) -> float | None:
-        """Set the claims of all arms of a start, and their p; return that of `start`.
+    def look(self, logs: Sequence[Floats], share: float) -> None:
+        """Claim what all of `logs` show."""
+        first, *others = (claim(one, share) for one in logs)
+        for other in others:
+            first = weaker(first, other)
+        self.claim = first
+        if first.p is not None:
+            self.p = min(first.p, 1.0 if self.p is None else self.p)
 
-        p are adjusted for all of them, `start` included.
+
+class Confirming:
+    """The contests of a region: which are open, what they need to be measured, and how they end."""
+
+    def __init__(
+        self, arms: Sequence[Arms], setup: Setup, confirmation: Confirmation, failure: Callable[[Case], str]
+    ) -> None:
+        """Confirm the challengers of `arms`, and `setup` where it is not the default start of ranks.
+
+        `failure(case)` says in words why a case cannot be chosen, "" if it can.
         """
-        for one in arms:
-            default, challengers = one.problem.default, one.challengers[setup.key]
-            one.claims = {name: confirmed.claim(default, case) for name, case in challengers.items()}
-        every = [(one, name) for one in arms for name in one.claims]
-        adjusted = holm([*([start.p] if start else []), *(one.claims[name].p for one, name in every)])
-        p_of_start = adjusted.pop(0) if start else None
-        for (one, name), p in zip(every, adjusted, strict=True):
-            one.p[name] = p
-        return p_of_start
+        self._arms, self._setup, self._minimum = arms, setup, confirmation.minimum_gain
+        self._most, self._failure = confirmation.pairs[1], failure
+        self._default = arms[0].problem.default.setup
+        keys = dict.fromkeys((self._default.key, setup.key))
+        self._sizes = {key: [{name: Contest() for name in one.challengers[key]} for one in arms] for key in keys}
+        self._controls = [Contest() for _ in arms]
+        self.start: Contest | None = Contest() if len(keys) > 1 else None
+        self._start_control: Contest | None = Contest() if len(keys) > 1 else None
+        self._begun = False
 
-    def claim_start(
-        self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, control: Control
-    ) -> tuple[float, str]:
-        """Set the claims of the start that is taken; return the gain of `setup` over all sizes, and its verdict."""
-        moved = [one.of_start(setup) for one in arms]
-        usual = [one.of_start(self._default) for one in arms]
-        same = [replace(case, setup=self._default) for case in moved]
-        claim = weaker(*(_compare_starts(confirmed, first, moved) for first in (usual, same)))
-        verdict = claim.judge(self._minimum, self.claim(arms, confirmed, setup, claim))
-        if verdict == Verdict.CONFIRMED == self._judge(control.claims)[-1]:
-            verdict = "not confirmed: so is the default start in launches of its own (A-A control)"
-        if verdict != Verdict.CONFIRMED:
-            self.claim(arms, confirmed, self._default, claim)
-        return claim.ratio, verdict
+    @property
+    def open(self) -> bool:
+        """Return whether anything is left to decide."""
+        return any(contest.open for contest in self._contests())
 
-    def decide(self, arms: Arms, confirmed: ConfirmedTimes, control: Claim, started: Setup) -> Decision:
-        """Choose for one problem. `control`: its default against itself; `started`: how ranks will be started."""
-        default = arms.problem.default
-        challengers = arms.challengers[started.key]
-        arms.verdicts = {name: self._verdict(arms, name, challengers.get(name)) for name in (BEST, PLAIN)}
-        name = next((name for name in (BEST, PLAIN) if arms.verdicts[name] == Verdict.CONFIRMED), "")
-        chosen = challengers[name] if name else default
-        plain = None
-        if chosen.buffers != "plain":
-            plain = challengers[PLAIN] if arms.verdicts[PLAIN] == Verdict.CONFIRMED else default
-        claim = arms.claims.get(name or BEST)
-        default_us = _median(confirmed.times(default))
-        evidence = Evidence(
-            size_bytes=arms.problem.size_bytes,
-            dtype=default.dtype,
-            default=label(default, self._default),
-            default_us=default_us,
-            chosen_us=_median(confirmed.times(chosen)) if name else default_us,
-            ratio=claim.ratio if claim and name and math.isfinite(claim.ratio) else 1.0,
-            low=claim.low if claim and name else None,
-            high=claim.high if claim and name else None,
-            interval_of="launches" if claim and name else None,
-            pairs=claim.pairs if claim else 0,
-            p=arms.p.get(name or BEST),
-            apparent=control.ratio if math.isfinite(control.ratio) else None,
-            candidates=len(arms.problem.candidates),
-            run=confirmed.run,
-            verdict=Verdict.CONFIRMED if name else self._why_default(arms, started),
+    @property
+    def started(self) -> Setup:
+        """Return how ranks are to be started, as far as it is decided."""
+        return self._setup if self.start is not None and self.start.confirmed else self._default
+
+    def contests(self, index: int) -> Mapping[str, Contest]:
+        """Return by claim the contests of a problem under the start that is taken."""
+        return self._sizes[self.started.key][index]
+
+    @property
+    def control(self) -> Control:
+        """Return what the same rules made of the default against itself."""
+        every = [*self._controls, *([self._start_control] if self._start_control else [])]
+        return Control(
+            sizes=[one.claim for one in self._controls],
+            start=self._start_control.claim if self._start_control else None,
+            passed=sum(one.confirmed for one in every),
         )
-        return Decision(problem=arms.problem, chosen=chosen, on_plain=plain, evidence=evidence)
 
-    def _verdict(self, arms: Arms, name: str, case: Case | None) -> str:
-        """Return `Verdict.CONFIRMED`, or in words why a challenger does not take the default's place."""
-        if case is None:
-            return "nothing was faster in the search"
-        if not self._ledger.usable(case):
-            status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]
-            return f"not confirmed: {status}: {reason}"
-        return arms.claims[name].judge(self._minimum, arms.p[name])
+    def _keys(self) -> list[str]:
+        """Return the starts under which something may still be chosen."""
+        return list(self._sizes) if self.start is not None and self.start.open else [self.started.key]
 
-    def _why_default(self, arms: Arms, started: Setup) -> str:
-        case, claim = arms.challengers[started.key].get(BEST), arms.claims.get(BEST)
-        if case is None:
-            others = [cases[BEST].setup for cases in arms.challengers.values() if BEST in cases]
-            but = f", but with {describe_start(others[0])}, which does not pay over all sizes" if others else ""
-            return f"default kept: {arms.verdicts[BEST]}{but}"
-        seen = f", measured {claim.ratio:.3f}x" if claim and math.isfinite(claim.ratio) else ""
-        return f"default kept: {label(case, self._default)}{seen}, {arms.verdicts[BEST]}"
+    def _contests(self) -> list[Contest]:
+        sizes = [contest for key in self._keys() for of_size in self._sizes[key] for contest in of_size.values()]
+        return [*([self.start] if self.start else []), *sizes]
 
+    def wanted(self) -> list[Case]:
+        """Return what open contests need, each case once; at first the default and its control at every size."""
+        cases: list[Case] = []
+        for index, one in enumerate(self._arms):
+            challengers = [
+                one.challengers[key][name]
+                for key in self._keys()
+                for name, contest in self._sizes[key][index].items()
+                if contest.open
+            ]
+            if challengers or not self._begun:
+                cases += [one.problem.default, one.control, *challengers]
+            if self.start is not None and self.start.open:
+                cases += one.of_starts(self._setup)
+        return list({identity(case): case for case in cases}.values())
 
-def _compare_starts(confirmed: ConfirmedTimes, first: Sequence[Case], second: Sequence[Case]) -> Claim:
-    """Return the claim of `compare_starts`, from the arm of each size under either start."""
-    pairs = zip(first, second, strict=True)
-    return compare_starts([(confirmed.times(one), confirmed.times(two)) for one, two in pairs])
+    def look(self, times: ConfirmedTimes, look: Look, reach: int) -> None:
+        """Judge all that is open. `reach`: how many launches there will be at the most."""
+        measured = {}
+        for contest, logs in self._observed(times):
+            contest.look(logs, look.share)
+            measured[id(contest)] = logs
+        self._begun = True
+        self._decide(measured, look, reach)
 
+    def pairs(self, times: ConfirmedTimes) -> int | None:
+        """Return how many pairs each open contest has at the least, None where all have failed."""
+        controls = [*self._controls, self._start_control]
+        known = [one.size for contest, logs in self._observed(times) if contest not in controls for one in logs]
+        return min(known, default=None)
 
-def _median(times: Mapping[ProcessGroup, float]) -> float:
-    return float(np.median(list(times.values()))) if times else 0.0
+    def _observed(self, times: ConfirmedTimes) -> Iterator[tuple[Contest, list[Floats]]]:
+        """Yield open contests with the logarithms of their ratios; those whose candidate has failed end."""
+        for index, one in enumerate(self._arms):
+            baseline, keys = times.baseline(one), self._keys()
+            tried = not self._begun or any(contest.open for key in keys for contest in self._sizes[key][index].values())
+            if self._controls[index].open and tried:
+                yield self._controls[index], [observe(times.times(one.problem.default), times.times(one.control))]
+            for key in keys:
+                for name, contest in self._sizes[key][index].items():
+                    case = one.challengers[key][name]
+                    if contest.open and (why := self._failure(case)):
+                        contest.verdict = f"not confirmed: {why}"
+                    elif contest.open:
+                        pair = baseline, times.times(case)
+                        yield contest, [observe(*pair) if key == self._default.key else observe_starts([pair])]
+        if self.start is not None and self._start_control is not None and self.start.open:
+            usual, moved, same, control = zip(*(one.of_starts(self._setup) for one in self._arms), strict=True)
+
+            def starts(first: Sequence[Case], second: Sequence[Case]) -> Floats:
+                pairs = zip(first, second, strict=True)
+                return observe_starts([(times.times(one), times.times(two)) for one, two in pairs])
+
+            yield self.start, [starts(usual, moved), starts(same, moved)]
+            yield self._start_control, [starts(usual, control)]
+
+    def _decide(self, measured: Mapping[int, list[Floats]], look: Look, reach: int) -> None:
+        """End the contests that this look decides: controls first, as a start has to do better than its own."""
+        start = [self.start] if self.start else []
+        controls = [*self._controls, *([self._start_control] if self._start_control else [])]
+        families = {key: [*start, *(one for size in self._sizes[key] for one in size.values())] for key in self._keys()}
+        for key, family in [("", controls), *families.items()]:
+            for contest, p in zip(family, holm([one.p for one in family]), strict=True):
+                if contest is self.start and key == self._default.key and self._setup.key in families:
+                    continue  # a start is claimed beside its own sizes
+                contest.adjusted = p
+                if contest.open and id(contest) in measured:
+                    verdict = contest.claim.judge(self._minimum, p)
+                    logs = measured[id(contest)]
+                    if verdict == Verdict.CONFIRMED or look.last:
+                        contest.verdict = verdict
+                    elif family is not controls and any(hopeless(one, reach, self._minimum) for one in logs):
+                        contest.verdict = f"{verdict}; given up, as {reach} pairs would hardly show it"
+        if self.start and self.start.confirmed and self._start_control and self._start_control.confirmed:
+            self.start.verdict = "not confirmed: so is the default start in launches of its own (A-A control)"

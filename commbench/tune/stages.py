@@ -70,7 +70,9 @@ class Stages:
     def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
         began = time.monotonic()
         planned = [PlannedCase(case=case) for case in cases]
-        config = replace(self._config, recipe=stage)
+        # Each stage has orders of its own: what comes first in a launch of one comes later in the next.
+        seed = (self._config.seed + len(self.folders)) % 2**63
+        config = replace(self._config, recipe=stage, seed=seed)
         folder = prepare.create(self._request, stage, [config], planned, self._launchers)
         self.folders.append(folder)
         sweep = Sweep(

@@ -16,8 +16,9 @@ from dataclasses import replace
 import numpy as np
 
 from commbench.records import Setup
+from commbench.stats import Floats
 from commbench.tune import ProcessGroup
-from commbench.tune.claims import Claim, compare
+from commbench.tune.claims import Claim, claim, observe
 from commbench.variables import CONTROL
 
 Times = Mapping[ProcessGroup, float]  # median time of each launch, microseconds
@@ -29,13 +30,18 @@ def control_start(setup: Setup) -> Setup:
 
 
 def compare_starts(sizes: Sequence[tuple[Times, Times]]) -> Claim:
-    """Return the claim that the second start is faster over all sizes: of each size the times of both starts' arms.
+    """Return the claim that the second start is faster over all sizes: of each size the times of both starts' arms."""
+    return claim(observe_starts(sizes))
+
+
+def observe_starts(sizes: Sequence[tuple[Times, Times]]) -> Floats:
+    """Return the logarithms of the first start's times / the second's: of each size the times of both starts' arms.
 
     One observation is a round: of either start the mean over sizes of the logarithms of times, all of one process
     group. A size at which the first has no times does not count; where only the second has none, nothing is claimed.
     """
     known = [(first, second) for first, second in sizes if first]
-    return compare(*(_over_sizes([pair[arm] for pair in known]) for arm in (0, 1)))
+    return observe(*(_over_sizes([pair[arm] for pair in known]) for arm in (0, 1)))
 
 
 def _over_sizes(sizes: Sequence[Times]) -> dict[int, float]:

@@ -10,17 +10,17 @@ import numpy as np
 
 from commbench.profile import Choice, Refused, Scope
 from commbench.records import Case, Policy, Setup
-from commbench.stats import Verdict
 from commbench.tune import Measurer
 from commbench.tune.choices import ranges
-from commbench.tune.confirmation import BEST, PLAIN, Arms, Confirmation, ConfirmedTimes, Control, Judge
+from commbench.tune.confirmation import BEST, PLAIN, Arms, Confirmation, ConfirmedTimes, Confirming, Control
+from commbench.tune.decide import decide
+from commbench.tune.looks import Looks
 from commbench.tune.refusals import Refusals
-from commbench.tune.search import Ledger, Predict, cap, search, with_policy
+from commbench.tune.search import Ledger, Predict, cap, launches_in, search, with_policy
 from commbench.tune.space import Problem, Region, candidate_key, identity
 from commbench.tune.starts import describe_start
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
-_SPARE = 0.9  # of the time that is left: later launches may take longer than those before
 _MOST_PROBE_S = 0.1  # seconds for each measurement of the probe
 _UNIT_BYTES = 16  # borders between choices are multiples of it
 
@@ -84,7 +84,7 @@ class Tuner:
         )  # fmt: skip
         setup = self._best_setup(ranked)
         arms = [self._arms(problem, ranked[problem.key], setup) for problem in problems]
-        return self._decide(arms, self._confirm(arms, setup), setup)
+        return self._decide(arms, *self._confirm(arms, setup), setup)
 
     # Probe
 
@@ -141,59 +141,63 @@ class Tuner:
 
     # Confirmation
 
-    def _confirm(self, arms: Sequence[Arms], setup: Setup) -> ConfirmedTimes:
-        """Measure all arms of all problems, in launches of their own."""
-        wanted = {identity(case): case for one in arms for case in one.measured(setup)}
-        left_s = max(0.0, self._ends_s - self._measurer.spent_s)
-        if not any(cases for one in arms for cases in one.challengers.values()):
-            self._note("nothing was faster than the default in the search; the control alone is left")
-            left_s = 0.0
-        pairs, cap_s = self._size_of_confirmation(list(wanted.values()), left_s)
-        made = {name: with_policy(case, self._policy, launches=pairs, cap_s=cap_s) for name, case in wanted.items()}
-        measured = self._measurer.measure("confirm", list(made.values()))
-        self._ledger.add(made.values(), measured)
-        by_identity = {name: measured[case.case_id] for name, case in made.items() if case.case_id in measured}
-        return ConfirmedTimes(by_identity, self._measurer.run)
+    def _confirm(self, arms: Sequence[Arms], setup: Setup) -> tuple[Confirming, ConfirmedTimes]:
+        """Measure all arms of all problems in launches of their own, until each contest is decided or time is over.
 
-    def _size_of_confirmation(self, cases: Sequence[Case], seconds: float) -> tuple[int, float]:
-        """Return how many pairs, and seconds for each measurement.
-
-        Launches differ more than samples do, and get what time there is.
-
-        Decided by the clock before anything of it is measured: to go on until a claim holds would make it hold.
+        Launches differ more than samples do, and get what time there is: those of contests that are open.
         """
-        fewest, most = self._confirmation.pairs
-        starts_s = len({case.setup.key for case in cases}) * self._measurer.start_s
-        each_s = starts_s + len(cases) * (self._policy.cap_s + self._measurer.overhead_s)
-        pairs = int(min(max(_SPARE * seconds / max(each_s, 1e-6), fewest), most))
-        return pairs, cap(self._measurer, cases, pairs, seconds, self._policy.cap_s)
+        confirming = Confirming(arms, setup, self._confirmation, self._failure)
+        looks, times = Looks(*self._confirmation.pairs), ConfirmedTimes()
+        if not confirming.open:
+            self._note("nothing was faster than the default in the search; the control alone is left")
+        last = False
+        while not last and (confirming.open or not times.runs):
+            left_s = max(0.0, self._ends_s - self._measurer.spent_s) if confirming.open else 0.0
+            made, most = looks.made, self._confirmation.pairs[1]
+            fits = launches_in(
+                self._measurer, confirming.wanted(), left_s, self._policy.cap_s, (0, max(most - made, 0))
+            )
+            look = looks.next(fits)
+            self._measure(confirming, times, look.launches - made, left_s)
+            # What a crash split into two process groups is no pair, and is made up for once.
+            self._measure(confirming, times, look.launches - (confirming.pairs(times) or look.launches), left_s)
+            confirming.look(times, look, max(look.launches, made + fits))
+            last = look.last
+        return confirming, times
 
-    def _decide(self, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup) -> Tuned:
-        judge = Judge(self._confirmation, self._ledger, self._region.default)
-        control = judge.control(arms, confirmed, setup)
-        started = self._start(judge, arms, confirmed, setup, control)
-        decisions = [
-            judge.decide(one, confirmed, claim, started) for one, claim in zip(arms, control.sizes, strict=True)
-        ]
-        scope = self._scope(started)
+    def _measure(self, confirming: Confirming, times: ConfirmedTimes, launches: int, left_s: float) -> None:
+        """Measure all that contests need in so many launches."""
+        if launches <= 0:
+            return
+        cases = confirming.wanted()
+        cap_s = cap(self._measurer, cases, launches, left_s, self._policy.cap_s)
+        made = [with_policy(case, self._policy, launches=launches, cap_s=cap_s) for case in cases]
+        measured = self._measurer.measure(f"confirm-{len(times.runs) + 1}", made)
+        self._ledger.add(made, measured)
+        known = [(case, measured[case.case_id]) for case in made if case.case_id in measured]
+        times.add(self._measurer.run, launches, known)
+
+    def _failure(self, case: Case) -> str:
+        if self._ledger.usable(case):
+            return ""
+        status, reason = self._ledger.failed.get(identity(case)) or self._ledger.banned[candidate_key(case)]
+        return f"{status}: {reason}"
+
+    def _decide(self, arms: Sequence[Arms], confirming: Confirming, times: ConfirmedTimes, setup: Setup) -> Tuned:
+        if confirming.start is not None:
+            start = confirming.start
+            self._note(
+                f"started with {describe_start(setup)}: {start.claim.ratio:.3f}x over all sizes, {start.verdict}"
+            )
+        control = confirming.control
+        decisions = [decide(one, index, confirming, times, control.sizes[index]) for index, one in enumerate(arms)]
+        scope = self._scope(confirming.started)
         choices = []
         for curve in dict.fromkeys(one.problem.curve for one in arms):
             same = [decision for decision in decisions if decision.problem.curve == curve]
             choices += ranges(scope.id, same, self._time_of, _UNIT_BYTES)
         self._refusals.add_rest(decisions, self._ledger)
         return Tuned(scope=scope, choices=choices, refused=self._refusals.records(scope.id), control=control)
-
-    def _start(
-        self, judge: Judge, arms: Sequence[Arms], confirmed: ConfirmedTimes, setup: Setup, control: Control
-    ) -> Setup:
-        """Return how ranks are to be started, once the claims under that start are made."""
-        default = self._region.default
-        if setup.key == default.key:
-            judge.claim(arms, confirmed, default)
-            return default
-        ratio, verdict = judge.claim_start(arms, confirmed, setup, control)
-        self._note(f"started with {describe_start(setup)}: {ratio:.3f}x over all sizes, {verdict}")
-        return setup if verdict == Verdict.CONFIRMED else default
 
     def _time_of(self, case: Case, problem: Problem) -> float:
         """Return what the candidate of `case` takes at a problem's size, microseconds; infinite if not measured."""

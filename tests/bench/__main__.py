@@ -19,6 +19,8 @@ import sys
 BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
     "schedules", "verdicts", "fresh", "stop",
+
+    "schedules", "verdicts", "fresh", "power",
 )  # fmt: skip
 ON_GPUS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld")
 
