@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import sys
 import threading
@@ -41,7 +40,7 @@ def _unraisable(what: sys.UnraisableHookArgs) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if callable(signal.getsignal(number)):
             # A moment later, as here it would be dropped again.
-            again = threading.Timer(_MOMENT_S, _thread.interrupt_main, (number,))
+            again = threading.Timer(_MOMENT_S, signal.pthread_kill, (threading.main_thread().ident, number))
             again.daemon = True
             again.start()
             return

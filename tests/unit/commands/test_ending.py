@@ -32,7 +32,7 @@ def test_an_interrupt_in_a_destructor_is_not_dropped(capsys: pytest.CaptureFixtu
     @click.command()
     def command() -> int:
         Interrupted()
-        time.sleep(60)
+        time.sleep(5)
         return 0
 
     assert ended(command, capsys) == (130, ["error: interrupted"])
