@@ -15,6 +15,7 @@ from commbench.commands.options import (
     SHORT,
     FiniteRange,
     WithKeys,
+    WithProgram,
     allow_env,
     request,
     shorts,
@@ -242,27 +243,35 @@ def export(profile: Path, format_: str, scope: str, out: Path | None, allow_env:
 
 @cli.command(
     "exec",
-    short_help="Run a program as a profile asks: settings, CPUs, memory.",
+    cls=WithProgram,
+    short_help="Run a program as a profile asks: settings, CPUs, exchanges.",
     epilog="Exit codes: those of the program, 2 where it cannot be started so.",
     context_settings={"allow_interspersed_args": False},
 )
 @click.option("--profile", required=True, type=click.Path(path_type=Path), metavar="FILE", help="As tune wrote it.")
 @click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
 @click.option("--dry-run", is_flag=True, help="Print the settings and the rank's place, and start nothing.")
+@click.option("--reductions", is_flag=True, help="Sums go by the profile too, which add in another order.")
 @allow_env("the profile")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- PROGRAM [ARGUMENTS]")
-def exec_(profile: Path, scope: str, dry_run: bool, allow_env: tuple[str, ...], command: tuple[str, ...]) -> int:
-    """Become PROGRAM, in the environment and on the CPUs that the profile asks for.
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE ...]")
+def exec_(profile: Path, scope: str, words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) -> int:
+    """Become PROGRAM, in the environment, on the CPUs and with the exchanges that the profile asks for.
 
-    A binding is that of a rank, so exec goes under the launcher, not above it:
+    Above a launcher of torch programs each rank binds itself where it imports torch; under one, exec does it, for any
+    program. The exchanges of torch programs go by the profile either way, with no line changed.
 
     \b
-    torchrun --nproc-per-node=8 --no-python commbench exec --profile p.json -- python train.py
+    commbench exec --profile p.json -- torchrun --nproc-per-node=8 train.py
     mpiexec -n 8 commbench exec --profile p.json -- ./program
+    commbench exec --profile p.json fabric=emulated nodes=2 ranks_per_node=2 link=100mbit -- torchrun train.py
     """
     from commbench.commands.exec import run
 
-    return run(profile, command, wanted=scope, dry_run=dry_run, allow_env=allow_env)
+    if words and (program is None or "=" not in words[0]):  # no `--`, or one of the program's own
+        words, program = (), (*words, *(() if program is None else ("--", *program)))
+    if not program:
+        raise UsageError("there is no PROGRAM to run", hint="commbench exec --profile p.json -- PROGRAM ARGUMENTS")
+    return run(profile, program, wanted=scope, words=words, **options)
 
 
 @cli.command(

@@ -22,6 +22,7 @@ from commbench.communicators import create
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.select import Ask, Chosen, describe_call
 from commbench.errors import CommbenchError, UsageError
+from commbench.profile.scope import OutOfScope
 from commbench.transports.gloo import KINDS, OPS
 from commbench.transports.plain_groups import plain_groups
 
@@ -209,7 +210,8 @@ class ProfiledCalls:
                     return create.make(group, loaded.profile, name)
                 return create.make(group, loaded.profile, name, gloo=self._private.joined)
         except CommbenchError as error:
-            self._say(describe(error))
+            # Its hints are for programs that make communicators.
+            self._say(str(error) if isinstance(error, OutOfScope) else describe(error))
             return None
 
     def _say(self, reason: str) -> None:

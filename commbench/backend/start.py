@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
+import multiprocessing
 import os
 
 from commbench import variables
-from commbench.backend import observer
+from commbench.backend import in_rank, observer
 from commbench.backend.install import install
-from commbench.backend.said import describe, say
+from commbench.backend.said import describe, say, say_once
 from commbench.backend.source import ProfileSource
+from commbench.errors import CommbenchError
 
 MODES = ("profile", "record")  # may be both, with a comma
+_prepared: list[bool] = []  # whether this process has made a group
 _RECORDER = "commbench.record"  # stands above this folder, so that it is found by its name
 
 
@@ -24,12 +28,39 @@ def start() -> None:
             say(f"{variables.BACKEND} is {unknown[0]!r}, which is none of {', '.join(MODES)}: nothing is wrapped")
         elif modes:
             install(lambda: _prepare(modes))
+            _settle()
+            if "profile" in modes:
+                atexit.register(_say_unused)
     except Exception as error:  # torch makes of it an `import torch` that fails, whatever program it is
         say(f"the program runs without commbench: {describe(error)}")
 
 
+def _settle() -> None:
+    """Apply what is left to each rank, or say why not."""
+    try:
+        in_rank.settle()
+    except (CommbenchError, OSError) as error:
+        say(describe(error))
+
+
+def _say_unused() -> None:
+    """Say at the end of a program's first rank that it had nothing to do for commbench."""
+    if _prepared or multiprocessing.parent_process() is not None:
+        return
+    try:
+        info = in_rank.rank()
+    except CommbenchError:
+        return
+    if info is not None and info.rank == 0:
+        say("this program has made no process group of torch, so nothing went by the profile")
+
+
 def _prepare(modes: list[str]) -> ProfileSource | None:
     """Return the profile of a group that is being made, if it is to go by one."""
+    if not _prepared:
+        _prepared.append(True)
+        if lacking := in_rank.unsettled():
+            say_once(lacking)
     if "record" in modes:
         _observe()
     return of_environment() if "profile" in modes else None

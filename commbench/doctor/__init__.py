@@ -57,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
     Check("files", "temporary", files.temporary),
     Check("environment", "variables", variables.variables),
     Check("environment", "spoilers", variables.spoilers),
+    Check("environment", "backend", variables.backend),
     Check("environment", "settings files", variables.configuration),
     Check("environment", "threads", variables.threads),
 )

@@ -156,6 +156,10 @@ class System:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    def entry_points(self, group: str) -> list[str]:
+        """Return what is loaded by others for this group, as installed packages say."""
+        return [entry.value for entry in importlib.metadata.entry_points(group=group)]
+
     def requirements(self) -> list[str]:
         """Return what commbench's own metadata asks for, extras included. Raises where commbench is not installed."""
         return importlib.metadata.requires("commbench") or []

@@ -11,6 +11,7 @@ _WITHOUT = ("SLURM_", "COMMBENCH_")
 # Images of containers set these for building software; nothing reads them at run time.
 _WITHOUT_EFFECT = {"CUDA_HOME", "CUDA_PATH", "CUDA_VERSION", "NCCL_VERSION", "TORCH_CUDA_ARCH_LIST", "TORCH_HOME"}
 _LONGEST = 60
+_BACKEND, _AUTOLOAD, _ENTRY = "COMMBENCH_BACKEND", "TORCH_DEVICE_BACKEND_AUTOLOAD", "commbench_autoload:"
 
 # name -> (values that do it, in capitals, or none for any value; what it does)
 _SPOILERS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -56,6 +57,29 @@ def spoilers(system: System) -> Finding | None:
         "; ".join(spoiling.values()),
         f"unset {' '.join(spoiling)}",
     )
+
+
+def backend(system: System) -> Finding:
+    """Look whether profiles and recorders reach torch programs that hold nothing of commbench."""
+    modes = system.environ.get(_BACKEND, "")
+    if not any(value.startswith(_ENTRY) for value in system.entry_points("torch.backends")):
+        return note(
+            "torch does not load commbench: this installation is older than the entry point for it",
+            "commbench exec and record do nothing to a program's exchanges",
+            "install commbench again",
+        )
+    if system.environ.get(_AUTOLOAD) == "0":
+        text = f"torch does not load commbench: {_AUTOLOAD}=0"
+        return (warn if modes else note)(
+            text, f"{modes or 'nothing'} is asked for, and would not happen", f"unset {_AUTOLOAD}"
+        )
+    if modes:
+        return note(
+            f"active: {_BACKEND}={_short(modes)}",
+            "every torch program that is started from here is wrapped",
+            f"unset {_BACKEND} if you did not mean it",
+        )
+    return ok("not active: torch programs run without commbench, until commbench exec or record starts them")
 
 
 def configuration(system: System) -> Finding | None:

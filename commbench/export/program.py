@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,54 @@ from commbench.rank_info import RankInfo
 from commbench.records import Setup, network_note
 from commbench.variables import UNSET
 
+_TORCH = ("gloo", "nccl")  # transports under torch.distributed
+_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+_PYTHON = re.compile(r"python[\d.]*")
+# Launchers of torch programs: themselves, and what their scripts run.
+_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+_LAUNCHING_MODULES = (
+    "torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch", "deepspeed.launcher.runner",
+    "deepspeed.launcher.launch",
+)  # fmt: skip
 
-def environment(scope: Scope, path: Path) -> dict[str, str]:
-    """Return this process's variables with those of the scope, and what tells the program of both."""
+
+def settings(scope: Scope, path: Path, *, bound: bool, reductions: bool) -> dict[str, str]:
+    """Return the variables of a program (`unset`: without it): those of the scope, and what tells the program of both.
+
+    bound: this process is the rank that the scope binds; else each rank does it, where it imports torch.
+    """
+    later = scope.binding != "none" and not bound
     return {
-        **effective.applied(os.environ, scope.env),
-        effective.BINDING: scope.binding,
+        **scope.env,
+        effective.BINDING: UNSET if later else scope.binding,
+        effective.SCOPE: scope.id if later else UNSET,
         effective.PROFILE: str(path.absolute()),
+        effective.BACKEND: _backend(scope),
+        effective.REDUCTIONS: "1" if reductions else UNSET,
     }
+
+
+def binds_later(scope: Scope, command: Sequence[str]) -> bool:
+    """Return whether ranks that `command` starts can bind themselves as the scope asks, where they import torch."""
+    return scope.transport in _TORCH and starts_ranks(command)
+
+
+def _backend(scope: Scope) -> str:
+    """Return what torch's groups are wrapped for: the profile, and what they were before."""
+    before = [mode for mode in os.environ.get(effective.BACKEND, "").split(",") if mode and mode != "profile"]
+    return ",".join([*before, *(["profile"] if scope.transport in _TORCH else [])]) or UNSET
+
+
+def starts_ranks(command: Sequence[str]) -> bool:
+    """Return whether a command is a launcher of torch programs, each rank of which imports torch."""
+    words = list(command)
+    if _PYTHON.fullmatch(Path(words[0]).name):
+        del words[0]
+        while words and words[0].startswith("-") and words[0] != "-m":
+            del words[0]
+        if words[:1] == ["-m"]:
+            return words[1:2] != [] and words[1] in _LAUNCHING_MODULES
+    return bool(words) and Path(words[0]).name in _LAUNCHERS
 
 
 def notes(scope: Scope, environ: Mapping[str, str]) -> list[str]:
@@ -40,7 +81,9 @@ def notes(scope: Scope, environ: Mapping[str, str]) -> list[str]:
     if note := network_note(scope.fabric):
         lines.append(f"scope {scope.id} was tuned so: {note}")
     elif scope.fabric and environ.get(effective.FABRIC) != scope.fabric:
-        lines.append(f"scope {scope.id} was tuned on an emulated fabric ({scope.fabric}), which exec does not make")
+        lines.append(f"scope {scope.id} was tuned on an emulated fabric ({scope.fabric}), which this is not")
+    if environ.get(_AUTOLOAD) == "0" and scope.transport in _TORCH:
+        lines.append(f"{_AUTOLOAD}=0: torch will not load commbench, and makes all exchanges itself")
     return lines
 
 
@@ -86,7 +129,8 @@ def no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:
     inner = f"commbench exec --profile {shlex.quote(str(path))} -- PROGRAM"
     return EnvironmentProblem(
         f"binding={scope.binding} has a place for each rank, and this process is no rank: no launcher has started it",
-        hint=f"put commbench exec under the launcher: torchrun --nproc-per-node={count} --no-python {inner}, or "
+        hint="put commbench exec above torchrun, accelerate or deepspeed, whose ranks bind themselves, or under the "
+        f"launcher: torchrun --nproc-per-node={count} --no-python {inner}, or "
         f"mpiexec -n {count} {inner}, or srun; commbench export --format torchrun, mpiexec or srun writes it all",
     )
 
@@ -94,7 +138,8 @@ def no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:
 def describe(scope: Scope, info: RankInfo | None, path: Path, variables: Mapping[str, str]) -> list[str]:
     """Return the settings and the places of ranks, a line each."""
     unset = [f"unset {name}" for name, value in scope.env.items() if value == UNSET]
-    names = [name for name, value in scope.env.items() if value != UNSET] + [effective.BINDING, effective.PROFILE]
+    ours = (effective.BINDING, effective.SCOPE, effective.PROFILE, effective.BACKEND, effective.REDUCTIONS)
+    names = [name for name, value in scope.env.items() if value != UNSET] + [name for name in ours if name in variables]
     lines = [*unset, *(f"{name}={shlex.quote(variables[name])}" for name in names)]
     if scope.binding == "none":
         lines.append("binding=none: as it is started")

@@ -51,7 +51,7 @@ FLAGS = {
     "topo": {"--format", "--plot", "--record", "--root"},
     "export": {"--format", "--scope", "--out"},
     "ab": {"--profile", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
-    "exec": {"--profile", "--scope", "--dry-run"},
+    "exec": {"--profile", "--scope", "--dry-run", "--reductions"},
 }  # fmt: skip
 
 

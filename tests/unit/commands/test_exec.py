@@ -84,6 +84,7 @@ def test_the_program_has_the_settings(tmp_path: Path) -> None:
     assert found["NOTE"] == HOSTILE and found["NCCL_PROTO"] == "Simple" and found["BYTES"] == "\udcff"
     assert "NCCL_ALGO" not in found and found["OTHER"] == "stays" and cpus == CPUS
     assert (found["COMMBENCH_BINDING"], found["COMMBENCH_PROFILE"]) == ("none", str(path))
+    assert found["COMMBENCH_BACKEND"] == "profile" and not {"COMMBENCH_SCOPE", "COMMBENCH_REDUCTIONS"} & found.keys()
     assert done.stderr == (
         "commbench exec: the profile's settings replace yours: NCCL_PROTO = 'Simple' (was 'LL'), "
         "NCCL_ALGO unset (was 'Tree')\n"
@@ -165,7 +166,7 @@ def test_which_scope_has_to_be_clear(tmp_path: Path) -> None:
 def test_an_emulated_fabric_is_not_pretended(tmp_path: Path) -> None:
     path = profile(tmp_path, fabric="4 x 1 Gb/s")
     done = run(path, "--", "true")
-    assert done.returncode == 0 and "tuned on an emulated fabric (4 x 1 Gb/s), which exec does not make" in done.stderr
+    assert done.returncode == 0 and "tuned on an emulated fabric (4 x 1 Gb/s), which this is not" in done.stderr
     assert run(path, "--", "true", env={"COMMBENCH_FABRIC": "4 x 1 Gb/s"}).stderr == ""
 
 
@@ -219,7 +220,7 @@ def test_without_a_launcher_there_is_no_rank_to_bind(
     path = profile(tmp_path, binding=policy, cpu_masks="0;1" if policy == "explicit" else "")
     monkeypatch.setattr(os, "execvpe", lambda *words: pytest.fail("it was started"))
     monkeypatch.setattr(command, "detect", lambda environ: None)
-    assert _main(["exec", "--profile", str(path), "--", "torchrun", "train.py"]) == 2
+    assert _main(["exec", "--profile", str(path), "--", "mpiexec", "./program"]) == 2
     error, hint = capsys.readouterr().err.splitlines()
     assert f"binding={policy} has a place for each rank" in error and "no launcher has started it" in error
     inner = f"commbench exec --profile {shlex.quote(str(path))} -- PROGRAM"
@@ -255,14 +256,18 @@ def test_dry_run(tmp_path: Path) -> None:
         tmp_path, env={"A": "it's", "B": "unset"}, binding="explicit", cpu_masks=f"{CPUS[0]};{CPUS[-1]}",
         binding_memory=False,
     )  # fmt: skip
-    head = ["unset B", """A='it'"'"'s'""", "COMMBENCH_BINDING=explicit", f"COMMBENCH_PROFILE={shlex.quote(str(path))}"]
+    ours = [f"COMMBENCH_PROFILE={shlex.quote(str(path))}", "COMMBENCH_BACKEND=profile"]
+    head = ["unset B", """A='it'"'"'s'""", "COMMBENCH_BINDING=explicit", *ours]
     places = [f"binding=explicit, local rank {number}: CPUs {cpu}, memory as it was: list {number + 1} of cpu_masks"
               for number, cpu in enumerate((CPUS[0], CPUS[-1]))]  # fmt: skip
     done = run(path, "--dry-run", "--", "no-such-program", "a b", env=rank(1))
     assert (done.returncode, done.stdout.splitlines()) == (0, [*head, places[1], "no-such-program 'a b'"])
     done = run(path, "--dry-run", "--", "true")
     assert done.returncode == 2 and "no launcher has started it" in done.stderr, "it would not be started either"
-    assert done.stdout.splitlines() == [*head, *places, "true"]
+    above = ["unset B", """A='it'"'"'s'""", "COMMBENCH_SCOPE=s", *ours]
+    assert done.stdout.splitlines() == [*above, *places, "true"]
+    done = run(path, "--dry-run", "--", "torchrun", "train.py")
+    assert (done.returncode, done.stdout.splitlines()) == (0, [*above, *places, "torchrun train.py"])
     done = run(profile(tmp_path), "--dry-run", "--", "true")
     assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["binding=none: as it is started", "true"])
 

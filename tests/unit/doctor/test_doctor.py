@@ -36,6 +36,7 @@ class Recorded(System):
     programs: dict[str, str] = field(default_factory=dict)  # name -> path
     says: dict[str, str] = field(default_factory=dict)  # path -> what it prints
     packages: dict[str, str] = field(default_factory=dict)
+    entries: list[str] = field(default_factory=lambda: ["commbench_autoload:activate"])
     requires: list[str] = field(default_factory=list)
     lacks: dict[str, str] = field(default_factory=dict)
     spaces: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -97,6 +98,9 @@ class Recorded(System):
 
     def version(self, package: str) -> str | None:
         return self.packages.get(package)
+
+    def entry_points(self, group: str) -> list[str]:
+        return self.entries
 
     def requirements(self) -> list[str]:
         return self.requires
@@ -355,6 +359,11 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
      ("every kernel waits", "unset CUDA_LAUNCH_BLOCKING")),
     ("spoilers", more(environ={"TORCH_DISTRIBUTED_DEBUG": "detail"}), WARN, ("checks each collective",)),
     ("spoilers", more(environ={"LD_PRELOAD": "/lib/x.so"}), WARN, ("LD_PRELOAD=/lib/x.so",)),
+    ("backend", more(environ={"COMMBENCH_BACKEND": "profile"}), NOTE, ("active: COMMBENCH_BACKEND=profile",)),
+    ("backend", more(environ={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}), NOTE, ("AUTOLOAD=0", "unset TORCH_DEVICE")),
+    ("backend", more(environ={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "COMMBENCH_BACKEND": "record"}), WARN,
+     ("record is asked for",)),
+    ("backend", lambda system: system.entries.clear(), NOTE, ("install commbench again",)),
     ("settings files", more(files={"/home/ada/.nccl.conf": "# NCCL_X=1\n\nNCCL_ALGO=Ring"}), NOTE,
      (".nccl.conf (1 for NCCL)",)),
     ("threads", more(environ={"OMP_NUM_THREADS": "8"}), NOTE, ("OMP_NUM_THREADS=8", "4 CPUs")),
