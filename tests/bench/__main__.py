@@ -8,6 +8,8 @@ make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM
 make bench ARGS="moe -h"        on a GPU, the reference layer by index over its dense baselines; likewise
 make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
+make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
+make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
 """
 
 from __future__ import annotations
@@ -18,20 +20,18 @@ import sys
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
 BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
-    "schedules", "verdicts", "fresh", "stop",
-
-    "schedules", "verdicts", "fresh", "power",
+    "schedules", "verdicts", "stop", "power",
 )  # fmt: skip
-ON_GPUS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld")
+WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants")
 
 
 def main() -> None:
     names = sys.argv[1:] or list(BENCHES)
-    if names[0] in ON_GPUS:
+    if names[0] in WITH_ARGUMENTS:
         sys.exit(importlib.import_module(f"tests.bench.{names[0]}").main(names[1:]))
     for name in names:
         if name not in BENCHES:
-            sys.exit(f"error: unknown bench {name!r}; known: {', '.join([*BENCHES, *ON_GPUS])}")
+            sys.exit(f"error: unknown bench {name!r}; known: {', '.join([*BENCHES, *WITH_ARGUMENTS])}")
     for name in names:
         print(f"## {name}", flush=True)
         importlib.import_module(f"tests.bench.{name}").main()
