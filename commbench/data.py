@@ -19,7 +19,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.uint64]
 
-CHUNK_BYTES = 1 << 16  # small enough to leave caches as they are, as far as can be
+CHUNK_BYTES = 1 << 15  # little enough that making and checking data leave caches as they are, as far as can be
 POOL_STARTS = 1 << 16  # places of a pool, in elements, at which a piece may begin; a power of two
 WORD_BYTES = 8
 
@@ -115,21 +115,36 @@ class Pattern:
         self.nbytes = sum(run.rows * run.width for run in self.runs)
         self.on_device: Any = None  # what a GPU keeps of it
 
-    def made(self, run: Run, first: int, last: int, salt: int, *, invert: bool = False) -> Bytes:
-        """Return the right rows `first` to `last` of `run` in the call numbered `salt`, or their complements."""
-        tags = run.words[first:last] ^ np.uint64(call_word(salt))
+    def made(self, run: Run, first: int, last: int, salt: int) -> Bytes:
+        """Return the right rows `first` to `last` of `run` in the call numbered `salt`."""
+        rows = np.empty((last - first, -(-run.width // WORD_BYTES) * WORD_BYTES), np.uint8)[:, : run.width]
+        self.make(rows, run, first, salt)
+        return rows
+
+    def make(self, rows: Bytes, run: Run, first: int, salt: int, *, invert: bool = False) -> None:
+        """Write the right rows of `run` from `first`, or their complements, into as many `rows` of bytes."""
+        tags = run.words[first : first + len(rows)] ^ np.uint64(call_word(salt))
         if self.pool is None:
             tags = ~tags if invert else tags
-            return (table()[: -(-run.width // WORD_BYTES)] ^ tags[:, None]).view(np.uint8)[:, : run.width]
+            words = table()[: -(-run.width // WORD_BYTES)]
+            if run.width % WORD_BYTES:
+                rows[...] = (words ^ tags[:, None]).view(np.uint8)[:, : run.width]
+            else:
+                np.bitwise_xor(words, tags[:, None], out=rows.view(np.uint64))
+            return
         starts = ((tags & np.uint64(POOL_STARTS - 1)) * np.uint64(self.itemsize)).tolist()
-        rows = np.stack([self.pool[start : start + run.width] for start in starts])
-        return ~rows if invert else rows
+        for row, start in zip(rows, starts, strict=True):
+            right = self.pool[start : start + run.width]
+            if invert:
+                np.invert(right, out=row)
+            else:
+                row[...] = right
 
     def whole(self, salt: int) -> Bytes:
         """Return all bytes of the buffer in the call numbered `salt`."""
         array = np.empty(self.nbytes, np.uint8)
         for run in self.runs:
-            run.of(array, 0, run.rows)[...] = self.made(run, 0, run.rows, salt)
+            self.make(run.of(array, 0, run.rows), run, 0, salt)
         return array
 
 

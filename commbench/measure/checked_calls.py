@@ -100,7 +100,9 @@ class CheckedCalls(loop.Observer):
         self._fresh.clear()
         self._loading, self._first_call, self.checked = "timed call", -1, 0
         if not self.each_call:
-            self.load("the timed calls", range(len(self.pairs)))
+            for pair in range(len(self.pairs)):
+                of = f" on pair {pair + 1} of buffers" if len(self.pairs) > 1 else ""
+                self.load(f"the timed calls{of}", [pair])
         self.meter = Meter(self._setup, self.transport)
 
     def found(self) -> int:
