@@ -137,11 +137,7 @@ class SparseDispatcher:
 
     def __init__(self, routing: Routing) -> None:
         self.routing = routing
-        self.rows_TK = routing.rows_TK()
-        choices = torch.arange(self.rows_TK.numel(), device=self.rows_TK.device)
-        # Choices without a row all write to one behind the last, which is cut off.
-        into = torch.where(self.rows_TK < 0, routing.rows, self.rows_TK).flatten()
-        self.choice_R = choices.new_full((routing.rows + 1,), -1).scatter(0, into, choices)[: routing.rows]
+        self.rows_TK, self.choice_R = routing.rows_TK(), routing.choice_R()
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
         _check_tokens(self.routing, x_TD)

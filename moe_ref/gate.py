@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
-from moe_ref import losses, slots, split_product
+from moe_ref import fused_gate, losses, slots, split_product
 from moe_ref.capacity import Capacity
 from moe_ref.routing import Routing, count
 
@@ -157,31 +157,75 @@ class Gate(nn.Module):
             if padding_T is not None:
                 x_TD = x_TD.masked_fill(padding_T[:, None], 0)  # padding may hold anything, nan included
             clean_TE, noisy_TE = self._logits(x_TD, generator)
-            scores_TE = noisy_TE.softmax(1)
-            experts_TK = self._choose(noisy_TE, generator)
-            chosen_TK = scores_TE.gather(1, experts_TK)
-            if config.normalise == "before":
-                chosen_TK = self._normalised(chosen_TK)
-            valid_TK = self._valid(chosen_TK, real_T, generator)
-            loads_E = count(experts_TK, valid_TK, config.experts)
-            capacity = self._capacity(len(x_TD), loads_E, most_tokens, largest)
-            slots_TK = slots.assign(
-                experts_TK, valid_TK, config.experts, capacity, config.order,
-                scores_TK=chosen_TK.detach(), best_T=scores_TE.detach().amax(1),
-                priority_T=_uniform(len(x_TD), scores_TE, generator) if config.order == "random" else None,
-            )  # fmt: skip
-            weights_TK = torch.where(slots_TK >= 0, chosen_TK, 0)
-            if config.normalise == "after":
-                weights_TK = self._normalised(weights_TK)
-            found = self._losses(clean_TE, noisy_TE, scores_TE, experts_TK, real_T)
-        if capacity is None:
-            counts_E = loads_E
-            # Only choices that may be invalid make the host wait for their number.
-            rows = experts_TK.numel() if real_T is None and config.second != "random" else int(loads_E.sum())
-        else:
-            counts_E = loads_E.clamp(max=capacity)
-            rows = config.experts * capacity
+            if not fused_gate.unsupported(config, noisy_TE):
+                return self._fused(clean_TE, noisy_TE, real_T, most_tokens, largest)
+            return self._plain(clean_TE, noisy_TE, real_T, generator, most_tokens, largest)
+
+    def _plain(
+        self, clean_TE: Tensor, noisy_TE: Tensor, real_T: Tensor | None, generator: torch.Generator | None,
+        most_tokens: int | None, largest: Callable[[int], int] | None,
+    ) -> Routing:  # fmt: skip
+        """Route in plain torch, by all rules: what `_fused` is held against."""
+        config = self.config
+        tokens = len(noisy_TE)
+        scores_TE = noisy_TE.softmax(1)
+        experts_TK = self._choose(noisy_TE, generator)
+        chosen_TK = scores_TE.gather(1, experts_TK)
+        if config.normalise == "before":
+            chosen_TK = self._normalised(chosen_TK)
+        valid_TK = self._valid(chosen_TK, real_T, generator)
+        loads_E = count(experts_TK, valid_TK, config.experts)
+        capacity = self._capacity(tokens, loads_E, most_tokens, largest)
+        slots_TK = slots.assign(
+            experts_TK, valid_TK, config.experts, capacity, config.order,
+            scores_TK=chosen_TK.detach(), best_T=scores_TE.detach().amax(1),
+            priority_T=_uniform(tokens, scores_TE, generator) if config.order == "random" else None,
+        )  # fmt: skip
+        weights_TK = torch.where(slots_TK >= 0, chosen_TK, 0)
+        if config.normalise == "after":
+            weights_TK = self._normalised(weights_TK)
+        balance = {
+            "gshard": lambda: losses.gshard(scores_TE, experts_TK, real_T),
+            "gshard_all": lambda: losses.gshard(scores_TE, experts_TK, real_T, choices=config.top_k),
+        }
+        found = self._losses(clean_TE, noisy_TE, real_T, balance)
+        rows = self._rows(tokens, loads_E, capacity, real_T)
+        counts_E = loads_E if capacity is None else loads_E.clamp(max=capacity)
         return Routing(experts_TK, slots_TK, weights_TK, counts_E, loads_E, capacity, rows, found)
+
+    def _fused(
+        self, clean_TE: Tensor, noisy_TE: Tensor, real_T: Tensor | None, most_tokens: int | None,
+        largest: Callable[[int], int] | None,
+    ) -> Routing:  # fmt: skip
+        """Do what `_plain` does by a few kernels."""
+        config, tokens = self.config, len(noisy_TE)
+        capacity: int | None = None
+
+        def places(loads_E: Tensor) -> tuple[int | None, int]:
+            nonlocal capacity
+            capacity = self._capacity(tokens, loads_E, most_tokens, largest)
+            return capacity, self._rows(tokens, loads_E, capacity, real_T)
+
+        made = fused_gate.route(noisy_TE, real_T, config, places)
+        many = tokens if real_T is None else real_T.sum().clamp(min=1)
+        balance = {
+            "gshard": lambda: losses.balance(made.sums_E, made.firsts_E, many, 1).to(noisy_TE.dtype),
+            "gshard_all": lambda: losses.balance(made.sums_E, made.loads_E, many, config.top_k).to(noisy_TE.dtype),
+        }
+        found = self._losses(clean_TE, noisy_TE, real_T, balance)
+        counts_E = made.loads_E if capacity is None else made.loads_E.clamp(max=capacity)
+        return Routing(
+            made.experts_TK, made.slots_TK, made.weights_TK, counts_E, made.loads_E, capacity,
+            len(made.choice_R), found, (made.rows_TK, made.choice_R),
+        )  # fmt: skip
+
+    def _rows(self, tokens: int, loads_E: Tensor, capacity: int | None, real_T: Tensor | None) -> int:
+        """Return the rows of the buffer."""
+        config = self.config
+        if capacity is not None:
+            return config.experts * capacity
+        # Only choices that may be invalid make the host wait for their number.
+        return tokens * config.top_k if real_T is None and config.second != "random" else int(loads_E.sum())
 
     def _logits(self, x_TD: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -241,12 +285,12 @@ class Gate(nn.Module):
         return rule.slots(most, config.experts, config.top_k, load=load, training=self.training)
 
     def _losses(
-        self, clean_TE: Tensor, noisy_TE: Tensor, scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None
+        self, clean_TE: Tensor, noisy_TE: Tensor, real_T: Tensor | None, balance: Mapping[str, Callable[[], Tensor]]
     ) -> dict[str, Tensor]:
+        """Compute what is asked for. balance: the losses of how evenly tokens go, by name."""
         config = self.config
         functions: dict[str, Callable[[], Tensor]] = {
-            "gshard": lambda: losses.gshard(scores_TE, experts_TK, real_T),
-            "gshard_all": lambda: losses.gshard(scores_TE, experts_TK, real_T, choices=config.top_k),
+            **balance,
             "importance_load": lambda: losses.importance_load(
                 clean_TE, noisy_TE, config.top_k, config.noise / config.experts, real_T
             ),

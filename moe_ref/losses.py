@@ -22,11 +22,17 @@ def gshard(scores_TE: Tensor, experts_TK: Tensor, real_T: Tensor | None = None, 
     """
     real_T = _real(scores_TE, real_T)
     counted_TK = experts_TK[:, :choices]
-    experts, many = scores_TE.shape[1], _many(real_T)
-    chosen_E = count(counted_TK, real_T[:, None].expand_as(counted_TK), experts)
-    mean_E = _sum(scores_TE, real_T) / many
-    loss = experts * (mean_E * chosen_E / (many * max(1, counted_TK.shape[1]))).sum()
+    chosen_E = count(counted_TK, real_T[:, None].expand_as(counted_TK), scores_TE.shape[1])
+    loss = balance(_sum(scores_TE, real_T), chosen_E, _many(real_T), max(1, counted_TK.shape[1]))
     return loss.to(scores_TE.dtype)
+
+
+def balance(sums_E: Tensor, chosen_E: Tensor, many: Tensor | int, choices: int) -> Tensor:
+    """Compute `gshard` from scores summed over real tokens and from how many of them chose each expert.
+
+    many: real tokens, 1 at the least. choices: of each token, that were counted.
+    """
+    return len(sums_E) * (sums_E / many * chosen_E / (many * choices)).sum()
 
 
 def importance_load(

@@ -19,6 +19,7 @@ class Routing:
     counts_E: int64, slots taken of each expert. loads_E: the same before dropping.
     capacity: C; None for dropless. rows: rows of the buffer, E C, or for dropless the number of choices.
     losses: by name, 0-dimensional, with gradient.
+    maps: what `rows_TK()` and `choice_R()` return, where it was made with the routing.
 
     The buffer is [E, C, D], where slot c of expert e is row e C + c and slots that nobody took are 0; for dropless it
     is [rows, D], where tokens are sorted by expert and `counts_E` says how many each has.
@@ -32,6 +33,7 @@ class Routing:
     capacity: int | None
     rows: int
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+    maps: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -55,12 +57,24 @@ class Routing:
 
     def rows_TK(self) -> Tensor:
         """Return the row of the buffer of each choice: int64 [T, K], -1 for none."""
+        if self.maps is not None:
+            return self.maps[0]
         if self.capacity is None:
             first_E = self.counts_E.cumsum(0) - self.counts_E
             rows_TK = first_E[self.experts_TK] + self.slots_TK
         else:
             rows_TK = self.experts_TK * self.capacity + self.slots_TK
         return torch.where(self.slots_TK < 0, -1, rows_TK)
+
+    def choice_R(self) -> Tensor:
+        """Return the choice of each row, t K + k for choice k of token t: int64 [R], -1 where nobody took it."""
+        if self.maps is not None:
+            return self.maps[1]
+        rows_TK = self.rows_TK()
+        choices = torch.arange(rows_TK.numel(), device=rows_TK.device)
+        # Choices without a row all write to one behind the last, which is cut off.
+        into = torch.where(rows_TK < 0, self.rows, rows_TK).flatten()
+        return choices.new_full((self.rows + 1,), -1).scatter(0, into, choices)[: self.rows]
 
     def buffer_shape(self, width: int) -> tuple[int, ...]:
         """Return the shape of the dispatch buffer, for rows of `width` elements: (E, C, D) or (rows, D)."""
