@@ -21,9 +21,9 @@ from torch import Tensor
 
 MOST_EXPERTS = 256
 NORMALISE = {"never": 0, "before": 1, "after": 2}
-_ELEMENTS = 8192  # of logits that a program holds
-_TOKENS = (16, 128)  # fewest and most that it does
-_COLUMNS, _ROWS = 8, 256  # of a tile of `scan`
+_ELEMENTS = 4096  # of logits that a program holds
+_TOKENS = (16, 64)  # fewest and most that it does
+_COLUMNS, _ROWS = 8, 512  # of a tile of `scan`
 _ASSIGNED = 256  # tokens of a program of `assign`
 
 

@@ -34,13 +34,17 @@ def choose(
     order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
     key = order * 512 + (511 - expert)[None, :]
     key = tl.where(is_expert[None, :], key, _TAKEN)
+    place = tl.arange(0, BLOCK)
+    is_before = place[None, :] < place[:, None]
     for k in tl.static_range(K):
         best = tl.max(key, 1)
         number = 511 - (best & 511)
         is_best = expert[None, :] == number[:, None]
         key = tl.where(is_best, _TAKEN, key)
+        # Of a block's tokens there are fewer than of experts: each is held against those before it.
+        number_or_none = tl.where(valid, number, -1)
+        rank = tl.sum((is_before & (number[:, None] == number_or_none[None, :])).to(tl.int32), 1)
         hot = (is_best & valid[:, None]).to(tl.int32)
-        rank = tl.sum(tl.where(is_best, tl.cumsum(hot, 0), 0), 1) - 1
         at = token * K + k
         tl.store(experts + at, number, mask=is_token)
         tl.store(scores + at, tl.sum(tl.where(is_best, score, 0.0), 1), mask=is_token)

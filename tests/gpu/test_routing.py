@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 
 import pytest
@@ -42,7 +41,9 @@ def routed(gate: Gate, x: torch.Tensor, padding: torch.Tensor | None, *, plain: 
 @pytest.mark.parametrize("name", CAPACITIES)
 @pytest.mark.parametrize(("experts", "k"), [(2, 1), (2, 2), (8, 2), (64, 8), (256, 8), (5, 5)])
 def test_the_fused_gate_is_the_plain_one(experts: int, k: int, name: str, padded: bool) -> None:
-    for tokens, normalise in itertools.product((0, 1, 7, 4096), ("before", "after", "never")):
+    ways = ("before", "after", "never")
+    for number, tokens in enumerate((0, 1, 7, 4096)):
+        normalise = ways[(number + list(CAPACITIES).index(name)) % 3]
         config = GateConfig(experts=experts, top_k=k, capacity=CAPACITIES[name], normalise=normalise, losses=BALANCE)
         gate = Gate(WIDTH, config, generator=torch.Generator().manual_seed(0)).cuda()
         generator = torch.Generator("cuda").manual_seed(tokens)
@@ -50,7 +51,9 @@ def test_the_fused_gate_is_the_plain_one(experts: int, k: int, name: str, padded
         padding = torch.rand(tokens, generator=generator, device="cuda") < 0.3 if padded else None
         ours, right = (routed(gate, x, padding, plain=plain) for plain in (False, True))
         assert (ours.maps is not None) == bool(tokens) and right.maps is None
-        for field in ("experts_TK", "slots_TK", "counts_E", "loads_E"):
+        real = slice(None) if padding is None else ~padding  # logits of padding are equal, and the choice is free
+        assert torch.equal(ours.experts_TK[real], right.experts_TK[real])
+        for field in ("slots_TK", "counts_E", "loads_E"):
             assert torch.equal(getattr(ours, field), getattr(right, field)), field
         assert (ours.rows, ours.capacity) == (right.rows, right.capacity)
         assert torch.equal(ours.rows_TK(), right.rows_TK()) and torch.equal(ours.choice_R(), right.choice_R())
