@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from commbench_kernels import routing as kernels
@@ -11,9 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moe_ref import fused
-
-if TYPE_CHECKING:
-    from moe_ref.gate import GateConfig
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,27 +32,29 @@ class FusedRouting(NamedTuple):
     firsts_E: Tensor
 
 
-def unsupported(config: GateConfig, logits_TE: Tensor) -> str:
-    """Return in words why the kernels do not do what this gate does; "" where they do."""
+def unsupported(logits_TE: Tensor, *, order: str, second: str) -> str:
+    """Return in words why the kernels cannot route so; "" where they can. order, second: `GateConfig`'s."""
     if reason := fused.unsupported(logits_TE.device):
         return f"it needs {reason}"
     if logits_TE.dtype not in _DTYPES or not len(logits_TE):
         return f"logits of shape {list(logits_TE.shape)} and {logits_TE.dtype}"
-    if config.experts > kernels.MOST_EXPERTS:
+    if logits_TE.shape[1] > kernels.MOST_EXPERTS:
         return f"more than {kernels.MOST_EXPERTS} experts"
-    if config.order != "position" or config.second != "all":
-        return f"order={config.order}, second={config.second}"
+    if order != "position" or second != "all":
+        return f"order={order}, second={second}"
     return ""
 
 
 def route(
     logits_TE: Tensor,
     real_T: Tensor | None,
-    config: GateConfig,
     places: Callable[[Tensor], tuple[int | None, int]],
+    *,
+    top_k: int,
+    normalise: str,
 ) -> FusedRouting:
-    """Route tokens. places: from the loads [E], the capacity C, None for dropless, and the rows of the buffer."""
-    return FusedRouting(*_Route.apply(logits_TE, real_T, config, places))  # type: ignore[no-untyped-call]
+    """Route tokens. real_T: false for padding. places: from the loads [E], the capacity C, None for dropless, and the rows of the buffer."""
+    return FusedRouting(*_Route.apply(logits_TE, real_T, places, top_k, normalise))  # type: ignore[no-untyped-call]
 
 
 class _Route(torch.autograd.Function):
@@ -64,13 +63,14 @@ class _Route(torch.autograd.Function):
         ctx: Any,
         logits_TE: Tensor,
         real_T: Tensor | None,
-        config: GateConfig,
         places: Callable[[Tensor], tuple[int | None, int]],
+        top_k: int,
+        normalise: str,
     ) -> tuple[Tensor, ...]:
-        chosen = kernels.choose(logits_TE, config.top_k, real_T)
+        chosen = kernels.choose(logits_TE, top_k, real_T)
         capacity, rows = places(chosen.loads)
-        ctx.normalise = config.normalise
-        found = kernels.assign(chosen, capacity, rows, normalise=config.normalise, dtype=logits_TE.dtype, real=real_T)
+        ctx.normalise = normalise
+        found = kernels.assign(chosen, capacity, rows, normalise=normalise, dtype=logits_TE.dtype, real=real_T)
         ctx.real_T = real_T
         ctx.save_for_backward(logits_TE, *chosen, found.slots)
         others = (chosen.experts, found.slots, found.rows, found.choice, chosen.loads, chosen.firsts)
@@ -84,4 +84,4 @@ class _Route(torch.autograd.Function):
         grad_TE = kernels.backward(
             grad_TK, grad_E, logits_TE, kernels.Chosen(*rest), slots_TK, normalise=ctx.normalise, real=ctx.real_T
         )
-        return grad_TE, None, None, None
+        return grad_TE, None, None, None, None

@@ -157,7 +157,7 @@ class Gate(nn.Module):
             if padding_T is not None:
                 x_TD = x_TD.masked_fill(padding_T[:, None], 0)  # padding may hold anything, nan included
             clean_TE, noisy_TE = self._logits(x_TD, generator)
-            if not fused_gate.unsupported(config, noisy_TE):
+            if not fused_gate.unsupported(noisy_TE, order=config.order, second=config.second):
                 return self._fused(clean_TE, noisy_TE, real_T, most_tokens, largest)
             return self._plain(clean_TE, noisy_TE, real_T, generator, most_tokens, largest)
 
@@ -206,7 +206,7 @@ class Gate(nn.Module):
             capacity = self._capacity(tokens, loads_E, most_tokens, largest)
             return capacity, self._rows(tokens, loads_E, capacity, real_T)
 
-        made = fused_gate.route(noisy_TE, real_T, config, places)
+        made = fused_gate.route(noisy_TE, real_T, places, top_k=config.top_k, normalise=config.normalise)
         many = tokens if real_T is None else real_T.sum().clamp(min=1)
         balance = {
             "gshard": lambda: losses.balance(made.sums_E, made.firsts_E, many, 1).to(noisy_TE.dtype),

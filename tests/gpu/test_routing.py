@@ -32,7 +32,7 @@ def test_the_kernels_are_their_references() -> None:
 def routed(gate: Gate, x: torch.Tensor, padding: torch.Tensor | None, *, plain: bool) -> Routing:
     with pytest.MonkeyPatch.context() as patch:
         if plain:
-            patch.setattr(fused_gate, "unsupported", lambda config, logits: "plain is asked for")
+            patch.setattr(fused_gate, "unsupported", lambda logits, **how: "plain is asked for")
         found: Routing = gate(x, padding)
         return found
 
