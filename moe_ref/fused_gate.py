@@ -53,7 +53,10 @@ def route(
     top_k: int,
     normalise: str,
 ) -> FusedRouting:
-    """Route tokens. real_T: false for padding. places: from the loads [E], the capacity C, None for dropless, and the rows of the buffer."""
+    """Route tokens.
+
+    real_T: false for padding. places: from the loads [E], the capacity C, None for dropless, and the buffer's rows.
+    """
     return FusedRouting(*_Route.apply(logits_TE, real_T, places, top_k, normalise))  # type: ignore[no-untyped-call]
 
 
@@ -82,6 +85,6 @@ class _Route(torch.autograd.Function):
     def backward(ctx: Any, grad_TK: Tensor, grad_E: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         logits_TE, *rest, slots_TK = ctx.saved_tensors
         grad_TE = kernels.backward(
-            grad_TK, grad_E, logits_TE, kernels.Chosen(*rest), slots_TK, normalise=ctx.normalise, real=ctx.real_T
+            grad_TK, grad_E, logits_TE, kernels.TopKChoices(*rest), slots_TK, normalise=ctx.normalise, real=ctx.real_T
         )
         return grad_TE, None, None, None, None

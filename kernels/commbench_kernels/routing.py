@@ -27,7 +27,7 @@ _COLUMNS, _ROWS = 8, 512  # of a tile of `scan`
 _ASSIGNED = 256  # tokens of a program of `assign`
 
 
-class Chosen(NamedTuple):
+class TopKChoices(NamedTuple):
     """What `choose` and `scan` find.
 
     experts: int64 [T, K], best first; of equal logits the lower one. scores: fp32 [T, K], their softmax over all
@@ -46,7 +46,7 @@ class Chosen(NamedTuple):
     sums: Tensor
 
 
-class Assigned(NamedTuple):
+class SlotAssignment(NamedTuple):
     """What `assign` finds: slots, rows int64 [T, K], -1 for none; choice int64 [R], their inverse; weights [T, K]."""
 
     slots: Tensor
@@ -61,7 +61,7 @@ def block_tokens(experts: int) -> int:
     return max(fewest, min(most, _ELEMENTS // _power_of_2(experts)))
 
 
-def choose(logits: Tensor, top_k: int, real: Tensor | None = None) -> Chosen:
+def choose(logits: Tensor, top_k: int, real: Tensor | None = None) -> TopKChoices:
     """Return the K best experts of each token, and what their places follow from.
 
     logits: [T, E] of fp32, bf16 or fp16, T of 1 or more. real: bool [T], false for tokens that choose nothing.
@@ -84,10 +84,10 @@ def choose(logits: Tensor, top_k: int, real: Tensor | None = None) -> Chosen:
             PADDED=real is not None, BLOCK=block, WIDE=_power_of_2(experts))  # fmt: skip
     _launch("scan", -(-experts // _COLUMNS), before, partial, loads, firsts, sums, blocks, experts, K=top_k,
             ROWS=_ROWS, COLUMNS=_COLUMNS)  # fmt: skip
-    return Chosen(chosen, scores, lse, ranks, before, loads, firsts, sums)
+    return TopKChoices(chosen, scores, lse, ranks, before, loads, firsts, sums)
 
 
-def choose_reference(logits: Tensor, top_k: int, real: Tensor | None = None) -> Chosen:
+def choose_reference(logits: Tensor, top_k: int, real: Tensor | None = None) -> TopKChoices:
     """Compute `choose` in plain torch; `ranks` are those of all tokens and `before` is what then is left: [K, 1, E]."""
     wide = logits.float()
     real = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if real is None else real
@@ -98,13 +98,19 @@ def choose_reference(logits: Tensor, top_k: int, real: Tensor | None = None) -> 
     counts = hot.sum(0)
     before = (counts.cumsum(0) - counts)[:, None]
     sums = (scores * real[:, None]).sum(0)
-    return Chosen(experts, scores.gather(1, experts), wide.logsumexp(1), ranks.int(), before.int(), counts.sum(0),
+    return TopKChoices(experts, scores.gather(1, experts), wide.logsumexp(1), ranks.int(), before.int(), counts.sum(0),
                   counts[0], sums)  # fmt: skip
 
 
 def assign(
-    chosen: Chosen, capacity: int | None, rows: int, *, normalise: str, dtype: torch.dtype, real: Tensor | None = None
-) -> Assigned:
+    chosen: TopKChoices,
+    capacity: int | None,
+    rows: int,
+    *,
+    normalise: str,
+    dtype: torch.dtype,
+    real: Tensor | None = None,
+) -> SlotAssignment:
     """Give each choice its slot, where its expert has one left, and its weight.
 
     capacity: slots of an expert; None: as many as it has choices. rows: of the buffer. normalise: `never`; `before` and
@@ -123,12 +129,18 @@ def assign(
             -1 if capacity is None else capacity, torch.finfo(dtype).eps, K=top_k, WIDE_K=_power_of_2(top_k),
             NORMALISE=_how(normalise, top_k), PADDED=real is not None, DROPLESS=capacity is None,
             BLOCK=block_tokens(experts), TOKENS=_ASSIGNED)  # fmt: skip
-    return Assigned(slots, of_rows, choice, weights)
+    return SlotAssignment(slots, of_rows, choice, weights)
 
 
 def assign_reference(
-    chosen: Chosen, capacity: int | None, rows: int, *, normalise: str, dtype: torch.dtype, real: Tensor | None = None
-) -> Assigned:
+    chosen: TopKChoices,
+    capacity: int | None,
+    rows: int,
+    *,
+    normalise: str,
+    dtype: torch.dtype,
+    real: Tensor | None = None,
+) -> SlotAssignment:
     """Compute `assign` in plain torch, of what `choose_reference` finds."""
     k = torch.arange(chosen.experts.shape[1], device=chosen.experts.device)
     places = chosen.ranks + chosen.before[k, 0, chosen.experts]
@@ -146,11 +158,11 @@ def assign_reference(
     if mode := _how(normalise, kept.shape[1]):
         of = chosen.scores if mode == NORMALISE["before"] else weights
         weights = weights / of.sum(1, keepdim=True).clamp(min=torch.finfo(dtype).eps)
-    return Assigned(slots, of_rows, choice, weights.to(dtype))
+    return SlotAssignment(slots, of_rows, choice, weights.to(dtype))
 
 
 def backward(
-    grad_weights: Tensor, grad_sums: Tensor, logits: Tensor, chosen: Chosen, slots: Tensor, *, normalise: str,
+    grad_weights: Tensor, grad_sums: Tensor, logits: Tensor, chosen: TopKChoices, slots: Tensor, *, normalise: str,
     real: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the gradient of logits [T, E], in their dtype, by weights [T, K] and by `sums` fp32 [E]."""

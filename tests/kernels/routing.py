@@ -38,8 +38,8 @@ def compare(device: str, sizes: tuple[tuple[int, int, int], ...] = SIZES) -> int
 
 
 def check_gradient(
-    logits: torch.Tensor, top_k: int, capacity: int | None, rows: int, ours: routing.Chosen, places: routing.Assigned,
-    how: dict[str, object],
+    logits: torch.Tensor, top_k: int, capacity: int | None, rows: int, ours: routing.TopKChoices,
+    places: routing.SlotAssignment, how: dict[str, object],
 ) -> None:  # fmt: skip
     """The references are differentiable."""
     right = routing.choose_reference(logits, top_k, how["real"])  # type: ignore[arg-type]
