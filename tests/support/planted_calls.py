@@ -25,7 +25,7 @@ from commbench.transports.scripted.mesh import thread_meshes
 from commbench.transports.scripted.transport import Scripted
 from tests.conftest import in_threads
 
-WARMUP, SAMPLES = 2, {"isolated": 60, "pipelined": 5}
+WARMUP, SAMPLES = 2, {"isolated": 60, "pipelined": 5, "graph": 5}
 RULES = ("period", "single", "random")
 KINDS = ("flip", "stale", "nothing")
 WAYS = (  # collective, algorithm, arguments, in place
@@ -74,7 +74,7 @@ class Plant(NamedTuple):
         if self.rule == "period":
             return call >= first and (call - draw.randrange(self.period)) % self.period == 0
         if self.rule == "single":
-            return call == first + draw.randrange(SAMPLES[self.mode] * (20 if self.mode == "pipelined" else 1))
+            return call == first + draw.randrange(SAMPLES[self.mode] * (1 if self.mode == "isolated" else 20))
         return self.rule == "random" and call >= first and random.Random(f"{self.number}/{call}").random() < 0.01
 
 
@@ -100,21 +100,25 @@ class Faulty(BoundBase):
 
     def bind(self, pairs: Sequence[tuple[Any, Any]]) -> list[Any]:
         calls = zip(self._real.bind(pairs), pairs, strict=True)
-        return [functools.partial(self._call, ready, np.asarray(out)) for ready, (out, _) in calls]
+        return [functools.partial(self._call, ready, out) for ready, (out, _) in calls]
 
     def _call(self, ready: Any, out: Any) -> None:
-        before = out.copy()
+        before = _copy(out)
         if (work := ready()) is not None:
             work.wait()
-        after = out.copy()
+        after = _copy(out)
         if self._mine and self._plant.strikes(self._calls):
             self.struck.append(self._calls)
             if self._plant.kind == "flip":
-                out[random.Random(self._calls).randrange(out.size)] ^= 1
+                out[random.Random(self._calls).randrange(len(out))] ^= 1
             else:
                 out[...] = before if self._plant.kind == "nothing" or self._last is None else self._last
         self._last = after
         self._calls += 1
+
+
+def _copy(array: Any) -> Any:
+    return array.clone() if hasattr(array, "clone") else np.array(array)
 
 
 _now = threading.local()
@@ -133,16 +137,18 @@ def on_rank(transport: Any, folder: Path, plants: Sequence[Plant]) -> Iterator[t
     """Plant one after the other, on all ranks of `transport` at the same time."""
     info = RankInfo(rank=transport.rank, size=transport.size, local_rank=transport.rank, local_size=transport.size,
                     launcher="test")  # fmt: skip
-    with mock.patch.object(measured._CaseOnRank, "_prepare", _prepare):
-        for plant in plants:
-            case = plant.case
-            _now.plant = plant
-            job = Job(run_dir=str(folder), attempt="a", launch=0, setup=case.setup, cases=(case,), timeout_s=60.0)
-            events = Events(job, transport.rank)
-            found, _ = measured.measure_case(job, transport, info, case, 0, events)
-            last = 1 + WARMUP + SAMPLES[plant.mode] * (20 if plant.mode == "pipelined" else 1)
-            struck = transport.all_gather([float(sum(call < last for call in _now.faulty.struck))]).sum()
-            yield plant, Outcome(str(found.status), found.reason, int(struck), found.checked_calls)
+    job = Job(run_dir=str(folder), attempt="a", launch=0, setup=plants[0].case.setup, cases=(), timeout_s=60.0)
+    events = Events(job, transport.rank)
+    try:
+        with mock.patch.object(measured._CaseOnRank, "_prepare", _prepare):
+            for plant in plants:
+                _now.plant = plant
+                found, _ = measured.measure_case(job, transport, info, plant.case, 0, events)
+                last = 1 + WARMUP + SAMPLES[plant.mode] * (1 if plant.mode == "isolated" else 20)
+                struck = transport.all_gather([float(sum(call < last for call in _now.faulty.struck))]).sum()
+                yield plant, Outcome(str(found.status), found.reason, int(struck), found.checked_calls)
+    finally:
+        events.tracer.stop()
 
 
 def scripted(folder: Path, plants: Sequence[Plant]) -> list[tuple[Plant, Outcome]]:
