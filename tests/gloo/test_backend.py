@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from commbench.backend.observer import GroupInfo, ObservedCall, ObservedWork
 from commbench.backend.source import ProfileSource
 from commbench.profile import file
 from commbench.transports.plain_groups import plain_groups
-from tests.support import profiles
+from tests.support import profiles, public_calls
 from tests.support.ranks import forked
 
 
@@ -197,3 +198,38 @@ def test_a_profile_that_cannot_hold_is_said_once(tmp_path: Path, capfd: pytest.C
     first, second = capfd.readouterr().err.splitlines()
     assert "torch makes these calls itself" in first and "ranks per node: the profile is for 4, here is 2" in first
     assert "rank 1: " in second and "torn.json" in second
+
+
+@pytest.mark.parametrize("size", [3])
+def test_the_public_api_is_the_same_to_the_bit(size: int, tmp_path: Path) -> None:
+    """Every function on tensors, in the world and in sub-groups; tests/bench/backend.py has the rest, on 2 to 4."""
+    path = tmp_path / "p.json"
+    file.save(
+        profiles.profile(
+            profiles.choice("all_to_all", "pairwise"),
+            profiles.choice("all_to_allv", "pairwise", evidence=[replace(profiles.EVIDENCE, default_us=1e9)]),
+        ),
+        path,
+    )
+
+    def ran(wrapped: bool) -> list[str]:
+        folder = tmp_path / str(wrapped)
+        folder.mkdir()
+
+        def rank(me: int) -> None:
+            if wrapped:
+                source = ProfileSource(path)
+                install(lambda: source)
+            meet(me, size, folder)
+            found = public_calls.everything(folder, compiled=False)
+            if wrapped:
+                assert "pairwise" in commbench.backend.explain()
+            (folder / f"{me}.json").write_text(json.dumps(found, indent=1))
+            dist.barrier()
+            dist.destroy_process_group()
+
+        assert forked(size, rank) == [0] * size
+        return [(folder / f"{me}.json").read_text() for me in range(size)]
+
+    wrapped, alone = ran(True), ran(False)
+    assert wrapped == alone and all(len(json.loads(text)) > 30 for text in alone)
