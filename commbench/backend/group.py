@@ -10,6 +10,7 @@ hold gloo's own, and the process hangs, once in some thousand calls.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from commbench import variables
 from commbench.backend import observer
 from commbench.backend.describe import COLLECTIVES, observed_call
 from commbench.backend.observer import GroupInfo
 from commbench.backend.private_group import enter, leave
 from commbench.backend.profiled import LIBRARY, ProfiledCalls
+from commbench.backend.said import say
 from commbench.backend.source import ProfileSource
 
 _OWN = {"boxed", "unbox", "rank", "size", "_id", "_pybind11_conduit_v1_", "_register_backend", "_set_default_backend"}
@@ -154,6 +157,8 @@ class WrappedGroup(dist.ProcessGroup):
     def _let_go(self) -> None:
         """Forget what was made for the profile, and that torch's functions know the inner group."""
         if self._profiled is not None:
+            if self._profiled.used and self.inner.rank() == 0 and os.environ.get(variables.EXPLAIN) == "1":
+                say(self._profiled.explain())
             self._profiled.close()
         self._source = self._profiled = None
         leave(self.inner)

@@ -60,6 +60,11 @@ class ProfiledCalls:
                 "reduce_scatter_single_coalesced": self._reduce_scatter_one,
             }
 
+    @property
+    def used(self) -> bool:
+        """Return whether a call has come that the profile might have a choice for."""
+        return bool(self._comms)
+
     def explain(self) -> str:
         """Return in words what goes by the profile here, and why what does not."""
         lines = [f"group {self._name} of {len(self._ranks)} ranks, profile {self._source.name}"]
