@@ -21,7 +21,7 @@ def ended(command: click.Command, capsys: pytest.CaptureFixture[str]) -> tuple[i
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, handler)
-    return code, capsys.readouterr().err.splitlines()
+    return code, capsys.readouterr().err.split("\n")[-2:-1]
 
 
 def test_an_interrupt_in_a_destructor_is_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
