@@ -129,7 +129,11 @@ class Lock:
 
     def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
         """Return whether it is held now; others may still hold it after `wait_s` seconds."""
-        self._file = open(self._path, "ab")  # noqa: SIM115 - held until release or the end of the process
+        # Who can open it can hold it: nobody else shall.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(OSError):  # one of an older version, or of a file system without modes
+            os.fchmod(descriptor, 0o600)
+        self._file = open(descriptor, "ab")  # noqa: SIM115 - held until release or the end of the process
         deadline = time.monotonic() + wait_s
         while True:
             try:

@@ -34,6 +34,7 @@ class Job:
     placements: tuple[Placement, ...] = ()
     parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
     program: str = ""  # a module to import by its name and run in place of cases: see commbench.measure.rank.run
+    tokens: tuple[str, ...] = ()  # by which ranks that somebody else started know that it is theirs
     settings: dict[str, Any] = field(default_factory=dict)  # of the program, as JSON has them
 
     @property
@@ -61,13 +62,14 @@ class Job:
         raw = json.loads(text)
         raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
         raw["setup"] = from_dict(Setup, raw.pop("outer"))
+        raw["tokens"] = tuple(raw.get("tokens", ()))
         raw["placements"] = tuple(_placement(place) for place in raw["placements"])
         return Job(**raw)
 
     def save(self) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "order.json"
-        write_atomically(path, self.to_json())
+        write_atomically(path, self.to_json(), 0o600)  # ranks do what is in it, with the variables that it has
         return path
 
     @staticmethod

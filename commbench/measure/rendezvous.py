@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -20,20 +25,25 @@ from commbench.launch.supervise import Watch
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.rank_info import RankInfo
 
+_TOKEN_BYTES = 16
 _FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
+
+
+# A launcher's store takes anything from anybody who finds its port (docs/guide/sweep.md). So what ranks do comes from a
+# file of their own user's, and that file knows a random word that each of them has chosen for this launch.
 
 
 def follow(rendezvous: Rendezvous, rank: RankInfo, deadline: StartDeadline) -> int:
     """Any rank but 0, from the rendezvous to its end; the exit code."""
-    text = rendezvous.broadcast("")
-    if not text:  # rank 0 has said why
+    if not rendezvous.broadcast(""):  # rank 0 has said why
         deadline.end()
         return EXIT_USAGE
-    job = Job.from_json(text)
-    visible = job.folder.is_dir()
-    rendezvous.gather(visible)
+    token = secrets.token_hex(_TOKEN_BYTES)
+    rendezvous.gather(token)
+    job = _read_job(Path(rendezvous.broadcast("")), rank.rank, token)
+    rendezvous.gather("visible" if job else "")
     deadline.end()
-    code = start_rank(job, rank, shared=rendezvous.store) if visible else EXIT_USAGE
+    code = start_rank(job, rank, shared=rendezvous.store) if job else EXIT_USAGE
     if code == RANK_FAILED:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a program's own handler would let the launcher wait as well
         time.sleep(_FAILED_RANK_STAYS_S)
@@ -42,14 +52,41 @@ def follow(rendezvous: Rendezvous, rank: RankInfo, deadline: StartDeadline) -> i
 
 def lead(rendezvous: Rendezvous, job: Job, deadline: StartDeadline) -> None:
     """Rank 0: tell the others. Raises `EnvironmentProblem` where some do not see the run folder."""
-    rendezvous.broadcast(job.to_json())
-    blind = [other for other, sees in enumerate(rendezvous.gather(True)) if not sees]
+    rendezvous.broadcast("ready")
+    tokens = rendezvous.gather("")
+    try:
+        path = str(replace(job, tokens=tuple(tokens)).save().resolve())
+    except BaseException:
+        rendezvous.broadcast("")  # to those who wait for it
+        rendezvous.gather("")
+        raise
+    rendezvous.broadcast(path)
+    blind = [other for other, sees in enumerate(rendezvous.gather("visible")) if not sees]
     deadline.end()
     if blind:
         raise EnvironmentProblem(
             f"ranks {', '.join(map(str, blind))} do not see {job.run_dir}",
             hint="put --out on a file system that all hosts share",
         )
+
+
+def _read_job(path: Path, rank: int, token: str) -> Job | None:
+    """Return the job in a file that this rank's user has written for this launch; None where there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with open(descriptor, encoding="utf-8") as file:
+            if os.fstat(descriptor).st_uid != _writes_as(path.parent):
+                return None
+            job = Job.from_json(file.read())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return job if rank < len(job.tokens) and hmac.compare_digest(job.tokens[rank], token) else None
+
+
+def _writes_as(folder: Path) -> int:
+    """Return whose the files are that this process makes there: a file server may make them another user's."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_uid
 
 
 def store_rendezvous(rank: RankInfo) -> StoreRendezvous:
@@ -128,16 +165,16 @@ class Rendezvous(Protocol):
         """Rank 0's text, on every rank."""
         ...
 
-    def gather(self, flag: bool) -> list[bool]:
-        """Every rank's flag, on rank 0."""
+    def gather(self, text: str) -> list[str]:
+        """Every rank's text of a few letters, on rank 0."""
         ...
 
 
 class StoreRendezvous:
     """Ranks meet by a key-value store of torch, whose address the launcher gave to all."""
 
-    _TEXT = "commbench/text"
-    _FLAG = "commbench/flag"  # + rank
+    _TEXT = "commbench/text"  # + which one of them
+    _FLAG = "commbench/flag"  # + which one of them + rank
 
     def __init__(self, rank: RankInfo) -> None:
         if reason := transports.missing("gloo"):
@@ -146,18 +183,23 @@ class StoreRendezvous:
 
         self._rank = rank
         self.store = meet_by_environment()
+        self._calls = 0  # the same on all ranks
 
     def broadcast(self, text: str) -> str:
+        self._calls += 1
+        key = f"{self._TEXT}/{self._calls}"
         if self._rank.rank == 0:
-            self.store.set(self._TEXT, text)
+            self.store.set(key, text)
             return text
-        shared: str = self.store.get(self._TEXT).decode()
+        shared: str = self.store.get(key).decode()
         return shared
 
-    def gather(self, flag: bool) -> list[bool]:
-        self.store.set(f"{self._FLAG}/{self._rank.rank}", "1" if flag else "")
+    def gather(self, text: str) -> list[str]:
+        self._calls += 1
+        key = f"{self._FLAG}/{self._calls}"
+        self.store.set(f"{key}/{self._rank.rank}", text)
         ranks = range(self._rank.size if self._rank.rank == 0 else 0)
-        return [bool(self.store.get(f"{self._FLAG}/{other}")) for other in ranks]
+        return [self.store.get(f"{key}/{other}").decode() for other in ranks]
 
 
 class MpiRendezvous:
@@ -188,7 +230,9 @@ class MpiRendezvous:
         self._comm.Bcast(data)
         return data.tobytes().decode()
 
-    def gather(self, flag: bool) -> list[bool]:
-        flags = np.empty(self._comm.size, np.uint8)
-        self._comm.Allgather(np.array([flag], np.uint8), flags)
-        return [bool(other) for other in flags]
+    def gather(self, text: str) -> list[str]:
+        mine = np.zeros(2 * _TOKEN_BYTES, np.uint8)
+        mine[: len(text)] = np.frombuffer(text.encode(), np.uint8)
+        texts = np.empty((self._comm.size, mine.size), np.uint8)
+        self._comm.Allgather(mine, texts)
+        return [row.tobytes().rstrip(b"\0").decode() for row in texts]

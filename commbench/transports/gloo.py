@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import ipaddress
 import json
 import os
 import socket
@@ -63,8 +64,17 @@ def meet_at(path: Path, info: RankInfo) -> Any:
     if info.rank == 0:
         # Names are not for machines without a network.
         host = "127.0.0.1" if info.local_size == info.size else socket.gethostname()
-        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
-        write_atomically(path, json.dumps([host, store.port]))
+        server = _listening(host)
+        port = server.getsockname()[1]
+        store = TCPStore(
+            host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=_RENDEZVOUS_TIMEOUT,
+            master_listen_fd=server.detach(),  # left alone, torch listens at every address of the machine
+        )
+        write_atomically(path, json.dumps([host, port]), 0o600)
         return store
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
     while not path.exists():
@@ -73,6 +83,18 @@ def meet_at(path: Path, info: RankInfo) -> Any:
         time.sleep(0.01)
     host, port = json.loads(path.read_text())
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
+
+
+def _listening(host: str) -> socket.socket:
+    """Return a socket that listens at a free port of `host`, and nowhere else.
+
+    Where this machine knows its own name as a loopback address only, the others know another one, and any will do.
+    """
+    kind, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    at = str(address[0])
+    if ipaddress.ip_address(at.partition("%")[0]).is_loopback and host != "127.0.0.1":
+        return socket.create_server(("", 0))
+    return socket.create_server((at, 0), family=kind)
 
 
 def meet(info: RankInfo) -> Any:

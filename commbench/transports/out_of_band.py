@@ -6,6 +6,9 @@ get here. So nothing blocks for long: `meanwhile`, in which the library can go o
 
 from __future__ import annotations
 
+import contextlib
+import hmac
+import secrets
 import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -15,28 +18,68 @@ import numpy as np
 import numpy.typing as npt
 
 _Result = TypeVar("_Result")
-_RANK_BYTES = 4
+_PORT_BITS, _SECRET_BITS = 16, 96
+_RANK_BYTES, _SECRET_BYTES = 4, _SECRET_BITS // 8
+_STRANGERS = 64  # that may wait before ranks
 _PAUSE_S = 0.5e-3  # asleep, as other ranks may need the CPU; so long can what the library has to send be late
 
 
 def meet(rank: int, size: int, host: str, share: Callable[[int], int], meanwhile: Callable[[], object]) -> Star:
-    """Collective. `host` is an address of rank 0, where it listens at a free port; `share` gives rank 0's port to all.
+    """Collective. `host` is an address of rank 0, where it listens at a free port; `share` gives its number to all.
 
-    Raises `ConnectionError`.
+    That number is the port with a secret: who connects without it is nobody. Raises `ConnectionError`.
     """
     if rank != 0:
-        star = Star(size, {0: socket.create_connection((host, share(0)))}, meanwhile)
-        star.send(0, rank.to_bytes(_RANK_BYTES))
+        secret, port = divmod(share(0), 1 << _PORT_BITS)
+        star = Star(size, {0: socket.create_connection((host, port))}, meanwhile)
+        star.send(0, rank.to_bytes(_RANK_BYTES) + secret.to_bytes(_SECRET_BYTES))
         return star
+    secret = secrets.randbits(_SECRET_BITS)
+    with socket.create_server((host, 0), backlog=size + _STRANGERS) as server:
+        share(secret << _PORT_BITS | server.getsockname()[1])
+        return Star(size, _admit(server, size, secret.to_bytes(_SECRET_BYTES), meanwhile), meanwhile)
+
+
+def _admit(
+    server: socket.socket, size: int, secret: bytes, meanwhile: Callable[[], object]
+) -> dict[int, socket.socket]:
+    """Return the other ranks' connections, by rank. One that says nothing, or something else, keeps nobody waiting."""
     peers: dict[int, socket.socket] = {}
-    with socket.create_server((host, 0), backlog=size) as server:
-        share(server.getsockname()[1])
-        server.setblocking(False)
+    heard: dict[socket.socket, bytes] = {}
+    server.setblocking(False)
+    try:
         while len(peers) < size - 1:
-            end, _ = _patiently(server.accept, meanwhile, reads=[server])
-            who = Star(2, {-1: end}, meanwhile).receive(-1, _RANK_BYTES)
-            peers[int.from_bytes(who)] = end
-    return Star(size, dict(sorted(peers.items())), meanwhile)
+            ready, _, _ = select.select([server, *heard], (), (), _PAUSE_S)
+            if not ready:
+                meanwhile()
+            if server in ready:
+                ready.remove(server)
+                with contextlib.suppress(OSError):  # gone again
+                    end, _ = server.accept()
+                    end.setblocking(False)
+                    heard[end] = b""
+            for end in ready:
+                heard[end] += (said := _said(end, _RANK_BYTES + _SECRET_BYTES - len(heard[end])))
+                if said and len(heard[end]) < _RANK_BYTES + _SECRET_BYTES:
+                    continue
+                told = heard.pop(end)
+                rank = int.from_bytes(told[:_RANK_BYTES])
+                if hmac.compare_digest(told[_RANK_BYTES:], secret) and 0 < rank < size and rank not in peers:
+                    peers[rank] = end
+                else:
+                    end.close()
+    finally:
+        for end in heard:
+            end.close()
+    return dict(sorted(peers.items()))
+
+
+def _said(end: socket.socket, most: int) -> bytes:
+    """Return what has come; nothing where there will be no more."""
+    try:
+        return end.recv(most)
+    except OSError:
+        return b""
 
 
 def _patiently(

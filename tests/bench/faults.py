@@ -429,6 +429,8 @@ def go_on(it: Injected) -> str:
     train = it.fault.program == "train"
     before = [] if it.fault.kind == "damage" else lines(run / ("metrics.jsonl" if train else "measurements.jsonl"))
     words = [it.words[0], "--resume", str(run), "--no-plots", "--format", "json"]
+    if train:
+        words.append("timeout=300")  # that of a run which shall hang is short
     it.errors.write_text("")
     code = it.wait(it.start(*words, *([] if train else ["--retry-failed"])))
     said = it.said()

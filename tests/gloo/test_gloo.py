@@ -6,8 +6,11 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import stat
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import psutil
 import pytest
 
 from commbench import algorithms
+from commbench.rank_info import RankInfo
+from commbench.transports import gloo
 from tests.conftest import (
     commbench,
     first,
@@ -245,3 +250,24 @@ def test_a_message_that_is_not_declared_is_noticed(lie: bool, tmp_path: Path, mo
     result = here(*words, "launches=1", "iters=2", "--no-plots", "--format", "json", cwd=tmp_path)
     (row,) = rows_of(result)
     assert row["status"] == ("declaration_mismatch" if lie else "ok"), row["reason"]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_store_listens_where_it_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: bool) -> None:
+    """At one address: this machine's own where all ranks are here, else that of its name. Torch would take all."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "127.0.0.2")
+    info = RankInfo(rank=0, size=2, local_rank=0, local_size=1 if others else 2, launcher="slurm")
+    store = gloo.meet_at(tmp_path / "address", info)
+    host, port = json.loads((tmp_path / "address").read_text())
+    listening = {
+        address
+        for line in [*Path("/proc/net/tcp").read_text().splitlines(), *Path("/proc/net/tcp6").read_text().splitlines()]
+        if (fields := line.split())[3] == "0A"
+        for address, number in [fields[1].split(":")]
+        if int(number, 16) == port
+    }
+    assert (host, listening) == (("127.0.0.2", {"00000000"}) if others else ("127.0.0.1", {"0100007F"}))
+    assert stat.S_IMODE((tmp_path / "address").stat().st_mode) == 0o600
+    other = gloo.meet_at(tmp_path / "address", replace(info, rank=1))
+    other.set("a", "b")
+    assert store.get("a") == b"b"

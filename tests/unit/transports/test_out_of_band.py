@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -96,3 +98,35 @@ def test_who_is_gone_is_named(gone: int, named: set[str]) -> None:
     assert set(told) - {""} == named
     if gone:
         assert told[0] == f"rank {gone} is gone"
+
+
+def test_strangers_are_not_admitted_and_keep_nobody_waiting() -> None:
+    """One says nothing, one goes, one says too little, one has no secret, two say that they are rank 0, or no rank."""
+    strangers: list[socket.socket] = []
+    numbers: queue.Queue[int] = queue.Queue()
+
+    def share(mine: int) -> int:
+        if not mine:
+            return numbers.get(timeout=10)
+        secret, port = divmod(mine, 1 << 16)
+        own = [number.to_bytes(4) + secret.to_bytes(12) for number in (0, 9)]
+        for said in (None, b"", b"abc", (1).to_bytes(4) + bytes(12), *own):
+            strangers.append(socket.create_connection(("127.0.0.1", port)))
+            if said:
+                strangers[-1].sendall(said)
+            elif said is not None:
+                strangers[-1].close()
+        for _ in range(2):
+            numbers.put(mine)
+        return mine
+
+    def body(rank: int) -> Any:
+        end = out_of_band.meet(rank, 3, "127.0.0.1", share, lambda: None)
+        try:
+            return end.all_gather([rank]).ravel().tolist()
+        finally:
+            end.close()
+
+    assert in_threads(3, body) == [[0, 1, 2]] * 3
+    for stranger in strangers:
+        stranger.close()
