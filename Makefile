@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Rooms run beside each other, the longest first; tests of one room run one after the other. Each test is in one room.
-ROOMS := unit training mpi emulated gloo communicators layer
+ROOMS := unit stages training mpi emulated gloo communicators layer
 JOBS ?= 3
 named = $(foreach name,$(1),$(or $(wildcard $(name)),$(error no tests are called $(name))))
-unit = $(call named,tests/unit)
+stages = $(call named,$(addprefix tests/unit/,ab analysis measure sweep tune train))
+unit = $(filter-out $(stages) %/__init__.py %/__pycache__,$(call named,$(wildcard tests/unit/*)))
 layer = $(call named,tests/moe tests/kernels)
 training = $(call named,tests/gloo/test_train*.py tests/package)
 communicators = $(call named,tests/gloo/test_communicator_*.py tests/gloo/test_moe*.py tests/gloo/test_helloworld.py)
