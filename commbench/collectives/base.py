@@ -14,6 +14,14 @@ from commbench.spec import DTYPES, Arguments, Spec, Value
 PART_BYTES = 16
 
 
+def round_down(size_bytes: int, parts: int = 1) -> int:
+    """Return the largest size up to this one that `parts` equal parts make: multiples of 16 bytes, or 8, 4, 2 or 1."""
+    part = size_bytes // parts
+    if part >= PART_BYTES:
+        return part // PART_BYTES * PART_BYTES * parts
+    return (1 << part.bit_length() - 1) * parts if part else 0
+
+
 class Argument(NamedTuple):
     """A key that a collective understands.
 
@@ -117,11 +125,15 @@ class Moves:
         yield arguments
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
-        unit = layout.ranks * PART_BYTES
-        return size_bytes // unit * unit, arguments
+        return round_down(size_bytes, layout.ranks), arguments
+
+    def part_bytes(self, spec: Spec) -> int:
+        """Return bytes of a part, which has whole elements."""
+        return spec.block_bytes
 
     def unsupported(self, spec: Spec) -> str:
-        return ""
+        part = self.part_bytes(spec)
+        return f"{part} B are no whole number of {spec.dtype}" if part % spec.itemsize else ""
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.collectives.base import PART_BYTES, Argument, Blocks, InPlace
+from commbench.collectives.base import Argument, Blocks, InPlace, round_down
 from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.links import Need, of_shared
@@ -20,7 +20,10 @@ class Broadcast(Blocks):
         root = arguments["root"]
         if not isinstance(root, int) or not 0 <= root < layout.ranks:
             raise ValueError(f"root={root}: the ranks are 0 .. {layout.ranks - 1}")
-        return size_bytes // PART_BYTES * PART_BYTES, arguments
+        return round_down(size_bytes), arguments
+
+    def part_bytes(self, spec: Spec) -> int:
+        return spec.size_bytes
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes if rank == spec.arguments["root"] else 0

@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from commbench.collectives.base import PART_BYTES, Argument, Blocks
+from commbench.collectives.base import Argument, Blocks, round_down
 from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.links import Need, of_messages
@@ -52,7 +52,10 @@ class Pairs(Blocks):
         number, last = int(arguments["round"]), rounds(str(arguments["schedule"]), layout) - 1
         if not 0 <= number <= last:
             raise ValueError(f"round={number}: in a layout of {layout} the rounds are 0 .. {last}")
-        return size_bytes // PART_BYTES * PART_BYTES, arguments
+        return round_down(size_bytes), arguments
+
+    def part_bytes(self, spec: Spec) -> int:
+        return spec.size_bytes
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return 0 if peers(spec, rank).to is None else spec.size_bytes

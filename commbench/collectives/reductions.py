@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from commbench.collectives.base import Argument, InPlace, Moves
+from commbench.collectives.base import PART_BYTES, Argument, InPlace, Moves, round_down
 from commbench.data import CHUNK_BYTES, OPS, POOL_STARTS, WORD_BYTES, Block, Bytes, block_key, encode, words
+from commbench.layout import Layout
 from commbench.links import Need, of_shared
 from commbench.spec import DTYPES, Arguments, Spec
 
@@ -32,26 +33,27 @@ class _Reduction(Moves):
         return True
 
     def unsupported(self, spec: Spec) -> str:
-        return unsupported_reduction(spec.ranks, spec.dtype, str(spec.arguments["op"]))
+        odd = super().unsupported(spec)
+        return odd or unsupported_reduction(spec.ranks, spec.dtype, str(spec.arguments["op"]))
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
 
     def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
-        for part in range(spec.ranks):
-            yield _part(spec, part, seed=seed)
+        for part in range(spec.size_bytes // self.part_bytes(spec)):
+            yield self._part(spec, part, seed=seed)
 
     def input_pool(self, spec: Spec, rank: int) -> Bytes | None:
         op = str(spec.arguments["op"])
-        return pool(spec.dtype, op, rank=rank, ranks=spec.ranks, largest=spec.block_bytes)
+        return pool(spec.dtype, op, rank=rank, ranks=spec.ranks, largest=self.part_bytes(spec))
 
     def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
-        return combined_pool(spec.dtype, str(spec.arguments["op"]), ranks=spec.ranks, largest=spec.block_bytes)
+        op = str(spec.arguments["op"])
+        return combined_pool(spec.dtype, op, ranks=spec.ranks, largest=self.part_bytes(spec))
 
-
-def _part(spec: Spec, part: int, *, seed: int) -> Block:
-    """Part `part` of the input of any rank, and of the result: elements of all ranks meet those of the same place."""
-    return Block(block_key(seed, part, part), spec.block_bytes)
+    def _part(self, spec: Spec, part: int, *, seed: int) -> Block:
+        """Part `part` of the input of any rank, and of the result: elements of all ranks meet at the same place."""
+        return Block(block_key(seed, part, part), self.part_bytes(spec))
 
 
 class AllReduce(_Reduction):
@@ -59,6 +61,14 @@ class AllReduce(_Reduction):
 
     name = "all_reduce"
     adjoint = "all_reduce"
+
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
+        # What is too small to be shared out is one part: nobody gets a share of it.
+        few = size_bytes < layout.ranks * PART_BYTES
+        return round_down(size_bytes, 1 if few else layout.ranks), arguments
+
+    def part_bytes(self, spec: Spec) -> int:
+        return spec.size_bytes if spec.size_bytes < spec.ranks * PART_BYTES else spec.block_bytes
 
     def output_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
@@ -97,7 +107,7 @@ class ReduceScatter(_Reduction):
         return not spec.in_place  # the parts of the others are lost
 
     def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
-        yield _part(spec, rank, seed=seed)
+        yield self._part(spec, rank, seed=seed)
 
     def needs(self, spec: Spec) -> list[Need]:
         n, nodes = spec.ranks, spec.layout.nodes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from commbench.collectives.base import PART_BYTES, Blocks
+from commbench.collectives.base import Blocks, round_down
 from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.links import Need, of_messages
@@ -16,7 +16,10 @@ class SendRecv(Blocks):
     adjoint = "sendrecv"
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
-        return size_bytes // PART_BYTES * PART_BYTES, arguments
+        return round_down(size_bytes), arguments
+
+    def part_bytes(self, spec: Spec) -> int:
+        return spec.size_bytes
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes

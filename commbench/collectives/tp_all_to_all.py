@@ -48,7 +48,8 @@ class TpAllToAll(Moves):
         return size, {**arguments, "tp": tp}
 
     def unsupported(self, spec: Spec) -> str:
-        return unsupported_reduction(tp_of(spec), spec.dtype, "sum") if self.reduces(spec.arguments) else ""
+        odd = super().unsupported(spec)
+        return odd or (unsupported_reduction(tp_of(spec), spec.dtype, "sum") if self.reduces(spec.arguments) else "")
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes

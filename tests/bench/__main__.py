@@ -7,6 +7,7 @@ make bench ARGS="stress -h"     on GPUs, calls under random delays, all of them 
 make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM all_to_all_vdev; likewise
 make bench ARGS="moe -h"        on a GPU, the reference layer by index over its dense baselines; likewise
 make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
+make bench ARGS="osu -h"        over MPI, beside OSU's osu_alltoall, which is built elsewhere; likewise
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
@@ -22,7 +23,7 @@ BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
     "schedules", "verdicts", "stop", "power", "backend",
 )  # fmt: skip
-WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants")
+WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants", "osu")
 
 
 def main() -> None:

@@ -98,6 +98,26 @@ def test_right_result_and_exactly_the_declared_messages(
     run_and_compare(algorithm, spec_or_skip(algorithm, nodes, per_node, **more))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "bf16", "fp32"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(a, id=f"{a.collective}-{a.name}") for a in algorithms.TABLE.values()]
+)
+def test_blocks_below_16_bytes(algorithm: Algorithm, dtype: str) -> None:
+    """OSU's first rows, and nccl-tests' all_reduce of 8 B."""
+    collective, ran = collectives.get(algorithm.collective), 0
+    for part in (1, 2, 4, 8):
+        nodes = 1 if algorithm.one_sided else 2
+        spec = spec_of(algorithm, nodes, 4 // nodes, size_bytes=4 * part, dtype=dtype)
+        assert spec.size_bytes == 4 * part or algorithm.collective == "all_to_allv"
+        reason = collective.unsupported(spec)
+        assert not reason or (part < spec.itemsize and reason.endswith(f"no whole number of {dtype}"))
+        if spec.size_bytes and not (reason or algorithm.unsupported(spec)):
+            run_and_compare(algorithm, spec)
+            ran += 1
+    if not ran and algorithm.collective != "all_to_allv":  # whose rows have 16 bytes where nothing says
+        assert "no whole number of pieces of" in algorithm.unsupported(spec)
+
+
 @pytest.mark.parametrize(("nodes", "per_node"), [(n, m) for n in range(2, 9) for m in range(2, 16 // n + 1)])
 def test_2d_gives_the_same_as_direct_on_every_layout_up_to_16_ranks(nodes: int, per_node: int) -> None:
     """Seven units of 16 bytes in a block: chunks of unequal size."""
