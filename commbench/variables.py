@@ -21,6 +21,7 @@ BACKEND = "COMMBENCH_BACKEND"  # what torch's process groups are wrapped for: pr
 SCOPE = "COMMBENCH_SCOPE"  # the id of the scope in it that each rank has yet to start by: settings and binding
 EXPLAIN = "COMMBENCH_EXPLAIN"  # 1: what went by the profile is told when a group ends
 REDUCTIONS = "COMMBENCH_REDUCTIONS"  # 1: sums go by the profile too
+RECORD, RECORD_SALT = "COMMBENCH_RECORD", "COMMBENCH_RECORD_SALT"  # the folder; set where hosts are left out
 CONTROL = "COMMBENCH_CONTROL"  # nobody reads it: a tuning's default start once more, in launches of its own
 # Of these a program that is started loads or runs what they name, or writes where they say. By kinds, as libraries
 # get new ones all the time; what is caught too much, --allow-env lets pass.

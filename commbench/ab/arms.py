@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from commbench import variables
 from commbench.ab.pairs import ARMS, CANDIDATE
 from commbench.errors import UsageError, unknown
+from commbench.export import program as programs
 from commbench.profile import file
 from commbench.serialise import digest
 
@@ -23,7 +25,8 @@ _EXAMPLES = "--profile p.json, --profile a.json --profile b.json, env.NAME=a,b, 
 class ProgramArm:
     """One way to start the program. env: what is set above our environment, `unset` takes a variable away.
 
-    profile: the file by which exchanges go, "" none. profiled: whether the arms differ in it, so that none is said.
+    profile: the file by which exchanges go, "" none. profiled: whether the arms differ in it. settings_of: variables by
+    which `commbench exec` would start the program under it; without a profile those that take one away.
     """
 
     name: str
@@ -32,14 +35,16 @@ class ProgramArm:
     profile: str = ""
     profile_digest: str = ""
     profiled: bool = False
+    settings_of: Mapping[str, str] = field(default_factory=dict)
 
-    def environment(self) -> dict[str, str]:
-        """Return the variables of the program."""
-        if self.profile:
-            return {**self.env, variables.BACKEND: "profile", variables.PROFILE: self.profile}
-        if self.profiled:  # whatever our own environment says
-            return {**self.env, variables.BACKEND: variables.UNSET, variables.PROFILE: variables.UNSET}
-        return dict(self.env)
+    def environment(self, recording: Path | None = None) -> dict[str, str]:
+        """Return the variables of the program, with those that let it be recorded into a folder."""
+        env = {**self.env, **self.settings_of}
+        if recording is not None:
+            before = env.get(variables.BACKEND, os.environ.get(variables.BACKEND, ""))
+            modes = [mode for mode in before.split(",") if mode not in ("", variables.UNSET, "record")]
+            env |= {variables.BACKEND: ",".join([*modes, "record"]), variables.RECORD: str(recording)}
+        return env
 
     def settings(self) -> dict[str, Any]:
         """Return what files say of the arm."""
@@ -68,11 +73,13 @@ def arms_of(
     profiles: Sequence[str],
     env: Mapping[str, Sequence[str]],
     own: Mapping[str, Sequence[str]],
+    allow_env: Sequence[str] = (),
 ) -> dict[str, ProgramArm]:
     """Return both arms. Raises `UsageError` where what is typed makes another number of them.
 
     program: what stands after `--`, None where that was not typed. profiles: of `--profile`; one alone is the
     candidate's. env: the values of each `env.NAME`: one for both arms, or one for each. own: as `split` returns them.
+    allow_env: variables of a profile that may load code.
     """
     commands = _commands(program)
     paths = _profiles(profiles)
@@ -92,13 +99,14 @@ def arms_of(
                          hint=f"one of these: {_EXAMPLES}; together: candidate.env.A=V candidate.env.B=V")  # fmt: skip
     if not any(ways):
         raise UsageError("there is one arm: nothing says in what the second differs", hint=_EXAMPLES)
-    loaded = {arm: _loaded(paths.get(arm, "")) for arm in ARMS}
+    started = dict(zip(ARMS, (commands[0], commands[-1]), strict=True))
+    loaded = {arm: _loaded(paths.get(arm, ""), started[arm] or ("",), allow_env) for arm in ARMS}
     return {
         arm: ProgramArm(
-            name=arm, command=commands[min(number, len(commands) - 1)], env=settings[arm], profile=loaded[arm][0],
-            profile_digest=loaded[arm][1], profiled=bool(paths),
+            name=arm, command=started[arm], env=settings[arm], profile=loaded[arm][0],
+            profile_digest=loaded[arm][1], profiled=bool(paths), settings_of=loaded[arm][2] if paths else {},
         )
-        for number, arm in enumerate(ARMS)
+        for arm in ARMS
     }  # fmt: skip
 
 
@@ -143,11 +151,25 @@ def _of_one(arm: str, word: str, settings: dict[str, str], paths: dict[str, str]
         raise unknown(f"setting of {arm}", key, ["env.NAME", "profile"])
 
 
-def _loaded(path: str) -> tuple[str, str]:
-    """Return path and digest of a profile that can be read."""
+def _loaded(path: str, command: Sequence[str], allow_env: Sequence[str]) -> tuple[str, str, dict[str, str]]:
+    """Return path and digest of a profile, and the variables of a program under it; of none those that take it away."""
     if not path:
-        return "", ""
-    return str(Path(path).absolute()), digest(file.dump(file.load(Path(path))))
+        taken = (variables.BACKEND, variables.PROFILE, variables.SCOPE, variables.REDUCTIONS)
+        return "", "", dict.fromkeys(taken, variables.UNSET)
+    full = Path(path).absolute()
+    profile = file.load(full)
+    settings = {variables.BACKEND: "profile", variables.PROFILE: str(full)}
+    if len(profile.scopes) == 1:  # of several, ranks find the one that is theirs
+        scope = profile.scopes[0]
+        variables.refuse_code(scope.env, f"the profile {path}", allow_env)
+        if scope.binding != "none" and not programs.binds_later(scope, command):
+            raise UsageError(
+                f"{path} asks for binding={scope.binding}, which ranks apply where they import torch, and "
+                f"{command[0]!r} is no launcher of torch programs",
+                hint="-- torchrun .., or a profile without a binding",
+            )
+        settings = programs.settings(scope, full, bound=False, reductions=False)
+    return str(full), digest(file.dump(profile)), settings
 
 
 def names(both: Mapping[str, ProgramArm]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,9 @@ import numpy as np
 from commbench.ab.turns import ArmFailed
 from commbench.errors import UsageError
 
-WALL = "wall time"
+STEP, WALL = "step", "wall"  # in place of a pattern
+_WORDS = {STEP: "step time", WALL: "wall time"}
+_LEAST_STEPS = 5  # of a launch, to compare its steps where nobody says what to compare
 _WARM_PART, _WARM_LEAST = 5, 2  # of the values of a launch: a fifth, and two at the least, warm up
 _MOST_BYTES = 1 << 30  # of a launch's output that is looked through, from its end
 
@@ -28,9 +30,9 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """pattern: what is looked for in the output, "" for wall time. warmup: values that do not count, None: a fifth.
+    """pattern: what is looked for in the output, or STEP, or WALL; "": what the first launch has, STEP or else WALL.
 
-    higher: whether more of it is better.
+    warmup: values that do not count, None: a fifth. higher: whether more of it is better.
     """
 
     pattern: str = ""
@@ -38,7 +40,7 @@ class Metric:
     higher: bool = False
 
     def __post_init__(self) -> None:
-        if not self.pattern:
+        if self.timed:
             if self.higher:
                 raise UsageError("better=higher, and what is compared is a time", hint="--metric 'tokens/s: ([0-9.]+)'")
             return
@@ -50,22 +52,42 @@ class Metric:
             raise UsageError(f"--metric {self.pattern!r} has {groups} groups, and one is the number", hint=_HINT)
 
     @property
+    def timed(self) -> bool:
+        return self.pattern in ("", STEP, WALL)
+
+    @property
+    def records(self) -> bool:
+        """Return whether launches have to be recorded."""
+        return self.pattern in ("", STEP)
+
+    @property
     def text(self) -> str:
         """Return what is compared, in words."""
-        return f"what matches {self.pattern!r}" if self.pattern else WALL
+        return _WORDS.get(self.pattern or WALL, f"what matches {self.pattern!r}")
 
     @property
     def unit(self) -> str:
-        return "" if self.pattern else "s"
+        return "s" if self.timed else ""
+
+    def settled(self, steps: Sequence[float]) -> Metric:
+        """Return what is compared once the first launch has made `steps`."""
+        return self if self.pattern else replace(self, pattern=STEP if len(steps) >= _LEAST_STEPS else WALL)
 
     def cost(self, value: float) -> float:
         """Return a number of which less is better."""
         return 1 / value if self.higher else value
 
-    def of(self, seconds: float, log: Path) -> Value:
-        """Return the value of a launch, from its time and its output. Raises `ArmFailed` where it has none."""
-        if not self.pattern:
+    def of(self, seconds: float, log: Path, steps: Sequence[float] = ()) -> Value:
+        """Return the value of a launch, from its time, its output, the seconds of its steps.
+
+        Raises `ArmFailed` where it has none.
+        """
+        if self.pattern in ("", WALL):
             return Value(seconds, 1)
+        if self.pattern == STEP:
+            if not steps:
+                raise ArmFailed("no step was seen: no optimizer of torch has stepped in a process that exchanges")
+            return steady(steps, self.warmup)
         values = _numbers(self.pattern, log)
         if not values:
             raise ArmFailed(f"its output has nothing that matches {self.pattern!r}")

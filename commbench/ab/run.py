@@ -4,137 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import commbench
-from commbench.ab import answer, arms, pairs
+from commbench.ab import answer, arms, launches, pairs
 from commbench.ab.answer import count
-from commbench.ab.arms import ProgramArm
-from commbench.ab.metric import Metric
+from commbench.ab.launches import FORMAT, LAUNCHES, ProgramLaunch
 from commbench.ab.pairs import ARMS, BASELINE, Paired
-from commbench.ab.turns import ArmFailed, Stop, TurnLimits, Turns
+from commbench.ab.plan import LEAST_S, TIMES, ProgramPlan, ProgramRequest, plan
+from commbench.ab.recorded import Recorded
+from commbench.ab.turns import ArmFailed, Stop, Turns
 from commbench.console import Console
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CorruptFile, UsageError, storage
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EnvironmentProblem, UsageError, storage
 from commbench.launch import foreign, supervise
-from commbench.launch.foreign import Cluster, ProgramEnd
 from commbench.machine import metadata
 from commbench.records import Fabric, network_note
-from commbench.run_folder import RunFolder, append_line, read_lines, timestamp
+from commbench.run_folder import RunFolder, append_line, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
-from commbench.sweep import foreign_keys, prepare
-from commbench.sweep.key import Key, Number, OneOf, Parsed
+from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
-from commbench.units import format_seconds, parse_seconds
+from commbench.units import format_seconds
 
-FORMAT = "program-1"  # of a folder; one of `commbench train ab` has none
-LAUNCHES = "launches.jsonl"
-_BUDGET = "30m"  # where neither rounds nor a budget is typed
 _LATER = ("budget", "resolve")  # what a comparison that goes on may have another value of
-_TIMES, _LEAST_S = 10, 60.0  # as long as the first launch, and no less: what takes longer hangs
-_GROUP = "The comparison"
-
-
-def _time(name: str, value: Any) -> float:
-    return parse_seconds(name, str(value))
-
-
-# fmt: off
-KEYS: dict[str, Key] = {
-    "rounds": Key(Number(int, 1, 10_000), "launches of each arm, all of them, whatever comes out; without it, until it "
-                  f"is resolved, {pairs.MOST_ROUNDS} at the most", default=None, optional=True, group=_GROUP),
-    "budget": Key(Parsed(_time, "90s, 30m, 2h"), f"time for all launches; {_BUDGET} where rounds is not set",
-                  default=None, optional=True, group=_GROUP),
-    "resolve": Key(Number(float, 0.0001, 1), "a difference that does not matter: none above it ends the comparison",
-                   default=0.01, group=_GROUP),
-    "warmup": Key(Number(int, 0, 1_000_000), "steps of a launch that do not count; null: a fifth, and two at the least",
-                  default=None, optional=True, group=_GROUP),
-    "better": Key(OneOf(("lower", "higher")), "which value of --metric is", default="lower", group=_GROUP),
-    "timeout": Key(Parsed(_time, "90s, 30m, 2h"), f"of a launch; {_TIMES} times the first one where that is less",
-                   default="1h", group=_GROUP),
-}
-# fmt: on
-
-
-def explain_keys(width: int) -> str:
-    """Return what help says of every key, in lines of `width` letters."""
-    env = ["", "Environment variables:", "  env.NAME=A,B            one value for each arm; env.NAME=A: for both",
-           "  candidate.env.NAME=A    of one arm alone, as often as needed; baseline. as well"]  # fmt: skip
-    return foreign_keys.explain_keys(width, KEYS, (_GROUP,)) + "\n".join([*env, ""])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramRequest:
-    """What was typed. program: what stands after `--`."""
-
-    words: tuple[str, ...]
-    profiles: tuple[str, ...] = ()
-    metric: str = ""
-    program: tuple[str, ...] | None = None
-    out: Path = Path("results")
-    format: str = "table"
-    quiet: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramLaunch:
-    """One launch of one arm. value: the median over `steps`; cost: less is better; null where it failed.
-
-    seconds: the program's; took_s: with what is around it. error: why it has no value. log: its file's name.
-    """
-
-    arm: str
-    round: int
-    value: float
-    cost: float
-    steps: int
-    seconds: float
-    took_s: float
-    log: str
-    started: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to be done, read from a request."""
-
-    arms: Mapping[str, ProgramArm]
-    cluster: Cluster | None
-    metric: Metric
-    limits: TurnLimits
-    timeout_s: float
-    request: Mapping[str, Any] = field(default_factory=dict)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what may not change while it goes on."""
-        its = {"arms": {name: arm.settings() for name, arm in self.arms.items()}, "metric": asdict(self.metric),
-               "cluster": None if self.cluster is None else str(self.cluster),
-               "rounds_asked": self.limits.rounds}  # fmt: skip
-        return json.loads(json.dumps(its))  # type: ignore[no-any-return]
-
-
-def plan(request: ProgramRequest) -> Plan:
-    """Read what was typed. Raises `UsageError`."""
-    common, own = arms.split(request.words)
-    found = foreign_keys.read(common, KEYS)
-    values = {name: KEYS[name].read(name, found.own[name]) for name in KEYS}
-    rounds, budget = values["rounds"], values["budget"]
-    return Plan(
-        arms=arms.arms_of(request.program, request.profiles, found.env, own),
-        cluster=found.cluster,
-        metric=Metric(pattern=request.metric, warmup=values["warmup"], higher=values["better"] == "higher"),
-        limits=TurnLimits(
-            rounds=rounds,
-            budget_s=parse_seconds("budget", _BUDGET) if rounds is None and budget is None else budget,
-            resolve=values["resolve"],
-        ),
-        timeout_s=values["timeout"],
-        request={name: getattr(request, name) for name in ("words", "profiles", "metric", "program")},
-    )
 
 
 def create(request: ProgramRequest) -> ProgramComparison:
@@ -168,11 +64,14 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
                          hint=f"{'=.. and '.join(_LATER)}=.. may be typed beside --resume")  # fmt: skip
     if request.program is not None or request.profiles or request.metric:
         raise UsageError("--resume knows its program, its arms and its metric", hint=f"--resume {path} alone")
-    about, launches = read(path)
+    about, made = launches.read(path)
+    if (path / "ab.json").stat().st_uid != os.getuid():
+        raise UsageError(f"{path} is somebody else's, and to go on with it is to run the program that it names",
+                         hint="start a comparison of your own")  # fmt: skip
     typed = about["request"]
     before = ProgramRequest(
         words=(*typed["words"], *request.words), profiles=tuple(typed["profiles"]), metric=typed["metric"],
-        program=tuple(typed["program"]),
+        program=tuple(typed["program"]), allow_env=tuple(typed["allow_env"]),
     )  # fmt: skip
     folder = RunFolder(path.resolve())
     try:
@@ -187,34 +86,9 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
     if changed:
         raise UsageError(f"{path} cannot go on: {', '.join(changed)} changed meanwhile", hint="start a new comparison")
     supervise.open_to_resume(folder, (), [folder.path / LAUNCHES])
-    return ProgramComparison(request, asked, folder, about, launches)
-
-
-def is_one(path: Path) -> bool:
-    """Return whether a folder with an `ab.json` is of programs, not of `commbench train ab`."""
-    return RunFolder(path).read_json("ab.json").get("format") == FORMAT
-
-
-def read(path: Path) -> tuple[dict[str, Any], list[ProgramLaunch]]:
-    """Return `ab.json` and the launches of a folder. Raises `CommbenchError` where it is none, or damaged."""
-    if not (path / "ab.json").is_file():
-        raise UsageError(f"no comparison in {str(path)!r}", hint="give the folder that commbench ab printed")
-    about = RunFolder(path).read_json("ab.json")
-    if about.get("format") != FORMAT:
-        raise UsageError(f"{path} is no comparison of programs of this version",
-                         hint="commbench plot draws those of commbench train ab")  # fmt: skip
-    try:
-        return about, [one for one in read_lines(path / LAUNCHES, _launch) if one is not None]
-    except (KeyError, TypeError) as error:
-        raise CorruptFile(f"{path / LAUNCHES}: {error}", hint="the folder is damaged: start again") from error
-
-
-def _launch(line: str) -> ProgramLaunch | None:
-    """Return a launch of launches.jsonl, None for one that failed."""
-    raw = json.loads(line)
-    if raw.pop("error", ""):
-        return None
-    return ProgramLaunch(**raw)
+    for left in folder.path.glob("logs/*.trace"):
+        shutil.rmtree(left)
+    return ProgramComparison(request, asked, folder, about, made)
 
 
 class ProgramComparison:
@@ -223,21 +97,26 @@ class ProgramComparison:
     def __init__(
         self,
         request: ProgramRequest,
-        asked: Plan,
+        asked: ProgramPlan,
         folder: RunFolder,
         about: dict[str, Any],
-        launches: Sequence[ProgramLaunch],
+        made: Sequence[ProgramLaunch],
     ) -> None:
+        """asked, about: what is to be done, and what `ab.json` says. made: launches of one that goes on."""
         self._request, self._plan, self._folder, self.about = request, asked, folder, about
         self._console = Console(quiet=request.quiet)
+        self._metric = asked.metric
         self._doing = ""
-        self._first = next((one for one in launches if one.round < 0), None)
+        self._first = next((one for one in made if one.round < 0), None)
+        if self._first is not None:  # it goes on
+            self._metric = replace(asked.metric, pattern=about["metric_used"])
         self._stop: Stop | None = None
+        self._said: list[str] = list(about.get("said", []))  # by commbench inside of the program
         self._turns = Turns(
             asked.limits,
             self._one,
             self._say,
-            launches=[one for one in launches if one.round >= 0],
+            launches=[one for one in made if one.round >= 0],
             spent_s=float(about.get("spent_s", 0.0)),
             clock=time.monotonic,
         )
@@ -265,7 +144,7 @@ class ProgramComparison:
         limits = self._plan.limits
         most = f"{limits.most} rounds" if limits.rounds is not None else f"up to {limits.most} rounds"
         most += f", {format_seconds(limits.budget_s)}" if limits.budget_s is not None else ""
-        self._console.note(f"{arms.differences(self._plan.arms)}; {self._plan.metric.text}; {most}; in {self.folder}")
+        self._console.note(f"{arms.differences(self._plan.arms)}; {most}; in {self.folder}")
         self._write("running")
         status, code = "failed", EXIT_FAILED
         try:
@@ -297,30 +176,62 @@ class ProgramComparison:
         self._doing = f"{name}, round {number + 1}" if number >= 0 else "the baseline's launch before the rounds"
         log, started, began = self._log(name, number), timestamp(), time.monotonic()
         arm = self._plan.arms[name]
-        ended = foreign.run(
-            arm.command, env=arm.environment(), cluster=self._plan.cluster, log=log, timeout_s=self._timeout_s,
-            hold=self._folder.ranks_lock.descriptor,
-        )  # fmt: skip
+        # The first tells whether torch loads commbench in this program at all, and whether it makes steps.
+        recording = Recorded(log) if self._metric.records or (number < 0 and arm.profiled) else None
+        try:
+            ended = foreign.run(
+                arm.command, env=arm.environment(recording.path if recording else None), cluster=self._plan.cluster,
+                log=log, timeout_s=self._timeout_s, hold=self._folder.ranks_lock.descriptor,
+            )  # fmt: skip
+        except BaseException:
+            if recording:
+                recording.drop()
+            raise
         line: dict[str, Any] = {
             "arm": name, "round": number, "seconds": ended.seconds, "took_s": time.monotonic() - began,
             "log": log.name, "started": started,
         }  # fmt: skip
+        self._hear(name, log)
         try:
-            if why := _why(ended, log, self._timeout_s):
+            steps, ranks = recording.close() if recording else ([], 0)
+            if why := launches.why(ended, log, self._timeout_s):
                 raise ArmFailed(why)
-            value, steps = self._plan.metric.of(ended.seconds, log)
+            if number < 0:
+                self._settle(steps, ranks)
+            value, count_ = self._metric.of(ended.seconds, log, steps)
         except ArmFailed as error:
             self._append({**line, "error": str(error)})
             self._console.note(f"{self._doing} failed: {error}")
             raise
-        launched = ProgramLaunch(**line, value=value, cost=self._plan.metric.cost(value), steps=steps)
+        launched = ProgramLaunch(**line, value=value, cost=self._metric.cost(value), steps=count_)
         self._append(asdict(launched))
         return launched
+
+    def _settle(self, steps: Sequence[float], ranks: int) -> None:
+        """Decide what is compared, by the first launch. Raises `EnvironmentProblem` where no profile would matter."""
+        if not ranks and any(arm.profiled for arm in self._plan.arms.values()):
+            raise EnvironmentProblem(
+                "the program has no process group of torch.distributed that commbench sees, so that a profile is "
+                "worth nothing in it",
+                hint="is it a torch program, in an environment where commbench is installed? commbench doctor says "
+                "whether torch loads it; TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns that off",
+            )
+        self._metric = self._metric.settled(steps)
+        self._console.note(f"compared: {self._metric.text}")
+
+    def _hear(self, name: str, log: Path) -> None:
+        """Hand on what commbench says inside the program, each once: that a profile is not for these ranks, say."""
+        if not self._plan.arms[name].profile:
+            return
+        for text in launches.said(log):
+            if text not in self._said:
+                self._said.append(text)
+                self._console.note(f"{name}: {text}")
 
     @property
     def _timeout_s(self) -> float:
         first = self._first
-        return min(self._plan.timeout_s, max(_LEAST_S, _TIMES * first.seconds) if first else self._plan.timeout_s)
+        return min(self._plan.timeout_s, max(LEAST_S, TIMES * first.seconds) if first else self._plan.timeout_s)
 
     def _log(self, name: str, number: int) -> Path:
         """Return the file of a launch's output: none that is there already, as of one that is made again."""
@@ -342,10 +253,10 @@ class ProgramComparison:
         self._console.note(f"round {paired.rounds}: {one:.3f}x; so far {answer.interval(paired.ratio)}")
 
     def _write(self, status: str) -> None:
-        metric = self._plan.metric
+        metric = self._metric
         facts = answer.facts(
             self._turns.paired, self._turns.failed, what=metric.text, resolve=self._plan.limits.resolve,
-            timed=not metric.pattern,
+            timed=metric.timed,
         )  # fmt: skip
         self.about |= {
             **facts,
@@ -357,6 +268,8 @@ class ProgramComparison:
             "names": arms.names(self._plan.arms),
             "title": arms.differences(self._plan.arms),
             "compared": metric.text,
+            "metric_used": metric.pattern,
+            "said": self._said,
             "unit": metric.unit,
             "fabric": str(Fabric.EMULATED if self._plan.cluster else Fabric.NONE),
         }
@@ -371,22 +284,3 @@ class ProgramComparison:
         note = network_note(self.about["fabric"])
         lines = answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
         return [*lines, f"# {note}"] if note else lines
-
-
-def _why(ended: ProgramEnd, log: Path, timeout_s: float) -> str:
-    """Return why a launch has failed, "" where it has not."""
-    if ended.timed_out:
-        return f"it has not ended within {format_seconds(timeout_s)} ({log.name})"
-    if not ended.code:
-        return ""
-    number = ended.code - 128
-    named = signal.Signals(number).name if number in [*signal.Signals] else ""
-    text = f"exit code {ended.code}{f' ({named})' if named else ''}"
-    last = next((line for line in reversed(_tail(log)) if line.strip()), "")
-    return f"{text} ({log.name}{': ' + last.strip()[:200] if last else ''})"
-
-
-def _tail(log: Path) -> list[str]:
-    with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        return file.read().decode("utf-8", "replace").splitlines()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commbench.ab import run as comparison
+from commbench.ab.plan import ProgramRequest
 from commbench.console import Console
 from commbench.errors import UsageError
 from commbench.rank_info import detect
@@ -23,6 +24,7 @@ def run(
     out: Path,
     format_: str,
     no_plots: bool,
+    allow_env: Sequence[str],
     quiet: bool,
 ) -> int:
     """Return the exit code: 0 there is an answer, 1 the baseline fails, 130 interrupted. Raises `CommbenchError`."""
@@ -31,8 +33,9 @@ def run(
             "commbench ab starts launches of its own, and a launcher has started it as a rank",
             hint="put it above the launcher: commbench ab .. -- torchrun train.py",
         )
-    request = comparison.ProgramRequest(
+    request = ProgramRequest(
         words=tuple(words), profiles=tuple(profiles), metric=metric, out=out, format=format_, quiet=quiet,
+        allow_env=tuple(allow_env),
         program=None if program is None else tuple(program),
     )  # fmt: skip
     its = comparison.create(request) if resume is None else comparison.resume(resume, request)

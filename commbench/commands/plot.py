@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from commbench.ab import run as programs
+from commbench.ab import launches as programs
 from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.serialise import digest

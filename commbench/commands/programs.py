@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from commbench.commands.options import WithKeys, WithProgram
+from commbench.commands.options import WithKeys, WithProgram, allow_env
 
 
 class _ProgramWithKeys(WithProgram, WithKeys):
@@ -16,7 +16,7 @@ class _ProgramWithKeys(WithProgram, WithKeys):
 
 @click.command(
     cls=_ProgramWithKeys,
-    keys="commbench.ab.run",
+    keys="commbench.ab.plan",
     short_help="What a profile or a setting is worth in the step time of any program.",
     epilog="Exit codes: 0 there is an answer, 1 the baseline fails, 2 usage or environment, 130 interrupted.",
 )
@@ -24,7 +24,8 @@ class _ProgramWithKeys(WithProgram, WithKeys):
 @click.option("--profile", "profiles", multiple=True, metavar="FILE",
               help="Of commbench tune. One: against none. Two: the first against the second.")  # fmt: skip
 @click.option("--metric", default="", metavar="REGEX",
-              help="Compare what its group matches in the output; default: how long the program takes.")  # fmt: skip
+              help="Compare the number in its group, in the output; or step or wall, which are times.")  # fmt: skip
+@allow_env("a profile")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN",
               help="Go on with one that was stopped, or that has spent its budget.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",

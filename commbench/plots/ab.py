@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from commbench.ab.launches import ProgramLaunch
 from commbench.ab.pairs import ARMS, BASELINE
-from commbench.ab.run import ProgramLaunch
 from commbench.plots import save
 from commbench.plots.style import caption, title
 from commbench.records import network_note

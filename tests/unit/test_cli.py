@@ -41,7 +41,7 @@ FLAGS = {
     "sweep": {
         "-b", "--min-bytes", "-e", "--max-bytes", "-f", "--factor", "-n", "--iters", "-w", "--warmup",
         "-d", "--dtype", "-o", "--op", "-r", "--root", "-g", "--ranks-per-node", "--out", "--resume",
-        "--retry-failed", "--dry-run", "--show-config", "--launcher", "--format",
+        "--retry-failed", "--allow-env", "--dry-run", "--show-config", "--launcher", "--format",
         "--no-plots", "-q", "--quiet", "-v", "--verbose",
     },
     "plot": {"--out", "--ranks"},
@@ -49,9 +49,9 @@ FLAGS = {
     "stragglers": {"--effect", "--format"},
     "model": {"--format", "--out"},
     "topo": {"--format", "--plot", "--record", "--root"},
-    "export": {"--format", "--scope", "--out"},
-    "ab": {"--profile", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
-    "exec": {"--profile", "--scope", "--dry-run", "--reductions"},
+    "export": {"--format", "--scope", "--out", "--allow-env"},
+    "ab": {"--profile", "--allow-env", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
+    "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env"},
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from commbench.ab import arms
 from commbench.ab.pairs import BASELINE, CANDIDATE
-from commbench.errors import CommbenchError
+from commbench.errors import CommbenchError, UsageError
 from commbench.profile import file
 from tests.support import profiles
 
@@ -31,12 +31,41 @@ def both(*typed: str, program: Any = RUN, words: Any = (), env: Any = None) -> t
 
 def test_a_profile_against_none_sets_two_variables(tuned: None) -> None:
     one, two = both("a.json", env={"X": ["1"]})
-    unset = {"COMMBENCH_BACKEND": "unset", "COMMBENCH_PROFILE": "unset"}
-    assert one.environment() == {"X": "1", **unset}
-    path = str(Path("a.json").absolute())
-    assert two.environment() == {"X": "1", "COMMBENCH_BACKEND": "profile", "COMMBENCH_PROFILE": path}
+    names = ("COMMBENCH_BACKEND", "COMMBENCH_PROFILE", "COMMBENCH_SCOPE", "COMMBENCH_REDUCTIONS")
+    assert one.environment() == {"X": "1", **dict.fromkeys(names, "unset")}
+    env = two.environment()
+    assert env["X"] == "1" and env["COMMBENCH_BACKEND"] == "profile"
+    assert env["COMMBENCH_PROFILE"] == str(Path("a.json").absolute())
     assert one.command == two.command == RUN
     assert arms.differences({BASELINE: one, CANDIDATE: two}) == "no profile against a.json"
+
+
+def test_settings_and_binding_of_a_profile_are_an_arms(tmp_path: Path) -> None:
+    """As `commbench exec` above a launcher sets them."""
+    for name, more in (
+        ("s", {"env": {"NCCL_ALGO": "Ring"}}),
+        ("c", {"env": {"LD_PRELOAD": "x"}}),
+        ("b", {"binding": "pci"}),
+    ):
+        made = profiles.profile(profiles.choice("all_to_all", "pairwise"), **more)  # type: ignore[arg-type]
+        file.save(made, tmp_path / f"{name}.json")
+    assert both(str(tmp_path / "s.json"))[1].environment()["NCCL_ALGO"] == "Ring"
+    with pytest.raises(UsageError, match="LD_PRELOAD=x: programs load code"):
+        both(str(tmp_path / "c.json"))
+    with pytest.raises(UsageError, match="'run' is no launcher of torch programs"):
+        both(str(tmp_path / "b.json"))
+    bound = both(str(tmp_path / "b.json"), program=("torchrun", "x.py"))[1].environment()
+    assert bound["COMMBENCH_SCOPE"] and bound["COMMBENCH_BINDING"] == "unset", "each rank binds itself"
+
+
+def test_a_recording_is_beside_what_an_arm_asks_for(tuned: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = both("a.json")
+    assert one.environment(Path("/t"))["COMMBENCH_BACKEND"] == "record"
+    assert two.environment(Path("/t"))["COMMBENCH_BACKEND"] == "profile,record"
+    assert two.environment(Path("/t"))["COMMBENCH_RECORD"] == "/t"
+    monkeypatch.setenv("COMMBENCH_BACKEND", "profile")
+    one, two = both(env={"A": ["1", "2"]})
+    assert one.environment(Path("/t"))["COMMBENCH_BACKEND"] == "profile,record", "an export of the user's"
 
 
 def test_two_profiles_and_one_against_itself(tuned: None) -> None:

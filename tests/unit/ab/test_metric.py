@@ -30,7 +30,17 @@ def test_it_is_the_median_after_the_warm_up(tmp_path: Path) -> None:
 
 
 def test_without_a_pattern_it_is_the_time_of_it_all(tmp_path: Path) -> None:
-    assert Metric().of(9.0, tmp_path / "none") == Value(9.0, 1) and Metric().cost(9.0) == 9.0
+    for metric in (Metric(), Metric(pattern="wall")):
+        assert metric.of(9.0, tmp_path / "none", [1.0] * 9) == Value(9.0, 1) and metric.cost(9.0) == 9.0
+
+
+def test_the_first_launch_tells_whether_steps_can_be_compared(tmp_path: Path) -> None:
+    steps = [5.0, 4.0, 1.0, 2.0, 3.0]
+    metric = Metric().settled(steps)
+    assert metric.of(9.0, tmp_path / "none", steps) == Value(2.0, 3) and metric.text == "step time"
+    assert Metric().settled(steps[:4]).text == "wall time" and Metric(pattern="wall").settled(steps).text == "wall time"
+    with pytest.raises(ArmFailed, match="no step was seen"):
+        metric.of(9.0, tmp_path / "none", [])
 
 
 def test_more_may_be_better() -> None:

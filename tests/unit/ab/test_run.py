@@ -17,7 +17,11 @@ import pytest
 from commbench.cli import _main
 from commbench.launch import foreign
 from commbench.launch.foreign import ProgramEnd
+from commbench.profile import file
+from commbench.record import rank_file
+from commbench.record.rank_file import RankRecord
 from tests.conftest import environment
+from tests.support import profiles
 
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.004, 0.001)  # of launches, in turn
 Launching = Callable[[int, dict[str, str]], float | ProgramEnd]
@@ -148,6 +152,59 @@ def test_a_budget_may_grow(scripted: Any, capsys: pytest.CaptureFixture[str]) ->
     assert _main(["ab", "--resume", "results/latest", "budget=1h", "resolve=0.9", "--format", "json"]) == 0
     found = answer(capsys)
     assert found["rounds"] > 8 and found["resolve"] == 0.9
+
+
+def record(env: dict[str, str], *durations_us: list[float]) -> None:
+    """Write what ranks of a program would that is recorded: their steps."""
+    for rank, its in enumerate(durations_us):
+        rank_file.write(Path(env["COMMBENCH_RECORD"]), RankRecord(
+            rank=rank, ranks=len(durations_us), host="h", transport="gloo", gpu="", versions={}, group_names=[],
+            group_ranks=[], calls=[], steps=[[float(number), us] for number, us in enumerate(its)],
+        ))  # fmt: skip
+
+
+def test_steps_are_compared_where_they_are_seen(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The slowest rank's, whatever the whole program takes."""
+
+    def launching(number: int, env: dict[str, str]) -> float:
+        record(env, [9e6, 9e6, 1e6, 1e6, 1e6], [1e3] * 2 + [2e6 * gain(1.15)(number, env)] * 3)  # type: ignore[operator]
+        return 100.0 / (1 + number % 3)
+
+    asked = scripted(launching)
+    assert _main([*WORDS, "--", "true"]) == 0
+    found = answer(capsys)
+    assert found["compared"] == "step time" and found["ratio"] == pytest.approx(1.15, rel=0.01)
+    assert {env["COMMBENCH_BACKEND"] for env in asked} == {"record"} and not [*Path("results").glob("*/logs/*.trace")]
+    lines = [json.loads(line) for line in Path("results/latest/launches.jsonl").read_text().splitlines()]
+    assert all(line["steps"] == 3 and 1.5 < line["value"] < 2.1 for line in lines)
+
+
+def test_a_profile_where_torch_does_not_load_commbench_is_refused(
+    scripted: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the answer would be that it is worth nothing."""
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), Path("p.json"))
+    scripted(gain(1.0))
+    assert _main(["ab", "--profile", "p.json", "--metric", "took ([0-9]+)", "--", "true"]) == 2
+    assert "no process group of torch.distributed that commbench sees" in capsys.readouterr().err
+
+
+def test_what_commbench_says_in_the_program_is_handed_on(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), Path("p.json"))
+
+    def launching(number: int, env: dict[str, str]) -> float:
+        if "record" in env["COMMBENCH_BACKEND"]:
+            record(env, [])
+        log = max(Path("results").glob("*/logs/*.log"), key=lambda path: path.stat().st_mtime_ns)
+        log.write_text("hello\n[rank0]:commbench: torch makes all calls itself: nodes\n" * 3)
+        return 1 + NOISE[number % 6]
+
+    asked = scripted(launching)
+    assert _main(["ab", "--profile", "p.json", "--format", "json", "--no-plots", "rounds=2", "--", "true"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["said"] == ["torch makes all calls itself: nodes"]
+    assert captured.err.count("candidate: torch makes all calls itself: nodes") == 1
+    assert [env["COMMBENCH_BACKEND"] for env in asked] == ["record", "unset", "profile", "profile", "unset"]
 
 
 @pytest.mark.parametrize(
