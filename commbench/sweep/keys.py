@@ -166,8 +166,8 @@ LISTED: dict[str, Key] = {
     "precision": _single(Number(float, 0, 1), 0.02, STOP,
                          "stop when the median's 95 % interval within a launch is this narrow (relative half-width)"),
     "cap": _single(Number(float, 0.001, 86_400), 5, STOP, "seconds of a measurement, warm-ups included"),
-    "launches": _single(Number(int, 1, 10_000), 6, STOP,
-                        "fresh process groups; from 6 up intervals hold the launch-to-launch spread"),
+    "launches": _single(Number(int, 1, 10_000), 12, STOP,
+                        "fresh process groups; 6 and more have verdicts, 12 tell 10 % where a case is off by 5 %"),
     "timeout": _single(Number(float, 0.1, 86_400), 120, STOP, "seconds without progress after which a case is cut off"),
     "seed": _single(Number(int, 0, 2**63 - 1), 0, STOP, "of the data, the order of cases and the bootstrap"),
 }

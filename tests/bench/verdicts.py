@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench import stats
+from tests.bench.shares import wilson
 from tests.support.planted_verdicts import VERDICTS, comparison, table
 
 FILE = Path("results/verdicts.jsonl")
@@ -42,7 +43,8 @@ def main() -> None:
 
 def _line(group: Sequence[dict[str, Any]]) -> str:
     first = group[0]
-    shares = ", ".join(f"{name} {sum(map(bool, (one[name] for one in group)))}" for name in list(first)[4:])
+    counts = {name: sum(bool(one[name]) for one in group) for name in list(first)[4:]}
+    shares = ", ".join(f"{name} {count} ({wilson(count, len(group))})" for name, count in counts.items())
     return f"{first['kind']}, {first['launches']} launches, effect {first['effect']:g}: of {len(group)}: {shares}"
 
 
