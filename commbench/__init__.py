@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,3 +38,14 @@ def communicator(
         return make(group, None, "")
     loaded = load_profile(profile) if isinstance(profile, str | Path) else profile
     return loaded.communicator(group, allow_mismatch=allow_mismatch)
+
+
+def step() -> None:
+    """End a step of this program, where `commbench record` watches it; elsewhere this does nothing.
+
+    Programs without an optimizer of torch say so where their steps end. From the first such call on, optimizers do not
+    count.
+    """
+    recorder = sys.modules.get("commbench.backend.recorder")
+    if recorder is not None:
+        recorder.step_ended()

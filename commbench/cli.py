@@ -55,6 +55,7 @@ def cli() -> None:
     commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
     commbench train tiny                train a Mixture-of-Experts language model, with a profile or without
     commbench train ab tiny candidate=p.json   what the profile is worth there, launch by launch
+    commbench record --out TRACE -- torchrun train.py   what any program sends, and how long it waits for it
     commbench ab --profile p.json -- torchrun train.py   what it is worth in any other program
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what

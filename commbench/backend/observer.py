@@ -10,7 +10,8 @@ The wrapper of a process group (`commbench.backend.group`) tells it, on the thre
 
 torch waits itself for a synchronous call, right after `end`, on the work that `end` returned, so a wait is seen in both
 cases; `call.asynchronous` tells them apart. C++ (DDP, functional collectives) makes calls too. An observer that raises
-is dropped with one line on stderr; the program goes on. `COMMBENCH_BACKEND=record` takes `commbench.record.observer()`.
+is dropped with one line on stderr; the program goes on. `COMMBENCH_BACKEND=record` takes
+`commbench.backend.recorder.recorder()`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import importlib
 import multiprocessing
 import os
 
@@ -17,7 +16,6 @@ from commbench.errors import CommbenchError
 
 MODES = ("profile", "record")  # may be both, with a comma
 _prepared: list[bool] = []  # whether this process has made a group
-_RECORDER = "commbench.record"  # stands above this folder, so that it is found by its name
 
 
 def start() -> None:
@@ -83,6 +81,8 @@ def of_environment() -> ProfileSource | None:
 def _observe() -> None:
     """Load the recorder, once."""
     try:
-        observer.current = importlib.import_module(_RECORDER).observer()
+        from commbench.backend.recorder import recorder  # torch's optimizers with it
+
+        observer.current = recorder()
     except Exception as error:
         say(f"nothing is recorded: {describe(error)}")

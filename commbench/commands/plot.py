@@ -1,6 +1,6 @@
 """`commbench plot`: draw finished runs again, several in one figure, and results of other programs beside them.
 
-Runs are sweeps, or trainings, or one A/B of a training; they do not mix.
+Runs are sweeps, or trainings, or one A/B of a training, or one trace of a program; they do not mix.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from commbench.ab import launches as programs
 from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
+from commbench.record import folder
+from commbench.record.exchanges import exchanges
 from commbench.serialise import digest
 from commbench.train import ab, results
 
@@ -19,6 +21,8 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     """Draw run folders and files of other programs; return 0. ranks: of those files that do not say it."""
     if any((path / "ab.json").is_file() for path in paths):
         written = draw_ab(paths, out)
+    elif any(folder.is_trace(path) for path in paths):
+        written = draw_trace(paths, out)
     elif any(results.is_one(path) for path in paths):
         written = draw_trainings(paths, out)
     else:
@@ -75,6 +79,20 @@ def draw_ab(paths: Sequence[Path], out: Path | None) -> list[Path]:
             return draw_programs(made, about, target)
         launches, about, names = ab.read(paths[0])
         return draw(launches, ab.compare(launches), about, names, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def draw_trace(paths: Sequence[Path], out: Path | None) -> list[Path]:
+    """Draw the one trace of a program; return the PNG file. Raises `UsageError`."""
+    if len(paths) > 1:
+        raise UsageError(f"{len(paths)} folders, one of them a trace of commbench record", hint="it is drawn alone")
+    trace = folder.read(paths[0])
+    target = _target(paths[0].resolve(), out)
+    from commbench.plots import program_trace
+
+    try:
+        return program_trace.draw(trace, exchanges(trace), target)
     except OSError as error:
         raise _unwritable(target, error) from error
 

@@ -48,4 +48,41 @@ def ab(words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) 
     return command.run(words, program, **options)
 
 
-COMMANDS = (ab,)
+@click.command(
+    cls=_ProgramWithKeys,
+    keys="commbench.sweep.foreign_keys",
+    short_help="What any torch program sends, and how long it waits: a trace.",
+    epilog="Exit codes: those of the program, 2 where nothing could be recorded, 130 interrupted.",
+)
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="TRACE",
+              help="A new folder, which sweep and tune take. Ranks on other hosts have to see it.")  # fmt: skip
+@click.option("--anonymous", is_flag=True, help="Leave out hosts, users, paths and the command.")
+@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
+              help="Of stdout; json: an exchange a line, and what the program says on stderr.")  # fmt: skip
+@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
+@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors, and what the program says.")
+def record(words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) -> int:
+    """Run a torch program as it is, and say what it sends, from which line, and how long it waits.
+
+    \b
+    commbench record --out trace -- torchrun --nproc-per-node=8 train.py
+    commbench record --out trace fabric=emulated nodes=2 ranks_per_node=2 link=1gbit -- torchrun train.py
+    commbench tune trace budget=10m --out p.json
+    """
+    from commbench.commands import record as command
+
+    return command.run(
+        command.RecordRequest(
+            words=words,
+            program=program,
+            out=options["out"],
+            format=options["format_"],
+            anonymous=options["anonymous"],
+            plots=not options["no_plots"],
+            quiet=options["quiet"],
+        )
+    )
+
+
+COMMANDS = (ab, record)

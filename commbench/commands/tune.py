@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +17,19 @@ from commbench.launch import placement
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
+from commbench.record import describe as traced_describe
+from commbench.record import folder as trace_folder
+from commbench.record import recipe as traced
+from commbench.record.exchanges import exchanges
+from commbench.record.trace import ProgramTrace
 from commbench.records import PlannedCase
-from commbench.sweep import prepare, session
+from commbench.sweep import prepare, recipes, session
 from commbench.sweep.prepare import SweepRequest
-from commbench.tune import describe, space
+from commbench.tune import describe, saving, space
 from commbench.tune import run as engine
+from commbench.tune.space import Region
 from commbench.tune.stages import Stages, new_folder
+from commbench.tune.tuner import Tuned
 from commbench.units import format_seconds
 
 
@@ -36,7 +44,10 @@ def run(request: SweepRequest, out: Path | None) -> int:
             hint="start it without the launcher; --launcher says which one it shall use",
         )
     console = Console(quiet=request.quiet, verbose=request.verbose)
-    _, configs = prepare.configure(request.words, with_parts=False)
+    recipe, configs = prepare.configure(request.words, with_parts=False)
+    trace = trace_folder.read(Path(recipe)) if recipes.is_trace(recipe) else None
+    if trace is not None:
+        configs = engine.of_program(configs)
     prepare.refuse_code(request, configs)
     if request.show_config:
         sys.stdout.write(prepare.show_config(configs))
@@ -72,6 +83,8 @@ def run(request: SweepRequest, out: Path | None) -> int:
             sys.stdout.write(json.dumps(dataclasses.asdict(choice)) + "\n")
     else:
         sys.stdout.write("\n".join(describe.table(profile, [one.control for one in tuned])) + "\n")
+    if trace is not None:
+        _tell_saving(trace, Path(recipe), regions, tuned, stages, request)
     if request.plots:
         _draw(profile, folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
@@ -87,6 +100,27 @@ def _copy(profile: Profile, kept: Path, out: Path) -> None:
         profile_file.save(profile, out)
     except UsageError as error:
         raise UsageError(f"{error}; the profile is whole in {kept}", hint=f"make room, then copy {kept}") from error
+
+
+def _tell_saving(
+    trace: ProgramTrace,
+    path: Path,
+    regions: Sequence[Region],
+    tuned: Sequence[Tuned],
+    stages: Stages,
+    request: SweepRequest,
+) -> None:
+    """Say what the profile saves of a step of the program."""
+    weight = saving.weights(regions, traced.sent_cases(trace).cases)
+    predicted = saving.predict(regions, tuned, stages.folders, weight)
+    said = traced_describe.answer(trace, exchanges(trace), path)
+    waited_us = said.tunable_us - said.late_us if said.waits_seen else None
+    text = saving.sentence(predicted, said.step_us, waited_us)
+    if request.format == "json":
+        values = {} if predicted is None else dataclasses.asdict(predicted)
+        sys.stdout.write(json.dumps({"answer": text, **values, "step_us": said.step_us, "waited_us": waited_us}) + "\n")
+    else:
+        sys.stdout.write(f"{text}\n")
 
 
 def _draw(profile: Profile, folder: Path, console: Console) -> None:

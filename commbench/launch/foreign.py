@@ -81,14 +81,15 @@ def run(
     *,
     env: Mapping[str, str] | None = None,
     cluster: Cluster | None = None,
-    log: Path | None = None,
+    log: Path | int | None = None,
     timeout_s: float | None = None,
     hold: int | None = None,
 ) -> ProgramEnd:
     """Run a program to its end, in this process's environment with `env` (`unset`: without the variable).
 
-    log: takes its output, both streams, at the end of what is there; None: they are ours. timeout_s: after which it is
-    ended. hold: a descriptor that stays open as long as anything of the program runs, for a lock.
+    log: takes its output, both streams, at the end of what is there, or is a descriptor; None: they are ours.
+    timeout_s: after which it is ended. hold: a descriptor that stays open as long as anything of the program runs, for
+    a lock.
 
     Ctrl-C and SIGTERM are handed on; whatever has not ended 10 s later, or at the next of them, is killed. Then
     `KeyboardInterrupt` is raised. Nothing that the program started is left when this returns or raises, nor when this
@@ -119,14 +120,14 @@ def run(
 
 
 def _supervise(
-    words: list[str], environment: Mapping[str, str], log: Path | None, timeout_s: float | None, kept: list[int]
+    words: list[str], environment: Mapping[str, str], log: Path | int | None, timeout_s: float | None, kept: list[int]
 ) -> tuple[int, bool]:
     """Return the code of the process above the program, and whether it was ended as it took too long."""
     sys.stdout.flush()
     interrupted = timed_out = False
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(_asked())
-        output = stack.enter_context(open(log, "ab")) if log else None
+        output = stack.enter_context(open(log, "ab")) if isinstance(log, Path) else log
         process = subprocess.Popen(
             words,
             env=dict(environment),

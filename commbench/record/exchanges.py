@@ -74,7 +74,7 @@ def _exchange(
     times: dict[int, float | None] = defaultdict(float)
     for one in lines:
         count, host, device, wait = _times(one, steady=steady)
-        stood = wait if trace.transport == _ON_GPU else host + (wait or 0.0)
+        stood = wait if wait is None or trace.transport == _ON_GPU else host + wait
         took = device if device is not None else None if first.async_op or trace.transport == _ON_GPU else stood
         calls[one.rank] += count / steps[one.rank]
         exposed[one.rank] = _sum(exposed[one.rank], stood, steps[one.rank])

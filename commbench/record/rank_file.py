@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from commbench.errors import CorruptFile
 from commbench.record.trace import TracedCalls
-from commbench.serialise import as_dict, from_dict, parse_json
+from commbench.serialise import STORED_AS, from_dict, parse_json
 
 FOLDER = "ranks"  # of a trace
 _VERSION = 1
 _MOST_BYTES = 1 << 30
+_COLUMNS = [(item.name, item.metadata.get(STORED_AS, item.name)) for item in fields(TracedCalls)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,8 @@ def path_of(folder: Path, rank: int) -> Path:
 def write(folder: Path, record: RankRecord) -> None:
     """Put the file in the place of the last one. It is not forced to the disk, as that may take longer than a step."""
     path = path_of(folder, record.rank)
-    values = {**as_dict(record), "calls": [as_dict(one) for one in record.calls]}
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    values["calls"] = [{stored: getattr(one, name) for name, stored in _COLUMNS} for one in record.calls]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(json.dumps(values, separators=(",", ":"), allow_nan=False))

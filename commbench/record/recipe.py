@@ -64,11 +64,12 @@ def sent_cases(trace: ProgramTrace) -> SentCases:
         if (one.steady_count if steady else one.count) and one.nbytes:
             by_collective[one.collective].append(one)
     matrices = list(sent_matrices(trace))
-    for name, lines in by_collective.items():
+    words: dict[Layout, str] = {}
+    for name, lines in sorted(by_collective.items(), key=lambda item: -sum(one.count * one.nbytes for one in item[1])):
         if name not in collectives.TABLE or name in _CODED:
             left_out.append(f"{sum(one.count for one in lines)} calls of {name}: no sweep has it")
             continue
-        for family in _families(trace, layout, {one.group for one in lines}, name, left_out):
+        for family in _families(trace, layout, {one.group for one in lines}, name, words, left_out):
             mine = [one for one in lines if one.group in family.ids]
             make = _uneven if name == "all_to_allv" else _even
             cases += make(trace, name, family, mine, [one for one in matrices if one.group in family.ids], left_out)
@@ -77,9 +78,13 @@ def sent_cases(trace: ProgramTrace) -> SentCases:
 
 
 def _families(
-    trace: ProgramTrace, layout: Layout, used: Iterable[int], name: str, left_out: list[str]
+    trace: ProgramTrace, layout: Layout, used: Iterable[int], name: str, words: dict[Layout, str], left_out: list[str]
 ) -> list[_Family]:
-    """Return the groups by sets that share all ranks out; others are told in `left_out`."""
+    """Return the groups by sets that share all ranks out; others are told in `left_out`.
+
+    Sets whose groups lie on the nodes alike are one, measured in the first of them, which `words` has: what is found
+    holds for groups of that layout.
+    """
     sets: dict[tuple[str, int], list[list[int]]] = defaultdict(list)  # of ids of disjoint groups, by name and size
     for number in sorted(used, key=lambda number: trace.groups[number].ranks):
         group = trace.groups[number]
@@ -104,6 +109,7 @@ def _families(
         if reason := layout.unsupported(word):
             left_out.append(f"{name}: {reason}")
             continue
+        word = words.setdefault(layout.within(word), word)
         known_ids = families[word].ids if word in families else frozenset()
         families[word] = _Family(word, layout.within(word), known_ids | {*ids})
     return list(families.values())
@@ -198,11 +204,13 @@ def _exposed(trace: ProgramTrace, name: str, lines: Sequence[TracedCalls]) -> fl
 
 
 def _fewer(weights: dict[Any, float], most: int, place: Callable[[Any], float]) -> dict[Any, float]:
-    """Return at most `most` of the keys: neighbours go into the one of them that weighs more."""
+    """Return at most `most` of the keys, none at one place: neighbours go into the one of them that weighs more."""
     kept = dict(sorted(weights.items(), key=lambda item: place(item[0])))
-    while len(kept) > most:
+    while len(kept) > 1:
         keys = list(kept)
         near = min(range(len(keys) - 1), key=lambda at: place(keys[at + 1]) - place(keys[at]))
+        if len(kept) <= most and place(keys[near + 1]) > place(keys[near]):
+            break
         pair = keys[near], keys[near + 1]
         larger, smaller = sorted(pair, key=lambda key: -kept[key])
         kept[larger] += kept.pop(smaller)

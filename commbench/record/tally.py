@@ -34,8 +34,8 @@ class Entry:
     """Calls of one kind so far. Times in microseconds."""
 
     __slots__ = (
-        "base", "count", "device_count", "device_us", "host_us", "merged", "nbytes", "received", "sent", "sequences",
-        "setup", "wait_count", "wait_us",
+        "base", "count", "device_count", "device_us", "host_us", "merged", "nbytes", "received", "sampled", "sent",
+        "sequences", "setup", "wait_count", "wait_us",
     )  # fmt: skip
 
     def __init__(self, base: Base, sent: Splits | None, received: Splits | None, *, merged: bool) -> None:
@@ -44,6 +44,7 @@ class Entry:
         self.host_us = 0.0
         self.wait_us, self.wait_count = 0.0, 0  # of the calls whose wait was seen, how many those are
         self.device_us, self.device_count = 0.0, 0
+        self.sampled = False  # whether some waits alone are seen, by events
         self.sequences: list[int] = []
         self.setup: tuple[int, float, float] = (0, 0.0, 0.0)  # count, host and wait when the first step ended
 
@@ -52,7 +53,9 @@ class Entry:
         group, collective, dtype, async_op, site = self.base
         setup_count, setup_host_us, setup_wait_us = self.setup
         device = self.device_us / self.device_count if self.device_count else None
-        scale = self.count / self.wait_count if self.wait_count else None
+        wait = self.wait_us * self.count / self.wait_count if self.wait_count else None
+        if wait is not None and self.sampled:  # the first calls were not timed
+            setup_wait_us = wait * setup_count / self.count
         return TracedCalls(
             rank=rank,
             group=group,
@@ -66,11 +69,11 @@ class Entry:
             count=self.count,
             host_us=round(self.host_us, 3),
             device_us=None if device is None else round(device * self.count, 3),
-            wait_us=None if scale is None else round(self.wait_us * scale, 3),
+            wait_us=None if wait is None else round(wait, 3),
             setup_count=setup_count,
             setup_host_us=round(setup_host_us, 3),
             setup_device_us=None if device is None else round(device * setup_count, 3),
-            setup_wait_us=None if scale is None else round(setup_wait_us * scale, 3),
+            setup_wait_us=None if wait is None else round(min(setup_wait_us, wait), 3),
             sequences=self.sequences or None,
             merged=self.merged,
         )

@@ -24,7 +24,7 @@ def plan(regions: Sequence[Region], budget_s: float, gain: float) -> list[str]:
     """Return what would be tried, a line for each candidate."""
     lines = [f"budget: {format_seconds(budget_s)}; a gain below {gain:.0%} is none"]
     for region in regions:
-        lines.append(f"{region.default}: {count(region)}")
+        lines.append(f"{region}: {count(region)}")
         for name in dict.fromkeys(space.label(c, region.default) for p in region.problems for c in p.candidates):
             lines.append(f"    {name}")
         default = region.problems[0].default

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import commbench
-from commbench import cost_model
+from commbench import algorithms, cost_model
 from commbench.collectives.base import PART_BYTES
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
@@ -69,6 +70,25 @@ def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:
     return replace(item, timeout=min(item.timeout, max(5.0, limits.budget_s / _TIMEOUT_PART)))
 
 
+def of_program(configs: Sequence[SweepConfig]) -> list[SweepConfig]:
+    """Return what of a recorded program can be tuned: collectives with several algorithms, on the program's own memory.
+
+    Raises `UsageError` where there is none.
+    """
+    kept = []
+    for item in configs:
+        names = [name for name in item.collective if len(algorithms.names(name)) > 1]
+        if names:
+            kept.append(replace(item, collective=names, typed=item.typed | {"buffers"}))
+    if not kept:
+        sent = ", ".join(dict.fromkeys(name for item in configs for name in item.collective))
+        raise UsageError(
+            "there is nothing to tune: the program calls no all-to-all",
+            hint=f"there is one way only to do what it calls: {sent}",
+        )
+    return kept
+
+
 def tune(
     regions: Sequence[Region], configs: Sequence[SweepConfig], stages: Stages, limits: Limits, console: Console
 ) -> list[Tuned]:
@@ -76,7 +96,7 @@ def tune(
     tuned = []
     for index, region in enumerate(regions):
         left_s = max(0.0, limits.budget_s - stages.spent_s) / (len(regions) - index)
-        console.note(f"tuning {region.default}: {count(region)}, {format_seconds(left_s)}")
+        console.note(f"tuning {region}: {count(region)}, {format_seconds(left_s)}")
         folders = len(stages.folders)
 
         def fit(first: int = folders, region: Region = region) -> Predict | None:
@@ -84,8 +104,9 @@ def tune(
 
         asked = [item.launches for item in configs if "launches" in item.typed]
         launches = max([PAIRS_FOR_CLAIM, *asked])
+        scope = functools.partial(stages.scope, groups=region.groups)
         tuner = Tuner(
-            region, stages, budget_s=left_s, scope=stages.scope, note=console.note,
+            region, stages, budget_s=left_s, scope=scope, note=console.note,
             confirmation=Confirmation(minimum_gain=limits.gain, pairs=(launches, max(launches, MOST_PAIRS))),
             model=CostModel(probes=_pairs(region, configs), fit=fit),
         )  # fmt: skip
@@ -111,8 +132,8 @@ def _pairs(region: Region, configs: Sequence[SweepConfig]) -> list[Case]:
             continue
         for size in sorted(wanted):
             narrow = replace(
-                item, transport=[setup.transport], collective=["pairs"], algorithm=["direct"], params={},
-                arguments={"round": list(_PAIR_ROUNDS)},
+                item, transport=[setup.transport], groups=["world"], collective=["pairs"], algorithm=["direct"],
+                params={}, arguments={"round": list(_PAIR_ROUNDS)},
                 layer={}, mode=["isolated"], buffers=["plain"], size_range=Sizes(size, size), typed=frozenset(),
             )  # fmt: skip
             try:

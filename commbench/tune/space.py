@@ -65,6 +65,14 @@ class Region:
     def default(self) -> Setup:
         return self.setups[0]
 
+    @property
+    def groups(self) -> str:
+        """Return the groups of ranks that work at the same time; the scope is about one of them."""
+        return self.problems[0].default.groups
+
+    def __str__(self) -> str:
+        return f"{self.default}" + ("" if self.groups == "world" else f", groups of {self.groups}")
+
 
 def identity(case: Case) -> str:
     """Return the digest of what is measured, however long and however often."""
@@ -112,6 +120,7 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
             ordered = [first, *(key for key in setups if key != first)]
             problems.sort(key=lambda problem: (problem.curve, problem.size_bytes))
             result.append(Region(setups=tuple(by_key[key] for key in ordered), problems=tuple(problems)))
+    _check_scopes(result)
     others = [case for region in result for problem in region.problems for case in problem.candidates]
     if result and all(case.case_id in {one.case_id for one in defaults.values()} for case in others):
         reasons = sorted({item.skip for item in wide if item.skip})
@@ -125,6 +134,20 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
     return result
 
 
+def _check_scopes(found: Sequence[Region]) -> None:
+    """Raise `UsageError` where what is found in two regions would hold for the same groups."""
+    seen: dict[str, Region] = {}
+    for region in found:
+        layout = region.default.layout.within(region.groups)
+        setup = replace(region.default, nodes=layout.nodes, ranks_per_node=layout.ranks_per_node)
+        if (other := seen.setdefault(setup.key, region)) is not region:
+            raise UsageError(
+                f"{other} and {region} are both {layout.nodes} x {layout.ranks_per_node} ranks, and a profile has one "
+                "choice for such groups",
+                hint="tune each alone, with a profile each",
+            )
+
+
 def _unasked(case: Case, config: SweepConfig) -> bool:
     """Return whether only the algorithm demands what is done, as `tp_input=partial`: that is tuned if asked for."""
     arguments = collectives.get(case.collective).arguments
@@ -134,7 +157,6 @@ def _unasked(case: Case, config: SweepConfig) -> bool:
 
 def _check(config: SweepConfig) -> None:
     for key, values, allowed in (
-        ("groups", config.groups, "world"),
         ("overlap", config.overlap, "none"),
         ("in_place", config.in_place, False),
     ):
@@ -190,7 +212,7 @@ def _region(case: Case) -> str:
     setup = dataclasses.asdict(case.setup)
     for key in _LAUNCH_KEYS:
         del setup[key]
-    return digest(setup)
+    return digest(setup if case.groups == "world" else [setup, case.groups])
 
 
 def _problem(case: Case) -> str:

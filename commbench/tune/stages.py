@@ -124,12 +124,14 @@ class Stages:
             self._known[setup.transport] = (dict(record["versions"]), str(gpu))
             return
 
-    def scope(self, setup: Setup) -> Scope:
+    def scope(self, setup: Setup, groups: str = "world") -> Scope:
+        """Return where choices for groups of ranks of this set-up hold: in groups of the same layout."""
+        layout = setup.layout.within(groups)
         versions, gpu = self._known.get(setup.transport, ({}, ""))
         values: dict[str, Any] = {
             "transport": setup.transport,
-            "nodes": setup.nodes,
-            "ranks_per_node": setup.ranks_per_node,
+            "nodes": layout.nodes,
+            "ranks_per_node": layout.ranks_per_node,
             "versions": versions,
             "gpu": gpu,
             "fabric": str(setup.emulated) if setup.emulated else self._nominal.get(setup.key, ""),

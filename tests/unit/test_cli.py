@@ -52,6 +52,7 @@ FLAGS = {
     "export": {"--format", "--scope", "--out", "--allow-env"},
     "ab": {"--profile", "--allow-env", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
     "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env"},
+    "record": {"--out", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},
 }  # fmt: skip
 
 

@@ -1,0 +1,279 @@
+"""CallRecorder: the observer that counts and times the calls of this process, and writes them down every few seconds.
+
+On the host every call and every wait is timed. On a GPU some calls are, by events on the stream that the program
+waits with: how long that stands still is what the program waits. A file is written at the end of a step, by the wall
+clock: so all ranks write after the same one, and none waits for another's disk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import platform
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import commbench
+from commbench import variables
+from commbench.backend import observer
+from commbench.backend.observer import GroupInfo, ObservedCall, ObservedWork
+from commbench.record import rank_file
+from commbench.record.rank_file import RankRecord
+from commbench.record.sites import Sites
+from commbench.record.tally import Entry, Tally
+
+_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "": "none"}
+_MOST_STEPS = 8192  # that are kept
+_MOST_GROUPS = 4096
+_UNNAMED = ("", "undefined", "default_pg")  # descriptions that torch gives where the program gives none
+_SLOTS_S = (0.5, 5.0)  # between two writes: at first, and later
+_EARLY_S = 10.0
+_FIRST_SAMPLED, _SAMPLED_EVERY = 4, 16  # calls of a kind that events time; the first ones connect ranks
+_MOST_PENDING = 64  # samples whose events have not happened yet
+
+
+class _Token(NamedTuple):
+    entry: Entry
+    began_ns: int
+    start: Any  # torch.cuda.Event, or None; of a sampled call on a GPU
+
+
+class _Sample(NamedTuple):
+    """Events around one call on a GPU, and around what its stream waits for it."""
+
+    entry: Entry
+    work: Any  # dist.Work, which has more methods than its stubs
+    start: Any  # torch.cuda.Event, as the other two
+    waits: Any
+    ends: Any
+    asynchronous: bool
+
+
+class CallRecorder:
+    """What this process has called so far."""
+
+    def __init__(self, folder: Path, salt: str = "", environ: Mapping[str, str] = os.environ) -> None:
+        """Write into `folder`. salt: leave out hosts and paths; hosts are then told apart by a hash with it."""
+        self._folder = folder
+        self._salt = salt
+        self._environ = environ
+        self._tally = Tally()
+        self._sites = Sites(names_only=bool(salt))
+        self._groups: dict[int, tuple[GroupInfo, int]] = {}  # by identity, as to hash all ranks takes long
+        self._known: dict[tuple[str, tuple[int, ...]], int] = {}  # description, ranks -> place in the file
+        self._rank = self._size = 0
+        self._moved: dict[str, str] = {}  # the transport of each device whose tensors were sent
+        self._steps: list[list[float]] = []
+        self._ended = 0
+        self._began_s = self._last_s = time.perf_counter()
+        self._clock: weakref.ref[Any] | None = None  # the optimizer whose steps count
+        self._explicit = False
+        self._pending: list[_Sample] = []
+        self._slot = 0
+        self._pid = os.getpid()
+
+    # What the wrapper tells.
+
+    def group_created(self, group: GroupInfo) -> None:
+        if not self._groups:
+            self._rank = group.ranks[group.rank]
+            self._size = dist.get_world_size() if dist.is_initialized() else len(group.ranks)
+        name = "" if group.description in _UNNAMED else group.description
+        if (name, group.ranks) in self._known or len(self._known) < _MOST_GROUPS:
+            self._groups[id(group)] = group, self._known.setdefault((name, group.ranks), len(self._known))
+
+    def begin(self, call: ObservedCall) -> _Token | None:
+        found = self._groups.get(id(call.group))
+        if found is None:  # of more groups than are kept
+            return None
+        on_gpu = call.device == "cuda"
+        if call.nbytes and call.device not in self._moved:
+            self._moved[call.device] = _transport(call)
+        site = self._sites.find(sys._getframe(1))
+        base = (found[1], call.collective, _DTYPES.get(call.dtype, call.dtype), call.asynchronous, site)
+        entry = self._tally.count(base, call.nbytes, call.sent, call.received)
+        entry.sampled = on_gpu
+        start = None
+        if on_gpu and entry.count % _SAMPLED_EVERY == _FIRST_SAMPLED and not torch.cuda.is_current_stream_capturing():
+            start = _event()
+        return _Token(entry, time.perf_counter_ns(), start)
+
+    def end(self, token: _Token | None, work: dist.Work) -> dist.Work:
+        if token is None:
+            return work
+        token.entry.host_us += (time.perf_counter_ns() - token.began_ns) / 1e3
+        return _RecordedWork(work, token, self)
+
+    def failed(self, token: _Token | None, error: BaseException) -> None:
+        self.write()
+
+    # What the program waits.
+
+    def waited(self, token: _Token, work: ObservedWork, timeout: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+        """Wait for a call as the program does, and look at the clock before and after."""
+        entry = token.entry
+        if entry.sampled:
+            waits = _event() if token.start is not None else None
+            done = work.inner.wait(*timeout, **named)
+            if token.start is not None and waits is not None and len(self._pending) < _MOST_PENDING:
+                self._pending.append(_Sample(entry, work.inner, token.start, waits, _event(), entry.base[3]))
+            return bool(done)
+        began_ns = time.perf_counter_ns()
+        done = work.inner.wait(*timeout, **named)
+        entry.wait_us += (time.perf_counter_ns() - began_ns) / 1e3
+        entry.wait_count += 1
+        return bool(done)
+
+    def _collect(self) -> None:
+        """Take over what events have seen; those that have not happened yet wait for the next step."""
+        later = []
+        for sample in self._pending:
+            if not sample.ends.query():
+                later.append(sample)
+                continue
+            entry = sample.entry
+            entry.wait_us += 1e3 * sample.waits.elapsed_time(sample.ends)
+            entry.wait_count += 1
+            took_us = _duration_us(sample)
+            if took_us is not None:
+                entry.device_us += took_us
+                entry.device_count += 1
+        self._pending = later
+
+    # Steps.
+
+    def optimizer_stepped(self, optimizer: Any) -> None:
+        """End a step where this is the first optimizer that has ever stepped."""
+        clock = self._clock() if self._clock is not None else None
+        if clock is None:
+            self._clock = weakref.ref(optimizer)
+        elif clock is not optimizer:
+            return
+        if not self._explicit:
+            self.step_ended()
+
+    def step_said(self) -> None:
+        """End a step where the program says so: optimizers do not count from then on."""
+        self._explicit = True
+        self.step_ended()
+
+    def step_ended(self) -> None:
+        now_s = time.perf_counter()
+        self._steps.append([self._ended, round((now_s - self._last_s) * 1e6, 1)])
+        self._last_s = now_s
+        self._ended += 1
+        self._tally.end_first_step()
+        if len(self._steps) > _MOST_STEPS:
+            self._steps = [*self._steps[:-1][::2], self._steps[-1]]
+        if self._pending:
+            self._collect()
+        self._write_in_time(now_s)
+
+    # The file.
+
+    def _write_in_time(self, now_s: float) -> None:
+        slot = int(time.time() / _SLOTS_S[now_s - self._began_s > _EARLY_S])
+        if slot != self._slot:
+            self._slot = slot
+            self.write()
+
+    def write(self) -> None:
+        """Write what is known now; nothing in a process that was forked, or before the first call."""
+        if not self._groups or os.getpid() != self._pid:
+            return
+        rank_file.write(
+            self._folder,
+            RankRecord(
+                rank=self._rank,
+                ranks=self._size,
+                host=self._host(),
+                transport=self._moved.get("cuda") or next(iter(self._moved.values()), ""),
+                gpu=torch.cuda.get_device_name() if "cuda" in self._moved else "",
+                versions={"commbench": commbench.__version__, "torch": str(torch.__version__)},
+                group_names=[name for name, _ in self._known],
+                group_ranks=[list(ranks) for _, ranks in self._known],
+                calls=self._tally.lines(self._rank),
+                steps=self._steps,
+            ),
+        )
+
+    def _host(self) -> str:
+        """Return the host's name. A node of an emulated cluster is a host of its own."""
+        name = platform.node()
+        if self._environ.get(variables.FABRIC):
+            name += f"/{self._rank // max(1, int(self._environ.get('LOCAL_WORLD_SIZE') or 1))}"
+        return hashlib.blake2b((self._salt + name).encode(), digest_size=8).hexdigest() if self._salt else name
+
+
+class _RecordedWork(ObservedWork):
+    """The work of a recorded call. The first wait of it is the program's; others find it done."""
+
+    def __init__(self, inner: dist.Work, token: _Token, recorder: CallRecorder) -> None:
+        super().__init__(inner)
+        self.token: _Token | None = token
+        self.recorder = recorder
+
+    def wait(self, *timeout: Any, **named: Any) -> bool:
+        token = self.token
+        if token is None:
+            return super().wait(*timeout, **named)
+        self.token = None
+        return self.recorder.waited(token, self, timeout, named)
+
+
+def _event() -> Any:
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _duration_us(sample: _Sample) -> float | None:
+    """Return what a call took on the GPU; None where that cannot be told."""
+    try:
+        return 1e3 * float(sample.work._get_duration())  # with TORCH_NCCL_ENABLE_TIMING
+    except RuntimeError:
+        return None if sample.asynchronous else 1e3 * sample.start.elapsed_time(sample.ends)
+
+
+def _transport(call: ObservedCall) -> str:
+    """Return what carries a call: nccl of `cpu:gloo,cuda:nccl` on a GPU."""
+    of_device = dict(part.split(":", 1) for part in call.group.backend.split(",") if ":" in part)
+    return of_device.get(call.device, call.group.backend)
+
+
+_recorder: CallRecorder | None = None
+
+
+def recorder() -> CallRecorder:
+    """Return the recorder of this process, which writes where COMMBENCH_RECORD says."""
+    global _recorder
+    if _recorder is None:
+        folder = Path(os.environ[variables.RECORD])
+        made = _recorder = CallRecorder(folder, os.environ.get(variables.RECORD_SALT, ""))
+        register_optimizer_step_post_hook(lambda optimizer, args, kwargs: _safely(made.optimizer_stepped, optimizer))
+        atexit.register(_safely, made.write)
+    return _recorder
+
+
+def step_ended() -> None:
+    """End a step of the program, where it is recorded."""
+    if _recorder is not None:
+        _safely(_recorder.step_said)
+
+
+def _safely(function: Callable[..., None], *given: Any) -> None:
+    """Call what a program does not ask for, so that it never fails because of it: as where the disk is full."""
+    if observer.current is not None:
+        try:
+            function(*given)
+        except Exception as error:
+            observer.drop(error)

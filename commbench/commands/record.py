@@ -1,0 +1,145 @@
+"""`commbench record`: runs a program, and says what it sent and how long it waited."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from commbench import variables
+from commbench.console import Console
+from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
+from commbench.launch import foreign
+from commbench.launch.foreign import Cluster
+from commbench.record import describe, folder, recipe
+from commbench.record.consolidate import consolidate
+from commbench.record.exchanges import exchanges
+from commbench.record.folder import Recording
+from commbench.record.trace import ProgramTrace
+from commbench.run_folder import timestamp
+from commbench.sweep import foreign_keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRequest:
+    """Holds the command line of `commbench record`."""
+
+    words: tuple[str, ...]
+    program: tuple[str, ...] | None
+    out: Path
+    format: str = "table"
+    anonymous: bool = False
+    plots: bool = True
+    quiet: bool = False
+
+
+def run(request: RecordRequest) -> int:
+    """Return the program's exit code; 2 where nothing was recorded. Raises `CommbenchError` before it is started."""
+    if request.program is None:
+        raise UsageError("which program?", hint="commbench record --out TRACE -- torchrun --nproc-per-node=2 train.py")
+    said = foreign_keys.read(request.words)
+    env = _one_each(said.env)
+    foreign.check(request.program, said.cluster, variables.applied(os.environ, env))
+    about: dict[str, Any] = {
+        "created": timestamp(),
+        "anonymous": request.anonymous,
+        "command": [] if request.anonymous else list(request.program),
+        "fabric": _fabric(said.cluster),
+    }
+    recording = folder.begin(request.out, **about)
+    console = Console(quiet=request.quiet, verbose=False)
+    env |= {
+        variables.BACKEND: "record",
+        variables.RECORD: str(request.out.resolve()),
+        variables.RECORD_SALT: secrets.token_hex(8) if request.anonymous else "",
+    }
+    try:
+        # What is data here are our lines: the program's go beside them where somebody reads those.
+        output = sys.stderr.fileno() if request.format == "json" else None
+        end = foreign.run(request.program, env=env, cluster=said.cluster, log=output, hold=recording.lock.descriptor)
+        code = end.code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except CommbenchError:
+        folder.abandon(recording)
+        raise
+    return _finish(request, recording, code, console)
+
+
+def _one_each(env: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the variables of the program. Raises `UsageError` for several values of one."""
+    for name, values in env.items():
+        if len(values) != 1:
+            raise UsageError(f"env.{name} takes one value, not {len(values)}", hint="record once for each")
+    return {name: values[0] for name, values in env.items()}
+
+
+def _fabric(cluster: Cluster | None) -> dict[str, str | int]:
+    """Return the keys with which a sweep makes the same cluster."""
+    if cluster is None:
+        return {}
+    values = {name: value for name, value in asdict(cluster.emulated).items() if name != "nodes"}
+    empty = {"intra_link": "none", "slow_link": "none"}
+    return {"fabric": "emulated", **{name: value or empty.get(name, value) for name, value in values.items()}}
+
+
+def _finish(request: RecordRequest, recording: Recording, code: int, console: Console) -> int:
+    """Make the trace, and say what is in it."""
+    records = recording.records()
+    if not records:
+        folder.abandon(recording)
+        if code not in (EXIT_OK, EXIT_INTERRUPTED):
+            console.error(f"the program ended with exit code {code} before any rank had called a collective")
+            return code
+        raise EnvironmentProblem(
+            "nothing was recorded: no process of the program made a process group of torch.distributed",
+            hint="is it a torch program, in an environment where commbench is installed? commbench doctor says "
+            "whether torch loads it; TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns that off",
+        )
+    status = "finished" if code == EXIT_OK else "unfinished"
+    trace = consolidate(records, **recording.about, status=status, exit_code=code)
+    sent = recipe.sent_cases(trace)
+    folder.finish(recording, trace, recipe.text(trace, sent))
+    found = exchanges(trace)
+    answer = describe.answer(trace, found, request.out)
+    if request.format == "json":
+        for line in describe.rows(found):
+            sys.stdout.write(json.dumps(line) + "\n")
+        summary = {**asdict(answer), "trace": str(request.out), "ranks": trace.ranks, "exit_code": code}
+        sys.stdout.write(json.dumps(summary) + "\n")
+    else:
+        sys.stdout.write("\n".join([*describe.table(trace, found), _sentence(answer.answer)]) + "\n")
+    sys.stdout.flush()
+    if code != EXIT_OK:
+        console.error(f"the program ended with exit code {code}{_until(trace)}; the trace has what was recorded")
+    if request.plots:
+        _draw(request.out, console)
+    console.note(f"trace: {request.out}" + (f"; next: {answer.next}" if answer.next else ""))
+    return code
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _until(trace: ProgramTrace) -> str:
+    """Return which ranks ended before others, by their steps; "" where all got as far."""
+    counts = {rank: trace.step_count(rank) for rank in range(trace.ranks)}
+    last = max(counts.values())
+    early = [f"{rank} after {count}" for rank, count in counts.items() if count < last]
+    return f": of {last} steps, rank {', '.join(early[:4])}{', ..' if len(early) > 4 else ''}" if early else ""
+
+
+def _draw(path: Path, console: Console) -> None:
+    from commbench.commands.plot import draw_trace
+
+    try:
+        for picture in draw_trace([path], None):
+            console.note(f"plot: {picture}")
+    except (OSError, ValueError) as error:
+        console.note(f"no plot: {error}")

@@ -1,0 +1,78 @@
+"""Which line of a program makes a call: file:line of the first frame that is the program's own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import CodeType, FrameType
+
+_LIBRARIES = frozenset({"torch", "deepspeed", "megatron", "accelerate"})
+_NEVER = frozenset({"torch", "commbench"})  # not even where nothing else has called
+_MOST_DEEP = 200  # frames that are looked at
+_MOST_CODES = 20_000  # that are remembered
+
+
+class Sites:
+    """Finds lines; what it has seen once is found at once."""
+
+    def __init__(self, *, names_only: bool) -> None:
+        """names_only: leave folders out."""
+        self._names_only = names_only
+        # By identity: codes are equal, whatever their files are.
+        self._own: dict[int, tuple[CodeType, bool]] = {}
+        self._texts: dict[tuple[int, int], str] = {}
+        self._cwd = Path.cwd()
+
+    def find(self, frame: FrameType | None) -> str:
+        """Return `moe.py:214` of the first frame of the program's own, from `frame` outwards; "" if there is none.
+
+        Where libraries alone have called, as a script that is one of theirs, it is their innermost line.
+        """
+        inside: FrameType | None = None
+        for _ in range(_MOST_DEEP):
+            if frame is None:
+                break
+            code = frame.f_code
+            known = self._own.get(id(code))
+            if known is None:
+                if len(self._own) >= _MOST_CODES:  # of a program that makes its own
+                    self._own.clear()
+                    self._texts.clear()
+                known = self._own[id(code)] = code, _is_own(frame)
+            if known[1]:
+                return self._text(frame)
+            if inside is None and _is_library(frame):
+                inside = frame
+            frame = frame.f_back
+        return "" if inside is None else self._text(inside)
+
+    def _text(self, frame: FrameType) -> str:
+        key = id(frame.f_code), frame.f_lineno
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = f"{self._file(Path(frame.f_code.co_filename))}:{frame.f_lineno}"
+        return text
+
+    def _file(self, path: Path) -> str:
+        if not self._names_only:
+            if path.is_relative_to(self._cwd):
+                return str(path.relative_to(self._cwd))
+            for folder in ("site-packages", "dist-packages"):
+                if folder in path.parts:
+                    return str(Path(*path.parts[len(path.parts) - path.parts[::-1].index(folder) :]))
+        return path.name
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _is_own(frame: FrameType) -> bool:
+    """Return whether a frame is neither a library's, nor Python's, nor made up by one of them."""
+    package = _package(frame)
+    generated = frame.f_code.co_filename.startswith("<")
+    return not (generated or package in _LIBRARIES | _NEVER or package in sys.stdlib_module_names)
+
+
+def _is_library(frame: FrameType) -> bool:
+    return _package(frame) in _LIBRARIES - _NEVER
