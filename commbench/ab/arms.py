@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ from commbench import variables
 from commbench.ab.pairs import ARMS, CANDIDATE
 from commbench.errors import UsageError, unknown
 from commbench.export import program as programs
-from commbench.profile import file
+from commbench.profile import Profile, Scope, file
 from commbench.serialise import digest
 
 SECOND = ":::"  # between the programs of both arms, as GNU parallel has it: no program takes such a word
 _NONE = ("default", "none")  # in place of a profile's path
-_EXAMPLES = "--profile p.json, --profile a.json --profile b.json, env.NAME=a,b, candidate.env.NAME=V, or A ::: B"
+_EXAMPLES = (
+    "--profile p.json, --profile a.json --profile b.json, env.NAME=a,b, binding=none,block, candidate.env.NAME=V, "
+    "or A ::: B"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,8 @@ class ProgramArm:
     """One way to start the program. env: what is set above our environment, `unset` takes a variable away.
 
     profile: the file by which exchanges go, "" none. profiled: whether the arms differ in it. settings_of: variables by
-    which `commbench exec` would start the program under it; without a profile those that take one away.
+    which `commbench exec` would start the program under it; without a profile those that take one away. binding: the
+    policy by which ranks bind themselves, "" where the arms say nothing of it.
     """
 
     name: str
@@ -36,6 +40,21 @@ class ProgramArm:
     profile_digest: str = ""
     profiled: bool = False
     settings_of: Mapping[str, str] = field(default_factory=dict)
+    binding: str = ""
+
+    @property
+    def needs_commbench(self) -> bool:
+        """Return whether the program has to load commbench, for the arms to differ at all."""
+        return self.profiled or bool(self.binding)
+
+    def bound_in(self, folder: Path) -> ProgramArm:
+        """Return the arm as its ranks bind themselves: by a profile in `folder` that says nothing else."""
+        if not self.binding:
+            return self
+        path = folder / f"binding-{self.binding}.json"
+        scope = Scope(id="binding", transport="gloo", nodes=None, ranks_per_node=None, binding=self.binding)
+        file.save(Profile(scopes=[scope], choices=[]), path)
+        return replace(self, settings_of=programs.settings(scope, path, bound=False, reductions=False))
 
     def environment(self, recording: Path | None = None) -> dict[str, str]:
         """Return the variables of the program, with those that let it be recorded into a folder."""
@@ -48,8 +67,9 @@ class ProgramArm:
 
     def settings(self) -> dict[str, Any]:
         """Return what files say of the arm."""
-        profile = self.profile or None
-        return {"command": list(self.command), "profile": profile, "profile_digest": self.profile_digest or None,
+        profile, digest_ = self.profile or None, self.profile_digest or None
+        bound = {"binding": self.binding} if self.binding else {}
+        return {"command": list(self.command), "profile": profile, "profile_digest": digest_, **bound,
                 **{f"env.{name}": value for name, value in self.env.items()}}  # fmt: skip
 
 
@@ -74,12 +94,13 @@ def arms_of(
     env: Mapping[str, Sequence[str]],
     own: Mapping[str, Sequence[str]],
     allow_env: Sequence[str] = (),
+    bindings: Sequence[str] = (),
 ) -> dict[str, ProgramArm]:
     """Return both arms. Raises `UsageError` where what is typed makes another number of them.
 
     program: what stands after `--`, None where that was not typed. profiles: of `--profile`; one alone is the
     candidate's. env: the values of each `env.NAME`: one for both arms, or one for each. own: as `split` returns them.
-    allow_env: variables of a profile that may load code.
+    allow_env: variables of a profile that may load code. bindings: policies: none, one for both arms, or one for each.
     """
     commands = _commands(program)
     paths = _profiles(profiles)
@@ -93,21 +114,37 @@ def arms_of(
     for arm in ARMS:
         for word in own[arm]:
             _of_one(arm, word, settings[arm], paths)
-    ways = [len(commands) > 1, bool(paths), any(len(values) > 1 for values in env.values()), any(own.values())]
-    if sum(ways[:3]) > 1 or (ways[3] and any((ways[0], ways[2]))):
+    ways = [len(commands) > 1, len(bindings) > 1, any(len(values) > 1 for values in env.values()), bool(paths)]
+    if sum(ways) > 1 or (any(own.values()) and any(ways[:3])):
         raise UsageError("the arms differ in several ways, so nobody could say which of them it was",
                          hint=f"one of these: {_EXAMPLES}; together: candidate.env.A=V candidate.env.B=V")  # fmt: skip
-    if not any(ways):
+    if not any(ways) and not any(own.values()):
         raise UsageError("there is one arm: nothing says in what the second differs", hint=_EXAMPLES)
     started = dict(zip(ARMS, (commands[0], commands[-1]), strict=True))
+    _check_bindings(bindings, started, bool(paths))
     loaded = {arm: _loaded(paths.get(arm, ""), started[arm] or ("",), allow_env) for arm in ARMS}
     return {
         arm: ProgramArm(
             name=arm, command=started[arm], env=settings[arm], profile=loaded[arm][0],
             profile_digest=loaded[arm][1], profiled=bool(paths), settings_of=loaded[arm][2] if paths else {},
+            binding=bindings[min(number, len(bindings) - 1)] if bindings else "",
         )
-        for arm in ARMS
+        for number, arm in enumerate(ARMS)
     }  # fmt: skip
+
+
+def _check_bindings(bindings: Sequence[str], started: Mapping[str, Sequence[str]], profiled: bool) -> None:
+    if len(bindings) > len(ARMS):
+        raise UsageError(f"{len(bindings)} bindings, and there are {len(ARMS)} arms", hint="compare two at a time")
+    if bindings and profiled:
+        raise UsageError("binding and a profile are both set", hint="a profile has a binding of its own")
+    for command in started.values() if bindings else ():
+        if command and not programs.starts_ranks(command):
+            raise UsageError(
+                f"binding={','.join(bindings)}: ranks bind themselves where they import torch, and {command[0]!r} is "
+                "no launcher of torch programs",
+                hint="-- torchrun ..; other launchers bind ranks by options of their own: -- A .. ::: B ..",
+            )
 
 
 def _commands(program: Sequence[str] | None) -> list[tuple[str, ...]]:
@@ -183,6 +220,9 @@ def names(both: Mapping[str, ProgramArm]) -> dict[str, str]:
         short = {arm.name: Path(arm.profile).name or "no profile" for arm in (one, two)}
         for arm in (one, two):
             words[arm.name].append(short[arm.name] if len({*short.values()}) > 1 else arm.profile)
+    if one.binding != two.binding:
+        for arm in (one, two):
+            words[arm.name].append(f"binding={arm.binding}")
     for name in dict.fromkeys([*one.env, *two.env]):
         if one.env.get(name) != two.env.get(name):
             for arm in (one, two):

@@ -12,6 +12,7 @@ from commbench.ab import arms, pairs
 from commbench.ab.arms import ProgramArm
 from commbench.ab.metric import Metric
 from commbench.ab.turns import TurnLimits
+from commbench.binding import policies
 from commbench.launch.foreign import Cluster
 from commbench.sweep import foreign_keys
 from commbench.sweep.key import Key, Number, OneOf, Parsed
@@ -36,6 +37,9 @@ KEYS: dict[str, Key] = {
                    default=0.01, group=_GROUP),
     "warmup": Key(Number(int, 0, 1_000_000), "steps of a launch that do not count; null: a fifth, and two at the least",
                   default=None, optional=True, group=_GROUP),
+    "binding": Key(OneOf(tuple(policy for policy in policies.POLICIES if policy != "explicit")),
+                   "by which ranks of torchrun bind themselves: one for each arm, or one for both", default=None,
+                   axis=True, optional=True, group=_GROUP),
     "better": Key(OneOf(("lower", "higher")), "which value of --metric is", default="lower", group=_GROUP),
     "timeout": Key(Parsed(_time, "90s, 30m, 2h"), f"of a launch; {TIMES} times the first one where that is less",
                    default="1h", group=_GROUP),
@@ -90,7 +94,7 @@ def plan(request: ProgramRequest) -> ProgramPlan:
     values = {name: KEYS[name].read(name, found.own[name]) for name in KEYS}
     rounds, budget = values["rounds"], values["budget"]
     return ProgramPlan(
-        arms=arms.arms_of(request.program, request.profiles, found.env, own, request.allow_env),
+        arms=arms.arms_of(request.program, request.profiles, found.env, own, request.allow_env, values["binding"]),
         cluster=found.cluster,
         metric=Metric(pattern=request.metric, warmup=values["warmup"], higher=values["better"] == "higher"),
         limits=TurnLimits(

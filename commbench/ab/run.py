@@ -42,6 +42,7 @@ def create(request: ProgramRequest) -> ProgramComparison:
     folder.link_latest()
     (folder.path / "samples").rmdir()
     folder.lock.take()
+    asked = _bound(asked, folder)
     about = {
         "format": FORMAT,
         **asked.identity(),
@@ -52,6 +53,10 @@ def create(request: ProgramRequest) -> ProgramComparison:
         "started": timestamp(),
     }
     return ProgramComparison(request, asked, folder, about, [])
+
+
+def _bound(asked: ProgramPlan, folder: RunFolder) -> ProgramPlan:
+    return replace(asked, arms={name: arm.bound_in(folder.path) for name, arm in asked.arms.items()})
 
 
 def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
@@ -88,7 +93,7 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
     supervise.open_to_resume(folder, (), [folder.path / LAUNCHES])
     for left in folder.path.glob("logs/*.trace"):
         shutil.rmtree(left)
-    return ProgramComparison(request, asked, folder, about, made)
+    return ProgramComparison(request, _bound(asked, folder), folder, about, made)
 
 
 class ProgramComparison:
@@ -177,7 +182,7 @@ class ProgramComparison:
         log, started, began = self._log(name, number), timestamp(), time.monotonic()
         arm = self._plan.arms[name]
         # The first tells whether torch loads commbench in this program at all, and whether it makes steps.
-        recording = Recorded(log) if self._metric.records or (number < 0 and arm.profiled) else None
+        recording = Recorded(log) if self._metric.records or (number < 0 and arm.needs_commbench) else None
         try:
             ended = foreign.run(
                 arm.command, env=arm.environment(recording.path if recording else None), cluster=self._plan.cluster,
@@ -209,10 +214,10 @@ class ProgramComparison:
 
     def _settle(self, steps: Sequence[float], ranks: int) -> None:
         """Decide what is compared, by the first launch. Raises `EnvironmentProblem` where no profile would matter."""
-        if not ranks and any(arm.profiled for arm in self._plan.arms.values()):
+        if not ranks and any(arm.needs_commbench for arm in self._plan.arms.values()):
             raise EnvironmentProblem(
-                "the program has no process group of torch.distributed that commbench sees, so that a profile is "
-                "worth nothing in it",
+                "the program has no process group of torch.distributed that commbench sees, so that a profile or a "
+                "binding is worth nothing in it",
                 hint="is it a torch program, in an environment where commbench is installed? commbench doctor says "
                 "whether torch loads it; TORCH_DEVICE_BACKEND_AUTOLOAD=0 turns that off",
             )
@@ -221,7 +226,7 @@ class ProgramComparison:
 
     def _hear(self, name: str, log: Path) -> None:
         """Hand on what commbench says inside the program, each once: that a profile is not for these ranks, say."""
-        if not self._plan.arms[name].profile:
+        if not (self._plan.arms[name].profile or self._plan.arms[name].binding):
             return
         for text in launches.said(log):
             if text not in self._said:

@@ -58,6 +58,23 @@ def test_settings_and_binding_of_a_profile_are_an_arms(tmp_path: Path) -> None:
     assert bound["COMMBENCH_SCOPE"] and bound["COMMBENCH_BINDING"] == "unset", "each rank binds itself"
 
 
+def test_two_bindings_are_two_profiles_that_say_nothing_else(tmp_path: Path) -> None:
+    _, own = arms.split(())
+    found = arms.arms_of(("torchrun", "x.py"), (), {}, own, (), ("none", "block"))
+    one, two = (found[name].bound_in(tmp_path) for name in (BASELINE, CANDIDATE))
+    assert one.environment()["COMMBENCH_BINDING"] == "none" and two.environment()["COMMBENCH_BINDING"] == "unset"
+    assert two.environment()["COMMBENCH_SCOPE"] == "binding" and two.needs_commbench
+    (scope,) = file.load(Path(two.environment()["COMMBENCH_PROFILE"])).scopes
+    assert scope.binding == "block" and arms.differences(found) == "binding=none against binding=block"
+    for program, typed, env, said in (
+        (RUN, (), {}, "'run' is no launcher of torch programs"),
+        (("torchrun", "x.py"), ("none", "none"), {}, "in several ways"),
+        (("torchrun", "x.py"), (), {"A": ["1", "2"]}, "in several ways"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            arms.arms_of(program, typed, env, own, (), ("none", "block"))
+
+
 def test_a_recording_is_beside_what_an_arm_asks_for(tuned: None, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = both("a.json")
     assert one.environment(Path("/t"))["COMMBENCH_BACKEND"] == "record"
