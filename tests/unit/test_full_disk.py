@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from commbench.errors import EnvironmentProblem, storage
 from commbench.files import write_atomically
+from commbench.profile import Profile, Scope, file
 from commbench.run_folder import RunFolder, append_line, remove_temporaries
 from tests.conftest import environment, here, only_run
 from tests.support import forked_command
@@ -103,6 +105,24 @@ def test_files_that_a_user_names(small: Path, tmp_path: Path) -> None:
         append_line(small / "lines.jsonl", "x" * (1 << 16))
     assert target.read_text() == "old" and (small / "lines.jsonl").stat().st_size == 0
     assert sorted(path.name for path in small.iterdir()) == ["filler", "lines.jsonl", "rows.json"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("export", "p.json", "--format", "json", "--out"), ("topo", "--plot"), ("topo", "--record")],
+    ids=lambda words: "-".join(words[:1] + words[-1:]),
+)
+def test_commands_name_the_file_and_leave_nothing(small: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    file.save(Profile(scopes=[Scope(id="one", transport="gloo", nodes=None, ranks_per_node=None)], choices=[]), tmp_path / "p.json")
+    with contextlib.suppress(OSError), open(small / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    target = small / "out.svg"
+    result = here(*words, str(target), cwd=tmp_path)
+    error, hint = result.stderr.splitlines()[-2:]
+    assert result.returncode == 2 and f"cannot write '{target}" in error and "No space left on device" in error
+    assert hint.startswith("hint: ")
+    assert not [path for path in small.rglob("*") if path.is_file() and path.name != "filler"]
 
 
 def test_temporaries_of_writers_that_were_killed_go_and_nothing_else(tmp_path: Path) -> None:
