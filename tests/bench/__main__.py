@@ -8,6 +8,7 @@ make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM
 make bench ARGS="moe -h"        on a GPU, the reference layer by index over its dense baselines; likewise
 make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
 make bench ARGS="osu -h"        over MPI, beside OSU's osu_alltoall, which is built elsewhere; likewise
+python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as root, an hour; goes on where it stopped
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops

@@ -113,7 +113,10 @@ def test_files_that_a_user_names(small: Path, tmp_path: Path) -> None:
     ids=lambda words: "-".join(words[:1] + words[-1:]),
 )
 def test_commands_name_the_file_and_leave_nothing(small: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
-    file.save(Profile(scopes=[Scope(id="one", transport="gloo", nodes=None, ranks_per_node=None)], choices=[]), tmp_path / "p.json")
+    file.save(
+        Profile(scopes=[Scope(id="one", transport="gloo", nodes=None, ranks_per_node=None)], choices=[]),
+        tmp_path / "p.json",
+    )
     with contextlib.suppress(OSError), open(small / "filler", "wb", buffering=0) as filler:
         while True:
             filler.write(bytes(4096))
