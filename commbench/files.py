@@ -1,11 +1,13 @@
-"""Files that are there as a whole or not at all, in run folders and where users want them."""
+"""Files that are there as a whole or not at all, in run folders and where users want them; and locks."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -66,3 +68,40 @@ def _is_open(descriptor: int) -> bool:
     except OSError:
         return False
     return True
+
+
+class Lock:
+    """Holds an flock, which the kernel frees when its holder ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
+        """Return whether it is held now; others may still hold it after `wait_s` seconds."""
+        # Who can open it can hold it: nobody else shall.
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with contextlib.suppress(OSError):  # one of an older version, or of a file system without modes
+            os.fchmod(descriptor, 0o600)
+        self._file = open(descriptor, "ab")  # noqa: SIM115 - held until release or the end of the process
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    self._file.close()
+                    self._file = None
+                    return False
+                time.sleep(0.05)
+
+    @property
+    def descriptor(self) -> int | None:
+        """Return what a child has to keep open so that the lock is held until it has ended; None: it is not held."""
+        return None if self._file is None else self._file.fileno()
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None

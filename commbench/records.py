@@ -11,7 +11,7 @@ from commbench.emulated import Emulated
 from commbench.layout import Layout
 from commbench.links import LinkRate
 from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
-from commbench.spec import Spec
+from commbench.spec import DTYPES, Spec
 
 # History of the run folder's format:
 # 1  first version
@@ -19,8 +19,13 @@ from commbench.spec import Spec
 # 3  cases may be on an emulated fabric; measurements have the rates of links and what crossed them
 # 4  cases may be on virtual hosts, in CUDA graphs, on registered and symmetric buffers; measurements have GPU clocks
 # 5  ranks may be bound to CPUs and memory; measurements have the CPUs and memory that ranks really had
-FORMAT_VERSION = 5
-READABLE = (3, 4, 5)
+# 6  lines and whole files have checksums
+FORMAT_VERSION = 6
+READABLE = (3, 4, 5, 6)
+
+
+# What ended the sampling, best known first; a row shows the worst of its launches.
+STOP_REASONS = ("iters", "precision", "samples", "cap")
 
 
 class Status(StrEnum):
@@ -341,3 +346,50 @@ def binding_text(binding: str, cpu_masks: str, binding_memory: bool) -> str:
 
 def _label(algorithm: str, params: dict[str, int]) -> str:
     return " ".join([algorithm, *(f"{key}={value}" for key, value in params.items())])
+
+
+_MOST_RANKS, _MOST_LAUNCHES, _MOST_BYTES = 2**20, 10_000, 2**53  # of anything that was ever planned
+
+
+def check_case(case: Case) -> None:
+    """Raise `ValueError` for what nobody can have planned, though each value is of its type."""
+    setup, policy = case.setup, case.policy
+    _between("nodes", setup.nodes, 1, _MOST_RANKS)
+    _between("ranks_per_node", setup.ranks_per_node, 1, _MOST_RANKS // setup.nodes)
+    _between("size_bytes", case.size_bytes, 0, _MOST_BYTES)
+    _between("launches", policy.launches, 1, _MOST_LAUNCHES)
+    _between("cap_s", policy.cap_s, 0, 1e6)
+    _between("seed", case.seed, 0, 2**63)
+    if setup.emulated is not None and setup.emulated.nodes != setup.nodes:
+        raise ValueError(f"an emulated fabric of {setup.emulated.nodes} nodes in a set-up of {setup.nodes}")
+    if case.dtype not in DTYPES:
+        raise ValueError(f"field 'dtype' is {case.dtype!r}, expected one of {', '.join(DTYPES)}")
+
+
+def check_measurement(measurement: Measurement) -> None:
+    """Raise `ValueError` as `check_case` does."""
+    name, found = measurement.attempt, measurement
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"field 'attempt' is {name!r}, which names no launch")
+    _between("launch", found.launch, 0, _MOST_LAUNCHES)
+    if found.status is Status.OK:
+        if found.time_us is None or not found.time_us > 0:
+            raise ValueError(f"field 'time_us' is {found.time_us!r} of a measurement that is ok")
+        if found.stop_reason not in STOP_REASONS:
+            raise ValueError(f"field 'stop_reason' is {found.stop_reason!r}, expected one of {STOP_REASONS}")
+    for link in (found.links or {}).values():
+        _between("gbps", link.gbps, 1e-9, 1e9)
+
+
+def check_row(row: Row) -> None:
+    """Raise `ValueError` as `check_case` does."""
+    _between("ranks", row.ranks, 1, _MOST_RANKS)
+    _between("nodes", row.nodes, 1, row.ranks)
+    _between("size_bytes", row.size_bytes, 0, _MOST_BYTES)
+    if row.status is Status.OK and (row.time_us is None or not row.time_us > 0 or row.algbw_gbps is None):
+        raise ValueError(f"field 'time_us' is {row.time_us!r} of a row that is ok")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"field {name!r} is {value}, expected {low:g} to {high:g}")

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from commbench.errors import CorruptFile, UsageError, is_of_storage, storage
-from commbench.files import atomic_file, named, write_atomically
-from commbench.records import READABLE, Case, Measurement, PlannedCase, Row
-from commbench.serialise import ListDigest, from_dict, parse_json, parse_line, to_json
+from commbench.files import Lock, atomic_file, named, write_atomically
+from commbench.records import READABLE, Case, Measurement, PlannedCase, Row, check_case, check_measurement, check_row
+from commbench.serialise import (
+    ListDigest,
+    check_types,
+    from_dict,
+    is_sealed,
+    parse_json,
+    parse_line,
+    seal,
+    to_json,
+    unseal,
+)
 
 T = TypeVar("T")
 
@@ -68,21 +76,36 @@ def remove_temporaries(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def read_lines(path: Path, parse: Callable[[str], T]) -> Iterator[T]:
-    """Yield the parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over."""
+def append_record(path: Path, text: str, *, durable: bool = True) -> None:
+    """Append the JSON of an object as `append_line` does, with a checksum."""
+    append_line(path, seal(text), durable=durable)
+
+
+_RESTORE = "the line is damaged or was edited: restore it, or measure again in a new run"
+
+
+def read_lines(path: Path, parse: Callable[[bytes], T], *, torn: bool = True, hint: str = _RESTORE) -> Iterator[T]:
+    """Yield the parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over, if it may
+    be `torn`: one that was written as a whole may not.
+
+    Raises `CorruptFile` for a line that does not fit its checksum, or that `parse` refuses.
+    """
     if not path.exists():
         return
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
-            if not raw.endswith(b"\n"):
+            if torn and not raw.endswith(b"\n") and not is_sealed(raw[:-1]):  # else its newline is damaged
                 return
             try:
-                yield parse(raw.decode())
+                yield parse(unseal(raw))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise CorruptFile(
-                    f"{path}:{number}: {error}",
-                    hint="the line is damaged or was edited: restore it, or measure again in a new run",
-                ) from error
+                raise CorruptFile(f"{path}:{number}: {_why(error)}", hint=hint) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return "it nests too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def repair(path: Path) -> bool:
@@ -95,6 +118,29 @@ def repair(path: Path) -> bool:
             return False
         file.truncate(data.rfind(b"\n") + 1)
     return True
+
+
+def drop_damaged(path: Path, parse: Callable[[bytes], Any]) -> list[str]:
+    """Take lines that cannot be read out of a JSONL file, so that what they had is measured again; say which, and why.
+
+    The file as it was is kept beside it.
+    """
+    bad: dict[int, str] = {}
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                if not is_sealed(raw):
+                    parse(unseal(raw))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                bad[number] = _why(error)
+    if bad:
+        before = path.with_name(f"{path.name}.damaged")
+        os.replace(path, before)
+        with open(before, "rb") as file, atomic_file(path) as kept:
+            kept.writelines(raw for number, raw in enumerate(file, 1) if number not in bad)
+    return [f"{path}:{number}: {why}" for number, why in bad.items()]
 
 
 class Tail:
@@ -116,45 +162,41 @@ class Tail:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        parsed = [json.loads(line) for line in whole.splitlines()]
-        return [from_dict(cls, raw) for raw in parsed] if cls else parsed
+        try:
+            parsed = [parse_json(unseal(line)) for line in whole.splitlines()]
+            return [from_dict(cls, raw) for raw in parsed] if cls else parsed
+        except (ValueError, TypeError) as error:
+            raise CorruptFile(f"{self._path}: {error}", hint="somebody else writes there: start a new run") from error
 
 
-class Lock:
-    """Holds an flock, which the kernel frees when its holder ends, however it ends."""
+def parse_measurement(text: bytes) -> Measurement:
+    """Return the measurement in a line. Raises `ValueError`."""
+    measurement = parse_line(Measurement, text)
+    check_measurement(measurement)
+    return measurement
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
 
-    def take(self, *, shared: bool = False, wait_s: float = 0.0) -> bool:
-        """Return whether it is held now; others may still hold it after `wait_s` seconds."""
-        # Who can open it can hold it: nobody else shall.
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with contextlib.suppress(OSError):  # one of an older version, or of a file system without modes
-            os.fchmod(descriptor, 0o600)
-        self._file = open(descriptor, "ab")  # noqa: SIM115 - held until release or the end of the process
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(self._file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    self._file.close()
-                    self._file = None
-                    return False
-                time.sleep(0.05)
+def parse_row(text: bytes) -> Row:
+    """Return the row in a line. Raises `ValueError`."""
+    row = parse_line(Row, text)
+    check_row(row)
+    return row
 
-    @property
-    def descriptor(self) -> int | None:
-        """Return what a child has to keep open so that the lock is held until it has ended; None: it is not held."""
-        return None if self._file is None else self._file.fileno()
 
-    def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+def _damaged(path: Path, error: Exception) -> CorruptFile:
+    return CorruptFile(f"{path}: {_why(error)}", hint="the run folder is damaged or was edited: start a new run")
+
+
+# What every run.json of a sweep has.
+_ABOUT = {
+    "plan_digest": str,
+    "machine": dict[str, Any],
+    "launchers": dict[str, str],
+    "joined": str,
+    "timeout_s": float,
+    "seed": int,
+    "started": str,
+}
 
 
 class RunFolder:
@@ -171,6 +213,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self.path.name
+
+    @property
+    def mending(self) -> str:
+        """Return what to do about a damaged line of results."""
+        return f"commbench sweep --resume {self.path} takes the line out, and measures again what it had"
 
     @classmethod
     def create(cls, parent: Path, recipe: str) -> RunFolder:
@@ -216,11 +263,10 @@ class RunFolder:
                 f"{path} has format {version}, this commbench reads {min(READABLE)} to {max(READABLE)}",
                 hint="use the commbench version that wrote it",
             )
-        if missing := {"plan_digest", "machine", "launchers", "joined", "timeout_s", "seed", "started"} - about.keys():
-            raise CorruptFile(
-                f"{path / 'run.json'}: {sorted(missing)[0]!r} is missing",
-                hint="the run folder is damaged: start a new run",
-            )
+        try:
+            check_types(about, _ABOUT)
+        except ValueError as error:
+            raise _damaged(path / "run.json", error) from error
         return folder
 
     def refuse_links(self) -> None:
@@ -269,17 +315,19 @@ class RunFolder:
         return ended
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a file. Raises `CorruptFile` where there is none, or its checksum does not fit."""
         path = self.path / name
         try:
-            value = parse_json(path.read_text())
+            value = parse_json(unseal(path.read_bytes()))
+            check_types(value, {})
         except (OSError, ValueError) as error:
-            raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged: start a new run") from error
-        if not isinstance(value, dict):
-            raise CorruptFile(f"{path}: no JSON object", hint="the run folder is damaged: start a new run")
-        return value
+            raise _damaged(path, error) from error
+        found: dict[str, Any] = value
+        return found
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_atomically(self.path / name, json.dumps(value, indent=1) + "\n")
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write an object, which is not empty, with its checksum."""
+        write_atomically(self.path / name, seal(json.dumps(value, indent=1)) + "\n")
 
     def set_status(self, status: str) -> None:
         """Write into run.json what has become of the run, and when."""
@@ -290,38 +338,41 @@ class RunFolder:
         digest = ListDigest()
         with atomic_file(self.plan_path) as file:
             for line in lines:
-                file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+                file.write(seal(json.dumps(line, separators=(",", ":"))).encode() + b"\n")
                 digest.add(line)
         return str(digest)
 
     def plan(self) -> list[PlannedCase]:
         """Return the cases in order."""
 
-        def planned(text: str) -> PlannedCase:
+        def planned(text: bytes) -> PlannedCase:
             line = parse_json(text)
-            return PlannedCase(case=from_dict(Case, line["case"]), skip=str(line["skip"]))
+            check_types(line, {"case": dict[str, Any], "skip": str})
+            case = from_dict(Case, line["case"])
+            check_case(case)
+            return PlannedCase(case=case, skip=line["skip"])
 
-        return list(read_lines(self.plan_path, planned))
+        return list(read_lines(self.plan_path, planned, torn=False))
 
     def plan_digest(self) -> str:
         """Return the digest of the plan as it is now."""
         digest = ListDigest()
-        for line in read_lines(self.plan_path, parse_json):
+        for line in read_lines(self.plan_path, parse_json, torn=False):
             digest.add(line)
         return str(digest)
 
     def measurements(self) -> list[Measurement]:
-        return list(read_lines(self.measurements_path, lambda line: parse_line(Measurement, line)))
+        return list(read_lines(self.measurements_path, parse_measurement, hint=self.mending))
 
     def append_measurement(self, measurement: Measurement) -> None:
-        append_line(self.measurements_path, to_json(measurement))
+        append_record(self.measurements_path, to_json(measurement))
 
     def rows(self) -> dict[str, Row]:
         """Return the last row of each case: a case measured again replaces its earlier row."""
-        return {row.case_id: row for row in read_lines(self.cases_path, lambda line: parse_line(Row, line))}
+        return {row.case_id: row for row in read_lines(self.cases_path, parse_row, hint=self.mending)}
 
     def append_row(self, row: Row) -> None:
-        append_line(self.cases_path, to_json(row))
+        append_record(self.cases_path, to_json(row))
 
     def samples_path(self, attempt: str) -> Path:
         return self.path / "samples" / f"{attempt}.jsonl"

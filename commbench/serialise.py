@@ -12,6 +12,7 @@ import reprlib
 import sys
 import types
 import typing
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
@@ -59,6 +60,9 @@ class ListDigest:
         whole = self._hash.copy()
         whole.update(b"]")
         return whole.hexdigest()[:12]
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {}  # of types, by their text
 
 
 class _Field(NamedTuple):
@@ -150,12 +154,14 @@ def _converter(hint: Any) -> Callable[[str, Any], Any]:
         return _record(typing.cast(type[Any], hint))
     if origin is dict:
         return _dict_of(hint, _converter(inner[1]))
-    if origin is list:
-        return _list_of(hint, _converter(inner[0]))
+    if origin in (list, tuple):
+        return _list_of(hint, origin, _converter(inner[0]))
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _one_of(hint, hint)
     if hint is float:
         return _float
+    if hint is Any:
+        return lambda name, value: value
     return _exactly(hint)
 
 
@@ -211,10 +217,10 @@ def _dict_of(hint: Any, item: Callable[[str, Any], Any]) -> Callable[[str, Any],
     return convert
 
 
-def _list_of(hint: Any, item: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+def _list_of(hint: Any, kind: type[Any], item: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
     def convert(name: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [item(name, inner) for inner in value]
+            return kind([item(name, inner) for inner in value])
         raise _wrong(name, value, hint)
 
     return convert
@@ -265,6 +271,78 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
         return json.loads(text, parse_float=number, parse_constant=number) if finite else json.loads(text)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+
+
+def check_types(raw: Any, hints: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> None:
+    """Raise `ValueError` where an object lacks one of the keys of `hints`, or has a value of another type than they and
+    `optional` say.
+    """
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected an object, found {type(raw).__name__}")
+    if missing := hints.keys() - raw.keys():
+        raise ValueError(f"{min(missing)!r} is missing")
+    for key, hint in {**hints, **(optional or {})}.items():
+        if key in raw:
+            _reader(hint)(key, raw[key])
+
+
+def _reader(hint: Any) -> Callable[[str, Any], Any]:
+    key = repr(hint)
+    if key not in _READERS:
+        _READERS[key] = _converter(hint)
+    return _READERS[key]
+
+
+# A checksum is the last key of an object, in a line of its own where the object has lines.
+_SEALS = ((b',"crc32":"', b'"}'), (b',\n "crc32": "', b'"\n}'))
+_CRC_DIGITS = 8
+
+
+def seal(text: str) -> str:
+    """Return the text of a JSON object, not an empty one, with a checksum of all its bytes as its last key."""
+    before, after = _SEALS[text.endswith("\n}")]
+    body = text[: 1 - len(after)].encode()
+    return (body + before + _checksum(body) + after).decode()
+
+
+def unseal(data: bytes) -> bytes:
+    """Return the text of a JSON object without its checksum. Raises `ValueError` where that does not fit.
+
+    An object without one is as it is.
+    """
+    data = data.rstrip(b"\r\n")
+    for before, after in _SEALS:
+        body, framed, said = _parts(data, before, after)
+        fits = said == _checksum(body)
+        if framed and fits:
+            return body + b"}"
+        if framed or fits:  # whichever of both is damaged
+            raise ValueError("its checksum does not fit")
+    if b"crc32" in data[-64:]:
+        raise ValueError("its checksum is damaged")
+    return data
+
+
+def is_sealed(data: bytes) -> bool:
+    """Return whether this is the text of an object with a checksum that fits."""
+    data = data.rstrip(b"\r\n")
+    for before, after in _SEALS:
+        body, framed, said = _parts(data, before, after)
+        if framed and said == _checksum(body):
+            return True
+    return False
+
+
+def _parts(data: bytes, before: bytes, after: bytes) -> tuple[bytes, bool, bytes]:
+    """Return what comes before a checksum, whether all is there that is around one, and the checksum."""
+    end = len(data) - len(after)
+    begin = max(0, end - _CRC_DIGITS - len(before))
+    framed = data.startswith(before, begin) and data.endswith(after)
+    return data[:begin], framed, data[max(0, end - _CRC_DIGITS) : end]
+
+
+def _checksum(body: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(body)
 
 
 def parse_line(cls: type[T], line: str | bytes) -> T:

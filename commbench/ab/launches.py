@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commbench.errors import CorruptFile, UsageError
+from commbench.errors import UsageError
 from commbench.launch.foreign import ProgramEnd
 from commbench.run_folder import RunFolder, read_lines
+from commbench.serialise import check_types, from_dict, parse_json
 from commbench.units import format_seconds
 
 FORMAT = "program-1"  # of a folder; one of `commbench train ab` has none
@@ -50,18 +50,16 @@ def read(path: Path) -> tuple[dict[str, Any], list[ProgramLaunch]]:
     if about.get("format") != FORMAT:
         raise UsageError(f"{path} is no comparison of programs of this version",
                          hint="commbench plot draws those of commbench train ab")  # fmt: skip
-    try:
-        return about, [one for one in read_lines(path / LAUNCHES, _launch) if one is not None]
-    except (KeyError, TypeError) as error:
-        raise CorruptFile(f"{path / LAUNCHES}: {error}", hint="the folder is damaged: start again") from error
+    return about, [one for one in read_lines(path / LAUNCHES, _launch) if one is not None]
 
 
-def _launch(line: str) -> ProgramLaunch | None:
+def _launch(line: bytes) -> ProgramLaunch | None:
     """Return a launch of launches.jsonl, None for one that failed."""
-    raw = json.loads(line)
+    raw = parse_json(line)
+    check_types(raw, {})
     if raw.pop("error", ""):
         return None
-    return ProgramLaunch(**raw)
+    return from_dict(ProgramLaunch, raw)
 
 
 def why(ended: ProgramEnd, log: Path, timeout_s: float) -> str:

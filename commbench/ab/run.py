@@ -24,7 +24,7 @@ from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Environment
 from commbench.launch import foreign, supervise
 from commbench.machine import metadata
 from commbench.records import Fabric, network_note
-from commbench.run_folder import RunFolder, append_line, timestamp
+from commbench.run_folder import RunFolder, append_record, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
@@ -249,7 +249,7 @@ class ProgramComparison:
         raise UsageError(f"{folder} is full of logs", hint="start a new comparison")
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        append_line(self.folder / LAUNCHES, json.dumps(line))
+        append_record(self.folder / LAUNCHES, json.dumps(line))
 
     def _say(self, paired: Paired) -> None:
         last = self.launches[-2:]

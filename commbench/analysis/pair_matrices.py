@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
+from commbench.analysis import sample_files
 from commbench.collectives import pairs
 from commbench.files import write_atomically
 from commbench.layout import Layout
 from commbench.records import Case, Row, Status
-from commbench.run_folder import RunFolder, read_lines
+from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
 from commbench.stats import Floats
 from commbench.units import gbps
@@ -86,15 +87,15 @@ def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
     cases = {item.case.case_id: item.case for item in folder.plan()}
     last = {(m.case_id, m.launch): m for m in folder.measurements() if m.status is Status.OK}
     for attempt in dict.fromkeys(m.attempt for m in last.values()):
-        for raw in read_lines(folder.samples_path(attempt), json.loads):
-            measured = last.get((raw["case_id"], raw["launch"]))
-            if measured and measured.attempt == attempt:
-                begins = np.array(raw["begin_us"], dtype=float) if "begin_us" in raw else None
+        for item in sample_files.read(folder, attempt):
+            case, measured = cases.get(item.case_id), last.get((item.case_id, item.launch))
+            if case is not None and measured is not None and measured.attempt == attempt:
+                sample_files.check_ranks(folder, attempt, item, case)
                 yield LaunchSamples(
-                    case=cases[raw["case_id"]],
+                    case=case,
                     launch=(folder.run_id, attempt),
-                    time_us=np.array(raw["time_us"], dtype=float),
-                    begin_us=begins,
+                    time_us=item.time_us,
+                    begin_us=item.begin_us,
                     fabric=measured.fabric,
                 )
 

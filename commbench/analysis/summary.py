@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from commbench import algorithms, collectives, stats
+from commbench.analysis import sample_files
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.links import LinkRate, bound_us, of_messages
-from commbench.records import Case, Fabric, Measurement, Row, Status
-from commbench.run_folder import RunFolder, read_lines
+from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
+from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.spec import Value, traffic_split
 from commbench.stats import Floats
 from commbench.units import gbps
-
-# What ended the sampling, best known first; a row shows the worst of its launches.
-_STOP_ORDER = ("iters", "precision", "samples", "cap")
-
 
 _LONGEST_TEXT = 20
 
@@ -43,7 +38,7 @@ class Samples:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._files: dict[Path, tuple[int, dict[str, Floats]]] = {}
+        self._files: dict[str, tuple[int, dict[str, Floats]]] = {}
 
     def has(self, measurement: Measurement) -> bool:
         """Return False where a full disk or a damaged file lost the samples of a measurement."""
@@ -56,16 +51,11 @@ class Samples:
     def _read(self, measurement: Measurement) -> dict[str, Floats]:
         path = self._folder.samples_path(measurement.attempt)
         size = path.stat().st_size if path.exists() else 0
-        known, by_case = self._files.get(path, (-1, {}))
+        known, by_case = self._files.get(measurement.attempt, (-1, {}))
         if size != known:
-            by_case = dict(read_lines(path, _slowest))
-            self._files[path] = size, by_case
+            by_case = {item.case_id: item.slowest_us for item in sample_files.read(self._folder, measurement.attempt)}
+            self._files[measurement.attempt] = size, by_case
         return by_case
-
-
-def _slowest(line: str) -> tuple[str, Floats]:
-    raw = json.loads(line)
-    return raw["case_id"], np.array(raw["time_us"], dtype=float).max(axis=1)
 
 
 def skipped_row(case: Case, reason: str) -> Row:
@@ -113,7 +103,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         busbw_mean_gbps=mean,
         **{name: _median([getattr(m, name) for m in measurements]) for name in _MEDIANS},
         wrong=0,
-        stop_reason=max((m.stop_reason for m in measurements), key=_STOP_ORDER.index),
+        stop_reason=max((m.stop_reason for m in measurements), key=STOP_REASONS.index),
     )
 
 

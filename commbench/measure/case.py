@@ -26,7 +26,7 @@ from commbench.measure.events import Events
 from commbench.measure.recording import RecordingComm, Sent
 from commbench.rank_info import RankInfo
 from commbench.records import Case, Measurement, Status
-from commbench.run_folder import RunFolder, append_line
+from commbench.run_folder import RunFolder, append_record
 from commbench.stats import p95
 from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
@@ -334,7 +334,7 @@ def write_samples(folder: RunFolder, job: Job, case: Case, timing: loop.Timing, 
         **{name: _rounded(times) for name, times in timing.beside.items()},
         **({"begin_us": _rounded(begins)} if known else {}),
     }
-    append_line(folder.samples_path(job.attempt), json.dumps(line, separators=(",", ":")))
+    append_record(folder.samples_path(job.attempt), json.dumps(line, separators=(",", ":")))
 
 
 def _rounded(values: Any) -> list[list[float]]:

@@ -7,15 +7,19 @@ import json
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from commbench.analysis import sample_files
 from commbench.analysis.ratios import Speedup
+from commbench.analysis.sample_files import MeasuredSamples
 from commbench.files import atomic_file
 from commbench.records import FORMAT_VERSION, Row
-from commbench.run_folder import RunFolder, read_lines
+from commbench.run_folder import RunFolder
 
 _SAMPLES = pa.schema(
     [
@@ -29,6 +33,7 @@ _SAMPLES = pa.schema(
         ("host_us", pa.float64()),
     ]
 )
+_LINES_A_PART = 500_000  # of samples that are in memory at once
 _TEXTS = ("run", "label", "what")  # columns that a row itself does not have
 _METADATA = {b"commbench_format": str(FORMAT_VERSION).encode()}
 
@@ -75,23 +80,52 @@ def _arrow_type(hint: typing.Any) -> pa.DataType:
 
 
 def write_samples(folder: RunFolder) -> None:
-    """Gather the samples of all finished measurements: one line per (measurement, sample, rank), warm-ups marked."""
-    finished = {(m.attempt, m.case_id) for m in folder.measurements()}
-    columns: dict[str, list[object]] = {name: [] for name in _SAMPLES.names}
-    for path in sorted((folder.path / "samples").glob("*.jsonl")):
-        for raw in read_lines(path, json.loads):
-            if (path.stem, raw["case_id"]) not in finished:
-                continue
-            for name, is_warmup in (("warmup_us", True), ("time_us", False)):
-                for sample, times in enumerate(raw[name]):
-                    for rank, time_us in enumerate(times):
-                        host = None if is_warmup else raw["host_us"][sample][rank]
-                        values = (raw["case_id"], raw["launch"], path.stem, sample, rank, is_warmup, time_us, host)
-                        for column, value in zip(columns.values(), values, strict=True):
-                            column.append(value)
-    _write(pa.table(columns, schema=_SAMPLES), folder.path / "samples.parquet")
+    """Gather the samples of all finished measurements: one line per (measurement, sample, rank), warm-ups marked.
+
+    Part by part: they may be more than the memory holds.
+    """
+    attempts: dict[str, set[str]] = {}
+    for measurement in folder.measurements():
+        attempts.setdefault(measurement.attempt, set()).add(measurement.case_id)
+    with atomic_file(folder.path / "samples.parquet") as file, _writer(file, _SAMPLES) as writer:
+        part, count = [], 0
+        for attempt in sorted(attempts):
+            for item in sample_files.read(folder, attempt):
+                if item.case_id not in attempts[attempt]:
+                    continue
+                part += [_batch(item, attempt, warmup=True), _batch(item, attempt, warmup=False)]
+                count += part[-2].num_rows + part[-1].num_rows
+                if count >= _LINES_A_PART:
+                    writer.write_table(pa.Table.from_batches(part))
+                    part, count = [], 0
+        writer.write_table(pa.Table.from_batches(part, _SAMPLES))
+
+
+def _batch(item: MeasuredSamples, attempt: str, *, warmup: bool) -> pa.RecordBatch:
+    times = item.warmup_us if warmup else item.time_us
+    samples, ranks = times.shape
+    count = samples * ranks
+    return pa.record_batch(
+        [
+            pa.repeat(item.case_id, count),
+            pa.repeat(pa.scalar(item.launch, pa.int32()), count),
+            pa.repeat(attempt, count),
+            np.repeat(np.arange(samples, dtype=np.int32), ranks),
+            np.tile(np.arange(ranks, dtype=np.int32), samples),
+            pa.repeat(warmup, count),
+            times.ravel(),
+            pa.nulls(count, pa.float64()) if warmup else item.host_us.ravel(),
+        ],
+        schema=_SAMPLES,
+    )
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    with atomic_file(path) as file:
-        pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **_METADATA}), file)
+    with atomic_file(path) as file, _writer(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _writer(file: IO[bytes], schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(
+        file, schema.with_metadata({**(schema.metadata or {}), **_METADATA}), write_page_checksum=True
+    )

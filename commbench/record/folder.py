@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from commbench.errors import CommbenchError, CorruptFile, UsageError
-from commbench.files import atomic_file, write_atomically
+from commbench.files import Lock, atomic_file, write_atomically
 from commbench.record import rank_file, trace
 from commbench.record.consolidate import consolidate
 from commbench.record.rank_file import RankRecord
 from commbench.record.trace import ProgramTrace, TracedCalls, TracedStep
-from commbench.run_folder import Lock
 from commbench.serialise import STORED_AS, as_dict, from_dict, parse_json
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from commbench import launch, variables
+from commbench.analysis import sample_files
 from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
 from commbench.machine import metadata
-from commbench.records import Status
-from commbench.run_folder import RunFolder
+from commbench.run_folder import RunFolder, drop_damaged, parse_measurement, parse_row
 from commbench.sweep.prepare import SweepRequest, check_fabrics
 from commbench.sweep.runner import Sweep
 from commbench.sweep.session import of_run
@@ -52,10 +52,16 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
     started_by = set(about["launchers"].values()) & set(launch.TABLE)
     for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
         console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
+    for text in _drop_damaged(folder):
+        console.note(f"{text}; dropped, and measured again")
     sweep = of_run(request, folder, items, console)
-    for row in folder.rows().values():
-        if not (request.retry_failed and row.status not in (Status.OK, Status.SKIPPED)):
-            sweep.reporter.row(row)
-    sweep.load(retry_failed=request.retry_failed)
+    sweep.load(retry_failed=request.retry_failed, tell=True)
     console.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
     return folder, sweep
+
+
+def _drop_damaged(folder: RunFolder) -> list[str]:
+    """Take what cannot be read out of the files of results, and say what it was."""
+    files = [(folder.measurements_path, parse_measurement), (folder.cases_path, parse_row)]
+    files += [(path, sample_files.parse) for path in sorted((folder.path / "samples").glob("*.jsonl"))]
+    return [text for path, parse in files for text in drop_damaged(path, parse)]

@@ -83,20 +83,34 @@ class Sweep:
         self._measured_now = 0
         self._began = time.monotonic()
 
-    def load(self, *, retry_failed: bool = False) -> None:
-        """Take over what the run already has, and finish cases that lack only their row."""
-        self.rows = self.folder.rows()
+    def load(self, *, retry_failed: bool = False, tell: bool = False) -> None:
+        """Take over what the run already has, and finish cases that lack only their row. `tell`: report all rows.
+
+        A row whose measurements or samples were damaged counts no more: the case is measured again.
+        """
+        rows = self.folder.rows()
         if retry_failed:
-            bad = {key for key, row in self.rows.items() if row.status not in (Status.OK, Status.SKIPPED)}
-            self.rows = {key: row for key, row in self.rows.items() if key not in bad}
+            rows = {key: row for key, row in rows.items() if row.status in (Status.OK, Status.SKIPPED)}
         for measurement in self.folder.measurements():
-            if retry_failed and measurement.status is not Status.OK and measurement.case_id not in self.rows:
+            case_id = measurement.case_id
+            if retry_failed and measurement.status is not Status.OK and case_id not in rows:
                 continue
             if measurement.status is Status.OK and not self._samples.has(measurement):
                 continue
-            self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+            if case_id in self._cases:
+                self._done.setdefault(case_id, {})[measurement.launch] = measurement
+        self.rows = {key: row for key, row in rows.items() if self._stands(row)}
+        for row in self.rows.values() if tell else ():
+            self.reporter.row(row)
         for case_id in self._done:
             self._finish_if_complete(self._cases[case_id])
+
+    def _stands(self, row: Row) -> bool:
+        """Return whether all that a row was made of is still there."""
+        if row.case_id not in self._cases:
+            return False
+        measured, needed = len(self._done.get(row.case_id, {})), self._needed.get(row.case_id, 0)
+        return row.status is not Status.OK or measured >= needed
 
     def run(self) -> None:
         """Measure all that is not measured yet. KeyboardInterrupt ends the running launch and passes on."""

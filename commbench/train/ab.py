@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,18 @@ import numpy as np
 from commbench import stats
 from commbench.ab import pairs
 from commbench.ab.pairs import ARMS, Paired
-from commbench.errors import CommbenchError, UsageError
+from commbench.errors import CommbenchError, CorruptFile, UsageError
 from commbench.profile.table import Curve
 from commbench.run_folder import RunFolder, read_lines
+from commbench.serialise import check_types, from_dict, parse_json
 from commbench.stats import Verdict
 from commbench.train import results
 
+# What ab.json may have beside its arms.
+_ABOUT = {
+    **dict.fromkeys(("machine_text", "commbench_version", "started", "ended", "status", "verdict"), str),
+    "predicted": float | None,
+}
 _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
 
 
@@ -189,12 +194,12 @@ def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
     Raises `UsageError` for a folder of another version.
     """
     about = RunFolder(path).read_json("ab.json")
-    lines = read_lines(path / "launches.jsonl", json.loads)
     try:
-        launches = [Launched(**{**line, "losses": tuple(line["losses"])}) for line in lines]
+        check_types(about, {"arms": dict[str, dict[str, Any]]}, _ABOUT)
         names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " and "))
-    except (KeyError, TypeError) as error:
+        launches = list(read_lines(path / "launches.jsonl", lambda line: from_dict(Launched, parse_json(line))))
+    except (KeyError, ValueError, CorruptFile) as error:
         raise UsageError(f"{path} is of another version: {error}",
-                         hint="use the commbench version that wrote it") from error  # fmt: skip
+                         hint="use the commbench version that wrote it, or measure again") from error  # fmt: skip
     absent = {"predicted": None, "machine_text": "", "commbench_version": "", "started": about.get("ended", "")}
     return launches, {**absent, **about}, names

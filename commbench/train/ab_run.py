@@ -21,7 +21,7 @@ from commbench.machine import metadata
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import network_note
-from commbench.run_folder import RunFolder, append_line, timestamp
+from commbench.run_folder import RunFolder, append_record, timestamp
 from commbench.serialise import parse_json
 from commbench.sweep import prepare
 from commbench.sweep.session import interrupt_on_sigterm
@@ -166,7 +166,7 @@ class Comparison:
         tokens = arm.config.batch * arm.config.context
         launched = ab.launched(arm.name, number, results.steps(ended.folder), tokens, ended.folder.name)
         if number >= 0:
-            append_line(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(launched)))
+            append_record(self._folder.path / "launches.jsonl", json.dumps(dataclasses.asdict(launched)))
         return launched
 
     def _write(self, status: str) -> None:

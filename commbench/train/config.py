@@ -20,7 +20,7 @@ from commbench.binding import policies
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.records import Setup
-from commbench.serialise import parse_json
+from commbench.serialise import check_types, parse_json, unseal
 from commbench.sweep import recipes
 from commbench.sweep.key import OneOf, explain, keys_of
 from commbench.train.key import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, PART, TrainKey, keys_in
@@ -272,7 +272,9 @@ def _absolute(value: Any) -> Any:
 def load(path: Path) -> TrainConfig:
     """Read a run folder's config.json. Raises `CorruptFile`."""
     try:
-        return TrainConfig.of(parse_json(path.read_text()))
+        values = parse_json(unseal(path.read_bytes()))
+        check_types(values, {})
+        return TrainConfig.of(values)
     except (OSError, ValueError) as error:
         raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged: start a new run") from error
 

@@ -13,6 +13,7 @@ from commbench.console import Console
 from commbench.launch.job import Job
 from commbench.records import network_note
 from commbench.run_folder import RunFolder, Tail
+from commbench.serialise import unseal
 from commbench.train import results, tensorboard
 
 
@@ -103,7 +104,10 @@ def write(text: str) -> None:
 
 def _after(path: Path, step: int) -> tuple[Tail, list[dict[str, Any]]]:
     """Return the lines of later steps as they come, and those of the steps before."""
-    kept = []
+    kept, size = [], 0
     if path.exists() and step:
-        kept = [line for line in path.read_bytes().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-    return Tail(path, offset=sum(map(len, kept))), [json.loads(line) for line in kept]
+        for raw in path.read_bytes().splitlines(keepends=True):
+            if (line := results.parse_step(unseal(raw)))["step"] <= step:
+                kept.append(line)
+                size += len(raw)
+    return Tail(path, offset=size), kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,21 @@ from typing import Any
 from commbench.errors import UsageError
 from commbench.records import NOMINAL
 from commbench.run_folder import RunFolder, read_lines
+from commbench.serialise import check_types, parse_json
 from commbench.train.config import FILES
 
-FORMAT = "train-1"  # of run.json
+FORMAT = "train-2"  # of run.json; since 2 lines and whole files have checksums
+READABLE = ("train-1", FORMAT)
 METRICS, BREAKDOWN, CHECKPOINTS = "metrics.jsonl", "breakdown.jsonl", "checkpoints"
+# What a line of metrics.jsonl has, and what those of earlier versions may lack.
+_STEP = {"step": int, "loss": float, "tokens_per_s": float}
+_STEP_NOW = {
+    **dict.fromkeys(("exposed_comm_us", "exposed_comm_min_us", "exposed_moe_us"), float),
+    "val_bits_per_byte": float | None,
+    "mfu": float | None,
+    "profiled": bool,
+}
+_BREAKDOWN = {"step": int, "rank": int, "device": str, "step_us": float, "parts": dict[str, float]}
 _MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
 
 
@@ -36,12 +46,26 @@ def is_one(path: Path) -> bool:
     """Whether this is a run folder of a training."""
     if not (path / "run.json").is_file():
         return False
-    return RunFolder(path).read_json("run.json").get("format_version") == FORMAT
+    return RunFolder(path).read_json("run.json").get("format_version") in READABLE
 
 
 def steps(path: Path) -> list[dict[str, Any]]:
     """Lines of its metrics.jsonl; none before the first step."""
-    return list(read_lines(path / METRICS, json.loads))
+    return list(read_lines(path / METRICS, parse_step))
+
+
+def parse_step(text: bytes) -> dict[str, Any]:
+    """Return a line of metrics.jsonl. Raises `ValueError`."""
+    line: dict[str, Any] = parse_json(text)
+    check_types(line, _STEP, _STEP_NOW)
+    return {"val_bits_per_byte": None, "mfu": None, **line}
+
+
+def parse_breakdown(text: bytes) -> dict[str, Any]:
+    """Return a line of breakdown.jsonl. Raises `ValueError`."""
+    line: dict[str, Any] = parse_json(text)
+    check_types(line, _BREAKDOWN)
+    return line
 
 
 def saved_step(path: Path) -> int | None:
@@ -56,7 +80,7 @@ def read(path: Path) -> Training:
     lines = steps(path)
     if not lines:
         raise UsageError(f"{path} has no step yet", hint="it was stopped, or refused, before its first one: see logs/")
-    breakdown = list(read_lines(folder.path / BREAKDOWN, json.loads))
+    breakdown = list(read_lines(folder.path / BREAKDOWN, parse_breakdown))
     return Training(
         run_id=folder.run_id,
         about=folder.read_json("run.json"),

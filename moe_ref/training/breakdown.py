@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from commbench.run_folder import append_line
+from commbench.run_folder import append_record
 from commbench.train.results import BREAKDOWN
 from moe_ref.profiling import labelled
 from moe_ref.training.metrics import Metrics
@@ -280,4 +280,4 @@ class Recorder:
             return
         start = self._first - WARM_STEPS  # the first step of this start
         for number, line in enumerate(lines, self._first):
-            append_line(self._file, json.dumps({"step": number, "rank": 0, "start": start, **line}), durable=False)
+            append_record(self._file, json.dumps({"step": number, "rank": 0, "start": start, **line}), durable=False)

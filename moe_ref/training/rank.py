@@ -24,7 +24,8 @@ from commbench.launch.job import Job
 from commbench.measure import readback
 from commbench.rank_info import RankInfo
 from commbench.records import Fabric
-from commbench.run_folder import append_line, read_lines, repair
+from commbench.run_folder import append_line, append_record, read_lines, repair
+from commbench.serialise import parse_json, seal
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
 from moe_ref.dispatch import describe as describe_dispatch
@@ -103,7 +104,7 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop, between:
         due = last or (config.save_every and trainer.done % config.save_every == 0)
         saves = config.save_every is not None and bool(due)
         if lead:
-            append_line(metrics, line.to_json(), durable=saves)  # whoever goes on from there makes no such line again
+            append_record(metrics, line.to_json(), durable=saves)  # whoever goes on from there makes no such line again
         events.beat()
         if saves:
             events.doing = f"saving step {trainer.done}"
@@ -146,8 +147,8 @@ def _identity(device: torch.device) -> dict[str, Any]:
 def _forget(file: Path, done: int) -> None:
     """Drop lines of steps that a killed run had made since its last checkpoint: they will be made again."""
     repair(file)
-    lines = [line for line in read_lines(file, json.loads) if line["step"] <= done]
-    write_atomically(file, "".join(json.dumps(line) + "\n" for line in lines))
+    lines = [line for line in read_lines(file, parse_json) if line["step"] <= done]
+    write_atomically(file, "".join(seal(json.dumps(line)) + "\n" for line in lines))
 
 
 def _note(job: Job, info: RankInfo, text: str) -> None:

@@ -26,6 +26,7 @@ import torch
 import commbench
 from commbench.errors import UsageError
 from commbench.profile import file
+from commbench.serialise import unseal
 from commbench.train.config import TrainConfig
 from moe_ref.schedules import Shape
 from moe_ref.training import build
@@ -244,7 +245,7 @@ WORDS = ("train", "tiny", "layers=2", "width=16", "heads=2", "hidden=16", "conte
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(unseal(line)) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def compared(one: list[dict[str, Any]], other: list[dict[str, Any]], rel: float) -> None:

@@ -15,6 +15,7 @@ from commbench.commands import plot, train_ab
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, UsageError
 from commbench.profile import file
 from commbench.profile.scope import OutOfScope
+from commbench.serialise import unseal
 from commbench.train import launch
 from tests.support import profiles
 from tests.unit.train.test_ab import lines
@@ -50,7 +51,7 @@ def ab(tmp_path: Path, *words: str, **more: Any) -> int:
 
 
 def about(tmp_path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((tmp_path / "latest" / "ab.json").read_text())
+    found: dict[str, Any] = json.loads(unseal((tmp_path / "latest" / "ab.json").read_bytes()))
     return found
 
 

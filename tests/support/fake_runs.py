@@ -28,6 +28,16 @@ META = {
     "machine": {"affinity": list(range(64))},
     "started": "2026-03-01T12:00:00+00:00",
 }
+# What every run.json has.
+ABOUT: dict[str, object] = {
+    "plan_digest": "",
+    "machine": {},
+    "launchers": {},
+    "joined": "",
+    "timeout_s": 1,
+    "seed": 0,
+    "started": "",
+}
 Rule = Callable[[Case], float]  # microseconds
 
 
@@ -88,9 +98,11 @@ def folder(
     """A run folder with `samples` per measurement and rank, all of its cases finished."""
     run = RunFolder.create(parent, "made")
     run.write_plan([{"case": as_dict(case), "skip": ""} for case in cases])
+    ranks = {case.case_id: case.setup.layout.ranks for case in cases}
     for m in measurements:
         run.append_measurement(m)
-        times = [[float(m.time_us or 0) * _factor(f"{m.case_id}{m.launch}/{s}", 0.05)] for s in range(samples)]
+        slowest = [float(m.time_us or 0) * _factor(f"{m.case_id}{m.launch}/{s}", 0.05) for s in range(samples)]
+        times = [[time] * ranks[m.case_id] for time in slowest]
         line = {"case_id": m.case_id, "launch": m.launch, "time_us": times, "host_us": times, "warmup_us": []}
         with open(run.samples_path(m.attempt), "a") as file:
             file.write(json.dumps(line) + "\n")

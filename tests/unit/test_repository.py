@@ -157,7 +157,7 @@ def test_versions_of_formats_in_the_docs_are_those_of_the_code() -> None:
     text = (REPOSITORY / "docs/reference/formats.md").read_text()
     versions = {
         "run folder of a sweep": f"| {records.FORMAT_VERSION} | {min(records.READABLE)} to {max(records.READABLE)} |",
-        "run folder of a training": f"| `{results.FORMAT}` | `{results.FORMAT}` |",
+        "run folder of a training": f"| `{results.FORMAT}` | {', '.join(f'`{one}`' for one in results.READABLE)} |",
         "checkpoint": f"| `commbench-checkpoint`, {_constant('moe_ref/training/checkpoint.py')} |",
         "profile": f"| `{profile.FORMAT}`, {profile.FORMAT_VERSION} |",
         "cost model": f"| {_constant('commbench/cost_model/model.py')} |",

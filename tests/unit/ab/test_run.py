@@ -20,8 +20,10 @@ from commbench.launch.foreign import ProgramEnd
 from commbench.profile import file
 from commbench.record import rank_file
 from commbench.record.rank_file import RankRecord
+from commbench.serialise import unseal
 from tests.conftest import environment
 from tests.support import profiles
+from tests.support.edits import change_json
 
 NOISE = (0.0, 0.004, -0.003, 0.002, -0.004, 0.001)  # of launches, in turn
 Launching = Callable[[int, dict[str, str]], float | ProgramEnd]
@@ -77,7 +79,7 @@ def test_a_gain_is_found_and_everything_is_kept(scripted: Any, capsys: pytest.Ca
     assert found["low"] > 1.1 and found["stopped"] == "resolved" and found["status"] == "finished"
     assert found["answer"].startswith("The candidate is faster: 1.1") and "wall time" in found["answer"]
     folder = Path("results/latest")
-    assert json.loads((folder / "ab.json").read_text()) == found
+    assert json.loads(unseal((folder / "ab.json").read_bytes())) == found
     assert len((folder / "launches.jsonl").read_text().splitlines()) == 19 == len([*folder.glob("logs/*.log")])
 
 
@@ -228,11 +230,10 @@ def test_a_folder_of_another_machine_is_refused(scripted: Any, capsys: pytest.Ca
     scripted(gain(1.0))
     assert _main([*WORDS, "rounds=1", "--", "true"]) == 0
     path = Path("results/latest/ab.json")
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps({**about, "machine_text": "another"}))
+    change_json(path, machine_text="another")
     assert _main(["ab", "--resume", "results/latest"]) == 2
     assert "machine changed meanwhile" in capsys.readouterr().err
-    path.write_text(json.dumps({**about, "format": "program-9"}))
+    change_json(path, format="program-9")
     assert _main(["ab", "--resume", "results/latest"]) == 2
     assert _main(["ab", "--resume", "nowhere"]) == 2
 

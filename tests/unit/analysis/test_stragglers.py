@@ -184,8 +184,7 @@ def scripted_run(
     cases = fake_runs.planned(*words)
     run = RunFolder.create(parent, "made")
     run.write_plan([{"case": as_dict(case), "skip": ""} for case in cases])
-    run.write_json("run.json", {"format_version": 4, "plan_digest": "", "machine": {}, "launchers": {}, "joined": "",
-                                "timeout_s": 1, "seed": seed, "started": ""})  # fmt: skip
+    run.write_json("run.json", {"format_version": 4, **fake_runs.ABOUT, "seed": seed})
     measurements = []
     for launch in range(cases[0].policy.launches):
         order = random.Random(f"{seed}/{launch}").sample(cases, len(cases))
@@ -193,7 +192,8 @@ def scripted_run(
         for place, (case, timing) in enumerate(zip(order, timings, strict=True)):
             for rank, factor in (late or {}).items():
                 timing[:, rank] *= factor
-            line = {"case_id": case.case_id, "launch": launch, "time_us": timing.tolist()}
+            times = timing.tolist()
+            line = {"case_id": case.case_id, "launch": launch, "time_us": times, "host_us": times}
             with open(run.samples_path(str(launch)), "a") as file:
                 file.write(json.dumps(line) + "\n")
             m = Measurement(case_id=case.case_id, launch=launch, attempt=str(launch), order=place, status=Status.OK,
@@ -303,8 +303,7 @@ def test_what_ranks_do_differently_is_no_evidence() -> None:
 def test_nothing_to_judge_by_is_an_error(tmp_path: Path) -> None:
     cases = fake_runs.planned("nodes=1", "ranks_per_node=2", "algorithm=direct", "sizes.max=1K", "launches=1")
     run, _ = fake_runs.folder(tmp_path, cases, fake_runs.measured(cases, lambda case: 10.0), samples=6)
-    run.write_json("run.json", {"format_version": 4, **dict.fromkeys(
-        ("plan_digest", "machine", "launchers", "joined", "timeout_s", "seed", "started"), "")})  # fmt: skip
+    run.write_json("run.json", {"format_version": 4, **fake_runs.ABOUT})
     with pytest.raises(UsageError, match="nothing to judge"):
         stragglers.run([run.path], "text", 1.3)
     with pytest.raises(UsageError, match="effect is 1"):

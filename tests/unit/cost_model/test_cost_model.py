@@ -375,8 +375,7 @@ def run(tmp_path: Path) -> tuple[Any, list[Case]]:
         for m in measured
     ]
     folder, _ = fake_runs.folder(tmp_path, cases, [*failed, first], 10)
-    folder.write_json("run.json", {"format_version": 5, **dict.fromkeys(
-        ("plan_digest", "machine", "launchers", "joined", "timeout_s", "seed", "started"), 0)})  # fmt: skip
+    folder.write_json("run.json", {"format_version": 5, **fake_runs.ABOUT})
     return folder, cases
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from commbench.errors import EXIT_USAGE, EnvironmentProblem
+from commbench.files import Lock
 from commbench.launch.job import Job
 from commbench.measure import rendezvous
 from commbench.rank_info import RankInfo
 from commbench.records import Setup
-from commbench.run_folder import Lock
 
 
 class Deadline:

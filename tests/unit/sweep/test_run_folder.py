@@ -26,7 +26,9 @@ from commbench.files import write_atomically
 from commbench.machine import metadata
 from commbench.records import Row, Status
 from commbench.run_folder import RunFolder, append_line, read_lines, repair
+from commbench.serialise import is_sealed
 from tests.conftest import commbench, environment, here, only_run
+from tests.support.edits import change_json, without_checksums
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")
 
@@ -216,7 +218,7 @@ def test_resume_refuses_another_machine_and_says_what_changed(
 ) -> None:
     about = json.loads((copy / "run.json").read_text())
     about["machine"][change] = {"torch": "0.1"} if change == "packages" else "another"
-    (copy / "run.json").write_text(json.dumps(about))
+    change_json(copy / "run.json", machine=about["machine"])
     session = next((copy / "logs").iterdir()) / "session"
     session.mkdir()
     with open(copy / "measurements.jsonl", "a") as file:
@@ -229,6 +231,11 @@ def test_resume_refuses_another_machine_and_says_what_changed(
 
 def test_resume_refuses_an_edited_plan(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = (copy / "plan.jsonl").read_text()
+    (copy / "plan.jsonl").write_text(plan.replace('"seed":0', '"seed":1', 1))
+    assert _main(["sweep", "--resume", str(copy)]) == 2
+    assert "plan.jsonl:1: its checksum does not fit" in capsys.readouterr().err
+    (copy / "plan.jsonl").write_text(plan)
+    plan = without_checksums(copy / "plan.jsonl")
     (copy / "plan.jsonl").write_text(plan.replace('"seed":0', '"seed":1', 1))
     assert _main(["sweep", "--resume", str(copy)]) == 2
     assert "plan.jsonl was changed" in capsys.readouterr().err
@@ -273,20 +280,56 @@ def test_resume_waits_for_ranks_that_still_end(
 
 @pytest.mark.parametrize("file", ["measurements.jsonl", "cases.jsonl"])
 @pytest.mark.parametrize("damage", ["not json\n", "{}\n", '{"case_id": 5}\n'])
-@pytest.mark.parametrize("command", ["sweep --resume", "plot"])
 def test_a_corrupt_row_is_named_by_file_and_line(
-    copy: Path, file: str, damage: str, command: str, capsys: pytest.CaptureFixture[str]
+    copy: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (copy / file).read_text().splitlines(keepends=True)
     lines[2] = damage
     (copy / file).write_text("".join(lines))
-    assert _main([*command.split(), str(copy)]) == 2
-    assert f"{file}:3: " in capsys.readouterr().err
+    assert _main(["plot", str(copy)]) == 2
+    told = capsys.readouterr().err
+    assert f"{file}:3: " in told and "sweep --resume" in told
+
+
+def test_a_resume_takes_damaged_lines_out_and_measures_again(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each file one line; what was there is kept beside it."""
+    rows = {path: path.read_text() for path in (copy / "cases.jsonl", copy / "measurements.jsonl")}
+    samples = sorted((copy / "samples").glob("*.jsonl"))[-1]
+    for path in (*rows, samples):
+        lines = path.read_text().splitlines(keepends=True)
+        place = lines[2].index('"launch') + len('"launch')
+        lines[2] = lines[2][:place] + "x" + lines[2][place:]
+        path.write_text("".join(lines))
+    assert _main(["compare", str(copy), str(copy)]) == 2
+    assert "measurements.jsonl:3: its checksum does not fit" in capsys.readouterr().err
+    assert _main(["sweep", "--resume", str(copy), "--no-plots", "--format", "json"]) == 0
+    told = capsys.readouterr().err
+    assert told.count(":3: its checksum does not fit; dropped") == 3
+    for path, before in rows.items():
+        assert path.with_name(f"{path.name}.damaged").read_text() != before
+    assert len(rows[copy / "measurements.jsonl"].splitlines()) == 48
+    # The measurement whose line was damaged, and that whose samples were; the row is made of what is there.
+    assert len((copy / "measurements.jsonl").read_text().splitlines()) == 49
+    assert _main(["plot", str(copy)]) == 0
+
+
+def test_a_run_without_checksums_is_read_and_resumed(copy: Path) -> None:
+    """As versions up to format 5 wrote it. What is added has them."""
+    for path in (*copy.glob("*.jsonl"), *(copy / "samples").glob("*.jsonl")):
+        path.write_text(without_checksums(path))
+    change_json(copy / "run.json", format_version=5)
+    assert _main(["plot", str(copy), "--out", str(copy / "drawn")]) == 0
+    lines = (copy / "measurements.jsonl").read_text().splitlines(keepends=True)
+    (copy / "measurements.jsonl").write_text("".join(lines[:-1]))
+    (copy / "cases.jsonl").unlink()
+    assert _main(["sweep", "--resume", str(copy), "--no-plots"]) == 0
+    after = (copy / "measurements.jsonl").read_bytes().splitlines()
+    assert [is_sealed(line) for line in after] == [False] * 47 + [True]
+    assert _main(["compare", str(copy), str(copy)]) == 0
 
 
 def test_newer_format_is_refused(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    about = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps({**about, "format_version": 99}))
+    change_json(copy / "run.json", format_version=99)
     assert _main(["plot", str(copy)]) == 2
     assert "has format 99" in capsys.readouterr().err
     (copy / "run.json").write_text("{")

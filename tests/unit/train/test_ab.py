@@ -21,8 +21,8 @@ from tests.support import profiles
 def lines(rate: float, *, steps: int = 20, first: float = 1.0, **more: Any) -> list[dict[str, Any]]:
     """Of a launch that warms up for three steps."""
     values = {"exposed_comm_us": 3e5, "exposed_comm_min_us": 2.5e5, "exposed_moe_us": 2.5e5, **more}
-    slow = [{"tokens_per_s": rate / 10, "loss": first + step, **values} for step in range(3)]
-    return [*slow, *({"tokens_per_s": rate, "loss": first + step, **values} for step in range(3, steps))]
+    rates = [rate / 10 if step < 3 else rate for step in range(steps)]
+    return [{"step": n + 1, "tokens_per_s": each, "loss": first + n, **values} for n, each in enumerate(rates)]
 
 
 def launches(gain: float, rounds: int = 10) -> list[ab.Launched]:
