@@ -223,6 +223,8 @@ class Measurement:
     rank_cpus: list[str] | None = None
     rank_memory: list[str] | None = None
     cpu_percent: float | None = None  # of the CPUs that ranks may use: busy while samples were taken, whoever it was
+    preempted: int | None = None  # samples in which a rank was switched out against its will
+    load_average: float | None = None  # of the last minute, on rank 0's host, after the samples
     clock_mhz: float | None = None  # of the slowest GPU, right after the timed calls
     slowed_ranks: list[int] | None = None  # whose GPUs were then held back: their files in logs/ say by what
     # Of an emulated fabric, by its links' own counters: bytes per call that left all nodes together, headers included,
@@ -298,6 +300,8 @@ class Row:
     wire_bytes: float | None = None
     link_imbalance: float | None = None
     cpu_percent: float | None = None
+    preempted: int | None = None  # samples in which a rank was switched out against its will, of all launches
+    load_average: float | None = None  # of the last minute, after the samples
     scratch_bytes: int
     wrong: int | None
     stop_reason: str | None

@@ -26,7 +26,7 @@ _MEDIANS = (
     *("time_us_mean", "time_us_p95", "host_us", "skew_us"),
     *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
     *("comm_slowdown", "compute_slowdown", "overlap_percent"),
-    *("wire_bytes", "link_imbalance", "cpu_percent"),
+    *("wire_bytes", "link_imbalance", "cpu_percent", "load_average"),
 )
 _FIELDS = frozenset(item.name for item in fields(Row))
 # What a case that is not `ok` lacks.
@@ -146,6 +146,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
     done = [m for m in measurements if m.status is Status.OK]
     checked = [m.checked_calls for m in done]
+    preempted = [m.preempted for m in done]
     computed = {
         "case_id": case.case_id,
         "status": status,
@@ -159,6 +160,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "launches": len({m.launch for m in done}),
         "samples": sum(m.samples for m in done),
         "checked_calls": None if None in checked else sum(number or 0 for number in checked),
+        "preempted": None if None in preempted else sum(number or 0 for number in preempted),
         "inter_bytes": None if traffic is None else traffic["inter"] * groups,
         "intra_bytes": None if traffic is None else traffic["intra"] * groups,
         "mean_bytes": mean_bytes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import random
 import sys
 import time
@@ -296,6 +297,8 @@ def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
         "time_us": float(np.median(slowest)),
         "time_us_mean": float(np.median(timing.time_us.mean(axis=1))),
         "time_us_p95": p95(slowest),
+        "preempted": timing.preempted,
+        "load_average": os.getloadavg()[0] if transport.name != "scripted" else None,  # which has a virtual clock
         "host_us": float(np.median(timing.host_us.max(axis=1))),
         "skew_us": skew_us if info.local_size == info.size else None,
         "stop_reason": timing.stop_reason,

@@ -47,6 +47,7 @@ class Timing:
     stop_reason: str  # "precision", "samples", "cap" or "iters"
     elapsed_s: float  # without what an observer has done between samples
     whole: Ready | None = None  # all calls of a sample at once, where the mode is `graph`
+    preempted: int = 0  # samples in which a rank was switched out against its will
 
     @property
     def slowest_us(self) -> Floats:
@@ -142,12 +143,13 @@ class _Loop:
         self._arm()
         first_call = self._called
         columns, reason = self._sample()
-        time_us, host_us, begin_us, *others = columns
+        time_us, host_us, begin_us, preempted, *others = columns
         return Timing(
             warmup_us=warmup,
             time_us=time_us,
             host_us=host_us,
             begin_us=begin_us,
+            preempted=int((preempted > 0).any(axis=1).sum()),
             beside=dict(zip(BESIDE, others, strict=True)) if self._beside else {},
             calls_per_sample=1 if self._beside else self._calls,
             calls=range(first_call, self._called),

@@ -47,12 +47,16 @@ def take(
 ) -> SampleBatch:
     """Take `count` samples of `each` calls on this rank: times, host times, begins, microseconds per call.
 
+    A fourth column has how often this process was switched out meanwhile, against its will.
+
     `first` numbers the first call, so that rotated buffers go on where the last batch stopped. `whole` makes `each`
     calls at once. `data` is told of each call, if samples have one each.
     """
     marks: list[tuple[Any, Any]] = []
     asides: list[tuple[Any, Any]] = []
     host: list[float] = []
+    preempted: list[float] = []
+    switched = timer.preemptions
     barrier, mark, clock, synchronize, aside = timer.barrier, timer.mark, timer.host_us, timer.synchronize, timer.aside
     drains, n = timer.drains, len(calls)
     for number in range(first, first + count * each, each):
@@ -63,6 +67,7 @@ def take(
             data.before(number)
             asides.append((since, aside()))
         barrier()
+        before = switched()
         if len(turn) == 1:
             begin = mark()
             enter = clock()
@@ -82,6 +87,7 @@ def take(
             leave = clock()
             synchronize()
         end = mark()
+        preempted.append(float(switched() - before))
         work = None  # its destructor shall not run inside the next sample
         marks.append((begin, end))
         host.append((leave - enter) / each)
@@ -92,7 +98,7 @@ def take(
     synchronize()
     times = [timer.between_us(begin, end) / each for begin, end in marks]
     aside_us = sum(timer.between_us(begin, end) for begin, end in asides)
-    return SampleBatch([times, host, [timer.moment_us(begin) for begin, _ in marks]], aside_us)
+    return SampleBatch([times, host, [timer.moment_us(begin) for begin, _ in marks], preempted], aside_us)
 
 
 def take_beside(
@@ -102,7 +108,7 @@ def take_beside(
 
     Each sample makes two calls: one alone, one with the product between its start and its end.
     """
-    columns: list[list[float]] = [[] for _ in range(3 + len(BESIDE))]
+    columns: list[list[float]] = [[] for _ in range(4 + len(BESIDE))]
     aside_us = 0.0
     for number in range(first, first + 2 * count, 2):
         alone = take(timer, calls, number, 1, 1, data=data)
@@ -116,6 +122,7 @@ def take_beside(
         until = timer.aside()
         timer.barrier()
         call = calls[(number + 1) % len(calls)]
+        before = timer.preemptions()
         both = timer.mark()
         enter = timer.host_us()
         work = call()
@@ -125,13 +132,14 @@ def take_beside(
         if work is not None:
             work.wait()
         done = timer.mark()
+        preempted = float(timer.preemptions() - before)
         after = timer.aside()
         if data is not None:
             data.settle()
         settled = timer.aside()
         timer.synchronize()
         between = timer.between_us
-        values = [between(both, done), leave - enter, timer.moment_us(both)]
+        values = [between(both, done), leave - enter, timer.moment_us(both), preempted]
         values += [alone.columns[0][0], between(begin, end), between(started, made)]
         aside_us += alone.aside_us + between(since, until) + between(after, settled)
         for column, value in zip(columns, values, strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
+from commbench.output.answer import answer, preemption
 from commbench.output.describe import describe, usable_cpus
 from commbench.records import Fabric, Row, Status, network_note
 from commbench.stats import Verdict
@@ -105,6 +106,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
             lines.append("  ".join(_cell(text(row), width) for _, width, text in columns).rstrip())
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
     lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
+    lines += [f"# answer: {text}"] if (text := answer(rows, ratios, meta)) else []
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +117,8 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
     # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
     if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
         lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+    if text := preemption(rows, meta):
+        lines.append(f"# warning: {text}")
     if skews and max(skews) > 0.2:
         lines.append(
             f"# warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from commbench.output.answer import MANY
 from commbench.output.describe import usable_cpus
 from commbench.plots.settings import (
     FIGURE_KEYS,
@@ -154,11 +155,20 @@ def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any
     )
     note += "; grey: as its source gives it" if rows["case_id"].isna().any() else ""
     note += "" if bounded else "; no bound: no link rate is known"
-    careful = [network_note(setting["fabric"])]
+    careful = [network_note(setting["fabric"]), _preempted(rows)]
     cpus = usable_cpus(meta)
     if setting["fabric"] not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < setting["ranks"]:
         careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU")
     return "\n".join([note, "; ".join(filter(None, careful))]).rstrip()
+
+
+def _preempted(rows: pd.DataFrame) -> str:
+    """Return how many samples were preempted, where that is many."""
+    if "preempted" not in rows or not rows["preempted"].notna().any():
+        return ""
+    known = rows[rows["preempted"].notna()]
+    share = float(known["preempted"].sum()) / max(1.0, float(known["samples"].sum()))
+    return f"{100 * share:.0f} % of samples were preempted: ranks had no CPU to themselves" if share >= MANY else ""
 
 
 def _title(setting: Mapping[str, Any]) -> str:

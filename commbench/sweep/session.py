@@ -13,6 +13,7 @@ from commbench.analysis.ratios import Speedup
 from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, storage
 from commbench.output import writers
+from commbench.output.answer import answer
 from commbench.processes import streams
 from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
@@ -114,6 +115,8 @@ def finish(
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
     folder.set_status("interrupted" if interrupted else "finished" if complete else "incomplete")
     reporter.end(rows, meta, compared)
+    if request.format != "table" and (text := answer(rows, compared, meta)):
+        console.note(f"answer: {text}")
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
         try:

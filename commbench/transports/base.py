@@ -220,6 +220,10 @@ class Timer(Protocol):
         """The host's clock, microseconds since an arbitrary point."""
         ...
 
+    def preemptions(self) -> int:
+        """How often this process has been switched out against its will; 0 where the clock is another's than its."""
+        ...
+
 
 class Transport(Protocol):
     """One rank's end of a library that moves bytes, with the clock and the votes that measuring needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, cast
@@ -26,6 +27,9 @@ class HostMarks:
 
     def host_us(self) -> float:
         return time.perf_counter_ns() / 1e3
+
+    def preemptions(self) -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class OnHost:

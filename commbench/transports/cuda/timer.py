@@ -69,6 +69,9 @@ class EventTimer:
     def host_us(self) -> float:
         return time.perf_counter_ns() / 1e3
 
+    def preemptions(self) -> int:
+        return 0
+
     def _calibrate(self) -> float:
         """Cycles that `torch.cuda._sleep` spins in a microsecond, once the clock has risen.
 

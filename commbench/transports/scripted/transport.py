@@ -168,6 +168,9 @@ class Scripted(OnHost):
     def host_us(self) -> float:
         return self.now_us
 
+    def preemptions(self) -> int:
+        return 0
+
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
         if self.pending:
             raise RuntimeError(f"{len(self.pending)} started exchanges were never waited for")

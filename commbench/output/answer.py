@@ -1,0 +1,75 @@
+"""The answer of a sweep: what is fastest where, for certain, and what stood in the way of saying more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from commbench.analysis.ratios import Speedup
+from commbench.output.describe import describe_emulated, describe_layout, usable_cpus
+from commbench.records import Fabric, Row, Status
+from commbench.stats import Verdict
+from commbench.units import format_size
+
+MANY = 0.05  # of the samples: so many preempted ones are said
+
+
+def preemption(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
+    """Return how many samples were preempted, and by whom; "" where they were few, or nobody counted."""
+    known = [row for row in rows if row.status is Status.OK and row.preempted is not None]
+    share = sum(row.preempted or 0 for row in known) / max(1, sum(row.samples for row in known))
+    if share < MANY:
+        return ""
+    cpus, ranks = usable_cpus(meta), max(row.ranks for row in known)
+    load = max((row.load_average or 0.0 for row in known), default=0.0)
+    whose = f"{ranks} ranks share {cpus} CPUs" if 0 < cpus < ranks else "other programs use these CPUs"
+    return f"{100 * share:.0f} % of samples were preempted: {whose}, load {load:.1f}"
+
+
+def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str, Any]) -> str:
+    """Return one sentence for each set-up in which something is fastest for certain; "" where nothing was compared."""
+    by_setup: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        if row.status is Status.OK and row.case_id in ratios:
+            by_setup.setdefault(_where(row), {}).setdefault(row.size_bytes, []).append(row)
+    if not by_setup:
+        return ""
+    found = []
+    for where, by_size in by_setup.items():
+        said = [text for size in sorted(by_size) if (text := _fastest(by_size[size], ratios))]
+        found += [f"{where}: {', '.join(said)}"] if said else []
+    reason = preemption(rows, meta)
+    if not found:
+        found = [f"nothing is proven fastest{'' if reason else ': measure longer, launches=12 cap=1'}"]
+    return "; ".join([*found, *([reason] if reason else [])])
+
+
+def _where(row: Row) -> str:
+    """Return the set-up in short."""
+    emulated = describe_emulated({f: getattr(row, f) for f in _EMULATED}) if row.fabric == Fabric.EMULATED else ""
+    layout = describe_layout(row.nodes, row.ranks, row.fabric)
+    return ", ".join(filter(None, [f"{row.what} over {row.transport}", layout, emulated, row.binding_text]))
+
+
+_EMULATED = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
+
+
+def _fastest(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> str:
+    """Return the fastest at one size with its time and how far the next is; "" where that is not certain."""
+    # One curve's rows at this size: of other dtypes and modes there are others, of which none is the fastest.
+    first, *others = sorted(rows, key=lambda row: row.time_us or 0.0)
+    if len({(row.dtype, row.mode, row.buffers, row.cache, row.groups, row.overlap, str(row.env)) for row in rows}) > 1:
+        return ""
+    mine = ratios[first.case_id]
+    size, interval = format_size(first.size_bytes), ""
+    if first.time_us_low is not None and first.time_us_high is not None:
+        interval = f" [{first.time_us_low:.4g}, {first.time_us_high:.4g}]"
+    time = f"{first.label} is fastest at {size}, {first.time_us:.4g} us{interval}"
+    if mine.verdict is None and others and all(ratios[row.case_id].verdict is Verdict.SLOWER for row in others):
+        slowest = min(others, key=lambda row: row.time_us or 0.0)
+        return f"{time}, {slowest.label} takes {1 / (ratios[slowest.case_id].speedup or 1.0):.2f}x"
+    beaten = [ratios[row.case_id] for row in others if ratios[row.case_id].verdict is Verdict.FASTER]
+    sure = mine.speedup_low is not None and all((other.speedup_high or 0.0) < mine.speedup_low for other in beaten)
+    if mine.verdict is Verdict.FASTER and sure:
+        return f"{time}, {mine.speedup:.2f}x {mine.baseline} [{mine.speedup_low:.2f}, {mine.speedup_high:.2f}]"
+    return ""

@@ -1,0 +1,80 @@
+"""What a sweep says at its end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from commbench.analysis import ratios
+from commbench.analysis.summary import Samples
+from commbench.measure.samples import take
+from commbench.output.answer import answer, preemption
+from commbench.output.table import table
+from commbench.records import Case, Measurement, Row
+from commbench.run_folder import RunFolder
+from commbench.transports.host_clock import HostMarks
+from tests.support.fake_runs import META, measured, planned, rows_of
+
+WORDS = ("nodes=1", "ranks_per_node=2", "algorithm=direct,bruck", "launches=6", "sizes.min=1K", "sizes.max=32K",
+         "sizes.factor=32")  # fmt: skip
+TWO_CPUS = {**META, "machine": {"affinity": [0, 1]}}
+
+
+def made(bruck: float, *, noise: float = 0.01, **counted: Any) -> tuple[list[Row], dict[str, ratios.Speedup]]:
+    """`bruck` takes so many times as long at 1 KiB, and the same at 32 KiB."""
+
+    def rule(case: Case) -> float:
+        return 20.0 * (bruck if case.algorithm == "bruck" and case.size_bytes == 1024 else 1.0)
+
+    cases = planned(*WORDS)
+    found: list[Measurement] = [dataclasses.replace(m, **counted) for m in measured(cases, rule, noise=noise)]
+    rows = rows_of(cases, found, Samples(RunFolder(Path("/nowhere"))))
+    return rows, ratios.compare(cases, found, lambda measurement: np.empty(0))
+
+
+def test_what_is_fastest_for_certain_is_named_with_its_interval() -> None:
+    rows, compared = made(0.5, preempted=0, load_average=0.5)
+    text = answer(rows, compared, TWO_CPUS)
+    assert "all_to_all over scripted, 1 node x 2 ranks: bruck is fastest at 1 KiB, " in text
+    assert " us [" in text and "x direct [1.9" in text and "32 KiB" not in text and "preempted" not in text
+    rows, compared = made(2.0, preempted=0, load_average=0.5)
+    assert "direct is fastest at 1 KiB" in answer(rows, compared, TWO_CPUS)
+    assert "bruck takes 2" in answer(rows, compared, TWO_CPUS)
+    assert "# answer: all_to_all over scripted" in table(rows, TWO_CPUS, compared).splitlines()[-1]
+
+
+def test_nothing_proven_has_its_reason_with_a_number() -> None:
+    rows, compared = made(1.0, noise=0.5, preempted=3, load_average=4.13)
+    said = "15 % of samples were preempted: other programs use these CPUs, load 4.1"
+    assert answer(rows, compared, TWO_CPUS) == f"nothing is proven fastest; {said}"
+    assert f"# warning: {said}" in table(rows, TWO_CPUS, compared)
+    assert "2 ranks share 1 CPUs" in preemption(rows, {**META, "machine": {"usable_cpus": 1}})
+    rows, compared = made(1.0, preempted=0, load_average=0.5)
+    assert answer(rows, compared, TWO_CPUS) == "nothing is proven fastest: measure longer, launches=12 cap=1"
+    rows, compared = made(1.0)
+    assert preemption(rows, TWO_CPUS) == "", "old runs did not count"
+    assert answer(rows, {}, TWO_CPUS) == ""
+
+
+def test_switches_between_mark_and_mark_are_counted_and_no_others() -> None:
+    class Clock(HostMarks):
+        drains, switches, inside = False, 0, 0
+
+        def barrier(self) -> None:
+            self.switches += 5
+
+        def synchronize(self) -> None: ...
+
+        def preemptions(self) -> int:
+            return self.switches
+
+        def call(self) -> None:
+            self.inside += 1
+            self.switches += self.inside == 2
+
+    clock = Clock()
+    assert take(clock, [clock.call], 0, 4, 1).columns[3] == [0, 1, 0, 0]
+    assert HostMarks().preemptions() >= 0
