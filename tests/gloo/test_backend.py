@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,19 @@ pytest.importorskip("torch")
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 from torch.distributed import distributed_c10d
 
+import commbench
 import commbench.backend
+from commbench import algorithms
+from commbench.algorithms.direct import DirectAllGather, DirectAllReduce, DirectBroadcast, DirectReduceScatter
 from commbench.backend import observer
 from commbench.backend.group import WrappedGroup
 from commbench.backend.install import install
 from commbench.backend.observer import GroupInfo, ObservedCall, ObservedWork
 from commbench.backend.source import ProfileSource
+from commbench.backend.start import of_environment
 from commbench.profile import file
 from commbench.transports.plain_groups import plain_groups
 from tests.support import profiles, public_calls
@@ -174,7 +181,10 @@ def test_calls_by_a_profile_give_the_same_bytes(size: int, tmp_path: Path, capfd
 
 def test_a_profile_that_cannot_hold_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     elsewhere, torn = tmp_path / "p.json", tmp_path / "torn.json"
-    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise"), nodes=1, ranks_per_node=4), elsewhere)
+    file.save(
+        profiles.profile(profiles.choice("all_to_all", "pairwise"), ranks_per_node=4, versions={"torch": "1.0"}),
+        elsewhere,
+    )
     torn.write_text("{")
 
     def rank(me: int) -> None:
@@ -197,6 +207,7 @@ def test_a_profile_that_cannot_hold_is_said_once(tmp_path: Path, capfd: pytest.C
     assert forked(2, rank) == [0, 0]
     first, second = capfd.readouterr().err.splitlines()
     assert "torch makes these calls itself" in first and "ranks per node: the profile is for 4, here is 2" in first
+    assert "torch version: the profile is for 1.0" in first
     assert "rank 1: " in second and "torn.json" in second
 
 
@@ -233,3 +244,93 @@ def test_the_public_api_is_the_same_to_the_bit(size: int, tmp_path: Path) -> Non
 
     wrapped, alone = ran(True), ran(False)
     assert wrapped == alone and all(len(json.loads(text)) > 30 for text in alone)
+
+
+def test_a_backend_that_is_asked_for_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), tmp_path / "p.json")
+    monkeypatch.setenv("COMMBENCH_PROFILE", str(tmp_path / "p.json"))
+
+    def rank(me: int) -> None:
+        install(of_environment)
+        install(of_environment)
+        dist.init_process_group("commbench", init_method=f"file://{tmp_path}/store", rank=me, world_size=2)
+        world = dist.group.WORLD
+        assert isinstance(world, WrappedGroup) and type(world.inner) is dist.ProcessGroup
+        assert dist.get_backend() == "commbench"
+        out, inp = torch.empty(2), torch.tensor([0.0, 1.0]) + 10 * me
+        dist.all_to_all_single(out, inp)
+        assert out.tolist() == [me, 10 + me] and "pairwise" in commbench.backend.explain()
+        comm = commbench.communicator()
+        comm.all_to_all(out, inp)
+        comm.close()
+        plain = dist.new_group([0, 1], backend="gloo")
+        assert isinstance(plain, WrappedGroup) and dist.get_backend(plain) == "gloo"
+        dist.destroy_process_group()
+
+    assert forked(2, rank) == [0, 0]
+
+
+def test_a_rank_that_is_killed_ends_the_calls_of_the_others(tmp_path: Path) -> None:
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), tmp_path / "p.json")
+
+    def rank(me: int) -> None:
+        source = ProfileSource(tmp_path / "p.json")
+        install(lambda: source)
+        meet(me, 3, tmp_path)
+        out, inp = torch.zeros(3), torch.arange(3.0)
+        dist.all_to_all_single(out, inp)
+        if me == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raised = []
+        for asynchronous in (True, False):
+            try:
+                work = dist.all_to_all_single(out, inp, async_op=asynchronous)
+                if work is not None:
+                    work.wait()
+            except RuntimeError as error:
+                raised.append(str(error))
+        assert len(raised) == 2, raised
+
+    assert forked(3, rank) == [0, -signal.SIGKILL, 0]
+
+
+def test_collectives_that_have_one_algorithm_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one of each, planted: broadcast and all_gather always go by it, sums where they shall, within the bound.
+
+    (n - 1) u times the sum of absolute values, as for any order of summands.
+    """
+    moves, sums = (DirectAllGather, DirectBroadcast), (DirectAllReduce, DirectReduceScatter)
+    for kind in (*moves, *sums):
+        planted = type("Planted", (kind,), {"name": "planted"})()
+        monkeypatch.setitem(algorithms.TABLE, (kind.collective, "planted"), planted)
+    choices = [profiles.choice(kind.collective, "planted") for kind in (*moves, *sums)]
+    file.save(profiles.profile(*choices), tmp_path / "p.json")
+
+    def rank(me: int) -> None:
+        sources = [ProfileSource(tmp_path / "p.json", reductions=reductions) for reductions in (True, False)]
+        install(lambda: sources.pop())
+        meet(me, 3, tmp_path)
+        parts = [torch.randn(3, 100, generator=torch.Generator().manual_seed(number)) for number in range(3)]
+        exact, room = torch.stack(parts).double().sum(0), torch.stack(parts).abs().double().sum(0)
+        bound = 2 * (torch.finfo(torch.float32).eps / 2) * room
+        for group, by_profile in ((dist.group.WORLD, moves), (dist.new_group([0, 1, 2]), (*moves, *sums))):
+            for asynchronous in (False, True):
+                total, part = parts[me].clone(), torch.empty(1, 100)
+                whole, sent = torch.empty(9, 100), parts[me].t().clone().t()  # dense, and not contiguous
+                for work in (
+                    dist.all_reduce(total, group=group, async_op=asynchronous),
+                    dist.reduce_scatter_tensor(part, parts[me], group=group, async_op=asynchronous),
+                    dist.all_gather_into_tensor(whole, parts[me], group=group, async_op=asynchronous),
+                    dist.broadcast(sent, 0, group=group, async_op=asynchronous),
+                ):
+                    assert work is None or work.wait()
+                assert ((total - exact).abs() <= bound).all() and ((part - exact[me]).abs() <= bound[me]).all()
+                assert torch.equal(whole, torch.cat(parts)) and torch.equal(sent, parts[0])
+            found = functional.all_gather_tensor(parts[me], 0, group) + 0
+            assert torch.equal(found, torch.cat(parts))
+            told = commbench.backend.explain(group)
+            for kind in (*moves, *sums):
+                assert (f"{kind.collective} " in told or f"{kind.collective}, " in told) == (kind in by_profile), told
+        dist.destroy_process_group()
+
+    assert forked(3, rank) == [0, 0, 0]

@@ -170,6 +170,34 @@ def test_an_emulated_fabric_is_not_pretended(tmp_path: Path) -> None:
     assert run(path, "--", "true", env={"COMMBENCH_FABRIC": "4 x 1 Gb/s"}).stderr == ""
 
 
+def test_a_cluster_around_the_program(tmp_path: Path) -> None:
+    path = profile(tmp_path, ranks_per_node=1)
+    cluster = ("fabric=emulated", "nodes=65", "ranks_per_node=1", "link=1gbit")
+    done = run(path, *cluster, "--", "true")
+    assert done.returncode == 2 and "nodes=65" in done.stderr and "2 to 64 nodes" in done.stderr
+    done = run(path, *cluster, "--", "true", env=rank(0))
+    assert done.returncode == 2 and "torchrun has started this process in one" in done.stderr
+    done = run(path, "nodes=2", "--", "true")
+    assert done.returncode == 2 and "it belongs to fabric=emulated" in done.stderr
+    # Without `--`, and before one of the program's own, words are the program's.
+    done = run(path, sys.executable, "-c", "import sys; print(sys.argv[1:])", "a=b", "--", "c")
+    assert done.stdout == "['a=b', '--', 'c']\n"
+
+
+def test_a_program_goes_by_one_profile(tmp_path: Path) -> None:
+    path = profile(tmp_path)
+    above = {"COMMBENCH_BACKEND": "profile", "COMMBENCH_PROFILE": "/other.json"}
+    done = run(path, "--", "true", env=above)
+    assert done.returncode == 2 and "two profiles: COMMBENCH_PROFILE is /other.json" in done.stderr
+    assert run(path, "--", "true", env={**above, "COMMBENCH_PROFILE": str(path)}).returncode == 0
+    words = ("--reductions", "--dry-run", "--", "true")
+    told = run(path, *words, env={"COMMBENCH_BACKEND": "record"}).stdout.splitlines()
+    assert "COMMBENCH_BACKEND=record,profile" in told and "COMMBENCH_REDUCTIONS=1" in told
+    assert (
+        "AUTOLOAD=0: torch will not load" in run(path, "--", "true", env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}).stderr
+    )
+
+
 # Binding
 
 
