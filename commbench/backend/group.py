@@ -82,7 +82,7 @@ class WrappedGroup(dist.ProcessGroup):
     def profiled(self) -> ProfiledCalls | None:
         """Return what makes calls by the profile; None without one."""
         if self._profiled is None and self._source is not None:
-            self._profiled = ProfiledCalls(self.inner, self.info.ranks, self.info.name, self._source)
+            self._profiled = ProfiledCalls(self.library_group, self.info.ranks, self.info.name, self._source)
         return self._profiled
 
     def library_group(self) -> dist.ProcessGroup:
@@ -92,8 +92,7 @@ class WrappedGroup(dist.ProcessGroup):
             devices = {device.type: self.inner._get_backend(device).name() for device in self.inner._device_types}
             config = ",".join(f"{device}:{backend}" for device, backend in devices.items())
             asked, store = world.pg_map[self]
-            known = asked if set(asked.split(",")) - {"commbench"} and "commbench" not in asked else config
-            enter(self.inner, self.info.ranks, known, config, store)
+            enter(self.inner, self.info.ranks, config if "commbench" in asked else asked, config, store)
         return self.inner
 
     def split_group(self, *given: Any, **named: Any) -> Any:

@@ -34,8 +34,12 @@ _KINDS = {kind: name for name, kind in KINDS.items()}
 class ProfiledCalls:
     """Makes calls by the profile, on communicators that are made at the first call on a device."""
 
-    def __init__(self, inner: dist.ProcessGroup, ranks: Sequence[int], name: str, source: ProfileSource) -> None:
-        self._inner, self._ranks, self._name, self._source = inner, ranks, name, source
+    def __init__(
+        self, library: Callable[[], dist.ProcessGroup], ranks: Sequence[int], name: str, source: ProfileSource
+    ) -> None:
+        """Make nothing yet. `library` gives torch's own group, known to torch's functions; `ranks` are the world's."""
+        self._inner = library()
+        self._ranks, self._name, self._source = ranks, name, source
         self._comms: dict[bool, Communicator | None] = {}  # on the CPU or not; None: torch makes all calls there
         self._library: set[tuple[object, ...]] = set()  # kinds of calls that are torch's
         self._private: PrivateGroups | None = None

@@ -12,7 +12,10 @@ from commbench.emulated import Emulated
 from commbench.errors import EnvironmentProblem
 from commbench.launch import foreign, foreign_tree
 from commbench.launch.foreign import Cluster
+from commbench.profile import file
 from commbench.sweep import foreign_keys
+from tests.conftest import commbench
+from tests.support import profiles
 
 PROGRAM = """
 import os
@@ -54,6 +57,18 @@ def test_a_program_finds_the_others_by_master_addr(tmp_path: Path) -> None:
     command = ["sh", "-c", f'{ranks} "$@"', "sh", sys.executable, str(tmp_path / "program.py")]
     lines = run(tmp_path, ("fabric=emulated", "ranks_per_node=1"), command)
     assert lines == ["rank 0 of 2 on node 0: True", "rank 1 of 2 on node 1: True"]
+
+
+def test_exec_hands_the_profile_to_each_node(tmp_path: Path) -> None:
+    cluster = ("fabric=emulated", "ranks_per_node=1", "link=100mbit")
+    made = foreign_keys.read(cluster).cluster
+    assert made is not None
+    fabric = str(made.emulated)
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise"), fabric=fabric), tmp_path / "p.json")
+    told = 'echo "$PET_NODE_RANK of $PET_NNODES by $COMMBENCH_BACKEND on $COMMBENCH_FABRIC"; exit 3'
+    done = commbench("exec", "--profile", "p.json", *cluster, "--", "sh", "-c", told, cwd=tmp_path)
+    assert done.returncode == 3 and done.stderr == ""
+    assert sorted(done.stdout.splitlines()) == [f"{node} of 2 by profile on {fabric}" for node in (0, 1)]
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from commbench.backend.source import ProfileSource
 from commbench.backend.start import of_environment
 from commbench.profile import file
 from commbench.transports.plain_groups import plain_groups
+from moe_ref import FFN, DistributedMoE, Gate, GateConfig
 from tests.support import profiles, public_calls
 from tests.support.ranks import forked
 
@@ -334,3 +335,28 @@ def test_collectives_that_have_one_algorithm_today(tmp_path: Path, monkeypatch: 
         dist.destroy_process_group()
 
     assert forked(3, rank) == [0, 0, 0]
+
+
+def test_the_reference_layer_stands_on_torchs_own_group(tmp_path: Path) -> None:
+    """Under `commbench exec` it goes by the profile that it is given, once."""
+    file.save(profiles.profile(profiles.choice("all_to_all", "pairwise")), tmp_path / "p.json")
+
+    def rank(me: int) -> None:
+        source = ProfileSource(tmp_path / "p.json")
+        install(lambda: source)
+        meet(me, 2, tmp_path)
+        world = dist.group.WORLD
+        assert isinstance(world, WrappedGroup)
+        x, found = torch.randn(8, 16, generator=torch.Generator().manual_seed(me)), []
+        for profile in (None, tmp_path / "p.json"):
+            with commbench.communicator(profile=profile) as comm:
+                torch.manual_seed(me)
+                gate = Gate(16, GateConfig(experts=4), generator=torch.Generator().manual_seed(0))
+                layer = DistributedMoE(gate, FFN(2, 16, 32), comm, schedule="sequential")
+                found.append(layer(x)[0])
+                assert ("pairwise" in comm.explain()) == (profile is not None)
+        assert torch.equal(*found)
+        assert world.profiled is not None and not world.profiled.used
+        dist.destroy_process_group()
+
+    assert forked(2, rank) == [0, 0]
