@@ -3,16 +3,16 @@
 kept     one pair of buffers, loaded once: each call finds input and output as the last one has left them
 fresh    output poisoned and input written before each call, output compared after it: what `isolated` does
 input    input written before each call
-half     as fresh, in a random half of the calls; nothing in the others
+load     output poisoned and input written before each call, nothing compared
+
+With --pipelined: 20 calls back to back, on one pair of buffers, and on two by turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from commbench import algorithms, collectives, transports
 from commbench.layout import Layout
 from commbench.measure import buffers
+from commbench.measure.loop import PIPELINED_CALLS
 from commbench.measure.samples import Before, take
 from commbench.measure.verify import Checker
 from commbench.rank_info import RankInfo
@@ -28,9 +29,10 @@ from commbench.units import format_size
 from tests.bench.bare import ratio
 from tests.support.ranks import on_ranks
 
-SIZES = tuple(1 << n for n in range(6, 27, 2))
-ROUNDS, EACH = 40, 5
-ARMS = ("kept", "fresh", "input", "half")
+SIZES = tuple(1 << n for n in range(6, 25, 2))
+ROUNDS, EACH = 24, 20
+QUANTILE = 0.1  # of the samples of a round: what a busy machine adds is in the others
+ARMS = ("kept", "fresh", "input", "load")
 
 
 class Load(Before):
@@ -39,24 +41,20 @@ class Load(Before):
     def __init__(self, arm: str, checker: Checker, pair: buffers.Pair) -> None:
         self._arm, self._checker, (self._out, self._inp) = arm, checker, pair
         self._salt = 0
-        self._draw = random.Random(0)
         self._loaded = False
         self.wrong: list[Any] = []
-        self.aside_s = 0.0
 
     def before(self, call: int) -> None:
-        began = time.perf_counter()
         self.settle()
         self._salt += 1
-        self._loaded = self._arm in ("fresh", "input") or (self._arm == "half" and self._draw.random() < 0.5)
-        if self._loaded and self._arm != "input":
+        if self._arm in ("fresh", "load"):
             self._checker.poison(self._out, self._salt)
-        if self._loaded:
+        if self._arm != "kept":
             self._checker.fill_input(self._inp, self._salt)
-        self.aside_s += time.perf_counter() - began
+        self._loaded = self._arm == "fresh"
 
     def settle(self) -> None:
-        if self._loaded and self._arm != "input":
+        if self._loaded:
             self.wrong.append(self._checker.compare(self._out, self._salt))
         self._loaded = False
 
@@ -84,7 +82,7 @@ def compare(transport: Any, algorithm: str, ranks: int) -> list[dict[str, Any]]:
                 every = transport.all_gather([batch.aside_us / EACH, *batch.columns[0]])
                 assert not any(found.elements for found in checker.read(data.wrong))
                 if number >= 2:
-                    times[arm].append(float(np.median(every[:, 1:].max(axis=0))))
+                    times[arm].append(float(np.quantile(every[:, 1:].max(axis=0), QUANTILE)))
                     aside[arm].append(float(every[:, 0].max()))
         bound.close()
         found.append({"size": size, "times": times, "aside": aside})
@@ -103,31 +101,66 @@ def tell(result: dict[str, Any]) -> None:
     print("  ".join(cells), flush=True)
 
 
+def compare_pairs(transport: Any, algorithm: str, ranks: int) -> None:
+    """Print the slowest rank's time of calls back to back, on one pair of buffers and on two."""
+    collective = collectives.get("all_to_all")
+    for size in SIZES:
+        spec = Spec(collective="all_to_all", dtype="fp32", size_bytes=size, layout=Layout(1, ranks))
+        transport.case_begins({"size_bytes": size})
+        pairs = buffers.allocate(transport, collective, spec, transport.rank, 2, one_sided=False)
+        transport.publish()
+        checker = Checker(transport, collective, spec, transport.rank, 1)
+        for salt, (_, inp) in enumerate(pairs):
+            checker.fill_input(inp, salt)
+        bound = algorithms.get("all_to_all", algorithm).prepare(transport.world, spec)
+        arms = {"one": bound.bind(pairs[:1]), "two": bound.bind(pairs)}
+        timer = transport.timer("pipelined")
+        times: dict[str, list[float]] = {arm: [] for arm in arms}
+        for number in range(ROUNDS + 2):
+            for arm in arms if number % 2 else list(arms)[::-1]:
+                take(timer, arms[arm], 0, 1, PIPELINED_CALLS)
+                batch = take(timer, arms[arm], 0, 5, PIPELINED_CALLS)
+                if number >= 2:
+                    every = transport.all_gather(batch.columns[0])
+                    times[arm].append(float(np.quantile(every.max(axis=0), QUANTILE)))
+        bound.close()
+        if transport.rank == 0:
+            centre, low, high = ratio(times["two"], times["one"])
+            one_us = np.median(times["one"])
+            print(f"{format_size(size):>8} {one_us:10.1f}  {centre:6.3f} {low:.3f}-{high:.3f}", flush=True)
+
+
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench fresh", description=__doc__)
     parser.add_argument("--transport", choices=("gloo", "mpi", "nccl"), default="gloo")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--algorithm", default="direct")
+    parser.add_argument("--pipelined", action="store_true")
     given = parser.parse_args(words or [])
-    head = f"{'size':>8} {'kept us':>10}  " + "  ".join(f"{arm + ' / kept':>18}" for arm in ARMS[1:])
-    print(f"{given.transport}, {given.ranks} ranks, {given.algorithm}\n{head}  {'aside us':>10}", flush=True)
+    head = f"{'size':>8} {'one us':>10}  two / one"
+    if not given.pipelined:
+        arms = "  ".join(f"{arm + ' / kept':>18}" for arm in ARMS[1:])
+        head = f"{'size':>8} {'kept us':>10}  {arms}  {'aside us':>10}"
+    print(f"{given.transport}, {given.ranks} ranks, {given.algorithm}; {ROUNDS} rounds\n{head}", flush=True)
     if given.transport != "mpi":
-        on_ranks(given.transport, given.ranks, lambda made: compare(made, given.algorithm, given.ranks))
+        made = compare_pairs if given.pipelined else compare
+        on_ranks(given.transport, given.ranks, lambda transport: made(transport, given.algorithm, given.ranks))
         return 0
-    command = ["mpiexec", "-n", str(given.ranks), sys.executable, "-m", "tests.bench.fresh", given.algorithm]
+    asked = [given.algorithm, "pairs" if given.pipelined else "data"]
+    command = ["mpiexec", "-n", str(given.ranks), sys.executable, "-m", "tests.bench.fresh", *asked]
     return subprocess.run(command, check=False).returncode
 
 
-def under_mpi(algorithm: str) -> None:
+def under_mpi(algorithm: str, what: str) -> None:
     """This process is a rank already."""
     from mpi4py import MPI
 
     rank, size = MPI.COMM_WORLD.rank, MPI.COMM_WORLD.size
     transport = transports.load("mpi")({"layout": (1, size)})
     transport.connect(RankInfo(rank=rank, size=size, local_rank=rank, local_size=size, launcher="bench"))
-    compare(transport, algorithm, size)
+    (compare_pairs if what == "pairs" else compare)(transport, algorithm, size)
     transport.close()
 
 
 if __name__ == "__main__":
-    under_mpi(sys.argv[1])
+    under_mpi(*sys.argv[1:])
