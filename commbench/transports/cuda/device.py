@@ -88,7 +88,8 @@ class BlockGenerator:
             at = differs.to(torch.uint8).argmax() * pattern.itemsize  # the first of them
             row, byte = at // run.width, at % run.width
             columns = (byte // WORD_BYTES * WORD_BYTES + self._bytes).clamp_(max=run.width - 1)
-            word = seen[row, columns].to(torch.int64)
+            # An index of no dimensions would make the host wait for it.
+            word = seen.index_select(0, row.view(1))[0].index_select(0, columns).to(torch.int64)
             compared.append(_Compared(run, first, torch.cat([differs.sum().view(1), at.view(1), word])))
         return compared
 
