@@ -148,7 +148,7 @@ def test_a_wrong_replay_of_a_graph_is_seen(tmp_path: Path, number: int, said: st
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_ranks_share_a_gpu(tmp_path: Path, dtype: str) -> None:
     """Virtual hosts: NCCL's network transport, and every collective in every mode."""
-    words = ("fabric=virtual", "nodes=2", "ranks_per_node=1", "collective=all", "algorithm=direct", f"dtype={dtype}")
+    words = ("fabric=virtual", "nodes=2", "ranks_per_node=1", "collective=all", "algorithm=all", f"dtype={dtype}")
     words += ("mode=isolated,pipelined,graph", "in_place=false,true", "launches=1", "iters=5", "warmup=1", "--no-plots")
     result = commbench("sweep", "gpu", *words, "-b", "64K", "-e", "64K", "--format", "json", cwd=tmp_path, timeout=300)
     found = [json.loads(line) for line in result.stdout.splitlines()]
