@@ -171,7 +171,7 @@ def test_a_watchdog_sees_what_hangs(tmp_path: Path, capfd: pytest.CaptureFixture
         from commbench.backend.install import install
         from commbench.backend.source import ProfileSource
 
-        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"
+        os.environ |= {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}
         torch.cuda.set_device(0)
         source = ProfileSource(tmp_path / "p.json")
         install(lambda: source)
@@ -180,7 +180,7 @@ def test_a_watchdog_sees_what_hangs(tmp_path: Path, capfd: pytest.CaptureFixture
         x = torch.ones(8, device="cuda")
         dist.all_reduce(x)
         torch.cuda.synchronize()
-        torch.cuda._sleep(60_000_000_000)  # the call behind it does not end in time
+        torch.cuda._sleep(150_000_000_000)  # the call behind it does not end in time
         dist.all_reduce(x, async_op=True)
         torch.cuda.synchronize()
 
