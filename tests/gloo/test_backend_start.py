@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,20 @@ import commbench_autoload
 from commbench.backend import in_rank, start
 from commbench.backend.group import WrappedGroup
 from commbench.profile import file
+from tests.conftest import environment
 from tests.support import profiles
 from tests.support.ranks import forked
 
+PROGRAM = """
+import os
+import torch
+import torch.distributed as dist
+
+dist.init_process_group("gloo")
+dist.all_to_all_single(torch.empty(4), torch.ones(4))
+os.write(1, f"rank {dist.get_rank()} on {sorted(os.sched_getaffinity(0))}\\n".encode())
+dist.destroy_process_group()
+"""
 CPUS = sorted(os.sched_getaffinity(0))
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
@@ -154,3 +167,25 @@ def test_unset_nothing_is_loaded() -> None:
         assert not [name for name in sys.modules if name.startswith("commbench.")]
 
     in_child(body)
+
+
+@pytest.mark.slow
+def test_exec_above_torchrun_and_under_it(tmp_path: Path) -> None:
+    """Real ranks, bound either way, with the exchange by the profile and no word of it in the program."""
+    loaded = [entry.value for entry in importlib.metadata.entry_points(group="torch.backends")]
+    if "commbench_autoload:activate" not in loaded:
+        pytest.skip("torch does not load commbench here: install it again")
+    path = bound(tmp_path)
+    (tmp_path / "train.py").write_text(PROGRAM)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    inside = (sys.executable, "-m", "commbench", "exec", "--profile", str(path), "--")
+    for words in (
+        (*inside, *torchrun, "train.py"),
+        (*torchrun, "--no-python", *inside, sys.executable, "train.py"),
+    ):
+        done = subprocess.run(
+            words, cwd=tmp_path, env=environment(COMMBENCH_EXPLAIN="1"), capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr
+        assert sorted(done.stdout.splitlines()) == [f"rank 0 on [{CPUS[-1]}]", f"rank 1 on [{CPUS[0]}]"], words
+        assert "all_to_all, 16 B: pairwise window=1" in done.stderr and "binding=explicit" in done.stderr
