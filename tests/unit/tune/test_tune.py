@@ -19,7 +19,7 @@ from commbench.profile.table import Table
 from commbench.records import Case, Status
 from commbench.tune import CaseTimes, ProcessGroup, describe, space
 from commbench.tune.choices import _NOTHING, Decision, ranges
-from commbench.tune.claims import compare, holm, hopeless, observe, signed_rank
+from commbench.tune.claims import claim, compare, holm, hopeless, observe, signed_rank
 from commbench.tune.confirmation import Arms, ConfirmedTimes
 from commbench.tune.looks import Look, Looks
 from commbench.tune.search import Ledger, pruned, with_policy
@@ -388,6 +388,13 @@ def test_all_looks_together_are_wrong_as_seldom_as_one() -> None:
             looks = (stats.paired_ratio(logs[:launches], level=stats.LEVEL * share) for launches, share in shares)
             false[name] += any(one.low is not None and one.low > 1.03 for one in looks)
     assert false["shared"] <= 7.5 + 5.4 < false["each"]  # two standard deviations
+
+
+def test_a_look_with_a_tenth_of_the_error_asks_for_ten_times_as_much() -> None:
+    logs = np.random.default_rng(2).normal(0.1, 0.1, 20)
+    whole, part = claim(logs), claim(logs, 0.1)
+    assert part.p is not None and whole.p is not None and part.p == pytest.approx(10 * whole.p)
+    assert part.ratio == whole.ratio and part.low == stats.paired_ratio(logs, 0.005).low != whole.low
 
 
 def test_only_what_is_hopeless_is_given_up() -> None:
