@@ -12,18 +12,28 @@ from commbench.stats import Verdict
 from commbench.units import format_size
 
 MANY = 0.05  # of the samples: so many preempted ones are said
+BUSY_PERCENT = 90  # from there on an emulated fabric is about the CPUs
 
 
 def preemption(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
     """Return how many samples were preempted, and by whom; "" where they were few, or nobody counted."""
-    known = [row for row in rows if row.status is Status.OK and row.preempted is not None]
-    share = sum(row.preempted or 0 for row in known) / max(1, sum(row.samples for row in known))
-    if share < MANY:
+    # On an emulated network ranks wait for links most of the time, and a switch costs nothing, unless CPUs are busy.
+    known = [row for row in rows if row.status is Status.OK and row.preempted is not None and not _links_decide(row)]
+    if (share := _share(known)) < MANY:
         return ""
     cpus, ranks = usable_cpus(meta), max(row.ranks for row in known)
-    load = max((row.load_average or 0.0 for row in known), default=0.0)
-    whose = f"{ranks} ranks share {cpus} CPUs" if 0 < cpus < ranks else "other programs use these CPUs"
+    load = max(row.load_average or 0.0 for row in known)
+    others = not 0 < cpus < ranks or _share([row for row in known if row.ranks <= cpus]) >= MANY
+    whose = "other programs use these CPUs" if others else f"{ranks} ranks share {cpus} CPUs"
     return f"{100 * share:.0f} % of samples were preempted: {whose}, load {load:.1f}"
+
+
+def _links_decide(row: Row) -> bool:
+    return row.fabric == Fabric.EMULATED and (row.cpu_percent or 0.0) <= BUSY_PERCENT
+
+
+def _share(rows: Sequence[Row]) -> float:
+    return sum(row.preempted or 0 for row in rows) / max(1, sum(row.samples for row in rows))
 
 
 def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str, Any]) -> str:

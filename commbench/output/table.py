@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
-from commbench.output.answer import answer, preemption
+from commbench.output.answer import BUSY_PERCENT, answer, preemption
 from commbench.output.describe import describe, usable_cpus
 from commbench.records import Fabric, Row, Status, network_note
 from commbench.stats import Verdict
 from commbench.units import format_size
 
-_BUSY_PERCENT = 90  # from there on an emulated fabric is about the CPUs
 _VERDICTS = {None: "-", Verdict.NO_DIFFERENCE: "=", Verdict.NOT_ESTIMABLE: "?"}  # each one word
 
 
@@ -124,10 +123,10 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
             f"# warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"
         )
     if rows[0].fabric == Fabric.EMULATED:
-        busy = [row for row in rows if (row.cpu_percent or 0) > _BUSY_PERCENT]
+        busy = [row for row in rows if (row.cpu_percent or 0) > BUSY_PERCENT]
         if busy:
             lines.append(
-                f"# warning: the CPUs were more than {_BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
+                f"# warning: the CPUs were more than {BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
                 "times are theirs as much as the links'"
             )
     return lines

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.output.answer import MANY
+from commbench.output.answer import BUSY_PERCENT, MANY
 from commbench.output.describe import usable_cpus
 from commbench.plots.settings import (
     FIGURE_KEYS,
@@ -167,6 +167,7 @@ def _preempted(rows: pd.DataFrame) -> str:
     if "preempted" not in rows or not rows["preempted"].notna().any():
         return ""
     known = rows[rows["preempted"].notna()]
+    known = known[(known["fabric"] != Fabric.EMULATED) | (known["cpu_percent"].astype(float) > BUSY_PERCENT)]
     share = float(known["preempted"].sum()) / max(1.0, float(known["samples"].sum()))
     return f"{100 * share:.0f} % of samples were preempted: ranks had no CPU to themselves" if share >= MANY else ""
 

@@ -59,6 +59,15 @@ def test_nothing_proven_has_its_reason_with_a_number() -> None:
     assert answer(rows, {}, TWO_CPUS) == ""
 
 
+def test_switches_cost_nothing_where_links_decide() -> None:
+    rows, _ = made(1.0, preempted=20, load_average=1.0, cpu_percent=40.0)
+    emulated = [dataclasses.replace(row, fabric="emulated", ranks=4) for row in rows]
+    assert preemption(emulated, TWO_CPUS) == ""
+    busy = [dataclasses.replace(row, cpu_percent=99.0) for row in emulated]
+    assert preemption(busy, TWO_CPUS) == "100 % of samples were preempted: 4 ranks share 2 CPUs, load 1.0"
+    assert "other programs use these CPUs" in preemption([*rows, *busy], TWO_CPUS)
+
+
 def test_switches_between_mark_and_mark_are_counted_and_no_others() -> None:
     class Clock(HostMarks):
         drains, switches, inside = False, 0, 0
