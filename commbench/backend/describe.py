@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,22 +39,23 @@ COLLECTIVES = {
     "recv": "recv",
     "recv_anysource": "recv",
 }
-_OUTPUT_FIRST = {"all_gather", "reduce_scatter", "all_to_all", "all_to_allv", "gather", "scatter"}
+_SINGLE = ("alltoall_base", "all_to_all_single")
 _ROOTS = {"broadcast": "rootRank", "reduce": "rootRank", "gather": "rootRank", "scatter": "rootRank"}
 _NAMED = ("output", "input", "output_split_sizes", "input_split_sizes")
-_GATHERED = {"all_gather", "gather"}
 
 
 def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: Mapping[str, Any]) -> ObservedCall:
     """Return what an observer is told of a call of the method `function` with these arguments."""
+    if function in _SINGLE and len(given) >= 4:
+        return _exchange(group, function, given, named)
     collective = COLLECTIVES[function]
-    options = next((value for value in (*given, *named.values()) if hasattr(value, "timeout")), None)
+    options = next((value for value in (*given, *named.values()) if _is_options(value)), None)
     tensors = [_flat(value) for value in (*given[:2], *(named[key] for key in named if key not in ("opts", "timeout")))]
     tensors = [found for found in tensors if found]
     first = tensors[0][0] if tensors else None
     nbytes = max((sum(tensor.nbytes for tensor in found) for found in tensors), default=0)
     sent = received = None
-    if function in ("alltoall_base", "all_to_all_single") and len(tensors) > 1:
+    if function in _SINGLE and len(tensors) > 1:
         splits = [*given[2:4], *(named[key] for key in _NAMED[2:] if key in named)]
         if any(len(split) for split in splits):
             collective = "all_to_allv"
@@ -64,7 +66,7 @@ def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: 
         group=group,
         collective=collective,
         function=function,
-        dtype="" if first is None else str(first.dtype).removeprefix("torch."),
+        dtype="" if first is None else _dtype(first),
         nbytes=nbytes,
         sent=sent,
         received=received,
@@ -72,6 +74,37 @@ def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: 
         device="" if first is None else first.device.type,
         root=_root(collective, function, given, named, options),
     )
+
+
+def _exchange(group: GroupInfo, function: str, given: Sequence[Any], named: Mapping[str, Any]) -> ObservedCall:
+    """Return the same of the exchange that Mixture-of-Experts layers make, which is short: so its costs count."""
+    out, inp, received, sent = given[:4]
+    options = given[4] if len(given) > 4 else named.get("opts")
+    uneven = bool(len(received) or len(sent))
+    return ObservedCall(
+        group=group,
+        collective="all_to_allv" if uneven else "all_to_all",
+        function=function,
+        dtype=_dtype(inp),
+        nbytes=max(inp.nbytes, out.nbytes),
+        sent=_bytes(group, inp, sent) if uneven else None,
+        received=_bytes(group, out, received) if uneven else None,
+        asynchronous=bool(getattr(options, "asyncOp", True)),
+        device=inp.device.type,
+    )
+
+
+def _is_options(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor | list | tuple | int) and hasattr(value, "timeout")
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return _name(tensor.dtype)
 
 
 def _flat(value: Any) -> list[torch.Tensor]:

@@ -135,7 +135,7 @@ class WrappedGroup(dist.ProcessGroup):
             seeing.failed(token, error)
             raise
         try:
-            return work if work is None else seeing.end(token, work)
+            return seeing.end(token, work)
         except Exception as error:
             observer.drop(error)
             return work

@@ -5,7 +5,8 @@ The wrapper of a process group (`commbench.backend.group`) tells it, on the thre
 1. `group_created(group)` once for each group that this process is a rank of, before its first call.
 2. `begin(call)` right before a call is handed on. What it returns is the call's token, whatever the observer likes.
 3. `end(token, work)` when the call has returned, the collective done or not; it returns the work that the program
-   gets: the same, or one of its own around it (`ObservedWork` is a base) that sees when the program waits.
+   gets: the same, or one of its own around it (`ObservedWork` is a base) that sees when the program waits. There is
+   none of a synchronous call over NCCL, which the program's own stream makes.
    A call that raises has a `failed(token, error)` in place of it.
 
 torch waits itself for a synchronous call, right after `end`, on the work that `end` returned, so a wait is seen in both
@@ -55,7 +56,7 @@ class CallObserver(Protocol):
 
     def begin(self, call: ObservedCall) -> Any: ...
 
-    def end(self, token: Any, work: dist.Work) -> dist.Work: ...
+    def end(self, token: Any, work: dist.Work | None) -> dist.Work | None: ...
 
     def failed(self, token: Any, error: BaseException) -> None: ...
 

@@ -51,7 +51,7 @@ class _Sample(NamedTuple):
     """Events around one call on a GPU, and around what its stream waits for it."""
 
     entry: Entry
-    work: Any  # dist.Work, which has more methods than its stubs
+    work: Any  # dist.Work, which has more methods than its stubs; None of a call that the program's stream makes
     start: Any  # torch.cuda.Event, as the other two
     waits: Any
     ends: Any
@@ -107,11 +107,15 @@ class CallRecorder:
             start = _event()
         return _Token(entry, time.perf_counter_ns(), start)
 
-    def end(self, token: _Token | None, work: dist.Work) -> dist.Work:
+    def end(self, token: _Token | None, work: dist.Work | None) -> dist.Work | None:
         if token is None:
             return work
         token.entry.host_us += (time.perf_counter_ns() - token.began_ns) / 1e3
-        return _RecordedWork(work, token, self)
+        if work is not None:
+            return _RecordedWork(work, token, self)
+        if token.start is not None and len(self._pending) < _MOST_PENDING:  # the stream itself has made the call
+            self._pending.append(_Sample(token.entry, None, token.start, token.start, _event(), asynchronous=False))
+        return None
 
     def failed(self, token: _Token | None, error: BaseException) -> None:
         self.write()
@@ -239,6 +243,8 @@ def _event() -> Any:
 def _duration_us(sample: _Sample) -> float | None:
     """Return what a call took on the GPU; None where that cannot be told."""
     try:
+        if sample.work is None:
+            return 1e3 * float(sample.start.elapsed_time(sample.ends))
         return 1e3 * float(sample.work._get_duration())  # with TORCH_NCCL_ENABLE_TIMING
     except RuntimeError:
         return None if sample.asynchronous else 1e3 * sample.start.elapsed_time(sample.ends)

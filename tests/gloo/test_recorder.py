@@ -173,6 +173,8 @@ def train(steps: int) -> list[float]:
 
 
 def test_two_ranks_that_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo  # as DistributedDataParallel does: once, and not in each rank
+
     recording = folder.begin(tmp_path / "trace", command=["train.py"])
     monkeypatch.setenv("COMMBENCH_RECORD", str(tmp_path / "trace"))
 
@@ -217,3 +219,11 @@ def test_a_program_goes_on_where_the_disk_is_full(
     commbench.step()
     commbench.step()
     assert observer.current is None and capfd.readouterr().err.count("recording ends here, the program goes on") == 1
+
+
+def test_a_call_without_a_work_is_timed_too(tmp_path: Path) -> None:
+    """As a synchronous one over NCCL, which the program's own stream makes."""
+    one = made(tmp_path)
+    assert one.end(one.begin(call()), None) is None
+    found = lines(one, tmp_path)["all_to_all"]
+    assert found.count == 1 and found.host_us > 0 and found.wait_us is None

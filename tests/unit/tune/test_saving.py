@@ -1,0 +1,125 @@
+"""What a profile is said to save of a step, against what was planted; and what a tuning of a trace is about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commbench.cli import _main
+from commbench.record import folder, recipe
+from commbench.records import Case, Measurement, PlannedCase, Status
+from commbench.sweep import prepare
+from commbench.tune import CaseTimes, run, saving, space
+from commbench.tune.saving import StepSaving
+from tests.support.planted_tunings import Ruled, tune
+from tests.unit.record.test_folder import written
+
+
+class _Stage:
+    """What a run folder keeps of a stage."""
+
+    def __init__(self, run_id: str, cases: Sequence[Case], found: dict[str, CaseTimes]) -> None:
+        self.run_id, self._cases, self._found = run_id, cases, found
+
+    def plan(self) -> list[PlannedCase]:
+        return [PlannedCase(case=case) for case in self._cases]
+
+    def measurements(self) -> list[Measurement]:
+        return [
+            Measurement(case_id=name, launch=group[0], attempt="", order=0, status=Status.OK, time_us=us)
+            for name, one in self._found.items()
+            for group, us in one.time_us.items()
+        ]
+
+
+class Kept(Ruled):
+    """Keeps what it has measured."""
+
+    folders: list[Any]
+
+    def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
+        found = super().measure(stage, cases)
+        if not hasattr(self, "folders"):
+            self.folders = []
+        self.folders.append(_Stage(f"{len(self.folders):03}-{stage}-x", cases, found))
+        return found
+
+
+def regions_of(path: Path, **more: Any) -> list[space.Region]:
+    """What a tuning of a planted trace would search, over the scripted transport."""
+    written(path, uneven=False, **more)
+    return space.regions(run.of_program(prepare.configure([str(path), "transport=scripted"])[1]))
+
+
+def test_what_is_saved_is_what_was_planted(tmp_path: Path) -> None:
+    """An exchange of 4 KiB takes half as long another way, one of 1 MiB does not; a step has one of each."""
+    (region,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
+
+    def time_us(case: Case) -> float:
+        usual = 100.0 if case.size_bytes == 4096 else 300.0
+        return usual / (2.0 if case.label == "pairwise window=1" and case.size_bytes == 4096 else 1.0)
+
+    measurer = Kept(time_us, 1)
+    tuned = tune(measurer, region)
+    weight = saving.weights([region], recipe.sent_cases(folder.read(tmp_path / "t")).cases)
+    assert sorted(weight.values()) == [1.0, 1.0]
+    found = saving.predict([region], [tuned], measurer.folders, weight)
+    assert found is not None and found.low_us is not None and found.high_us is not None
+    assert found.exchanges_us == pytest.approx(400, rel=0.2)
+    assert found.low_us <= found.saved_us <= found.high_us and 35 < found.saved_us < 70
+    twice = saving.predict([region], [tuned], measurer.folders, {key: 2 * value for key, value in weight.items()})
+    assert twice is not None and twice.saved_us == pytest.approx(2 * found.saved_us)
+
+
+def test_nothing_better_saves_nothing(tmp_path: Path) -> None:
+    (region,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
+    measurer = Kept(lambda case: 100.0, 2)
+    found = saving.predict([region], [tune(measurer, region)], measurer.folders, dict.fromkeys(_keys(region), 1.0))
+    assert found is not None and found.saved_us == 0
+    assert saving.sentence(found, 51_000, 9_000) == (
+        "nothing is saved of a step of 51 ms: no choice is better than the default"
+    )
+    assert saving.predict([region], [tune(measurer, region)], [], {}) is None
+
+
+def _keys(region: space.Region) -> list[str]:
+    return [problem.key for problem in region.problems]
+
+
+def test_the_prediction_in_words() -> None:
+    one = StepSaving(saved_us=4100, low_us=3200, high_us=5000, exchanges_us=12_000, launches=12)
+    assert saving.sentence(one, 51_000, 9_000) == (
+        "saves 4.1 ms [3.2 - 5] of a step of 51 ms, predicted from 12 launches"
+    )
+    assert "all that the program waited" in saving.sentence(one, 51_000, 2_000)  # it cannot save more than is waited
+    assert saving.sentence(one, 51_000, 2_000).startswith("saves 2 ms [2 - 2]")
+    assert "of the program's exchanges" in saving.sentence(one, None, None)
+    assert saving.sentence(replace(one, low_us=-1.0), 1.0, None).startswith("nothing is saved")
+
+
+def test_each_set_of_groups_is_a_scope_of_its_layout(tmp_path: Path) -> None:
+    (region,) = regions_of(tmp_path / "t", groups=((0, 3), (1, 2)))
+    assert region.groups == "ranks:0,3;1,2"
+    layout = region.default.layout.within(region.groups)
+    assert (layout.nodes, layout.ranks_per_node) == (2, 1)
+    assert {case.buffers for problem in region.problems for case in problem.candidates} == {"plain"}
+
+
+def test_a_program_without_all_to_all_has_nothing_to_tune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / "t", groups=())
+    assert _main(["tune", str(tmp_path / "t"), "budget=1m"]) == 2
+    said = capsys.readouterr().err
+    assert "there is nothing to tune: the program calls no all-to-all" in said and "all_reduce" in said
+
+
+def test_a_damaged_trace_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written(tmp_path / "t")
+    (tmp_path / "t/trace.json").write_text(json.dumps({"format": "x"}))
+    for command in ("sweep", "tune"):
+        assert _main([command, str(tmp_path / "t")]) == 2
+        assert "is no trace" in capsys.readouterr().err.splitlines()[0]
