@@ -55,6 +55,8 @@ def run(request: SweepRequest, out: Path | None) -> int:
     launchers, configs = prepare.choose_launchers(request, configs, console)
     configs = [engine.shorten(item, limits) for item in configs]
     regions = space.regions(configs)
+    if trace is not None:
+        regions = saving.weigh(regions, traced.sent_cases(trace).cases)
     runnable = [PlannedCase(case=case) for one in regions for problem in one.problems for case in problem.candidates]
     placement.check(prepare.check_fabrics(runnable, launchers), launchers, console.note)
     if request.dry_run:
@@ -111,8 +113,7 @@ def _tell_saving(
     request: SweepRequest,
 ) -> None:
     """Say what the profile saves of a step of the program."""
-    weight = saving.weights(regions, traced.sent_cases(trace).cases)
-    predicted = saving.predict(regions, tuned, stages.folders, weight)
+    predicted = saving.predict(regions, tuned, stages.folders)
     said = traced_describe.answer(trace, exchanges(trace), path)
     waited_us = said.tunable_us - said.late_us if said.waits_seen else None
     text = saving.sentence(predicted, said.step_us, waited_us)

@@ -15,6 +15,7 @@ from commbench.tune.claims import Claim, claim, holm, hopeless, observe
 from commbench.tune.looks import Look
 from commbench.tune.space import Problem, identity
 from commbench.tune.starts import control_start, observe_starts, weaker
+from commbench.units import format_size
 
 MOST_PAIRS = 60  # they find a gain of 10 % where each measurement is off by 10 %
 BEST, PLAIN = "best", "plain"  # the claims: of the best candidate, and of the best one on plain buffers
@@ -204,6 +205,17 @@ class Confirming:
             measured[id(contest)] = logs
         self._begun = True
         self._decide(measured, look, reach)
+        if self.start is not None and self.start.confirmed and (slower := self._slower(times)) is not None:
+            self.start.verdict = f"not confirmed: slower at {format_size(slower)}, which the program sends"
+
+    def _slower(self, times: ConfirmedTimes) -> int | None:
+        """Return a size that a recorded program sends and that the other start makes slower, for certain."""
+        for one in self._arms:
+            usual, moved, *_ = one.of_starts(self._setup)
+            high = claim(observe_starts([(times.times(usual), times.times(moved))])).high
+            if one.problem.calls and high is not None and high < 1:
+                return one.problem.size_bytes
+        return None
 
     def pairs(self, times: ConfirmedTimes) -> int | None:
         """Return how many pairs each open contest has at the least, None where all have failed."""
@@ -231,7 +243,8 @@ class Confirming:
 
             def starts(first: Sequence[Case], second: Sequence[Case]) -> Floats:
                 pairs = zip(first, second, strict=True)
-                return observe_starts([(times.times(one), times.times(two)) for one, two in pairs])
+                calls = [one.problem.calls for one in self._arms]
+                return observe_starts([(times.times(one), times.times(two)) for one, two in pairs], calls)
 
             yield self.start, [starts(usual, moved), starts(same, moved)]
             yield self._start_control, [starts(usual, control)]

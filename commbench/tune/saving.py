@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,13 +37,18 @@ class StepSaving:
     launches: int
 
 
-def weights(regions: Sequence[Region], sent: Sequence[SentCase]) -> dict[str, float]:
-    """Return for each problem, by key, how often a step waits for it."""
-    found: dict[str, float] = defaultdict(float)
-    for region in regions:
-        for problem in region.problems:
-            found[problem.key] += sum(one.calls * one.exposed for one in sent if _is(problem.default, one))
-    return dict(found)
+def weigh(regions: Sequence[Region], sent: Sequence[SentCase]) -> list[Region]:
+    """Return the regions with how often a step waits for each problem."""
+    return [
+        replace(
+            region,
+            problems=tuple(
+                replace(one, calls=sum(case.calls * case.exposed for case in sent if _is(one.default, case)))
+                for one in region.problems
+            ),
+        )
+        for region in regions
+    ]
 
 
 def _is(case: Case, sent: SentCase) -> bool:
@@ -57,18 +62,16 @@ def _is(case: Case, sent: SentCase) -> bool:
     return size == case.size_bytes
 
 
-def predict(
-    regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence[RunFolder], weight: Mapping[str, float]
-) -> StepSaving | None:
-    """Return what the choices save of a step; None where nothing of it was measured. `weight`: as `weights` has it."""
+def predict(regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence[RunFolder]) -> StepSaving | None:
+    """Return what the choices save of a step; None where nothing of it was measured. `regions`: as `weigh` has them."""
     times = _times(folders)
     pairs = []
     for region, one in zip(regions, tuned, strict=True):
         for problem in region.problems:
             default = times.get(identity(problem.default), {})
             chosen = times.get(identity(_chosen(region, problem, one)), default)
-            if default and weight.get(problem.key):
-                pairs.append((weight[problem.key], default, chosen))
+            if default and problem.calls:
+                pairs.append((problem.calls, default, chosen))
     if not pairs:
         return None
     usual_us = sum(calls * float(np.median(list(default.values()))) for calls, default, _ in pairs)
@@ -158,4 +161,4 @@ def _ms(us: float) -> str:
 
 
 def _plain(us: float) -> str:
-    return f"{us / 1e3:.3g}"
+    return f"{us / 1e3:.3g}" if us < 1e6 else f"{us / 1e3:.0f}"

@@ -26,6 +26,7 @@ class Problem:
     default: Case
     candidates: tuple[Case, ...]  # all that can run here, the default among them
     skipped: tuple[PlannedCase, ...] = ()
+    calls: float | None = None  # that a step of the program waits for; None: nothing says so, all sizes count alike
 
     @property
     def collective(self) -> str:

@@ -34,20 +34,31 @@ def compare_starts(sizes: Sequence[tuple[Times, Times]]) -> Claim:
     return claim(observe_starts(sizes))
 
 
-def observe_starts(sizes: Sequence[tuple[Times, Times]]) -> Floats:
+def observe_starts(sizes: Sequence[tuple[Times, Times]], calls: Sequence[float | None] = ()) -> Floats:
     """Return the logarithms of the first start's times / the second's: of each size the times of both starts' arms.
 
     One observation is a round: of either start the mean over sizes of the logarithms of times, all of one process
     group. A size at which the first has no times does not count; where only the second has none, nothing is claimed.
+
+    `calls`: how often a step of a program makes each; where that is known, an observation is the time of a step's.
     """
-    known = [(first, second) for first, second in sizes if first]
-    return observe(*(_over_sizes([pair[arm] for pair in known]) for arm in (0, 1)))
+    known = [(pair, often) for pair, often in zip(sizes, calls or [None] * len(sizes), strict=True) if pair[0]]
+    often = [often for _, often in known]
+    return observe(*(_over_sizes([pair[arm] for pair, _ in known], often) for arm in (0, 1)))
 
 
-def _over_sizes(sizes: Sequence[Times]) -> dict[int, float]:
-    """Return by round the geometric mean of what one process group took at all sizes; nothing where none has them."""
+def _over_sizes(sizes: Sequence[Times], calls: Sequence[float | None]) -> dict[int, float]:
+    """Return by round what one process group took over all sizes; nothing where none has them all."""
     groups = sorted(set.intersection(*({*times} for times in sizes))) if sizes else []
-    return {group.round: math.exp(float(np.mean([math.log(times[group]) for times in sizes]))) for group in groups}
+    return {group.round: over_sizes([times[group] for times in sizes], calls) for group in groups}
+
+
+def over_sizes(times_us: Sequence[float], calls: Sequence[float | None]) -> float:
+    """Return the time of all calls of a step, or where their number is not known the geometric mean of the times."""
+    known = [often for often in calls if often is not None]
+    if len(known) == len(times_us) and any(known):
+        return sum(often * time_us for often, time_us in zip(known, times_us, strict=True) if often)
+    return math.exp(float(np.mean([math.log(time_us) for time_us in times_us])))
 
 
 def weaker(one: Claim, two: Claim) -> Claim:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from commbench.profile import Choice, Refused, Scope
 from commbench.records import Case, Policy, Setup
 from commbench.tune import Measurer
@@ -18,7 +16,7 @@ from commbench.tune.looks import Looks
 from commbench.tune.refusals import Refusals
 from commbench.tune.search import Ledger, Predict, cap, launches_in, search, with_policy
 from commbench.tune.space import Problem, Region, candidate_key, identity
-from commbench.tune.starts import describe_start
+from commbench.tune.starts import describe_start, over_sizes
 
 _PROBE, _SEARCH = 0.08, 0.42  # parts of the budget; the rest confirms
 _MOST_PROBE_S = 0.1  # seconds for each measurement of the probe
@@ -100,7 +98,7 @@ class Tuner:
     # Search
 
     def _best_setup(self, ranked: Mapping[str, Sequence[Case]]) -> Setup:
-        """Return the set-up with the best candidates: the geometric mean over problems of their times."""
+        """Return the set-up with the best candidates, over all problems."""
         scores: dict[str, list[float]] = {setup.key: [] for setup in self._region.setups}
         for problem in self._region.problems:
             for setup in self._region.setups:
@@ -110,8 +108,9 @@ class Tuner:
                     for cases in (ranked[problem.key], problem.candidates)
                 )
                 best = min(times or every, default=math.inf)
-                scores[setup.key].append(math.log(best) if math.isfinite(best) and best > 0 else math.inf)
-        means = {key: float(np.mean(values)) if values else math.inf for key, values in scores.items()}
+                scores[setup.key].append(best if best > 0 else math.inf)
+        calls = [problem.calls for problem in self._region.problems]
+        means = {key: over_sizes(values, calls) for key, values in scores.items()}
         best_key = min(means, key=lambda key: (means[key], key != self._region.default.key))
         if not math.isfinite(means[best_key]):
             return self._region.default

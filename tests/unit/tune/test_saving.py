@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from commbench.cli import _main
 from commbench.record import folder, recipe
 from commbench.records import Case, Measurement, PlannedCase, Status
 from commbench.sweep import prepare
-from commbench.tune import CaseTimes, run, saving, space
+from commbench.tune import CaseTimes, ProcessGroup, run, saving, space
 from commbench.tune.saving import StepSaving
-from tests.support.planted_tunings import Ruled, tune
+from commbench.tune.starts import observe_starts
+from tests.support.planted_tunings import Ruled, region, tune
 from tests.unit.record.test_folder import written
 
 
@@ -58,37 +60,58 @@ def regions_of(path: Path, **more: Any) -> list[space.Region]:
 
 def test_what_is_saved_is_what_was_planted(tmp_path: Path) -> None:
     """An exchange of 4 KiB takes half as long another way, one of 1 MiB does not; a step has one of each."""
-    (region,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
+    (mine,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
 
     def time_us(case: Case) -> float:
         usual = 100.0 if case.size_bytes == 4096 else 300.0
         return usual / (2.0 if case.label == "pairwise window=1" and case.size_bytes == 4096 else 1.0)
 
     measurer = Kept(time_us, 1)
-    tuned = tune(measurer, region)
-    weight = saving.weights([region], recipe.sent_cases(folder.read(tmp_path / "t")).cases)
-    assert sorted(weight.values()) == [1.0, 1.0]
-    found = saving.predict([region], [tuned], measurer.folders, weight)
+    (mine,) = saving.weigh([mine], recipe.sent_cases(folder.read(tmp_path / "t")).cases)
+    assert [problem.calls for problem in mine.problems] == [1.0, 1.0]
+    tuned = tune(measurer, mine)
+    found = saving.predict([mine], [tuned], measurer.folders)
     assert found is not None and found.low_us is not None and found.high_us is not None
     assert found.exchanges_us == pytest.approx(400, rel=0.2)
     assert found.low_us <= found.saved_us <= found.high_us and 35 < found.saved_us < 70
-    twice = saving.predict([region], [tuned], measurer.folders, {key: 2 * value for key, value in weight.items()})
+    twice = saving.predict([weighed(mine, 2.0)], [tuned], measurer.folders)
     assert twice is not None and twice.saved_us == pytest.approx(2 * found.saved_us)
 
 
 def test_nothing_better_saves_nothing(tmp_path: Path) -> None:
-    (region,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
+    (mine,) = regions_of(tmp_path / "t", even=(4096, 1 << 20))
     measurer = Kept(lambda case: 100.0, 2)
-    found = saving.predict([region], [tune(measurer, region)], measurer.folders, dict.fromkeys(_keys(region), 1.0))
+    tuned = tune(measurer, mine)
+    found = saving.predict([weighed(mine, 1.0)], [tuned], measurer.folders)
     assert found is not None and found.saved_us == 0
     assert saving.sentence(found, 51_000, 9_000) == (
         "nothing is saved of a step of 51 ms: no choice is better than the default"
     )
-    assert saving.predict([region], [tune(measurer, region)], [], {}) is None
+    assert saving.predict([weighed(mine, 1.0)], [tuned], []) is None
 
 
-def _keys(region: space.Region) -> list[str]:
-    return [problem.key for problem in region.problems]
+def test_a_start_is_judged_by_the_time_of_a_step() -> None:
+    """Two sizes: one of many calls that gets 10 % slower, a rare one that gets twice as fast."""
+    groups = [ProcessGroup(number, "a") for number in range(10)]
+    first = (dict.fromkeys(groups, 100.0), dict.fromkeys(groups, 110.0))
+    second = (dict.fromkeys(groups, 100.0), dict.fromkeys(groups, 50.0))
+    assert math.exp(float(observe_starts([first, second])[0])) == pytest.approx((100 * 100 / 110 / 50) ** 0.5)
+    assert math.exp(float(observe_starts([first, second], [20.0, 1.0])[0])) == pytest.approx(2100 / 2250)
+
+
+def test_a_start_that_makes_a_recorded_size_slower_is_refused() -> None:
+    where = region("nodes=1", "ranks_per_node=2", "sizes.list=4K,64K", "algorithm=direct", "env.SPEED=unset,1")
+
+    def time_us(case: Case) -> float:
+        moved = case.setup.env["SPEED"] == "1"
+        return 100.0 * ((0.4 if case.size_bytes == 4096 else 1.3) if moved else 1.0)
+
+    assert tune(Ruled(time_us, 3), where).scope.env == {"SPEED": "1"}  # better over all sizes
+    assert tune(Ruled(time_us, 3), weighed(where, 1.0)).scope.env == {"SPEED": "unset"}
+
+
+def weighed(of: space.Region, calls: float) -> space.Region:
+    return replace(of, problems=tuple(replace(one, calls=calls) for one in of.problems))
 
 
 def test_the_prediction_in_words() -> None:
@@ -103,11 +126,11 @@ def test_the_prediction_in_words() -> None:
 
 
 def test_each_set_of_groups_is_a_scope_of_its_layout(tmp_path: Path) -> None:
-    (region,) = regions_of(tmp_path / "t", groups=((0, 3), (1, 2)))
-    assert region.groups == "ranks:0,3;1,2"
-    layout = region.default.layout.within(region.groups)
+    (mine,) = regions_of(tmp_path / "t", groups=((0, 3), (1, 2)))
+    assert mine.groups == "ranks:0,3;1,2"
+    layout = mine.default.layout.within(mine.groups)
     assert (layout.nodes, layout.ranks_per_node) == (2, 1)
-    assert {case.buffers for problem in region.problems for case in problem.candidates} == {"plain"}
+    assert {case.buffers for problem in mine.problems for case in problem.candidates} == {"plain"}
 
 
 def test_a_program_without_all_to_all_has_nothing_to_tune(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
