@@ -159,7 +159,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "rank_memory": _read_back([m.rank_memory for m in done]),
         "launches": len({m.launch for m in done}),
         "samples": sum(m.samples for m in done),
-        "checked_calls": None if None in checked else sum(number or 0 for number in checked),
+        "checked_calls": None if None in checked or not done else sum(number or 0 for number in checked),
         "preempted": None if None in preempted else sum(number or 0 for number in preempted),
         "inter_bytes": None if traffic is None else traffic["inter"] * groups,
         "intra_bytes": None if traffic is None else traffic["intra"] * groups,

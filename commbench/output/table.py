@@ -129,6 +129,13 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
                 f"# warning: the CPUs were more than {BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
                 "times are theirs as much as the links'"
             )
+    part = [row for row in rows if row.mode == "isolated" and (row.checked_calls or row.samples) < row.samples]
+    if part:
+        share = 100 * sum(row.checked_calls or 0 for row in part) / sum(row.samples for row in part)
+        lines.append(
+            f"# note: in {len(part)} of {len(rows)} cases {share:.0f} % of the timed calls were compared, drawn at "
+            "random: to compare all would have taken over a third of the cap"
+        )
     return lines
 
 

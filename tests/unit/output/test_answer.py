@@ -87,3 +87,15 @@ def test_switches_between_mark_and_mark_are_counted_and_no_others() -> None:
     clock = Clock()
     assert take(clock, [clock.call], 0, 4, 1).columns[3] == [0, 1, 0, 0]
     assert HostMarks().preemptions() >= 0
+
+
+def test_a_part_of_the_calls_compared_is_said() -> None:
+    rows, compared = made(1.0, checked_calls=20)
+    assert {row.checked_calls for row in rows} == {120} and "compared, drawn at random" not in table(
+        rows, TWO_CPUS, compared
+    )
+    rows, compared = made(1.0, checked_calls=9)
+    assert "in 4 of 4 cases 45 % of the timed calls were compared, drawn at random" in table(rows, TWO_CPUS, compared)
+    rows, compared = made(1.0)
+    assert {row.checked_calls for row in rows} == {None}, "old runs did not count"
+    assert "compared, drawn at random" not in table(rows, TWO_CPUS, compared)
