@@ -147,7 +147,7 @@ class ProgramComparison:
         interrupt_on_sigterm()
         self._folder.ranks_lock.take(shared=True)
         limits = self._plan.limits
-        most = f"{limits.most} rounds" if limits.rounds is not None else f"up to {limits.most} rounds"
+        most = ("" if limits.rounds is not None else "up to ") + count(limits.most, "round")
         most += f", {format_seconds(limits.budget_s)}" if limits.budget_s is not None else ""
         self._console.note(f"{arms.differences(self._plan.arms)}; {most}; in {self.folder}")
         self._write("running")
