@@ -53,7 +53,7 @@ def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: 
     tensors = [_flat(value) for value in (*given[:2], *(named[key] for key in named if key not in ("opts", "timeout")))]
     tensors = [found for found in tensors if found]
     first = tensors[0][0] if tensors else None
-    nbytes = max((sum(tensor.nbytes for tensor in found) for found in tensors), default=0)
+    nbytes = max((sum(map(_nbytes, found)) for found in tensors), default=0)
     sent = received = None
     if function in _SINGLE and len(tensors) > 1:
         splits = [*given[2:4], *(named[key] for key in _NAMED[2:] if key in named)]
@@ -114,6 +114,11 @@ def _flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, list | tuple):
         return [tensor for item in value for tensor in _flat(item)]
     return []
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor; of a sparse one, which has no `nbytes`, those that it stands for."""
+    return tensor.numel() * tensor.itemsize
 
 
 def _bytes(group: GroupInfo, tensor: torch.Tensor, split: Sequence[int]) -> tuple[int, ...]:

@@ -6,12 +6,14 @@ takes its place. What the program sees of it, `get_backend` first, is what torch
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import _SymmetricMemory
 from torch.distributed import distributed_c10d
 
 from commbench.backend.group import WrappedGroup
@@ -51,4 +53,20 @@ def replace(group: dist.ProcessGroup, source: ProfileSource | None) -> WrappedGr
     name = group.group_name
     torch._C._distributed_c10d._unregister_process_group(name)
     torch._C._distributed_c10d._register_process_group(name, wrapped)
+    tell_symmetric_memory(wrapped)
     return wrapped
+
+
+def tell_symmetric_memory(wrapped: WrappedGroup) -> None:
+    """Give torch's symmetric memory the inner group's store: it looks in the group of that name, where ours has none.
+
+    torch makes a Python group without a store. Its deprecated enabling function does the same, and shall do it no more.
+    """
+    if not torch.cuda.is_available():
+        return
+    from torch.distributed import _symmetric_memory
+
+    name, store = wrapped.inner.group_name, wrapped.inner.get_group_store()
+    with contextlib.suppress(RuntimeError):  # a group of that name had one, which torch keeps
+        _SymmetricMemory.set_group_info(name, wrapped.rank(), wrapped.size(), store)
+    _symmetric_memory._group_name_to_store[name] = store

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from commbench.backend.group import WrappedGroup
+from commbench.backend.install import tell_symmetric_memory
 from commbench.backend.start import of_environment
 
 NAME = "commbench"
@@ -32,4 +33,6 @@ def create(options: Any, backend_options: Any = None) -> dist.ProcessGroup:
         nccl._set_sequence_number_for_group()
         group._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
     group._set_group_name(options.group_id)
-    return WrappedGroup(group, of_environment())
+    wrapped = WrappedGroup(group, of_environment())
+    tell_symmetric_memory(wrapped)
+    return wrapped

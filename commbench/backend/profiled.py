@@ -103,7 +103,7 @@ class ProfiledCalls:
 
     def _all_reduce(self, tensors: Any, options: Any = None, *rest: Any) -> Any:
         op = _op(options)
-        if isinstance(tensors, Tensor) or len(tensors) != 1 or op is None:
+        if isinstance(tensors, Tensor) or len(tensors) != 1 or op is None or tensors[0].layout is not torch.strided:
             return LIBRARY
         return self._call("all_reduce", tensors[0], tensors[0], tensors[0].nbytes, options, op=op)
 

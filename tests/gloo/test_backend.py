@@ -100,6 +100,9 @@ def test_an_observer_hears_of_each_call_once(tmp_path: Path) -> None:
             ("broadcast", 16, None, None, False),
         ]
         assert ear.calls[2].root == 1 and {call.device for call in ear.calls} == {"cpu"} and Waits.waited == 3
+        sparse = torch.eye(3).to_sparse()
+        dist.all_reduce(sparse)
+        assert sparse.to_dense()[0, 0] == 2 and ear.calls.pop().nbytes == 36
         assert [(heard.name, heard.ranks, heard.rank) for heard in ear.groups] == [("0", (0, 1), me), ("1", (0, 1), me)]
         try:
             dist.all_to_all_single(torch.empty(5), torch.empty(5))

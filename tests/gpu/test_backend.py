@@ -143,6 +143,10 @@ def test_what_nccl_has_is_there(tmp_path: Path) -> None:
         dist.barrier()
         torch.cuda.synchronize()
         assert group._get_sequence_number_for_group() >= 1
+        from torch.distributed import _symmetric_memory
+
+        symmetric = _symmetric_memory.empty(64, dtype=torch.float32, device="cuda")
+        assert _symmetric_memory.rendezvous(symmetric, group.group_name).world_size == 1
         trace = json.loads(torch._C._distributed_c10d._dump_nccl_trace_json())
         names = {entry["profiling_name"] for entry in trace["entries"]}
         assert "nccl:all_reduce" in names, names
