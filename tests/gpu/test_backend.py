@@ -123,9 +123,9 @@ def test_functional_and_compiled(tmp_path: Path) -> None:
     on_gpu(tmp_path, pairwise(), body)
 
 
-def test_what_nccl_has_is_there(tmp_path: Path) -> None:
+def test_what_nccl_has_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own object, timeouts, sequence numbers, the flight recorder; then `abort`."""
-    os.environ["TORCH_NCCL_TRACE_BUFFER_SIZE"] = "100"
+    monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "100")
 
     def body(group: Any) -> None:
         import datetime
