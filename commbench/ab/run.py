@@ -288,4 +288,5 @@ class ProgramComparison:
         unit = f" in {self.about['unit']}" if self.about["unit"] else ""
         note = network_note(self.about["fabric"])
         lines = answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
-        return [*lines, f"# {note}"] if note else lines
+        said = [f"# commbench said in the program: {text}" for text in self._said]
+        return [*lines, *said, *([f"# {note}"] if note else [])]

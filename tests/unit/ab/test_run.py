@@ -206,6 +206,8 @@ def test_what_commbench_says_in_the_program_is_handed_on(scripted: Any, capsys: 
     captured = capsys.readouterr()
     assert json.loads(captured.out)["said"] == ["torch makes all calls itself: nodes"]
     assert captured.err.count("candidate: torch makes all calls itself: nodes") == 1
+    assert _main(["ab", "--resume", "results/latest", "-q", "--no-plots"]) == 0
+    assert "# commbench said in the program: torch makes all calls itself: nodes\n" in capsys.readouterr().out
     assert [env["COMMBENCH_BACKEND"] for env in asked] == ["record", "unset", "profile", "profile", "unset"]
 
 
