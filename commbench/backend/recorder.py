@@ -246,7 +246,7 @@ def _duration_us(sample: _Sample) -> float | None:
         if sample.work is None:
             return 1e3 * float(sample.start.elapsed_time(sample.ends))
         return 1e3 * float(sample.work._get_duration())  # with TORCH_NCCL_ENABLE_TIMING
-    except RuntimeError:
+    except (RuntimeError, AttributeError):
         return None if sample.asynchronous else 1e3 * sample.start.elapsed_time(sample.ends)
 
 

@@ -227,3 +227,52 @@ def test_a_call_without_a_work_is_timed_too(tmp_path: Path) -> None:
     assert one.end(one.begin(call()), None) is None
     found = lines(one, tmp_path)["all_to_all"]
     assert found.count == 1 and found.host_us > 0 and found.wait_us is None
+
+
+class Event:
+    """An event of a GPU whose clock goes 1 ms from one to the next."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Event.made += 1
+        self.at_ms = float(Event.made)
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Event) -> float:
+        return other.at_ms - self.at_ms
+
+
+class Timed(Slow):
+    """A work of NCCL, where it times what it does."""
+
+    def _get_duration(self) -> float:
+        return 7.0
+
+
+def test_on_a_gpu_some_calls_stand_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_event", Event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    one = made(tmp_path)
+    for _ in range(40):
+        assert one.end(one.begin(call()._replace(device="cuda")), None) is None
+        send_on_gpu(one, Slow(), "broadcast")
+        send_on_gpu(one, Timed(), "all_gather")
+        one.step_said()
+    found = lines(one, tmp_path)
+    sync, unknown, timed = (found[name] for name in ("all_to_all", "broadcast", "all_gather"))
+    # The stream makes a synchronous call itself: what it takes is what the program waits, from one event to the next.
+    assert sync.device_us == sync.wait_us == 40 * 1000 and sync.setup_wait_us == 1000
+    # Of an asynchronous one the wait is seen, between the last two of three events, and the rest if NCCL says it.
+    assert (unknown.device_us, unknown.wait_us) == (None, 40 * 1000)
+    assert (timed.device_us, timed.wait_us) == (40 * 7000, 40 * 1000)
+    assert Event.made < 40 and rank_file.read_all(tmp_path)[0].transport == "nccl"
+
+
+def send_on_gpu(one: CallRecorder, inner: Any, collective: str) -> None:
+    token = one.begin(call(collective=collective, asynchronous=True)._replace(device="cuda"))
+    work = one.end(token, inner)
+    assert work is not None and work.wait()
