@@ -93,7 +93,7 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
     records = recording.records()
     if not records:
         folder.abandon(recording)
-        if code not in (EXIT_OK, EXIT_INTERRUPTED):
+        if code != EXIT_OK:
             console.error(f"the program ended with exit code {code} before any rank had called a collective")
             return code
         raise EnvironmentProblem(

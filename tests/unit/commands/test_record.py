@@ -72,6 +72,7 @@ def test_a_program_that_fails_keeps_its_code_and_its_trace(tmp_path: Path, capfd
         (["--", "no-such-program"], 2, "cannot start 'no-such-program'"),
         (["--", sys.executable, "-c", "print('no torch')"], 2, "nothing was recorded: no process of the program"),
         (["--", sys.executable, "-c", "raise SystemExit(7)"], 7, "ended with exit code 7 before any rank"),
+        (["--", sys.executable, "-c", "raise SystemExit(130)"], 130, "ended with exit code 130 before any rank"),
         (["nodes=2", "--", "true"], 2, "nodes is set, but has no effect"),
         (["env.A=1,2", "--", "true"], 2, "env.A takes one value, not 2"),
         (["speed=1", "--", "true"], 2, "unknown key 'speed'"),
