@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import ending, programs
+from commbench.commands import ending, finding, programs
 from commbench.commands.options import (
     SHORT,
     FiniteRange,
@@ -364,7 +364,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     return run(format_, root, plot, record)
 
 
-for command in programs.COMMANDS:
+for command in (*programs.COMMANDS, *finding.COMMANDS):
     cli.add_command(command)
 
 

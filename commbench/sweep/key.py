@@ -31,11 +31,11 @@ class OneOf:
 
     def __call__(self, name: str, value: Any) -> Any:
         if value not in self.choices:
-            raise unknown(name, str(value), [_word(choice) for choice in self.choices])
+            raise unknown(name, str(value), [word(choice) for choice in self.choices])
         return self.choices[self.choices.index(value)]
 
     def __str__(self) -> str:
-        return ", ".join(map(_word, self.choices))
+        return ", ".join(map(word, self.choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +121,18 @@ def keys_of(config: type[Any], kind: type[K]) -> dict[str, K]:
     return keys
 
 
-def explain(keys: Mapping[str, Key], groups: Iterable[str], width: int) -> str:
-    """Return what help says of keys: a paragraph for each, `width` letters wide, under its group's heading."""
+def explain(keys: Mapping[str, Key], groups: Iterable[str], width: int, *, limits: bool = False) -> str:
+    """Return what help says of keys: a paragraph for each, `width` letters wide, under its group's heading.
+
+    limits: also those of numbers, which an error names anyway.
+    """
     lines: list[str] = []
     for group in groups:
         mine = {name: of for name, of in keys.items() if of.group == group}
         lines += ["", f"{group}:"] if mine else []
         for name, of in mine.items():
-            head = f"  {name}{'' if of.default is NO_DEFAULT else f'={_word(of.default)}'}"
-            allowed = "" if isinstance(of.check, Number) else str(of.check)  # an error names the limits of a number
+            head = f"  {name}{'' if of.default is NO_DEFAULT else f'={word(of.default)}'}"
+            allowed = str(of.check) if limits or not isinstance(of.check, Number) else ""
             text = f"{'[axis] ' if of.axis else ''}{of.help}{f' ({allowed})' if allowed else ''}"
             lines += textwrap.wrap(
                 text, width, initial_indent=head.ljust(_INDENT - 2) + "  ", subsequent_indent=" " * _INDENT,
@@ -138,6 +141,6 @@ def explain(keys: Mapping[str, Key], groups: Iterable[str], width: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _word(value: Any) -> str:
+def word(value: Any) -> str:
     """Return a value as it is typed: false, true, null."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -99,7 +99,7 @@ _ALGORITHMS = (*sorted({name for _, name in algorithms.TABLE}), "all")
 _EMULATED = "it belongs to fabric=emulated"
 _RATE = Parsed(_link, "1mbit to 400gbit")
 _FIXED = "the splits of this sweep fix its sizes"
-_READ_TOGETHER = Parsed(lambda name, value: value)
+_READ_TOGETHER = Parsed(lambda name, value: value, "8, 32K, 1MiB")
 
 # fmt: off
 # Those that every config has: a field each of `SweepConfig`, with _ for a dot.
@@ -173,10 +173,10 @@ LISTED: dict[str, Key] = {
 }
 # Their defaults are files, sweeps/sizes/*.yaml; `read_sizes` reads them together.
 SIZE_KEYS = {
-    "sizes.min": Key(_READ_TOGETHER, "the smallest size: 8, 32K, 1MiB", group=SIZES, idle=_FIXED),
+    "sizes.min": Key(_READ_TOGETHER, "the smallest size", group=SIZES, idle=_FIXED),
     "sizes.max": Key(_READ_TOGETHER, "the largest size", group=SIZES, idle=_FIXED),
     "sizes.factor": Key(Number(float, 1, 1e15), "from one size to the next", group=SIZES, idle=_FIXED),
-    "sizes.list": Key(_READ_TOGETHER, "sizes in place of the three above: 1K,1M", group=SIZES, axis=True, idle=_FIXED),
+    "sizes.list": Key(_READ_TOGETHER, "sizes one by one, not the three above", group=SIZES, axis=True, idle=_FIXED),
 }
 LAYER = {
     "tokens": _unlisted(Number(int, 1, 1 << 40), SIZES,
@@ -209,7 +209,7 @@ def _whole(name: str, value: Any) -> int:
 def _param_key(name: str, text: str) -> Key:
     takers = dict.fromkeys(of for (_, of), algorithm in algorithms.TABLE.items() if name in algorithm.params)
     hint = f"it belongs to {', '.join(takers)}"
-    return _unlisted(Parsed(_whole), ALGORITHM, f"{text} ({', '.join(takers)})", hint, optional=False)
+    return _unlisted(Parsed(_whole, "a whole number"), ALGORITHM, f"{text} ({', '.join(takers)})", hint, optional=False)
 
 
 def _argument_key(name: str, argument: Argument) -> Key:

@@ -19,16 +19,15 @@ from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.sweep import plan, prepare
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.sizes import Sizes
-from commbench.tune import MINIMUM_GAIN
 from commbench.tune.confirmation import MOST_PAIRS, Confirmation
 from commbench.tune.describe import count
+from commbench.tune.keys import KEYS
 from commbench.tune.search import Predict
 from commbench.tune.space import Region
 from commbench.tune.stages import Stages
 from commbench.tune.tuner import CostModel, Tuned, Tuner
 from commbench.units import format_seconds, parse_seconds
 
-_BUDGET = "10m"
 _LEAST_R2 = 0.9  # of a model that may rule candidates out
 _PAIR_SIZES = 4
 _PAIR_ROUNDS = [0, 1, 2]  # of a tournament: other pairs each, inside of nodes and between them
@@ -46,7 +45,7 @@ class Limits:
 
 def read_limits(words: Sequence[str]) -> tuple[tuple[str, ...], Limits]:
     """Return the words without `budget=` and `gain=`, and these. Raises `UsageError`."""
-    left, budget, gain = [], _BUDGET, MINIMUM_GAIN
+    left, budget, gain = [], KEYS["budget"].default, KEYS["gain"].default
     for word in words:
         key, _, value = word.partition("=")
         if key == "budget":

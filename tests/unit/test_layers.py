@@ -28,7 +28,7 @@ FLOORS = (
     "sweep",
     "ab",
     "tune train",
-    "plots moe_ref",
+    "plots moe_ref find",
     "commands",
     "cli",
 )

@@ -1,0 +1,38 @@
+"""Commands that say what there is, as the command line has them. Each loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import click
+
+from commbench.commands.options import SHORT
+
+_WIDEST = 100
+
+
+def _width() -> int:
+    return min(_WIDEST, shutil.get_terminal_size((_WIDEST, 24)).columns)
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text)
+    return 0
+
+
+@click.command(short_help="Every KEY=VALUE setting: what it is, its default, what it may be.")
+@click.argument("name", required=False, metavar="[NAME]")
+def keys(name: str | None) -> int:
+    """List the keys of all commands, or say all of one.
+
+    \b
+    commbench keys
+    commbench keys sizes.max
+    """
+    from commbench.find import keys as found
+
+    return _say(found.listed(_width()) if name is None else found.one(name, _width(), SHORT))
+
+
+COMMANDS = (keys,)
