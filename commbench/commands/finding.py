@@ -35,4 +35,19 @@ def keys(name: str | None) -> int:
     return _say(found.listed(_width()) if name is None else found.one(name, _width(), SHORT))
 
 
-COMMANDS = (keys,)
+@click.command(short_help="What a column, a status, a verdict or a warning means.")
+@click.argument("words", nargs=-1, metavar="[COLUMN|STATUS|WARNING]")
+def explain(words: tuple[str, ...]) -> int:
+    """Say what a word in a table, in JSON or on stderr means, with its unit or formula; list all of them without one.
+
+    \b
+    commbench explain busbw
+    commbench explain declaration_mismatch
+    commbench explain 4 ranks share 2 CPUs
+    """
+    from commbench.find import meanings
+
+    return _say(meanings.explained(" ".join(words), _width()) if words else meanings.listed(_width()))
+
+
+COMMANDS = (keys, explain)

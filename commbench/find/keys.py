@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from commbench.ab import plan as ab
-from commbench.errors import unknown
+from commbench.find.words import unknown_name
 from commbench.sweep import foreign_keys, keys, recipes
 from commbench.sweep.key import NO_DEFAULT, Key, OneOf, Parsed, explain, word
 from commbench.train import config as train
@@ -89,7 +89,7 @@ def one(name: str, width: int, options: Mapping[str, Sequence[str]]) -> str:
     wanted = "env.NAME" if name.startswith("env.") else name
     found = [table for table in tables() if wanted in table.keys]
     if not found:
-        raise unknown("key", name, names())
+        raise unknown_name("key", name, names(), "commbench keys")
     return "\n".join(_full(wanted, table, width, options) for table in found)
 
 
