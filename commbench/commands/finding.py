@@ -50,4 +50,18 @@ def explain(words: tuple[str, ...]) -> int:
     return _say(meanings.explained(" ".join(words), _width()) if words else meanings.listed(_width()))
 
 
-COMMANDS = (keys, explain)
+@click.command(short_help="The recipes: what each is for, and what it needs.")
+@click.argument("name", required=False, metavar="[NAME]")
+def recipes(name: str | None) -> int:
+    """List the recipes of sweep, tune and train, or show one: its settings, its plan, about how long it takes.
+
+    \b
+    commbench recipes
+    commbench recipes moe
+    """
+    from commbench.find import recipes as found
+
+    return _say(found.listed(_width()) if name is None else found.one(name, _width()))
+
+
+COMMANDS = (keys, recipes, explain)
