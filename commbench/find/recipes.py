@@ -108,7 +108,9 @@ def listed(width: int) -> str:
         for one in (recipe for recipe in read().values() if recipe.command == command):
             start = f"  {one.name}".ljust(25)
             text = f"{one.sentence} {_needs_text(one.keys)}"
-            lines += textwrap.wrap(text, width, initial_indent=start, subsequent_indent=" " * 25)
+            lines += textwrap.wrap(
+                text, width, initial_indent=start, subsequent_indent=" " * 25, break_on_hyphens=False
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -119,7 +121,9 @@ def one(name: str, width: int) -> str:
         raise unknown_name("recipe", name, list(found), "commbench recipes")
     recipe = found[name]
     lines = [f"{name}, a recipe of commbench {'sweep and tune' if recipe.command == SWEEP else 'train'}", ""]
-    lines += textwrap.wrap(recipe.description, width, initial_indent="  ", subsequent_indent="  ")
+    lines += textwrap.wrap(
+        recipe.description, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
     lines += ["", _needs_text(recipe.keys), *(_EXPLAINED[need] for need in _told(recipe))]
     lines += ["", "settings; all others have their defaults (commbench keys):"]
     lines += textwrap.indent(recipe.body, "  ").splitlines()
