@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 
 import click
 
-from commbench.commands.options import SHORT
+from commbench.commands.options import SHORT, WithKeys
 
 _WIDEST = 100
 
@@ -64,4 +65,23 @@ def recipes(name: str | None) -> int:
     return _say(found.listed(_width()) if name is None else found.one(name, _width()))
 
 
-COMMANDS = (keys, recipes, explain)
+@click.command(
+    cls=WithKeys, keys="commbench.find.layer", short_help="What a Mixture-of-Experts layer sends, and what to try."
+)
+@click.argument("words", nargs=-1, metavar="KEY=VALUE ...")
+@click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
+              help="Of what is printed on stdout.")  # fmt: skip
+def advise(words: tuple[str, ...], format_: str) -> int:
+    """Say what a layer sends, which sizes to measure and what is likely best, with the lines to paste.
+
+    \b
+    commbench advise tokens=4096 model_dim=4096 top_k=2 experts=16 ep=8 nodes=2 layers=12
+    """
+    from commbench.find import advice, layer
+    from commbench.machine import gpus
+
+    shape, here = layer.read(words), gpus.count(os.environ) > 0
+    return _say(advice.as_json(shape, gpus=here) if format_ == "json" else advice.text(shape, _width(), gpus=here))
+
+
+COMMANDS = (advise, keys, recipes, explain)
