@@ -17,6 +17,7 @@ from commbench.plots.style import caption, title
 from commbench.records import network_note
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train.ab import Launched, Outcome
+from commbench.train.ab_expected import from_facts
 from commbench.train.results import ranks_text
 
 _COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
@@ -72,13 +73,15 @@ def _ratios(axes: Axes, ratios: Sequence[tuple[str, float, float | None, float |
 
 def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any], names: str, out: Path) -> list[Path]:
     """Draw both arms as PNG and SVG into `out`; return the PNG. `about`: of `ab.json`; `names`: how the arms differ."""
-    predicted: float | None = about["predicted"]
+    predicted = from_facts(about)
     figure = Figure(figsize=(9, 4.3))
     left, middle, right = figure.subplots(1, 3, width_ratios=(3, 1.2, 1.2))
     _rounds(left, launches, lambda one: one.tokens_per_s, "tokens per second, median step")
     known = outcome.low is not None and outcome.high is not None
     _ratios(middle, [("measured", outcome.ratio, outcome.low, outcome.high)]
-            + ([] if predicted is None else [("predicted", predicted, None, None)]))  # fmt: skip
+            + ([("predicted", predicted.value, predicted.low, predicted.high)] if predicted else []))  # fmt: skip
+    if predicted is not None and predicted.corrected is not None:
+        middle.plot([1.2, 1.2], predicted.corrected, color="#D55E00", alpha=0.35, linewidth=6, solid_capstyle="butt")
     middle.set_ylabel("throughput, candidate / baseline\nabove 1: faster")
 
     shares = [100 * outcome.exposed[arm] for arm in ARMS]
@@ -93,6 +96,10 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
     note = f"Bar: 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"
     note += "" if outcome.claim else f"; a claim of a gain takes {PAIRS_FOR_CLAIM}"
     note += ". Waits: of the rank that waits longest."
+    if predicted is not None and predicted.low is not None:
+        note += " Bar of the prediction: what it is made from."
+    if predicted is not None and predicted.bias is not None:
+        note += f"\nPale: as such predictions came out; {predicted.bias} A/Bs on record."
     note += f" The {said}." if (said := network_note(about.get("fabric", ""))) else ""
     caption(figure, about, note)
     figure.tight_layout(rect=(0, 0.09, 1, 0.98))

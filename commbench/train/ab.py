@@ -15,16 +15,17 @@ from commbench import stats
 from commbench.ab import pairs
 from commbench.ab.pairs import ARMS, Paired
 from commbench.errors import CommbenchError, CorruptFile, UsageError
-from commbench.profile.table import Curve
 from commbench.run_folder import RunFolder, read_lines
 from commbench.serialise import check_types, from_dict, parse_json
 from commbench.stats import Verdict
 from commbench.train import results
+from commbench.train.ab_expected import from_facts
 
 # What ab.json may have beside its arms.
 _ABOUT = {
     **dict.fromkeys(("machine_text", "commbench_version", "started", "ended", "status", "verdict"), str),
-    "predicted": float | None,
+    **dict.fromkeys(("predicted", "predicted_low", "predicted_high"), float | None),
+    "predicted_bias": dict[str, Any] | None,
 }
 _WARM_PART, _WARM_LEAST = 5, 2  # of the steps of a launch: a fifth, and two at the least, warm up
 
@@ -35,6 +36,7 @@ class Launched:
 
     exposed_us: what a step waited for communication, the rank that waited longest; _min_: the one that waited least.
     exposed_moe_us: what of it was expert layers'. losses: of all steps. run: its folder's name.
+    waited_half_width: half the 95 % interval of `waited_part` over steps, relative; null where it is not known.
     """
 
     arm: str
@@ -46,6 +48,7 @@ class Launched:
     losses: tuple[float, ...]
     exposed_min_us: float | None = None  # null: of launches before there was this key
     run: str = ""
+    waited_half_width: float | None = None
 
     @property
     def cost(self) -> float:
@@ -55,6 +58,16 @@ class Launched:
     @property
     def exposed_share(self) -> float:
         return self.exposed_us / self.step_us
+
+    @property
+    def waited_part(self) -> float:
+        """Return the part of a step that faster exchanges of expert layers could save.
+
+        Ranks that compute less wait longer, which faster exchanges do not change: by as much as the rank that waits
+        longest in all waits longer than the one that waits least.
+        """
+        least = self.exposed_us if self.exposed_min_us is None else self.exposed_min_us
+        return max(0.0, self.exposed_moe_us - (self.exposed_us - least)) / self.step_us
 
 
 def check_steps(steps: int) -> None:
@@ -77,10 +90,14 @@ def launched(arm: str, number: int, lines: Sequence[Mapping[str, Any]], tokens: 
         return float(np.median([line[key] for line in steady]))
 
     rate = median("tokens_per_s")
+    waited = [(line["exposed_moe_us"] - line["exposed_comm_us"] + line["exposed_comm_min_us"])
+              * line["tokens_per_s"] / (1e6 * tokens) for line in steady]  # fmt: skip
+    half_width = stats.relative_half_width(np.array(waited))
     return Launched(
         arm=arm, round=number, tokens_per_s=rate, step_us=1e6 * tokens / rate, exposed_us=median("exposed_comm_us"),
         exposed_moe_us=median("exposed_moe_us"), losses=tuple(line["loss"] for line in lines),
         exposed_min_us=median("exposed_comm_min_us"), run=run,
+        waited_half_width=half_width if math.isfinite(half_width) else None,
     )  # fmt: skip
 
 
@@ -154,40 +171,6 @@ def _apart(one: Sequence[float], two: Sequence[float]) -> float:
     return max((abs(a - b) / max(abs(a), 1e-300) for a, b in zip(one, two, strict=True)), default=0.0)
 
 
-def predicted(calibration: Launched, before_us: float, after_us: float) -> float | None:
-    """The ratio of throughputs, from one launch of the baseline and what the exchanges of both are expected to take.
-
-    What they are said to gain is taken off the time that a step waits for expert layers' exchanges, in proportion.
-    Ranks that compute less wait longer, which faster exchanges do not change: by as much as the rank that waits longest
-    in all waits longer than the one that waits least. None where no time is expected of the baseline's exchanges.
-    """
-    if not before_us:
-        return None
-    least = calibration.exposed_us if calibration.exposed_min_us is None else calibration.exposed_min_us
-    waited = max(0.0, calibration.exposed_moe_us - (calibration.exposed_us - least))
-    return calibration.step_us / (calibration.step_us - waited * (1 - after_us / before_us))
-
-
-def default_us(curve: Curve, size: float) -> float | None:
-    """Return the default's time at this size, between tuned sizes on a line of logarithms; None where none is known."""
-    found = _between(size, {one.size_bytes: one.default_us for choice in curve.choices for one in choice.evidence})
-    return None if found is None else math.exp(found)
-
-
-def gain(curve: Curve, size: float) -> float:
-    """Return the gain of the choice at this size over the default: where confirmed, between those sizes as above."""
-    its = [one for one in curve.at(int(size)).evidence if one.confirmed]
-    return math.exp(_between(size, {one.size_bytes: one.default_us / one.chosen_us for one in its}) or 0.0)
-
-
-def _between(size: float, points: Mapping[int, float]) -> float | None:
-    """The logarithm of a value, from values by size."""
-    if not points:
-        return None
-    sizes = sorted(points)
-    return float(np.interp(math.log(max(size, 1.0)), np.log(sizes), np.log([points[size] for size in sizes])))
-
-
 def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
     """Return the launches of a folder of `commbench train ab`, its ab.json, and in what its arms differ, in words.
 
@@ -196,10 +179,11 @@ def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
     about = RunFolder(path).read_json("ab.json")
     try:
         check_types(about, {"arms": dict[str, dict[str, Any]]}, _ABOUT)
+        from_facts(about)
         names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " and "))
         launches = list(read_lines(path / "launches.jsonl", lambda line: from_dict(Launched, parse_json(line))))
     except (KeyError, ValueError, CorruptFile) as error:
         raise UsageError(f"{path} is of another version: {error}",
                          hint="use the commbench version that wrote it, or measure again") from error  # fmt: skip
-    absent = {"predicted": None, "machine_text": "", "commbench_version": "", "started": about.get("ended", "")}
+    absent = {"machine_text": "", "commbench_version": "", "started": about.get("ended", "")}
     return launches, {**absent, **about}, names

@@ -29,6 +29,8 @@ from commbench.train import ab, launch, results
 from commbench.train import config as training
 from commbench.train.ab import Launched
 from commbench.train.ab_arms import Arm
+from commbench.train.ab_expected import ExpectedRatio, as_facts, recorded_bias
+from commbench.train.ab_prediction import predicted
 from commbench.train.ab_table import names, table
 from commbench.train.config import TrainConfig
 from commbench.train.progress import TrainConsole, write
@@ -66,7 +68,7 @@ class Comparison:
         self._turns = Turns(limits, self._launch, self._say, clock=time.monotonic)
         self._stopped: str | None = None
         self._calibration: Launched | None = None
-        self._predicted: float | None = None
+        self._predicted: ExpectedRatio | None = None
         self._doing = ""
         self._folder = RunFolder.create(request.out, "train-ab")
         self._folder.link_latest()
@@ -142,8 +144,10 @@ class Comparison:
 
     def _measure(self) -> None:
         self._calibration = self._launch(BASELINE, -1)
-        self._predicted, why = predicted(self._calibration, self._arms, self._model)
-        said = f"nothing: {why}" if self._predicted is None else f"{self._predicted:.3f}x"
+        self._predicted, why = predict(self._calibration, self._arms, self._model)
+        said = f"nothing: {why}" if self._predicted is None else str(self._predicted)
+        if self._predicted is not None and self._predicted.bias is not None:
+            said += f"; {self._predicted.bias} A/Bs on record"
         self._console.note(f"predicted before the rounds: {said}")
         self._write("running")
         self._stopped = str(self._turns.run())
@@ -170,7 +174,7 @@ class Comparison:
         return launched
 
     def _write(self, status: str) -> None:
-        about: dict[str, Any] = {**self._about, "status": status, "updated": timestamp(), "predicted": self._predicted}
+        about: dict[str, Any] = {**self._about, "status": status, "updated": timestamp(), **as_facts(self._predicted)}
         if self._calibration is not None:
             about["calibration"] = dataclasses.asdict(self._calibration)
         if self.launches:
@@ -216,8 +220,8 @@ def _model(path: Path, config: TrainConfig) -> Model:
     return model
 
 
-def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[float | None, str]:
-    """Return the ratio, or why there is none."""
+def predict(calibration: Launched, arms: Mapping[str, Arm], model: Model | None) -> tuple[ExpectedRatio | None, str]:
+    """Return the ratio with its interval and bias, or why there is none."""
     one, two = (arms[name].settings() for name in ARMS)
     others = [key for key in {**one, **two} if one.get(key) != two.get(key) and key not in _EXCHANGES]
     if others:
@@ -226,11 +230,14 @@ def predicted(calibration: Launched, arms: Mapping[str, Arm], model: Model | Non
     known = [one for one in tables if one is not None]
     expected = importlib.import_module(training.EXPECTED)
     try:
-        times = [expected.exchanges_us(arms[name].config, own, known, model)
+        times = [expected.exchanges(arms[name].config, own, known, model)
                  for name, own in zip(ARMS, tables, strict=True)]  # fmt: skip
     except UsageError as error:
         return None, f"{error}; {error.hint}"
-    return ab.predicted(calibration, *times), "no time is spent in exchanges"
+    ratio = predicted(calibration, *times)
+    if ratio is None:
+        return None, "no time is spent in exchanges"
+    return replace(ratio, bias=recorded_bias(one, two)), ""
 
 
 def _table(config: TrainConfig) -> Table | None:

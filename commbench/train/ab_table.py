@@ -10,6 +10,7 @@ from commbench.ab.pairs import ARMS
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train import results
 from commbench.train.ab import Outcome
+from commbench.train.ab_expected import ExpectedRatio
 
 _SAME = 1e-12  # relative: losses that differ by no more are called identical
 _CHANCE = 10.0  # times as far apart as launches of one arm: more than chance
@@ -21,7 +22,7 @@ def names(settings: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(results.differences(settings, " and "))
 
 
-def table(outcome: Outcome, expected: float | None) -> list[str]:
+def table(outcome: Outcome, expected: ExpectedRatio | None) -> list[str]:
     """For people."""
     interval = "no interval" if outcome.low is None else f"{outcome.low:.3f} - {outcome.high:.3f}"
     lines = [f"{'arm':<10}{'tokens/s':>12}{'waits for communication':>26}"]
@@ -32,7 +33,10 @@ def table(outcome: Outcome, expected: float | None) -> list[str]:
     if not outcome.claim:
         lines.append(f"# a claim of a gain takes {PAIRS_FOR_CLAIM} pairs: rounds={PAIRS_FOR_CLAIM}")
     if expected is not None:
-        lines.append(f"# predicted before: {expected:.3f}x; measured / predicted {outcome.ratio / expected:.3f}")
+        lines.append(f"# predicted before: {expected}; measured / predicted {outcome.ratio / expected.value:.3f}")
+        if expected.bias is not None and expected.corrected is not None:
+            low, high = expected.corrected
+            lines.append(f"# of such A/Bs on record {expected.bias}: so {low:.3f} - {high:.3f}x; {expected.bias.why}")
     lines.append("# of median steps after the first fifth; waits: the rank that waits longest")
     return [*lines, f"# losses {_losses(outcome)}"]
 

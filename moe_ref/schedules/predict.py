@@ -25,6 +25,7 @@ from commbench.cost_model.loads import CaseLoads, batch, of_steps
 from commbench.errors import UsageError
 from commbench.layout import Layout, LinkClass
 from commbench.spec import Send, Spec, Step, traffic_split
+from commbench.stats import Floats
 from moe_ref.schedules.base import Schedule, Shape
 from moe_ref.schedules.chunked import Sequential
 from moe_ref.schedules.planned import CollectiveCall, PlannedSchedule, Stage
@@ -65,27 +66,16 @@ def predict(
     Raises `UsageError` for a schedule that computes beside its exchanges, a layout of another number of ranks, and a
     model of several settings or of none of the links that are needed.
     """
-    fitted = _only(model)
-    passes = [(stage, loads) for stage in plan(schedule, shape)
-              if (loads := stage_loads(stage, shape, layout)) is not None]  # fmt: skip
-    if not passes:
+    found = stage_times(schedule, shape, model, layout)
+    if not found.stages:
         return Predicted(compute_us, compute_us, compute_us, 0.0, 0.0, compute_us)
-    everything = batch([loads for _, loads in passes])
     factors = np.array([factor(stage.calls[0]) if factor is not None and len(stage.calls) == 1 else 1.0
-                        for stage, _ in passes])  # fmt: skip
-    for name in fitted.unknown:
-        unit = np.zeros((1, len(fitted.costs)))
-        unit[0, fitted.form.costs.index(name)] = 1.0
-        if (fitted.form.time_us(unit, everything) > 0).any():
-            raise UsageError(f"schedule {schedule}: nothing that the model was fitted to has {name}",
-                             hint="fit it to exchanges that cross the same links")  # fmt: skip
-    sets = np.array([list(fitted.costs.values()), *fitted.replicates])
-    times = fitted.form.time_us(sets, everything) * factors  # sets x stages
-    skew_us = fitted.skews.of(layout.ranks)
-    backward = np.array([stage.phase == "backward" for stage, _ in passes])
+                        for stage in found.stages])  # fmt: skip
+    times, skew_us = found.times_us * factors, found.skew_us
+    backward = np.array([stage.phase == "backward" for stage in found.stages])
     forward_us, backward_us = float(times[0, ~backward].sum()) + skew_us, float(times[0, backward].sum())
     totals = times.sum(axis=1) + skew_us
-    deviation = math.hypot(float(np.std(np.log(totals[1:]))) if len(totals) > 1 else 0.0, fitted.spread)
+    deviation = math.hypot(float(np.std(np.log(totals[1:]))) if len(totals) > 1 else 0.0, found.spread)
     width, total = math.exp(_TWO_SIDED * deviation), float(totals[0])
     return Predicted(
         total + compute_us,
@@ -95,6 +85,38 @@ def predict(
         backward_us,
         compute_us,
     )
+
+
+class StageTimes(NamedTuple):
+    """Microseconds of what a schedule sends in both passes, stage by stage, by default algorithms.
+
+    times_us: sets x stages, by the fitted costs, then by each refit. skew_us: on top of one pass forward. spread: the
+    standard deviation of the logarithm of a new stage's time over its prediction.
+    """
+
+    stages: tuple[Stage, ...]
+    times_us: Floats
+    skew_us: float
+    spread: float
+
+
+def stage_times(schedule: Schedule, shape: Shape, model: Model, layout: Layout) -> StageTimes:
+    """Predict each stage that moves something. Raises `UsageError` as `predict` does."""
+    fitted = _only(model)
+    passes = [(stage, loads) for stage in plan(schedule, shape)
+              if (loads := stage_loads(stage, shape, layout)) is not None]  # fmt: skip
+    sets = np.array([list(fitted.costs.values()), *fitted.replicates])
+    if not passes:
+        return StageTimes((), np.zeros((len(sets), 0)), 0.0, fitted.spread)
+    everything = batch([loads for _, loads in passes])
+    for name in fitted.unknown:
+        unit = np.zeros((1, len(fitted.costs)))
+        unit[0, fitted.form.costs.index(name)] = 1.0
+        if (fitted.form.time_us(unit, everything) > 0).any():
+            raise UsageError(f"schedule {schedule}: nothing that the model was fitted to has {name}",
+                             hint="fit it to exchanges that cross the same links")  # fmt: skip
+    times = fitted.form.time_us(sets, everything)
+    return StageTimes(tuple(stage for stage, _ in passes), times, fitted.skews.of(layout.ranks), fitted.spread)
 
 
 def fastest(

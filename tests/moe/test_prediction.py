@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
@@ -19,14 +21,19 @@ from commbench.layout import Layout
 from commbench.profile import file
 from commbench.profile.table import Table
 from commbench.train import ab, ab_arms, ab_run
+from commbench.train.ab_prediction import ratio_deviation
 from commbench.train.config import TrainConfig, compose
 from moe_ref.schedules.predict import predict
 from moe_ref.training import build
-from moe_ref.training.prediction import exchanges_us, shape
+from moe_ref.training.prediction import exchanges, shape
 from tests.moe.test_predict import model_of
 from tests.support import profiles
 
 NODES = 2
+
+
+def exchanges_us(*args: Any) -> float:
+    return sum(one.us for one in exchanges(*args))
 
 
 def config(*words: str) -> TrainConfig:
@@ -113,19 +120,51 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
 
     def said(*words: str, model: Model | None = None) -> tuple[float | None, str]:
         arms = ab_arms.arms_of(("emulated-2x4", *words))[0]
-        return ab_run.predicted(launched, {name: arms[name] for name in ARMS}, model)
+        ratio, why = ab_run.predict(launched, {name: arms[name] for name in ARMS}, model)
+        biases.append(None if ratio is None or ratio.bias is None else ratio.bias.low)
+        return None if ratio is None else ratio.value, why
 
+    biases: list[float | None] = []
     profile = f"candidate={tmp_path / 'p.json'}"
     assert said(profile)[0] == pytest.approx(1000 / (1000 - 600 * (1 - 200 / 400)))
     found, why = said("baseline.tp_tokens=duplicate", profile)
     assert found is None and "model=FILE" in why
     found, _ = said("baseline.tp_tokens=duplicate", profile, model=model_of())
-    assert found is not None and found > 1.5
+    assert found is not None and found > 1.5 and biases == [0.85, None, 1.05]
     found, why = said(profile, "candidate.dispatch=loop", model=model_of())
     assert found is None and "differ in dispatch" in why
     found, why = said(profile, "candidate.env.A=1", model=model_of())
     assert found is None and "differ in env.A" in why
     assert said("candidate.tp_tokens=duplicate")[0] is None
+
+
+def test_causes_of_errors_are_those_of_the_profile_and_of_the_model() -> None:
+    ends = {"partial": math.exp(2 * 1.96 * 0.02), "replicated": math.exp(2 * 1.96 * 0.05)}
+    choices = []
+    for way, us in (("partial", 300.0), ("replicated", 100.0)):
+        made = table("tp_all_to_all", us, us / 2, tp=4, tp_input=way)
+        evidence = dataclasses.replace(made.evidence[0], low=1.0, high=ends[way])
+        choices.append(dataclasses.replace(made, evidence=[evidence]))
+    its = known(*choices)
+    before, after = (exchanges(config(), own, [its], None) for own in (None, its))
+    assert all(not one.deviations for one in before)
+    # A call of each forward and backward: wrong alike, so three quarters of the time by 2 %, one by 5 %.
+    assert ratio_deviation(before, after) == pytest.approx(math.hypot(0.75 * 0.02, 0.25 * 0.05))
+    assert ratio_deviation(after, after) == 0, "the same profile in both arms"
+
+    # What the model misses cancels where arms send the same, and is in full where they do not: 4 kinds of stages.
+    model = model_of(spread=0.2)
+    same = [exchanges(config(), own, [its], model) for own in (None, its)]
+    assert 0.01 < ratio_deviation(*same) < 0.06
+    duplicates = exchanges(config("tp_tokens=duplicate"), None, [], model)
+    assert 0.2 < ratio_deviation(duplicates, same[0]) < 0.2 * math.sqrt(2)
+    # Refits: one has twice the costs, for all stages alike, and another 4 times those between nodes.
+    (fitted,) = model_of(spread=0.0).settings.values()
+    costs = np.array(list(fitted.costs.values()))
+    for by, moved in (([2.0] * 5, False), ([1.0, 1.0, 1.0, 4.0, 4.0], True)):
+        refitted = Model({"one": dataclasses.replace(fitted, replicates=[list(costs), list(costs * by)])})
+        arms = [exchanges(config(*words), None, [], refitted) for words in (("tp_tokens=duplicate",), ())]
+        assert (ratio_deviation(*arms) > 1e-3) is moved
 
 
 def test_a_model_is_read_from_a_file_or_refused(tmp_path: Path) -> None:

@@ -12,10 +12,8 @@ import pytest
 from commbench.ab.pairs import BASELINE, CANDIDATE
 from commbench.ab.turns import TurnLimits
 from commbench.errors import CommbenchError, UsageError
-from commbench.profile.table import Curve
 from commbench.stats import Verdict
 from commbench.train import ab, ab_arms, ab_table
-from tests.support import profiles
 
 
 def lines(rate: float, *, steps: int = 20, first: float = 1.0, **more: Any) -> list[dict[str, Any]]:
@@ -83,32 +81,6 @@ def test_the_launch_before_the_rounds_tells_what_launches_of_one_arm_differ_by()
     assert ab.compare(one, other).pairs == 1
 
 
-def test_what_is_predicted_follows_from_one_launch_and_what_exchanges_take() -> None:
-    # A step of a second, 0.25 s of which wait for expert layers, 0.05 s of that for a rank that computes longer.
-    found = ab.launched(BASELINE, -1, lines(1000), 1000)
-    assert ab.predicted(found, 150, 100) == pytest.approx(1 / (1 - 0.2 * (1 - 100 / 150)))
-    assert ab.predicted(found, 100, 150) == pytest.approx(1 / (1 - 0.2 * (1 - 150 / 100)))
-    assert ab.predicted(found, 100, 100) == 1
-    assert ab.predicted(found, 0, 0) is None
-    text = "\n".join(ab_table.table(ab.compare(launches(1.1)), 1.0))
-    assert "predicted before: 1.000x; measured / predicted 1.1" in text
-
-
-def test_times_of_a_tuning_are_read_between_its_sizes() -> None:
-    sizes = [dataclasses.replace(profiles.EVIDENCE, size_bytes=size, default_us=400.0, chosen_us=us)
-             for size, us in ((1024, 100.0), (4096, 400.0))]  # fmt: skip
-    curve = Curve([profiles.choice("all_to_all", "pairwise", 0, 8192, evidence=sizes),
-                   profiles.choice("all_to_all", "direct", 8193, evidence=[])])  # fmt: skip
-    assert ab.default_us(curve, 2048) == pytest.approx(400)
-    assert ab.gain(curve, 2048) == pytest.approx(2)
-    assert ab.gain(curve, 1) == pytest.approx(4), "the nearest size's beyond them"
-    assert ab.gain(curve, 9000) == 1, "the default is chosen"
-    kept = [dataclasses.replace(one, verdict="default kept: no") for one in sizes]
-    curve = Curve([profiles.choice("all_to_all", "direct", evidence=kept)])
-    assert ab.gain(curve, 1024) == 1, "what was not confirmed is not taken"
-    assert ab.default_us(Curve([profiles.choice("all_to_all", "direct", evidence=[])]), 1024) is None
-
-
 def test_steps_under_a_profiler_do_not_count() -> None:
     steps = lines(1000)
     slow = [
@@ -173,8 +145,10 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     found = launches(1.1)
     arm = {"recipe": "tiny", "fabric": "emulated", "nodes": 2, "ranks_per_node": 4, "transport": "gloo"}
     about = {"arms": {BASELINE: arm}, "machine_text": "a machine", "started": "2026-01-01", "commbench_version": "0"}
-    for expected in (None, 1.05):
-        (path,) = draw(found, ab.compare(found), {**about, "predicted": expected}, "default and p.json", tmp_path)
+    bias = {"low": 0.9, "high": 0.95, "comparisons": 7, "why": "so"}
+    for more, pale in ({"predicted": None}, 0), ({"predicted": 1.05}, 0), ({"predicted": 1.05, "predicted_low": 1.0,
+                       "predicted_high": 1.1, "predicted_bias": bias}, 1):  # fmt: skip
+        (path,) = draw(found, ab.compare(found), {**about, **more}, "default and p.json", tmp_path)
         assert path.stat().st_size > 10_000
         svg = path.with_suffix(".svg").read_text()
         for words in (
@@ -184,3 +158,16 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
             "default and p.json",
         ):
             assert words in svg, words
+        assert svg.count("measured / predicted was 0.9 - 0.95 in 7 of 7") == pale
+
+
+def test_what_steps_wait_has_an_interval() -> None:
+    """Of steps that wait for 0.18 and 0.22 s of a second by turns, half the interval is a tenth of the median."""
+    steps = lines(1000)
+    found = [{**one, "exposed_moe_us": 2.3e5 + 4e4 * (n % 2)} for n, one in enumerate(steps)]
+    its = ab.launched(BASELINE, -1, found, 1000)
+    assert its.waited_part == pytest.approx(0.2) and its.waited_half_width == pytest.approx(0.1)
+    assert ab.launched(BASELINE, -1, steps, 1000).waited_half_width == 0
+    assert ab.launched(BASELINE, -1, found[:7], 1000).waited_half_width is None, "5 steps have no interval"
+    none = [{**one, "exposed_moe_us": 5e4} for one in steps]
+    assert ab.launched(BASELINE, -1, none, 1000).waited_half_width is None, "nothing waits"
