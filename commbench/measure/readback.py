@@ -26,7 +26,7 @@ _WORD = 32  # bits that a float holds for certain
 
 
 def describe_rank(
-    job: Job, info: RankInfo, versions: Mapping[str, str], device: Mapping[str, Any], **more: dict[str, Any]
+    job: Job, info: RankInfo, versions: Mapping[str, str], device: Mapping[str, Any], **more: Any
 ) -> None:
     """Write rank-N.json: what this rank really has, read back from the kernel and the libraries, not from the request.
 

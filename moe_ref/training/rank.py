@@ -51,7 +51,8 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
             job,
             info,
             transports.load(config.transport).versions(),
-            _identity(device) | {"dispatch": describe_dispatch(config.dispatch, device)},
+            _identity(device),
+            dispatch=describe_dispatch(config.dispatch, device),
             binding=rank_placement.describe(placed),
         )
         comm = None

@@ -361,6 +361,7 @@ def test_a_killed_training_leaves_nothing(tmp_path: Path) -> None:
     for rank, told in enumerate(ranks):
         assert (told["rank"], told["size"], told["launcher"]) == (rank, 2, "local")
         assert told["versions"]["torch"] == torch.__version__ and told["device"] == {}
+        assert told["dispatch"].startswith("auto (sparse: fused needs a GPU")
         assert told["affinity"] == sorted(os.sched_getaffinity(0)) and told["binding"]["policy"] == "none"
         assert told["shared_memory"] == [str(shared)]
     deadline = time.monotonic() + 60
