@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import ending, finding, programs
+from commbench.commands import completing, ending, finding, programs
+from commbench.commands.completing import words_of
 from commbench.commands.options import (
     SHORT,
     FiniteRange,
@@ -68,7 +69,7 @@ def cli() -> None:
     short_help="Measure; print a table; draw plots.",
     epilog="Exit codes: 0 fine, 1 a case failed, 2 usage or environment, 130 interrupted.",
 )
-@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]", shell_complete=words_of("sweep"))
 @shorts(*SHORT)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of run folders.")  # fmt: skip
@@ -109,7 +110,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     short_help="Find what is provably better than the default; write a profile.",
     epilog="Exit codes: 0 there is a profile, 2 usage or environment, 130 interrupted.",
 )
-@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]", shell_complete=words_of("tune"))
 @shorts("sizes.min", "sizes.max", "sizes.factor", "dtype", "ranks_per_node")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="The profile; default: profile.json beside the samples.")  # fmt: skip
@@ -281,7 +282,7 @@ def exec_(profile: Path, scope: str, words: tuple[str, ...], program: tuple[str,
     short_help="Train a Mixture-of-Experts language model, with a profile or without.",
     epilog="Exit codes: 0 trained to the end, 1 it broke, 2 usage or environment, 130 stopped and saved.",
 )
-@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]", shell_complete=words_of("train"))
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on from its last checkpoint.")
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
 @training_options(json_is="a step a line")
@@ -308,7 +309,7 @@ def train(words: tuple[str, ...], **options: Any) -> int:
     short_help="What a profile or a setting is worth end to end.",
     epilog="Exit codes: 0 there is an answer, 1 a launch broke, 2 usage or environment, 130 interrupted.",
 )
-@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]")
+@click.argument("words", nargs=-1, metavar="[RECIPE] [KEY=VALUE ...]", shell_complete=words_of(_AB))
 @training_options(json_is="the answer, as in ab.json")
 def train_ab(words: tuple[str, ...], **options: Any) -> int:
     """Train under two settings, `baseline` and `candidate`, by turns in fresh launches, and say what differs.
@@ -374,6 +375,7 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    completing.prepare()
     return ending.run(cli, arguments)
 
 

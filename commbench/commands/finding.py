@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from commbench.commands import completing
 from commbench.commands.options import SHORT, WithKeys
 
 _WIDEST = 100
@@ -23,7 +24,7 @@ def _say(text: str) -> int:
 
 
 @click.command(short_help="Every KEY=VALUE setting: what it is, its default, what it may be.")
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=completing.keys)
 def keys(name: str | None) -> int:
     """List the keys of all commands, or say all of one.
 
@@ -37,7 +38,7 @@ def keys(name: str | None) -> int:
 
 
 @click.command(short_help="What a column, a status, a verdict or a warning means.")
-@click.argument("words", nargs=-1, metavar="[COLUMN|STATUS|WARNING]")
+@click.argument("words", nargs=-1, metavar="[COLUMN|STATUS|WARNING]", shell_complete=completing.meanings)
 def explain(words: tuple[str, ...]) -> int:
     """Say what a word in a table, in JSON or on stderr means, with its unit or formula; list all of them without one.
 
@@ -52,7 +53,7 @@ def explain(words: tuple[str, ...]) -> int:
 
 
 @click.command(short_help="The recipes: what each is for, and what it needs.")
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=completing.recipes)
 def recipes(name: str | None) -> int:
     """List the recipes of sweep, tune and train, or show one: its settings, its plan, about how long it takes.
 
@@ -68,7 +69,7 @@ def recipes(name: str | None) -> int:
 @click.command(
     cls=WithKeys, keys="commbench.find.layer", short_help="What a Mixture-of-Experts layer sends, and what to try."
 )
-@click.argument("words", nargs=-1, metavar="KEY=VALUE ...")
+@click.argument("words", nargs=-1, metavar="KEY=VALUE ...", shell_complete=completing.words_of("advise"))
 @click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
               help="Of what is printed on stdout.")  # fmt: skip
 def advise(words: tuple[str, ...], format_: str) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from commbench.commands.completing import words_of
 from commbench.commands.options import WithKeys, WithProgram, allow_env
 
 
@@ -20,7 +21,7 @@ class _ProgramWithKeys(WithProgram, WithKeys):
     short_help="What a profile or a setting is worth in the step time of any program.",
     epilog="Exit codes: 0 there is an answer, 1 the baseline fails, 2 usage or environment, 130 interrupted.",
 )
-@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]", shell_complete=words_of("ab"))
 @click.option("--profile", "profiles", multiple=True, metavar="FILE",
               help="Of commbench tune. One: against none. Two: the first against the second.")  # fmt: skip
 @click.option("--metric", default="", metavar="REGEX",
