@@ -60,6 +60,8 @@ def cli() -> None:
     commbench ab --profile p.json -- torchrun train.py   what it is worth in any other program
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
+    commbench advise tokens=4096 ..     what a Mixture-of-Experts layer sends, and what to try
+    commbench recipes                   what is ready to run; keys: every setting; explain: what a word means
     """
 
 

@@ -53,6 +53,10 @@ FLAGS = {
     "ab": {"--profile", "--allow-env", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
     "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env"},
     "record": {"--out", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},
+    "keys": set(),
+    "recipes": set(),
+    "explain": set(),
+    "advise": {"--format"},
 }  # fmt: skip
 
 
