@@ -189,13 +189,19 @@ def _damaged(path: Path, error: Exception) -> CorruptFile:
 
 # What every run.json of a sweep has.
 _ABOUT = {
-    "plan_digest": str,
+    **dict.fromkeys(("run_id", "plan_digest", "commbench_version", "machine_text"), str),
     "machine": dict[str, Any],
     "launchers": dict[str, str],
     "joined": str,
     "timeout_s": float,
     "seed": int,
     "started": str,
+}
+# What is computed with of the machine; None where it could not be read.
+_MACHINE = {
+    "usable_cpus": int | None,
+    "affinity": list[int] | None,
+    "gpus": list[dict[str, Any]] | None,
 }
 
 
@@ -265,6 +271,7 @@ class RunFolder:
             )
         try:
             check_types(about, _ABOUT)
+            check_types(about["machine"], {}, _MACHINE)
         except ValueError as error:
             raise _damaged(path / "run.json", error) from error
         return folder

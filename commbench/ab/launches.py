@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commbench.errors import UsageError
+from commbench.ab import pairs
+from commbench.errors import CorruptFile, UsageError
 from commbench.launch.foreign import ProgramEnd
 from commbench.run_folder import RunFolder, read_lines
 from commbench.serialise import check_types, from_dict, parse_json
@@ -16,6 +17,20 @@ from commbench.units import format_seconds
 
 FORMAT = "program-1"  # of a folder; one of `commbench train ab` has none
 LAUNCHES = "launches.jsonl"
+_RATIO = {"ratio": float, "low": float | None, "high": float | None}
+# What `ab.json` has: from the beginning, and with the first round.
+_ABOUT = {
+    **dict.fromkeys(("folder", "commbench_version", "machine_text", "started"), str),
+    "request": dict[str, Any],
+}
+_REQUEST = {**dict.fromkeys(("words", "profiles", "program", "allow_env"), list[str]), "metric": str}
+_ANSWER = {
+    **dict.fromkeys(("answer", "title", "compared", "unit", "fabric"), str),
+    "metric_used": str | None,
+    "said": list[str],
+    "spent_s": float,
+    "control": dict[str, float | None] | None,
+}
 _MOST_SAID = 20  # lines of commbench in a log
 
 
@@ -50,7 +65,26 @@ def read(path: Path) -> tuple[dict[str, Any], list[ProgramLaunch]]:
     if about.get("format") != FORMAT:
         raise UsageError(f"{path} is no comparison of programs of this version",
                          hint="commbench plot draws those of commbench train ab")  # fmt: skip
+    try:
+        check_types(about, _ABOUT, _ANSWER)
+        check_types(about["request"], _REQUEST)
+    except ValueError as error:
+        raise CorruptFile(f"{path / 'ab.json'}: {error}", hint="it is damaged, or was edited: measure again") from error
     return about, [one for one in read_lines(path / LAUNCHES, _launch) if one is not None]
+
+
+def read_answer(path: Path) -> tuple[dict[str, Any], list[ProgramLaunch]]:
+    """Return `ab.json` and the launches of whole rounds. Raises `CommbenchError` where there is no answer yet."""
+    about, made = read(path)
+    whole = [one for both in pairs.whole(made) for one in both]
+    if not whole or about.get("ratio") is None:
+        raise UsageError(f"{path} has no whole round yet", hint=f"commbench ab --resume {path}")
+    try:
+        check_types(about, {**_ANSWER, **_RATIO})
+        check_types(about["control"] or dict.fromkeys(_RATIO, 1.0), _RATIO)
+    except ValueError as error:
+        raise CorruptFile(f"{path / 'ab.json'}: {error}", hint=f"commbench ab --resume {path} makes it anew") from error
+    return about, whole
 
 
 def _launch(line: bytes) -> ProgramLaunch | None:
@@ -59,7 +93,10 @@ def _launch(line: bytes) -> ProgramLaunch | None:
     check_types(raw, {})
     if raw.pop("error", ""):
         return None
-    return from_dict(ProgramLaunch, raw)
+    launch = from_dict(ProgramLaunch, raw)
+    if launch.cost <= 0:
+        raise ValueError(f"field 'cost' is {launch.cost}, expected one above 0")
+    return launch
 
 
 def why(ended: ProgramEnd, log: Path, timeout_s: float) -> str:

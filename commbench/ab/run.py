@@ -86,7 +86,7 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
                          hint="start it again") from error  # fmt: skip
     asked = plan(before)
     machine = prepare.machine_text(metadata.collect())
-    changed = [name for name, value in asked.identity().items() if value != about[name]]
+    changed = [name for name, value in asked.identity().items() if value != about.get(name)]
     changed += ["machine"] if machine != about["machine_text"] else []
     if changed:
         raise UsageError(f"{path} cannot go on: {', '.join(changed)} changed meanwhile", hint="start a new comparison")
@@ -114,7 +114,7 @@ class ProgramComparison:
         self._doing = ""
         self._first = next((one for one in made if one.round < 0), None)
         if self._first is not None:  # it goes on
-            self._metric = replace(asked.metric, pattern=about["metric_used"])
+            self._metric = replace(asked.metric, pattern=about.get("metric_used") or "")
         self._stop: Stop | None = None
         self._said: list[str] = list(about.get("said", []))  # by commbench inside of the program
         self._turns = Turns(

@@ -75,7 +75,7 @@ def draw_ab(paths: Sequence[Path], out: Path | None) -> list[Path]:
 
     try:
         if programs.is_one(paths[0]):
-            about, made = programs.read(paths[0])
+            about, made = programs.read_answer(paths[0])
             return draw_programs(made, about, target)
         launches, about, names = ab.read(paths[0])
         return draw(launches, ab.compare(launches), about, names, target)

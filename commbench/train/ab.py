@@ -23,7 +23,7 @@ from commbench.train.ab_expected import from_facts
 
 # What ab.json may have beside its arms.
 _ABOUT = {
-    **dict.fromkeys(("machine_text", "commbench_version", "started", "ended", "status", "verdict"), str),
+    **dict.fromkeys(("machine_text", "commbench_version", "started", "ended", "status", "verdict", "fabric"), str),
     **dict.fromkeys(("predicted", "predicted_low", "predicted_high"), float | None),
     "predicted_bias": dict[str, Any] | None,
 }
@@ -171,6 +171,14 @@ def _apart(one: Sequence[float], two: Sequence[float]) -> float:
     return max((abs(a - b) / max(abs(a), 1e-300) for a, b in zip(one, two, strict=True)), default=0.0)
 
 
+def _launched(line: bytes) -> Launched:
+    """Return a line of launches.jsonl. Raises `ValueError`."""
+    one = from_dict(Launched, parse_json(line))
+    if min(one.tokens_per_s, one.step_us) <= 0 or not one.losses:
+        raise ValueError("a launch has made no step")
+    return one
+
+
 def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
     """Return the launches of a folder of `commbench train ab`, its ab.json, and in what its arms differ, in words.
 
@@ -180,8 +188,10 @@ def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
     try:
         check_types(about, {"arms": dict[str, dict[str, Any]]}, _ABOUT)
         from_facts(about)
+        for arm in ARMS:
+            results.check_config(about["arms"][arm])
         names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " and "))
-        launches = list(read_lines(path / "launches.jsonl", lambda line: from_dict(Launched, parse_json(line))))
+        launches = list(read_lines(path / "launches.jsonl", _launched))
     except (KeyError, ValueError, CorruptFile) as error:
         raise UsageError(f"{path} is of another version: {error}",
                          hint="use the commbench version that wrote it, or measure again") from error  # fmt: skip

@@ -99,7 +99,7 @@ def settings(request: TrainRequest) -> tuple[TrainConfig, dict[str, str]]:
     if request.resume is None:
         return training.compose(request.words)
     before = _opened(request.resume)
-    about = before.read_json("run.json")
+    about = results.read_about(before)
     saved = training.load(before.path / "config.json")
     config, typed = training.compose(request.words, first=json.loads(saved.to_json()))
     if changed := config.changed(saved):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from commbench.errors import UsageError
+from commbench.errors import CorruptFile, UsageError
 from commbench.records import NOMINAL
 from commbench.run_folder import RunFolder, read_lines
 from commbench.serialise import check_types, parse_json
@@ -24,6 +25,11 @@ _STEP_NOW = {
     "mfu": float | None,
     "profiled": bool,
 }
+# What run.json and config.json have, of those who draw them, and what they may have.
+_ABOUT = dict.fromkeys(("machine_text", "commbench_version", "started"), str)
+_ABOUT_TOO = {"status": str, "fabric": str, "entropy": float | None, "env": dict[str, str]}
+_CONFIG = {**dict.fromkeys(("recipe", "fabric", "transport"), str), "nodes": int, "ranks_per_node": int}
+_SCALARS = dict[str, str | int | float | bool | None]
 _BREAKDOWN = {"step": int, "rank": int, "device": str, "step_us": float, "parts": dict[str, float]}
 _MOST_KEYS = 6  # that tell runs apart; of more, their recipes do
 
@@ -83,11 +89,42 @@ def read(path: Path) -> Training:
     breakdown = list(read_lines(folder.path / BREAKDOWN, parse_breakdown))
     return Training(
         run_id=folder.run_id,
-        about=folder.read_json("run.json"),
-        config=folder.read_json("config.json"),
+        about=read_about(folder),
+        config=_config(folder),
         steps=lines,
         breakdown=[line for line in breakdown if line.get("start") == breakdown[-1].get("start")],
     )
+
+
+def read_about(folder: RunFolder) -> dict[str, Any]:
+    """Return its run.json. Raises `CorruptFile`."""
+    about = folder.read_json("run.json")
+    with _whole(folder.path / "run.json"):
+        check_types(about, _ABOUT, _ABOUT_TOO)
+    return about
+
+
+def _config(folder: RunFolder) -> dict[str, Any]:
+    config = folder.read_json("config.json")
+    with _whole(folder.path / "config.json"):
+        check_config(config)
+    return config
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where this is no config.json of a training, of whichever version."""
+    check_types(config, _CONFIG)
+    check_types({"config": config}, {"config": _SCALARS})
+    if config["nodes"] < 1 or config["ranks_per_node"] < 1:
+        raise ValueError(f"{config['nodes']} nodes of {config['ranks_per_node']} ranks, expected 1 at the least")
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise CorruptFile(f"{path}: {error}", hint="the run folder is damaged or was edited: train again") from error
 
 
 def labels(trainings: Sequence[Training]) -> list[str]:

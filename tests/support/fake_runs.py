@@ -30,7 +30,7 @@ META = {
 }
 # What every run.json has.
 ABOUT: dict[str, object] = {
-    "plan_digest": "",
+    **dict.fromkeys(("run_id", "plan_digest", "commbench_version", "machine_text"), ""),
     "machine": {},
     "launchers": {},
     "joined": "",
