@@ -11,8 +11,11 @@ import pytest
 
 
 @functools.cache
-def _lacking() -> str:
-    """Asked of other programs than ours: a defect of ours must not look like a machine that cannot."""
+def lacking() -> str:
+    """Why there can be no cluster here, or nothing.
+
+    Asked of other programs than ours: a defect of ours must not look like a machine that cannot.
+    """
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     for name, package in (("unshare", "util-linux"), ("ip", "iproute2"), ("tc", "iproute2")):
         if shutil.which(name, path=path) is None:
@@ -27,5 +30,5 @@ def _lacking() -> str:
 
 @pytest.fixture(autouse=True)
 def possible() -> None:
-    if _lacking():
-        pytest.skip(_lacking())
+    if lacking():
+        pytest.skip(lacking())

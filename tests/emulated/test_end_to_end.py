@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from commbench.profile import file
-from tests.conftest import REPOSITORY, environment
-from tests.support.page import typed
+from tests.support.page import shell, typed
 
-_PROGRAMS = {"commbench": "-m commbench", "torchrun": "-m torch.distributed.run", "python": ""}
 _SENT = 32 * 1024  # what the page's training hands to an all-to-all
-
-
-def shell(folder: Path) -> dict[str, str]:
-    """An environment in which the names of programs are this Python's, and commbench this checkout's."""
-    folder.mkdir()
-    for name, words in _PROGRAMS.items():
-        program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
-        program.chmod(0o755)
-    return environment(REPOSITORY / "kernels", PATH=os.pathsep.join([str(folder), os.environ["PATH"]]))
 
 
 def check(said: Sequence[str], here: Path) -> None:

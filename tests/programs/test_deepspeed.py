@@ -1,12 +1,17 @@
-"""DeepSpeed's own MoE layer, nothing of it changed: the same losses to the bit with a profile and without."""
+"""DeepSpeed's own MoE layer, nothing of it changed: the same losses to the bit with a profile and without.
+
+Then all of docs/guide/any-program.md: recorded, tuned, run so and compared on an emulated cluster, as typed there.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +20,8 @@ import pytest
 
 from commbench.profile import file
 from tests.conftest import REPOSITORY
-from tests.support import profiles
+from tests.emulated.conftest import lacking
+from tests.support import page, profiles
 
 pytestmark = pytest.mark.programs
 if importlib.util.find_spec("deepspeed") is None:
@@ -26,6 +32,7 @@ LOADED = [entry.value for entry in importlib.metadata.entry_points(group="torch.
 if "commbench_autoload:activate" not in LOADED:
     pytest.skip("torch does not load commbench here: install it again", allow_module_level=True)
 
+PAGE = REPOSITORY / "docs/guide/any-program.md"
 PROGRAM = REPOSITORY / "tests/programs/deepspeed_moe.py"
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(PROGRAM))
 
@@ -59,4 +66,35 @@ def test_losses_are_the_same_to_the_bit(tmp_path: Path) -> None:
     losses, said = run(sys.executable, "-m", "commbench", "exec", "--profile", str(path), "--")
     assert losses == alone
     assert re.search(r"all_to_all, \d+ KiB: pairwise window=1", said), said
+    assert installed() == before
+
+
+@pytest.mark.timeout(1500)  # a tuning and some six launches, each of which imports deepspeed four times
+@pytest.mark.skipif(bool(lacking()), reason=lacking())
+def test_the_page_works_as_typed(tmp_path: Path) -> None:
+    """With less time for the tuning and fewer rounds than the page: what it finds is the same, not how surely."""
+    before = installed()
+    env, here = page.shell(tmp_path / "bin"), tmp_path / "typed"
+    here.mkdir()
+    shutil.copy(PROGRAM, here)
+    said = []
+    for block in page.typed(PAGE):
+        less = re.sub(r"budget=\w+", "budget=90s", re.sub(r"rounds=\d+", "rounds=1", block))
+        done = subprocess.run(
+            ["bash", "-e", "-c", less], cwd=here, env=env, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, f"{less}\n{done.stdout}\n{done.stderr}"
+        said.append(done.stdout)
+    record, tune, same, ab = said
+
+    assert "# 4 ranks on 2 x 2, gloo, 25 steps" in record, record
+    assert len(re.findall(r"^[12] all-to-alls? of 4 KiB a step over 4 ranks.*deepspeed_moe.py:\d+$", record, re.M)) == 2
+    (scope,) = file.load(here / "p.json").scopes
+    assert (scope.nodes, scope.ranks_per_node) == (2, 2)
+    assert scope.fabric == "100mbit links, 30000 B per packet", "the trace's cluster is the one that is tuned"
+    assert re.search(r"^all_to_all  4 KiB +direct .* 2d_int(ra|er)_first", tune, re.M), tune
+    assert "predicted from" in tune, tune
+    assert "the losses are the same" in same, same
+    found = json.loads((here / "results/latest/ab.json").read_text())
+    assert found["rounds"] == 1 and found["ratio"] and not found["failed"] and found["said"] == [], ab
     assert installed() == before

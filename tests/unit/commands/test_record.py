@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from commbench.ab import plan
 from commbench.cli import _main
+from commbench.launch.foreign import Cluster
 from commbench.record import folder
+from commbench.sweep import foreign_keys
+from commbench.tune import run
 from tests.conftest import REPOSITORY
+from tests.support import page
 
 RANKS = """
 import os, sys
@@ -94,3 +100,16 @@ def test_a_folder_that_is_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     held.lock.release()
     assert _main(["record", "--out", str(tmp_path / "t"), "--", "true"]) == 2
     assert "is not empty" in capfd.readouterr().err
+
+
+def test_what_the_page_of_a_whole_program_types_is_understood() -> None:
+    """`make test-programs` types it."""
+    own = {"ab": plan.KEYS, "record": None, "exec": None}
+    meant = {}
+    for block in page.typed(REPOSITORY / "docs/guide/any-program.md"):
+        name, *words = shlex.split(block.replace("\\\n", " ").split(" -- ")[0])[1:]
+        keys = [word for word in words if "=" in word]
+        meant[name] = foreign_keys.read(keys, own[name]).cluster if name in own else run.read_limits(keys)[1].budget_s
+    cluster = meant["record"]
+    assert isinstance(cluster, Cluster) and cluster.ranks_per_node == 2
+    assert meant == {"record": cluster, "tune": 360.0, "exec": cluster, "ab": cluster}
