@@ -90,9 +90,8 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if request.plots:
         _draw(profile, folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
-    console.note(
-        f"use it: commbench export {target} --format env, or commbench.load_profile({str(target)!r}) in Python"
-    )
+    for line in describe.use(target, trace):
+        console.note(line)
     return EXIT_OK
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from commbench.profile import Choice, Profile
+from commbench.record.trace import ProgramTrace
 from commbench.records import network_note
+from commbench.sweep import foreign_keys
 from commbench.tune import space
 from commbench.tune.confirmation import Control
 from commbench.tune.space import Region
@@ -79,3 +83,22 @@ def _control_text(control: Control) -> str:
         f"A-A control: the default beside itself looks up to {control.apparent or 1.0:.3f} times as fast; "
         f"{control.passed} of {len(control.claims)} would have been taken for a gain"
     )
+
+
+def use(profile: Path, trace: ProgramTrace | None) -> list[str]:
+    """Return the commands to go on with: the recorded program's own, or what fits any program."""
+    if trace is None:
+        return [
+            f"use it: commbench export {profile} --format env, or commbench.load_profile({str(profile)!r}) in Python"
+        ]
+    words = ["--profile", str(profile)]
+    if trace.fabric:
+        nodes, ranks_per_node = trace.layout()
+        keys = {**trace.fabric, "nodes": nodes, "ranks_per_node": ranks_per_node}
+        words += [
+            f"{name}={keys[name]}"
+            for name, key in foreign_keys.KEYS.items()
+            if name == "nodes" or keys.get(name, key.default) != key.default
+        ]
+    typed = shlex.join([*words, "--", *(trace.command or ["COMMAND"])])
+    return [f"use it: commbench exec {typed}", f"what it is worth: commbench ab {typed}"]

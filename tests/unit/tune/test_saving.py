@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commbench.cli import _main
+from commbench.emulated import Emulated
 from commbench.record import folder, recipe
 from commbench.records import Case, Measurement, PlannedCase, Status
-from commbench.sweep import prepare
-from commbench.tune import CaseTimes, ProcessGroup, run, saving, space
+from commbench.sweep import foreign_keys, prepare
+from commbench.tune import CaseTimes, ProcessGroup, describe, run, saving, space
 from commbench.tune.saving import StepSaving
 from commbench.tune.starts import observe_starts
+from tests.support import traces
 from tests.support.planted_tunings import Ruled, region, tune
 from tests.unit.record.test_folder import written
 
@@ -123,6 +126,21 @@ def test_the_prediction_in_words() -> None:
     assert saving.sentence(one, 51_000, 2_000).startswith("saves 2 ms [2 - 2]")
     assert "of the program's exchanges" in saving.sentence(one, None, None)
     assert saving.sentence(replace(one, low_us=-1.0), 1.0, None).startswith("nothing is saved")
+
+
+def test_the_next_commands_run_the_recorded_program() -> None:
+    trace = replace(traces.planted(), command=["torchrun", "train.py", "a b"])
+    assert describe.use(Path("p.json"), trace) == [
+        f"{what} --profile p.json -- torchrun train.py 'a b'"
+        for what in ("use it: commbench exec", "what it is worth: commbench ab")
+    ]
+    fabric = Emulated(nodes=2, link="100mbit", message_overhead=30000)
+    its = {"fabric": "emulated", **{name: one or "none" for name, one in asdict(fabric).items() if name != "nodes"}}
+    line, _ = describe.use(Path("p.json"), replace(trace, fabric=its, command=[]))  # anonymous
+    assert line.endswith("-- COMMAND")
+    words = shlex.split(line)
+    read = foreign_keys.read(words[words.index("p.json") + 1 : words.index("--")]).cluster
+    assert read is not None and (read.emulated, read.ranks_per_node) == (fabric, 2)
 
 
 def test_each_set_of_groups_is_a_scope_of_its_layout(tmp_path: Path) -> None:
