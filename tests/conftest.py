@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hypothesis
 import pytest
 
 # Before torch is loaded: test processes and their ranks are more than cores, and threads that spin for work take them.
@@ -24,6 +25,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from commbench.transports.scripted.mesh import ThreadMesh, thread_meshes
 from commbench.transports.scripted.transport import Scripted
+
+# The machine may be busy; and what is random has a seed, so that a test fails always or never.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

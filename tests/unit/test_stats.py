@@ -79,10 +79,11 @@ def test_many_samples_give_the_same_interval_by_the_short_way(monkeypatch: pytes
 
 
 def test_samples_on_disk_become_the_slowest_ranks() -> None:
-    from commbench.analysis.summary import _slowest
+    from commbench.analysis import sample_files
 
-    case_id, slowest = _slowest('{"case_id": "a", "time_us": [[1, 2], [5, 3]], "other": 1}')
-    assert case_id == "a" and slowest.tolist() == [2.0, 5.0]
+    line = b'{"case_id": "a", "launch": 0, "time_us": [[1, 2], [5, 3]], "host_us": [[0, 0], [0, 0]], "other": 1}'
+    samples = sample_files.parse(line)
+    assert samples.case_id == "a" and samples.slowest_us.tolist() == [2.0, 5.0]
 
 
 def test_p95_is_given_only_where_it_is_not_the_maximum() -> None:
