@@ -105,6 +105,7 @@ def make(parent: Path) -> Path:
     from commbench.analysis.summary import Samples, row, skipped_row
     from commbench.records import Measurement, Status
     from commbench.run_folder import RunFolder
+    from commbench.serialise import seal
     from commbench.sweep import plan as planning
     from commbench.sweep import prepare
 
@@ -124,7 +125,7 @@ def make(parent: Path) -> Path:
                 warmups, timed = times[:WARMUPS].round(3).tolist(), times[WARMUPS:].round(3).tolist()
                 line = {"case_id": case.case_id, "launch": launch.index, "warmup_us": warmups, "time_us": timed,
                         "host_us": timed}  # fmt: skip
-                samples.write(json.dumps(line, separators=(",", ":")) + "\n")
+                samples.write(seal(json.dumps(line, separators=(",", ":"))) + "\n")
                 measurement = Measurement(
                     case_id=case.case_id, launch=launch.index, attempt=attempt, order=order, status=Status.OK,
                     warmup=WARMUPS, samples=SAMPLES, calls_per_sample=1,
@@ -154,7 +155,8 @@ def child(name: str, folder: Path) -> None:
     try:
         STAGES[name].run(folder)
     finally:
-        took = {"s": time.monotonic() - begin, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        took = {"s": time.monotonic() - begin, "cpu_s": time.process_time(), "mib": mib}
         os.write(stdout, json.dumps(took).encode())
 
 
@@ -166,17 +168,20 @@ def main(names: list[str] | None = None) -> None:
         folder = Path(kept) if kept else make(Path(parent))
         mib = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
         print(f"{folder.name}: {mib:.0f} MiB, made in {time.monotonic() - begin:.0f} s", flush=True)
-        print(f"{'stage':<12}{'seconds':>9}{'peak MiB':>10}   what", flush=True)
+        print(f"{'stage':<12}{'seconds':>9}{'of CPU':>8}{'peak MiB':>10}   what", flush=True)
         for name in wanted:
             words = [sys.executable, "-m", "tests.bench.size", "child", name, str(folder)]
             try:
                 done = subprocess.run(words, capture_output=True, text=True, timeout=_WITHIN_S, check=False)
             except subprocess.TimeoutExpired:
-                print(f"{name:<12}{f'> {_WITHIN_S:.0f}':>9}{'-':>10}   {STAGES[name].what}", flush=True)
+                print(f"{name:<12}{f'> {_WITHIN_S:.0f}':>9}{'-':>8}{'-':>10}   {STAGES[name].what}", flush=True)
                 continue
             took = json.loads(done.stdout or "{}")
             said = "" if done.returncode == 0 else "; failed: " + (done.stderr.strip().splitlines() or ["?"])[-1]
-            print(f"{name:<12}{took['s']:>9.1f}{took['mib']:>10.0f}   {STAGES[name].what}{said}", flush=True)
+            print(
+                f"{name:<12}{took['s']:>9.1f}{took['cpu_s']:>8.1f}{took['mib']:>10.0f}   {STAGES[name].what}{said}",
+                flush=True,
+            )
             shutil.rmtree(folder / "drawn", ignore_errors=True)
 
 
