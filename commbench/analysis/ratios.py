@@ -124,6 +124,8 @@ def describe_ratios(ratios: Collection[Speedup]) -> str:
     counts = sorted({ratio.pairs for ratio in ratios if ratio.pairs is not None})
     kinds = {ratio.speedup_of for ratio in ratios if ratio.speedup_of}
     over = ", or where that has no numbers ".join(names)
+    if not counts:
+        return f"these are the baseline, {over}"
     judged = sum(ratio.speedup_p is not None for ratio in ratios)
     together = "; verdicts of the run are corrected together" if judged else ""
     return (
