@@ -146,10 +146,12 @@ def run(target: Target, file: str, kind: str, command: str, chance: random.Rando
 
 
 _OPENED: list[str] = []  # files, by the running command
+_RUNNING: list[str] = []  # its words
 
 
-def _hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "open":
+def hear(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what the running command opens: for `sys.addaudithook`."""
+    if event == "open" and _RUNNING:
         _OPENED.append(str(arguments[0]))
 
 
@@ -158,11 +160,14 @@ def _called(words: list[str]) -> tuple[int | None, str, set[str]]:
     out, err = io.StringIO(), io.StringIO()
     out.buffer = io.BytesIO()  # type: ignore[attr-defined] # an export goes there
     _OPENED.clear()
+    _RUNNING[:] = words
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = _main(words)
     except BaseException:
         return None, traceback.format_exc(), set(_OPENED)
+    finally:
+        _RUNNING.clear()
     told = err.getvalue()
     return (None if "Traceback" in told else code), told, set(_OPENED)
 
@@ -303,7 +308,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         targets = all_targets(Path(name))
         measure_nothing()
-        sys.addaudithook(_hear)
+        sys.addaudithook(hear)
         room = Path(name, "room")
         room.mkdir()
         sealed = {target.folder.name for target in targets if target.sealed}
