@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
-from moe_ref import fused_gate, losses, slots, split_product
+from moe_ref import fused_gate, losses, slots
 from moe_ref.capacity import Capacity
+from moe_ref.routers import CosineRouter, LinearRouter
 from moe_ref.routing import Routing, count
 
 SECOND = ("all", "sampling", "random")
@@ -20,7 +20,6 @@ NORMALISE = ("after", "before", "never")
 ROUTERS = ("linear", "cosine")
 LOSSES = ("gshard", "gshard_all", "importance_load", "z")
 DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "fp64": torch.float64, "input": None}
-_COSINE_STEEPEST = math.log(100.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,39 +86,6 @@ class GateConfig:
                              hint="cosine_dim >= 1, cosine_temperature >= 0.01")  # fmt: skip
 
 
-class LinearRouter(nn.Module):
-    """Computes logits [T, E] = x W^T for x [T, D], whatever dtype a cast of the whole model gave W."""
-
-    def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
-        super().__init__()
-        self.weight_ED = _uniform_weight(config.experts, width, config, generator)
-
-    def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return logits in `dtype`, in which products are added."""
-        if dtype == torch.float32 and not split_product.unsupported(x_TD, self.weight_ED):
-            return split_product.product(x_TD, self.weight_ED)
-        return x_TD.to(dtype) @ self.weight_ED.to(dtype).t()
-
-
-class CosineRouter(nn.Module):
-    """Computes logits [T, E] = cos(W x, v_e) min(100, exp(steepness)), for x [T, D]."""
-
-    def __init__(self, width: int, config: GateConfig, generator: torch.Generator | None) -> None:
-        super().__init__()
-        dtype = DTYPES[config.dtype]
-        self.project_PD = _uniform_weight(config.cosine_dim, width, config, generator)
-        start_EP = torch.empty(config.experts, config.cosine_dim, dtype=dtype).normal_(0, 0.01, generator=generator)
-        self.vectors_EP = nn.Parameter(start_EP)
-        self.steepness = nn.Parameter(torch.tensor(-math.log(config.cosine_temperature), dtype=dtype))
-
-    def forward(self, x_TD: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return logits in `dtype`, as everything before them."""
-        x_TD = x_TD.to(dtype)
-        projected_TP = functional.normalize(x_TD @ self.project_PD.to(x_TD.dtype).t(), dim=1)
-        vectors_EP = functional.normalize(self.vectors_EP.to(x_TD.dtype), dim=1)
-        return projected_TP @ vectors_EP.t() * self.steepness.to(x_TD.dtype).clamp(max=_COSINE_STEEPEST).exp()
-
-
 class Gate(nn.Module):
     """Makes the `Routing` of tokens [T, D]. Its parameters are the same on all ranks of a distributed layer."""
 
@@ -129,8 +95,15 @@ class Gate(nn.Module):
         if width < 1:
             raise UsageError(f"width={width} is below 1", hint="the model dimension D of the tokens")
         self.width, self.config = width, config
-        router = LinearRouter if config.router == "linear" else CosineRouter
-        self.router: nn.Module = router(width, config, generator)
+        dtype = DTYPES[config.dtype]
+        self.router: nn.Module
+        if config.router == "linear":
+            self.router = LinearRouter(width, config.experts, dtype=dtype, generator=generator)
+        else:
+            self.router = CosineRouter(
+                width, config.experts, config.cosine_dim,
+                temperature=config.cosine_temperature, dtype=dtype, generator=generator,
+            )  # fmt: skip
 
     def forward(
         self,
@@ -297,13 +270,6 @@ class Gate(nn.Module):
             "z": lambda: losses.z(clean_TE, real_T),
         }
         return {name: functions[name]() for name in config.losses}
-
-
-def _uniform_weight(rows: int, width: int, config: GateConfig, generator: torch.Generator | None) -> nn.Parameter:
-    bound = width**-0.5
-    return nn.Parameter(
-        torch.empty(rows, width, dtype=DTYPES[config.dtype]).uniform_(-bound, bound, generator=generator)
-    )
 
 
 def _uniform(shape: int | torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -116,7 +116,9 @@ def test_a_training_of_others_goes_on_with_no_code_of_theirs(tmp_path: Path) -> 
     config = here("train", "tiny", "--show-config", cwd=tmp_path).stdout
     values = {key: json.loads(value) for key, _, value in (line.partition(": ") for line in config.splitlines())}
     (run / "config.json").write_text(json.dumps(values))
-    (run / "run.json").write_text(json.dumps({"format_version": "train-1", "env": {"LD_AUDIT": "x"}}))
+    about = {"format_version": "train-1", "env": {"LD_AUDIT": "x"}}
+    about |= dict.fromkeys(("machine_text", "commbench_version", "started"), "")
+    (run / "run.json").write_text(json.dumps(about))
     result = here("train", "--resume", str(run), cwd=tmp_path)
     assert result.returncode == 2 and "sets LD_AUDIT=x" in result.stderr
     assert "LD_AUDIT" not in os.environ
