@@ -12,6 +12,7 @@ from commbench.stats import Verdict
 from commbench.units import format_size
 
 MANY = 0.05  # of the samples: so many preempted ones are said
+_OWN_LOAD = 0.5  # so much above a load of one for each rank is still theirs
 BUSY_PERCENT = 90  # from there on an emulated fabric is about the CPUs
 
 
@@ -23,8 +24,13 @@ def preemption(rows: Sequence[Row], meta: Mapping[str, Any]) -> str:
         return ""
     cpus, ranks = usable_cpus(meta), max(row.ranks for row in known)
     load = max(row.load_average or 0.0 for row in known)
-    others = not 0 < cpus < ranks or _share([row for row in known if row.ranks <= cpus]) >= MANY
-    whose = "other programs use these CPUs" if others else f"{ranks} ranks share {cpus} CPUs"
+    fitting = [row for row in known if not 0 < cpus < row.ranks]
+    if _share(fitting) < MANY:
+        whose = f"{ranks} ranks share {cpus} CPUs"
+    elif load > max(row.ranks for row in fitting) + _OWN_LOAD:
+        whose = "other programs use these CPUs"
+    else:  # the load is the ranks' own: a library's threads beside them, or the system
+        whose = "threads of the library or the system took their CPUs"
     return f"{100 * share:.0f} % of samples were preempted: {whose}, load {load:.1f}"
 
 

@@ -52,6 +52,8 @@ def test_nothing_proven_has_its_reason_with_a_number() -> None:
     assert answer(rows, compared, TWO_CPUS) == f"nothing is proven fastest; {said}"
     assert f"# warning: {said}" in table(rows, TWO_CPUS, compared)
     assert "2 ranks share 1 CPUs" in preemption(rows, {**META, "machine": {"usable_cpus": 1}})
+    quiet, _ = made(1.0, preempted=3, load_average=1.9)
+    assert preemption(quiet, TWO_CPUS).endswith("threads of the library or the system took their CPUs, load 1.9")
     rows, compared = made(1.0, preempted=0, load_average=0.5)
     assert answer(rows, compared, TWO_CPUS) == "nothing is proven fastest: measure longer, launches=12 cap=1"
     rows, compared = made(1.0)
@@ -65,7 +67,9 @@ def test_switches_cost_nothing_where_links_decide() -> None:
     assert preemption(emulated, TWO_CPUS) == ""
     busy = [dataclasses.replace(row, cpu_percent=99.0) for row in emulated]
     assert preemption(busy, TWO_CPUS) == "100 % of samples were preempted: 4 ranks share 2 CPUs, load 1.0"
-    assert "other programs use these CPUs" in preemption([*rows, *busy], TWO_CPUS)
+    assert "other programs use these CPUs" in preemption(
+        [*rows, *(dataclasses.replace(row, load_average=4.0) for row in busy)], TWO_CPUS
+    )
 
 
 def test_switches_between_mark_and_mark_are_counted_and_no_others() -> None:
