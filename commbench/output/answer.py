@@ -78,9 +78,10 @@ def _fastest(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> str:
         return ""
     mine = ratios[first.case_id]
     size, interval = format_size(first.size_bytes), ""
+    scale, unit = (1000.0, "ms") if (first.time_us or 0.0) >= 1000 else (1.0, "us")
     if first.time_us_low is not None and first.time_us_high is not None:
-        interval = f" [{first.time_us_low:.4g}, {first.time_us_high:.4g}]"
-    time = f"{first.label} is fastest at {size}, {first.time_us:.4g} us{interval}"
+        interval = f" [{first.time_us_low / scale:.4g}, {first.time_us_high / scale:.4g}]"
+    time = f"{first.label} is fastest at {size}, {(first.time_us or 0.0) / scale:.4g} {unit}{interval}"
     if mine.verdict is None and others and all(ratios[row.case_id].verdict is Verdict.SLOWER for row in others):
         slowest = min(others, key=lambda row: row.time_us or 0.0)
         return f"{time}, {slowest.label} takes {1 / (ratios[slowest.case_id].speedup or 1.0):.2f}x"

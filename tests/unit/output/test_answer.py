@@ -46,6 +46,13 @@ def test_what_is_fastest_for_certain_is_named_with_its_interval() -> None:
     assert "# answer: all_to_all over scripted" in table(rows, TWO_CPUS, compared).splitlines()[-1]
 
 
+def test_long_times_are_milliseconds() -> None:
+    rows, compared = made(0.5, preempted=0, load_average=0.5)
+    slow = [dataclasses.replace(row, time_us=(row.time_us or 0) * 1000, time_us_low=2000.0, time_us_high=12345.6)
+            for row in rows]  # fmt: skip
+    assert " ms [2, 12.35], " in answer(slow, compared, TWO_CPUS)
+
+
 def test_nothing_proven_has_its_reason_with_a_number() -> None:
     rows, compared = made(1.0, noise=0.5, preempted=3, load_average=4.13)
     said = "15 % of samples were preempted: other programs use these CPUs, load 4.1"
