@@ -60,6 +60,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def unit_of_us(time_us: float) -> tuple[float, str]:
+    """Return what to divide microseconds of about this size by, and the name of the unit: ms from 1 ms on."""
+    return (1000.0, "ms") if time_us >= 1000 else (1.0, "us")
+
+
 def gbps(size_bytes: float, time_us: float) -> float:
     """GB/s (1e9 bytes per second) of `size_bytes` in `time_us` microseconds."""
     return size_bytes / time_us / 1e3

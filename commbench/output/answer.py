@@ -9,7 +9,7 @@ from commbench.analysis.ratios import Speedup
 from commbench.output.describe import describe_emulated, describe_layout, usable_cpus
 from commbench.records import Fabric, Row, Status
 from commbench.stats import Verdict
-from commbench.units import format_size
+from commbench.units import format_size, unit_of_us
 
 MANY = 0.05  # of the samples: so many preempted ones are said
 _OWN_LOAD = 0.5  # so much above a load of one for each rank is still theirs
@@ -78,7 +78,7 @@ def _fastest(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> str:
         return ""
     mine = ratios[first.case_id]
     size, interval = format_size(first.size_bytes), ""
-    scale, unit = (1000.0, "ms") if (first.time_us or 0.0) >= 1000 else (1.0, "us")
+    scale, unit = unit_of_us(first.time_us or 0.0)
     if first.time_us_low is not None and first.time_us_high is not None:
         interval = f" [{first.time_us_low / scale:.4g}, {first.time_us_high / scale:.4g}]"
     time = f"{first.label} is fastest at {size}, {(first.time_us or 0.0) / scale:.4g} {unit}{interval}"

@@ -11,7 +11,7 @@ from commbench.analysis.stragglers.examine import Examined
 from commbench.analysis.stragglers.search import Straggler
 from commbench.output.describe import describe
 from commbench.records import network_note
-from commbench.units import format_size
+from commbench.units import format_size, unit_of_us
 
 
 def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
@@ -63,7 +63,8 @@ def _evidence(straggler: Straggler, part: Examined) -> list[str]:
 
 
 def _time(time_us: float) -> str:
-    return f"{time_us / 1000:.4g} ms" if time_us >= 1000 else f"{time_us:.4g} us"
+    scale, unit = unit_of_us(time_us)
+    return f"{time_us / scale:.4g} {unit}"
 
 
 def json_line(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
