@@ -124,9 +124,9 @@ def _supervise(
 ) -> tuple[int, bool]:
     """Return the code of the process above the program, and whether it was ended as it took too long."""
     sys.stdout.flush()
-    interrupted = timed_out = False
+    timed_out = False
     with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(_asked())
+        asked = stack.enter_context(_Asked())
         output = stack.enter_context(open(log, "ab")) if isinstance(log, Path) else log
         process = subprocess.Popen(
             words,
@@ -140,15 +140,16 @@ def _supervise(
         )
         while True:
             try:
-                code = process.wait(None if interrupted or timed_out else timeout_s)
+                with asked.raising():
+                    code = process.wait(None if asked.all or timed_out else timeout_s)
                 break
             except KeyboardInterrupt:
-                interrupted = True
-                process.send_signal(asked[-1] if asked else signal.SIGINT)
+                for number in asked.new():
+                    process.send_signal(number)
             except subprocess.TimeoutExpired:
                 timed_out = True
                 process.send_signal(signal.SIGTERM)
-        if interrupted:
+        if asked.all:
             raise KeyboardInterrupt
     return code, timed_out
 
@@ -157,21 +158,47 @@ def _end_with_us() -> None:
     die_with_parent(signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def _asked() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM raise `KeyboardInterrupt`, and say which of them it was."""
-    asked: list[int] = []
+class _Asked:
+    """Ctrl-C and SIGTERM, noted whenever they come, but raised as `KeyboardInterrupt` only where that is awaited.
 
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
+    On a busy machine a program may run before its start has returned here: a signal that broke the start off would
+    leave it without anybody who ends it.
+    """
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.all: list[int] = []
+        self._handed_on = 0
+        self._raises = False
+
+    def __enter__(self) -> _Asked:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.all.append(number)
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Raise within this block what comes, and at once what has come since `new` was called last."""
+        self._raises = True
+        try:
+            if len(self.all) > self._handed_on:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
+
+    def new(self) -> list[int]:
+        """Return the signals that have come since this was called last."""
+        begin, self._handed_on = self._handed_on, len(self.all)
+        return self.all[begin : self._handed_on]
 
 
 def _is_terminal(descriptor: int) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 import commbench
+from commbench.processes.held import held
 from commbench.processes.orphans import die_with_parent
 
 
@@ -20,15 +21,20 @@ class Process:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                preexec_fn=die_with_parent,  # only calls prctl, so it is safe between fork and exec
-            )
+            try:
+                with held():
+                    self._process = subprocess.Popen(
+                        command,
+                        env=dict(environment),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                        preexec_fn=die_with_parent,  # only calls prctl, so it is safe between fork and exec
+                    )
+            except KeyboardInterrupt:
+                self.kill()
+                raise
 
     def ended(self) -> bool:
         return self._process.poll() is not None

@@ -30,6 +30,7 @@ from typing import Any
 
 from commbench.errors import UsageError
 from commbench.formats import nccl_tests
+from commbench.processes.held import held
 from commbench.units import format_size, parse_size
 from tests.bench import nccl_report
 from tests.bench.nccl_report import MODES, OURS, THEIRS
@@ -325,10 +326,11 @@ def run(command: Sequence[str], env: Mapping[str, str], limit_s: float, folder: 
     paths = folder / "stdout", folder / "stderr"
     ended = ""
     with paths[0].open("wb") as out, paths[1].open("wb") as err:
-        child = subprocess.Popen(
-            command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0
-        )
         try:
+            with held():
+                child = subprocess.Popen(
+                    command, env=env, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err, process_group=0
+                )
             child.wait(None if limit_s == float("inf") else max(limit_s, 0.1))
         except subprocess.TimeoutExpired:
             ended = "timeout"

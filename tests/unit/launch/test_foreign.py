@@ -16,6 +16,7 @@ from commbench.emulated import Emulated
 from commbench.errors import CommbenchError, EnvironmentProblem
 from commbench.launch import foreign, foreign_tree
 from commbench.launch.foreign import Cluster, ProgramEnd
+from commbench.processes.process import Process
 from tests.conftest import environment
 
 # Starts a process in a session of its own, which outlives its parent, and says which it is.
@@ -80,8 +81,39 @@ def test_a_signal_is_handed_on_and_interrupts(number: signal.Signals) -> None:
     with pytest.raises(KeyboardInterrupt):
         shell(f"trap 'echo {number.name}; exit 0' {number.name[3:]}; " + DAEMON + "sleep 600 & wait")
     thread.join()
-    assert Path("log").read_text() == f"{number.name}\n" and gone()
+    assert Path("log").read_text().endswith(f"{number.name}\n") and gone()  # after "Terminated" of a short sleep
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_during_the_start_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def slow(*words: object, **more: object) -> object:
+        """The program runs, and the signal comes, before its start has returned, as on a busy machine."""
+        process = start(*words, **more)  # type: ignore[call-overload]
+        while not Path("daemon").exists():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    with pytest.raises(KeyboardInterrupt):
+        shell("trap 'echo told; exit 0' TERM; " + DAEMON + "sleep 600 & wait")
+    assert Path("log").read_text().endswith("told\n") and gone()
+
+
+def test_a_launcher_that_is_interrupted_while_it_starts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = subprocess.Popen, []
+
+    def slow(*words: object, **more: object) -> object:
+        started.append(start(*words, **more))  # type: ignore[call-overload]
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", slow)
+    with pytest.raises(KeyboardInterrupt):
+        Process(["sleep", "600"], os.environ, Path("log"))
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_what_ignores_a_signal_is_killed_by_the_next() -> None:
