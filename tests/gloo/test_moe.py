@@ -7,8 +7,6 @@ the capacity that the ranks have agreed on. One process group of each size runs 
 from __future__ import annotations
 
 import functools
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,10 +26,10 @@ from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, SwiGLU, dispatch, schedules, shard
 from moe_ref.schedules import Schedule
 from moe_ref.schedules.verify import counting, report, verify
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY
 from tests.gloo.calls import by
 from tests.support import profiles
-from tests.support.ranks import on_gloo
+from tests.support.ranks import on_gloo, run_program
 
 D, H = 8, 16
 KINDS = {"ffn": FFN, "swiglu": SwiGLU}
@@ -369,20 +367,7 @@ def program(text: str, heading: str) -> str:
     return text.split(heading)[1].split("```python\n")[1].split("```")[0]
 
 
-def run(path: Path, *words: str, ranks: int = 2) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", path.name, *words],
-        cwd=path.parent, env=environment(REPOSITORY / "kernels"), capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_the_programs_in_the_docs_run(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/guide/moe.md").read_text()
-    theirs, ours = tmp_path / "theirs.py", tmp_path / "ours.py"
-    theirs.write_text(program(text, "## In somebody else's layer"))
-    ours.write_text(program(text, "## Over ranks"))
-    assert "all_to_all" in run(theirs)
-    assert "pipelined" in run(ours)
+    for heading, said in (("## In somebody else's layer", "all_to_all"), ("## Over ranks", "pipelined")):
+        assert said in run_program(program(text, heading), ranks=2, folder=tmp_path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +24,9 @@ from moe_ref.experts import Experts
 from moe_ref.schedules import Schedule
 from moe_ref.schedules.verify import Mismatch, verify
 from moe_ref.sharding import shard
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY
 from tests.support import profiles
-from tests.support.ranks import on_gloo
+from tests.support.ranks import on_gloo, run_program
 
 D, H, E = 8, 16, 4
 SAME_SLOTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -311,13 +309,6 @@ def test_all_are_in_the_table() -> None:
 
 def test_the_program_in_the_docs_runs(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/guide/schedules.md").read_text()
-    program = tmp_path / "duplicates.py"
-    program.write_text(text.split("```python\n")[1].split("```")[0])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(program)],
-        env=environment(REPOSITORY / "kernels", OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=200,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("tensor_parallel tp_tokens=") == 4, done.stdout
-    assert "(phase='backward', collective='all_to_all', group='ep', calls=8, nbytes=2048)" in done.stdout, done.stdout
+    printed = run_program(text.split("```python\n")[1].split("```")[0], ranks=4, folder=tmp_path)
+    assert printed.count("tensor_parallel tp_tokens=") == 4, printed
+    assert "(phase='backward', collective='all_to_all', group='ep', calls=8, nbytes=2048)" in printed, printed

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,8 @@ from moe_ref.training.optimizer import DistributedOptimizer, rate
 from moe_ref.training.parallel_dims import ParallelDims
 from moe_ref.training.timers import Timers
 from moe_ref.training.trainer import Diverged, Trainer, check_same
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY
+from tests.support.ranks import run_program
 
 TINY = TrainConfig(
     layers=2, width=16, heads=2, hidden=24, context=16, moe_freq=2, experts=4, top_k=2, capacity="tutel",
@@ -413,10 +412,5 @@ def test_experts_that_cannot_be_placed_are_refused() -> None:
 def test_the_program_of_the_docs_runs(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/guide/training.md").read_text()
     (program,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    result = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment(OMP_NUM_THREADS="1"), capture_output=True,
-        text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    loss, bits = map(float, result.stdout.split())
+    loss, bits = map(float, run_program(program, folder=tmp_path).split())
     assert loss < math.log(256) and bits < 8

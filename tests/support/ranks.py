@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import runpy
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -56,3 +59,28 @@ def on_ranks(name: str, size: int, function: Callable[[Any], Any]) -> Any:
 
 def on_gloo(size: int, function: Callable[[Any], Any]) -> Any:
     return on_ranks("gloo", size, function)
+
+
+def run_program(program: str, *words: str, ranks: int = 1, folder: Path) -> str:
+    """Run the text of a program as torchrun does, on so many ranks in `folder`; return what they print, by ranks.
+
+    Ranks are forked from here, where torch is imported already: torchrun itself imports it once more for each.
+    """
+    from torch.distributed import TCPStore
+
+    path = folder / "program.py"
+    path.write_text(program)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    shared |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "OMP_NUM_THREADS": 1}
+
+    def body(rank: int) -> None:
+        os.environ.update({name: str(value) for name, value in shared.items()}, RANK=str(rank), LOCAL_RANK=str(rank))
+        os.chdir(folder)
+        sys.argv = [str(path), *words]
+        with open(folder / f"printed-{rank}", "w") as file, contextlib.redirect_stdout(file):
+            runpy.run_path(str(path), run_name="__main__")
+
+    codes = forked(ranks, body)
+    assert not any(codes), f"ranks ended with {codes}: see above"
+    return "".join((folder / f"printed-{rank}").read_text() for rank in range(ranks))
