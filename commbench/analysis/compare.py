@@ -87,12 +87,14 @@ class ComparedRun:
     machine: Mapping[str, Any] | None  # of a run
     points: Mapping[str, MeasuredTimes]  # by what makes two of them the same thing
     results: Sequence[Result] = ()  # of a file
+    note: str = ""  # what was passed over in it
 
 
 def load(path: Path, ranks: int | None = None) -> ComparedRun:
     """Read a run folder or a foreign file. Raises `UsageError` where there is nothing that could be compared."""
     if path.is_file():
-        return ComparedRun(path=path, machine=None, points={}, results=formats.read(path, ranks))
+        log = formats.read(path, ranks)
+        return ComparedRun(path=path, machine=None, points={}, results=log.results, note=log.note)
     folder = RunFolder.open(path)
     samples = Samples(folder)
     measured: dict[str, dict[str, Measurement]] = {}

@@ -38,6 +38,9 @@ def run(
             f"{first} and {second} have no case in common",
             hint="a case is the same where collective, algorithm, parameters, transport, layout, size and settings are",
         )
+    for read in (before, after):
+        if read.note:
+            stderr_console().print(f"{read.path}: {read.note}", markup=False)
     for text in [*forbidding, *others]:
         stderr_console().print(f"differs: {text}", markup=False)
     if format_ == "json":

@@ -6,16 +6,20 @@ import re
 from pathlib import Path
 
 from commbench.errors import UsageError
-from commbench.formats import nccl_tests, osu
+from commbench.formats import imb, nccl_tests, osu, rccl_tests
+from commbench.formats.log import Log
 from commbench.formats.result import Result
 
-__all__ = ["Result", "read"]
+__all__ = ["Log", "Result", "read"]
 
-_KNOWN = "the text or the JSON (-J) of nccl-tests, or the text of an OSU collective latency test"
+_KNOWN = (
+    "the text or the JSON (-J) of nccl-tests, the text, JSON or CSV of rccl-tests, the text of an OSU collective"
+    " latency test, or of a collective of the Intel MPI Benchmarks"
+)
 
 
-def read(path: Path, ranks: int | None = None) -> list[Result]:
-    """The results in a file, whose format is recognised by what it holds.
+def read(path: Path, ranks: int | None = None) -> Log:
+    """The results in a file, and what was passed over in it; the format is recognised by what it holds.
 
     `ranks` is how many ranks ran, for files that do not say. Raises `UsageError`, naming the file, the line where
     there is one, and what was expected.
@@ -25,19 +29,26 @@ def read(path: Path, ranks: int | None = None) -> list[Result]:
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror}", hint=f"give {_KNOWN}") from error
     try:
-        results = _read(text, ranks)
+        log = _read(text, ranks)
     except UsageError as error:
         raise UsageError(f"{path}: {error}", hint=error.hint) from None
-    if not results:
+    if not log.results:
         raise UsageError(f"{path}: there are no results in it", hint="it may be of a run that ended early")
-    return results
+    return log
 
 
-def _read(text: str, ranks: int | None) -> list[Result]:
-    if text.lstrip().startswith("{"):
-        return nccl_tests.read_json(text, ranks)
+def _read(text: str, ranks: int | None) -> Log:
+    start = text.lstrip()
+    if start.startswith(("[", "{")) and '"algBw"' in text:
+        return rccl_tests.read_json(text)
+    if start.startswith(rccl_tests.CSV_HEADER):
+        return rccl_tests.read_csv(text)
+    if start.startswith("{"):
+        return Log(nccl_tests.read_json(text, ranks))
     if nccl_tests.HEADER.search(text):
         return nccl_tests.read_text(text, ranks)
+    if imb.HEADER.search(text):
+        return imb.read_text(text)
     if re.search(r"#\s*OSU\b", text):
         if ranks is None:
             raise UsageError("OSU does not print how many ranks ran", hint="say it: --ranks N")

@@ -1,4 +1,4 @@
-"""nccl-tests: the text that it prints and the JSON that -J writes, read into results."""
+"""nccl-tests and rccl-tests: the text that they print and the JSON that -J writes, read into results."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from commbench.errors import UsageError
 from commbench.formats import consistency
 from commbench.formats.consistency import ListedRank
-from commbench.formats.result import Result, dtype_name, strip_prefix
+from commbench.formats.log import Log, lines_of
+from commbench.formats.result import Result, dtype_name
 
 HEADER = re.compile(r"#\s*size\s+count\s+type\s")
 _RANK = re.compile(
@@ -24,7 +25,9 @@ _STARTING = "Collective test starting:"
 _COLLECTIVES = {"alltoall": "all_to_all", "alltoallv": "all_to_allv"}
 _TIMES = ("time", "cputime")
 _GRAPH = re.compile(r"^# nThread .*\bgraph: (\d+)")  # calls in a graph
-_PROGRAM_VERSION = re.compile(r"#\s*nccl-tests version (\S+)")
+_PROGRAM_VERSION = re.compile(r"#?\s*(nccl|rccl)-tests:? version (\S+)", re.IGNORECASE)
+_AMD = re.compile(r"\bAMD\b|\bgfx\d|\bVega\b|Radeon|Instinct")
+_FAILED = re.compile(r"#\s*Out of bounds values\s*:\s*\d+ FAILED")
 _OURS = re.compile(r"#\s*commbench: ([^,]+)(?:, (.*))?")
 
 
@@ -40,41 +43,62 @@ class _Test:
     graph: bool | None = None
     title: str = ""  # the line that names the halves of the table
     columns: list[str] = field(default_factory=list)
+    first: int = 0  # which of the log's results is the table's first
+    errors: list[float] = field(default_factory=list)  # what an old version prints in place of a count
 
 
-def read_text(text: str, ranks: int | None = None) -> list[Result]:
+def read_text(text: str, ranks: int | None = None) -> Log:
     """Results of one or several tests in `text`, in its order; a line gives one for each half that has a time.
 
-    Columns are taken by the names in the header, so versions may differ in them. Lines of other origin are passed
-    over. `ranks` is for files without device lines. Old versions do not print the collective: then the last
-    `NAME_perf` above the table names it, or nothing does. With -C, `time_us` is None, since the time is the CPU's.
-    Raises `UsageError`, with the number of the line, where a row is not as its header says, and where the log
-    contradicts itself.
+    Columns are taken by the names in the header, so versions may differ in them; values behind the last named column
+    are passed over, and so are lines of other origin and rows that are not whole, which the log counts. `ranks` is for
+    files without device lines. Old versions do not print the collective: then the last `NAME_perf` above the table
+    names it, or nothing does. With -C, `time_us` is None, since the time is the CPU's. Raises `UsageError`, with the
+    number of the line, where the log contradicts itself, and where none of its rows is as its header says.
     """
-    results: list[Result] = []
+    log = Log()
     says_collective = _STARTING in text
     test = _Test()
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = strip_prefix(raw)
+    for number, line in enumerate(lines_of(text), start=1):
         if (not says_collective or _STARTING in line) and (match := _PROGRAM.search(line)):
             test.collective = _collective(match[1])
         cells = line.split()
-        if line.lstrip().startswith("#"):
+        if line.lstrip().startswith("#") or _PROGRAM_VERSION.match(line):
             if HEADER.match(line.lstrip()):
                 test.columns = [name for name in line.lstrip("# ").split() if name != "timestamp"]
+                test.first = len(log.results)
                 _check_header(test, number)
             else:
                 _comment(test, line.strip(), number)
+            if _FAILED.match(line.lstrip()):
+                log.results[test.first :] = _failed(log.results[test.first :], test.errors)
             if "Avg bus bandwidth" in line:
                 test = _Test()
         elif test.columns and len(cells) > 2 and cells[0].isdigit() and cells[1].isdigit():
-            results += _row(test, cells, number, ranks)
-    return results
+            try:
+                log.results += _row(test, cells, number, ranks)
+            except ValueError as error:
+                columns = len(test.columns)
+                log.passed_over.append(f"line {number}: {error} where nccl-tests prints a row of {columns}")
+    log.require_results(f"expected {' '.join(test.columns or ['the rows of nccl-tests'])}")
+    return log
+
+
+def _failed(results: Sequence[Result], errors: Sequence[float]) -> list[Result]:
+    """Return a table's results where its last line says that the check failed: some of them are wrong then.
+
+    errors: the differences that an old version prints beside them. Where it marks none as too large, all that are not
+    0 count; where it prints none, all results do.
+    """
+    if any(result.wrong for result in results):
+        return list(results)
+    blamed = [error != 0 for error in errors] if len(errors) == len(results) and any(errors) else [True] * len(results)
+    return [replace(result, wrong=1) if wrong else result for result, wrong in zip(results, blamed, strict=True)]
 
 
 def _comment(test: _Test, line: str, number: int) -> None:
     if match := _PROGRAM_VERSION.match(line):
-        test.source = f"nccl-tests {match[1]}"
+        test.source = f"{match[1].lower()}-tests {match[2]}"
     elif match := _OURS.match(line):
         test.source, test.setting = f"commbench {match[1]}", match[2] or ""
     elif match := _PER_PROCESS.match(line):
@@ -89,6 +113,8 @@ def _comment(test: _Test, line: str, number: int) -> None:
         device = ListedRank(int(match["rank"]), int(match["group"] or 0), process)
         _refuse(number, consistency.repeated_rank(test.devices, device))
         test.devices.append(device)
+        if test.source == "nccl-tests" and _AMD.search(line):
+            test.source = "rccl-tests"
     elif re.search(r"\b(in|out-of)-place\b", line):
         test.title = line
 
@@ -108,47 +134,43 @@ def _check_header(test: _Test, number: int) -> None:
 
 
 def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> list[Result]:
+    """Raise `ValueError` where this is no whole row, `UsageError` where it contradicts itself or what stands above."""
     starts = [index for index, name in enumerate(test.columns) if name in _TIMES]
     _refuse(number, consistency.world_problem(test.devices, test.per_process))
     ranks = len(_first_group(test.devices)) or ranks
-    try:
-        # A timestamp, the only column without a name here, comes last and is two words.
-        if len(cells) - len(test.columns) not in (0, 2):
-            raise ValueError(f"{len(cells)} values")
-        about = dict(zip(test.columns[: starts[0]], cells, strict=False))
-        size, count, type_ = int(about["size"]), int(about["count"]), about["type"]
-        _refuse(number, consistency.count_problem(test.collective, ranks, size, count, type_))
-        of_one_half = len(starts) == 1 and "out-of-place" not in test.title
-        results = []
-        for half, start in enumerate(starts):
-            end = [*starts, len(test.columns)][half + 1]
-            values = dict(zip(test.columns[start:end], cells[start:end], strict=True))
-            numbers = {name: _number(values[name]) for name in ("time", "algbw", "busbw") if name in values}
-            if all(value is None for value in numbers.values()):
-                continue  # not measured
-            shown = [values[name] if numbers.get(name) is not None else None for name in ("time", "algbw", "busbw")]
-            _refuse(number, consistency.bandwidth_problem(test.collective, ranks, size, *shown))
-            results.append(
-                _result(
-                    test.source,
-                    test.collective,
-                    ranks,
-                    about,
-                    in_place=half == 1 or of_one_half,
-                    time_us=numbers.get("time"),
-                    algbw_gbps=numbers.get("algbw"),
-                    busbw_gbps=numbers.get("busbw"),
-                    wrong=_wrong(values),
-                    graph=test.graph,
-                    setting=test.setting,
-                    **_company(test),
-                )
+    if len(cells) < len(test.columns):
+        raise ValueError(f"{len(cells)} values")
+    about = dict(zip(test.columns[: starts[0]], cells, strict=False))
+    size, count, type_ = int(about["size"]), int(about["count"]), about["type"]
+    _refuse(number, consistency.count_problem(test.collective, ranks, size, count, type_))
+    of_one_half = len(starts) == 1 and "out-of-place" not in test.title
+    results = []
+    for half, start in enumerate(starts):
+        end = [*starts, len(test.columns)][half + 1]
+        values = dict(zip(test.columns[start:end], cells[start:end], strict=True))
+        numbers = {name: _number(values[name]) for name in ("time", "algbw", "busbw") if name in values}
+        if all(value is None for value in numbers.values()):
+            continue  # not measured
+        shown = [values[name] if numbers.get(name) is not None else None for name in ("time", "algbw", "busbw")]
+        _refuse(number, consistency.bandwidth_problem(test.collective, ranks, size, *shown))
+        results.append(
+            _result(
+                test.source,
+                test.collective,
+                ranks,
+                about,
+                in_place=half == 1 or of_one_half,
+                time_us=numbers.get("time"),
+                algbw_gbps=numbers.get("algbw"),
+                busbw_gbps=numbers.get("busbw"),
+                wrong=_wrong(values),
+                graph=test.graph,
+                setting=test.setting,
+                **_company(test),
             )
-    except ValueError as error:
-        raise UsageError(
-            f"line {number}: {error} where nccl-tests prints a row of {len(test.columns)}",
-            hint=f"expected {' '.join(test.columns)}",
-        ) from None
+        )
+        if "error" in values:
+            test.errors.append(_number(values["error"].rstrip("*")) or 0.0)
     return results
 
 

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass, field
 
 from commbench.errors import UsageError
-from commbench.formats.result import Result, busbw_factor, dtype_name, strip_prefix
+from commbench.formats.log import Log, lines_of
+from commbench.formats.result import Result, busbw_factor, dtype_name
 from commbench.units import gbps
 
 # The test's name, less spaces, hyphens and what is said of how it calls -> (collective, is its size per rank?).
@@ -46,26 +47,33 @@ class _Test:
     time: str = ""
 
 
-def read_text(text: str, ranks: int) -> list[Result]:
+def read_text(text: str, ranks: int) -> Log:
     """Results of one or several tests in `text`, in its order; `ranks` ran them, which OSU does not print.
 
-    Blocking, non-blocking and persistent collectives, with or without -f, -c, -z and -T. Raises `UsageError`, with
-    the number of the line, for other tests and for lines that are not as their header says.
+    Blocking, non-blocking and persistent collectives, with or without -f, -c, -z and -T. Other tests of OSU, and rows
+    that are not as their header says, are passed over, and the log counts them. Raises `UsageError`, with the number of
+    the line, where there is nothing else.
     """
-    results = []
+    log, hint = Log(), "expected the text of an OSU latency test"
     test: _Test | None = None
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = strip_prefix(raw).strip()
-        if line.startswith("#"):
-            if re.match(r"#\s*OSU\b", line):
-                test = _test(line, number)
-            elif test and (match := re.match(r"#\s*Datatype:\s*(\w+)", line)):
-                test.dtype = dtype_name(match[1])
-            elif test and re.match(r"#\s*Size\b", line):
-                _header(test, line, number)
-        elif test and test.columns and line[:1].isdigit():
-            results.append(_result(test, line, number, ranks))
-    return results
+    for number, raw in enumerate(lines_of(text), start=1):
+        line = raw.strip()
+        try:
+            if line.startswith("#"):
+                if re.match(r"#\s*OSU\b", line):
+                    test = None
+                    test = _test(line, number)
+                elif test and (match := re.match(r"#\s*Datatype:\s*(\w+)", line)):
+                    test.dtype = dtype_name(match[1])
+                elif test and re.match(r"#\s*Size\b", line):
+                    _header(test, line, number)
+            elif test and test.columns and line[:1].isdigit():
+                log.results.append(_result(test, line, number, ranks))
+        except UsageError as error:
+            log.passed_over.append(str(error))
+            hint = error.hint if len(log.passed_over) == 1 else hint
+    log.require_results(hint)
+    return log
 
 
 def _test(line: str, number: int) -> _Test:
@@ -85,13 +93,14 @@ def _test(line: str, number: int) -> _Test:
 
 def _header(test: _Test, line: str, number: int) -> None:
     """Column names hold single spaces; between columns there are more."""
-    test.columns = re.split(r"\s{2,}", line.lstrip("# "))
-    test.time = next((name for name in _TIMES if name in test.columns), "")
+    test.columns = []
+    columns = re.split(r"\s{2,}", line.lstrip("# "))
+    test.time = next((name for name in _TIMES if name in columns), "")
     if not test.time:
         raise UsageError(
-            f"line {number}: no column of times among {', '.join(test.columns)}",
-            hint=f"expected one of {', '.join(_TIMES)}",
+            f"line {number}: no column of times among {', '.join(columns)}", hint=f"expected one of {', '.join(_TIMES)}"
         )
+    test.columns = columns
 
 
 def _result(test: _Test, line: str, number: int, ranks: int) -> Result:

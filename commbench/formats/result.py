@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +18,11 @@ _DTYPES = {
     "MPI_DOUBLE": "fp64",
     "MPI_INT": "int32",
     "MPI_CHAR": "int8",
+    "MPI_BYTE": "uint8",
 }
 _SHARE_SENT = ("all_to_all", "all_to_allv", "all_to_allw", "all_gather", "all_gatherv", "reduce_scatter")
 _AT_THE_ROOT = ("gather", "gatherv", "scatter", "scatterv")
 _ONCE = ("broadcast", "reduce", "sendrecv", "pairs", "hypercube")
-# What launchers write before each line: `[1,0]<stdout>:` (Open MPI), `[0] ` (MPICH), `3: ` (srun -l), `host: ` (pdsh).
-_PREFIX = re.compile(r".*?<std(?:out|err)>:|\s*\[\d+\] |\s*[\w.-]+:(?=\s)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +81,3 @@ def busbw_factor(collective: str, ranks: int) -> float | None:
     if collective in _SHARE_SENT + _AT_THE_ROOT:
         return (ranks - 1) / ranks
     return 1.0 if collective in _ONCE else None
-
-
-def strip_prefix(line: str) -> str:
-    """The line as the program wrote it, without what a launcher put before it."""
-    match = _PREFIX.match(line)
-    return line[match.end() :] if match else line

@@ -41,8 +41,10 @@ def combine(
         raise UsageError(f"{files[0]} is drawn beside a run, and none was named", hint="name one: results/latest")
     ours = _frame(folders)
     frames = [ours]
-    for path, listed in [(path, formats.read(path, ranks)) for path in files]:
-        beside, left_out = foreign.beside(listed, path.name, ours, figure_keys)
+    for path, log in [(path, formats.read(path, ranks)) for path in files]:
+        if log.note:
+            note(f"{path}: {log.note}")
+        beside, left_out = foreign.beside(log.results, path.name, ours, figure_keys)
         for what in left_out:
             note(f"{path}: no figure of these runs compares with {what}")
         frames.append(beside)

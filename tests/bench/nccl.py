@@ -379,7 +379,7 @@ def read_theirs(session: Session, title: str, piece: Piece, outcome: Outcome, gp
     lines = outcome.out.splitlines()
     while True:
         try:
-            results = nccl_tests.read_text("\n".join(lines), gpus)
+            results = nccl_tests.read_text("\n".join(lines), gpus).results
             break
         except UsageError as error:  # half a line where it was ended, or one with another thread's words in it
             place = re.match(r"line (\d+):", str(error))

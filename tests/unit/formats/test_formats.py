@@ -54,7 +54,7 @@ def row_text(size: int, count: int, time: str, algbw: str, busbw: str) -> str:
 
 
 def test_nccl_tests_of_today() -> None:
-    results = read(DATA / "nccl-tests-2.19-alltoall.txt")
+    results = read(DATA / "nccl-tests-2.19-alltoall.txt").results
     assert len(results) == 6
     assert results[2] == Result(
         source="nccl-tests 2.19.6",
@@ -75,7 +75,7 @@ def test_nccl_tests_of_today() -> None:
 
 
 def test_nccl_tests_of_old_tagged_by_mpirun_between_other_lines() -> None:
-    results = read(DATA / "nccl-tests-old-mpirun.txt", ranks=99)
+    results = read(DATA / "nccl-tests-old-mpirun.txt", ranks=99).results
     assert [values(r, "collective", "in_place", "time_us", "wrong") for r in results] == [
         ("all_reduce", False, 913.7, None),
         ("all_reduce", True, 912.4, None),
@@ -90,7 +90,7 @@ def test_nccl_tests_of_old_tagged_by_mpirun_between_other_lines() -> None:
 
 
 def test_nccl_tests_with_iteration_columns_timestamps_and_split_communicators() -> None:
-    results = read(DATA / "nccl-tests-per-iteration.txt")
+    results = read(DATA / "nccl-tests-per-iteration.txt").results
     assert {values(r, "collective", "ranks", "dtype") for r in results} == {("reduce_scatter", 2, "bf16")}
     assert [values(r, "size_bytes", "op", "time_us", "busbw_gbps", "wrong") for r in results] == [
         (0, "sum", 0.31, 0.0, 0),
@@ -103,17 +103,17 @@ def test_nccl_tests_with_iteration_columns_timestamps_and_split_communicators() 
 def test_each_test_in_a_file_stands_for_itself() -> None:
     today, old = GOOD, (DATA / "nccl-tests-old-mpirun.txt").read_text()
     half = "".join(GOOD.splitlines(keepends=True)[:12])  # it died
-    results = nccl_tests.read_text(half + today)
+    results = nccl_tests.read_text(half + today).results
     assert [r.ranks for r in results] == [2] * 8
-    results = nccl_tests.read_text(today + old)
+    results = nccl_tests.read_text(today + old).results
     assert {values(r, "source", "collective") for r in results[6:]} == {("nccl-tests", None)}
-    results = nccl_tests.read_text(today.replace("# Using devices", "host0: all_reduce_perf\n# Using devices"))
+    results = nccl_tests.read_text(today.replace("# Using devices", "host0: all_reduce_perf\n# Using devices")).results
     assert {r.collective for r in results} == {"all_to_all"}, "the program's own word counts"
 
 
 def test_a_cpu_time_is_not_taken_for_a_time() -> None:
     text = GOOD.replace("    time ", " cputime ")
-    results = nccl_tests.read_text(text)
+    results = nccl_tests.read_text(text).results
     assert [r.time_us for r in results] == [None] * 6
     assert results[2].algbw_gbps == 192.63
 
@@ -125,26 +125,26 @@ def test_a_table_of_one_half() -> None:
 #       size         count      type   redop    root     time   algbw   busbw #wrong
         1024           256     float     sum      -1    10.00    0.10    0.15      0
 """
-    (result,) = nccl_tests.read_text(rows, ranks=4)
+    (result,) = nccl_tests.read_text(rows, ranks=4).results
     assert values(result, "in_place", "collective", "ranks", "time_us") == (True, None, 4, 10.0)
-    (result,) = nccl_tests.read_text(rows.replace("in-place", "out-of-place"), ranks=4)
+    (result,) = nccl_tests.read_text(rows.replace("in-place", "out-of-place"), ranks=4).results
     assert result.in_place is False
 
 
 def test_sendrecv_has_no_operation() -> None:
     head = GOOD[: GOOD.index("        1024 ")].replace("alltoall_perf", "sendrecv_perf")
     text = head + row_text(1024, 256, "10.00", "0.10", "0.10")
-    assert {values(r, "collective", "op") for r in nccl_tests.read_text(text)} == {("sendrecv", None)}
+    assert {values(r, "collective", "op") for r in nccl_tests.read_text(text).results} == {("sendrecv", None)}
 
 
-@pytest.mark.parametrize("prefix", ["[1,0]<stdout>:", "[0] ", "0: ", "host-1.example: ", "[prterun-h-1@1,0]<stdout>: "])
-def test_what_launchers_put_before_lines(prefix: str) -> None:
-    tagged = "\n".join(prefix + line for line in GOOD.splitlines())
-    assert nccl_tests.read_text(tagged) == nccl_tests.read_text(GOOD)
+PREFIXES = [
+    "2026-03-01T10:15:30.123456789Z ", "nccl-1  | ", "[pod/nccl-0/main] ", "[default0]:", "(RayWorker pid=4100) ",
+    "rank 0: ", "Mar  1 10:15:30 node-a launcher[12]: ", "\x1b[36m[0] \x1b[0m",
+]  # fmt: skip
 
 
 def test_nccl_tests_json() -> None:
-    results = read(DATA / "nccl-tests-v3.json")
+    results = read(DATA / "nccl-tests-v3.json").results
     assert [values(r, "size_bytes", "in_place", "time_us", "busbw_gbps", "wrong") for r in results] == [
         (1048576, False, 22.96, 68.50455, 0),
         (1048576, True, 22.95, 68.5344, None),
@@ -167,7 +167,7 @@ def test_json_that_lists_every_device() -> None:
 
 
 def test_osu_with_all_columns() -> None:
-    results = read(DATA / "osu-alltoall-full.txt", ranks=8)
+    results = read(DATA / "osu-alltoall-full.txt", ranks=8).results
     assert [values(r, "size_bytes", "time_us", "wrong") for r in results] == [(8, 3.61, 0), (8388608, 2345.67, 1)]
     assert values(results[0], "source", "collective", "ranks", "dtype") == ("OSU 7.4", "all_to_all", 8, "int8")
     assert results[1].algbw_gbps == pytest.approx(8388608 / 2345.67e-6 / 1e9)
@@ -176,7 +176,7 @@ def test_osu_with_all_columns() -> None:
 
 def test_osu_sizes_are_made_ours() -> None:
     """By the call's arguments: one block of many, or a vector that all share."""
-    results = read(DATA / "osu-several.txt", ranks=4)
+    results = read(DATA / "osu-several.txt", ranks=4).results
     assert [values(r, "source", "collective", "size_bytes", "dtype", "time_us") for r in results] == [
         ("OSU 7.4, non-blocking", "all_to_all", 16384, "int8", 15.0),
         ("OSU 7.4", "reduce_scatter", 4096, "fp32", 12.0),
@@ -203,9 +203,6 @@ def test_factors_are_those_of_our_collectives() -> None:
     [
         ("hello\n", "the format is unknown"),
         ("", "the format is unknown"),
-        (GOOD.replace("20.64  203.16", "20.64"), "line 13: 12 values where nccl-tests prints a row of 13"),
-        (GOOD.replace("  101.58    N/A", "  101.58    N/A  7"), "line 13: 14 values"),
-        (GOOD.replace("192.63", "192,63"), "line 13: could not convert string to float: '192,63'"),
         (GOOD.replace("    time ", "   clock "), "line 10: no column of times among size, count"),
         (GOOD[: GOOD.index("        1024 ")], "no results in it"),
         (JSON[:700], "line 13, column"),
@@ -216,8 +213,6 @@ def test_factors_are_those_of_our_collectives() -> None:
         (OSU.replace("All-to-All Personalized Exchange", "Barrier"), "line 2: 'OSU MPI Barrier Latency Test v7.4' is"),
         (OSU.replace("Latency Test", "Bandwidth Test"), "line 2: 'OSU MPI All-to-All"),
         (OSU.replace("Avg Latency(us)", "Bandwidth (MB/s)"), "line 4: no column of times among Size, Bandwidth (MB/s)"),
-        (OSU.replace("2345.67 ", ""), "line 6: 7 values where OSU prints a row of 8"),
-        (OSU.replace("2345.67", "fast   "), "line 6: could not convert"),
     ],
 )
 def test_one_clear_error(tmp_path: Path, text: str, said: str) -> None:
@@ -288,7 +283,7 @@ def test_what_is_said_twice_must_agree(tmp_path: Path, text: str, ranks: int | N
 
 @pytest.mark.parametrize(("file", "count"), [("rccl-tests-cycles.txt", 8), ("rccl-tests-old.txt", 4)])
 def test_rccl_tests_agree_with_themselves(file: str, count: int) -> None:
-    assert len(read(DATA / file)) == count
+    assert len(read(DATA / file).results) == count
 
 
 def test_osu_needs_to_be_told_the_ranks() -> None:
@@ -387,7 +382,7 @@ def test_written_tests_are_read_as_what_they_were() -> None:
         row(collective="broadcast", arguments={"root": 3}, dtype="fp16", transport="mpi", in_place=True),
         row(collective="all_gather", ranks=4, group_size=2, groups="rails", dtype="uint8"),
     ]
-    results = nccl_tests.read_text(write(rows, META))
+    results = nccl_tests.read_text(write(rows, META)).results
     names = ("source", "collective", "ranks", "size_bytes", "dtype", "op", "root", "in_place", "time_us", "wrong")
     direct = "commbench direct over gloo"
     assert [values(r, *names) for r in results] == [
@@ -444,7 +439,7 @@ def test_a_case_without_numbers_is_a_comment() -> None:
     assert "# wrong_result: 2 KiB out of place: 3 wrong elements\n" in text
     assert "# timeout: 4 KiB in place: 60 s\n" in text
     assert "# Out of bounds values : 1 FAILED\n" in text
-    assert [r.size_bytes for r in nccl_tests.read_text(text)] == [1024]
+    assert [r.size_bytes for r in nccl_tests.read_text(text).results] == [1024]
     assert "# Avg bus bandwidth    : nan \n" in write(rows[1:], META)
 
 
@@ -530,7 +525,7 @@ def test_numbers_fill_their_column_with_as_many_digits_as_fit(value: float, widt
 )
 def test_what_is_written_is_read_again(time_us: float, parts: int, both: bool) -> None:
     rows = [row(size_bytes=64 * parts, time_us_mean=time_us, in_place=place) for place in (False, True)[: 1 + both]]
-    results = nccl_tests.read_text(write(rows, META))
+    results = nccl_tests.read_text(write(rows, META)).results
     assert [r.in_place for r in results] == [r.in_place for r in rows]
     for result in results:
         assert result.size_bytes == 64 * parts
