@@ -18,7 +18,7 @@ from tests.conftest import REPOSITORY
 # level of commbench, which all may import.
 FLOORS = (
     "vocabulary commbench_kernels",
-    "processes",
+    "processes payloads",
     "machine collectives fabric formats",
     "binding transports",
     "algorithms launch",
