@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
-from commbench.output.answer import BUSY_PERCENT, answer, preemption
+from commbench.output.answer.preemption import BUSY_PERCENT, preemption
+from commbench.output.answer.sweep import answer
 from commbench.output.describe import describe, usable_cpus
 from commbench.records import Fabric, Row, Status, network_note
 from commbench.stats import Verdict
@@ -105,7 +106,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
             lines.append("  ".join(_cell(text(row), width) for _, width, text in columns).rstrip())
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
     lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
-    lines += [f"# answer: {text}"] if (text := answer(rows, ratios, meta)) else []
+    lines += answer(rows, ratios, meta).lines()
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from commbench.analysis.ratios import Speedup
 from commbench.output import nccl_tests
+from commbench.output.answer.sweep import answer
 from commbench.output.table import table
 from commbench.records import Row
 from commbench.serialise import to_json
@@ -30,14 +31,15 @@ class Writer(Protocol):
 
 
 class JsonWriter:
-    """One object a line, as cases finish."""
+    """One object a line, as cases finish, and the answer as the last one."""
 
     def row(self, row: Row) -> None:
         sys.stdout.write(to_json(row) + "\n")
         sys.stdout.flush()
 
     def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
-        return None
+        sys.stdout.write(json.dumps(answer(rows, ratios, meta).as_dict()) + "\n")
+        sys.stdout.flush()
 
 
 class CsvWriter:

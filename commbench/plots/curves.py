@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.output.answer import BUSY_PERCENT, MANY
+from commbench.output.answer.preemption import BUSY_PERCENT, MANY
+from commbench.output.answer.sweep import picture_title
 from commbench.output.describe import usable_cpus
 from commbench.plots.settings import (
     FIGURE_KEYS,
@@ -77,7 +78,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     height, legend = _add_legend(figure, latency)
-    title(figure, _title(setting), 1 - 0.075 / height)
+    title(figure, _title(rows, setting), 1 - 0.075 / height)
     caption(figure, meta, _note(rows, setting, meta, bounded=bounded))
     top, bottom = 1 - (0.88 + legend) / height, (1.27 if tilted(sizes) else 1.0) / height
     figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
@@ -172,5 +173,8 @@ def _preempted(rows: pd.DataFrame) -> str:
     return f"{100 * share:.0f} % of samples were preempted: ranks had no CPU to themselves" if share >= MANY else ""
 
 
-def _title(setting: Mapping[str, Any]) -> str:
-    return join(f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values())
+def _title(rows: pd.DataFrame, setting: Mapping[str, Any]) -> str:
+    """Return what the rows prove, then of what they are."""
+    of = join(f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values())
+    proven = picture_title(rows.to_dict("records"))
+    return f"{proven} ({of})" if proven else of

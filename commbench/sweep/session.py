@@ -13,7 +13,8 @@ from commbench.analysis.ratios import Speedup
 from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, storage
 from commbench.output import writers
-from commbench.output.answer import answer
+from commbench.output.answer.claims import tell
+from commbench.output.answer.sweep import answer
 from commbench.processes import streams
 from commbench.records import PlannedCase, Row, Status
 from commbench.run_folder import RunFolder
@@ -105,7 +106,7 @@ def finish(
     from commbench.output import parquet
 
     rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
-    meta = folder.read_json("run.json")
+    meta = {**folder.read_json("run.json"), "folder": _short(folder.path), "planned": len(sweep.planned)}
     compared = ratios.of_run(folder, rows)
     parquet.write_results(folder, rows, compared)
     parquet.write_samples(folder)
@@ -115,8 +116,8 @@ def finish(
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
     folder.set_status("interrupted" if interrupted else "finished" if complete else "incomplete")
     reporter.end(rows, meta, compared)
-    if request.format != "table" and (text := answer(rows, compared, meta)):
-        console.note(f"answer: {text}")
+    if request.format != "table":
+        tell(answer(rows, compared, meta), console.note)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
         try:

@@ -5,7 +5,6 @@ Both come from the wheel `impi-rt`, in an environment of its own, as only one MP
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 
 from commbench.units import format_size
 from tests.bench.bare import ratio
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import REPOSITORY, environment, rows_of
 
 HOME = REPOSITORY / ".venv-intel"
 ROUNDS = 10
@@ -55,7 +54,7 @@ def ours(folder: Path) -> dict[int, float]:
     done = subprocess.run(
         command, env=environment(), cwd=folder, capture_output=True, text=True, check=True, timeout=300
     )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = rows_of(done)
     return {row["size_bytes"] // 2: row["time_us_mean"] for row in rows}
 
 

@@ -7,7 +7,6 @@ make bench ARGS="osu PATH/osu_alltoall".
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import numpy as np
 from commbench.launch import mpi_library
 from commbench.units import format_size
 from tests.bench.bare import ratio
-from tests.conftest import environment
+from tests.conftest import environment, rows_of
 
 PER_PEER = [1, 8, 64, 1 << 10, 64 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20]  # bytes
 
@@ -43,7 +42,7 @@ def ours(folder: Path) -> dict[int, float]:
     done = subprocess.run(
         command, env=environment(), cwd=folder, capture_output=True, text=True, check=True, timeout=300
     )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = rows_of(done)
     return {row["size_bytes"] // 2: row["time_us_mean"] for row in rows if "case_id" in row}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
-from tests.conftest import environment
+from tests.conftest import cases_in, environment
 
 NOT_TUNED = ("8K", "32K", "128K")
 FABRIC = ("transport=gloo", "fabric=emulated")
@@ -41,7 +40,7 @@ def flat(folder: Path) -> None:
     for size in NOT_TUNED:
         words = ("algorithm=all", "window=1,2,4", "chunks=1,2,4,8", "-b", size, "-e", size, "launches=10")
         out = commbench("sweep", "quick", *FLAT, *words, "--format", "json", "--no-plots", cwd=folder)
-        rows = [json.loads(line) for line in out.splitlines()]
+        rows = cases_in(out)
         times = {(row["algorithm"], *row["params"].values()): row["time_us"] for row in rows if row["status"] == "ok"}
         choice = curve.at(rows[0]["size_bytes"])
         mine = times[choice.algorithm, *choice.params.values()]

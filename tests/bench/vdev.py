@@ -23,6 +23,7 @@ from commbench.collectives import splits
 from commbench.layout import Layout
 from commbench.machine import gpus
 from commbench.units import format_size
+from tests.conftest import rows_of
 
 SIZES = (64 << 10, 1 << 20, 16 << 20, 256 << 20)
 ROW = 1024  # bytes of a token: all_to_all_vdev cuts messages into up to 32 equal parts
@@ -121,7 +122,7 @@ def ours(ranks: int) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "commbench", "sweep", "gpu", *words, "--out", folder, "--format", "json"]
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_S, check=False)
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        rows = rows_of(done)
         found += [row for row in rows if row["status"] == "ok"]
     return found
 

@@ -15,7 +15,7 @@ import pytest
 
 from commbench import fabric
 from commbench.emulated import Emulated
-from tests.conftest import commbench, environment, first, here, only_run, rows_of
+from tests.conftest import cases_in, commbench, environment, first, here, only_run, rows_of
 from tests.emulated.rounds import rank_at_work, round_of
 from tests.support.kill_and_resume import family
 
@@ -134,7 +134,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     for process in both:
         out, _ = process.communicate(timeout=120)
         assert process.returncode == 0
-        assert [json.loads(line)["status"] for line in out.splitlines()] == ["ok"]
+        assert [row["status"] for row in cases_in(out)] == ["ok"]
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from commbench import algorithms
 from commbench.rank_info import RankInfo
 from commbench.transports import gloo
 from tests.conftest import (
+    cases_in,
     commbench,
     first,
     here,
@@ -211,7 +212,7 @@ def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals
         os.kill(victim, signal.SIGKILL)
     out, error = launch.communicate(timeout=100)
     assert launch.returncode != 0
-    rows = [json.loads(line) for line in out.splitlines()]
+    rows = cases_in(out)
     # The launcher may be quicker to stop rank 0 than rank 0 to notice: then the case was interrupted.
     assert {row["status"] for row in rows} - {"interrupted"} in ({"ok", status}, {"ok"}), error
     assert len({row["status"] for row in rows}) == 2, error
@@ -233,7 +234,7 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
     os.kill(rank_while_measuring(tmp_path, 1), signal.SIGKILL)
     out, error = sweep.communicate(timeout=100)
     assert sweep.returncode == 1, error
-    rows = [json.loads(line) for line in out.splitlines()]
+    rows = cases_in(out)
     assert sorted(row["status"] for row in rows) == ["error", "ok"], error
     (reason,) = (row["reason"] for row in rows if row["status"] == "error")
     assert "rank 1 was killed by signal 9" in reason or "lost another rank" in reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ if reason := transports.missing("nccl"):
 
 from commbench.records import Status
 from commbench.spec import DTYPES
-from tests.conftest import commbench
+from tests.conftest import commbench, rows_of
 from tests.support import planted_calls
 from tests.support.planted_calls import KINDS, Plant
 from tests.support.ranks import on_ranks
@@ -106,7 +105,7 @@ def test_two_ranks_share_a_gpu(tmp_path: Path, dtype: str) -> None:
     words = ("fabric=virtual", "nodes=2", "ranks_per_node=1", "collective=all", "algorithm=all", f"dtype={dtype}")
     words += ("mode=isolated,pipelined,graph", "in_place=false,true", "launches=1", "iters=5", "warmup=1", "--no-plots")
     result = commbench("sweep", "gpu", *words, "-b", "64K", "-e", "64K", "--format", "json", cwd=tmp_path, timeout=300)
-    found = [json.loads(line) for line in result.stdout.splitlines()]
+    found = rows_of(result)
     bad = [row for row in found if row["status"] not in ("ok", "skipped")]
     assert not bad and result.returncode == 0, result.stderr
     isolated = [row for row in found if row["status"] == "ok" and row["mode"] == "isolated"]

@@ -15,7 +15,7 @@ import pytest
 from commbench import transports
 from commbench.machine import gpus
 from tests.bench import stress
-from tests.conftest import commbench, environment, only_run
+from tests.conftest import cases_in, commbench, environment, only_run
 from tests.support.kill_and_resume import family
 
 if gpus.count(os.environ) < 2:
@@ -27,7 +27,7 @@ QUICK = ("launches=1", "iters=3", "warmup=1", "--no-plots", "--format", "json")
 
 
 def rows(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+    return cases_in(text)
 
 
 def told(found: list[dict]) -> str:

@@ -16,6 +16,7 @@ from commbench import transports
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
 from tests.conftest import (
+    cases_in,
     commbench,
     environment,
     here,
@@ -87,7 +88,7 @@ def test_mpiexec_as_a_child_and_joined_give_the_same_cases(tmp_path: Path) -> No
     )  # fmt: skip
     assert under.returncode == 0, under.stderr
     # mpiexec itself ends with a line of exit codes.
-    mine = [json.loads(line) for line in under.stdout.splitlines() if line.startswith("{")]
+    mine = rows_of(under)
     keys = [{(row["case_id"], row["status"]) for row in rows} for rows in (rows_of(child), mine)]
     assert keys[0] == keys[1] and len(keys[0]) == 2
 
@@ -179,7 +180,7 @@ def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, 
         rank.send_signal(number)
         out, error = sweep.communicate(timeout=100)
         assert sweep.returncode == 1, error
-        assert sorted(json.loads(line)["status"] for line in out.splitlines()) == sorted([status, "ok"]), error
+        assert sorted(row["status"] for row in cases_in(out)) == sorted([status, "ok"]), error
         assert watch.left() == {}
 
 
@@ -219,7 +220,7 @@ def test_a_launcher_that_pins_ranks_does_not_win_silently(tmp_path: Path) -> Non
         done = subprocess.run(
             command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
         )
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        rows = rows_of(done)
         # mpiexec gives the code of one rank: of one that fails, or of its peer that mpiexec has killed for it.
         assert done.returncode in ((code, signal.SIGKILL) if code else (0,)), done.stderr
         if how == "none":

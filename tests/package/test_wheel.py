@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, only_run
+from tests.conftest import REPOSITORY, only_run, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_sweep_from_the_wheel_in_an_empty_folder(site: Path, tmp_path: Path) -
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = rows_of(result)
     assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}
     run = only_run(tmp_path / "results")
     assert list((run / "plots").glob("*.png"))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commbench.launch import slurm
-from tests.conftest import environment, only_run
+from tests.conftest import environment, only_run, rows_of
 
 SWEEP = (sys.executable, "-m", "commbench", "sweep", "quick", "--no-plots", "--format", "json")
 TINY = ("algorithm=direct", "sizes.min=1K", "sizes.max=8K", "sizes.factor=8", "cap=0.2")
@@ -57,7 +57,7 @@ def run(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 def check_rows(done: subprocess.CompletedProcess[str], launches: int) -> None:
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = rows_of(done)
     assert [(row["status"], row["ranks"], row["nodes"], row["launches"]) for row in rows] == [
         ("ok", 4, 2, launches)
     ] * 2

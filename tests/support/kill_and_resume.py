@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import commbench, environment, only_run
+from tests.conftest import commbench, environment, only_run, rows_of
 from tests.support import forked_command
 
 VICTIMS = ("parent", "rank", "launcher", "group")
@@ -110,7 +110,7 @@ def kill_and_resume(seed: int, out: Path, words: list[str], *, longest_s: float,
     assert set(done) == wanted, f"{about}: measurements are missing"
     assert set(done.values()) == {1}, f"{about}: measured twice: {[key for key, n in done.items() if n > 1]}"
     assert {line["status"] for line in after} <= {"ok", "error"}, f"{about}: a kill is an error, nothing else"
-    rows = [json.loads(line) for line in resumed.stdout.splitlines()]
+    rows = rows_of(resumed)
     assert Counter(row["case_id"] for row in rows) == Counter(line["case_id"] for line in plan)
     assert {row["status"] for row in rows} == {"ok"}, about
     assert not family(str(out)), f"{about}: processes are left after the resume"

@@ -162,6 +162,7 @@ def test_versions_of_formats_in_the_docs_are_those_of_the_code() -> None:
         "profile": f"| `{profile.FORMAT}`, {profile.FORMAT_VERSION} |",
         "cost model": f"| {_constant('commbench/cost_model/model.py')} |",
         "machine": f"| {_constant('commbench/machine/describe.py')} |",
+        "answer": f"| {_constant('commbench/output/answer/claims.py')} |",
     }
     for name, cells in versions.items():
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {name}"))

@@ -12,7 +12,7 @@ import pytest
 from commbench import variables
 from commbench.errors import EnvironmentProblem
 from commbench.machine import infiniband
-from tests.conftest import commbench, only_run
+from tests.conftest import commbench, only_run, rows_of
 
 FAST = ("transport=gloo", "nodes=1", "ranks_per_node=2", "algorithm=direct", "-b", "1K", "-e", "1K", "launches=1")
 
@@ -62,7 +62,7 @@ def test_ranks_have_what_was_asked_and_write_it_down(tmp_path: Path) -> None:
     files = list(only_run(tmp_path / "results").glob("logs/*/rank-1.json"))
     found = [json.loads(path.read_text())["environment"] for path in files]
     assert sorted(str(item["OMP_NUM_THREADS"]) for item in found) == ["2", "None"]
-    assert {row["env"]["OMP_NUM_THREADS"] for row in map(json.loads, result.stdout.splitlines())} == {"unset", "2"}
+    assert {row["env"]["OMP_NUM_THREADS"] for row in rows_of(result)} == {"unset", "2"}
 
 
 def test_counters_of_ports(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from commbench.records import Case, Row, Setup
 from commbench.serialise import as_dict, from_dict
 from commbench.sweep import prepare
 from commbench.sweep.plan import expand
-from tests.conftest import commbench, environment, here
+from tests.conftest import commbench, environment, here, rows_of
 from tests.support.fake_runs import folder, measured, planned
 
 GI = 1 << 30
@@ -427,7 +426,7 @@ def test_a_place_that_is_not_taken_makes_no_row(tmp_path: Path) -> None:
     words = (*SMALL, "transport=scripted", "binding=none,explicit", f"cpu_masks={allowed[0]};{allowed[1]}")
     more = ("binding_memory=off", "launches=1", "iters=3", "--no-plots", "--format", "json")
     done = commbench("sweep", "quick", *words, *more, cwd=tmp_path, env=environment(tmp_path))
-    rows = {row["binding"]: row for row in map(json.loads, done.stdout.splitlines())}
+    rows = {row["binding"]: row for row in rows_of(done)}
     assert done.returncode == 1 and rows["none"]["status"] == "ok"
     broken = rows["explicit"]
     assert (broken["status"], broken["time_us"], broken["rank_cpus"]) == ("error", None, "")

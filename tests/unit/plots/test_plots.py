@@ -108,7 +108,7 @@ def test_set_ups_and_fabrics_are_told_apart() -> None:
     assert map_name == "crossover-all_to_all-gloo-fp32-isolated"
     labels = [label.get_text() for label in crossover(rows, META)[map_name].axes[0].get_yticklabels()]
     assert labels == ["4x4\nemulated: 1gbit links,\n30000 B per packet", "4x4\nemulated: 1gbit links,\n2 spines, spray"]
-    titles = {figure.get_suptitle() for figure in curves(rows, META).values()}
+    titles = {figure.get_suptitle().replace("\n", " ") for figure in curves(rows, META).values()}
     assert any("emulated: 1gbit links, 30000 B per packet" in title for title in titles) and len(titles) == 2
     assert len(traffic(rows, META)) == 2
 

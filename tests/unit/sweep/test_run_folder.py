@@ -27,7 +27,7 @@ from commbench.machine import metadata
 from commbench.records import Row, Status
 from commbench.run_folder import RunFolder, append_line, read_lines, repair
 from commbench.serialise import is_sealed
-from tests.conftest import commbench, environment, here, only_run
+from tests.conftest import cases_in, commbench, environment, here, only_run, rows_of
 from tests.support.edits import change_json, without_checksums
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")
@@ -59,8 +59,9 @@ DESIGNED = {
 
 
 def test_json_has_one_object_a_case_with_every_promised_field(finished: Path) -> None:
-    rows = [json.loads(line) for line in (finished / "stdout").read_text().splitlines()]
-    assert len(rows) == 8
+    *lines, last = (finished / "stdout").read_text().splitlines()
+    rows = cases_in("\n".join(lines))
+    assert len(rows) == len(lines) == 8 and json.loads(last)["format"] == 1
     for row in rows:
         assert row.keys() >= DESIGNED
         assert row["status"] == "ok" and row["launches"] == 6 and row["interval_of"] == "launches"
@@ -134,7 +135,7 @@ def test_a_case_that_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> No
         *QUICK, "nodes=1", "ranks_per_node=4", "launches=1", "iters=3", "--format", "json", "--no-plots", cwd=tmp_path
     )
     assert result.returncode == 0
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = rows_of(result)
     skipped = [row for row in rows if row["status"] == "skipped"]
     assert {row["algorithm"] for row in skipped} == {"2d_intra_first"} and len(skipped) == 2
     assert all("two levels need" in row["reason"] and row["time_us"] is None for row in skipped)
@@ -154,7 +155,7 @@ def test_bad_cases_end_alone(tmp_path: Path, kinds: tuple[str, str], write_scrip
     words = (f"script={write_script(faults=faults)}", "launches=2", "iters=3", "timeout=2")
     result = here(*QUICK, *words, "--format", "json", "--no-plots", cwd=tmp_path)
     assert result.returncode == 1, result.stderr
-    rows = {(row["algorithm"], row["size_bytes"]): row for row in map(json.loads, result.stdout.splitlines())}
+    rows = {(row["algorithm"], row["size_bytes"]): row for row in rows_of(result)}
     assert len(rows) == 8
     for kind, case in cases.items():
         bad = rows.pop(case)
@@ -172,7 +173,7 @@ def test_a_launch_that_never_starts_fails_its_cases_only_after_a_second_try(
         env=environment(_sabotage(tmp_path)),
     )  # fmt: skip
     assert result.returncode == 1
-    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    rows = rows_of(result)
     assert {row["status"] for row in rows} == {"error"} and "the launch did not start" in rows[0]["reason"]
     assert len(list((only_run(tmp_path / "results") / "logs").iterdir())) == 2
 
@@ -194,7 +195,7 @@ def test_resume_of_a_finished_run_measures_nothing(copy: Path) -> None:
     before = (copy / "measurements.jsonl").read_bytes()
     result = here("sweep", "--resume", str(copy), "--format", "json", cwd=copy)
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 8
+    assert len(rows_of(result)) == 8
     assert (copy / "measurements.jsonl").read_bytes() == before
 
 
@@ -209,7 +210,7 @@ def test_resume_finishes_what_is_missing_and_nothing_else(copy: Path) -> None:
     after = (copy / "measurements.jsonl").read_text().splitlines(keepends=True)
     assert after[:31] == kept and len(after) == 48
     assert len({(m["case_id"], m["launch"]) for m in map(json.loads, after)}) == 48
-    assert len(result.stdout.splitlines()) == 8
+    assert len(rows_of(result)) == 8
 
 
 @pytest.mark.parametrize("change", ["cpu", "host", "packages"])
@@ -402,7 +403,7 @@ def test_rows_reach_a_file_while_stderr_is_a_terminal(tmp_path: Path) -> None:
             said += piece
         assert process.wait(timeout=60) == 0
     os.close(leader)
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 8
+    assert len(cases_in((tmp_path / "rows.jsonl").read_text())) == 8
     assert b"measurements" in said or b"launch 1" in said
     assert b"case_id" not in said
 
@@ -412,7 +413,7 @@ def test_one_launch_without_noise_is_drawn(tmp_path: Path, launches: int) -> Non
     """Samples are rounded, medians are not: the interval still holds the time."""
     result = here(*QUICK, f"launches={launches}", "iters=20", "--format", "json", cwd=tmp_path)
     assert result.returncode == 0 and "plot: " in result.stderr, result.stderr
-    for row in map(json.loads, result.stdout.splitlines()):
+    for row in rows_of(result):
         assert row["time_us_low"] <= row["time_us"] <= row["time_us_high"]
 
 
@@ -518,7 +519,7 @@ def test_a_full_disk_ends_the_sweep_and_a_resume_goes_on(copy: Path) -> None:
     result = here("sweep", "--resume", str(copy), "--format", "json", "--no-plots", cwd=copy)
     assert result.returncode == 0, result.stderr
     assert len((copy / "measurements.jsonl").read_text().splitlines()) == 49
-    assert len(result.stdout.splitlines()) == 8
+    assert len(rows_of(result)) == 8
 
 
 def test_a_disk_without_room_is_no_fault_of_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

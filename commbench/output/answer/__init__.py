@@ -1,0 +1,1 @@
+"""Answers: what was found in one sentence, how sure that is, and what to do next. Sentences are made here only."""
