@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from typing import TypeGuard
 
 import click
 
+from commbench.commands import nccl_tests
 from commbench.errors import EXIT_INTERRUPTED, CommbenchError
 from commbench.processes import streams
 
@@ -58,7 +60,8 @@ def _run(cli: click.Command, arguments: list[str]) -> int:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "commbench"
-        return _report(error.format_message(), f"see {path} --help", 2)
+        hint = nccl_tests.instead_of(error.option_name) if _asks_for_flags(error) else ""
+        return _report(error.format_message(), hint or f"see {path} --help", 2)
     except (KeyboardInterrupt, click.Abort):
         return _report("interrupted", "", EXIT_INTERRUPTED)
     except OSError as error:
@@ -70,6 +73,14 @@ def _run(cli: click.Command, arguments: list[str]) -> int:
         if not _is_interrupt(error):
             raise
         return _report("interrupted", "", EXIT_INTERRUPTED)
+
+
+def _asks_for_flags(error: click.ClickException) -> TypeGuard[click.NoSuchOption]:
+    """Return whether a command that has flags of nccl-tests was given one that it has not."""
+    context = getattr(error, "ctx", None)
+    return isinstance(error, click.NoSuchOption) and any(
+        "--min-bytes" in param.opts for param in (context.command.params if context else ())
+    )
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from commbench.commands import nccl_tests
 from commbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ SHORT = {
     "sizes.factor": ("-f", "--factor", "N", "From one size to the next (sizes.factor)."),
     "iters": ("-n", "--iters", "N", "Fixed number of samples; no adaptive stop (iters)."),
     "warmup": ("-w", "--warmup", "N", "Untimed calls before the first sample (warmup)."),
-    "dtype": ("-d", "--dtype", "TYPE", "Element type (dtype): fp32, bf16, ..."),
-    "op": ("-o", "--op", "OP", "Of reductions (op): sum, prod, min, max."),
+    "dtype": ("-d", "--dtype", "TYPE", "Element type (dtype): fp32, bf16, ..; float, half too."),
+    "op": ("-o", "--op", "OP", "Of reductions (op): sum, prod, min, max, all."),
     "root": ("-r", "--root", "RANK", "Of broadcast (root)."),
     "ranks_per_node": ("-g", "--ranks-per-node", "N", "Ranks on each node (ranks_per_node)."),
 }
@@ -109,7 +110,8 @@ def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Sw
     """Return the request of a sweep or a tuning, whose options for keys become words."""
     from commbench.sweep.prepare import SweepRequest
 
-    typed = (f"{key}={options[_name(key)]}" for key in SHORT if options.get(_name(key)) is not None)
+    given = ((key, options.get(_name(key))) for key in SHORT)
+    typed = (f"{key}={nccl_tests.key_value(key, str(value))}" for key, value in given if value is not None)
     return SweepRequest(
         words=(*words, *typed),
         dry_run=options["dry_run"],
