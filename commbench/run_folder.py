@@ -270,7 +270,7 @@ class RunFolder:
                 hint="use the commbench version that wrote it",
             )
         try:
-            check_types(about, _ABOUT)
+            check_types(about, _ABOUT, {"link_rate": dict[str, str]})
             check_types(about["machine"], {}, _MACHINE)
         except ValueError as error:
             raise _damaged(path / "run.json", error) from error

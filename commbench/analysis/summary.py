@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from commbench import algorithms, collectives, stats
-from commbench.analysis import sample_files
+from commbench.analysis import bounds, sample_files
 from commbench.layout import LINK_CLASSES, LinkClass
-from commbench.links import LinkRate, bound_us, of_messages
 from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
@@ -62,8 +61,11 @@ def skipped_row(case: Case, reason: str) -> Row:
     return _row(case, Status.SKIPPED, reason, [])
 
 
-def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Row:
-    """Return the row of a finished case: the first failure if there was one, else the numbers of all launches."""
+def row(case: Case, measurements: Sequence[Measurement], samples: Samples, rates: bounds.Rates | None = None) -> Row:
+    """Return the row of a finished case: the first failure if there was one, else the numbers of all launches.
+
+    `rates` of links are those that the user declares.
+    """
     for measurement in measurements:
         if measurement.status is not Status.OK:
             return _row(case, measurement.status, measurement.reason, measurements, wrong=measurement.wrong)
@@ -80,8 +82,7 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
     factor = collective.busbw_factor(spec)
     algbw = gbps(spec.size_bytes, time_us)
     busbw = None if factor is None else algbw * factor
-    least_us, steps_us = _bounds(case, measurements[0].links or {})
-    bound = None if least_us is None or factor is None else gbps(spec.size_bytes, least_us) * factor
+    least, steps_us = bounds.of_case(case, bounds.links_of(measurements[0], rates or {}))
     mean_bytes = collective.mean_bytes(spec)
     mean = None if factor is None or mean_bytes is None else gbps(mean_bytes, time_us) * factor
     return _row(
@@ -96,32 +97,13 @@ def row(case: Case, measurements: Sequence[Measurement], samples: Samples) -> Ro
         calls_per_sample=int(np.median([m.calls_per_sample for m in measurements])),
         algbw_gbps=algbw,
         busbw_gbps=busbw,
-        bound_gbps=bound,
-        bound_fraction=least_us / time_us if least_us else None,
-        bound_us=least_us,
+        **bounds.numbers(spec, time_us, least),
         steps_us=steps_us,
         busbw_mean_gbps=mean,
         **{name: _median([getattr(m, name) for m in measurements]) for name in _MEDIANS},
         wrong=0,
         stop_reason=max((m.stop_reason for m in measurements), key=STOP_REASONS.index),
     )
-
-
-def _bounds(case: Case, links: Mapping[str, LinkRate]) -> tuple[float | None, float | None]:
-    """Return microseconds that the links need at the least for the collective, and for the algorithm's own messages."""
-    spec = case.spec
-    # Groups that share a node's links have a part of them each.
-    share = spec.layout.ranks_per_node / case.setup.ranks_per_node
-    least = bound_us(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
-    steps = algorithms.get(case.collective, case.algorithm).steps(spec)
-    if steps is None:
-        return least or None, None
-
-    def charged(link: LinkClass, nbytes: int) -> int:
-        return links[link].charged(nbytes) if link in links else nbytes
-
-    needs = of_messages((send for step in steps for send in step.sends), spec.layout, charged)
-    return least or None, bound_us(needs, links, spec.layout, share=share) or None
 
 
 def _median(values: Sequence[float | None]) -> float | None:

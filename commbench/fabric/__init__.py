@@ -74,6 +74,8 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
         "inter": LinkRate(
             gbps=fabric.gbps * fabric.spines,
             of="node",
+            kind="declared",
+            source=fabric.link,
             burst_bytes=fabric.burst_bytes * fabric.spines,
             packet_bytes=PACKET_BYTES,
             packet_overhead=fabric.message_overhead,
@@ -82,7 +84,9 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
     if fabric.intra_link:
         # htb lets a packet pass while it has anything left, tbf only what it has.
         burst = fabric.intra_burst_bytes + PACKET_BYTES
-        known["intra"] = LinkRate(gbps=fabric.intra_gbps, of="node", burst_bytes=burst)
+        known["intra"] = LinkRate(
+            gbps=fabric.intra_gbps, of="node", kind="declared", source=fabric.intra_link, burst_bytes=burst
+        )
     return known
 
 

@@ -99,6 +99,8 @@ _COLUMNS = (
             _BOUND, "bound"),
     _column("bound_fraction", "how near busbw comes to the bound", "busbw_gbps / bound_gbps", _BOUND, "of_bound"),
     _column("bound_us", "the least time that known links allow the collective", "us", _BOUND),
+    _column("bound_kind", "who says the links' rates: nominal the machine, declared the user (or an emulated network), "
+            "measured this suite", "", _BOUND),
     _column("steps_us", "the least time that they allow this algorithm's own messages", "us", _BOUND),
     _column("mean_bytes", "all_to_allv: mean over ranks of the bytes sent; size_bytes is the busiest rank's", "bytes"),
     _column("busbw_mean_gbps", "busbw computed from mean_bytes", "GB/s (1e9)", _ROW, "of_mean"),
@@ -180,6 +182,9 @@ _WARNINGS = (
             "programs, or use fewer ranks", "preempted / samples, from 5 % on", _ROW),
     Meaning(WARNING, "leave the barrier up to", "ranks do not begin together, and the early ones wait inside the call. "
             "mode=pipelined pays that once in many calls", "skew_us / time_us, from 20 % on", _SAMPLE),
+    Meaning(WARNING, "above what the link rate allows", "more than the bound: its rate is too low (cards that were not "
+            "counted, faster links between the nodes), or the number of nodes is wrong",
+            "bound_fraction above 1.02", _BOUND),
     Meaning(WARNING, "nothing here is about your network", "nodes are declared on one machine: times are those of "
             "its memory. "
             "fabric=emulated has links; --launcher slurm or mpiexec has real nodes", "", _ROW),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from commbench.errors import UsageError
@@ -18,11 +20,11 @@ _KNOWN = (
 )
 
 
-def read(path: Path, ranks: int | None = None) -> Log:
+def read(path: Path, ranks: int | None = None, nodes: int | None = None) -> Log:
     """The results in a file, and what was passed over in it; the format is recognised by what it holds.
 
-    `ranks` is how many ranks ran, for files that do not say. Raises `UsageError`, naming the file, the line where
-    there is one, and what was expected.
+    `ranks` is how many ranks ran, and `nodes` on how many nodes, as many on each, for files that do not say. Raises
+    `UsageError`, naming the file, the line where there is one, and what was expected.
     """
     try:
         text = path.read_text(encoding="utf-8-sig", errors="replace")
@@ -34,7 +36,25 @@ def read(path: Path, ranks: int | None = None) -> Log:
         raise UsageError(f"{path}: {error}", hint=error.hint) from None
     if not log.results:
         raise UsageError(f"{path}: there are no results in it", hint="it may be of a run that ended early")
+    if nodes:
+        log.results = _on_nodes(log.results, nodes, path)
     return log
+
+
+def _on_nodes(results: Sequence[Result], nodes: int, path: Path) -> list[Result]:
+    """Return the results of a file that does not say its nodes with those that the user says.
+
+    They are those of its largest test: IMB runs each test on a part of the ranks first, and does not say on which.
+    """
+    most = max((result.ranks or 0 for result in results), default=0)
+    if most % nodes:
+        raise UsageError(f"{path}: its {most} ranks do not divide by --nodes {nodes}",
+                         hint="--nodes N: as many ranks on each")  # fmt: skip
+    per_node = (most // nodes,) * nodes
+    return [
+        replace(result, per_node=per_node) if result.ranks == most and not result.per_node else result
+        for result in results
+    ]
 
 
 def _read(text: str, ranks: int | None) -> Log:

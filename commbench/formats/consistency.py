@@ -35,6 +35,7 @@ class ListedRank(NamedTuple):
     rank: int
     group: int
     process: str  # host and pid; empty where the log does not know it
+    host: str = ""
 
 
 def repeated_rank(devices: Sequence[ListedRank], new: ListedRank) -> str:

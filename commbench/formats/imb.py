@@ -111,4 +111,5 @@ def _result(test: _Test, source: str, dtype: str | None, cells: list[str]) -> Re
         busbw_gbps=None if algbw is None or factor is None else algbw * factor,
         wrong=None if defects is None else int(float(defects) > 0),
         groups=f"{test.groups} communicators" if test.groups > 1 else "world",
+        even=True,  # its v variants have equal counts
     )

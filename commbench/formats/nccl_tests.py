@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -110,7 +111,7 @@ def _comment(test: _Test, line: str, number: int) -> None:
     elif match := _RANK.match(line):
         known = int(match["pid"] or 0)  # ours has none
         process = f"pid {known} on {match['host']}" if known else ""
-        device = ListedRank(int(match["rank"]), int(match["group"] or 0), process)
+        device = ListedRank(int(match["rank"]), int(match["group"] or 0), process, match["host"] or "")
         _refuse(number, consistency.repeated_rank(test.devices, device))
         test.devices.append(device)
         if test.source == "nccl-tests" and _AMD.search(line):
@@ -137,7 +138,8 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
     """Raise `ValueError` where this is no whole row, `UsageError` where it contradicts itself or what stands above."""
     starts = [index for index, name in enumerate(test.columns) if name in _TIMES]
     _refuse(number, consistency.world_problem(test.devices, test.per_process))
-    ranks = len(_first_group(test.devices)) or ranks
+    shown_group = _first_group(test.devices)
+    ranks = len(shown_group) or ranks
     if len(cells) < len(test.columns):
         raise ValueError(f"{len(cells)} values")
     about = dict(zip(test.columns[: starts[0]], cells, strict=False))
@@ -166,6 +168,7 @@ def _row(test: _Test, cells: Sequence[str], number: int, ranks: int | None) -> l
                 wrong=_wrong(values),
                 graph=test.graph,
                 setting=test.setting,
+                per_node=_per_node([device.host for device in shown_group]),
                 **_company(test),
             )
         )
@@ -240,7 +243,8 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
         program = _PROGRAM.search(raw["args"][0])
         collective = _collective(program[1]) if program else None
         where = "config"
-        ranks = _ranks(raw["config"]) or ranks
+        hosts = _hosts(raw["config"])
+        ranks = len(hosts) or ranks
         results = []
         for index, line in enumerate(raw["results"]):
             where = f"results[{index}]"
@@ -264,6 +268,7 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
                             algbw_gbps=_number(values["alg_bw"]),
                             busbw_gbps=_number(values["bus_bw"]),
                             wrong=None if wrong is None else int(wrong),
+                            per_node=_per_node(hosts),
                         )
                     )
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -274,14 +279,19 @@ def read_json(text: str, ranks: int | None = None) -> list[Result]:
     return results
 
 
-def _ranks(config: Mapping[str, Any]) -> int | None:
-    """Count the ranks of rank 0's communicator. Only the first device of each process is listed."""
+def _per_node(hosts: Sequence[str]) -> tuple[int, ...]:
+    """Return how many ranks are on each host, by the host of each rank; () where they are not all told."""
+    return tuple(Counter(hosts).values()) if all(hosts) else ()
+
+
+def _hosts(config: Mapping[str, Any]) -> list[str]:
+    """Return the host of each rank of rank 0's communicator. Only the first device of each process is listed."""
     devices = config["devices"]
     if not devices:
-        return None
+        return []
     per_process = int(config["nthreads"]) * int(config["ngpus"])
     if problem := consistency.first_devices_problem((device["rank"] for device in devices), per_process):
         raise UsageError(f"config: {problem}", hint=consistency.SEPARATE_WORLDS)
-    ranks = [device["rank"] for device in devices if device["group"] == devices[0]["group"]]
-    all_listed = any(rank % per_process for rank in ranks)
-    return len(ranks) * (1 if all_listed else per_process)
+    listed = [device for device in devices if device["group"] == devices[0]["group"]]
+    all_listed = any(device["rank"] % per_process for device in listed)
+    return [str(device.get("hostname") or "") for device in listed for _ in range(1 if all_listed else per_process)]

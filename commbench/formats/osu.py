@@ -131,4 +131,5 @@ def _result(test: _Test, line: str, number: int, ranks: int) -> Result:
         algbw_gbps=algbw,
         busbw_gbps=None if algbw is None or factor is None else algbw * factor,
         wrong={"Pass": 0, "Fail": 1}.get(values.get("Validation", "")),
+        even=True,  # its v variants have equal counts
     )

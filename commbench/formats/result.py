@@ -50,6 +50,12 @@ class Result:
     groups: str = "world"  # other communicators that ran beside it
     overlap: str = "none"
     setting: str = ""  # what else the file says of it, in its words
+    per_node: tuple[int, ...] = ()  # ranks on each node; () where the file does not say
+    even: bool = False  # of an exchange that may be uneven: whether its blocks are known to be equal
+
+    @property
+    def nodes(self) -> int | None:
+        return len(self.per_node) or None
 
     def is_of(
         self, *, collective: str | None, ranks: int | None, in_place: bool | None, groups: str, overlap: str,

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from commbench.analysis import bounds
+from commbench.analysis.bounds import Rates
 from commbench.formats.result import Result, busbw_factor
 from commbench.records import Status
 from commbench.units import gbps
@@ -19,14 +21,14 @@ _MATCHED = ("collective", "arguments", "in_place", "ranks", "groups", "overlap",
 
 
 def beside(
-    results: Sequence[Result], label: str, ours: pd.DataFrame, keys: Sequence[str]
+    results: Sequence[Result], label: str, ours: pd.DataFrame, keys: Sequence[str], rates: Rates | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Rows for the figures of `ours` that compare with `results`, and in words what no figure compares with.
 
     `ours` is of `tables.frame`, and `keys` are its columns that tell figures apart. Each result is drawn in every
     figure that has rows of its collective, ranks and place of the output, captured in a graph or not like it, if there
     are such in those of its dtype only. Its name says what it is, and in the end `label`. Like ours, bandwidth (GB/s)
-    is computed from the time (us). Intervals are None.
+    is computed from the time (us). Intervals are None. `rates` of links give bounds.
     """
     import pandas as pd
 
@@ -44,7 +46,7 @@ def beside(
             place += " in a graph" if result.graph else ""
             left_out.add(f"{result.collective or 'unnamed collective'}{place} on {result.ranks or 'unknown'} ranks")
         elif result.size_bytes:  # nccl-tests rounds sizes down, to 0 where there are too few bytes for all ranks
-            numbers = _numbers(result)
+            numbers = _numbers(result, rates or {})
             dtype = f", {result.dtype}" if result.dtype and not of_dtype else ""
             texts = {"label": f"{result.source}{dtype} ({label})", "run": label}
             rows += [{**figure, **numbers, **texts} for figure in of_dtype or fitting]
@@ -53,7 +55,7 @@ def beside(
 
 _NUMBERS = (
     *("status", "launches", "size_bytes", "time_us", "time_us_low", "time_us_high", "interval_of"),
-    *("algbw_gbps", "busbw_gbps", "bound_gbps", "wrong"),
+    *("algbw_gbps", "busbw_gbps", "bound_gbps", "bound_us", "bound_kind", "wrong"),
 )
 
 
@@ -65,7 +67,8 @@ def _compares(result: Result, figure: Mapping[Any, Any]) -> bool:
     )
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _numbers(result: Result, rates: Rates) -> dict[str, Any]:
+    least = bounds.of_result(result, rates)
     algbw, busbw = result.algbw_gbps, result.busbw_gbps
     factor = busbw_factor(result.collective or "", result.ranks or 1)
     if result.time_us and factor is not None:
@@ -82,6 +85,8 @@ def _numbers(result: Result) -> dict[str, Any]:
         "interval_of": None,
         "algbw_gbps": unknown if algbw is None else algbw,
         "busbw_gbps": unknown if busbw is None else busbw,
-        "bound_gbps": unknown,
+        "bound_gbps": bounds.bound_gbps(result, least) or unknown,
+        "bound_us": least.us if least else unknown,
+        "bound_kind": least.kind if least else "",
         "wrong": result.wrong,
     }

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
+from commbench.output import yardstick
 from commbench.output.answer.preemption import BUSY_PERCENT, preemption
 from commbench.output.answer.sweep import answer
 from commbench.output.describe import describe, usable_cpus
-from commbench.records import Fabric, Row, Status, network_note
+from commbench.records import NOMINAL, Fabric, Row, Status, network_note
 from commbench.stats import Verdict
 from commbench.units import format_size
 
@@ -99,6 +100,7 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
             f"# {describe(members[0])}",
             f"# {_explain(members)}",
             *([f"# speedup: {describe_ratios(compared.values())}"] if compared else []),
+            *([f"# bound: {text}"] if (text := yardstick.sentence(members)) else []),
             *_warnings(members, meta),
             "#" + "  ".join(_cell(name, width) for name, width, _ in columns)[1:].rstrip(),
         ]
@@ -117,6 +119,8 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
     # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
     if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
         lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+    if text := yardstick.warning(rows):
+        lines.append(f"# warning: {text}")
     if text := preemption(rows, meta):
         lines.append(f"# warning: {text}")
     if skews and max(skews) > 0.2:
@@ -158,10 +162,13 @@ def _explain(rows: Sequence[Row]) -> str:
         of += "; comm_x, compute_x: how much slower than alone"
     if any(row.steps_us for row in ok):
         of += "; steps_us: the least that the algorithm's own messages take"
-    bound = (
-        "" if any(row.bound_us or row.steps_us for row in ok) else "; no bound: no link rate is declared or measured"
-    )
+    bound = "" if any(row.bound_us or row.steps_us for row in ok) else f"; no bound: {_no_bound(ok)}"
     return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
+
+
+def _no_bound(rows: Sequence[Row]) -> str:
+    nominal = all(row.fabric in NOMINAL for row in rows)
+    return "nothing passes a card between such nodes" if nominal else "no link rate is known (link_rate.inter=)"
 
 
 def _number(value: float | None) -> str:

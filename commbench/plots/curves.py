@@ -118,14 +118,20 @@ def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) 
 
 def _draw_bound(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) -> bool:
     """Draw what the links allow into both panels. Return whether it is known of any size."""
-    bound = rows.dropna(subset=["bound_us", shown]).drop_duplicates("size_bytes").sort_values("size_bytes")
-    if not len(bound):
-        return False
-    dashed: dict[str, Any] = {"color": "#444444", "linestyle": "--", "linewidth": 1.1, "label": "bound"}
-    dashed |= {"marker": "_"} if len(bound) == 1 else {}
-    bandwidth.plot(bound["size_bytes"], bound[shown] * bound["time_us"] / bound["bound_us"], **dashed)
-    latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
-    return True
+    known = rows.dropna(subset=["bound_us", shown]).assign(bound_kind=lambda rows: rows["bound_kind"].fillna(""))
+    drawn: list[dict[int, float]] = []
+    for (kind, run), of_run in known.groupby(["bound_kind", "run"], sort=False):
+        bound = of_run.drop_duplicates("size_bytes").sort_values("size_bytes")
+        line = {size: round(us, 6) for size, us in zip(bound["size_bytes"], bound["bound_us"], strict=True)}
+        if any(line.items() <= other.items() for other in drawn):
+            continue
+        label = f"bound ({kind})" if kind else "bound"
+        dashed: dict[str, Any] = {"color": "#444444", "linewidth": 1.1, "label": f"{label}, {run}" if drawn else label}
+        dashed |= {"linestyle": ("--", ":", "-.")[len(drawn) % 3]} | ({"marker": "_"} if len(bound) == 1 else {})
+        drawn.append(line)
+        bandwidth.plot(bound["size_bytes"], bound[shown] * bound["time_us"] / bound["bound_us"], **dashed)
+        latency.plot(bound["size_bytes"], bound["bound_us"], **dashed)
+    return bool(drawn)
 
 
 def _add_legend(figure: Figure, axes: Axes) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from commbench.binding import policies
 from commbench.errors import UsageError, unknown
 from commbench.spec import Value
 from commbench.sweep.key import NO_DEFAULT, Key, values_of
-from commbench.sweep.keys import ARGUMENTS, KEYS, LAYER, LISTED, PARAMS, names
+from commbench.sweep.keys import ARGUMENTS, KEYS, LAYER, LINK_RATES, LISTED, PARAMS, names
 from commbench.sweep.recipes import Overrides
 from commbench.sweep.sizes import Sizes, read_sizes
 
@@ -47,6 +47,7 @@ class SweepConfig:
     slow_link: list[str]  # or "none"
     params: dict[str, list[int]]  # of algorithms
     arguments: dict[str, list[Value]]  # of collectives; files by their content
+    link_rate: dict[str, str]  # inter, intra: declared rates, for the bound alone; empty without
     layer: dict[str, list[int]]  # tokens, model_dim, top_k: sizes from a Mixture-of-Experts layer; empty without
     layout: list[str]  # NxM; where there are some, nodes and ranks_per_node are not used
     env: dict[str, list[str]]
@@ -75,6 +76,8 @@ class SweepConfig:
                 keys["sizes"] = value.as_keys()
             elif item.name == "env":
                 keys["env"] = value
+            elif item.name == "link_rate":
+                keys |= {"link_rate": value} if value else {}
             elif item.name in _NAMES:
                 setup, _, inner = _NAMES[item.name].partition(".")
                 shown = None if value in ("", []) else value
@@ -140,6 +143,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides, *, par
         params={name: of.read(name, flat[name]) for name, of in PARAMS.items() if name in flat},
         arguments=arguments,
         layer=layer,
+        link_rate={name.partition(".")[2]: text for name, text in _read_set(LINK_RATES, flat).items()},
         env={**{name: [str(item) for item in values_of(name, value)] for name, value in env.items()}, **overrides.env},
         size_range=read_sizes(flat, [*overrides.values]),
         **values,

@@ -14,6 +14,7 @@ from commbench.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate,
 from commbench.errors import UsageError, unknown
 from commbench.layout import LISTED as LISTED_GROUPS
 from commbench.layout import block_size, listed_groups, listed_name
+from commbench.links import parse_link_rate
 from commbench.machine import cgroup
 from commbench.spec import DTYPES, Value
 from commbench.sweep.key import Key, KeyCheck, Number, OneOf, Parsed, explain
@@ -48,6 +49,11 @@ def _groups(name: str, value: Any) -> Any:
 def _link(name: str, value: Any) -> str:
     parse_rate(str(value), name)
     return str(value).lower()
+
+
+def _link_rate(name: str, value: Any) -> str:
+    parse_link_rate("inter" if name.endswith("inter") else "intra", str(value))
+    return str(value)
 
 
 def _optional_link(name: str, value: Any) -> str:
@@ -184,6 +190,14 @@ LAYER = {
     "model_dim": _unlisted(Number(int, 1, 1 << 30), SIZES, "elements of a token", "leave it out"),
     "top_k": _unlisted(Number(int, 1, 1 << 20), SIZES, "experts to which a token goes", "leave it out"),
 }
+# What the user knows of the links: for the bound alone, so that no case depends on it.
+LINK_RATES = {
+    "link_rate.inter": Key(Parsed(_link_rate, "400gbit, 8x400gbit, 50GBps"),
+                           "for the bound: rate between nodes, of all cards of a node, in each direction", group=RANKS,
+                           optional=True),
+    "link_rate.intra": Key(Parsed(_link_rate, "450GBps"), "for the bound: rate of a rank inside its node",
+                           group=RANKS, optional=True),
+}
 # fmt: on
 
 
@@ -221,7 +235,7 @@ def _argument_key(name: str, argument: Argument) -> Key:
 
 PARAMS = {name: _param_key(name, text) for name, text in algorithms.parameters().items()}
 ARGUMENTS = {name: _argument_key(name, argument) for name, argument in collectives.arguments().items()}
-KEYS: dict[str, Key] = {**LISTED, **SIZE_KEYS, **LAYER, **PARAMS, **ARGUMENTS}
+KEYS: dict[str, Key] = {**LISTED, **SIZE_KEYS, **LAYER, **LINK_RATES, **PARAMS, **ARGUMENTS}
 
 
 def names() -> list[str]:

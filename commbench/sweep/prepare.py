@@ -270,6 +270,7 @@ def _write_start(
             "joined": joined,
             "timeout_s": configs[0].timeout,
             "seed": configs[0].seed,
+            "link_rate": configs[0].link_rate,
             "plan_digest": digest,
             "commbench_version": commbench.__version__,
             "machine_text": machine_text(machine),

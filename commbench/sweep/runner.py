@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from commbench.analysis import summary
+from commbench.analysis import bounds, summary
 from commbench.launch import placement, supervise
 from commbench.launch.job import RANKS_END_S, Job
 from commbench.processes.orphans import start_time
@@ -58,8 +58,9 @@ class Sweep:
         timeout_s: float,
         reporter: SweepReporter,
         alike: Callable[[Case], str] | None = None,
+        rates: bounds.Rates | None = None,
     ) -> None:
-        """`launchers` is the launcher of each transport.
+        """`launchers` is the launcher of each transport, `rates` are those of links that the user declares.
 
         `alike`, if there is one, names what a case tries: after a hang, nothing of the same name is tried again.
         """
@@ -80,6 +81,7 @@ class Sweep:
         self._noted: set[str] = set()  # what ranks had to say, once each
         self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
         self._samples = summary.Samples(folder)
+        self._rates = rates
         self._measured_now = 0
         self._began = time.monotonic()
 
@@ -239,7 +241,7 @@ class Sweep:
         measured = self._done.get(case.case_id, {})
         failed = any(m.status is not Status.OK for m in measured.values())
         if failed or len(measured) == self._needed[case.case_id]:
-            self._finish(summary.row(case, [measured[index] for index in sorted(measured)], self._samples))
+            self._finish(summary.row(case, [measured[index] for index in sorted(measured)], self._samples, self._rates))
 
     def _finish(self, row: Row) -> None:
         self.folder.append_row(row)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from commbench.analysis import bounds
 from commbench.analysis.ratios import Speedup
 from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, storage
@@ -68,6 +69,7 @@ def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCa
         seed=about["seed"],
         launchers=about["launchers"],
         timeout_s=about["timeout_s"],
+        rates=bounds.declared(about.get("link_rate") or {}),
         reporter=ConsoleReporter(console, writers.WRITERS[request.format]()),
     )
 

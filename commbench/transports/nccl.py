@@ -207,7 +207,9 @@ class Nccl:
             timer = self.timer("isolated")
             rate = copy_rate_gbps(self.memory, self._stream_barrier, timer, self.cuda.index, self.rank, info.size)
             # The same on all ranks: what the slowest does.
-            self._links = {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()))} if rate else {}
+            self._links = (
+                {"intra": LinkRate(gbps=float(self.all_gather([rate]).min()), kind="measured")} if rate else {}
+            )
 
     def _open(self, group: dist.ProcessGroup, *, one_host: bool) -> None:
         """Collective: memory that NCCL knows, memory that peers reach, and the communicator of `group`."""

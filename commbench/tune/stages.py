@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from commbench.analysis import bounds
 from commbench.console import Console
 from commbench.output import parquet
 from commbench.profile import Scope
@@ -78,6 +79,7 @@ class Stages:
         sweep = Sweep(
             folder, planned, seed=config.seed, launchers=self._launchers, timeout_s=config.timeout,
             reporter=StageReporter(self._console, stage), alike=candidate_key,
+            rates=bounds.declared(config.link_rate),
         )  # fmt: skip
         try:
             sweep.run()

@@ -5,10 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commbench import collectives
+from commbench.collectives.all_to_all import AllToAll
 from commbench.data import CHUNK_BYTES, Block, Pattern, block_key
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.links import LinkRate, bound_us, of_messages
+from commbench.links import LeastTime, LinkRate, Need, least_time, of_messages, parse_link_rate, parse_link_rates
 from commbench.spec import Send, Spec
 from commbench.units import format_seconds, format_size, gbps, parse_size
 
@@ -37,6 +38,11 @@ def test_seconds() -> None:
     assert [format_seconds(s) for s in (0.42, 59.6, 200, 7500)] == ["0.4 s", "60 s", "3 min 20 s", "2 h 05 min"]
 
 
+def bound_us(needs: list[Need], links: dict[str, LinkRate], layout: Layout, *, share: float = 1.0) -> float:
+    least = least_time(needs, links, layout, share=share)
+    return least.us if least else 0.0
+
+
 def rates(**gbps: float) -> dict[str, LinkRate]:
     return {link: LinkRate(gbps=value) for link, value in gbps.items()}
 
@@ -52,6 +58,59 @@ def test_network_bound_is_the_known_ceiling(nodes: int, per_node: int, rate: flo
     a2a = collectives.get("all_to_all")
     time_us = bound_us(a2a.needs(spec), rates(intra=1e9, inter=rate), layout)
     assert gbps(spec.size_bytes, time_us) * (a2a.busbw_factor(spec) or 0) == pytest.approx(ceiling, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "gbps"),
+    [
+        ("400gbit", 50), ("400Gbit", 50), ("8x400gbit", 400), ("4x100gbit/s", 50), ("200mbit", 0.025), ("1.6tbit", 200),
+        ("450GBps", 450), ("50GB/s", 50), ("900MBps", 0.9), ("2GiBps", 2 * 1.073741824), ("18x26.5625GBps", 478.125),
+        ("999999tbit", 124999875),
+    ],
+)  # fmt: skip
+def test_rates_in_bits_and_bytes(text: str, gbps: float) -> None:
+    rate = parse_link_rate("inter", text)
+    assert rate.gbps == pytest.approx(gbps) and (rate.of, rate.kind, rate.source) == ("node", "declared", text)
+    assert parse_link_rate("intra", text).of == "rank"
+
+
+@pytest.mark.parametrize("text", ["", "400", "gbit", "0gbit", "-1gbit", "4x", "x400gbit", "400gbitx4",
+                                  "9" * 400 + "GBps", "infGBps", "4xx4gbit", "400 parsecs"])  # fmt: skip
+def test_bad_rates(text: str) -> None:
+    with pytest.raises(UsageError, match=r"link_rate.inter is") as raised:
+        parse_link_rate("inter", text)
+    assert "4x400gbit" in raised.value.hint
+
+
+@pytest.mark.parametrize("text", ["400Gbps", "400gbps", "400Gb/s", "100mbps"])
+def test_a_unit_that_may_be_bits_or_bytes_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="may mean bits or bytes"):
+        parse_link_rate("inter", text)
+
+
+def test_options_name_their_class_of_links() -> None:
+    found = parse_link_rates(["inter=400gbit", "intra=450GBps", "inter=8x400gbit"])
+    assert {link: rate.gbps for link, rate in found.items()} == {"inter": 400, "intra": 450}
+    for text in ("400gbit", "outer=400gbit", "=400gbit"):
+        with pytest.raises(UsageError, match="names no class of links"):
+            parse_link_rates([text])
+
+
+def test_a_bound_of_two_rates_has_the_weaker_label() -> None:
+    intra = LinkRate(gbps=3.0, kind="measured")
+    links = {"intra": intra, "inter": LinkRate(gbps=1.0, of="node", kind="nominal")}
+    both = [Need(8000, ("intra", "inter"))]
+    assert least_time(both, links, Layout(2, 2)) == LeastTime(2.0, "nominal")
+    assert least_time(both, {**links, "inter": LinkRate(gbps=1.0, kind="declared")}, Layout(2, 2)) == (2.0, "declared")
+    assert least_time([*both, Need(9000, ("intra",))], links, Layout(2, 2)) == LeastTime(3.0, "measured")
+    assert least_time(both, {"intra": intra}, Layout(2, 2)) is None
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(1, 1), (1, 4), (2, 1), (2, 3), (4, 2), (3, 5)])
+def test_what_all_to_all_needs_is_what_its_messages_need(nodes: int, per_node: int) -> None:
+    layout, a2a = Layout(nodes, per_node), AllToAll()
+    spec = Spec(collective="all_to_all", dtype="uint8", size_bytes=layout.ranks * 16, layout=layout)
+    assert sorted(a2a.needs(spec)) == sorted(of_messages(a2a.messages(spec), layout))
 
 
 def test_intra_bound_where_the_node_is_slow() -> None:

@@ -188,7 +188,11 @@ class Scripted(OnHost):
         return {"scripted": "1"}
 
     def links(self) -> dict[LinkClass, LinkRate]:
-        return {link: LinkRate(gbps=self.script.gbps[link]) for link in LINK_CLASSES} if self.script.declared else {}
+        return (
+            {link: LinkRate(gbps=self.script.gbps[link], kind="declared") for link in LINK_CLASSES}
+            if self.script.declared
+            else {}
+        )
 
     # What the communicators call.
 

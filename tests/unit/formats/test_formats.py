@@ -70,6 +70,7 @@ def test_nccl_tests_of_today() -> None:
         busbw_gbps=96.31,
         wrong=0,
         graph=False,
+        per_node=(2,),
     )
     assert values(results[3], "in_place", "time_us", "busbw_gbps", "wrong") == (True, 20.64, 101.58, None)
 
