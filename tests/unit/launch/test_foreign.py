@@ -111,8 +111,10 @@ def test_a_launcher_that_is_interrupted_while_it_starts_is_ended(monkeypatch: py
         return started[0]
 
     monkeypatch.setattr(subprocess, "Popen", slow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
     with pytest.raises(KeyboardInterrupt):
         Process(["sleep", "600"], os.environ, Path("log"))
+    signal.signal(signal.SIGINT, before)
     assert started[0].returncode == -signal.SIGKILL
 
 
