@@ -44,10 +44,11 @@ class Console:
         self._progress = (
             rich.progress.Progress(
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=16),
                 TextColumn("{task.completed:.0f} of {task.total:.0f}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[best]}", markup=False),
                 console=self._console,
                 transient=True,
                 refresh_per_second=2,  # drawing takes time from the ranks
@@ -57,7 +58,7 @@ class Console:
             if live
             else None
         )
-        self._task = self._progress.add_task("starting", total=1, left="") if self._progress else None
+        self._task = self._progress.add_task("starting", total=1, left="", best="") if self._progress else None
         self._said = 0.0
         self._last_what = ""
 
@@ -72,14 +73,16 @@ class Console:
         if self._progress:
             self._progress.stop()
 
-    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str, best: str = "") -> None:
+        """Show how far it is. `best`: what leads so far, in words."""
         left = "" if seconds_left is None else f"about {format_seconds(seconds_left)} left"
         if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total, description=what, left=left)
+            self._progress.update(self._task, completed=done, total=total, description=what, left=left, best=best)
         elif not self._quiet and (what != self._last_what or time.monotonic() - self._said > _PLAIN_EVERY_S):
             self._said = time.monotonic()
             self._last_what = what
-            self._console.print(f"{what}: {done} of {total} measurements{', ' + left if left else ''}")
+            said = ", ".join(filter(None, [f"{done} of {total} measurements", left]))
+            self._console.print("; ".join(filter(None, [f"{what}: {said}", best])))
 
     def row(self, row: Row) -> None:
         if self._verbose and row.status is Status.OK:

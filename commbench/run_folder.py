@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,22 +85,35 @@ def append_record(path: Path, text: str, *, durable: bool = True) -> None:
 _RESTORE = "the line is damaged or was edited: restore it, or measure again in a new run"
 
 
-def read_lines(path: Path, parse: Callable[[bytes], T], *, torn: bool = True, hint: str = _RESTORE) -> Iterator[T]:
+@dataclass(slots=True)
+class LinesRead:
+    """How far a growing file of lines was read."""
+
+    offset: int = 0
+    lines: int = 0
+
+
+def read_lines(
+    path: Path, parse: Callable[[bytes], T], *, torn: bool = True, hint: str = _RESTORE, place: LinesRead | None = None
+) -> Iterator[T]:
     """Yield the parsed lines of a JSONL file; nothing if it does not exist. A torn last line is passed over, if it may
-    be `torn`: one that was written as a whole may not.
+    be `torn`: one that was written as a whole may not. With a `place`, reading begins there and moves it on.
 
     Raises `CorruptFile` for a line that does not fit its checksum, or that `parse` refuses.
     """
     if not path.exists():
         return
+    place = place or LinesRead()
     with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
+        file.seek(place.offset)
+        for raw in file:
             if torn and not raw.endswith(b"\n") and not is_sealed(raw[:-1]):  # else its newline is damaged
                 return
+            place.offset, place.lines = place.offset + len(raw), place.lines + 1
             try:
                 yield parse(unseal(raw))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise CorruptFile(f"{path}:{number}: {_why(error)}", hint=hint) from error
+                raise CorruptFile(f"{path}:{place.lines}: {_why(error)}", hint=hint) from error
 
 
 def _why(error: Exception) -> str:

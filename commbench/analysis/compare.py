@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from commbench import formats, stats
-from commbench.analysis import families
+from commbench.analysis import families, so_far
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats.result import Result
@@ -88,6 +88,7 @@ class ComparedRun:
     points: Mapping[str, MeasuredTimes]  # by what makes two of them the same thing
     results: Sequence[Result] = ()  # of a file
     note: str = ""  # what was passed over in it
+    partial: str = ""  # how much of an unfinished run there is
 
 
 def load(path: Path, ranks: int | None = None) -> ComparedRun:
@@ -102,11 +103,12 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
         if measurement.status is Status.OK and measurement.time_us:
             measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
     points: dict[str, MeasuredTimes] = {}
-    finished = {row.case_id: row for row in folder.rows().values() if row.status is Status.OK}
+    known_rows = so_far.of_run(folder)
+    ok = known_rows.ok
     for case in (item.case for item in folder.plan()):
-        if case.case_id in finished and (of_case := measured.get(case.case_id)):
+        if case.case_id in ok and (of_case := measured.get(case.case_id)):
             known = sorted((m for m in of_case.values() if samples.has(m)), key=lambda m: m.launch)
-            fabric = finished[case.case_id].fabric
+            fabric = ok[case.case_id].fabric
             points[_identity(case)] = MeasuredTimes(
                 label=case.label,
                 set_up=_set_up(case, fabric),
@@ -117,8 +119,9 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
                 fabric=fabric,
             )
     if not points:
-        raise UsageError(f"{path} has no finished case with numbers", hint=f"commbench sweep --resume {path}")
-    return ComparedRun(path=path, machine=folder.read_json("run.json")["machine"], points=points)
+        raise UsageError(f"{path} has no case with numbers", hint=f"commbench sweep --resume {path}")
+    machine = folder.read_json("run.json")["machine"]
+    return ComparedRun(path=path, machine=machine, points=points, partial=known_rows.partial)
 
 
 def _identity(case: Case) -> str:

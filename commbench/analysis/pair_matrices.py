@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
-from commbench.analysis import sample_files
+from commbench.analysis import sample_files, so_far
 from commbench.collectives import pairs
 from commbench.files import write_atomically
 from commbench.layout import Layout
@@ -105,7 +105,7 @@ def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
     by_key: dict[str, dict[tuple[str, str], Floats]] = {}
     about: dict[str, Row] = {}
     for folder in folders:
-        rows = folder.rows()
+        rows = so_far.of_run(folder).rows
         if not any(row.collective == COLLECTIVE for row in rows.values()):
             continue
         for item in read_launches(folder):

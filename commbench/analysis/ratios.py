@@ -72,7 +72,7 @@ def compare(
     speedups: dict[str, Speedup] = {}
     pairs: dict[str, list[tuple[Measurement, Measurement]]] = {}
     for members in _alike(cases):
-        baseline = min(members, key=_rank)
+        baseline = min(members, key=baseline_rank)
         speedups[baseline.case_id] = Speedup(baseline=baseline.label)
         ours = by_group.get(baseline.case_id, {})
         for case in members:
@@ -206,7 +206,7 @@ def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
     return [members for members in groups.values() if len(members) > 1]
 
 
-def _rank(case: Case) -> tuple[bool, int, bool]:
+def baseline_rank(case: Case) -> tuple[bool, int, bool]:
     """Return what the baseline has least of: the default, else the first in the table of algorithms, or in the plan."""
     names = algorithms.names(case.collective)
     place = names.index(case.algorithm)

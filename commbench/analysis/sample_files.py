@@ -10,7 +10,7 @@ import numpy as np
 
 from commbench.errors import CorruptFile
 from commbench.records import Case
-from commbench.run_folder import RunFolder, read_lines
+from commbench.run_folder import LinesRead, RunFolder, read_lines
 from commbench.serialise import check_types, parse_json
 from commbench.stats import Floats
 
@@ -38,9 +38,9 @@ class MeasuredSamples:
         return found
 
 
-def read(folder: RunFolder, attempt: str) -> Iterator[MeasuredSamples]:
-    """Yield what the process group `attempt` has measured. Raises `CorruptFile`."""
-    return read_lines(folder.samples_path(attempt), parse, hint=folder.mending)
+def read(folder: RunFolder, attempt: str, place: LinesRead | None = None) -> Iterator[MeasuredSamples]:
+    """Yield what the process group `attempt` has measured, from `place` on if there is one. Raises `CorruptFile`."""
+    return read_lines(folder.samples_path(attempt), parse, hint=folder.mending, place=place)
 
 
 def check_ranks(folder: RunFolder, attempt: str, item: MeasuredSamples, case: Case) -> None:

@@ -12,7 +12,7 @@ from commbench import algorithms, collectives, stats
 from commbench.analysis import bounds, sample_files
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
-from commbench.run_folder import RunFolder
+from commbench.run_folder import LinesRead, RunFolder
 from commbench.serialise import digest
 from commbench.spec import Value, traffic_split
 from commbench.stats import Floats
@@ -33,11 +33,11 @@ _NUMBERS = dict.fromkeys(item.name for item in fields(Row) if str(item.type).end
 
 
 class Samples:
-    """Samples of a run, read from disk when asked for; each file is read once more only if it has grown."""
+    """Samples of a run, read from disk when asked for; of a file that has grown, what is new."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._files: dict[str, tuple[int, dict[str, Floats]]] = {}
+        self._files: dict[str, tuple[LinesRead, dict[str, Floats]]] = {}
 
     def has(self, measurement: Measurement) -> bool:
         """Return False where a full disk or a damaged file lost the samples of a measurement."""
@@ -50,10 +50,13 @@ class Samples:
     def _read(self, measurement: Measurement) -> dict[str, Floats]:
         path = self._folder.samples_path(measurement.attempt)
         size = path.stat().st_size if path.exists() else 0
-        known, by_case = self._files.get(measurement.attempt, (-1, {}))
-        if size != known:
-            by_case = {item.case_id: item.slowest_us for item in sample_files.read(self._folder, measurement.attempt)}
-            self._files[measurement.attempt] = size, by_case
+        place, by_case = self._files.get(measurement.attempt, (LinesRead(), {}))
+        if size < place.offset:  # it was mended
+            place, by_case = LinesRead(), {}
+        if size > place.offset:
+            for item in sample_files.read(self._folder, measurement.attempt, place):
+                by_case[item.case_id] = item.slowest_us
+        self._files[measurement.attempt] = place, by_case
         return by_case
 
 

@@ -43,12 +43,15 @@ def run(
             stderr_console().print(f"{read.path}: {read.note}", markup=False)
     for text in [*forbidding, *others]:
         stderr_console().print(f"differs: {text}", markup=False)
+    partial = [f"partial, {when}: {run.partial}" for when, run in (("before", before), ("after", after)) if run.partial]
     if format_ == "json":
         for item in comparisons:
             line = {**dataclasses.asdict(item), "outcome": item.outcome, "regressed": item.regressed(threshold)}
             sys.stdout.write(json.dumps(line) + "\n")
+        for text in partial:
+            stderr_console().print(text, markup=False)
     else:
-        sys.stdout.write(table(comparisons, first, second, threshold))
+        sys.stdout.write("".join(f"# {text}\n" for text in partial) + table(comparisons, first, second, threshold))
     if plot is not None:
         from commbench.plots import ratio
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commbench import cost_model
+from commbench.analysis import so_far
 from commbench.console import stderr_console
 from commbench.cost_model import comparison
 from commbench.errors import UsageError
@@ -17,7 +18,8 @@ from commbench.run_folder import RunFolder
 
 def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
     """Print the model and write it to `out`; return 0. Raises `UsageError` for runs that no model can be fitted to."""
-    observations = [item for path in paths for item in cost_model.observe(RunFolder.open(path))]
+    folders = [RunFolder.open(path) for path in paths]
+    observations = [item for folder in folders for item in cost_model.observe(folder)]
     fitted = cost_model.fit(observations)
     if out is not None:
         _write(out, json.dumps(fitted.as_dict()) + "\n")
@@ -25,6 +27,8 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
         sys.stdout.write(json.dumps(comparison.as_json(fitted, observations)) + "\n")
     else:
         sys.stdout.write(comparison.table(fitted, observations))
+    for text in so_far.partial_runs(folders):
+        stderr_console().print(text, markup=False)
     for note in fitted.notes:
         stderr_console().print(f"note: {note}", markup=False)
     return 0

@@ -40,6 +40,8 @@ def draw_sweeps(paths: Sequence[Path], out: Path | None, ranks: int | None) -> l
     from commbench.plots.settings import FIGURE_KEYS
 
     runs = combine(paths, ranks, FIGURE_KEYS, stderr_console().print)
+    if runs.about["partial"]:
+        stderr_console().print(f"partial: {runs.about['partial']}")
     target, prefix = _target(runs.folder, out), _prefix(runs.sources)
     try:
         written = plots.draw(runs.rows, runs.about, target, prefix=prefix)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commbench.analysis import so_far
 from commbench.analysis.stragglers.examine import examine, without_repeats
 from commbench.console import stderr_console
 from commbench.output import stragglers
@@ -16,10 +17,13 @@ EXIT_NOTHING, EXIT_NAMED = 0, 1
 
 def run(paths: Sequence[Path], format_: str, effect: float) -> int:
     """Return the exit code: 1 where something stands out. Raises `UsageError` for runs that cannot be judged."""
-    parts = examine([RunFolder.open(path) for path in paths], effect)
+    folders = [RunFolder.open(path) for path in paths]
+    parts = examine(folders, effect)
     named = without_repeats(parts)
     write = stragglers.json_line if format_ == "json" else stragglers.text
     sys.stdout.write(write(parts, named, effect))
+    for text in so_far.partial_runs(folders):
+        stderr_console().print(text)
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         stderr_console().print(f"note: {note}")
     return EXIT_NAMED if named else EXIT_NOTHING

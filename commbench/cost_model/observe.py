@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from commbench.records import Case, Status
+from commbench.records import Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 
@@ -26,22 +26,27 @@ class Observation:
 
 
 def observe(folder: RunFolder) -> list[Observation]:
-    """Return the finished cases of a run that have times, in the order of its plan."""
-    made: dict[str, dict[int, tuple[float, float | None]]] = {}
+    """Return the cases of a run that have times and did not fail, in the order of its plan.
+
+    Of a case that lacks launches, as the run was stopped or is not at its end, those that it has.
+    """
+    made: dict[str, dict[int, Measurement]] = {}
     for measurement in folder.measurements():  # one made again in the same launch counts once, as made last
         if measurement.status is Status.OK and measurement.time_us:
-            made.setdefault(measurement.case_id, {})[measurement.launch] = measurement.time_us, measurement.skew_us
-    finished = {row.case_id: row for row in folder.rows().values() if row.status is Status.OK}
+            made.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+    rows = folder.rows()
     observations = []
     for case in (item.case for item in folder.plan()):
-        if case.case_id in finished and (of_case := made.get(case.case_id)):
-            skews = [skew_us for _, skew_us in of_case.values() if skew_us is not None]
+        row = rows.get(case.case_id)
+        if (row is None or row.status is Status.OK) and (of_case := made.get(case.case_id)):
+            skews = [one.skew_us for one in of_case.values() if one.skew_us is not None]
+            between = Fabric.EMULATED if case.setup.emulated else next(iter(of_case.values())).fabric
             observations.append(
                 Observation(
                     case=case,
-                    launches_us=tuple(of_case[launch][0] for launch in sorted(of_case)),
+                    launches_us=tuple(of_case[launch].time_us or 0.0 for launch in sorted(of_case)),
                     skew_us=statistics.median(skews) if skews else None,
-                    fabric=finished[case.case_id].fabric,
+                    fabric=row.fabric if row else between,
                 )
             )
     return observations

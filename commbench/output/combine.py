@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from commbench import formats
-from commbench.analysis import pair_matrices, ratios
+from commbench.analysis import pair_matrices, ratios, so_far
+from commbench.analysis.so_far import RowsSoFar
 from commbench.errors import UsageError
 from commbench.output import foreign, parquet
 from commbench.records import Status
@@ -19,7 +20,7 @@ from commbench.run_folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """rows: of all sources. about: the first run's run.json, and under `pairs` the matrices of all runs."""
+    """rows: of all sources. about: the first run's run.json, with `pairs`, the matrices of all runs, and `partial`."""
 
     rows: pd.DataFrame
     about: dict[str, Any]
@@ -39,7 +40,8 @@ def combine(
     folders = [RunFolder.open(path) for path in paths if path not in files]
     if not folders:
         raise UsageError(f"{files[0]} is drawn beside a run, and none was named", hint="name one: results/latest")
-    ours = _frame(folders)
+    known = [so_far.of_run(folder) for folder in folders]
+    ours = _frame(folders, known)
     frames = [ours]
     for path, log in [(path, formats.read(path, ranks)) for path in files]:
         if log.note:
@@ -54,6 +56,7 @@ def combine(
     machines = {folder.read_json("run.json")["machine_text"] for folder in folders}
     about["machine_text"] = " / ".join(sorted(machines))
     about["pairs"] = pair_matrices.of_runs(folders)
+    about["partial"] = _partial(folders, known)
     return Combined(
         rows=pd.concat(frames, ignore_index=True),
         about=about,
@@ -62,13 +65,22 @@ def combine(
     )
 
 
-def _frame(folders: Sequence[RunFolder]) -> pd.DataFrame:
+def _partial(folders: Sequence[RunFolder], known: Sequence[RowsSoFar]) -> str:
+    """Return how much there is of runs that are not finished; "" where all are."""
+    name = len(folders) > 1
+    said = [
+        f"{folder.run_id}: {one.partial}" if name else one.partial
+        for folder, one in zip(folders, known, strict=True)
+        if one.partial
+    ]
+    return "; ".join(said)
+
+
+def _frame(folders: Sequence[RunFolder], known: Sequence[RowsSoFar]) -> pd.DataFrame:
     """Return the rows of all runs; of several, each label names its run. Raises `UsageError` where none has numbers."""
-    rows = [list(folder.rows().values()) for folder in folders]
+    rows = [list(one.rows.values()) for one in known]
     if not any(row.status is Status.OK for of_run in rows for row in of_run):
-        raise UsageError(
-            "these runs have no finished case with numbers", hint="resume them: commbench sweep --resume RUN"
-        )
+        raise UsageError("these runs have no case with numbers", hint="resume them: commbench sweep --resume RUN")
     frames = [
         parquet.frame(of_run, folder.run_id, ratios.of_run(folder, of_run))
         for of_run, folder in zip(rows, folders, strict=True)

@@ -86,6 +86,7 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[tuple[s
 def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> str:
     """Rows in groups that share everything but size and algorithm, smallest size first."""
     lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", f"# {meta['machine_text']}"]
+    lines += [f"# PARTIAL: {meta['partial']}"] if meta.get("partial") else []
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         env = tuple(row.env.items())

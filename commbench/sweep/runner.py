@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from commbench.analysis import bounds, summary
+from commbench.analysis.best_so_far import BestSoFar
 from commbench.launch import placement, supervise
 from commbench.launch.job import RANKS_END_S, Job
 from commbench.processes.orphans import start_time
@@ -29,7 +30,7 @@ _STARTS_TRIED = 2  # launches that end before their first case, in a row
 class SweepReporter(Protocol):
     """Hears what the sweep has to say while it runs."""
 
-    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None: ...
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str, best: str) -> None: ...
 
     def row(self, row: Row) -> None: ...
 
@@ -79,8 +80,9 @@ class Sweep:
         self._done: dict[str, dict[int, Measurement]] = {}  # case -> launch -> measurement
         self._alike = alike
         self._noted: set[str] = set()  # what ranks had to say, once each
-        self._waiting: list[str] = []  # cases with a new measurement, whose row may be due
+        self._waiting: list[str] = []  # cases with a new measurement whose samples are not there yet
         self._samples = summary.Samples(folder)
+        self._best = BestSoFar()
         self._rates = rates
         self._measured_now = 0
         self._began = time.monotonic()
@@ -101,6 +103,7 @@ class Sweep:
                 continue
             if case_id in self._cases:
                 self._done.setdefault(case_id, {})[measurement.launch] = measurement
+                self._best.add(self._cases[case_id], measurement)
         self.rows = {key: row for key, row in rows.items() if self._stands(row)}
         for row in self.rows.values() if tell else ():
             self.reporter.row(row)
@@ -217,23 +220,27 @@ class Sweep:
         new = measurements.read(Measurement)
         for measurement in new:
             self._done.setdefault(measurement.case_id, {})[measurement.launch] = measurement
+            self._best.add(self._cases[measurement.case_id], measurement)
             self._measured_now += 1
             if progress.running == measurement.case_id:
                 progress.running = None
             if measurement.status in (Status.WRONG_RESULT, Status.DECLARATION_MISMATCH):
                 self._note_failure(self._cases[measurement.case_id], measurement)
-            if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL:
+            if self._needed.get(measurement.case_id, 0) >= LAUNCHES_FOR_INTERVAL or self._has_samples(measurement):
                 self._finish_if_complete(self._cases[measurement.case_id])
-            else:  # needs all samples; not while the next case is being timed on the same cores
+            else:  # a network's file system may show them later than the measurement
                 self._waiting.append(measurement.case_id)
         return bool(new)
+
+    def _has_samples(self, measurement: Measurement) -> bool:
+        return measurement.status is not Status.OK or self._samples.has(measurement)
 
     def _tell(self, what: str) -> None:
         left = None
         if self._measured_now >= 3:
             each = (time.monotonic() - self._began) / self._measured_now
             left = each * (self.total - self.done)
-        self.reporter.progress(self.done, self.total, left, what)
+        self.reporter.progress(self.done, self.total, left, what, str(self._best))
 
     def _finish_if_complete(self, case: Case) -> None:
         if case.case_id in self.rows or case.case_id not in self._needed:

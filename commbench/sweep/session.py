@@ -40,6 +40,7 @@ class ConsoleReporter:
     def __init__(self, console: Console, writer: writers.Writer) -> None:
         self.console = console
         self.writer: writers.Writer | None = writer
+        self._ended = False
         self.progress = console.progress
         self.note = console.note
 
@@ -48,7 +49,10 @@ class ConsoleReporter:
         self._write(lambda writer: writer.row(row))
 
     def end(self, rows: Sequence[Row], meta: Mapping[str, Any], compared: Mapping[str, Speedup]) -> None:
-        self._write(lambda writer: writer.end(rows, meta, compared))
+        """Write the last of the output, once: an interrupt may come when all is written."""
+        if not self._ended:
+            self._ended = True
+            self._write(lambda writer: writer.end(rows, meta, compared))
 
     def _write(self, write: Callable[[writers.Writer], None]) -> None:
         if self.writer is None:
@@ -91,6 +95,7 @@ def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Con
             return finish(request, folder, sweep, sweep.reporter, console, draw)
         except KeyboardInterrupt:
             folder.set_status("interrupted")
+            show_partial(request, folder, sweep, console)
             console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
             console.note(go_on)
             return EXIT_INTERRUPTED
@@ -108,7 +113,7 @@ def finish(
     from commbench.output import parquet
 
     rows = [sweep.rows[item.case.case_id] for item in sweep.planned if item.case.case_id in sweep.rows]
-    meta = {**folder.read_json("run.json"), "folder": _short(folder.path), "planned": len(sweep.planned)}
+    meta = _meta(folder, sweep)
     compared = ratios.of_run(folder, rows)
     parquet.write_results(folder, rows, compared)
     parquet.write_samples(folder)
@@ -134,6 +139,24 @@ def finish(
     if failed and not meta["joined"]:
         console.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
     return EXIT_FAILED if failed or not complete else EXIT_OK
+
+
+def show_partial(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Console) -> None:
+    """Write the table and the answer of what a run has so far."""
+    from commbench.analysis import ratios, so_far
+
+    assert isinstance(sweep.reporter, ConsoleReporter)
+    known = so_far.of_run(folder)
+    rows, meta = list(known.rows.values()), {**_meta(folder, sweep), "partial": known.partial}
+    compared = ratios.of_run(folder, rows)
+    sweep.reporter.end(rows, meta, compared)
+    if request.format != "table":
+        tell(answer(rows, compared, meta), console.note)
+
+
+def _meta(folder: RunFolder, sweep: Sweep) -> dict[str, Any]:
+    """Return what tables, answers and plots want to know of the run."""
+    return {**folder.read_json("run.json"), "folder": _short(folder.path), "planned": len(sweep.planned)}
 
 
 def interrupt_on_sigterm() -> None:

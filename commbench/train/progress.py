@@ -20,9 +20,9 @@ from commbench.train import results, tensorboard
 class TrainConsole(Console):
     """Shows a live line on a terminal, a plain one now and then elsewhere."""
 
-    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str, best: str = "") -> None:
         if self._progress:
-            super().progress(done, total, seconds_left, what)
+            super().progress(done, total, seconds_left, what, best)
         elif not self._quiet and (time.monotonic() - self._said > 10 or done in (0, total)):
             self._said = time.monotonic()
             self._console.print(f"step {done} of {total}: {what}")

@@ -36,8 +36,8 @@ class StageReporter:
         self._stage = stage
         self.note = console.note
 
-    def progress(self, done: int, total: int, seconds_left: float | None, what: str) -> None:
-        self._console.progress(done, total, seconds_left, f"{self._stage}: {what}")
+    def progress(self, done: int, total: int, seconds_left: float | None, what: str, best: str = "") -> None:
+        self._console.progress(done, total, seconds_left, f"{self._stage}: {what}", best)
 
     def row(self, row: Row) -> None:
         self._console.row(row)

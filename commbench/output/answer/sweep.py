@@ -120,7 +120,9 @@ def _known(value: Any) -> Any:
 
 
 def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str, Any]) -> Answer:
-    """Return what a sweep found. meta: run.json, and `folder` and `planned` (cases) where somebody knows them."""
+    """Return what a sweep found. meta: run.json, and `folder`, `planned` (cases) and `partial` (how
+    much there is of a run that was stopped) where somebody knows them.
+    """
     ok = [row for row in rows if row.status is Status.OK]
     bad = _unfinished(rows, meta)
     if not ok:
@@ -143,7 +145,9 @@ def _unfinished(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
     sentences = []
     planned = int(meta.get("planned") or len(rows))
     interrupted = sum(row.status is Status.INTERRUPTED for row in rows)
-    if missing := planned - len(rows) + interrupted:
+    if meta.get("partial"):  # rows are of the launches that cases have so far
+        sentences.append(f"partial: {meta['partial']}")
+    elif missing := planned - len(rows) + interrupted:
         sentences.append(f"partial: {planned - missing} of {words.count(planned, 'case')} finished")
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED, Status.INTERRUPTED)]
     if failed:
