@@ -34,6 +34,11 @@ def shell(text: str, **more: object) -> ProgramEnd:
     return foreign.run(["sh", "-c", text], log=Path("log"), **more)  # type: ignore[arg-type]
 
 
+def started() -> bool:
+    """Return whether the daemon has written its number: the file is there a moment before."""
+    return Path("daemon").exists() and Path("daemon").read_text().endswith("\n")
+
+
 def gone(name: str = "daemon") -> bool:
     """Whether the process that wrote its number into a file has ended, or does within a moment."""
     for _ in range(500):
@@ -68,7 +73,7 @@ def test_one_that_takes_too_long_is_asked_to_end(monkeypatch: pytest.MonkeyPatch
         """An hour is over as soon as the program is there: a busy machine may take any time to start it."""
         if timeout != 3600.0:
             return wait(process, timeout)
-        while not Path("daemon").exists():
+        while not started():
             time.sleep(0.01)
         raise subprocess.TimeoutExpired("sh", timeout)
 
@@ -83,7 +88,7 @@ def test_a_signal_is_handed_on_and_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
 
     def ask() -> None:
-        while not Path("daemon").exists():
+        while not started():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
@@ -102,7 +107,7 @@ def test_a_signal_during_the_start_is_handed_on(monkeypatch: pytest.MonkeyPatch)
     def slow(*words: object, **more: object) -> object:
         """The program runs, and the signal comes, before its start has returned, as on a busy machine."""
         process = start(*words, **more)  # type: ignore[call-overload]
-        while not Path("daemon").exists():
+        while not started():
             time.sleep(0.01)
         signal.raise_signal(signal.SIGTERM)
         return process
@@ -114,24 +119,24 @@ def test_a_signal_during_the_start_is_handed_on(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_launcher_that_is_interrupted_while_it_starts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    start, started = subprocess.Popen, []
+    start, begun = subprocess.Popen, []
 
     def slow(*words: object, **more: object) -> object:
-        started.append(start(*words, **more))  # type: ignore[call-overload]
+        begun.append(start(*words, **more))  # type: ignore[call-overload]
         signal.raise_signal(signal.SIGINT)
-        return started[0]
+        return begun[0]
 
     monkeypatch.setattr(subprocess, "Popen", slow)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where tests run in the background
     with pytest.raises(KeyboardInterrupt):
         Process(["sleep", "600"], os.environ, Path("log"))
     signal.signal(signal.SIGINT, before)
-    assert started[0].returncode == -signal.SIGKILL
+    assert begun[0].returncode == -signal.SIGKILL
 
 
 def test_what_ignores_a_signal_is_killed_by_the_next() -> None:
     def ask() -> None:
-        while not Path("daemon").exists():
+        while not started():
             time.sleep(0.01)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
