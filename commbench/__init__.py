@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load_profile(path: str | Path) -> LoadedProfile:
+def load_profile(path: str | Path, *, algorithms: Sequence[str] = ()) -> LoadedProfile:
     """A profile that `commbench tune` wrote: `load_profile("profile.json").communicator()`. docs/guide/communicator.md.
+
+    algorithms: files of algorithms from outside that it may use, as "./my.py:Hypercube"; it loads no others.
 
     Raises `UsageError` where there is no such file, `CorruptFile` where its content is no profile.
     """
     from commbench.communicators.loaded import load
 
-    return load(path)
+    return load(path, algorithms=algorithms)
 
 
 def communicator(

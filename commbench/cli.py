@@ -22,6 +22,7 @@ from commbench.commands.options import (
     shorts,
     training_options,
     training_request,
+    trusted_files,
 )
 from commbench.errors import UsageError
 
@@ -61,6 +62,7 @@ def cli() -> None:
     commbench doctor                    what would spoil a measurement here, and what to do about it
     commbench topo                      GPUs, network cards and NUMA nodes, and what is near what
     commbench advise tokens=4096 ..     what a Mixture-of-Experts layer sends, and what to try
+    commbench prove ./my.py:Mine        is an algorithm of yours right, and does it send what it declares?
     commbench recipes                   what is ready to run; keys: every setting; explain: what a word means
     """
 
@@ -86,6 +88,7 @@ def cli() -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
 @allow_env("a recipe, or from the run to go on with,")
+@trusted_files()
 def sweep(words: tuple[str, ...], **options: Any) -> int:
     """Measure collectives over sizes and algorithms, print a table, and draw plots.
 
@@ -129,6 +132,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 @click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
 @allow_env("a recipe")
+@trusted_files()
 def tune(words: tuple[str, ...], **options: Any) -> int:
     """Search algorithms and settings, confirm the best in fresh launches, and write a profile.
 
@@ -232,6 +236,7 @@ def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
 @click.option("--scope", default="", metavar="ID", help="One of the profile's scopes; needed where it has several.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where to; default: stdout.")
 @allow_env("the profile")
+@trusted_files()
 def export(profile: Path, format_: str, scope: str, out: Path | None, allow_env: tuple[str, ...]) -> int:
     """Write what a tuned profile says in the words of another program.
 
@@ -257,6 +262,7 @@ def export(profile: Path, format_: str, scope: str, out: Path | None, allow_env:
 @click.option("--dry-run", is_flag=True, help="Print the settings and the rank's place, and start nothing.")
 @click.option("--reductions", is_flag=True, help="Sums go by the profile too, which add in another order.")
 @allow_env("the profile")
+@trusted_files()
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE ...]")
 def exec_(profile: Path, scope: str, words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) -> int:
     """Become PROGRAM, in the environment, on the CPUs and with the exchanges that the profile asks for.

@@ -17,6 +17,7 @@ UNSET = "unset"
 # What `commbench exec` and launches tell their ranks, as nobody could find it out afterwards.
 BINDING, FABRIC = "COMMBENCH_BINDING", "COMMBENCH_FABRIC"
 PROFILE = "COMMBENCH_PROFILE"  # the file's path
+ALGORITHMS = "COMMBENCH_ALGORITHMS"  # files with algorithms that this user trusts: FILE.py:CLASS;FILE.py:CLASS
 BACKEND = "COMMBENCH_BACKEND"  # what torch's process groups are wrapped for: profile, record
 SCOPE = "COMMBENCH_SCOPE"  # the id of the scope in it that each rank has yet to start by: settings and binding
 EXPLAIN = "COMMBENCH_EXPLAIN"  # 1: what went by the profile is told when a group ends
@@ -30,7 +31,7 @@ _LOADING = re.compile(
         (
             # The loader, the C library, shells, and what any program looks for by its folder.
             r"LD_.*|DYLD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|NLSPATH|PATH|HOME|XDG_.*|SHELL|ENV|BASH_.*|BASHOPTS",
-            r"SHELLOPTS|PS4|IFS|PROMPT_COMMAND|EDITOR|VISUAL|PAGER|BROWSER|GIT_.*|SSH_.*",
+            r"SHELLOPTS|PS4|IFS|PROMPT_COMMAND|EDITOR|VISUAL|PAGER|BROWSER|GIT_.*|SSH_.*|COMMBENCH_ALGORITHMS",
             # Interpreters, and what Python's packages load or compile.
             r"PYTHON(?!HASHSEED$|UNBUFFERED$|FAULTHANDLER$).*|PERL.*|RUBY.*|NODE_.*|(_|JDK_)?JAVA_.*|CLASSPATH|LUA_.*",
             r"MPLBACKEND|MPLCONFIGDIR|TRITON_.*(DIR|PATH|HOME|BACKEND).*|TORCH\w*_(DIR|HOME|PATH|EXTENSIONS?)|CC|CXX|NVCC\w*",

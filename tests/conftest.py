@@ -112,6 +112,7 @@ def commbench(
 
 def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """As `commbench`, but in this process, which has imported everything. Ranks are processes as always."""
+    from commbench.algorithms import outside
     from commbench.cli import _main
     from tests.support import forked_launcher
 
@@ -128,6 +129,7 @@ def here(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
             code = _main(list(words))
     finally:
         signal.signal(signal.SIGTERM, before)
+        outside.forget()
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 

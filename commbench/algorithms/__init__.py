@@ -71,6 +71,11 @@ def get(collective: str, name: str) -> Algorithm:
     return algorithm
 
 
+def find(collective: str, name: str) -> Algorithm | None:
+    """Return an algorithm; None where it is not loaded here, as those from outside are in a reader of results."""
+    return TABLE.get((collective, name))
+
+
 def parameters() -> dict[str, str]:
     """Every parameter of any algorithm, with its meaning: these are keys of a sweep."""
-    return {key: text for algorithm in _ALL for key, (_, text) in algorithm.params.items()}
+    return {key: text for algorithm in TABLE.values() for key, (_, text) in algorithm.params.items()}

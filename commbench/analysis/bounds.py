@@ -39,7 +39,8 @@ def of_case(case: Case, links: Mapping[str, LinkRate]) -> tuple[LeastTime | None
     # Groups that share a node's links have a part of them each.
     share = spec.layout.ranks_per_node / case.setup.ranks_per_node
     least = least_time(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
-    steps = algorithms.get(case.collective, case.algorithm).steps(spec)
+    algorithm = algorithms.find(case.collective, case.algorithm)
+    steps = None if algorithm is None else algorithm.steps(spec)
     if steps is None:
         return least, None
 

@@ -209,8 +209,9 @@ def _alike_but_for(axis: _Axis, cases: Sequence[Case]) -> list[list[Case]]:
 def baseline_rank(case: Case) -> tuple[bool, int, bool]:
     """Return what the baseline has least of: the default, else the first in the table of algorithms, or in the plan."""
     names = algorithms.names(case.collective)
-    place = names.index(case.algorithm)
-    defaults = {key: value for key, (value, _) in algorithms.get(case.collective, case.algorithm).params.items()}
+    place = names.index(case.algorithm) if case.algorithm in names else len(names)
+    algorithm = algorithms.find(case.collective, case.algorithm)
+    defaults = case.params if algorithm is None else {key: value for key, (value, _) in algorithm.params.items()}
     return place > 0 or case.params != defaults, place, case.params != defaults
 
 

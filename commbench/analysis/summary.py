@@ -121,11 +121,12 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
     mean_bytes = None
     if status is not Status.SKIPPED:
         spec = case.spec
-        algorithm = algorithms.get(case.collective, case.algorithm)
-        steps = algorithm.steps(spec)
+        algorithm = algorithms.find(case.collective, case.algorithm)
+        steps = None if algorithm is None else algorithm.steps(spec)
         sends = None if steps is None else [send for step in steps for send in step.sends]
         traffic = None if sends is None else traffic_split(sends, spec.layout)
-        scratch = algorithm.scratch_bytes(spec)
+        measured = max((m.scratch_bytes for m in measurements), default=0)
+        scratch = measured if algorithm is None else algorithm.scratch_bytes(spec)
         mean_bytes = collectives.get(case.collective).mean_bytes(spec)
     # All groups do the same at the same time.
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks

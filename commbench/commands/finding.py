@@ -1,4 +1,4 @@
-"""Commands that say what there is, as the command line has them. Each loads what it needs when it runs."""
+"""Commands that say what there is, and whether it is right. Each loads what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -85,4 +85,26 @@ def advise(words: tuple[str, ...], format_: str) -> int:
     return _say(advice.as_json(shape, gpus=here) if format_ == "json" else advice.text(shape, _width(), gpus=here))
 
 
-COMMANDS = (advise, keys, recipes, explain)
+@click.command(
+    short_help="Does an algorithm give the right result, and send what it declares?",
+    epilog="Exit codes: 0 proved, 1 it is wrong somewhere, 2 it is no algorithm.",
+)
+@click.argument("algorithms", nargs=-1, required=True, metavar="FILE.py:CLASS|NAME...")
+@click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,
+              help="Of what is printed on stdout; json: an algorithm a line.")  # fmt: skip
+def prove(algorithms: tuple[str, ...], format_: str) -> int:
+    """Run an algorithm on 13 layouts, and compare the result byte by byte and the messages one by one.
+
+    Ranks are threads that hand each other real bytes, so it needs no GPU and no network, and takes a second. Data are
+    delivered at the latest moment that is allowed: what a timed run shows now and then shows here always.
+
+    \b
+    commbench prove ./my.py:Mine
+    commbench prove 2d_intra_first
+    """
+    from commbench.commands.prove import run
+
+    return run(algorithms, format_)
+
+
+COMMANDS = (advise, keys, recipes, explain, prove)

@@ -51,6 +51,19 @@ def allow_env(whose: str) -> Callable[[_Command], _Command]:
                         help=f"Take this variable from {whose} although it loads code; several times.")  # fmt: skip
 
 
+def trusted_files() -> Callable[[_Command], _Command]:
+    """Return the option that names files with algorithms; what it names is loaded before the command runs."""
+
+    def load(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> None:
+        if words:
+            from commbench.algorithms import outside
+
+            outside.hand_on(words)
+
+    return click.option("--algorithms", multiple=True, metavar="FILE.py[:CLASS]", callback=load, expose_value=False,
+                        help="Load an algorithm of yours from this file; several times.")  # fmt: skip
+
+
 class FiniteRange(click.FloatRange):
     """A number within limits: nan, which no comparison refuses, is none."""
 
@@ -132,6 +145,7 @@ def training_options(*, json_is: str) -> Callable[[_Command], _Command]:
     def decorate(command: _Command) -> _Command:
         for option in (
             allow_env("the profile"),
+            trusted_files(),
             click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
             click.option("--format", "format_", type=click.Choice(("table", "json")), default="table",
                          show_default=True, help=f"Of what is printed on stdout; json: {json_is}."),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from commbench.commands.completing import words_of
-from commbench.commands.options import WithKeys, WithProgram, allow_env
+from commbench.commands.options import WithKeys, WithProgram, allow_env, trusted_files
 
 
 class _ProgramWithKeys(WithProgram, WithKeys):
@@ -27,6 +27,7 @@ class _ProgramWithKeys(WithProgram, WithKeys):
 @click.option("--metric", default="", metavar="REGEX",
               help="Compare the number in its group, in the output; or step or wall, which are times.")  # fmt: skip
 @allow_env("a profile")
+@trusted_files()
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN",
               help="Go on with one that was stopped, or that has spent its budget.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from commbench.algorithms import outside
 from commbench.profile import Profile, file
 
 if TYPE_CHECKING:
@@ -30,6 +32,11 @@ class LoadedProfile:
         return make(group, self.profile, self.name, allow_mismatch=allow_mismatch)
 
 
-def load(path: str | Path) -> LoadedProfile:
-    """Read a profile. Raises `UsageError` where there is no such file, `CorruptFile` where it holds no profile."""
+def load(path: str | Path, *, algorithms: Sequence[str] = ()) -> LoadedProfile:
+    """Read a profile, after the files of algorithms from outside that it may use.
+
+    Raises `UsageError` where there is no such file, `CorruptFile` where it holds no profile.
+    """
+    for word in algorithms:
+        outside.load(word)
     return LoadedProfile(file.load(Path(path)), str(path))

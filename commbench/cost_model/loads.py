@@ -50,13 +50,13 @@ class CaseLoads:
 
 
 def of_case(case: Case) -> CaseLoads | None:
-    """Return the loads of a case; None where it cannot run, nothing moves, or a library chooses the messages."""
+    """Return the loads of a case; None where it cannot run, nothing moves, or nobody here knows the messages."""
     try:
         spec = case.spec
     except ValueError:  # the layout has no such groups
         return None
-    algorithm = algorithms.get(case.collective, case.algorithm)
-    if algorithm.unsupported(spec):
+    algorithm = algorithms.find(case.collective, case.algorithm)
+    if algorithm is None or algorithm.unsupported(spec):
         return None
     steps = algorithm.steps(spec)
     if not steps or not any(step.sends for step in steps):

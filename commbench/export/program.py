@@ -138,8 +138,11 @@ def no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:
 def describe(scope: Scope, info: RankInfo | None, path: Path, variables: Mapping[str, str]) -> list[str]:
     """Return the settings and the places of ranks, a line each."""
     unset = [f"unset {name}" for name, value in scope.env.items() if value == UNSET]
-    ours = (effective.BINDING, effective.SCOPE, effective.PROFILE, effective.BACKEND, effective.REDUCTIONS)
-    names = [name for name, value in scope.env.items() if value != UNSET] + [name for name in ours if name in variables]
+    ours = ("BINDING", "SCOPE", "PROFILE", "BACKEND", "REDUCTIONS", "ALGORITHMS")
+    named = [getattr(effective, name) for name in ours]
+    names = [name for name, value in scope.env.items() if value != UNSET] + [
+        name for name in named if name in variables
+    ]
     lines = [*unset, *(f"{name}={shlex.quote(variables[name])}" for name in names)]
     if scope.binding == "none":
         lines.append("binding=none: as it is started")

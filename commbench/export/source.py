@@ -8,6 +8,7 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from commbench.algorithms import outside
 from commbench.profile import Profile, Scope
 from commbench.profile.scope import only
 from commbench.variables import UNSET, refuse_code
@@ -35,6 +36,10 @@ class ExportSource:
         """Raise `UsageError` where the scopes that are exported set variables that load code."""
         for scope in [self.scope] if self.wanted or len(self.profile.scopes) == 1 else self.profile.scopes:
             refuse_code(scope.env, f"the profile {self.path}", self.allowed)
+
+    def files(self) -> list[str]:
+        """Return the files of algorithms from outside, which the user had to name to read the profile."""
+        return [one.word for one in outside.loaded({one.key for one in self.profile.outside}) if not one.entry_point]
 
     def heading(self, what: str) -> list[str]:
         """Return the comments that begin a file: what it is, and of which profile."""

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Sequence
 
 from commbench import variables
+from commbench.algorithms import outside
 from commbench.export.source import Exported, ExportSource, comment, lines, settings, without
 from commbench.profile import Scope
 from commbench.records import network_note
@@ -52,9 +53,12 @@ def rank(source: ExportSource) -> list[str]:
     if scope.binding != "none":
         words = [source.python, "-m", "commbench", "exec", "--profile", path, "--scope", scope.id]
         allowed = [word for name in source.allowed for word in ("--allow-env", name)]
-        return [*words, *allowed, "--", Shell(PROGRAM)]
+        trusted = [word for one in source.files() for word in ("--algorithms", one)]
+        return [*words, *allowed, *trusted, "--", Shell(PROGRAM)]
     unset = [word for name in without(scope) for word in ("-u", name)]
     values = {**settings(scope), variables.BINDING: scope.binding, variables.PROFILE: path}
+    if trusted := source.files():
+        values[variables.ALGORITHMS] = outside.BETWEEN.join(trusted)
     return ["env", *unset, *(f"{name}={value}" for name, value in values.items()), Shell(PROGRAM)]
 
 

@@ -36,6 +36,7 @@ class Job:
     program: str = ""  # a module to import by its name and run in place of cases: see commbench.measure.rank.run
     tokens: tuple[str, ...] = ()  # by which ranks that somebody else started know that it is theirs
     settings: dict[str, Any] = field(default_factory=dict)  # of the program, as JSON has them
+    algorithms: tuple[dict[str, str], ...] = ()  # from outside: files to load, as `OutsideAlgorithm` has them
 
     @property
     def folder(self) -> Path:
@@ -63,6 +64,7 @@ class Job:
         raw["cases"] = tuple(from_dict(Case, case) for case in raw["cases"])
         raw["setup"] = from_dict(Setup, raw.pop("outer"))
         raw["tokens"] = tuple(raw.get("tokens", ()))
+        raw["algorithms"] = tuple(raw.get("algorithms", ()))
         raw["placements"] = tuple(_placement(place) for place in raw["placements"])
         return Job(**raw)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench import fabric, transports, variables
+from commbench.algorithms import outside
 from commbench.errors import said
 from commbench.launch import placement
 from commbench.launch.job import FAILURES, Job
@@ -41,6 +42,8 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
     """
     folder = RunFolder(Path(job.run_dir))
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
+    for one in outside.read(job.algorithms):
+        outside.provide(one)
     rank_placement = placement.take(job, info)
     if job.setup.emulated:
         fabric.enter(job.setup.layout.node(info.rank))

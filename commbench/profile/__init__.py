@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from commbench.algorithms.outside import OutsideAlgorithm
 from commbench.records import NOMINAL
 from commbench.spec import Value
 from commbench.stats import Verdict
@@ -143,6 +144,8 @@ class Profile:
     command: list[str] = field(default_factory=list)
     minimum_gain: float = 0.03  # that the lower end of an interval had to show
     seconds: float = 0.0  # that tuning took
+    # Of choices whose algorithms are none of commbench's: which file or package has them, and its digest.
+    outside: list[OutsideAlgorithm] = field(default_factory=list)
 
     def scope(self, id: str) -> Scope:
         return next(scope for scope in self.scopes if scope.id == id)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from commbench import algorithms, collectives, transports
+from commbench.algorithms import outside
 from commbench.binding import policies
 from commbench.errors import CommbenchError, CorruptFile, UsageError
 from commbench.files import write_named
@@ -22,6 +23,8 @@ _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
 def dump(profile: Profile) -> str:
     """Return the file's content: JSON, two-space indents, with the digest by which an edit is noticed."""
     body = dataclasses.asdict(profile)
+    if not profile.outside:  # as files had it before there were such
+        del body["outside"]
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "digest": digest(body)}
     return json.dumps({**head, **body}, indent=2, allow_nan=False) + "\n"
 
@@ -40,7 +43,11 @@ def save(profile: Profile, path: Path) -> None:
 
 
 def load(path: Path) -> Profile:
-    """Read a profile. Raises `UsageError` where there is no such file, `CorruptFile` where it holds no profile."""
+    """Read a profile.
+
+    Raises `UsageError` where there is no such file, or where it uses code that the user has not loaded, `CorruptFile`
+    where it holds no profile.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -73,6 +80,7 @@ def parse(text: str, name: str) -> Profile:
         raise CorruptFile(f"{name}: {error}", hint=_MENDING) from error
     if raw.get("digest") != digest(body):
         raise CorruptFile(f"{name} was changed after it was written: its digest does not fit", hint=_MENDING)
+    outside.require(profile.outside, f"the profile {name}")
     if problems := check(profile):
         raise CorruptFile(f"{name}: {problems[0]}", hint=_MENDING)
     return profile

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from commbench.algorithms import outside
 from commbench.console import Console, print_error
 from commbench.errors import EXIT_INTERRUPTED, EnvironmentProblem, UsageError, said, storage
 from commbench.launch import placement, supervise
@@ -211,6 +212,7 @@ def _job(folder: RunFolder, sweep: Sweep) -> Job:
         setup=item.setup,
         cases=item.cases,
         timeout_s=sweep.timeout_s,
+        algorithms=outside.for_ranks(folder.path, {(case.collective, case.algorithm) for case in item.cases}),
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from commbench import algorithms, collectives, transports
+from commbench.algorithms import outside
 from commbench.binding import policies
 from commbench.collectives.base import Argument
 from commbench.emulated import MOST_OVERHEAD, MOST_SPINES, ROUTINGS, parse_rate, parse_slow_link
@@ -66,6 +68,42 @@ def _defect(name: str, value: Any) -> str:
     return str(value).lower()
 
 
+class _Algorithms(OneOf):
+    """One of commbench's, of those that the user has loaded, or one that an installed package has."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if isinstance(value, str) and outside.is_file(value):
+            raise UsageError(
+                f"a recipe names the file {value!r}, and loads no code by itself",
+                hint=f"if you trust that file, say so yourself: algorithm={shlex.quote(value)}",
+            )
+        if value == "all" or any(value == known for _, known in algorithms.TABLE):
+            return value
+        if isinstance(value, str) and (installed := outside.find_installed(value)) is not None:
+            add_parameters(installed)
+            return value
+        raise unknown(name, str(value), {"all", *(known for _, known in algorithms.TABLE)})
+
+
+def typed_algorithm(value: Any) -> Any:
+    """Return the name of what was typed; a file is loaded, as whoever types it means it. Raises `UsageError`."""
+    if not (isinstance(value, str) and outside.is_file(value)):
+        return value
+    loaded = outside.load(value)
+    add_parameters(loaded)
+    return loaded.name
+
+
+def add_parameters(loaded: outside.OutsideAlgorithm) -> None:
+    """Make keys of the parameters of an algorithm from outside. Raises `UsageError` where a key is another thing."""
+    for name, (_, text) in algorithms.get(*loaded.key).params.items():
+        if name in KEYS and name not in PARAMS:
+            raise UsageError(
+                f"{loaded.word}: its parameter {name!r} is another key of a sweep", hint="give it another name"
+            )
+        PARAMS[name] = KEYS[name] = _param_key(name, PARAMS[name].help.partition(" (")[0] if name in PARAMS else text)
+
+
 def _layout(name: str, value: Any) -> str:
     """Return `4x2` as it is. Raises `UsageError` for what is no layout."""
     nodes, _, per_node = str(value).partition("x")
@@ -101,7 +139,7 @@ def _script(name: str, value: Any) -> str:
 
 _FEWEST_RANKS, _ENOUGH_RANKS = 2, 4  # of `cpus`
 _NODES, _RANKS_PER_NODE = Number(int, 1, 100_000), Number(int, 1, 1024)
-_ALGORITHMS = (*sorted({name for _, name in algorithms.TABLE}), "all")
+_ALGORITHMS = _Algorithms((*sorted({name for _, name in algorithms.TABLE}), "all"))
 _EMULATED = "it belongs to fabric=emulated"
 _RATE = Parsed(_link, "1mbit to 400gbit")
 _FIXED = "the splits of this sweep fix its sizes"
@@ -113,7 +151,8 @@ LISTED: dict[str, Key] = {
     "transport": _axis(OneOf(tuple(transports.TABLE)), "gloo", WHAT, "what carries the messages"),
     "collective": _axis(OneOf((*collectives.TABLE, "all")), "all_to_all", WHAT,
                         "what is done; all: every one but pairs"),
-    "algorithm": _axis(OneOf(_ALGORITHMS), "direct", WHAT, "how it is done; all: in every way there is"),
+    "algorithm": _axis(_ALGORITHMS, "direct", WHAT,
+                       "how it is done; all: in every way there is; ./FILE.py:CLASS: yours, from a file"),
     "dtype": _axis(OneOf(tuple(DTYPES)), "fp32", WHAT, "type of the elements"),
     "mode": _axis(OneOf(("isolated", "pipelined", "graph")), "isolated", WHAT,
                   "isolated: one call is one sample; pipelined: calls back to back, divided; graph: 20 calls in a CUDA "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shlex
@@ -15,19 +16,21 @@ from typing import Any
 import yaml
 
 import commbench
-from commbench import fabric, launch, transports, variables
+from commbench import algorithms, fabric, launch, transports, variables
+from commbench.algorithms import outside
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
 from commbench.files import write_atomically
 from commbench.launch import placement, slurm
 from commbench.launch.job import Job
 from commbench.machine import describe, gpus, metadata, sysfs
+from commbench.measure import proof
 from commbench.rank_info import RankInfo
 from commbench.records import FORMAT_VERSION, Fabric, PlannedCase, network_note
 from commbench.run_folder import RunFolder, timestamp
 from commbench.serialise import as_dict
 from commbench.sweep import config, parts, plan, recipes
-from commbench.sweep.keys import KEYS
+from commbench.sweep.keys import KEYS, add_parameters, typed_algorithm
 from commbench.units import format_seconds, format_size
 
 EMULATING = ("local", "mpiexec")  # launchers whose ranks an emulated fabric can hold
@@ -76,6 +79,11 @@ def configure(
     named = traced or (bool(words) and (recipes.is_file(words[0]) or "=" not in words[0]))
     recipe, rest = (words[0], list(words[1:])) if named else ("quick", list(words))
     overrides = recipes.parse_overrides(rest)
+    for loaded in outside.of_environment():
+        add_parameters(loaded)
+    if "algorithm" in overrides.values:
+        overrides.values["algorithm"] = [typed_algorithm(value) for value in overrides.values["algorithm"]]
+    prove(outside.loaded())
     if recipe == "quick" and _on_gpus(overrides.values.get("transport")):
         recipe = "quick_gpu"
     composed = recipes.compose(recipe, overrides)
@@ -87,6 +95,18 @@ def configure(
             overrides.values.setdefault(key, [value])
     split = [part for item in composed for part in parts.of_recipe(item, overrides, wanted=with_parts)]
     return recipe, [config.build(recipe, one.keys, one.overrides, part=not one.alone) for one in split]
+
+
+def prove(wanted: Sequence[outside.OutsideAlgorithm]) -> None:
+    """Raise `UsageError` where an algorithm from outside gives a wrong result, or does other than it declares."""
+    for one in wanted:
+        if wrong := _first_wrong(one):
+            raise UsageError(f"{one.name} is not proved: {wrong}", hint=f"commbench prove {shlex.quote(one.word)}")
+
+
+@functools.cache
+def _first_wrong(one: outside.OutsideAlgorithm) -> str:
+    return proof.first_wrong(algorithms.get(*one.key))
 
 
 def takes_parts(request: SweepRequest) -> bool:
@@ -276,8 +296,14 @@ def _write_start(
             "machine_text": machine_text(machine),
             "started": timestamp(),
             "machine": machine,
+            **({"algorithms": [asdict(one) for one in used]} if (used := of_outside(planned)) else {}),
         },
     )
+
+
+def of_outside(planned: Sequence[PlannedCase]) -> list[outside.OutsideAlgorithm]:
+    """Return the algorithms from outside that a plan measures."""
+    return outside.loaded({(item.case.collective, item.case.algorithm) for item in planned})
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:

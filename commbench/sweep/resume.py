@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from commbench import launch, variables
+from commbench.algorithms import outside
 from commbench.analysis import sample_files
 from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
@@ -34,6 +35,7 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
             f"{folder.run_id} was measured by ranks that {about['joined']} started, and cannot go on without it",
             hint=f"start a new run under {about['joined']}",
         )
+    outside.require(outside.read(about.get("algorithms", ())), f"the run {request.resume}")
     items = folder.plan()
     if folder.plan_digest() != about["plan_digest"]:
         raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from commbench.algorithms import outside
 from commbench.analysis import bounds, summary
 from commbench.analysis.best_so_far import BestSoFar
 from commbench.launch import placement, supervise
@@ -183,6 +184,7 @@ class Sweep:
             setup=item.setup,
             cases=tuple(cases),
             timeout_s=self.timeout_s,
+            algorithms=outside.for_ranks(self.folder.path, {(case.collective, case.algorithm) for case in cases}),
             host=platform.node(),
             placements=tuple(placement.of_launch(item.setup, self.launchers[item.setup.transport])),
             parent_pid=os.getpid(),

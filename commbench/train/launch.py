@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import commbench
 from commbench import fabric, launch, transports, variables
+from commbench.algorithms import outside
 from commbench.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -234,6 +235,7 @@ def make_job(folder: RunFolder, config: TrainConfig, env: Mapping[str, str], lau
         host=metadata.collect()["host"] if setup.binding != "none" else "",
         parent_pid=0 if joined else os.getpid(),
         parent_started="" if joined else start_time(os.getpid()),
+        algorithms=outside.for_ranks(folder.path, {one.key for one in outside.loaded()}),
         program=training.PROGRAM,
         settings={"config": json.loads(config.to_json()), "about": {"joined": joined, "env": dict(env)}},
     )

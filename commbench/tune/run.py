@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import commbench
 from commbench import algorithms, cost_model
+from commbench.algorithms import outside
 from commbench.collectives.base import PART_BYTES
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
@@ -169,9 +170,12 @@ def to_profile(tuned: Sequence[Tuned], words: Sequence[str], limits: Limits, sec
     """Return the profile of all scopes. Raises `EnvironmentProblem` where there is none."""
     if not tuned:
         raise EnvironmentProblem("nothing was tuned", hint="see the notes above")
+    choices = [choice for one in tuned for choice in one.choices]
+    used = {(one.collective, config.algorithm) for one in choices for config in (one.config, one.on_plain) if config}
     return Profile(
         scopes=[one.scope for one in tuned],
-        choices=[choice for one in tuned for choice in one.choices],
+        choices=choices,
+        outside=outside.loaded(used),
         refused=[refused for one in tuned for refused in one.refused],
         created=timestamp(),
         commbench_version=commbench.__version__,

@@ -41,7 +41,7 @@ FLAGS = {
     "sweep": {
         "-b", "--min-bytes", "-e", "--max-bytes", "-f", "--factor", "-n", "--iters", "-w", "--warmup",
         "-d", "--dtype", "-o", "--op", "-r", "--root", "-g", "--ranks-per-node", "--out", "--resume",
-        "--retry-failed", "--allow-env", "--dry-run", "--show-config", "--launcher", "--format",
+        "--retry-failed", "--allow-env", "--algorithms", "--dry-run", "--show-config", "--launcher", "--format",
         "--no-plots", "-q", "--quiet", "-v", "--verbose",
     },
     "plot": {"--out", "--ranks"},
@@ -49,14 +49,18 @@ FLAGS = {
     "stragglers": {"--effect", "--format"},
     "model": {"--format", "--out"},
     "topo": {"--format", "--plot", "--record", "--root"},
-    "export": {"--format", "--scope", "--out", "--allow-env"},
-    "ab": {"--profile", "--allow-env", "--metric", "--resume", "--out", "--format", "--no-plots", "-q", "--quiet"},
-    "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env"},
+    "export": {"--format", "--scope", "--out", "--allow-env", "--algorithms"},
+    "ab": {
+        "--profile", "--allow-env", "--algorithms", "--metric", "--resume", "--out", "--format", "--no-plots", "-q",
+        "--quiet",
+    },
+    "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env", "--algorithms"},
     "record": {"--out", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},
     "keys": set(),
     "recipes": set(),
     "explain": set(),
     "advise": {"--format"},
+    "prove": {"--format"},
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ LOADING = words(
     FI_PROVIDER_PATH OMPI_MCA_mca_base_component_path OMPI_MCA_mca_component_path OMPI_MCA_mca_base_param_files
     OMPI_MCA_plm_rsh_agent PMIX_MCA_mca_base_component_path PRTE_MCA_prte_tmpdir_base OPAL_PREFIX PMIX_INSTALL_PREFIX
     I_MPI_ROOT I_MPI_HYDRA_BOOTSTRAP_EXEC HYDRA_LAUNCHER_EXEC I_MPI_PMI_LIBRARY NCCL_DEBUG_FILE NCCL_TOPO_DUMP_FILE
-    NCCL_GRAPH_DUMP_FILE CC CXX
+    NCCL_GRAPH_DUMP_FILE CC CXX COMMBENCH_ALGORITHMS
     """
 )
 # What tunings are about, and what says where rather than what.

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from commbench.data import OPS, Bytes, add, decode, encode
 from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
 
+_UNWRITTEN = 0xA5  # in memory that nobody has written to, where what algorithms do is looked at
+
 
 class Carrier(Protocol):
     """What a communicator asks of the transport that carries its messages between global ranks."""
@@ -115,6 +117,7 @@ class ScriptedComm:
             raise MemoryError(f"planted: {nbytes} bytes")
         if self._transport.counting:
             self._transport.allocated.append(nbytes)
+            return cast(Array, np.full(nbytes, _UNWRITTEN, dtype=np.uint8))
         return cast(Array, np.empty(nbytes, dtype=np.uint8))
 
     def write(self, array: Array, data: Bytes) -> None:
@@ -181,17 +184,17 @@ class Exchange:
         self._ranks = ranks
         self._sends = sends
         self._recvs = recvs
-        self._step = step
+        self.step = step
         self._finish = finish  # what this rank does by itself once all has arrived
         if transport.counting:
-            transport.began.append((step, tuple(other._step for other in transport.pending)))
+            transport.began.append((step, tuple(other.step for other in transport.pending)))
         transport.pending.append(self)
 
     def wait(self) -> None:
         if self not in self._transport.pending:
             return
         if self._transport.pending[0] is not self:
-            raise RuntimeError(f"step {self._step!r} is waited for before one that was started earlier")
+            raise RuntimeError(f"step {self.step!r} is waited for before one that was started earlier")
         self._transport.pending.pop(0)
         untouched = self._transport.fault("untouched")
         payloads: dict[int, list[bytes]] = {}
@@ -200,7 +203,7 @@ class Exchange:
         recvs: dict[int, list[Array]] = {}
         for message in self._recvs:
             recvs.setdefault(self._ranks[message.peer], []).append(message.buffer)
-        arrived = self._transport.transfer(self._step, payloads, list(recvs))
+        arrived = self._transport.transfer(self.step, payloads, list(recvs))
         for peer, payload in arrived.items():
             data = np.frombuffer(payload, dtype=np.uint8)
             sizes: list[int] = [buffer.nbytes for buffer in recvs[peer]]  # type: ignore[attr-defined]

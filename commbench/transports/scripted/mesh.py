@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-import queue
 import selectors
 import socket
 import struct
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -24,22 +25,70 @@ class Mesh(Protocol):
         ...
 
 
+class Deadlock(RuntimeError):
+    """No rank can go on: each waits for a message that nobody will send."""
+
+
+class _Meeting:
+    """What the threads of one mesh share: the messages on their way, who waits for whom, and who has left."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.lock = threading.Lock()
+        self.arrived = [threading.Condition(self.lock) for _ in range(size)]  # something for this rank
+        self.queues = {(src, dst): deque[bytes]() for src in range(size) for dst in range(size)}
+        self.waiting: dict[int, int] = {}  # rank -> the rank that it waits for
+        self.left: set[int] = set()
+
+    def stuck(self) -> bool:
+        """Return whether each rank has left, or waits for a message that is not there."""
+        waiting = {rank for rank, source in self.waiting.items() if not self.queues[source, rank]}
+        return len(waiting | self.left) == self.size
+
+    def wake_all(self) -> None:
+        for arrived in self.arrived:
+            arrived.notify()
+
+
 class ThreadMesh:
-    def __init__(self, rank: int, queues: list[list[queue.SimpleQueue[bytes]]]) -> None:
+    def __init__(self, rank: int, meeting: _Meeting) -> None:
         self.rank = rank
-        self.size = len(queues)
-        self._queues = queues
+        self.size = meeting.size
+        self._meeting = meeting
 
     def exchange(self, sends: Mapping[int, bytes], sources: Sequence[int]) -> dict[int, bytes]:
-        for peer, payload in sends.items():
-            self._queues[self.rank][peer].put(payload)
-        return {peer: self._queues[peer][self.rank].get(timeout=60) for peer in sources}
+        meeting = self._meeting
+        with meeting.lock:
+            for peer, payload in sends.items():
+                meeting.queues[self.rank, peer].append(payload)
+                if meeting.waiting.get(peer) == self.rank:
+                    meeting.arrived[peer].notify()
+            return {peer: self._receive(peer) for peer in sources}
+
+    def _receive(self, peer: int) -> bytes:
+        """Return the next message of a peer. Raises `Deadlock` where none will come."""
+        meeting, queue = self._meeting, self._meeting.queues[peer, self.rank]
+        meeting.waiting[self.rank] = peer
+        while not queue:
+            if meeting.stuck():
+                meeting.wake_all()
+                raise Deadlock(f"waits for a message of rank {peer} that never comes")
+            if not meeting.arrived[self.rank].wait(timeout=60):
+                raise TimeoutError(f"no message of rank {peer} in a minute")
+        del meeting.waiting[self.rank]
+        return queue.popleft()
+
+    def leave(self) -> None:
+        """Send nothing more: who waits for this rank alone, waits in vain."""
+        with self._meeting.lock:
+            self._meeting.left.add(self.rank)
+            self._meeting.wake_all()
 
 
 def thread_meshes(size: int) -> list[ThreadMesh]:
     """One end per rank."""
-    queues: list[list[queue.SimpleQueue[bytes]]] = [[queue.SimpleQueue() for _ in range(size)] for _ in range(size)]
-    return [ThreadMesh(rank, queues) for rank in range(size)]
+    meeting = _Meeting(size)
+    return [ThreadMesh(rank, meeting) for rank in range(size)]
 
 
 class SocketPairs:

@@ -17,13 +17,10 @@ from commbench.collectives.base import Collective
 from commbench.collectives.tp_all_to_all import group_block_bytes
 from commbench.layout import Layout
 from commbench.links import LinkRate, least_time
-from commbench.measure import buffers
-from commbench.measure.verify import Checker
-from commbench.spec import DTYPES, Send, Spec, Step, traffic_split
-from commbench.transports.scripted.transport import Scripted
-from tests.conftest import scripted_ranks
+from commbench.measure import proof
+from commbench.measure.proof import LAYOUTS, all_before
+from commbench.spec import DTYPES, Send, Spec, traffic_split
 
-LAYOUTS = [(1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 5), (2, 3), (3, 2), (1, 7), (2, 4), (3, 3), (3, 5), (4, 4)]
 FEW_LAYOUTS = [(1, 2), (1, 3), (2, 2), (1, 5)]
 
 
@@ -191,14 +188,6 @@ def test_pipelines_declare_what_is_in_flight_together() -> None:
     assert not pairs
 
 
-def all_before(steps: list[Step]) -> dict[str, set[str]]:
-    """Of each step, what is finished before it begins."""
-    before: dict[str, set[str]] = {}
-    for step in steps:
-        before[step.name] = set(step.after).union(*(before[name] for name in step.after))
-    return before
-
-
 @pytest.mark.parametrize(("nodes", "per_node"), FEW_LAYOUTS)
 @pytest.mark.parametrize(("algorithm", "more"), asked_variants())
 def test_whatever_a_collective_is_asked(algorithm: Algorithm, more: dict[str, Any], nodes: int, per_node: int) -> None:
@@ -206,49 +195,7 @@ def test_whatever_a_collective_is_asked(algorithm: Algorithm, more: dict[str, An
 
 
 def run_and_compare(algorithm: Algorithm, spec: Spec) -> None:
-    collective = collectives.get(spec.collective)
-
-    def rank(transport: Scripted) -> tuple[int, Scripted]:
-        ((out, inp),) = buffers.allocate(transport, collective, spec, transport.rank, 1, one_sided=algorithm.one_sided)
-        transport.allocated.clear()
-        bound = algorithm.prepare(transport.world, spec)
-        (ready,) = bound.bind([(out, inp)])
-        checker = Checker(transport, collective, spec, transport.rank, 5)
-        wrong = 0
-        for salt in (1, 2):
-            checker.poison(out, salt)
-            checker.fill_input(inp, salt)
-            poisoned = checker.count_wrong(out, salt)
-            wrong += not spec.in_place and poisoned != len(out) // spec.itemsize
-            transport.log.clear()
-            transport.began.clear()
-            if (work := bound.start(out, inp) if salt == 1 else ready()) is not None:
-                work.wait()
-            wrong += checker.count_wrong(out, salt)
-            wrong += not (spec.in_place or _unchanged(checker, inp, salt))
-        bound.close()
-        return wrong, transport
-
-    results = scripted_ranks(spec.layout.nodes, spec.layout.ranks_per_node, rank)
-    assert [wrong for wrong, _ in results] == [0] * spec.ranks
-    steps = algorithm.steps(spec)
-    if steps is not None:
-        seen = sorted(entry for _, transport in results for entry in transport.log)
-        assert seen == sorted((step.name, *send) for step in steps for send in step.sends)
-        before = all_before(steps)
-        for _, transport in results:
-            for place, (step, flying) in enumerate(transport.began):
-                finished = {name for name, _ in transport.began[:place]} - set(flying)
-                assert before[step] == finished, f"{step} declares to come after other steps than it does"
-                assert algorithm.concurrent or not flying
-                kinds = [name.partition("-")[0] for name in (*flying, step)]
-                assert len(kinds) == len(set(kinds)), "one exchange of a kind at a time"
-    assert {sum(transport.allocated) for _, transport in results} == {algorithm.scratch_bytes(spec)}
-
-
-def _unchanged(checker: Checker, inp: Any, salt: int) -> bool:
-    """The input is the caller's: no algorithm may write to it."""
-    return bytes(inp) == checker.input.whole(salt).tobytes()
+    assert proof.examine(algorithm, spec) == []
 
 
 @pytest.mark.parametrize("algorithm", algorithms.TABLE.values(), ids=lambda a: f"{a.collective}-{a.name}")
