@@ -15,7 +15,9 @@ from commbench.analysis.compare import OUTCOMES, CaseComparison
 from commbench.commands.options import check_picture
 from commbench.console import stderr_console
 from commbench.errors import UsageError
+from commbench.output.answer.compared import answer
 from commbench.records import network_note
+from commbench.run_folder import RunFolder
 from commbench.units import format_size
 
 
@@ -44,14 +46,18 @@ def run(
     for text in [*forbidding, *others]:
         stderr_console().print(f"differs: {text}", markup=False)
     partial = [f"partial, {when}: {run.partial}" for when, run in (("before", before), ("after", after)) if run.partial]
+    about = {} if second.is_file() else RunFolder.open(second).read_json("run.json")
+    found = answer(comparisons, threshold, about).but(partial)
     if format_ == "json":
         for item in comparisons:
             line = {**dataclasses.asdict(item), "outcome": item.outcome, "regressed": item.regressed(threshold)}
             sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.write(json.dumps(found.as_dict()) + "\n")
         for text in partial:
             stderr_console().print(text, markup=False)
     else:
         sys.stdout.write("".join(f"# {text}\n" for text in partial) + table(comparisons, first, second, threshold))
+        sys.stdout.write("\n".join(found.lines()) + "\n")
     if plot is not None:
         from commbench.plots import ratio
 

@@ -13,6 +13,7 @@ from commbench.console import stderr_console
 from commbench.cost_model import comparison
 from commbench.errors import UsageError
 from commbench.files import write_named
+from commbench.output.answer.fitted import answer
 from commbench.run_folder import RunFolder
 
 
@@ -23,11 +24,13 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
     fitted = cost_model.fit(observations)
     if out is not None:
         _write(out, json.dumps(fitted.as_dict()) + "\n")
+    partial = so_far.partial_runs(folders)
+    found = answer(fitted, [str(path) for path in paths], None if out is None else str(out)).but(partial)
     if format_ == "json":
-        sys.stdout.write(json.dumps(comparison.as_json(fitted, observations)) + "\n")
+        sys.stdout.write(json.dumps(comparison.as_json(fitted, observations) | found.as_dict()) + "\n")
     else:
-        sys.stdout.write(comparison.table(fitted, observations))
-    for text in so_far.partial_runs(folders):
+        sys.stdout.write(comparison.table(fitted, observations) + "\n".join(found.lines()) + "\n")
+    for text in partial:
         stderr_console().print(text, markup=False)
     for note in fitted.notes:
         stderr_console().print(f"note: {note}", markup=False)

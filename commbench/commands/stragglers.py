@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from commbench.analysis import so_far
 from commbench.analysis.stragglers.examine import examine, without_repeats
 from commbench.console import stderr_console
 from commbench.output import stragglers
+from commbench.output.answer.slow import answer
 from commbench.run_folder import RunFolder
 
 EXIT_NOTHING, EXIT_NAMED = 0, 1
@@ -20,9 +22,14 @@ def run(paths: Sequence[Path], format_: str, effect: float) -> int:
     folders = [RunFolder.open(path) for path in paths]
     parts = examine(folders, effect)
     named = without_repeats(parts)
-    write = stragglers.json_line if format_ == "json" else stragglers.text
-    sys.stdout.write(write(parts, named, effect))
-    for text in so_far.partial_runs(folders):
+    partial = so_far.partial_runs(folders)
+    found = answer(parts, named, effect, folders[0].read_json("run.json")).but(partial)
+    if format_ == "json":
+        line = stragglers.as_json(parts, named, effect) | found.as_dict()
+        sys.stdout.write(json.dumps(line) + "\n")
+    else:
+        sys.stdout.write(stragglers.text(parts, named, effect) + "\n".join(found.lines("")) + "\n")
+    for text in partial:
         stderr_console().print(text)
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         stderr_console().print(f"note: {note}")

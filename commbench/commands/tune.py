@@ -10,10 +10,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
+from commbench.output.answer.tuned import answer
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
@@ -85,8 +87,14 @@ def run(request: SweepRequest, out: Path | None) -> int:
             sys.stdout.write(json.dumps(dataclasses.asdict(choice)) + "\n")
     else:
         sys.stdout.write("\n".join(describe.table(profile, [one.control for one in tuned])) + "\n")
+    saved, values = "", dict[str, Any]()
     if trace is not None:
-        _tell_saving(trace, Path(recipe), regions, tuned, stages, request)
+        saved, values = _saving(trace, Path(recipe), regions, tuned, stages)
+    found = answer(profile, describe.next_step(target, trace), saved)
+    if request.format == "json":
+        sys.stdout.write(json.dumps(found.as_dict() | values) + "\n")
+    else:
+        sys.stdout.write("\n".join(found.lines()) + "\n")
     if request.plots:
         _draw(profile, folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
@@ -103,24 +111,18 @@ def _copy(profile: Profile, kept: Path, out: Path) -> None:
         raise UsageError(f"{error}; the profile is whole in {kept}", hint=f"make room, then copy {kept}") from error
 
 
-def _tell_saving(
-    trace: ProgramTrace,
-    path: Path,
-    regions: Sequence[Region],
-    tuned: Sequence[Tuned],
-    stages: Stages,
-    request: SweepRequest,
-) -> None:
-    """Say what the profile saves of a step of the program."""
+def _saving(
+    trace: ProgramTrace, path: Path, regions: Sequence[Region], tuned: Sequence[Tuned], stages: Stages
+) -> tuple[str, dict[str, Any]]:
+    """Return what the profile saves of a step of the program, in words and as facts."""
     predicted = saving.predict(regions, tuned, stages.folders)
     said = traced_describe.answer(trace, exchanges(trace), path)
     waited_us = said.tunable_us - said.late_us if said.waits_seen else None
+    values = {} if predicted is None else dataclasses.asdict(predicted)
     text = saving.sentence(predicted, said.step_us, waited_us)
-    if request.format == "json":
-        values = {} if predicted is None else dataclasses.asdict(predicted)
-        sys.stdout.write(json.dumps({"answer": text, **values, "step_us": said.step_us, "waited_us": waited_us}) + "\n")
-    else:
-        sys.stdout.write(f"{text}\n")
+    return f"the profile {text}" if text.startswith("saves") else text, {
+        **values, "step_us": said.step_us, "waited_us": waited_us
+    }  # fmt: skip
 
 
 def _draw(profile: Profile, folder: Path, console: Console) -> None:

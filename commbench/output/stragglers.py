@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,7 +66,7 @@ def _time(time_us: float) -> str:
     return f"{time_us / scale:.4g} {unit}"
 
 
-def json_line(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
+def as_json(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> dict[str, Any]:
     """Return the same as one JSON object."""
     objects: list[dict[str, Any]] = []
     for part, straggler in named:
@@ -84,7 +83,7 @@ def json_line(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggl
         }
         for part in parts
     ]
-    return json.dumps({"found": objects, "looked_at": looked, "min_effect": effect}) + "\n"
+    return {"found": objects, "looked_at": looked, "min_effect": effect}
 
 
 def _what(part: Examined) -> str:

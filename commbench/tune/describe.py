@@ -85,12 +85,25 @@ def _control_text(control: Control) -> str:
     )
 
 
+def next_step(profile: Path, trace: ProgramTrace | None) -> tuple[str, str]:
+    """Return what to do with the profile, and the command."""
+    if trace is None:
+        return "use it", shlex.join(["commbench", "export", str(profile), "--format", "env"])
+    return "measure what it is worth", f"commbench ab {_with_program(profile, trace)}"
+
+
 def use(profile: Path, trace: ProgramTrace | None) -> list[str]:
     """Return the commands to go on with: the recorded program's own, or what fits any program."""
     if trace is None:
         return [
             f"use it: commbench export {profile} --format env, or commbench.load_profile({str(profile)!r}) in Python"
         ]
+    typed = _with_program(profile, trace)
+    return [f"use it: commbench exec {typed}", f"what it is worth: commbench ab {typed}"]
+
+
+def _with_program(profile: Path, trace: ProgramTrace) -> str:
+    """Return the words that run the recorded program with the profile, on the fabric that it was recorded on."""
     words = ["--profile", str(profile)]
     if trace.fabric:
         nodes, ranks_per_node = trace.layout()
@@ -100,5 +113,4 @@ def use(profile: Path, trace: ProgramTrace | None) -> list[str]:
             for name, key in foreign_keys.KEYS.items()
             if name == "nodes" or keys.get(name, key.default) != key.default
         ]
-    typed = shlex.join([*words, "--", *(trace.command or ["COMMAND"])])
-    return [f"use it: commbench exec {typed}", f"what it is worth: commbench ab {typed}"]
+    return shlex.join([*words, "--", *(trace.command or ["COMMAND"])])

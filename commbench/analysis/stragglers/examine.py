@@ -29,6 +29,7 @@ class Examined:
     stragglers: list[Straggler]
     fabric: str = ""  # what is between the nodes, as in rows
     notes: list[str] = field(default_factory=list)
+    unclear: Straggler | None = None  # who would be named, were there launches enough
 
 
 def examine(folders: Sequence[RunFolder], effect: float) -> list[Examined]:
@@ -68,6 +69,7 @@ def _of_matrix(table: Matrix, tests: int, search: Search) -> Examined:
         fabric=row.fabric,
     )
     if unclear := search.unclear:
+        part.unclear = unclear
         part.notes.append(
             f"{format_size(table.size_bytes)}: {unclear.name} took {unclear.ratio:.2f}x as long; of "
             f"{table.launches} launch{'es' if table.launches > 1 else ''} nobody can tell whether it always does: "

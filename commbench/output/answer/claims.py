@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from commbench.output.answer import words
@@ -139,6 +139,10 @@ class Answer:
 
     def __str__(self) -> str:
         return "; ".join(self.sentences)
+
+    def but(self, limits: Sequence[str]) -> Answer:
+        """Return the answer with more that limits it: that a run is partial, say."""
+        return replace(self, sentences=[*self.sentences, *limits])
 
     def lines(self, prefix: str = "# ") -> list[str]:
         """Return the last lines of a table: the answer, a line for each sentence, and the next step."""

@@ -31,13 +31,22 @@ def made(
     cases = planned(*WORDS, *words)
     run, _ = folder(parent, cases, measured(cases, rule, noise=noise, drift=0.02), 20)
     about = {**META, "run_id": run.run_id, "joined": "", "machine": {**MACHINE, **(machine or {})}}
-    about |= {"format_version": FORMAT_VERSION, "launchers": {}, "plan_digest": "", "timeout_s": 1, "seed": 0}
+    about |= {
+        "command": ["commbench", "sweep", "quick"],
+        "format_version": FORMAT_VERSION,
+        "launchers": {},
+        "plan_digest": "",
+        "timeout_s": 1,
+        "seed": 0,
+    }
     (run.path / "run.json").write_text(json.dumps(about))
     return run.path
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert last.keys() == {"answer", "format"}
+    return lines
 
 
 def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +64,13 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: 
     assert _main(["compare", str(before), str(after), "--threshold", "0.3", "--plot", str(tmp_path / "p.png")]) == 0
     text = capsys.readouterr().out
     assert "8 cases: 0 better, 4 worse, 4 inconclusive; 0 regressed by more than 30 %" in text
+    assert "# answer: 0 of 8 cases regressed by more than 30 %\n" in text
+    assert "fp32, isolated: bruck: the second run is slower from 1 KiB to 64 KiB, takes 1." in text
+    assert text.endswith("# next: nothing to mend\n")
+    assert _main(["compare", str(before), str(after)]) == 1
+    assert capsys.readouterr().out.endswith("then measure the second run again: commbench doctor\n")
+    assert _main(["compare", str(before), str(before)]) == 0
+    assert "# answer: no difference is proven in 8 cases: ratios are between 0.9" in capsys.readouterr().out
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
@@ -65,7 +81,8 @@ def test_few_launches_are_compared_by_their_samples_and_it_is_said(
     assert _main(["compare", str(before), str(after)]) == 0, "three launches are no verdict"
     text = capsys.readouterr().out
     assert "samples   inconclusive" in text and "0 better, 0 worse, 8 inconclusive" in text
-    assert "3 launches, 6 are needed for a verdict: launches=6" in text
+    assert "# answer: nothing is proven: 3 launches, 6 are needed for a verdict: launches=6" in text
+    assert text.endswith("# next: measure both runs with launches=6: commbench sweep quick launches=6\n")
 
 
 def test_other_machines_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
