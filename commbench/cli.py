@@ -359,7 +359,8 @@ def doctor(format_: str) -> int:
 @click.option("--record", type=click.Path(path_type=Path), metavar="DIR",
               help="Write the machine down in a new folder, to read it elsewhere.")  # fmt: skip
 @click.option("--root", type=click.Path(path_type=Path), default=Path("/"), metavar="DIR",
-              help="Read a machine that was recorded, not this one.")  # fmt: skip
+              help="Read a machine that was recorded, not this one; or a file: NCCL's topology XML, the text of "
+                   "nvidia-smi topo -m.")  # fmt: skip
 def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> int:
     """Show how GPUs, network cards and NUMA nodes of this machine hang together, as nvidia-smi topo -m does.
 
@@ -367,6 +368,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     commbench topo --plot machine.png
     commbench topo --record my-machine          # for a bug report: small files, no addresses
     commbench topo --root my-machine            # the same answer, anywhere
+    commbench topo --root topo.xml              # as NCCL_TOPO_DUMP_FILE=topo.xml wrote it
     """
     from commbench.commands.topo import run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from commbench.commands.options import check_picture
 from commbench.console import stderr_console
 from commbench.errors import UsageError
-from commbench.machine import describe, sysfs
+from commbench.machine import describe, foreign, sysfs
 from commbench.machine.record import record as write_down
 
 
@@ -18,7 +18,7 @@ def run(format: str, root: Path, plot: Path | None = None, record: Path | None =
     check_picture(plot)
     console = stderr_console()
     if record is None:
-        machine = sysfs.read(root)
+        machine = foreign.read(root) if root.is_file() else sysfs.read(root)
     else:
         machine, count = write_down(root, record)
         console.print(f"recorded: {record}, {count} small files; read it with: commbench topo --root {record}")

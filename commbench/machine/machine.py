@@ -44,6 +44,7 @@ class Machine:
     nics: tuple[PciDevice, ...] = ()
     nvlinks: tuple[NvLinks, ...] = ()  # each pair once, in the order of `gpus`
     notes: tuple[str, ...] = ()  # what could not be read, and why
+    told: tuple[tuple[str, str, str], ...] = ()  # paths of two devices by name, where another tool told them
 
     def node(self, index: int) -> NumaNode:
         """Return the node of that number. Raises KeyError where the machine has no such node."""

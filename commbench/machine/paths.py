@@ -52,6 +52,10 @@ def nvlinks(machine: Machine, first: PciDevice, second: PciDevice) -> int:
 
 def pcie(machine: Machine, first: PciDevice, second: PciDevice) -> Kind:
     """Return the kind of path over the PCI bus, whatever NVLinks there are."""
+    if machine.told:
+        pair = (first.name, second.name)
+        word = next((word for *names, word in machine.told if tuple(names) == pair), Kind.UNKNOWN)
+        return Kind(word) if word in tuple(Kind) else Kind.UNKNOWN  # NV18 tells nothing of the bus
     shared = _shared(first.pci_path, second.pci_path)
     if shared > 1:  # a bridge below the host bridge: the upper side of a switch, or of a card with several functions
         # A switch has one more bridge on each way down. Beside those nothing but the devices themselves is left.

@@ -348,7 +348,7 @@ def test_links_never_lead_out_of_the_root(tmp_path: Path) -> None:
 
 BAD = {
     "--root {}/none": ("none' is not there", "--record"),
-    "--root {}/file": ("file' is no folder", "--record"),
+    "--root {}/file": ("file: no row GPU0", "commbench topo --record"),
     "--root {}/empty": ("empty': neither sys/devices/system/cpu/online", "--record"),
     "--root {}/pc --plot m.pdf": ("unknown kind of picture '.pdf'", ".png or .svg"),
     "--root {}/pc --plot {}/none/m.png": ("cannot write", "folder that is there"),
