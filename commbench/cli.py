@@ -23,6 +23,7 @@ from commbench.commands.options import (
     training_options,
     training_request,
     trusted_files,
+    yardstick_options,
 )
 from commbench.errors import UsageError
 
@@ -151,17 +152,23 @@ def tune(words: tuple[str, ...], **options: Any) -> int:
 
 @cli.command(short_help="Draw the plots of runs, of sweeps or of trainings.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN|FILE...")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run.")
-@click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
-def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to; default: plots/ in the run, or here."
+)
+@yardstick_options
+def plot(runs: tuple[Path, ...], out: Path | None, **told: Any) -> int:
     """Draw bandwidth and time against size; of trainings loss, throughput and the parts of a step. PNG and SVG.
 
-    With several runs, equal settings share a figure and each line names its run. A file of nccl-tests (text or JSON)
-    or of OSU is drawn beside them, in the figures of the same collective and number of ranks.
+    With several runs, equal settings share a figure and each line names its run. A file of nccl-tests, rccl-tests, OSU
+    or IMB is drawn beside them, in the figures of the same collective and number of ranks. Files alone have figures of
+    their own, and a table that says how near they come to what their links allow.
+
+    \b
+    commbench plot alltoall_perf.log --link-rate inter=8x400gbit
     """
     from commbench.commands.plot import run
 
-    return run(runs, out, ranks)
+    return run(runs, out, **told)
 
 
 @cli.command(
@@ -175,7 +182,7 @@ def plot(runs: tuple[Path, ...], out: Path | None, ranks: int | None) -> int:
 @click.option("--allow-mismatch", is_flag=True, help="Compare runs of different machines.")
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the ratios: .png or .svg.")
-@click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say.")
+@yardstick_options
 def compare(before: Path, after: Path, **options: Any) -> int:
     """Ratio of times, RUN_A over RUN_B, of every case that both have, with its 95 % interval.
 

@@ -107,14 +107,15 @@ def of_shared(per_rank: float, per_node: float, layout: Layout) -> list[Need]:
 
     Only what a rank, or a node, lacks must come to it.
 
-    `per_rank` bytes must enter (or leave) each rank over whatever links it has; `per_node` bytes each node, over the
-    network links of all its ranks.
+    `per_rank` bytes must enter (or leave) each rank over whatever links it has, all ranks of a node at once; `per_node`
+    bytes each node, over the network links of all its ranks.
     """
     links = tuple(
         link for link, there in zip(LINK_CLASSES, (layout.ranks_per_node > 1, layout.nodes > 1), strict=True) if there
     )
     needs = [Need(per_rank, links)]
     if layout.nodes > 1:
+        needs.append(Need(per_rank * layout.ranks_per_node, links, "node"))
         needs.append(Need(per_node, ("inter",), "node"))
     return needs
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from commbench.emulated import Emulated
 from commbench.layout import Layout
-from commbench.links import LinkRate
+from commbench.links import LinkRate, RateKind
 from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
 from commbench.spec import DTYPES, Spec
 
@@ -286,7 +286,7 @@ class Row:
     bound_gbps: float | None
     bound_fraction: float | None
     bound_us: float | None = None  # the least time that known links allow the collective
-    bound_kind: str = ""  # who says their rates: nominal, declared, measured; "": no bound, or an old run folder
+    bound_kind: RateKind = ""  # who says their rates: nominal, declared, measured; "": no bound, or an old run folder
     steps_us: float | None = None  # and this algorithm, whose messages they have to carry
     mean_bytes: float | None = None  # where ranks differ: the mean of what they send
     busbw_mean_gbps: float | None = None  # busbw of the mean

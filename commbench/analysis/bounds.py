@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from commbench import algorithms, collectives
@@ -15,10 +16,20 @@ from commbench.formats.result import Result, busbw_factor
 from commbench.layout import LINK_CLASSES, Layout, LinkClass
 from commbench.links import LeastTime, LinkRate, Need, least_time, of_messages, of_shared, parse_link_rate
 from commbench.records import NOMINAL, Case, Measurement, Row, Status
+from commbench.run_folder import RunFolder
 from commbench.spec import Spec, Value
 from commbench.units import gbps
 
 Rates = Mapping[str, LinkRate]  # by class of link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a user says of runs and of other programs' logs that these do not say themselves."""
+
+    ranks: int | None = None
+    nodes: int | None = None
+    rates: Rates = field(default_factory=dict)
 
 
 def declared(texts: Mapping[str, str]) -> dict[str, LinkRate]:
@@ -50,6 +61,21 @@ def of_case(case: Case, links: Mapping[str, LinkRate]) -> tuple[LeastTime | None
     needs = of_messages((send for step in steps for send in step.sends), spec.layout, charged)
     of_steps = least_time(needs, links, spec.layout, share=share)
     return least, of_steps.us if of_steps else None
+
+
+def of_rows(folder: RunFolder, rows: Mapping[str, Row], rates: Rates) -> Mapping[str, Row]:
+    """Return rows of a run, by case id; where there are rates, with the bounds that they make."""
+    if not rates:
+        return rows
+    cases = {item.case.case_id: item.case for item in folder.plan()}
+    first: dict[str, Measurement] = {}
+    for measurement in folder.measurements():
+        if measurement.status is Status.OK:
+            first.setdefault(measurement.case_id, measurement)
+    return {
+        id: rebound(row, cases[id], first[id], rates) if id in cases and id in first else row
+        for id, row in rows.items()
+    }
 
 
 def rebound(row: Row, case: Case, measurement: Measurement, rates: Rates) -> Row:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from commbench import formats, stats
-from commbench.analysis import families, so_far
+from commbench.analysis import bounds, families, so_far
+from commbench.analysis.bounds import Rates, Told
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats.result import Result
+from commbench.links import LeastTime
 from commbench.records import NOMINAL, Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
@@ -49,6 +51,7 @@ class MeasuredTimes:
     launches: tuple[Floats, ...] = ()  # samples of each, the maximum over ranks; none of a foreign file
     groups: tuple[str, ...] = ()  # the process group of each
     fabric: str = ""  # as in rows; "" of a foreign file
+    bound: LeastTime | None = None  # that the links allow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +67,8 @@ class CaseComparison:
     interval_of: str | None  # launches, samples
     launches: tuple[int, int]
     fabric: str = ""  # what is between the nodes, as in rows
+    bound_us: float | None = None  # that the links of the second run allow, else those of the first
+    bound_kind: str = ""
     p: float | None = None  # of no difference, adjusted for all cases; None with fewer than 6 launches of either run
 
     @property
@@ -87,15 +92,17 @@ class ComparedRun:
     machine: Mapping[str, Any] | None  # of a run
     points: Mapping[str, MeasuredTimes]  # by what makes two of them the same thing
     results: Sequence[Result] = ()  # of a file
+    rates: Rates = field(default_factory=dict)  # of its links, as the user says
     note: str = ""  # what was passed over in it
     partial: str = ""  # how much of an unfinished run there is
 
 
-def load(path: Path, ranks: int | None = None) -> ComparedRun:
+def load(path: Path, told: Told | None = None) -> ComparedRun:
     """Read a run folder or a foreign file. Raises `UsageError` where there is nothing that could be compared."""
+    told = told or Told()
     if path.is_file():
-        log = formats.read(path, ranks)
-        return ComparedRun(path=path, machine=None, points={}, results=log.results, note=log.note)
+        log = formats.read(path, told.ranks, told.nodes)
+        return ComparedRun(path=path, machine=None, points={}, results=log.results, note=log.note, rates=told.rates)
     folder = RunFolder.open(path)
     samples = Samples(folder)
     measured: dict[str, dict[str, Measurement]] = {}
@@ -104,11 +111,12 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
             measured.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
     points: dict[str, MeasuredTimes] = {}
     known_rows = so_far.of_run(folder)
-    ok = known_rows.ok
+    ok = {id: row for id, row in bounds.of_rows(folder, known_rows.rows, told.rates).items() if row.status is Status.OK}
     for case in (item.case for item in folder.plan()):
         if case.case_id in ok and (of_case := measured.get(case.case_id)):
             known = sorted((m for m in of_case.values() if samples.has(m)), key=lambda m: m.launch)
-            fabric = ok[case.case_id].fabric
+            row = ok[case.case_id]
+            fabric = row.fabric
             points[_identity(case)] = MeasuredTimes(
                 label=case.label,
                 set_up=_set_up(case, fabric),
@@ -117,6 +125,7 @@ def load(path: Path, ranks: int | None = None) -> ComparedRun:
                 launches=tuple(samples.slowest_us(m) for m in known),
                 groups=tuple(m.attempt for m in known),
                 fabric=fabric,
+                bound=LeastTime(row.bound_us, row.bound_kind) if row.bound_us else None,
             )
     if not points:
         raise UsageError(f"{path} has no case with numbers", hint=f"commbench sweep --resume {path}")
@@ -197,7 +206,7 @@ def _adjusted(
 
 
 def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparison:
-    ratio = one.time_us / two.time_us
+    ratio, bound = one.time_us / two.time_us, two.bound or one.bound
     known = stats.unpaired_ratio(one.launches, two.launches, seed=seed)
     low, high, of = known.interval.around(ratio) if known and known.interval else (None, None, None)
     return CaseComparison(
@@ -212,10 +221,12 @@ def _compared(one: MeasuredTimes, two: MeasuredTimes, seed: int) -> CaseComparis
         interval_of=of,
         launches=(len(one.launches), len(two.launches)),
         fabric=one.fabric or two.fabric,
+        bound_us=bound.us if bound else None,
+        bound_kind=bound.kind if bound else "",
     )
 
 
-def _of_results(same: Sequence[Result]) -> MeasuredTimes:
+def _of_results(same: Sequence[Result], rates: Rates) -> MeasuredTimes:
     """Return one thing that a file may have several times (cycles, or the test again): its median."""
     result = same[0]
     words = [f"{result.collective}, {result.ranks} ranks, {result.dtype or 'bytes'}"]
@@ -229,6 +240,7 @@ def _of_results(same: Sequence[Result]) -> MeasuredTimes:
         set_up=", ".join(words),
         size_bytes=result.size_bytes,
         time_us=float(np.median([one.time_us or math.nan for one in same])),
+        bound=bounds.of_result(result, rates),
     )
 
 
@@ -249,7 +261,7 @@ def _of_files(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
     exact = [pair for pair in alike if _origin(pair[0][0]) == _origin(pair[1][0])]
     taken = {id(member) for pair in exact for member in pair}
     chosen = [pair for pair in alike if pair in exact or not taken & {id(member) for member in pair}]
-    return [_compared(_of_results(one), _of_results(two), 0) for one, two in chosen]
+    return [_compared(_of_results(one, before.rates), _of_results(two, after.rates), 0) for one, two in chosen]
 
 
 def _origin(result: Result) -> tuple[Any, ...]:
@@ -283,6 +295,7 @@ def _with_file(before: ComparedRun, after: ComparedRun) -> list[CaseComparison]:
                 collective=case.collective, ranks=case.setup.layout.ranks, in_place=case.in_place, groups=case.groups,
                 overlap=case.overlap, graph=case.mode == "graph", arguments=case.arguments,
             ):  # fmt: skip
-                pair = (point, _of_results(same)) if run is before else (_of_results(same), point)
+                result = _of_results(same, file.rates)
+                pair = (point, result) if run is before else (result, point)
                 comparisons.append(dataclasses.replace(_compared(*pair, 0), set_up=point.set_up))
     return comparisons

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from commbench import stats
 from commbench.analysis import compare
+from commbench.analysis.bounds import Told
 from commbench.analysis.compare import OUTCOMES, CaseComparison
 from commbench.commands.options import check_picture
 from commbench.console import stderr_console
 from commbench.errors import UsageError
+from commbench.links import parse_link_rates
 from commbench.output.answer.compared import answer
 from commbench.records import network_note
 from commbench.run_folder import RunFolder
@@ -23,11 +25,12 @@ from commbench.units import format_size
 
 def run(
     first: Path, second: Path, *, threshold: float, allow_mismatch: bool, format_: str, plot: Path | None,
-    ranks: int | None = None,
+    ranks: int | None = None, nodes: int | None = None, link_rate: Sequence[str] = (),
 ) -> int:  # fmt: skip
     """Return 1 if a case regressed by more than `threshold`, else 0. Raises `UsageError`."""
     check_picture(plot)
-    before, after = compare.load(first, ranks), compare.load(second, ranks)
+    told = Told(ranks=ranks, nodes=nodes, rates=parse_link_rates(link_rate))
+    before, after = compare.load(first, told), compare.load(second, told)
     forbidding, others = compare.mismatches(before, after)
     if forbidding and not allow_mismatch:
         raise UsageError(
@@ -79,17 +82,23 @@ def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, thre
         "# ratio: time before / time after, above 1 the second is faster; 95 % interval: launches of each run resampled"
         " (samples where one has fewer than 6)",
     ]
+    bounded = any(item.bound_us for item in comparisons)
+    if bounded:
+        kinds = ", ".join(sorted({item.bound_kind for item in comparisons} - {""}))
+        lines.append(f"# of_bound: how near the second comes to what its links allow{f' ({kinds})' if kinds else ''}")
     for set_up in dict.fromkeys(item.set_up for item in comparisons):
         members = sorted((item for item in comparisons if item.set_up == set_up), key=lambda item: item.size_bytes)
         lines += ["#", f"# {set_up}"]
         lines += [f"# note: {note}"] if (note := network_note(members[0].fabric)) else []
         lines.append(f"#{'size':>9}  {'algorithm':<{width}}  {'before_us':>10}  {'after_us':>10}  {'ratio':>7}  "
-                     f"{'low':>7}  {'high':>7}  {'of':<8}  outcome")  # fmt: skip
+                     f"{'low':>7}  {'high':>7}  {'of':<8}  "
+                     f"{'of_bound  ' if bounded else ''}outcome")  # fmt: skip
         for item in members:
             ends = [f"{end:7.3f}" if end is not None else f"{'-':>7}" for end in (item.low, item.high)]
             lines.append(
                 f"{format_size(item.size_bytes).replace(' ', ''):>10}  {item.label:<{width}}  {item.before_us:10.4g}  "
                 f"{item.after_us:10.4g}  {item.ratio:7.3f}  {'  '.join(ends)}  {item.interval_of or '-':<8}  "
+                f"{f'{_of_bound(item):>8}  ' if bounded else ''}"
                 f"{item.outcome}{', regressed' if item.regressed(threshold) else ''}"
             )
     counts = Counter(item.outcome for item in comparisons)
@@ -107,3 +116,7 @@ def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, thre
     if few and (missing := stats.missing_launches(min(few))):
         lines.append(f"# {missing}")
     return "\n".join(lines) + "\n"
+
+
+def _of_bound(item: CaseComparison) -> str:
+    return f"{100 * item.bound_us / item.after_us:.0f}%" if item.bound_us else "-"

@@ -64,6 +64,18 @@ def trusted_files() -> Callable[[_Command], _Command]:
                         help="Load an algorithm of yours from this file; several times.")  # fmt: skip
 
 
+def yardstick_options(command: _Command) -> _Command:
+    """Add what a user says of logs, and of links, for the bound."""
+    for option in (
+        click.option("--link-rate", multiple=True, metavar="CLASS=RATE",
+                     help="For the bound: inter=8x400gbit of a node's cards, intra=450GBps of a rank; several times."),
+        click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes, of a file that does not say."),
+        click.option("--ranks", type=click.IntRange(1), metavar="N", help="Ranks of an OSU file, which does not say."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 class FiniteRange(click.FloatRange):
     """A number within limits: nan, which no comparison refuses, is none."""
 

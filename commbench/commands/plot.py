@@ -5,20 +5,29 @@ Runs are sweeps, or trainings, or one A/B of a training, or one trace of a progr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from commbench.ab import launches as programs
+from commbench.analysis.bounds import Told
 from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
+from commbench.links import parse_link_rates
+from commbench.output.answer import yardstick
 from commbench.record import folder
 from commbench.record.exchanges import exchanges
 from commbench.serialise import digest
 from commbench.train import ab, results
 
 
-def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> int:
-    """Draw run folders and files of other programs; return 0. ranks: of those files that do not say it."""
+def run(
+    paths: Sequence[Path], out: Path | None, *, ranks: int | None = None, nodes: int | None = None,
+    link_rate: Sequence[str] = (),
+) -> int:  # fmt: skip
+    """Draw run folders and files of other programs; return 0. What these do not say, the others do."""
+    told = Told(ranks=ranks, nodes=nodes, rates=parse_link_rates(link_rate))
     if any((path / "ab.json").is_file() for path in paths):
         written = draw_ab(paths, out)
     elif any(folder.is_trace(path) for path in paths):
@@ -26,23 +35,30 @@ def run(paths: Sequence[Path], out: Path | None, ranks: int | None = None) -> in
     elif any(results.is_one(path) for path in paths):
         written = draw_trainings(paths, out)
     else:
-        written = draw_sweeps(paths, out, ranks)
+        written = draw_sweeps(paths, out, told)
     for path in written:
         stderr_console().print(f"plot: {path}")
     return EXIT_OK
 
 
-def draw_sweeps(paths: Sequence[Path], out: Path | None, ranks: int | None) -> list[Path]:
-    """Draw runs with files beside them; return the PNG files. Raises `UsageError`."""
+def draw_sweeps(paths: Sequence[Path], out: Path | None, told: Told) -> list[Path]:
+    """Draw runs with files beside them; return the PNG files. Files alone are a table on stdout too.
+
+    Raises `UsageError`.
+    """
     from commbench import plots
     from commbench.analysis import pair_matrices
     from commbench.output.combine import combine
     from commbench.plots.settings import FIGURE_KEYS
 
-    runs = combine(paths, ranks, FIGURE_KEYS, stderr_console().print)
+    runs = combine(paths, told, FIGURE_KEYS, stderr_console().print)
     if runs.about["partial"]:
         stderr_console().print(f"partial: {runs.about['partial']}")
-    target, prefix = _target(runs.folder, out), _prefix(runs.sources)
+    if runs.folder is None:
+        rows: list[dict[Any, Any]] = runs.rows.to_dict("records")
+        sys.stdout.write(yardstick.table(rows))
+    target = _target(runs.folder, out) if runs.folder else out or Path("plots")
+    prefix = _prefix(runs.sources)
     try:
         written = plots.draw(runs.rows, runs.about, target, prefix=prefix)
         if runs.about["pairs"]:

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from commbench import formats
-from commbench.analysis import pair_matrices, ratios, so_far
+from commbench.analysis import bounds, pair_matrices, ratios, so_far
+from commbench.analysis.bounds import Rates, Told
 from commbench.analysis.so_far import RowsSoFar
 from commbench.errors import UsageError
 from commbench.output import foreign, parquet
@@ -25,28 +26,36 @@ class Combined:
     rows: pd.DataFrame
     about: dict[str, Any]
     sources: list[str]  # ids of runs, then paths of files
-    folder: Path  # of the first run
+    folder: Path | None  # of the first run; None where there are files alone
 
 
-def combine(
-    paths: Sequence[Path], ranks: int | None, figure_keys: Sequence[str], note: Callable[[str], None]
-) -> Combined:
+def combine(paths: Sequence[Path], told: Told, figure_keys: Sequence[str], note: Callable[[str], None]) -> Combined:
     """Read run folders and files. Raises `UsageError`.
 
-    ranks: of those files that do not say it. figure_keys: columns of which one figure has one value. note: is given
-    what of the files no figure will show.
+    told: of those files that do not say it. figure_keys: columns of which one figure has one value. note: is given
+    what of the files no figure will show, and why they have no bound. Files without a run have figures of their own.
     """
     files = [path for path in paths if path.is_file()]
     folders = [RunFolder.open(path) for path in paths if path not in files]
-    if not folders:
-        raise UsageError(f"{files[0]} is drawn beside a run, and none was named", hint="name one: results/latest")
-    known = [so_far.of_run(folder) for folder in folders]
-    ours = _frame(folders, known)
-    frames = [ours]
-    for path, log in [(path, formats.read(path, ranks)) for path in files]:
+    logs = {path: formats.read(path, told.ranks, told.nodes) for path in files}
+    for path, log in logs.items():
         if log.note:
             note(f"{path}: {log.note}")
-        beside, left_out = foreign.beside(log.results, path.name, ours, figure_keys)
+        if reason := bounds.missing(log.results, told.rates):
+            note(f"{path}: no bound: {reason}")
+    if not folders:
+        frames = [foreign.alone(log.results, path, told.rates) for path, log in logs.items()]
+        return Combined(
+            rows=pd.concat(frames, ignore_index=True),
+            about=foreign.about(files),
+            sources=[str(path) for path in files],
+            folder=None,
+        )
+    known = [so_far.of_run(folder) for folder in folders]
+    ours = _frame(folders, known, told.rates)
+    frames = [ours]
+    for path, log in logs.items():
+        beside, left_out = foreign.beside(log.results, path.name, ours, figure_keys, told.rates)
         for what in left_out:
             note(f"{path}: no figure of these runs compares with {what}")
         frames.append(beside)
@@ -76,9 +85,9 @@ def _partial(folders: Sequence[RunFolder], known: Sequence[RowsSoFar]) -> str:
     return "; ".join(said)
 
 
-def _frame(folders: Sequence[RunFolder], known: Sequence[RowsSoFar]) -> pd.DataFrame:
+def _frame(folders: Sequence[RunFolder], known: Sequence[RowsSoFar], rates: Rates) -> pd.DataFrame:
     """Return the rows of all runs; of several, each label names its run. Raises `UsageError` where none has numbers."""
-    rows = [list(one.rows.values()) for one in known]
+    rows = [list(bounds.of_rows(folder, one.rows, rates).values()) for folder, one in zip(folders, known, strict=True)]
     if not any(row.status is Status.OK for of_run in rows for row in of_run):
         raise UsageError("these runs have no case with numbers", hint="resume them: commbench sweep --resume RUN")
     frames = [

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commbench import __version__
 from commbench.analysis import bounds
 from commbench.analysis.bounds import Rates
+from commbench.analysis.ratios import Speedup
+from commbench.errors import UsageError
 from commbench.formats.result import Result, busbw_factor
-from commbench.records import Status
+from commbench.records import Fabric, Row, Status
 from commbench.units import gbps
 
 if TYPE_CHECKING:
@@ -51,6 +57,43 @@ def beside(
             texts = {"label": f"{result.source}{dtype} ({label})", "run": label}
             rows += [{**figure, **numbers, **texts} for figure in of_dtype or fitting]
     return pd.DataFrame(rows, columns=[*columns, *_NUMBERS, "label", "run"]), sorted(left_out)
+
+
+def alone(results: Sequence[Result], path: Path, rates: Rates) -> pd.DataFrame:
+    """Return rows for figures of their own, and for a table: a log without a run to be drawn beside.
+
+    Raises `UsageError` where ranks or nodes are not known, which title and bound need.
+    """
+    import pandas as pd
+
+    rows = []
+    for result in results:
+        if result.ranks is None or result.nodes is None:
+            lacking = "ranks" if result.ranks is None else "nodes"
+            raise UsageError(f"{path} does not say how many {lacking} there were", hint=f"say it: --{lacking} N")
+        if not result.size_bytes:
+            continue
+        words = [result.collective or "unnamed collective", *(["in place"] if result.in_place else [])]
+        words += [f"op={result.op}"] if result.op not in (None, "sum") else []
+        rows.append({
+            **{f.name: None for record in (Row, Speedup) for f in dataclasses.fields(record)},
+            **_numbers(result, rates),
+            "collective": result.collective, "what": " ".join(words), "in_place": bool(result.in_place),
+            "transport": result.source, "algorithm": "", "params": "{}", "arguments": "{}",
+            "ranks": result.ranks, "nodes": result.nodes, "groups": result.groups, "group_size": result.ranks,
+            "overlap": result.overlap, "fabric": (Fabric.REAL if result.nodes > 1 else Fabric.NONE).value,
+            "dtype": result.dtype or "bytes", "mode": "graph" if result.graph else "pipelined", "buffers": "plain",
+            "cache": "warm", "env": result.setting, "label": path.name, "run": path.name,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def about(files: Sequence[Path]) -> dict[str, Any]:
+    """Return what run.json would say of logs alone, as far as captions need it."""
+    names = ", ".join(path.name for path in files)
+    written = datetime.fromtimestamp(files[0].stat().st_mtime, UTC).isoformat()
+    return {"commbench_version": __version__, "run_id": names, "machine_text": f"from {names}", "started": written,
+            "machine": {}, "pairs": {}, "partial": ""}  # fmt: skip
 
 
 _NUMBERS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
-from commbench.output import yardstick
+from commbench.output.answer import yardstick
 from commbench.output.answer.preemption import BUSY_PERCENT, preemption
 from commbench.output.answer.sweep import answer
 from commbench.output.describe import describe, usable_cpus

@@ -8,18 +8,25 @@ from pathlib import Path
 
 import pytest
 
-from commbench.analysis import bounds
+from commbench import formats
+from commbench.analysis import bounds, compare
+from commbench.analysis.bounds import Told
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
+from commbench.formats import Result
 from commbench.links import LinkRate, parse_link_rates
-from commbench.output import yardstick
+from commbench.output.answer import yardstick
+from commbench.output.combine import combine
 from commbench.output.table import table
+from commbench.plots.settings import FIGURE_KEYS
 from commbench.records import Fabric, Row
 from commbench.run_folder import RunFolder
 from commbench.sweep import prepare
-from tests.conftest import here, only_run
-from tests.support.fake_runs import META, measured, planned, rows_of
+from tests.conftest import REPOSITORY, here, only_run
+from tests.support import foreign_logs
+from tests.support.fake_runs import ABOUT, META, folder, measured, planned, rows_of
 
+DATA = REPOSITORY / "tests/data/formats"
 SAMPLES = Samples(RunFolder(Path("/nowhere")))
 WORDS = ("layout=4x2", "algorithm=direct", "launches=6", "sizes.list=8M")
 EIGHT_MIB = 8 << 20
@@ -99,3 +106,111 @@ def test_a_bad_key_is_one_line_and_a_hint(word: str) -> None:
 def test_no_case_depends_on_the_rate() -> None:
     plain, rated = (planned(*WORDS, *more) for more in ((), ("link_rate.inter=400gbit",)))
     assert [case.case_id for case in plain] == [case.case_id for case in rated]
+
+
+# Logs of other programs
+
+
+def read_log(path: Path, text: str, **said: int) -> list[Result]:
+    path.write_text(text)
+    return formats.read(path, **said).results
+
+
+PUBLISHED = [  # nodes, cards of a node, busbw at most; NVIDIA/nccl-tests#130 and the arithmetic of its PERFORMANCE.md
+    (2, "8x400gbit", 93.75),
+    (4, "8x400gbit", 64.58),
+    (8, "8x400gbit", 56.25),
+    (16, "8x400gbit", 52.92),
+    (2, "4x200gbit", 23.44),
+]
+
+
+@pytest.mark.parametrize(("nodes", "cards", "ceiling"), PUBLISHED)
+def test_a_log_has_the_published_ceiling(nodes: int, cards: str, ceiling: float, tmp_path: Path) -> None:
+    """At the bound each card carries its own rate: busbw (n - m) / (n - 1), as busbw = algbw (n - 1) / n."""
+    rates, n, size = parse_link_rates([f"inter={cards}"]), 8 * nodes, 1 << 30
+    (result,) = read_log(tmp_path / "a2a.log", foreign_logs.nccl_tests(nodes, 8, [(size, size / 10e3)]))
+    assert (result.nodes, result.ranks) == (nodes, n)
+    least = bounds.of_result(result, rates)
+    assert least is not None and least.kind == "declared"
+    busbw = bounds.bound_gbps(result, least)
+    assert busbw == pytest.approx(ceiling, rel=1e-3)
+    assert size * (n - 8) / n / least.us / 1e3 == pytest.approx(rates["inter"].gbps / 8), (
+        "bytes off the node, over time"
+    )
+    both = {**rates, **parse_link_rates(["intra=1GBps"])}
+    assert bounds.bound_gbps(result, bounds.of_result(result, both)) == pytest.approx((n - 1) / 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "reason"),
+    [
+        (foreign_logs.nccl_tests(2, 2, [(4096, 10.0)]), {}, ""),
+        (foreign_logs.nccl_tests(2, 2, [(4096, 10.0)], hosts=["a", "a", "a", "b"]), {}, "its nodes have 3, 1 ranks"),
+        ((DATA / "osu-alltoall-full.txt").read_text(), {"ranks": 4}, "it does not say on how many nodes"),
+        ((DATA / "osu-alltoall-full.txt").read_text(), {"ranks": 4, "nodes": 2}, ""),
+    ],
+)  # fmt: skip
+def test_what_a_log_does_not_say_is_named(text: str, said: dict[str, int], reason: str, tmp_path: Path) -> None:
+    results, rates = read_log(tmp_path / "log", text, **said), parse_link_rates(["inter=1gbit", "intra=1GBps"])
+    assert bounds.missing(results, rates).startswith(reason) and bool(bounds.missing(results, rates)) == bool(reason)
+    assert "--link-rate inter=" in bounds.missing(results, {})
+    assert all((bounds.of_result(result, rates) is None) == bool(reason) for result in results)
+
+
+def test_nodes_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="4 ranks do not divide by --nodes 3"):
+        read_log(tmp_path / "log", (DATA / "osu-alltoall-full.txt").read_text(), ranks=4, nodes=3)
+
+
+@pytest.mark.parametrize(
+    ("collective", "even", "bytes_off"),
+    [("all_to_allv", True, 1 / 2), ("all_to_allv", False, None), ("all_gather", False, 1 / 2), ("gather", False, 1 / 2),
+     ("reduce_scatter", False, 1 / 2), ("all_reduce", False, 1), ("broadcast", False, 1), ("reduce", False, 1),
+     ("sendrecv", False, 1 / 4), ("hypercube", False, None), (None, False, None)],
+)  # fmt: skip
+def test_each_collective_of_a_log_has_its_formula(collective: str | None, even: bool, bytes_off: float | None) -> None:
+    """Of S = 8 MiB on 2 nodes of 4, in one direction of a node: all_to_all 4 ranks x S / 2; what is handed on once."""
+    result = Result(source="s", collective=collective, ranks=8, size_bytes=8 << 20, dtype=None, op=None, root=None,
+                    in_place=None, time_us=1.0, algbw_gbps=None, busbw_gbps=None, wrong=None, per_node=(4, 4),
+                    even=even)  # fmt: skip
+    least = bounds.of_result(result, parse_link_rates(["inter=1GBps"]))
+    factor = 4 if collective in ("all_to_allv", "sendrecv") else 1
+    assert (least.us if least else None) == (bytes_off and pytest.approx(bytes_off * factor * (8 << 20) / 1e3))
+
+
+def test_logs_alone_are_drawn_and_answered(tmp_path: Path) -> None:
+    points = [(1 << 20, 60.0), (64 << 20, 800.0)]
+    (tmp_path / "a2a.log").write_text(foreign_logs.nccl_tests(2, 8, points))
+    result = here("plot", "a2a.log", "--link-rate", "inter=8x400gbit", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    head, _, *lines = result.stdout.splitlines()
+    assert head == "# a2a.log: all_to_all, nccl-tests 2.19.6, 2 nodes x 8 ranks, fp32"
+    assert [line.split()[0] for line in lines[:2]] == ["1MiB", "64MiB"] and lines[1].split()[3:] == ["93.75", "84%"]
+    assert lines[2] == "# answer: 78.6 GB/s of 93.7 possible (83.9 %, declared) at 64 MiB" and len(lines) == 3
+    (svg,) = (tmp_path / "plots").glob("*.svg")
+    assert "bound (declared)" in svg.read_text()
+    low = here("plot", "a2a.log", "--link-rate", "inter=400gbit", "--out", "p", cwd=tmp_path).stdout
+    assert low.splitlines()[-1].startswith(
+        "# warning: 64 MiB shows 671 % of the bound, above what the link rate allows"
+    )
+    without = here("plot", "a2a.log", "--out", "p", cwd=tmp_path)
+    assert without.returncode == 0 and "a2a.log: no bound: no link rate is declared: --link-rate" in without.stderr
+
+
+def test_plot_and_compare_take_rates_for_runs_and_logs(tmp_path: Path) -> None:
+    cases = planned("layout=1x2", "algorithm=direct", "launches=6", "sizes.list=1M")
+    found = [dataclasses.replace(m, links=None) for m in measured(cases, lambda case: 100.0, noise=0.0, drift=0.0)]
+    run, rows = folder(tmp_path, cases, found, 6)
+    run.write_json("run.json", {"format_version": 4, **ABOUT})
+    assert rows[0].bound_us is None
+    told = Told(rates=parse_link_rates(["intra=10GBps"]))
+    ours = compare.load(run.path, told)
+    (item,) = compare.compare(ours, ours)
+    assert (item.bound_us, item.bound_kind) == (pytest.approx((1 << 19) / 10e3), "declared")
+    (tmp_path / "a2a.log").write_text(foreign_logs.nccl_tests(1, 2, [(1 << 20, 90.0)]))
+    (item,) = compare.compare(ours, compare.load(tmp_path / "a2a.log", told))
+    assert item.bound_us == pytest.approx((1 << 19) / 10e3)
+    assert compare.compare(compare.load(run.path), compare.load(run.path))[0].bound_us is None
+    combined = combine([run.path, tmp_path / "a2a.log"], told, FIGURE_KEYS, print)
+    assert combined.rows["bound_kind"].tolist() == ["declared", "declared"]

@@ -1,0 +1,97 @@
+"""How near to what is possible: the bound beside a bandwidth, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from commbench.output.describe import describe_layout
+from commbench.records import Row, Status
+from commbench.units import format_size
+
+_MEASURED_ABOVE = 1.02  # of the bound: times and rates are as rounded as their sources give them
+REDUCING = "all_reduce: switches that reduce, NVLS or SHARP, allow up to twice as much"
+
+
+def of_bound(gbps: float, bound_gbps: float, kind: str) -> str:
+    """Return `41 GB/s of 57 possible (72 %, nominal)`."""
+    label = f", {kind}" if kind else ""
+    return f"{gbps:.3g} GB/s of {bound_gbps:.3g} possible ({100 * gbps / bound_gbps:.3g} %{label})"
+
+
+def above(fraction: float, collective: str = "") -> str:
+    """Return what has to be said of a bandwidth above its bound; "" of one that is possible."""
+    if fraction <= _MEASURED_ABOVE:
+        return ""
+    text = f"{100 * fraction:.3g} % of the bound, above what the link rate allows: is link_rate right?"
+    return f"{text} ({REDUCING})" if collective == "all_reduce" else text
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """Return how near to its bound the best of these rows, of one set-up, comes at the largest size; "" without one."""
+    known = [row for row in rows if row.status is Status.OK and row.busbw_gbps and row.bound_gbps]
+    if not known:
+        return ""
+    largest = max(row.size_bytes for row in known)
+    best = max((row for row in known if row.size_bytes == largest), key=lambda row: row.bound_fraction or 0.0)
+    reached = of_bound(best.busbw_gbps or 0.0, best.bound_gbps or 1.0, best.bound_kind)
+    return f"{best.label} reaches {reached} at {format_size(largest)}"
+
+
+def warning(rows: Sequence[Row]) -> str:
+    """Return the worst row above its bound, in words; "" where all are possible."""
+    bounded = [row for row in rows if row.status is Status.OK and row.bound_fraction]
+    worst = max(bounded, key=lambda row: row.bound_fraction or 0.0, default=None)
+    if worst is None or not (text := above(worst.bound_fraction or 0.0, worst.collective)):
+        return ""
+    return f"{worst.label} at {format_size(worst.size_bytes)} shows {text}"
+
+
+def table(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """Return logs of other programs, rows as `foreign.alone` makes them, beside what their links allow.
+
+    Each test ends with the answer: how near the largest size comes.
+    """
+    tests: dict[tuple[Any, ...], list[Mapping[Any, Any]]] = {}
+    for row in rows:
+        key = tuple(
+            row[name] for name in ("run", "transport", "what", "nodes", "ranks", "dtype", "mode", "groups", "env")
+        )
+        tests.setdefault(key, []).append(row)
+    lines: list[str] = []
+    for (run, source, what, nodes, ranks, dtype, *_), test in tests.items():
+        lines += ["#"] if lines else []
+        lines.append(f"# {run}: {what}, {source}, {describe_layout(nodes, ranks, '')}, {dtype}")
+        lines.append(f"#{'size':>9}  {'time_us':>10}  {'busbw':>9}  {'bound':>9}  of_bound")
+        test.sort(key=lambda row: row["size_bytes"])
+        for row in test:
+            numbers = "  ".join(
+                [_number(row["time_us"], 10), _number(row["busbw_gbps"], 9), _number(row["bound_gbps"], 9)]
+            )
+            share = f"{'-':>8}" if math.isnan(_share(row)) else f"{100 * _share(row):7.0f}%"
+            wrong = "" if row["status"] == Status.OK.value else f"  {row['status']}"
+            lines.append(f"{format_size(row['size_bytes']).replace(' ', ''):>10}  {numbers}  {share}{wrong}")
+        lines += _answer(test)
+    return "\n".join(lines) + "\n"
+
+
+def _answer(test: Sequence[Mapping[Any, Any]]) -> list[str]:
+    right = [row for row in test if row["status"] == Status.OK.value and not math.isnan(_share(row))]
+    if not right:
+        return []
+    largest, worst = right[-1], max(right, key=_share)
+    reached = of_bound(largest["busbw_gbps"], largest["bound_gbps"], largest["bound_kind"])
+    lines = [f"# answer: {reached} at {format_size(largest['size_bytes'])}"]
+    if text := above(_share(worst), worst["collective"]):
+        lines.append(f"# warning: {format_size(worst['size_bytes'])} shows {text}")
+    return lines
+
+
+def _share(row: Mapping[Any, Any]) -> float:
+    """Return the part of the bound that a row reaches; nan without one."""
+    return float(row["bound_gbps"] and row["busbw_gbps"] / row["bound_gbps"])
+
+
+def _number(value: float, width: int) -> str:
+    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.4g}"
