@@ -33,6 +33,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PATIENCE_S = 240  # for what takes a second on an idle machine: others may use this one; pytest ends a test at 300 s
 
 
 def environment(*first: Path, **extra: str) -> dict[str, str]:
@@ -56,7 +57,7 @@ class ThreadRanks:
         return self._meshes[rank]
 
 
-def in_threads(size: int, function: Callable[[int], Any], *, timeout: float = 60) -> list[Any]:
+def in_threads(size: int, function: Callable[[int], Any], *, timeout: float = PATIENCE_S) -> list[Any]:
     """function(rank) in one thread per rank; the results by rank, or the first exception."""
     results: list[Any] = [None] * size
     errors: list[BaseException] = []
@@ -104,7 +105,7 @@ def commbench(
         env=env or environment(),
         capture_output=True,
         text=True,
-        timeout=kwargs.pop("timeout", 120),
+        timeout=kwargs.pop("timeout", PATIENCE_S),
         check=False,
         **kwargs,
     )

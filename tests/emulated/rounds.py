@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import PATIENCE_S
 from tests.support.kill_and_resume import GONE_WITHIN_S, choose, family
 from tests.support.leftovers import Watch
 
@@ -20,7 +21,7 @@ VICTIMS = ("parent", "launcher", "rank", "group")
 
 def rank_at_work(out: Path, rank: int) -> psutil.Process:
     """The process of a rank of the one launch, once its first case has begun: before, a launch is tried again."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not any('"begin"' in path.read_text() for path in out.glob("2*/logs/*/events.jsonl")):
         assert time.monotonic() < deadline, "no case has begun"
         time.sleep(0.05)
@@ -49,7 +50,7 @@ def round_of(seed: int, out: Path, words: list[str], *, kill: bool, longest_s: f
                     process.send_signal(signal.SIGKILL)
                 except psutil.NoSuchProcess:
                     continue
-        code = sweep.wait(timeout=120)
+        code = sweep.wait(timeout=PATIENCE_S)
         assert kill or code == 0, about
         ended = time.monotonic()
         while left := watch.left():

@@ -10,7 +10,7 @@ from commbench import fabric
 from commbench.emulated import Emulated
 from commbench.profile import file
 from commbench.variables import FABRIC
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, environment
 from tests.support import profiles
 
 PROGRAM = """
@@ -55,7 +55,7 @@ def test_namespaces_are_nodes(tmp_path: Path) -> None:
     result = subprocess.run(
         fabric.wrap([sys.executable, str(program), str(tmp_path)], cluster),
         env=environment(REPOSITORY / "kernels", **{FABRIC: str(cluster), "OMP_NUM_THREADS": "1"}),
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("2x2 here: gloo"), result.stdout

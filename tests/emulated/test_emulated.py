@@ -15,7 +15,7 @@ import pytest
 
 from commbench import fabric
 from commbench.emulated import Emulated
-from tests.conftest import cases_in, commbench, environment, first, here, only_run, rows_of
+from tests.conftest import PATIENCE_S, cases_in, commbench, environment, first, here, only_run, rows_of
 from tests.emulated.rounds import rank_at_work, round_of
 from tests.support.kill_and_resume import family
 
@@ -99,7 +99,7 @@ def test_links_are_silent_while_nobody_talks() -> None:
         "print(json.dumps([b - a for a, b in zip(before, fabric.counters(emulated), strict=True)]))\n"
     )
     command = fabric.wrap([sys.executable, "-c", script], emulated)
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert json.loads(done.stdout) == [0.0] * 4
 
 
@@ -111,7 +111,7 @@ def test_without_root(tmp_path: Path) -> None:
     # All that root may but one thing, without which user 0 cannot be himself in a user namespace.
     drop = [setpriv, "--bounding-set", "-all,+setfcap", "--inh-caps", "-all"] if os.geteuid() == 0 else []
     command = [*drop, sys.executable, "-m", "commbench", *words]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     if done.returncode and subprocess.run([*drop, "unshare", "-Urn", "true"], check=False).returncode:
         pytest.skip("this machine lets nobody but root make namespaces")
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_two_at_once(tmp_path: Path) -> None:
         for name in ("a", "b")
     ]
     for process in both:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0
         assert [row["status"] for row in cases_in(out)] == ["ok"]
 
@@ -155,7 +155,7 @@ def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "commbench", "sweep", "quick", *EMULATED, *words, "--out", str(tmp_path / "r")]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     rank_at_work(tmp_path / "r", 3).kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "rank 3 was killed by signal 9" in said
     assert not family(str(tmp_path / "r"))
 

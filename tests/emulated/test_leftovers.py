@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.support.leftovers import Watch
 
 
@@ -31,6 +32,6 @@ def test_a_namespace_that_stays(tmp_path: Path, ours: bool) -> None:
             process.kill()
         assert left == {} if not ours else left.keys() == {"processes", "namespaces"}
         process.wait()
-        deadline = time.monotonic() + 60  # of a process that was killed, the kernel lets all go a moment later
+        deadline = time.monotonic() + PATIENCE_S  # of a process that was killed, the kernel lets all go a moment later
         while watch.left():
             assert time.monotonic() < deadline

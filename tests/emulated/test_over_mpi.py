@@ -11,7 +11,7 @@ import pytest
 
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library
-from tests.conftest import commbench, environment, here, rows_of
+from tests.conftest import PATIENCE_S, commbench, environment, here, rows_of
 from tests.emulated.rounds import rank_at_work, round_of
 from tests.support.kill_and_resume import family
 
@@ -69,7 +69,7 @@ def test_a_rank_that_dies_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "commbench", "sweep", "quick", *EMULATED, *words, "--out", str(tmp_path / "r")]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     rank_at_work(tmp_path / "r", 3).kill()
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1, said
     assert re.search(r"rank (3 was killed by signal 9|\d lost another rank, which was killed)", said), said
     assert not family(str(tmp_path / "r")) and not list((tmp_path / "r").glob("2*/logs/*/session"))

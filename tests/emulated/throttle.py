@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.conftest import environment
+from tests.conftest import PATIENCE_S, environment
 
 WORK_S, REST_S = 0.001, 0.020
 
@@ -26,7 +26,7 @@ def throttled(parent: Path, rank: int) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_S)
 
 
 def main() -> None:

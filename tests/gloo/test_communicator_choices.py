@@ -22,6 +22,7 @@ from commbench.communicators.loaded import LoadedProfile
 from commbench.errors import CommbenchError, UsageError
 from commbench.profile import AlgorithmConfig, Profile, file
 from commbench.profile.scope import OutOfScope
+from tests.conftest import PATIENCE_S
 from tests.gloo.calls import by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
 from tests.support.ranks import on_gloo
@@ -157,7 +158,7 @@ def test_profiles_are_read_and_kept_whole(tmp_path: Path) -> None:
 
 def gone(address: int) -> bool:
     """Whether no tensor is there any more. gloo's threads let go of a call's tensors shortly after it is done."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while any(type(held) is torch.Tensor and held.data_ptr() == address for held in gc.get_objects()):
         if time.monotonic() > deadline:
             return False

@@ -22,7 +22,7 @@ from commbench import algorithms
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
 from commbench.profile import file
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, environment
 from tests.gloo.calls import DTYPES, by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
 from tests.support.ranks import on_gloo
@@ -216,7 +216,8 @@ def test_the_program_in_the_docs_runs_under_torchrun(tmp_path: Path) -> None:
     file.save(made, tmp_path / "p.json")
     result = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "exchange.py", "p.json"],
-        cwd=tmp_path, env=environment(REPOSITORY / "kernels"), capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, env=environment(REPOSITORY / "kernels"), capture_output=True, text=True, check=False,
+        timeout=PATIENCE_S,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "all_to_all, 16 KiB: pairwise window=1" in result.stdout, result.stdout

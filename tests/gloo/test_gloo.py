@@ -21,6 +21,7 @@ from commbench import algorithms
 from commbench.rank_info import RankInfo
 from commbench.transports import gloo
 from tests.conftest import (
+    PATIENCE_S,
     cases_in,
     commbench,
     first,
@@ -133,12 +134,12 @@ def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, case: tuple[t
 def test_an_interrupted_sweep_keeps_what_it_has_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     words = ("sweep", "quick", "transport=gloo", "nodes=2", "launches=2", "-f", "8", "-e", "8K", "--no-plots")
     sweep = forked_command.start(*words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not list(tmp_path.glob("results/*/measurements.jsonl")):
         assert time.monotonic() < deadline, "nothing was measured"
         time.sleep(0.05)
     sweep.send_signal(number)
-    _, error = sweep.communicate(timeout=30)
+    _, error = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 130, error
     run = only_run(tmp_path / "results")
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
@@ -185,7 +186,7 @@ def test_subgroups_of_subgroups(tmp_path: Path) -> None:
 
 def rank_while_measuring(cwd: Path, rank: int) -> int:
     """The pid of a rank, once the second case has begun: between two cases nothing is measured that could fail."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while sum(path.read_text().count('"begin"') for path in cwd.glob("results/2*/logs/*/events.jsonl")) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -204,13 +205,13 @@ def test_a_rank_lost_from_a_joined_launch(tmp_path: Path, number: signal.Signals
     os.kill(victim, number)
     if number == signal.SIGSTOP:  # torchrun would wait 30 s for it to end by itself
         other = psutil.Process(rank_while_measuring(tmp_path, 0))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         with contextlib.suppress(psutil.NoSuchProcess):
             while other.status() != psutil.STATUS_ZOMBIE:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
         os.kill(victim, signal.SIGKILL)
-    out, error = launch.communicate(timeout=100)
+    out, error = launch.communicate(timeout=PATIENCE_S)
     assert launch.returncode != 0
     rows = cases_in(out)
     # The launcher may be quicker to stop rank 0 than rank 0 to notice: then the case was interrupted.
@@ -232,7 +233,7 @@ def test_torchrun_names_the_rank_that_was_lost_as_such(tmp_path: Path) -> None:
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     os.kill(rank_while_measuring(tmp_path, 1), signal.SIGKILL)
-    out, error = sweep.communicate(timeout=100)
+    out, error = sweep.communicate(timeout=PATIENCE_S)
     assert sweep.returncode == 1, error
     rows = cases_in(out)
     assert sorted(row["status"] for row in rows) == ["error", "ok"], error

@@ -32,7 +32,7 @@ from moe_ref.schedules import Shape
 from moe_ref.training import build
 from moe_ref.training.checkpoint import Checkpoint
 from moe_ref.training.trainer import Trainer
-from tests.conftest import environment, here, only_run
+from tests.conftest import PATIENCE_S, environment, here, only_run
 from tests.support import forked_command, profiles
 from tests.support.ranks import on_gloo
 
@@ -364,7 +364,7 @@ def test_a_killed_training_leaves_nothing(tmp_path: Path) -> None:
         assert told["dispatch"].startswith("auto (sparse: fused needs a GPU")
         assert told["affinity"] == sorted(os.sched_getaffinity(0)) and told["binding"]["policy"] == "none"
         assert told["shared_memory"] == [str(shared)]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while any(psutil.pid_exists(told["pid"]) for told in ranks):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -384,7 +384,7 @@ def test_sigterm_saves_and_ends(whom: str, tmp_path: Path) -> None:
         assert whom == "parent" or len(told) >= 5, "the launcher and four ranks"
         for one in [psutil.Process(process.pid), *told]:
             one.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130 and "and saved; go on with: commbench train --resume" in said
     done = lines_of(metrics)[-1]["step"]
     assert [path.name for path in metrics.parent.glob("checkpoints/step-*")] == [f"step-{done:08d}"]
@@ -465,7 +465,7 @@ def test_a_reader_of_stdout_that_goes_away_ends_nothing(form: str, tmp_path: Pat
         assert process.stdout is not None and process.stderr is not None
         assert "1" in process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == "" and process.wait(timeout=60) == 0
+        assert process.stderr.read() == "" and process.wait(timeout=PATIENCE_S) == 0
     assert len(lines_of(only_run(tmp_path / "results") / "metrics.jsonl")) == 8
 
 
@@ -498,7 +498,7 @@ def test_under_torchrun_a_rank_that_does_not_go_on_ends_all(tmp_path: Path) -> N
         about = metrics.parent / "run.json"
         wait_for(lambda: json.loads(about.read_text())["status"] == "failed" or None, process)
         other.kill()  # torchrun would give it half a minute
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and "no step for 3 s" in said
 
 
@@ -519,7 +519,7 @@ def test_under_torchrun_it_joins(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "commbench"]
     words += [*WORDS, "steps=3", "--format", "json"]
     result = subprocess.run(
-        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert result.returncode == 0, result.stderr
     assert [json.loads(line)["step"] for line in result.stdout.splitlines()] == [1, 2, 3]

@@ -14,7 +14,7 @@ from commbench.export import export
 from commbench.export.source import ExportSource
 from commbench.launch import mpi_library
 from commbench.profile import Profile, Scope
-from tests.conftest import environment
+from tests.conftest import PATIENCE_S, environment
 from tests.support.export_goldens import HOSTILE
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -43,7 +43,7 @@ def test_ranks_have_what_the_profile_says(tmp_path: Path, policy: str) -> None:
     done = subprocess.run(
         ["sh", str(script), sys.executable, "-c", SHOW, "a b", "--"],
         env=environment(MINE="mine", **root) | {"PATH": f"{folder}:{os.environ['PATH']}"},
-        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     masks = {"0": [CPUS[1]], "1": [CPUS[0]]}

@@ -16,6 +16,7 @@ from commbench import transports
 from commbench.errors import EnvironmentProblem
 from commbench.launch import mpi_library, mpiexec
 from tests.conftest import (
+    PATIENCE_S,
     cases_in,
     commbench,
     environment,
@@ -66,7 +67,7 @@ print(advised(MpiComm(MPI.COMM_WORLD, None).empty(8 << 20)), advised(np.empty(8 
 def test_buffers_have_the_pages_of_any_program() -> None:
     """numpy asks for huge pages from 4 MiB up, which made ours up to twice as fast as OSU's."""
     done = subprocess.run(
-        [sys.executable, "-c", HUGE], env=environment(), capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", HUGE], env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert done.stdout.split()[:1] == ["False"], done.stderr
 
@@ -84,7 +85,7 @@ def test_mpiexec_as_a_child_and_joined_give_the_same_cases(tmp_path: Path) -> No
     words = [word for word in FEW if word != "transport=mpi"]
     under = subprocess.run(
         joined(2, *words, "--format", "json"),
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert under.returncode == 0, under.stderr
     # mpiexec itself ends with a line of exit codes.
@@ -104,7 +105,13 @@ def test_mpiexec_as_a_child_and_joined_give_the_same_cases(tmp_path: Path) -> No
 )
 def test_joining_with_the_wrong_words_says_so_once(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
     result = subprocess.run(
-        joined(2, *words), cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=False
+        joined(2, *words),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert result.returncode != 0
     assert result.stderr.count("error: ") == 1 and message in result.stderr, result.stderr
@@ -178,7 +185,7 @@ def test_a_lost_rank_ends_its_case_only(tmp_path: Path, number: signal.Signals, 
         rank = rank_at_work(tmp_path / "results", 3)
         time.sleep(1)  # in its first collective MPICH makes files that it unlinks once all ranks have them
         rank.send_signal(number)
-        out, error = sweep.communicate(timeout=100)
+        out, error = sweep.communicate(timeout=PATIENCE_S)
         assert sweep.returncode == 1, error
         assert sorted(row["status"] for row in cases_in(out)) == sorted([status, "ok"]), error
         assert watch.left() == {}
@@ -218,7 +225,7 @@ def test_a_launcher_that_pins_ranks_does_not_win_silently(tmp_path: Path) -> Non
     for how, code in (("none", 0), ("core", 1)):
         command = [how if word == "none" else word for word in joined(2, *words, "binding_memory=off")]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
         )
         rows = rows_of(done)
         # mpiexec gives the code of one rank: of one that fails, or of its peer that mpiexec has killed for it.

@@ -12,7 +12,7 @@ import pytest
 from commbench.export import export
 from commbench.export.source import ExportSource
 from commbench.profile import Profile, Scope
-from tests.conftest import environment
+from tests.conftest import PATIENCE_S, environment
 from tests.slurm.test_slurm import why_not
 from tests.support.export_goldens import HOSTILE
 
@@ -36,7 +36,7 @@ def test_ranks_have_what_the_profile_says(tmp_path: Path, policy: str, nodes: in
     script.write_text(export("srun", source).text)
     done = subprocess.run(
         ["sh", str(script), sys.executable, "-c", SHOW], env=environment(MINE="mine", NODES="2"), cwd=tmp_path,
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     ranks = [json.loads(file.read_text()) for file in tmp_path.glob("rank-*.json")]

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from commbench.launch import slurm
-from tests.conftest import environment, only_run, rows_of
+from tests.conftest import PATIENCE_S, environment, only_run, rows_of
 
 SWEEP = (sys.executable, "-m", "commbench", "sweep", "quick", "--no-plots", "--format", "json")
 TINY = ("algorithm=direct", "sizes.min=1K", "sizes.max=8K", "sizes.factor=8", "cap=0.2")
@@ -109,7 +109,7 @@ def started(tmp_path: Path, *before: str) -> tuple[subprocess.Popen[bytes], Path
     process = subprocess.Popen(
         words, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_S
     while not any('"begin"' in path.read_text() for path in tmp_path.glob("results/2*/logs/*/events.jsonl")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
@@ -165,7 +165,7 @@ def test_a_step_ends_when_its_sweep_is_killed(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + PATIENCE_S
         while not any('"begin"' in path.read_text() for path in tmp_path.glob("results/2*/logs/*/events.jsonl")):
             assert time.monotonic() < deadline and allocation.poll() is None
             time.sleep(0.1)
@@ -174,7 +174,7 @@ def test_a_step_ends_when_its_sweep_is_killed(tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         assert gone(folder, 60, "--steps")
     finally:
-        allocation.communicate(b"\n", timeout=60)
+        allocation.communicate(b"\n", timeout=PATIENCE_S)
 
 
 def test_cancel_ends_a_step_that_lost_its_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_cancel_ends_a_step_that_lost_its_srun(tmp_path: Path, monkeypatch: pyte
         check=True,
     ).stdout.strip()
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while gone(folder, 0, "--steps"):
             assert time.monotonic() < deadline
             time.sleep(0.1)

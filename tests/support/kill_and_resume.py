@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.conftest import commbench, environment, only_run, rows_of
+from tests.conftest import PATIENCE_S, commbench, environment, only_run, rows_of
 from tests.support import forked_command
 
 VICTIMS = ("parent", "rank", "launcher", "group")
@@ -91,7 +91,7 @@ def kill_and_resume(seed: int, out: Path, words: list[str], *, longest_s: float,
         while left := family(str(out)):
             assert time.monotonic() - killed_at < GONE_WITHIN_S, f"{about}: still alive: {left}"
             time.sleep(0.02)
-    sweep.wait(timeout=60)
+    sweep.wait(timeout=PATIENCE_S)
     if not any(out.iterdir()):
         return f"{about}, before the run folder was made"
     run = only_run(out)

@@ -11,7 +11,7 @@ import pytest
 from commbench import cli
 from commbench.cli import _main
 from commbench.commands.options import SHORT
-from tests.conftest import REPOSITORY, commbench, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, commbench, environment
 
 HEAVY = {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "pyarrow", "rich"}
 
@@ -19,7 +19,7 @@ HEAVY = {"torch", "pandas", "scipy", "matplotlib", "numpy", "hydra", "pyarrow", 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys\nfrom commbench.cli import _main\n_main(['--help'])\nprint(*sys.modules, file=sys.stderr)"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True, timeout=PATIENCE_S
     )
     assert "commbench sweep" in result.stdout
     assert not HEAVY & set(result.stderr.split())

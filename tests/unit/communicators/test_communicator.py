@@ -16,7 +16,7 @@ from commbench.errors import EnvironmentProblem, UsageError
 from commbench.layout import Layout
 from commbench.profile import Choice, Evidence
 from commbench.profile.table import Table
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, environment
 from tests.support import profiles
 
 
@@ -112,7 +112,9 @@ def test_no_torch_before_a_communicator_is_made() -> None:
         "import commbench.communicators.loaded, commbench.communicators.select, commbench.communicators.explain;"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", words], check=True, env=environment(REPOSITORY / "kernels"), timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", words], check=True, env=environment(REPOSITORY / "kernels"), timeout=PATIENCE_S
+    )
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

@@ -27,7 +27,7 @@ from commbench.layout import Layout
 from commbench.profile import Choice
 from commbench.profile.scope import Here
 from commbench.profile.table import Table
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE_S, REPOSITORY
 from tests.support import fake_cuda, fake_nccl, profiles
 from tests.support.ranks import forked
 
@@ -46,7 +46,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["-std=c++20", "-O1", "-pthread", "-shared", "-fPIC", f"-I{HOST}", str(HOST / "launch.cpp")]
     process = subprocess.Popen([compiler, *flags, f"-DRANKS={RANKS}", "-o", str(path)])
     fake_cuda.before_fork()
-    assert not process.wait(timeout=50)
+    assert not process.wait(timeout=PATIENCE_S)
     return path
 
 

@@ -21,7 +21,7 @@ from commbench.export import TABLE, export
 from commbench.export.source import ExportSource
 from commbench.profile import Choice, Profile, Scope
 from commbench.profile.file import dump, load, save
-from tests.conftest import REPOSITORY, commbench, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, commbench, environment
 from tests.support.export_goldens import EXPORTS, GLOO, GOLDEN, HOSTILE, MASKS, NCCL, SCOPES, golden, sample
 from tests.support.strategies import scope_of, values
 
@@ -112,7 +112,7 @@ def sourced(text: str, given_: dict[str, str], folder: Path) -> dict[bytes, byte
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
     done = subprocess.run(
         ["sh", "-euc", '. "$1"; exec env -0', "sh", str(file)], env={"PATH": os.environ["PATH"], **given_},
-        cwd=folder, capture_output=True, check=True, timeout=60,
+        cwd=folder, capture_output=True, check=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stderr == b""
     return dict(item.split(b"=", 1) for item in done.stdout.split(b"\0") if item)
@@ -304,7 +304,7 @@ def started(kind: str, scope: Scope, launchers: Path, version: str = "", **given
     script.write_bytes(exported(kind, scope).encode("utf-8", "surrogateescape"))
     env = {"PATH": f"{launchers}:{os.environ['PATH']}", "VERSION": version, **given_}
     done = subprocess.run(
-        ["sh", str(script), "prog", "a b", "--"], env=env, capture_output=True, check=True, timeout=60
+        ["sh", str(script), "prog", "a b", "--"], env=env, capture_output=True, check=True, timeout=PATIENCE_S
     )
     assert done.stderr == b""
     return [word.decode("utf-8", "surrogateescape") for word in done.stdout.split(b"\0")[:-1]]
@@ -381,9 +381,11 @@ def test_what_the_profile_leaves_open_is_asked_for(kind: str, launchers: Path) -
     for name in given_ if kind == "torchrun" else ("NODES", "RANKS_PER_NODE"):
         env = {"PATH": f"{launchers}:{os.environ['PATH']}", **given_}
         del env[name]
-        done = subprocess.run(["sh", script, "prog"], env=env, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["sh", script, "prog"], env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
         assert done.returncode == 2 and name in done.stderr and done.stdout == ""
-    done = subprocess.run(["sh", script], env=given_, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(["sh", script], env=given_, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 2 and f"usage: sh {script} PROGRAM" in done.stderr
 
 

@@ -11,7 +11,7 @@ from click.shell_completion import BashComplete
 
 from commbench import cli
 from commbench.commands import completing
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE_S, REPOSITORY
 
 
 def offered(line: str) -> list[str]:
@@ -66,7 +66,9 @@ try:
 finally:
     print(*sys.modules, file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE_S
+    )
     assert done.stdout.endswith("plain,dtype=bf16\n")
     assert not {"torch", "pandas", "scipy", "matplotlib"} & set(done.stderr.split())
 
@@ -75,6 +77,11 @@ def test_bash_puts_no_space_behind_an_equals_sign() -> None:
     environment = {**os.environ, completing.VARIABLE: "bash_source"}
     code = "from commbench.cli import _main; _main([])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=REPOSITORY, timeout=60
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        timeout=PATIENCE_S,
     )
     assert "*= ]] && compopt -o nospace" in done.stdout and "complete -o nosort -F" in done.stdout

@@ -19,6 +19,7 @@ from commbench.processes.process import Process, rank_environment
 from commbench.rank_info import detect
 from commbench.records import Setup
 from commbench.sweep.plan import expand
+from tests.conftest import PATIENCE_S
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -130,7 +131,7 @@ def test_children_die_with_their_parent(tmp_path: Path) -> None:
     assert began
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while is_alive(child, began):
         assert time.monotonic() < deadline
         time.sleep(0.01)

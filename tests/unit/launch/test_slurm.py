@@ -22,7 +22,7 @@ from commbench.launch import job_script, slurm, slurm_job
 from commbench.launch.job import Job
 from commbench.records import Setup
 from commbench.sweep.plan import expand
-from tests.conftest import REPOSITORY, environment
+from tests.conftest import PATIENCE_S, REPOSITORY, environment
 
 RECORDS = REPOSITORY / "tests/records"
 RANKS = json.loads((RECORDS / "environments/srun.json").read_text())
@@ -276,7 +276,7 @@ def test_a_job_is_submitted_and_waited_for(programs: Programs, tmp_path: Path) -
     states += '> "$0.asked"; echo "JobId=7 JobState=PENDING Reason=Priority"; fi'
     programs(srun="true", sbatch=SUBMITTED, scontrol=states)
     process, folder = child(tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert json.loads((folder / "job.json").read_text()) == {"job_id": "7", "state": "COMPLETED"}
     (event,) = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
@@ -296,7 +296,7 @@ def test_a_job_that_fails_says_why(programs: Programs, tmp_path: Path) -> None:
         scontrol='echo "JobId=7 JobState=FAILED Reason=NonZeroExitCode"',
     )
     process, folder = child(tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert "Slurm job 7 ended as FAILED" in output
     assert slurm.explain(output) == "rank 2 exited with code 9"
@@ -306,7 +306,7 @@ def test_a_job_that_fails_says_why(programs: Programs, tmp_path: Path) -> None:
 def test_a_job_that_slurm_refuses_says_why(programs: Programs, tmp_path: Path) -> None:
     programs(srun="true", sbatch='echo "sbatch: error: invalid account" >&2; exit 1')
     process, folder = child(tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1 and not (folder / "job.json").exists()
     assert slurm.explain(output) == "sbatch: error: invalid account"
 
@@ -318,7 +318,7 @@ def test_a_child_that_is_asked_to_stop_cancels_its_job(programs: Programs, tmp_p
         squeue='echo "7 commbench-run-000-0f0f0f-0"',
     )  # fmt: skip
     process, _ = child(tmp_path)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while "scontrol" not in log.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)

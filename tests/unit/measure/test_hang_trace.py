@@ -19,7 +19,7 @@ import pytest
 
 from commbench.measure import hang_trace
 from commbench.run_folder import RunFolder
-from tests.conftest import REPOSITORY, environment, only_run
+from tests.conftest import PATIENCE_S, REPOSITORY, environment, only_run
 
 TIMEOUT_S = 0.3
 Start = Callable[..., hang_trace.Tracer]
@@ -46,7 +46,7 @@ def start(path: Path) -> Iterator[Start]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -194,7 +194,7 @@ def test_it_neither_imports_torch_nor_keeps_a_process_alive(path: Path) -> None:
         "while not path.exists(): time.sleep(0.01)\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=PATIENCE_S)
 
 
 def test_a_timeout_names_the_trace(tmp_path: Path) -> None:
@@ -211,6 +211,6 @@ def test_a_timeout_names_the_trace(tmp_path: Path) -> None:
     # Of a rank that is not there, and before any other.
     (logs / "trace-rank-7.txt").write_text("rank 7\ndoing: bruck, 1 KiB\n")
     os.utime(logs / "trace-rank-7.txt", (10, 10))
-    assert sweep.wait(timeout=60) == 1
+    assert sweep.wait(timeout=PATIENCE_S) == 1
     (measurement,) = RunFolder(run).measurements()
     assert measurement.reason == f"no progress for 3.0 s; rank 7 was in bruck, 1 KiB: logs/{logs.name}/trace-rank-7.txt"

@@ -18,6 +18,7 @@ from commbench.launch.job import Job
 from commbench.measure import rendezvous
 from commbench.rank_info import RankInfo
 from commbench.records import Setup
+from tests.conftest import PATIENCE_S
 
 
 class Deadline:
@@ -37,13 +38,13 @@ class Meeting:
         if self._rank == 0:
             self._said.put(text)
             return text
-        return self._heard.get(timeout=10)
+        return self._heard.get(timeout=PATIENCE_S)
 
     def gather(self, text: str) -> list[str]:
         if self._rank:
             self._said.put(text)
             return []
-        return [text, self._heard.get(timeout=10)]
+        return [text, self._heard.get(timeout=PATIENCE_S)]
 
 
 def meetings() -> tuple[Meeting, Meeting]:

@@ -18,7 +18,7 @@ from commbench.serialise import as_dict, from_dict
 from commbench.sweep import config, plan, prepare, recipes
 from commbench.sweep.key import NO_DEFAULT
 from commbench.sweep.keys import GROUPS, KEYS, LISTED, explain_keys
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE_S, REPOSITORY
 
 
 def planned(*words: str) -> list[plan.PlannedCase]:
@@ -161,7 +161,7 @@ def test_dry_run_of_ten_thousand_cases_is_small() -> None:
     )
     result = subprocess.run(
         [sys.executable, "-c", script, "sweep", *words, "--dry-run"],
-        capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=True,
+        capture_output=True, text=True, cwd=REPOSITORY, timeout=PATIENCE_S, check=True,
     )  # fmt: skip
     assert int(result.stdout.split()[0]) >= 10_000
     assert int(result.stderr.split()[-1]) < 300 * 1024

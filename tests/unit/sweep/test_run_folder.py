@@ -27,7 +27,7 @@ from commbench.machine import metadata
 from commbench.records import Row, Status
 from commbench.run_folder import RunFolder, append_line, read_lines, repair
 from commbench.serialise import is_sealed
-from tests.conftest import cases_in, commbench, environment, here, only_run, rows_of
+from tests.conftest import PATIENCE_S, cases_in, commbench, environment, here, only_run, rows_of
 from tests.support.edits import change_json, without_checksums
 
 QUICK = ("sweep", "quick", "transport=scripted", "-e", "8K", "-f", "8")
@@ -401,7 +401,7 @@ def test_rows_reach_a_file_while_stderr_is_a_terminal(tmp_path: Path) -> None:
             if not piece:
                 break
             said += piece
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
     os.close(leader)
     assert len(cases_in((tmp_path / "rows.jsonl").read_text())) == 8
     assert b"measurements" in said or b"launch 1" in said
@@ -426,7 +426,12 @@ def test_a_closed_stdout_does_not_end_the_sweep(tmp_path: Path) -> None:
         folder = tmp_path / end.strip("|> &-")
         folder.mkdir(exist_ok=True)
         result = subprocess.run(
-            ["bash", "-c", f"{words} {end}"], cwd=folder, env=environment(), capture_output=True, text=True, timeout=60
+            ["bash", "-c", f"{words} {end}"],
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
         )
         run = only_run(folder / "results")
         assert json.loads((run / "run.json").read_text())["status"] == "finished", (end, result.stderr)
@@ -450,7 +455,7 @@ def test_modules_in_the_current_folder_do_not_reach_the_ranks(tmp_path: Path) ->
     result = subprocess.run(
         [sys.executable, "-P", "-c", code, *QUICK, "launches=1", "iters=6", "--no-plots"],
         cwd=tmp_path / "work", env=environment(),
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
 
@@ -505,7 +510,7 @@ def test_a_torn_line_before_the_parents_own_is_cut_off(tmp_path: Path) -> None:
     path = only_run(tmp_path / "results") / "measurements.jsonl"
     with open(path, "a") as file:
         file.write('{"case_id":"abc","laun')
-    assert sweep.wait(timeout=60) == 1
+    assert sweep.wait(timeout=PATIENCE_S) == 1
     (line,) = path.read_text().splitlines()
     assert json.loads(line)["status"] == "timeout"
 

@@ -17,7 +17,7 @@ from commbench.errors import EnvironmentProblem, UsageError
 from commbench.train import config as training
 from commbench.train import launch
 from commbench.train.launch import LAUNCHERS
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE_S, REPOSITORY
 
 
 @pytest.mark.parametrize("name", training.names())
@@ -173,7 +173,7 @@ def test_the_parent_imports_no_torch() -> None:
         "import sys\nfrom commbench.train import config, launch\n"
         "config.compose(['tiny'])\nassert 'torch' not in sys.modules and 'moe_ref' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, timeout=PATIENCE_S)
 
 
 def test_nothing_in_commbench_imports_moe_ref() -> None:

@@ -37,7 +37,7 @@ from commbench.transports.cuda import timer
 from commbench.transports.cuda.device import BlockGenerator
 from commbench.transports.cuda.timer import EventTimer
 from commbench.transports.device import HostGenerator
-from tests.conftest import REPOSITORY
+from tests.conftest import PATIENCE_S, REPOSITORY
 from tests.support import fake_cuda, fake_nccl
 
 pytestmark = pytest.mark.timeout(60)
@@ -59,7 +59,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         subprocess.Popen([compiler, *flags, f"-DRANKS={ranks}", "-o", str(path)]) for ranks, path in paths.items()
     ]
     fake_cuda.before_fork()
-    assert not any(process.wait(timeout=50) for process in compilers)
+    assert not any(process.wait(timeout=PATIENCE_S) for process in compilers)
     return paths
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from commbench.transports import out_of_band
-from tests.conftest import in_threads
+from tests.conftest import PATIENCE_S, in_threads
 
 
 def in_star(
@@ -107,7 +107,7 @@ def test_strangers_are_not_admitted_and_keep_nobody_waiting() -> None:
 
     def share(mine: int) -> int:
         if not mine:
-            return numbers.get(timeout=10)
+            return numbers.get(timeout=PATIENCE_S)
         secret, port = divmod(mine, 1 << 16)
         own = [number.to_bytes(4) + secret.to_bytes(12) for number in (0, 9)]
         for said in (None, b"", b"abc", (1).to_bytes(4) + bytes(12), *own):
