@@ -240,14 +240,14 @@ class RunFolder:
         return f"commbench sweep --resume {self.path} takes the line out, and measures again what it had"
 
     @classmethod
-    def create(cls, parent: Path, recipe: str) -> RunFolder:
-        """Make a new folder below `parent`. Raises `UsageError` if it cannot be written."""
+    def create(cls, parent: Path, recipe: str, parts: Iterable[str] = ("logs", "samples")) -> RunFolder:
+        """Make a new folder below `parent`, with `parts` in it. Raises `UsageError` if it cannot be written."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         path = parent / f"{stamp}-{recipe}-{secrets.token_hex(3)}"
         try:
             path.mkdir(parents=True)
-            (path / "logs").mkdir()
-            (path / "samples").mkdir()
+            for name in parts:
+                (path / name).mkdir()
         except OSError as error:
             shutil.rmtree(path, ignore_errors=True)
             raise UsageError(
@@ -270,7 +270,8 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run. Raises `UsageError` where there is none, or one of another format."""
         if not (path / "run.json").is_file():
-            raise UsageError(f"no run in {str(path)!r}", hint="give the folder that a sweep printed, or results/latest")
+            hint = "give the folder that a sweep printed, or results/latest; of a tuning the folder of a stage in it"
+            raise UsageError(f"no run in {str(path)!r}", hint=hint)
         folder = cls(path.resolve())
         about = folder.read_json("run.json")
         version = about.get("format_version")

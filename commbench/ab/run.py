@@ -38,9 +38,8 @@ def create(request: ProgramRequest) -> ProgramComparison:
     asked = plan(request)
     for arm in asked.arms.values():
         foreign.check(arm.command, asked.cluster, {**os.environ, **arm.environment()})
-    folder = RunFolder.create(request.out, "ab")
+    folder = RunFolder.create(request.out, "ab", parts=("logs",))
     folder.link_latest()
-    (folder.path / "samples").rmdir()
     folder.lock.take()
     asked = _bound(asked, folder)
     about = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench import formats, stats
+from commbench import collectives, formats, stats
 from commbench.analysis import bounds, families, so_far
 from commbench.analysis.bounds import Rates, Told
 from commbench.analysis.summary import Samples
@@ -26,6 +26,7 @@ from commbench.records import NOMINAL, Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
 from commbench.stats import Floats, Verdict
+from commbench.units import gbps
 
 # Facts about a machine without which a comparison is refused; other differences (kernel, packages) are only shown.
 MUST_MATCH = ("machine", "cpu", "cpus", "gpus")
@@ -85,6 +86,18 @@ class CaseComparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Yardstick:
+    """What a time is read by. factor: makes a busbw of an algbw, None where that means nothing. bound_us: at least."""
+
+    factor: float | None = None
+    bound_us: float | None = None
+
+    def gbps(self, size_bytes: int, time_us: float) -> float:
+        """Return GB/s: busbw where there is one."""
+        return (self.factor or 1.0) * gbps(size_bytes, time_us)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedRun:
     """A run, or a file of another program."""
 
@@ -131,6 +144,19 @@ def load(path: Path, told: Told | None = None) -> ComparedRun:
         raise UsageError(f"{path} has no case with numbers", hint=f"commbench sweep --resume {path}")
     machine = folder.read_json("run.json")["machine"]
     return ComparedRun(path=path, machine=machine, points=points, partial=known_rows.partial)
+
+
+def yardsticks(path: Path, rates: Rates) -> dict[tuple[str, int], Yardstick]:
+    """Return by set-up and size what the times of a run are read by. rates: those that the user declares."""
+    folder = RunFolder.open(path)
+    rows = bounds.of_rows(folder, so_far.of_run(folder).ok, rates)
+    return {
+        (_set_up(case, rows[case.case_id].fabric), case.size_bytes): Yardstick(
+            factor=collectives.get(case.collective).busbw_factor(case.spec), bound_us=rows[case.case_id].bound_us
+        )
+        for case in (item.case for item in folder.plan())
+        if case.case_id in rows
+    }
 
 
 def _identity(case: Case) -> str:

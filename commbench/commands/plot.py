@@ -1,12 +1,12 @@
-"""`commbench plot`: draw finished runs again, several in one figure, and results of other programs beside them.
+"""`commbench plot`: draw runs again, several in one figure, and results of other programs beside them.
 
-Runs are sweeps, or trainings, or one A/B of a training, or one trace of a program; they do not mix.
+Runs are sweeps, or trainings, or one A/B, or one trace of a program, or one profile or tuning; they do not mix.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,12 @@ from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.links import parse_link_rates
 from commbench.output.answer import yardstick
+from commbench.profile import Profile
+from commbench.profile import file as profile_file
 from commbench.record import folder
 from commbench.record.exchanges import exchanges
+from commbench.records import Status
+from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.train import ab, results
 
@@ -32,6 +36,8 @@ def run(
         written = draw_ab(paths, out)
     elif any(folder.is_trace(path) for path in paths):
         written = draw_trace(paths, out)
+    elif any(profile_file.is_one(path) for path in paths):
+        written = draw_profile(paths, out)
     elif any(results.is_one(path) for path in paths):
         written = draw_trainings(paths, out)
     else:
@@ -63,9 +69,52 @@ def draw_sweeps(paths: Sequence[Path], out: Path | None, told: Told) -> list[Pat
         written = plots.draw(runs.rows, runs.about, target, prefix=prefix)
         if runs.about["pairs"]:
             written += pair_matrices.write(runs.about["pairs"], target, prefix)
+        if len(paths) == 2:
+            written += _before_after(paths, told, runs.about, target, prefix)
     except OSError as error:
         raise _unwritable(target, error) from error
     return written
+
+
+def _before_after(paths: Sequence[Path], told: Told, about: Mapping[str, Any], target: Path, prefix: str) -> list[Path]:
+    """Draw the bandwidth of two runs, the first one before and the second one after; nothing of files."""
+    if not all(path.is_dir() for path in paths):
+        return []
+    from commbench.analysis import compare
+    from commbench.plots import before_after, save
+
+    comparisons = compare.compare(*(compare.load(path, told) for path in paths))
+    made = f"{about['machine_text']} | {about['started'][:10]} | commbench {about['commbench_version']}"
+    drawn = before_after.of_runs(comparisons, compare.yardsticks(paths[0], told.rates), made)
+    return save({"before-after": drawn}, target, prefix) if drawn else []
+
+
+def draw_profile(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Draw the one profile, or the one folder of a tuning; return the PNG files. Raises `UsageError`."""
+    if len(paths) > 1:
+        raise UsageError(f"{len(paths)} paths, one of them a profile", hint="it is drawn alone")
+    path = paths[0].resolve()
+    stages = path if path.is_dir() else path.parent
+    profile = profile_file.load(path / profile_file.NAME if path.is_dir() else path)
+    target = _target(stages, out)
+    from commbench.plots import before_after, gains, save
+
+    figures = {"gains": gains.gains(profile), "bandwidth": before_after.of_profile(profile, _bounds(profile, stages))}
+    try:
+        return save({name: figure for name, figure in figures.items() if figure is not None}, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _bounds(profile: Profile, stages: Path) -> dict[tuple[str, str, int], float]:
+    """Return what the links need at the least, as the stages beside a profile say; nothing where they are not there."""
+    found = {}
+    for run in {one.run for choice in profile.choices for one in choice.evidence}:
+        if Path(run).name == run and (stages / run / "run.json").is_file():
+            for row in RunFolder.open(stages / run).rows().values():
+                if row.status is Status.OK and row.bound_us:
+                    found[run, row.collective, row.size_bytes] = row.bound_us
+    return found
 
 
 def draw_trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]:

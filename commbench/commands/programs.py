@@ -57,8 +57,9 @@ def ab(words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) 
     epilog="Exit codes: those of the program, 2 where nothing could be recorded, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="TRACE",
-              help="A new folder, which sweep and tune take. Ranks on other hosts have to see it.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), metavar="TRACE",
+              help="A new folder, which sweep and tune take; default: one in results/. Ranks on other hosts have to "
+              "see it.")  # fmt: skip
 @click.option("--anonymous", is_flag=True, help="Leave out hosts, users, paths and the command.")
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
               help="Of stdout; json: an exchange a line, and what the program says on stderr.")  # fmt: skip

@@ -21,7 +21,7 @@ from commbench.record.consolidate import consolidate
 from commbench.record.exchanges import exchanges
 from commbench.record.folder import Recording
 from commbench.record.trace import ProgramTrace
-from commbench.run_folder import timestamp
+from commbench.run_folder import RunFolder, timestamp
 from commbench.sweep import foreign_keys
 
 
@@ -31,7 +31,7 @@ class RecordRequest:
 
     words: tuple[str, ...]
     program: tuple[str, ...] | None
-    out: Path
+    out: Path | None
     format: str = "table"
     anonymous: bool = False
     plots: bool = True
@@ -51,11 +51,12 @@ def run(request: RecordRequest) -> int:
         "command": [] if request.anonymous else list(request.program),
         "fabric": _fabric(said.cluster),
     }
-    recording = folder.begin(request.out, **about)
+    out = request.out or RunFolder.create(Path("results"), "record", parts=()).path
+    recording = folder.begin(out, **about)
     console = Console(quiet=request.quiet, verbose=False)
     env |= {
         variables.BACKEND: "record",
-        variables.RECORD: str(request.out.resolve()),
+        variables.RECORD: str(out.resolve()),
         variables.RECORD_SALT: secrets.token_hex(8) if request.anonymous else "",
     }
     try:
@@ -105,12 +106,14 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
     trace = consolidate(records, **recording.about, status=status, exit_code=code)
     sent = recipe.sent_cases(trace)
     folder.finish(recording, trace, recipe.text(trace, sent))
+    if request.out is None:
+        RunFolder(recording.path).link_latest()
     found = exchanges(trace)
-    answer = describe.answer(trace, found, request.out)
+    answer = describe.answer(trace, found, recording.path)
     if request.format == "json":
         for line in describe.rows(found):
             sys.stdout.write(json.dumps(line) + "\n")
-        summary = {**asdict(answer), "trace": str(request.out), "ranks": trace.ranks, "exit_code": code}
+        summary = {**asdict(answer), "trace": str(recording.path), "ranks": trace.ranks, "exit_code": code}
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
         sys.stdout.write("\n".join([*describe.table(trace, found), _sentence(answer.answer)]) + "\n")
@@ -118,8 +121,8 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
     if code != EXIT_OK:
         console.error(f"the program ended with exit code {code}{_until(trace)}; the trace has what was recorded")
     if request.plots:
-        _draw(request.out, console)
-    console.note(f"trace: {request.out}" + (f"; next: {answer.next}" if answer.next else ""))
+        _draw(recording.path, console)
+    console.note(f"trace: {recording.path}" + (f"; next: {answer.next}" if answer.next else ""))
     return code
 
 

@@ -68,7 +68,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
         raise UsageError(f"cannot write {str(out)!r}: its folder is not there", hint="--out FILE, in a folder of yours")
     folder = new_folder(request.out)
     prepare.note_declared(runnable, launchers, console)
-    target = out or folder / "profile.json"
+    target = out or folder / profile_file.NAME
     stages = Stages(replace(request, out=folder), configs[0], launchers, console, began)
     session.interrupt_on_sigterm()
     with storage(folder, f"make room, then tune again; the samples of finished stages are in {folder}"):
@@ -79,9 +79,9 @@ def run(request: SweepRequest, out: Path | None) -> int:
             console.note(f"interrupted; no profile was written. What was measured is in {folder}")
             return EXIT_INTERRUPTED
         profile = engine.to_profile(tuned, request.words, limits, time.monotonic() - began)
-        profile_file.save(profile, folder / "profile.json")
+        profile_file.save(profile, folder / profile_file.NAME)
     if out is not None:
-        _copy(profile, folder / "profile.json", out)
+        _copy(profile, folder / profile_file.NAME, out)
     if request.format == "json":
         for choice in profile.choices:
             sys.stdout.write(json.dumps(dataclasses.asdict(choice)) + "\n")
@@ -96,7 +96,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     else:
         sys.stdout.write("\n".join(found.lines()) + "\n")
     if request.plots:
-        _draw(profile, folder, console)
+        _draw(folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
     for line in describe.use(target, trace):
         console.note(line)
@@ -125,11 +125,11 @@ def _saving(
     }  # fmt: skip
 
 
-def _draw(profile: Profile, folder: Path, console: Console) -> None:
-    from commbench.plots import gains
+def _draw(folder: Path, console: Console) -> None:
+    from commbench.commands.plot import draw_profile
 
     try:
-        for path in gains.draw(profile, folder / "plots"):
+        for path in draw_profile([folder]):
             console.note(f"plot: {path}")
     except (OSError, ValueError) as error:
         console.note(f"no plot: {error}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.files import write_atomically
-from commbench.plots.style import MARKERS, algorithm_colour, picture, ratio_axis, size_axis, tilted, title
+from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, tilted, title
 from commbench.profile import Choice, Evidence, Profile
 
 _MOST_PANELS = 8
@@ -20,8 +18,8 @@ _TITLE_LETTERS, _LEGEND_LETTERS = 130, 120  # that fit side by side
 _LEAST_SPAN = (0.96, 1.1)  # of the axis: a point with nothing around it says nothing
 
 
-def draw(profile: Profile, folder: Path) -> list[Path]:
-    """Draw `gains.png` and `gains.svg`; nothing of a profile without evidence. Return the files."""
+def gains(profile: Profile) -> Figure | None:
+    """Draw the gain at each size; None for a profile without evidence."""
     panels: dict[str, list[Choice]] = {}
     for choice in profile.choices:
         if choice.evidence:
@@ -31,7 +29,7 @@ def draw(profile: Profile, folder: Path) -> list[Path]:
             panels.setdefault(name, []).append(choice)
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
-        return []
+        return None
     height = 0.4 + 3.7 * len(panels)
     figure = Figure(figsize=(_WIDTH, height))
     axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
@@ -40,11 +38,7 @@ def draw(profile: Profile, folder: Path) -> list[Path]:
         axes.set_title("\n".join(textwrap.wrap(name, _TITLE_LETTERS)), fontsize=8)
     title(figure, f"Gain of the profile over the default; {profile.machine}", 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 / height))
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "gains.png", folder / "gains.svg"]
-    for path in paths:
-        write_atomically(path, picture(figure, path.suffix[1:]))
-    return paths
+    return figure
 
 
 def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:

@@ -20,6 +20,19 @@ from commbench.serialise import digest, from_dict
 _MENDING = "restore the file as `commbench tune` wrote it, or tune again"
 
 
+NAME = "profile.json"  # in the folder of a tuning
+
+
+def is_one(path: Path) -> bool:
+    """Return whether a path is a profile, or a tuning's folder with one: by its first words, whole or not."""
+    file = path / NAME if path.is_dir() else path
+    try:
+        with open(file, encoding="utf-8") as text:
+            return f'"format": "{FORMAT}"' in text.read(200)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def dump(profile: Profile) -> str:
     """Return the file's content: JSON, two-space indents, with the digest by which an edit is noticed."""
     body = dataclasses.asdict(profile)

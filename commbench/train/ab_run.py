@@ -70,10 +70,8 @@ class Comparison:
         self._calibration: Launched | None = None
         self._predicted: ExpectedRatio | None = None
         self._doing = ""
-        self._folder = RunFolder.create(request.out, "train-ab")
+        self._folder = RunFolder.create(request.out, "train-ab", parts=())
         self._folder.link_latest()
-        for name in ("logs", "samples"):
-            (self._folder.path / name).rmdir()
         machine = metadata.collect()
         self._about = {
             "arms": {name: arm.settings() for name, arm in arms.items()},

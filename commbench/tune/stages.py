@@ -146,8 +146,7 @@ class Stages:
 
 
 def new_folder(parent: Path) -> Path:
-    """Create `parent/STAMP-tune-XXXXXX`, for the run folders of one tuning."""
-    path = RunFolder.create(parent, "tune").path
-    for name in ("logs", "samples"):
-        (path / name).rmdir()
-    return path
+    """Create `parent/STAMP-tune-XXXXXX`, for the run folders of one tuning, and let `parent/latest` point to it."""
+    folder = RunFolder.create(parent, "tune", parts=())
+    folder.link_latest()
+    return folder.path

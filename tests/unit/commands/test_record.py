@@ -52,6 +52,13 @@ def test_a_program_is_recorded_and_passes_through(tmp_path: Path, capfd: pytest.
     assert (tmp_path / "again/trace.png").is_file()
 
 
+def test_a_folder_of_its_own_choice_is_the_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main(["record", "--no-plots", "-q", *program(tmp_path)]) == 0
+    latest = Path("results/latest")
+    assert latest.is_symlink() and "-record-" in latest.resolve().name and folder.read(latest).exit_code == 0
+
+
 def test_json_lines_alone_are_on_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["record", "--out", str(tmp_path / "t"), "--format", "json", "--anonymous", "--no-plots"]
     assert _main([*words, *program(tmp_path)]) == 0

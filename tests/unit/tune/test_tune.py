@@ -492,6 +492,8 @@ def test_over_the_scripted_transport_from_the_command_line(tmp_path: Path) -> No
     table = Table(profile, scope.id)
     curve = table.curve("all_to_all")
     assert curve is not None and curve.at(4096).label == "2d_intra_first" and curve.at(10**9).label == "direct"
+    latest = tmp_path / "results/latest"
+    assert "-tune-" in latest.resolve().name and (latest / "profile.json").is_file()
     runs = sorted(path.name.split("-")[1] for path in (tmp_path / "results").glob("2*-tune-*/2*"))
     assert runs == ["confirm", "confirm", "probe", "search", "search"], "one more launch, for what the crash took"
     (first, *_) = sorted((tmp_path / "results").glob("2*-tune-*/*-confirm-1-*"))
