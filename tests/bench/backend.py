@@ -2,19 +2,19 @@
 
 `make bench ARGS=backend`. First torch's public API on 2, 3 and 4 ranks of gloo, with a profile that takes another
 algorithm than the library for all that it can, against torch alone, bit for bit. Then the time of a call through the
-wrapper beside that of the inner group: two ranks, by turns, a call of each.
+wrapper beside that of the inner group, by turns, a call of each; what is done is kept in results/backend-bench.jsonl.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,11 +22,15 @@ from commbench.backend.group import WrappedGroup
 from commbench.backend.install import install
 from commbench.backend.source import ProfileSource
 from commbench.profile import Profile, file
+from tests.bench.kept import by_launch, said
 from tests.support import profiles
 from tests.support.public_calls import everything
 from tests.support.ranks import forked
 
-_CALLS = 4000
+FILE = Path("results/backend-bench.jsonl")
+_LAUNCHES = 12
+_CALLS, _BLOCK, _WARMUP = 4000, 1000, 50  # of each arm in a launch; a block has one p99
+_COLUMNS = ("inner", "more", "inner p99", "p99 more", "processor more", "processor p99 more")
 
 
 def pairwise() -> Profile:
@@ -63,8 +67,12 @@ def same(size: int, profile: Path | None) -> list[dict[str, str]]:
         return [json.loads((folder / str(me)).read_text()) for me in range(size)]
 
 
-def cost(nbytes: int, *, asynchronous: bool, size: int = 2) -> dict[str, float]:
-    """Return microseconds of a call on the inner group and through the wrapper, on the rank that is later."""
+def cost(size: int, nbytes: int, asynchronous: bool) -> dict[str, float]:
+    """Return microseconds of a call on the inner group, and how much more through the wrapper: median and p99.
+
+    One launch, of a call each in turn; rank 0's. p99 is that of 1000 calls of each arm, block by block, and the
+    median over blocks is taken. `processor`: of this thread's own time, which others on the machine take nothing from.
+    """
     profile = profiles.profile(profiles.choice("all_to_all", "direct"), profiles.choice("all_gather", "direct"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -79,27 +87,36 @@ def cost(nbytes: int, *, asynchronous: bool, size: int = 2) -> dict[str, float]:
             assert isinstance(world, WrappedGroup)
             inner = world.library_group()
             out, inp = torch.zeros(nbytes, dtype=torch.uint8), torch.zeros(nbytes, dtype=torch.uint8)
-            times: dict[str, list[float]] = {"inner": [], "wrapped": []}
-            for number in range(2 * _CALLS):
-                name = ("inner", "wrapped")[(number + number // 2) % 2]
-                group = world if name == "wrapped" else inner
-                start = time.perf_counter()
+            took = np.zeros((2, 2, _WARMUP + _CALLS))  # of the clock and the processor; inner and wrapped
+            for number in range(2 * (_WARMUP + _CALLS)):
+                arm = (number + number // 2) % 2
+                group = world if arm else inner
+                began, spent = time.perf_counter_ns(), time.thread_time_ns()
                 work = dist.all_to_all_single(out, inp, group=group, async_op=asynchronous)
                 if work is not None:
                     work.wait()
-                times[name].append(1e6 * (time.perf_counter() - start))
+                used, passed = time.thread_time_ns() - spent, time.perf_counter_ns() - began
+                took[:, arm, number // 2] = passed / 1e3, used / 1e3
             if me == 0:
-                (folder / "times").write_text(json.dumps(times))
+                (folder / "found").write_text(json.dumps(_summary(took[:, :, _WARMUP:])))
             dist.barrier()
             dist.destroy_process_group()
 
         assert forked(size, rank) == [0] * size
-        times = json.loads((folder / "times").read_text())
-    pairs = [wrapped - inner for inner, wrapped in zip(times["inner"][50:], times["wrapped"][50:], strict=True)]
-    found = {"difference": statistics.median(pairs)}
-    for which in ("inner", "wrapped"):
-        cut = statistics.quantiles(times[which][50:], n=100)
-        found |= {which: cut[49], f"{which} p99": cut[98]}
+        found: dict[str, float] = json.loads((folder / "found").read_text())
+        return found
+
+
+def _summary(took: np.ndarray) -> dict[str, float]:
+    found = {}
+    for which, times in zip(("", "processor "), took, strict=True):
+        inner, wrapped = np.quantile(times.reshape(2, -1, _BLOCK), 0.99, axis=2)
+        found |= {
+            f"{which}inner": float(np.median(times[0])),
+            f"{which}more": float(np.median(times[1] - times[0])),
+            f"{which}inner p99": float(np.median(inner)),
+            f"{which}p99 more": float(np.median(wrapped - inner)),  # of one block, whose disturbances both have met
+        }
     return found
 
 
@@ -116,12 +133,11 @@ def main() -> None:
             by_profile = ours[0].pop("by the profile")
             print(f"{size} ranks: {len(torchs[0])} calls, differing: {sorted(differing) or 'none'}; {by_profile} kinds "
                   "of calls by the profile", flush=True)  # fmt: skip
-    heads = ("ranks", "bytes", "call", "inner", "wrapped", "median of", "inner p99", "wrapped p99")
-    print(" ".join(f"{head:>11}" for head in heads))
-    for size in (1, 2):
-        for nbytes in (4 * size, 1 << 20):
-            for asynchronous in (False, True):
-                found = cost(nbytes, asynchronous=asynchronous, size=size)
-                cells = [str(size), str(nbytes), "async" if asynchronous else "sync"]
-                cells += [f"{found[key]:.2f}" for key in ("inner", "wrapped", "difference", "inner p99", "wrapped p99")]
-                print(" ".join(f"{cell:>11}" for cell in cells), flush=True)
+    kinds = [(size, nbytes, later) for size in (1, 2) for nbytes in (4 * size, 1 << 20) for later in (False, True)]
+    print(f"us; median of {_LAUNCHES} launches [95 %]; processor: of the thread that calls, without waits")
+    heads = ("ranks", "bytes", "call", "inner", "more", "inner p99", "p99 more", "processor more", "processor p99 more")
+    print(" | ".join(heads))
+    for kind, launches in by_launch(FILE, kinds, _LAUNCHES, cost).items():
+        cells = [str(kind[0]), str(kind[1]), "async" if kind[2] else "sync"]
+        cells += [said(one[key] for one in launches) for key in _COLUMNS]
+        print(" | ".join(cells), flush=True)

@@ -1,13 +1,16 @@
 """What a recorder costs: a call on a group that is recorded beside one on torch's own, and a step of a small training.
 
-Both in the same process, one after the other, over gloo; the table has the median of their differences, and between
-which values half of them lie. `make bench ARGS="record"`.
+    nice python -m tests.bench record        # resumable: what is done is kept in results/record-bench.jsonl
+
+Both in one process, over gloo, in alternating order: blocks of 50 calls, or single steps, so that what else runs on
+the machine meets both. A launch gives the median over its pairs; the table has the median of 12 launches and its 95 %
+interval. Of a step also what the recorder adds to the processor's time of the thread that makes it, which does not
+count what others take from it: that resolves 1 % on a machine that is busy, and the step's time on a quiet one.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,11 +19,16 @@ from typing import Any
 
 import numpy as np
 
+from tests.bench.kept import by_launch, said
 from tests.support.ranks import forked
 
-CALLS, ROUNDS = 500, 41
-STEPS, STEP_ROUNDS = 5, 41
+FILE = Path("results/record-bench.jsonl")
+LAUNCHES = 12
+CALLS, PAIRS = 50, 400  # calls of a block, and pairs of blocks
+STEP_PAIRS = 150
+WARMUP = 10  # pairs
 LAYERS = 4  # of a step: each with two exchanges forward and two backward
+Pair = tuple[float, float]  # on torch's own group, and recorded
 
 
 def groups(me: int, size: int, folder: Path) -> tuple[Any, Any]:
@@ -44,21 +52,23 @@ def groups(me: int, size: int, folder: Path) -> tuple[Any, Any]:
     return plain, dist.group.WORLD
 
 
-def paired(arms: tuple[Callable[[], None], Callable[[], None]], rounds: int) -> list[tuple[float, float]]:
-    """Microseconds of both arms, round by round, in alternating order."""
-    times = []
-    for number in range(rounds):
-        took = [0.0, 0.0]
+def paired(arms: tuple[Callable[[], None], Callable[[], None]], pairs: int) -> tuple[list[Pair], list[Pair]]:
+    """Microseconds of both arms, pair by pair, in alternating order: by the clock, and of this thread's processor."""
+    wall, processor = [], []
+    for number in range(pairs + WARMUP):
+        took, used = [0.0, 0.0], [0.0, 0.0]
         for arm in (0, 1) if number % 2 else (1, 0):
-            begin = time.perf_counter_ns()
+            began, spent = time.perf_counter_ns(), time.thread_time_ns()
             arms[arm]()
-            took[arm] = (time.perf_counter_ns() - begin) / 1e3
-        times.append((took[0], took[1]))
-    return times[1:]
+            used[arm] = (time.thread_time_ns() - spent) / 1e3
+            took[arm] = (time.perf_counter_ns() - began) / 1e3
+        wall.append((took[0], took[1]))
+        processor.append((used[0], used[1]))
+    return wall[WARMUP:], processor[WARMUP:]
 
 
-def calls(me: int, folder: Path, *, async_op: bool, uneven: bool) -> list[tuple[float, float]]:
-    """Exchanges of 4 KiB in a group of one rank: nothing but the way there."""
+def calls(me: int, folder: Path, async_op: bool, uneven: bool) -> dict[str, float]:
+    """Exchanges of 4 KiB in a group of one rank, nothing but the way there: microseconds of one."""
     import torch
     import torch.distributed as dist
 
@@ -75,10 +85,11 @@ def calls(me: int, folder: Path, *, async_op: bool, uneven: bool) -> list[tuple[
         return run
 
     plain, recorded = groups(me, 1, folder)
-    return paired((arm(plain), arm(recorded)), ROUNDS)
+    times = np.array(paired((arm(plain), arm(recorded)), PAIRS)[0]) / CALLS
+    return {"own": float(np.median(times[:, 0])), "more": float(np.median(times[:, 1] - times[:, 0]))}
 
 
-def steps(me: int, folder: Path) -> list[tuple[float, float]]:
+def steps(me: int, folder: Path) -> dict[str, float]:
     """Steps of two ranks: exchanges of 64 KiB between matrix products, then a sum of all gradients."""
     import torch
     import torch.distributed as dist
@@ -89,47 +100,55 @@ def steps(me: int, folder: Path) -> list[tuple[float, float]]:
 
     def arm(group: Any, ended: Callable[[], None]) -> Callable[[], None]:
         def run() -> None:
-            for _ in range(STEPS):
-                for _ in range(4 * LAYERS):
-                    dist.all_to_all_single(out, inp, group=group)
-                    (out @ weight) @ weight.T
-                dist.all_reduce(weight, group=group)
-                ended()
+            for _ in range(4 * LAYERS):
+                dist.all_to_all_single(out, inp, group=group)
+                (out @ weight) @ weight.T
+            dist.all_reduce(weight, group=group)
+            weight.fill_(1.0)
+            ended()
 
         return run
 
     plain, recorded = groups(me, 2, folder)
     recorder: Any = observer.current
-    return paired((arm(plain, lambda: None), arm(recorded, recorder.step_said)), STEP_ROUNDS)
+    both = paired((arm(plain, lambda: None), arm(recorded, recorder.step_said)), STEP_PAIRS)
+    wall, processor = (np.array(pairs) for pairs in both)
+    own = float(np.median(wall[:, 0]))
+    return {
+        "own": own,
+        "more": float(100 * np.expm1(np.median(np.log(wall[:, 1] / wall[:, 0])))),
+        # A mean, as the few steps at whose end the file is written count with what they take.
+        "processor": float(100 * np.mean(processor[:, 1] - processor[:, 0]) / own),
+    }
 
 
-def measured(size: int, body: Callable[[int, Path], list[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """What rank 0 has measured."""
+def launch(size: int, async_op: bool, uneven: bool) -> dict[str, float]:
+    """What rank 0 has measured in one launch: of steps on two ranks, of calls on one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def rank(me: int) -> None:
-            times = body(me, folder)
+            found = steps(me, folder) if size > 1 else calls(me, folder, async_op, uneven)
             if me == 0:
-                (folder / "answer").write_text(json.dumps(times))
+                (folder / "answer").write_text(json.dumps(found))
 
         codes = forked(size, rank)
         if any(codes):
             raise RuntimeError(f"ranks ended with {codes}")
-        return [(one, two) for one, two in json.loads((folder / "answer").read_text())]
+        answer: dict[str, float] = json.loads((folder / "answer").read_text())
+        return answer
 
 
 def main() -> None:
-    print("                                      own      recorded   difference   half of them")
-    for async_op in (False, True):
-        for uneven in (False, True):
-            times = measured(1, lambda me, folder, a=async_op, u=uneven: calls(me, folder, async_op=a, uneven=u))
-            own, recorded = (statistics.median(pair[arm] for pair in times) / CALLS for arm in (0, 1))
-            low, middle, high = np.quantile([(two - one) / CALLS for one, two in times], [0.25, 0.5, 0.75])
-            what = f"{'uneven ' if uneven else ''}exchange, {'async' if async_op else 'sync'}"
-            print(f"{what:<34} {own:7.1f} us {recorded:7.1f} us  {middle:7.2f} us   {low:.2f} - {high:.2f}", flush=True)
-    times = measured(2, steps)
-    own, recorded = (statistics.median(pair[arm] for pair in times) / STEPS / 1e3 for arm in (0, 1))
-    low, middle, high = np.quantile([100 * (two / one - 1) for one, two in times], [0.25, 0.5, 0.75])
-    what = f"step of {4 * LAYERS} exchanges, 2 ranks"
-    print(f"{what:<34} {own:7.2f} ms {recorded:7.2f} ms  {middle:7.2f} %    {low:.2f} - {high:.2f}")
+    of_calls = [(1, async_op, uneven) for async_op in (False, True) for uneven in (False, True)]
+    of_steps = (2, False, False)
+    found = by_launch(FILE, [*of_calls, of_steps], LAUNCHES, launch)
+    print(f"median of {LAUNCHES} launches [95 %]              own    more when recorded")
+    for kind in of_calls:
+        what = f"{'uneven ' if kind[2] else ''}exchange, {'async' if kind[1] else 'sync'}"
+        own = float(np.median([one["own"] for one in found[kind]]))
+        print(f"{what:<34} {own:9.1f} us   {said(one['more'] for one in found[kind])} us")
+    own = float(np.median([one["own"] for one in found[of_steps]])) / 1e3
+    what = f"step of {4 * LAYERS + 1} calls, 2 ranks"
+    print(f"{what:<34} {own:9.2f} ms   {said(one['more'] for one in found[of_steps])} %")
+    print(f"{'  of that the thread itself':<34} {'':12}   {said(one['processor'] for one in found[of_steps])} %")
