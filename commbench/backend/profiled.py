@@ -45,6 +45,7 @@ class ProfiledCalls:
         self._private: PrivateGroups | None = None
         self._worker, self._lock = Worker(), threading.Lock()
         self._uneven: Uneven | None = None
+        self._any = False  # whether any call has gone by the profile
         self.reasons: list[str] = []  # why calls are torch's that the profile has another choice for
         self.functions: dict[str, Callable[..., Any]] = {
             "alltoall_base": self._all_to_all,
@@ -74,6 +75,7 @@ class ProfiledCalls:
         lines = [f"group {self._name} of {len(self._ranks)} ranks, profile {self._source.name}"]
         lines += [comm.explain() for comm in self._comms.values() if comm is not None]
         lines += [] if self._uneven is None else [f"uneven exchanges: {self._uneven.explain()}"]
+        lines += [] if self._any or self._uneven is not None else ["no call of this group has gone by the profile"]
         return "\n".join([*lines, *(f"torch's own: {reason}" for reason in self.reasons)])
 
     def close(self) -> None:
@@ -125,6 +127,7 @@ class ProfiledCalls:
                 if comm is not None or out.is_cpu or not torch.cuda.is_current_stream_capturing():
                     self._library.add(kind)
                 return LIBRARY
+            self._any = True
             flat = _flat(out), _flat(inp)
             tensors = flat if name != "broadcast" else flat[:1]
             asynchronous = getattr(options, "asyncOp", True)

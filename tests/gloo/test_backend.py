@@ -215,6 +215,34 @@ def test_a_profile_that_cannot_hold_is_said_once(tmp_path: Path, capfd: pytest.C
     assert "rank 1: " in second and "torn.json" in second
 
 
+def test_a_group_that_is_too_small_is_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """All others still go by the profile."""
+    made_for = profiles.profile(profiles.choice("all_to_all", "pairwise"), nodes=1, ranks_per_node=2)
+    file.save(made_for, tmp_path / "p.json")
+
+    def rank(me: int) -> None:
+        source = ProfileSource(tmp_path / "p.json")
+        install(lambda: source)
+        meet(me, 2, tmp_path)
+        inp, out = torch.arange(4.0) + 10 * me, torch.empty(4)
+        for _ in range(2):
+            group = dist.new_group([0])
+            if me == 0:
+                dist.all_to_all_single(out, inp, group=group)
+                assert out.tolist() == inp.tolist()
+                assert "ranks per node: the profile is for 2, here is 1" in commbench.backend.explain(group)
+        dist.all_gather_into_tensor(out, inp[:2])
+        assert commbench.backend.explain().endswith("no call of this group has gone by the profile")
+        dist.all_to_all_single(out, inp)
+        told = commbench.backend.explain()
+        assert "pairwise window=1" in told and "no call" not in told
+        dist.destroy_process_group()
+
+    assert forked(2, rank) == [0, 0]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "torch makes these calls itself" in said and "ranks per node: the profile is for 2, here is 1" in said
+
+
 @pytest.mark.parametrize("size", [3])
 def test_the_public_api_is_the_same_to_the_bit(size: int, tmp_path: Path) -> None:
     """Every function on tensors, in the world and in sub-groups; tests/bench/backend.py has the rest, on 2 to 4."""
