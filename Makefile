@@ -39,8 +39,8 @@ endif
 test-all: export CASES = slow or not slow
 test-all: test ## run the tests, and more cases of some of them (longer)
 
-test-programs: $(VENV)/.dev ## run the tests of programs that need more than CI installs
-	$(if $(programs),$(BIN)/python -m pytest --durations=10 $(programs),@echo "there are no tests/programs yet")
+test-programs: $(VENV)/.programs ## run programs of others: DeepSpeed, torchtitan, HF Mixtral (long; 1 GB more in .venv)
+	$(BIN)/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(programs))
 
 $(ROOMS:%=.%): .%:
 	$(BIN)/python -m pytest -m "$(CASES)" --durations=10 $($*)
@@ -71,4 +71,10 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/.made
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	@echo "adding what tests need to $(VENV)"
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# DeepSpeed looks at torch when it is built, and would compile kernels.
+$(VENV)/.programs: tests/programs/requirements.txt $(VENV)/.dev
+	@echo "adding the programs of others to $(VENV)"
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --requirement $<
 	@touch $@

@@ -5,15 +5,10 @@ Then all of docs/guide/any-program.md: recorded, tuned, run so and compared on a
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,61 +17,34 @@ from commbench.profile import file
 from tests.conftest import REPOSITORY
 from tests.emulated.conftest import lacking
 from tests.support import page, profiles
+from tests.support.installed_programs import FOLDER, digest, needed, run
 
 pytestmark = pytest.mark.programs
-if importlib.util.find_spec("deepspeed") is None:
-    pytest.skip(
-        "deepspeed is not installed: DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed", allow_module_level=True
-    )
-LOADED = [entry.value for entry in importlib.metadata.entry_points(group="torch.backends")]
-if "commbench_autoload:activate" not in LOADED:
-    pytest.skip("torch does not load commbench here: install it again", allow_module_level=True)
-
+needed("deepspeed")
+PROGRAM = "deepspeed_moe.py"
 PAGE = REPOSITORY / "docs/guide/any-program.md"
-PROGRAM = REPOSITORY / "tests/programs/deepspeed_moe.py"
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(PROGRAM))
-
-
-def run(*words: str) -> tuple[list[str], str]:
-    """The losses of the steps, and what was said on stderr."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COMMBENCH_EXPLAIN": "1"}
-    done = subprocess.run(
-        [*words, *LAUNCH], env=environment, capture_output=True, text=True, timeout=280, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return re.findall(r"step \d+ loss (\S+)", done.stdout), done.stderr
-
-
-def installed() -> str:
-    """One digest of all files of deepspeed."""
-    spec = importlib.util.find_spec("deepspeed")
-    assert spec is not None and spec.origin is not None
-    told = hashlib.sha256()
-    for path in sorted(Path(spec.origin).parent.rglob("*.py")):
-        told.update(path.read_bytes())
-    return told.hexdigest()
 
 
 def test_losses_are_the_same_to_the_bit(tmp_path: Path) -> None:
-    before = installed()
+    before = digest("deepspeed")
     path = tmp_path / "p.json"
     file.save(profiles.profile(profiles.choice("all_to_all", "pairwise"), nodes=1, ranks_per_node=4), path)
-    alone, said = run()
+    alone, _, said = run(PROGRAM)
     assert len(alone) == 10 and len({*alone}) == 10 and "pairwise" not in said
-    losses, said = run(sys.executable, "-m", "commbench", "exec", "--profile", str(path), "--")
+    losses, _, said = run(PROGRAM, under=("exec", "--profile", path))
     assert losses == alone
     assert re.search(r"all_to_all, \d+ KiB: pairwise window=1", said), said
-    assert installed() == before
+    assert digest("deepspeed") == before
 
 
 @pytest.mark.timeout(1500)  # a tuning and some six launches, each of which imports deepspeed four times
 @pytest.mark.skipif(bool(lacking()), reason=lacking())
 def test_the_page_works_as_typed(tmp_path: Path) -> None:
     """With less time for the tuning and fewer rounds than the page: what it finds is the same, not how surely."""
-    before = installed()
+    before = digest("deepspeed")
     env, here = page.shell(tmp_path / "bin"), tmp_path / "typed"
     here.mkdir()
-    shutil.copy(PROGRAM, here)
+    shutil.copy(FOLDER / PROGRAM, here)
     said = []
     for block in page.typed(PAGE):
         less = re.sub(r"budget=\w+", "budget=90s", re.sub(r"rounds=\d+", "rounds=1", block))
@@ -97,4 +65,4 @@ def test_the_page_works_as_typed(tmp_path: Path) -> None:
     assert "the losses are the same" in same, same
     found = json.loads((here / "results/latest/ab.json").read_text())
     assert found["rounds"] == 1 and found["ratio"] and not found["failed"] and found["said"] == [], ab
-    assert installed() == before
+    assert digest("deepspeed") == before

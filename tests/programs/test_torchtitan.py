@@ -1,0 +1,39 @@
+"""torchtitan's DeepSeek-V3 with its expert parallelism and FSDP, nothing of it changed: the same losses to the bit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from commbench.profile import file
+from tests.support import profiles
+from tests.support.installed_programs import digest, needed, run
+
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(3600)]
+needed("torchtitan", "triton")
+WORTH = replace(profiles.EVIDENCE, default_us=1e9)  # an exchange of counts pays
+
+
+@pytest.mark.parametrize("ep", [2, 4])
+def test_losses_are_the_same_to_the_bit(tmp_path: Path, ep: int) -> None:
+    """With experts over 2 ranks they are sharded over 2 by FSDP, over 4 they are not."""
+    before = digest("torchtitan")
+    path = tmp_path / "p.json"
+    choices = [
+        profiles.choice("all_to_all", "pairwise"),
+        profiles.choice("all_to_allv", "pairwise", evidence=[WORTH]),
+    ]
+    file.save(profiles.profile(*choices), path)
+    alone, told, said = run("torchtitan_moe.py", 6, ep, under=("record", "--out", tmp_path / "trace"))
+    assert len({*alone}) == 6 and "pairwise" not in said
+    where = r"torchtitan/models/common/token_dispatcher.py:\d+$"
+    groups = "" if ep == 4 else r" in 2 groups"
+    assert re.search(rf"^\d uneven all-to-alls? of .* a step over {ep} ranks{groups}: .*{where}", told, re.M), told
+    losses, _, said = run("torchtitan_moe.py", 6, ep, under=("exec", "--profile", path))
+    assert losses == alone
+    assert re.search(r"all_to_all, \S+ \S?B: pairwise window=1", said), said
+    assert re.search(r"all_to_allv, \S+ KiB: pairwise window=1", said), said
+    assert digest("torchtitan") == before
