@@ -19,6 +19,7 @@ TOGETHER := --no-print-directory --jobs=$(JOBS) --keep-going --output-sync=targe
 CASES ?= not slow
 # Not compiled: of 11000 files a fifth is ever imported, and is compiled then.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PROGRAMS_PIP := $(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DELETE_ON_ERROR:
 .PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check bench clean help
@@ -39,8 +40,8 @@ endif
 test-all: export CASES = slow or not slow
 test-all: test ## run the tests, and more cases of some of them (longer)
 
-test-programs: $(VENV)/.programs ## run programs of others: DeepSpeed, torchtitan, HF Mixtral (long; 1 GB more in .venv)
-	$(BIN)/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(programs))
+test-programs: $(VENV)-programs/.made ## run programs of others: DeepSpeed, torchtitan, HF Mixtral (long; a venv of 2 GB)
+	$(VENV)-programs/bin/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(programs))
 
 $(ROOMS:%=.%): .%:
 	$(BIN)/python -m pytest -m "$(CASES)" --durations=10 $($*)
@@ -57,7 +58,7 @@ bench: $(VENV)/.dev ## what the harness costs, and kills over gloo (minutes; pri
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean: ## remove the environment and all caches; results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) $(VENV)-programs .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -73,8 +74,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.run
 	$(PIP) --editable '.[dev]'
 	@touch $@
 
-# DeepSpeed looks at torch when it is built, and would compile kernels.
-$(VENV)/.programs: tests/programs/requirements.txt $(VENV)/.dev
-	@echo "adding the programs of others to $(VENV)"
-	DS_BUILD_OPS=0 $(PIP) --no-build-isolation --requirement $<
+# An environment of its own, as what they need contradicts constraints.txt. DeepSpeed looks at torch when it is built,
+# and would compile kernels.
+$(VENV)-programs/.made: tests/programs/requirements.txt pyproject.toml constraints.txt
+	@echo "setting up $(VENV)-programs (once; some minutes)"
+	$(PYTHON) -m venv $(VENV)-programs
+	$(PROGRAMS_PIP) --editable '.[dev]' $(shell grep '^torch==' constraints.txt)
+	DS_BUILD_OPS=0 $(PROGRAMS_PIP) --no-build-isolation --requirement $<
 	@touch $@
