@@ -13,8 +13,7 @@ from commbench.links import LinkRate, RateKind
 from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
 from commbench.spec import DTYPES, Spec
 
-# History of the run folder's format:
-# 1  first version
+# History of the run folder's format, after its first version:
 # 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
 # 3  cases may be on an emulated fabric; measurements have the rates of links and what crossed them
 # 4  cases may be on virtual hosts, in CUDA graphs, on registered and symmetric buffers; measurements have GPU clocks
@@ -227,8 +226,7 @@ class Measurement:
     load_average: float | None = None  # of the last minute, on rank 0's host, after the samples
     clock_mhz: float | None = None  # of the slowest GPU, right after the timed calls
     slowed_ranks: list[int] | None = None  # whose GPUs were then held back: their files in logs/ say by what
-    # Of an emulated fabric, by its links' own counters: bytes per call that left all nodes together, headers included,
-    # and how much more than the mean the busiest direction of a link had.
+    # Emulated, by the links' counters: bytes per call that left all nodes, headers included; busiest / mean.
     wire_bytes: float | None = None
     link_imbalance: float | None = None
 
@@ -298,6 +296,8 @@ class Row:
     overlap_percent: float | None = None
     inter_bytes: int | None
     intra_bytes: int | None
+    payload_bytes: int | None = None  # where elements travel as a payload: what `size_bytes` are then
+    payload_error: float | None = None  # largest error of a value, by the largest magnitude of its block
     wire_bytes: float | None = None
     link_imbalance: float | None = None
     cpu_percent: float | None = None

@@ -46,12 +46,12 @@ def links_of(measurement: Measurement, rates: Rates) -> dict[str, LinkRate]:
 
 def of_case(case: Case, links: Mapping[str, LinkRate]) -> tuple[LeastTime | None, float | None]:
     """Return what the links allow the collective at the least, and the microseconds of the algorithm's own messages."""
-    spec = case.spec
+    spec, collective = case.spec, collectives.get(case.collective)
     # Groups that share a node's links have a part of them each.
     share = spec.layout.ranks_per_node / case.setup.ranks_per_node
-    least = least_time(collectives.get(case.collective).needs(spec), links, spec.layout, share=share)
+    least = least_time(collective.needs(spec), links, spec.layout, share=share)
     algorithm = algorithms.find(case.collective, case.algorithm)
-    steps = None if algorithm is None else algorithm.steps(spec)
+    steps = None if algorithm is None else algorithm.steps(collective.on_wire(spec))
     if steps is None:
         return least, None
 

@@ -1,9 +1,9 @@
 """How much faster one algorithm is than another: cases of one run that differ in algorithm and parameters only.
 
 They share their launches, so each launch gives one pair of medians. The baseline of a group is the collective's
-default algorithm with its default parameters. Where there is one algorithm only, the routings of an emulated fabric
-or the environments are compared with the first of them: they have launches of their own, one in each round, in an order
-drawn for each round.
+default algorithm with its default parameters. Where there is one algorithm only, payloads are compared with elements
+that travel as they are; and the routings of an emulated fabric or the environments with the first of them: these have
+launches of their own, one in each round, in an order drawn for each round.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, stats
+from commbench import algorithms, collectives, payloads, stats
 from commbench.analysis import families
 from commbench.analysis.summary import Samples
 from commbench.binding import policies
@@ -71,15 +71,19 @@ def compare(
         by_group.setdefault(measurement.case_id, {})[measurement.attempt] = measurement
     speedups: dict[str, Speedup] = {}
     pairs: dict[str, list[tuple[Measurement, Measurement]]] = {}
-    for members in _alike(cases):
-        baseline = min(members, key=baseline_rank)
-        speedups[baseline.case_id] = Speedup(baseline=baseline.label)
+    groups = [(members, first := min(members, key=baseline_rank), first.label) for members in _alike(cases)]
+    compared = {case.case_id for members, _, _ in groups for case in members}
+    for members in _alike_but_for_payload([case for case in cases if case.case_id not in compared]):
+        first = min(members, key=_loss)
+        groups.append((members, first, f"payload={_payload(first)}"))
+    for members, baseline, label in groups:
+        speedups[baseline.case_id] = Speedup(baseline=label)
         ours = by_group.get(baseline.case_id, {})
         for case in members:
             if case is not baseline:
                 theirs = by_group.get(case.case_id, {})
                 shared = pairs[case.case_id] = _in_order([(ours[key], theirs[key]) for key in ours if key in theirs])
-                speedups[case.case_id] = _ratio(baseline.label, case, shared, slowest_us)
+                speedups[case.case_id] = _ratio(label, case, shared, slowest_us)
     by_round: dict[str, dict[int, Measurement]] = {}
     for measurement in latest.values():
         by_round.setdefault(measurement.case_id, {})[measurement.launch] = measurement
@@ -155,6 +159,26 @@ def _alike(cases: Sequence[Case]) -> list[list[Case]]:
         shared = as_dict(case)
         del shared["algorithm"], shared["params"]
         groups.setdefault(digest(shared), []).append(case)
+    return [members for members in groups.values() if len(members) > 1]
+
+
+def _payload(case: Case) -> str:
+    return str(case.arguments.get("payload", payloads.NONE))
+
+
+def _loss(case: Case) -> int:
+    """Return what a baseline has least of: it sends elements as they are, or as they lose least."""
+    return payloads.CHOICES.index(_payload(case))
+
+
+def _alike_but_for_payload(cases: Sequence[Case]) -> list[list[Case]]:
+    """Return groups of two and more that share everything but how elements travel."""
+    groups: dict[str, list[Case]] = {}
+    for case in cases:
+        if "payload" in collectives.get(case.collective).arguments:
+            shared = as_dict(case)
+            shared["arguments"].pop("payload", None)
+            groups.setdefault(digest(shared), []).append(case)
     return [members for members in groups.values() if len(members) > 1]
 
 

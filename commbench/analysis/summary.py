@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from commbench import algorithms, collectives, stats
+from commbench.algorithms import quantised
 from commbench.analysis import bounds, sample_files
+from commbench.collectives.payload import payload_of
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
 from commbench.run_folder import LinesRead, RunFolder
@@ -119,15 +121,20 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
     traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
     mean_bytes = None
+    lossy: dict[str, Any] = {}
     if status is not Status.SKIPPED:
         spec = case.spec
         algorithm = algorithms.find(case.collective, case.algorithm)
-        steps = None if algorithm is None else algorithm.steps(spec)
+        collective = collectives.get(case.collective)
+        on_wire, payload = collective.on_wire(spec), payload_of(spec)
+        steps = None if algorithm is None else algorithm.steps(on_wire)
         sends = None if steps is None else [send for step in steps for send in step.sends]
         traffic = None if sends is None else traffic_split(sends, spec.layout)
         measured = max((m.scratch_bytes for m in measurements), default=0)
-        scratch = measured if algorithm is None else algorithm.scratch_bytes(spec)
-        mean_bytes = collectives.get(case.collective).mean_bytes(spec)
+        scratch = measured if algorithm is None else quantised.scratch_bytes(algorithm, spec)
+        mean_bytes = collective.mean_bytes(spec)
+        if payload is not None:
+            lossy = {"payload_bytes": on_wire.size_bytes, "payload_error": payload.error(spec.dtype)}
     # All groups do the same at the same time.
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
     done = [m for m in measurements if m.status is Status.OK]
@@ -151,6 +158,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "intra_bytes": None if traffic is None else traffic["intra"] * groups,
         "mean_bytes": mean_bytes,
         "scratch_bytes": scratch,
+        **lossy,
     }
     return Row(**{**_NUMBERS, **_asked(case), **computed, **numbers})
 

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from commbench.collectives.base import Blocks
+from commbench.collectives.base import round_down
+from commbench.collectives.payload import PAYLOAD, PayloadBlocks, kept
 from commbench.data import Block, block_key
+from commbench.layout import Layout
 from commbench.links import Need
-from commbench.spec import Send, Spec
+from commbench.spec import Arguments, Send, Spec
 
 
-class AllToAll(Blocks):
+class AllToAll(PayloadBlocks):
     name = "all_to_all"
     adjoint = "all_to_all"
+    arguments = {"payload": PAYLOAD}
+
+    def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
+        return round_down(size_bytes, layout.ranks), kept(arguments)
+
+    def wire_spec(self, spec: Spec) -> Spec:
+        return replace(spec, size_bytes=spec.ranks * self.wire_bytes(spec, spec.block_bytes), arguments={})
+
+    def sent(self, spec: Spec, rank: int) -> list[int]:
+        return [spec.block_bytes] * spec.ranks
+
+    def received(self, spec: Spec, rank: int) -> list[int]:
+        return [spec.block_bytes] * spec.ranks
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return spec.size_bytes
@@ -35,7 +51,7 @@ class AllToAll(Blocks):
 
     def needs(self, spec: Spec) -> list[Need]:
         # What `of_messages` gives for the messages, without making all n (n - 1) of them.
-        m, n, block = spec.layout.ranks_per_node, spec.ranks, spec.block_bytes
+        m, n, block = spec.layout.ranks_per_node, spec.ranks, self.wire_bytes(spec, spec.block_bytes)
         needs = [Need(block * (m - 1), ("intra",), "rank"), Need(block * m * (m - 1), ("intra",), "node")] * (m > 1)
         needs += [Need(block * (n - m), ("inter",), "rank"), Need(block * m * (n - m), ("inter",), "node")] * (n > m)
         return needs

@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from commbench.collectives import splits
-from commbench.collectives.base import Argument, Blocks
+from commbench.collectives.base import Argument
+from commbench.collectives.payload import PAYLOAD, PayloadBlocks, kept
 from commbench.data import Block, block_key
 from commbench.layout import Layout
 from commbench.links import Need, of_messages
 from commbench.spec import Arguments, Send, Spec
 
 
-class AllToAllV(Blocks):
+class AllToAllV(PayloadBlocks):
     name = "all_to_allv"
     adjoint = "all_to_allv"  # with the counts transposed
     arguments = {
@@ -30,21 +35,38 @@ class AllToAllV(Blocks):
                               limits=(int, 1, 1 << 40)),
         "send_bytes": Argument(None, "bytes that each rank sends; the size then follows from the splits",
                                limits=(int, 1, 1 << 50)),
+        "payload": PAYLOAD,
     }  # fmt: skip
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
-        return splits.settle(size_bytes, layout.ranks, arguments)
+        size, settled = splits.settle(size_bytes, layout.ranks, arguments)
+        return size, {**settled, **kept(arguments)}
 
     def unsupported(self, spec: Spec) -> str:
         odd = self.counts(spec) % spec.itemsize
         if not odd.any():
-            return ""
+            return super().unsupported(spec)
         i, j = (int(index[0]) for index in odd.nonzero())
         return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are no whole number of {spec.dtype}"
 
     def counts(self, spec: Spec) -> splits.Matrix:
         """Bytes from rank i to rank j in row i, column j."""
         return splits.counts(spec.ranks, spec.arguments)
+
+    def wire_spec(self, spec: Spec) -> Spec:
+        counts = self.counts(spec)
+        wire = {nbytes: self.wire_bytes(spec, nbytes) for nbytes in np.unique(counts).tolist()}
+        matrix = np.array([[wire[nbytes] for nbytes in row] for row in counts.tolist()], dtype=np.int64)
+        arguments = {"splits": "matrix", "matrix": json.dumps(matrix.tolist(), separators=(",", ":"))}
+        return replace(spec, size_bytes=splits.size_of(matrix), arguments=arguments)
+
+    def sent(self, spec: Spec, rank: int) -> list[int]:
+        counts: list[int] = self.counts(spec)[rank].tolist()
+        return counts
+
+    def received(self, spec: Spec, rank: int) -> list[int]:
+        counts: list[int] = self.counts(spec)[:, rank].tolist()
+        return counts
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         return int(self.counts(spec)[rank].sum())
@@ -66,7 +88,7 @@ class AllToAllV(Blocks):
         return [Send(i, j, n) for i, row in rows for j, n in enumerate(row) if n and i != j]
 
     def needs(self, spec: Spec) -> list[Need]:
-        return of_messages(self.messages(spec), spec.layout)
+        return of_messages(self.messages(self.on_wire(spec)), spec.layout)
 
     def busbw_factor(self, spec: Spec) -> float | None:
         return (spec.ranks - 1) / spec.ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from commbench.data import Block, Bytes
+from commbench.data import Block, Bytes, Pattern
 from commbench.layout import Layout
 from commbench.links import Need
 from commbench.spec import DTYPES, Arguments, Spec, Value
@@ -99,6 +99,18 @@ class Collective(Protocol):
         """What the pools of all ranks give together, element by element: the right output is made of it."""
         ...
 
+    def input_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
+        """Return what rank `rank`'s input holds in any call."""
+        ...
+
+    def expected_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
+        """Return what rank `rank`'s right output holds in any call."""
+        ...
+
+    def on_wire(self, spec: Spec) -> Spec:
+        """Return what an algorithm is asked to do, where elements travel as something else than they are."""
+        ...
+
     def needs(self, spec: Spec) -> list[Need]:
         """What must travel whatever the algorithm: the ground of the bound."""
         ...
@@ -149,6 +161,21 @@ class Moves:
 
     def expected_pool(self, spec: Spec, rank: int) -> Bytes | None:
         return None
+
+    def input_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        raise NotImplementedError
+
+    def expected_blocks(self, spec: Spec, rank: int, *, seed: int) -> Iterator[Block]:
+        raise NotImplementedError
+
+    def input_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
+        return Pattern(self.input_blocks(spec, rank, seed=seed), spec.itemsize, self.input_pool(spec, rank))
+
+    def expected_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
+        return Pattern(self.expected_blocks(spec, rank, seed=seed), spec.itemsize, self.expected_pool(spec, rank))
+
+    def on_wire(self, spec: Spec) -> Spec:
+        return spec
 
 
 class Blocks(Moves):

@@ -117,6 +117,10 @@ _COLUMNS = (
             "bytes", _ROW,
             "inter"),
     _column("intra_bytes", "payload of a call inside nodes, own blocks excluded", "bytes", _ROW, "intra"),
+    _column("payload_bytes", "with payload: size_bytes as it travels, scales included; null where elements travel as "
+            "they are", "bytes", _ROW, "payload"),
+    _column("payload_error", "with payload: how far off a value may be that arrives, by the largest of its block",
+            "|received - sent| / largest magnitude of the block", _ROW, "error"),
     _column("wire_bytes", "emulated: bytes of a call that left all nodes, by the interfaces' counters, headers "
             "included",
             "bytes"),

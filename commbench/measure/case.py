@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from commbench import algorithms, collectives, fabric
+from commbench.algorithms import quantised
 from commbench.algorithms.base import Bound
+from commbench.algorithms.quantised import QuantisedBound
 from commbench.launch.job import Job
 from commbench.machine import memory
 from commbench.measure import buffers, diagnosis, loop, readback, recording, samples, verify
@@ -52,6 +54,8 @@ class _CaseOnRank:
         self.spec = case.spec
         self.collective = collectives.get(case.collective)
         self.algorithm = algorithms.get(case.collective, case.algorithm)
+        self.on_wire = self.collective.on_wire(self.spec)  # what the algorithm does
+        self.wire: Pair | None = None  # where what travels is, if it is not the elements as they are
         self.partition = job.setup.layout.partition(case.groups)
         self.group = next(index for index, ranks in enumerate(self.partition) if info.rank in ranks)
         self.rank = self.partition[self.group].index(info.rank)
@@ -68,7 +72,7 @@ class _CaseOnRank:
         data = self._data(self._allocate())
         untimed = ["the first call", "the second call"]  # a result of the last call would pass the first one only
         try:
-            if (said := recording.declared(self.algorithm, self.spec, self.rank)) is not None:
+            if (said := recording.declared(self.algorithm, self.on_wire, self.rank)) is not None:
                 sent: Sent = Counter()
                 bound = self._prepare(sent)
                 with _closing(bound):
@@ -121,7 +125,7 @@ class _CaseOnRank:
         # Others find their place in symmetric buffers because those are alike on all ranks.
         symmetric = self.case.buffers == "symmetric"
         each = largest if symmetric else buffers.nbytes(self.collective, self.spec, self.rank)
-        needed = each * count + self.algorithm.scratch_bytes(self.spec)
+        needed = each * count + quantised.scratch_bytes(self.algorithm, self.spec)
         lacking = self.transport.device.missing_memory(needed, self.info.local_size)
         return lacking if self.transport.all_gather([float(bool(lacking))]).any() else None
 
@@ -133,6 +137,10 @@ class _CaseOnRank:
             pairs = buffers.allocate(
                 self.transport, self.collective, self.spec, self.rank, self.pair_count, one_sided=one_sided
             )
+            if self.on_wire is not self.spec:
+                (self.wire,) = buffers.allocate(
+                    self.transport, self.collective, self.on_wire, self.rank, 1, one_sided=one_sided
+                )
         except Exception as error:
             failure = _allocation_failure(self.transport, error)
         self._together(failure)
@@ -149,7 +157,9 @@ class _CaseOnRank:
                 comm = comm.subgroup(self.partition)
             if sent is not None:
                 comm = RecordingComm(comm, range(self.spec.ranks), sent)
-            bound = self.algorithm.prepare(comm, self.spec)
+            bound = self.algorithm.prepare(comm, self.on_wire)
+            if self.wire is not None:
+                bound = QuantisedBound(bound, self.spec, self.rank, self.wire)
         except Exception as error:
             failure = _allocation_failure(self.transport, error)
         try:
@@ -303,7 +313,7 @@ def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
         "skew_us": skew_us if info.local_size == info.size else None,
         "stop_reason": timing.stop_reason,
         "wrong": 0,
-        "scratch_bytes": on_rank.algorithm.scratch_bytes(on_rank.spec),
+        "scratch_bytes": quantised.scratch_bytes(on_rank.algorithm, on_rank.spec),
         "buffer_pairs": on_rank.pair_count,
         "links": fabric.links(setup.emulated) if setup.emulated else dict(transport.links()) or None,
         **readback.clock(transport),

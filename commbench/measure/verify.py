@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from commbench.collectives.base import Collective
-from commbench.data import Pattern
 from commbench.spec import Spec
 from commbench.transports.base import Array, Transport
 from commbench.transports.device import Difference
@@ -21,10 +20,8 @@ class Checker:
     def __init__(self, transport: Transport, collective: Collective, spec: Spec, rank: int, seed: int) -> None:
         self.transport, self.collective, self.spec, self.rank, self.seed = transport, collective, spec, rank, seed
         self._generator = transport.device.generator
-        blocks = collective.input_blocks(spec, rank, seed=seed)
-        self.input = Pattern(blocks, spec.itemsize, collective.input_pool(spec, rank))
-        blocks = collective.expected_blocks(spec, rank, seed=seed)
-        self.expected = Pattern(blocks, spec.itemsize, collective.expected_pool(spec, rank))
+        self.input = collective.input_pattern(spec, rank, seed=seed)
+        self.expected = collective.expected_pattern(spec, rank, seed=seed)
 
     def fill_input(self, array: Array, salt: int) -> None:
         """Write this rank's input for the call numbered `salt`."""

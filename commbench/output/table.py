@@ -48,6 +48,8 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[tuple[s
     columns.append(("of_bound", 8, percent("bound_fraction", 100)))
     if any(row.steps_us for row in rows):
         columns.append(("steps_us", 9, number("steps_us")))
+    if any(row.payload_bytes for row in rows):
+        columns += [("payload", 9, nbytes("payload_bytes")), ("error", 7, number("payload_error"))]
     if rows[0].nodes > 1 and any(row.inter_bytes is not None for row in rows):
         columns += [("inter", 8, nbytes("inter_bytes")), ("intra", 8, nbytes("intra_bytes"))]
     if rows[0].fabric == Fabric.EMULATED:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from commbench.payloads import E4M3_LARGEST, E8M0_NAN, FP32_NAN, INT8_LARGEST, SMALLEST, Payload, Tile
 
-DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {kind: dtype for dtype, kind in KINDS.items()}
 _BF16_NAN = 0x7FC0  # which torch's own conversion makes in some places only
 _AT_ONCE_CPU, _AT_ONCE_GPU = 1 << 16, 1 << 26  # values: what stays in cache, and what memory has room for
 

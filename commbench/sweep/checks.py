@@ -40,6 +40,8 @@ def reject_idle_keys(configs: Sequence[SweepConfig], cases: Sequence[PlannedCase
     layer = any("tokens" in config.layer for config in configs)
     for item in cases:
         used |= {*item.case.params, *item.case.arguments}
+        if "payload" in collectives.get(item.case.collective).arguments:
+            used.add("payload")  # payload=none is what holds anyway
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
         if emulated := item.case.setup.emulated:
@@ -93,10 +95,13 @@ def skip_reason(case: Case) -> str:
             if entry.overlaps
             else (f"{case.setup.transport} has nothing to compute beside")
         )
+    on_wire = collective.on_wire(spec) if not (reason := collective.unsupported(spec)) else spec
+    if on_wire is not spec and case.overlap != "none":
+        return "what has come as a payload is made numbers again before the call ends, with nothing beside it"
     algorithm = algorithms.get(case.collective, case.algorithm)
     if algorithm.one_sided and not entry.one_sided:
         return f"over {case.setup.transport} no rank can write into the memory of another"
     for key, value in algorithm.demands.items():
         if case.arguments[key] != value:
             return f"{algorithm.name} needs {key}={value}"
-    return collective.unsupported(spec) or algorithm.unsupported(spec)
+    return reason or algorithm.unsupported(on_wire)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from commbench import algorithms, collectives, transports
+from commbench import algorithms, collectives, payloads, transports
 from commbench.errors import UsageError
 from commbench.records import Case, PlannedCase, Setup
 from commbench.serialise import as_dict, digest
@@ -166,6 +166,11 @@ def _check(config: SweepConfig) -> None:
                 f"{key}={','.join(map(str, values))} cannot be tuned",
                 hint=f"a profile is for {key}={allowed}; leave it out",
             )
+    if asked := [value for value in config.arguments.get("payload", []) if value != payloads.NONE]:
+        raise UsageError(
+            f"payload={','.join(map(str, asked))} cannot be tuned: what loses precision is no choice of a profile's",
+            hint="leave it out: a call with a payload takes the choice for the bytes that it sends",
+        )
     if len(config.dtype) > 1:
         raise UsageError(f"dtype={','.join(config.dtype)}: tuning takes one", hint="tune each, with a profile each")
     if len([mode for mode in config.mode if mode != "graph"]) > 1:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from commbench import data
+from commbench.collectives.payload import SignedPattern
 from commbench.data import WORD_BYTES, Pattern, Run
 from commbench.errors import EnvironmentProblem
 from commbench.machine import gpus
@@ -111,6 +112,11 @@ class BlockGenerator:
         """Make the rows of `tags`: a new matrix of bytes."""
         word, pool = data.call_word(salt), self._kept(pattern).pool
         tags = tags ^ (word - (1 << 64) if word >> 63 else word)
+        if isinstance(pattern, SignedPattern):
+            count, signs = -(-run.width // WORD_BYTES), int(pattern.signs) - (1 << 64)
+            assert pool is not None
+            made = (self._table[:count] * (tags[:, None] | 1) & signs) ^ pool[:count]
+            return made.view(torch.uint8)[:, : run.width].contiguous()
         if pool is None:
             made = self._table[: -(-run.width // WORD_BYTES)] ^ tags[:, None]
             return made.view(torch.uint8)[:, : run.width].contiguous()
@@ -121,7 +127,9 @@ class BlockGenerator:
         if pattern.on_device is None:
             words = [torch.from_numpy(run.words.view(np.int64)).to(self._device) for run in pattern.runs]
             pool = None
-            if pattern.pool is not None:
+            if isinstance(pattern, SignedPattern):
+                pool = torch.from_numpy(pattern.numbers.view(np.int64)).to(self._device)
+            elif pattern.pool is not None:
                 pool = torch.from_numpy(pattern.pool).to(self._device).view(_INTEGERS[pattern.itemsize])
             pattern.on_device = _OnDevice(words, pool)
         kept: _OnDevice = pattern.on_device
@@ -129,7 +137,7 @@ class BlockGenerator:
 
 
 class _OnDevice(NamedTuple):
-    """What the GPU keeps of a pattern: the words of each run, and the pool as whole numbers."""
+    """What the GPU keeps of a pattern: the words of each run, and the pool, or the numbers, as whole numbers."""
 
     words: list[torch.Tensor]
     pool: torch.Tensor | None

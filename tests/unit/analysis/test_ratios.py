@@ -53,6 +53,20 @@ def test_the_default_with_its_default_parameters_is_the_baseline() -> None:
     }, "the first, where the default was not measured"
 
 
+def test_payloads_are_compared_with_elements_as_they_are_where_one_algorithm_was_measured() -> None:
+    cases = planned(*SMALL, "algorithm=direct", "payload=int8,none,fp8", "launches=10")
+    found = ratios.compare(
+        cases, list(measured(cases, lambda case: 10.0 if case.arguments else 20.0)), lambda m: np.empty(0)
+    )
+    assert {ratio.baseline for ratio in found.values()} == {"payload=none"}
+    for case in cases:
+        ratio = found[case.case_id]
+        assert ratio.verdict == ("faster" if case.arguments else None)
+        assert ratio.speedup == (pytest.approx(2.0, rel=0.05) if case.arguments else None)
+    several = planned(*SMALL, "payload=int8,none", "algorithm=direct,2d_intra_first")
+    assert {ratio.baseline for ratio in compare(several).values()} == {"direct"}
+
+
 def test_only_what_shares_everything_else_is_compared() -> None:
     axes = ("dtype=fp32,bf16", "mode=isolated,pipelined", "env.X=a,b", "algorithm=direct,2d_intra_first")
     cases = planned(*SMALL, *axes)

@@ -15,7 +15,7 @@ from commbench.data import encode
 from commbench.errors import UsageError
 from commbench.payloads import Payload, arrays, tensors
 
-TORCH = {dtype: kind for kind, dtype in tensors.DTYPES.items()}
+TORCH = tensors.KINDS
 PAIRS = [
     (payload, dtype)
     for payload, dtype in product(payloads.TABLE.values(), payloads.DTYPES)

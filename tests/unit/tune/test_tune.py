@@ -447,6 +447,7 @@ def test_holm_and_the_signed_rank() -> None:
         (["mode=isolated,pipelined"], "mode=isolated,pipelined"),
         (["dtype=fp32,bf16"], "dtype=fp32,bf16"),
         (["overlap=matmul"], "overlap=matmul"),
+        (["payload=none,int8"], "payload=int8"),
         (["budgt=8m"], "budgt"),
         (["nodes=1", "algorithm=2d_intra_first"], "two levels need"),
         (["--out", "/nowhere/p.json"], "/nowhere/p.json"),
