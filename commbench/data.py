@@ -50,6 +50,19 @@ def block_key(seed: int, src: int, dst: int) -> int:
     return key
 
 
+def block_keys(seed: int, src: npt.NDArray[np.int64], dst: npt.NDArray[np.int64]) -> Words:
+    """Return `block_key` of each pair of numbers."""
+    keys = np.full(len(src), seed & _MASK, np.uint64)
+    for part in (src, dst):
+        keys = _mixed(keys + np.uint64(_GAMMA) * (part.astype(np.uint64) + np.uint64(1)))
+    return keys
+
+
+def piece_words(keys: Words, piece: int) -> Words:
+    """Return `piece_word` of each key."""
+    return _mixed(keys + np.uint64(_GAMMA * (piece + 1) & _MASK))
+
+
 def call_word(salt: int) -> int:
     """The random word of the call numbered `salt`, with which that of each piece is combined."""
     return _mix(_GAMMA * (salt + 1) & _MASK)
@@ -60,6 +73,11 @@ def words(key: int, count: int) -> Words:
     z = np.arange(1, count + 1, dtype=np.uint64)
     z *= np.uint64(_GAMMA)
     z += np.uint64(key)
+    return _mixed(z)
+
+
+def _mixed(z: Words) -> Words:
+    """`_mix` of each, in place."""
     z ^= z >> np.uint64(30)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(27)
@@ -79,11 +97,36 @@ def piece_word(key: int, piece: int) -> int:
     return _mix((key + _GAMMA * (piece + 1)) & _MASK)
 
 
+class Sums(NamedTuple):
+    """Rows that are sums: part k of a row is a part of a pool, from `shifts[row, k]` numbers after where its word says.
+
+    numbers: the pool, as fp32. weights: what each part is multiplied by. A part whose shift is below 0 is not there.
+    All sums are exact in `dtype`, in whatever order they are added up.
+    """
+
+    numbers: npt.NDArray[np.float32]
+    shifts: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    dtype: str
+
+    def rows(self, starts: npt.NDArray[np.int64], first: int, width: int) -> Bytes:
+        """Return rows of `width` bytes from number `first` on, whose parts begin at `starts`, before the shifts."""
+        count = width // (2 if self.dtype in ("bf16", "fp16") else 4)
+        total = np.zeros((len(starts), count), np.float32)
+        parts = np.lib.stride_tricks.sliding_window_view(self.numbers, count)
+        rows = slice(first, first + len(starts))
+        for shifts, weights in zip(self.shifts[rows].T, self.weights[rows].T, strict=True):
+            (there,) = np.nonzero(shifts >= 0)
+            total[there] += weights[there, None] * parts[starts[there] + shifts[there]]
+        return encode_exact(total, self.dtype).reshape(len(starts), width)
+
+
 class Run(NamedTuple):
     """Equal pieces of a buffer, as rows of a matrix of bytes.
 
     There are `rows` of them; each lies `step` bytes after the one before. The first is at `start + column`, and each
-    has `width` bytes. words: of each, its random word.
+    has `width` bytes. words: of each, its random word. fixed: rows that are the same in all calls, and have no words.
+    sums: what is added up to rows of numbers.
     """
 
     start: int
@@ -92,6 +135,8 @@ class Run(NamedTuple):
     column: int
     width: int
     words: Words
+    fixed: Bytes | None = None
+    sums: Sums | None = None
 
     def of(self, array: Any, first: int, last: int) -> Any:
         """Return the rows `first` to `last` of a flat buffer of bytes, as a matrix that shares its memory."""
@@ -110,8 +155,17 @@ class Pattern:
     """
 
     def __init__(self, blocks: Iterable[Block], itemsize: int, pool: Bytes | None = None) -> None:
-        self.itemsize, self.pool = itemsize, pool
-        self.runs = list(_runs(blocks))
+        self._hold(list(_runs(blocks)), itemsize, pool)
+
+    @classmethod
+    def of_runs(cls, runs: list[Run], itemsize: int) -> Pattern:
+        """Return the pattern of a buffer that has these runs, and nothing else."""
+        pattern = cls.__new__(cls)
+        pattern._hold(runs, itemsize, None)
+        return pattern
+
+    def _hold(self, runs: list[Run], itemsize: int, pool: Bytes | None) -> None:
+        self.itemsize, self.pool, self.runs = itemsize, pool, runs
         self.nbytes = sum(run.rows * run.width for run in self.runs)
         self.on_device: Any = None  # what a GPU keeps of it
 
@@ -123,7 +177,15 @@ class Pattern:
 
     def make(self, rows: Bytes, run: Run, first: int, salt: int, *, invert: bool = False) -> None:
         """Write the right rows of `run` from `first`, or their complements, into as many `rows` of bytes."""
+        if run.fixed is not None:
+            right = run.fixed[first : first + len(rows)]
+            rows[...] = ~right if invert else right
+            return
         tags = run.words[first : first + len(rows)] ^ np.uint64(call_word(salt))
+        if run.sums is not None:
+            right = run.sums.rows((tags & np.uint64(POOL_STARTS - 1)).astype(np.int64), first, run.width)
+            rows[...] = ~right if invert else right
+            return
         if self.pool is None:
             tags = ~tags if invert else tags
             words = table()[: -(-run.width // WORD_BYTES)]
@@ -186,6 +248,13 @@ def encode(values: npt.NDArray[np.int64], dtype: str) -> Bytes:
     return values.astype(_NUMPY[dtype]).view(np.uint8)
 
 
+def encode_exact(values: npt.NDArray[np.float32], dtype: str) -> Bytes:
+    """Return the bytes of fp32 numbers that a floating dtype has exactly."""
+    if dtype == "bf16":
+        return np.ascontiguousarray(values.reshape(-1).view(np.uint16)[1::2]).view(np.uint8)
+    return values.reshape(-1).astype(_NUMPY[dtype]).view(np.uint8)
+
+
 def add(out: Bytes, inp: Bytes, dtype: str) -> None:
     """Add to the elements of `out` those of `inp`, each of which rounds once. The last axis has no gaps."""
     if dtype != "bf16":
@@ -193,11 +262,22 @@ def add(out: Bytes, inp: Bytes, dtype: str) -> None:
         np.add(total, inp.view(_NUMPY[dtype]), out=total)
         return
     halves = out.view(np.uint16)
-    exact = np.asarray(_from_bf16(halves) + _from_bf16(inp.view(np.uint16)))
-    bits = exact.view(np.uint32)
-    # To the nearest, a tie to the even one; what is not a number must not round to infinity.
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    halves[...] = np.where(np.isnan(exact), 0x7FC0, rounded)
+    halves[...] = rounded(np.asarray(_from_bf16(halves) + _from_bf16(inp.view(np.uint16))), dtype).view(np.uint16)
+
+
+def widened(data: Bytes, dtype: str) -> npt.NDArray[np.float32]:
+    """Return the numbers of a floating dtype of which `data` are the bytes."""
+    return _from_bf16(data.view(np.uint16)) if dtype == "bf16" else data.view(_NUMPY[dtype]).astype(np.float32)
+
+
+def rounded(values: npt.NDArray[np.float32], dtype: str) -> Bytes:
+    """Return the bytes of fp32 numbers, each rounded to the nearest of a floating dtype, a tie to the even one."""
+    if dtype != "bf16":
+        return values.astype(_NUMPY[dtype]).view(np.uint8)
+    bits = values.view(np.uint32)
+    halves = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    # What is not a number must not round to infinity.
+    return np.where(np.isnan(values), 0x7FC0, halves).astype(np.uint16).view(np.uint8)
 
 
 def _from_bf16(halves: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

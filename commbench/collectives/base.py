@@ -51,6 +51,7 @@ class Collective(Protocol):
     adjoint: str  # the collective that carries the gradient back
     dtypes: tuple[str, ...]
     arguments: dict[str, Argument]
+    routed: bool  # whether tokens choose their experts, so that it knows tokens, top_k and what follows
 
     def reduces(self, arguments: Arguments) -> bool:
         """Whether it computes with the elements, and so needs a dtype that the transport knows."""
@@ -129,6 +130,7 @@ class Moves:
 
     dtypes = tuple(DTYPES)
     arguments: dict[str, Argument] = {}
+    routed = False
 
     def reduces(self, arguments: Arguments) -> bool:
         return False

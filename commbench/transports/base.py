@@ -18,6 +18,7 @@ from commbench.layout import LinkClass
 from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.transports.device import Device
+from commbench.transports.rows import Rows
 
 
 class Array(Protocol):
@@ -113,6 +114,7 @@ class Comm(Protocol):
 
     rank: int
     size: int
+    rows: Rows  # work on rows of its buffers
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         """Equal blocks: block i of `inp` goes to rank i, block i of `out` comes from rank i, the own one included."""

@@ -29,6 +29,8 @@ from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm, Message, Ready, TwoSided, Work, Works
 from commbench.transports.host_clock import HostClock
 from commbench.transports.plain_groups import plain_groups
+from commbench.transports.rows import Rows
+from commbench.transports.torch_rows import TorchRows
 
 # Hangs are cut by commbench itself, per case and earlier; this only ends ranks that nobody watches.
 LIBRARY_TIMEOUT = datetime.timedelta(minutes=60)
@@ -125,6 +127,7 @@ class TorchComm(TwoSided):
         self._subgroups: dict[tuple[int, ...], TorchComm] = {}  # a few per layout; they live as long as the process
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
+        self.rows: Rows = TorchRows(device)
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         work: Work = dist.all_to_all_single(out, inp, group=self._group, async_op=True)

@@ -24,6 +24,7 @@ from commbench.rank_info import RankInfo
 from commbench.transports import out_of_band
 from commbench.transports.base import Array, Comm, Done, Message, Ready, TwoSided, Work
 from commbench.transports.host_clock import HostClock
+from commbench.transports.rows import HostRows, Rows
 
 mpi4py.rc.thread_level = "funneled"  # only the thread that measures calls MPI
 from mpi4py import MPI  # noqa: E402  (initialises MPI, with the setting above)
@@ -56,6 +57,8 @@ class _Request:
 
 class MpiComm(TwoSided):
     """An MPI communicator; buffers are flat arrays of uint8."""
+
+    rows: Rows = HostRows()
 
     def __init__(self, comm: MPI.Comm, transport: Mpi) -> None:
         self._comm = comm

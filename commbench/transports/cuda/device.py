@@ -19,6 +19,8 @@ from commbench.units import format_size
 
 _PART_BYTES = 64 << 20  # that are made or compared at a time
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}  # by bytes of an element
+_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SUMMED = 8  # times the memory of a row that making a sum takes
 _HEADROOM = 0.95  # of free memory: contexts and libraries grow
 
 
@@ -76,14 +78,14 @@ class BlockGenerator:
         self._bytes = torch.arange(WORD_BYTES, device=device)
 
     def fill(self, array: torch.Tensor, pattern: Pattern, salt: int, *, invert: bool) -> None:
-        for run, tags, first, last in self._parts(pattern):
-            made = self._made(pattern, run, tags[first:last], salt)
+        for run, kept, first, last in self._parts(pattern):
+            made = self._made(pattern, run, kept, first, last, salt)
             run.of(array, first, last)[...] = made.bitwise_not_() if invert else made
 
     def compare(self, array: torch.Tensor, pattern: Pattern, salt: int) -> list[_Compared]:
         compared = []
-        for run, tags, first, last in self._parts(pattern):
-            seen, right = run.of(array, first, last), self._made(pattern, run, tags[first:last], salt)
+        for run, kept, first, last in self._parts(pattern):
+            seen, right = run.of(array, first, last), self._made(pattern, run, kept, first, last, salt)
             kind = _INTEGERS[pattern.itemsize]
             differs = (seen.view(kind) != right.view(kind)).view(-1)
             at = differs.to(torch.uint8).argmax() * pattern.itemsize  # the first of them
@@ -101,22 +103,26 @@ class BlockGenerator:
         numbers = iter(torch.stack([part.numbers for part in every]).tolist())
         return [_difference(parts, [next(numbers) for _ in parts]) for parts in compared]
 
-    def _parts(self, pattern: Pattern) -> Iterator[tuple[Run, torch.Tensor, int, int]]:
-        """Parts of a pattern that need little memory beside, each with the words of its run on the GPU."""
-        for run, tags in zip(pattern.runs, self._kept(pattern).words, strict=True):
-            rows = max(1, _PART_BYTES // run.width)
+    def _parts(self, pattern: Pattern) -> Iterator[tuple[Run, _RunOnDevice, int, int]]:
+        """Parts of a pattern that need little memory beside, each with what the GPU keeps of its run."""
+        for run, kept in zip(pattern.runs, self._kept(pattern).runs, strict=True):
+            rows = max(1, _PART_BYTES // (run.width if run.sums is None else _SUMMED * run.width))
             for first in range(0, run.rows, rows):
-                yield run, tags, first, min(run.rows, first + rows)
+                yield run, kept, first, min(run.rows, first + rows)
 
-    def _made(self, pattern: Pattern, run: Run, tags: torch.Tensor, salt: int) -> torch.Tensor:
-        """Make the rows of `tags`: a new matrix of bytes."""
+    def _made(self, pattern: Pattern, run: Run, kept: _RunOnDevice, first: int, last: int, salt: int) -> torch.Tensor:
+        """Make the rows `first` to `last` of a run: a new matrix of bytes."""
+        if kept.fixed is not None:
+            return kept.fixed[first:last].clone()
         word, pool = data.call_word(salt), self._kept(pattern).pool
-        tags = tags ^ (word - (1 << 64) if word >> 63 else word)
+        tags = kept.words[first:last] ^ (word - (1 << 64) if word >> 63 else word)
         if isinstance(pattern, SignedPattern):
             count, signs = -(-run.width // WORD_BYTES), int(pattern.signs) - (1 << 64)
             assert pool is not None
             made = (self._table[:count] * (tags[:, None] | 1) & signs) ^ pool[:count]
             return made.view(torch.uint8)[:, : run.width].contiguous()
+        if kept.sums is not None:
+            return kept.sums.rows(tags & (data.POOL_STARTS - 1), first, run.width)
         if pool is None:
             made = self._table[: -(-run.width // WORD_BYTES)] ^ tags[:, None]
             return made.view(torch.uint8)[:, : run.width].contiguous()
@@ -125,22 +131,58 @@ class BlockGenerator:
 
     def _kept(self, pattern: Pattern) -> _OnDevice:
         if pattern.on_device is None:
-            words = [torch.from_numpy(run.words.view(np.int64)).to(self._device) for run in pattern.runs]
+            runs = [_RunOnDevice.of(run, self._device) for run in pattern.runs]
             pool = None
             if isinstance(pattern, SignedPattern):
                 pool = torch.from_numpy(pattern.numbers.view(np.int64)).to(self._device)
             elif pattern.pool is not None:
                 pool = torch.from_numpy(pattern.pool).to(self._device).view(_INTEGERS[pattern.itemsize])
-            pattern.on_device = _OnDevice(words, pool)
+            pattern.on_device = _OnDevice(runs, pool)
         kept: _OnDevice = pattern.on_device
         return kept
 
 
 class _OnDevice(NamedTuple):
-    """What the GPU keeps of a pattern: the words of each run, and the pool, or the numbers, as whole numbers."""
+    """What the GPU keeps of a pattern: its runs, and the pool, or the numbers, as whole numbers."""
 
-    words: list[torch.Tensor]
+    runs: list[_RunOnDevice]
     pool: torch.Tensor | None
+
+
+class _SumsOnDevice(NamedTuple):
+    """`data.Sums` on the GPU."""
+
+    numbers: torch.Tensor
+    shifts: torch.Tensor
+    weights: torch.Tensor
+    kind: torch.dtype
+
+    def rows(self, starts: torch.Tensor, first: int, width: int) -> torch.Tensor:
+        """Make the rows from `first`, whose parts begin at `starts` before they are shifted."""
+        parts = self.numbers.unfold(0, width // self.kind.itemsize, 1)
+        total = torch.zeros(len(starts), parts.shape[1], device=starts.device)
+        rows = slice(first, first + len(starts))
+        for shifts, weights in zip(self.shifts[rows].T, self.weights[rows].T, strict=True):
+            # A part that is not there is one of the pool that counts nothing.
+            total += (weights * (shifts >= 0))[:, None] * parts[starts + shifts.clamp(min=0)]
+        return total.to(self.kind).view(torch.uint8)
+
+
+class _RunOnDevice(NamedTuple):
+    """What the GPU keeps of a run: its words; or its rows, where they are fixed; and of what rows are sums."""
+
+    words: torch.Tensor
+    fixed: torch.Tensor | None
+    sums: _SumsOnDevice | None
+
+    @staticmethod
+    def of(run: Run, device: torch.device) -> _RunOnDevice:
+        words = torch.from_numpy(run.words.view(np.int64)).to(device)
+        fixed = None if run.fixed is None else torch.from_numpy(run.fixed.copy()).to(device)
+        if run.sums is None:
+            return _RunOnDevice(words, fixed, None)
+        numbers, shifts, weights = (torch.from_numpy(part.copy()).to(device) for part in run.sums[:3])
+        return _RunOnDevice(words, fixed, _SumsOnDevice(numbers, shifts, weights, _FLOATS[run.sums.dtype]))
 
 
 class _Compared(NamedTuple):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from commbench.data import OPS, Bytes, add, decode, encode
 from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
+from commbench.transports.rows import HostRows, Rows
 
 _UNWRITTEN = 0xA5  # in memory that nobody has written to, where what algorithms do is looked at
 
@@ -34,6 +35,8 @@ class Carrier(Protocol):
 
 class ScriptedComm:
     """A group of global ranks over the transport's mesh."""
+
+    rows: Rows = HostRows()
 
     def __init__(self, transport: Carrier, ranks: list[int]) -> None:
         self._transport = transport
