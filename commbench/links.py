@@ -110,13 +110,21 @@ def of_shared(per_rank: float, per_node: float, layout: Layout) -> list[Need]:
     `per_rank` bytes must enter (or leave) each rank over whatever links it has, all ranks of a node at once; `per_node`
     bytes each node, over the network links of all its ranks.
     """
+    return shared_needs(layout, per_rank, per_rank * layout.ranks_per_node, per_node)
+
+
+def shared_needs(layout: Layout, of_rank: float, of_ranks: float, of_node: float) -> list[Need]:
+    """Return what `of_shared` does, where ranks differ: bytes of the rank that lacks most, and of the ranks of a node.
+
+    of_node: of the node that lacks most, each byte once for all of its ranks.
+    """
     links = tuple(
         link for link, there in zip(LINK_CLASSES, (layout.ranks_per_node > 1, layout.nodes > 1), strict=True) if there
     )
-    needs = [Need(per_rank, links)]
+    needs = [Need(of_rank, links)]
     if layout.nodes > 1:
-        needs.append(Need(per_rank * layout.ranks_per_node, links, "node"))
-        needs.append(Need(per_node, ("inter",), "node"))
+        needs.append(Need(of_ranks, links, "node"))
+        needs.append(Need(of_node, ("inter",), "node"))
     return needs
 
 

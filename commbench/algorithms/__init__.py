@@ -22,6 +22,9 @@ from commbench.algorithms.drop_reduce_scatter import DropReduceScatter
 from commbench.algorithms.duplicated import Duplicated
 from commbench.algorithms.one_sided import SymmCopyEngine, SymmCopyEngineV, SymmStore, SymmStoreV
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
+from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
+from commbench.algorithms.per_node import PerNodeCombine, PerNodeDispatch
+from commbench.algorithms.per_rank import PerRankCombine, PerRankDispatch
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
 from commbench.algorithms.two_d_pipelined import TwoDPipelined
@@ -54,6 +57,12 @@ _ALL: tuple[Algorithm, ...] = (
     Duplicated(),
     AllReduceDrop(),
     DropReduceScatter(),
+    PerChoiceDispatch(),
+    PerRankDispatch(),
+    PerNodeDispatch(),
+    PerChoiceCombine(),
+    PerRankCombine(),
+    PerNodeCombine(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

@@ -7,6 +7,8 @@ from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.collectives.base import Argument, Collective
 from commbench.collectives.broadcast import Broadcast
+from commbench.collectives.combine import TokenCombine
+from commbench.collectives.dispatch import TokenDispatch
 from commbench.collectives.pairs import Pairs
 from commbench.collectives.reductions import AllReduce, ReduceScatter
 from commbench.collectives.sendrecv import SendRecv
@@ -23,11 +25,13 @@ _ALL: tuple[Collective, ...] = (
     SendRecv(),
     Pairs(),
     TpAllToAll(),
+    TokenDispatch(),
+    TokenCombine(),
 )
 
 TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}
-# What `all` stands for: what programs call. `pairs` looks at links, with many cases.
-EVERY = tuple(name for name in TABLE if name != "pairs")
+# What `all` stands for: what programs call. `pairs` looks at links, with many cases; what is routed asks for a layer.
+EVERY = tuple(name for name, collective in TABLE.items() if name != "pairs" and not collective.routed)
 
 
 def get(name: str) -> Collective:

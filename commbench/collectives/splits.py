@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from commbench.collectives import routing_trace
 from commbench.errors import UsageError
 from commbench.spec import Arguments, Value
 
@@ -122,6 +123,8 @@ def _of_file(splits: str, ranks: int, arguments: Arguments) -> dict[str, Value]:
     step = int(arguments.get("step") or 0)
     if not 0 <= step < len(content):
         raise UsageError(f"step={step}: the trace has steps 0 .. {len(content) - 1}", hint="name one of them")
+    if isinstance(content[step], str):
+        content[step] = routing_trace.counts(content[step], ranks, int(arguments.get("experts") or 0))
     tokens = np.array(content[step], dtype=np.int64)
     if len(tokens) != ranks or tokens.shape[1] % ranks:
         raise ValueError(f"step {step} of the trace is for {len(tokens)} ranks and {tokens.shape[1]} experts, "
@@ -145,8 +148,11 @@ def read_matrix(path: str) -> str:
 
 def read_trace(path: str) -> str:
     """A routing trace as JSON. In the file, a line is a step: `{"counts": [[..], ..]}`, tokens from each rank to each
-    expert (or rank); other fields are ignored. Raises `UsageError`, naming the line.
+    expert (or rank); other fields are ignored. An .npz file has the experts of each token instead. Raises `UsageError`,
+    naming the line.
     """
+    if routing_trace.is_npz(path):
+        return routing_trace.read(path)
     steps = []
     for number, line in enumerate(_text(path, "trace").splitlines(), 1):
         if not line.strip():

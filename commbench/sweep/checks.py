@@ -44,13 +44,14 @@ def reject_idle_keys(configs: Sequence[SweepConfig], cases: Sequence[PlannedCase
             used.add("payload")  # payload=none is what holds anyway
         if item.case.arguments.get("splits") == "trace":
             used.add("trace")  # of which a matrix was made
+        traced = item.case.arguments.get("router") == "trace"  # which has tokens of its own
         if emulated := item.case.setup.emulated:
             used |= _EMULATED if emulated.spines > 1 else _EMULATED - {"routing"}
         used |= {"binding_memory"} if item.case.setup.binding != "none" else set()
         used |= {"cpu_masks"} if item.case.setup.cpu_masks else set()
         if "row_bytes" in item.case.arguments and "row_bytes" not in typed:
             used.add("model_dim")
-        if "matrix" not in item.case.arguments and not ("send_bytes" in typed and item.case.arguments):
+        if not traced and "matrix" not in item.case.arguments and not ("send_bytes" in typed and item.case.arguments):
             used |= {*SIZE_KEYS}
             used |= set(LAYER) if layer else set()
     for key in typed - used:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides, *, par
             f"samples.min {values['samples_min']} is above samples.max {values['samples_max']}",
             hint="lower one of them",
         )
-    _check_layer(layer, overrides)
+    _check_layer(layer, overrides, values["collective"])
     _check_experts(layer, arguments)
     return SweepConfig(
         recipe=Path(recipe).stem,
@@ -187,9 +187,14 @@ def _without_layout(layouts: list[str], overrides: Overrides) -> list[str]:
     return []
 
 
-def _check_layer(layer: Mapping[str, Any], overrides: Overrides) -> None:
-    """Check that tokens, model_dim and top_k make sizes; model_dim alone says how long a token of a trace is."""
-    if ("tokens" in layer) != ("top_k" in layer) or ("tokens" in layer and "model_dim" not in layer):
+def _check_layer(layer: Mapping[str, Any], overrides: Overrides, wanted: Sequence[str]) -> None:
+    """Check that tokens, model_dim and top_k make sizes; model_dim alone says how long a token of a trace is.
+
+    Where tokens are routed, top_k alone says to how many experts, and sizes say how many tokens there are.
+    """
+    routed = any(name in collectives.TABLE and collectives.get(name).routed for name in wanted)
+    alone = ("tokens" in layer) != ("top_k" in layer) and not (routed and "top_k" in layer)
+    if alone or ("tokens" in layer and "model_dim" not in layer):
         lacking = [key for key in LAYER if key not in layer]
         raise UsageError(
             f"the sizes of a layer need {', '.join(LAYER)}, not set: {', '.join(lacking)}",

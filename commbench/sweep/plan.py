@@ -158,6 +158,9 @@ def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Ite
     """Yield bytes, and what they imply for a collective that knows tokens: a token's and a rank's bytes."""
     knows_tokens = "row_bytes" in collective.arguments
     rows = [dim * DTYPES[dtype] for dim in config.layer.get("model_dim", [])]
+    if collective.routed:
+        yield from _routed_sizes(config, rows)
+        return
     if "tokens" not in config.layer:
         for size, row in itertools.product(config.sizes, rows or [0]):
             yield size, {"row_bytes": row} if row and knows_tokens else {}
@@ -165,6 +168,14 @@ def _asked_sizes(config: SweepConfig, collective: Collective, dtype: str) -> Ite
     for tokens, row, top_k in itertools.product(config.layer["tokens"], rows, config.layer["top_k"]):
         size = tokens * top_k * row
         yield size, {"row_bytes": row, "send_bytes": size} if knows_tokens else {}
+
+
+def _routed_sizes(config: SweepConfig, rows: Sequence[int]) -> Iterator[tuple[int, Arguments]]:
+    """Yield bytes of a rank's tokens, before they are routed, and what they imply."""
+    for row, top_k in itertools.product(rows or [0], config.layer.get("top_k", [0])):
+        implied = {**({"row_bytes": row} if row else {}), **({"top_k": top_k} if top_k else {})}
+        for size in [tokens * row for tokens in config.layer.get("tokens", [])] or config.sizes:
+            yield size, implied
 
 
 def _with_params(config: SweepConfig, collective: str) -> Iterator[tuple[str, dict[str, int]]]:

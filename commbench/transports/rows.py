@@ -54,7 +54,7 @@ class _Part(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Of each piece of the output its parts; copied: the one part of rows that are no sums."""
+    """Has the parts of each piece of the output; copied: the one part of rows that are no sums."""
 
     pieces: list[tuple[slice, list[_Part]]]
     copied: _Part | None

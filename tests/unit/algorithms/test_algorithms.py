@@ -45,6 +45,10 @@ def spec_of(
     )
 
 
+# Of those that route tokens see test_routed.py: what is said of their sizes and splits here is nothing to them.
+UNROUTED = [algorithm for algorithm in algorithms.TABLE.values() if not collectives.get(algorithm.collective).routed]
+
+
 def spec_or_skip(algorithm: Algorithm, nodes: int, per_node: int, **more: Any) -> Spec:
     """`spec_of`, where the collective and the algorithm can do it."""
     try:
@@ -62,7 +66,7 @@ def chunked(algorithm: Algorithm) -> list[dict[str, Any]]:
 
 
 def variants() -> list[Any]:
-    found: list[tuple[Algorithm, dict[str, Any]]] = [(a, {}) for a in algorithms.TABLE.values()]
+    found: list[tuple[Algorithm, dict[str, Any]]] = [(a, {}) for a in UNROUTED]
     for collective in ("all_to_all", "all_to_allv"):
         pairwise = algorithms.get(collective, "pairwise")
         found += [(pairwise, {"params": {"window": 2}}), (pairwise, {"params": {"window": 100}})]
@@ -96,9 +100,7 @@ def test_right_result_and_exactly_the_declared_messages(
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bf16", "fp32"])
-@pytest.mark.parametrize(
-    "algorithm", [pytest.param(a, id=f"{a.collective}-{a.name}") for a in algorithms.TABLE.values()]
-)
+@pytest.mark.parametrize("algorithm", [pytest.param(a, id=f"{a.collective}-{a.name}") for a in UNROUTED])
 def test_blocks_below_16_bytes(algorithm: Algorithm, dtype: str) -> None:
     """OSU's first rows, and nccl-tests' all_reduce of 8 B."""
     collective, ran = collectives.get(algorithm.collective), 0
@@ -212,7 +214,7 @@ def test_steps_form_a_dag_of_foreign_messages(algorithm: Algorithm) -> None:
 @st.composite
 def any_spec(draw: st.DrawFn) -> tuple[Algorithm, Spec, int]:
     """Any algorithm that declares its messages, on any layout, of any size and splits, and the size asked for."""
-    algorithm = draw(st.sampled_from([a for a in algorithms.TABLE.values() if a.steps(spec_of(a, 2, 2)) is not None]))
+    algorithm = draw(st.sampled_from([a for a in UNROUTED if a.steps(spec_of(a, 2, 2)) is not None]))
     nodes, per_node = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     ranks = nodes * per_node
     asked: dict[str, Any] = {}
@@ -321,6 +323,10 @@ def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
         "base",
         "chunks",
         "splits",
+        "routing",
+        "routing_trace",
+        "token_exchange",
+        "token_plan",
     }
     assert files == {type(item).__module__.rpartition(".")[2] for item in package.TABLE.values()}
 
@@ -332,8 +338,14 @@ def test_each_adjoint_is_a_collective_with_the_traffic_turned_round() -> None:
             continue
         back = collectives.get(collective.adjoint)
         turned = {"direction": "back"} if collective.name == "pairs" else {}
+        cached = {"counts": "cached"}  # gradients are those of rows, whose routing all ranks know
         spec, other = (
-            spec_of(algorithms.get(c.name, algorithms.names(c.name)[0]), 2, 2, asked=asked)
+            spec_of(
+                algorithms.get(c.name, algorithms.names(c.name)[0]),
+                2,
+                2,
+                asked=cached if "counts" in c.arguments else asked,
+            )
             for c, asked in ((collective, {}), (back, turned))
         )
         for rank in range(4):

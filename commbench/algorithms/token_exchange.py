@@ -1,0 +1,274 @@
+"""Moves rows of tokens as a plan says: what the algorithms of `dispatch` and `combine` share that send copies in hops.
+
+A dispatch that does not know its routing beforehand exchanges, in each hop, how many rows come from whom, and then
+together with the rows what is to be known of them: source, token, experts, weights. The counts stop the host.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
+from commbench.algorithms.token_plan import TOKENS, Gather, Planner, Way, plans, told_bytes
+from commbench.collectives import routing
+from commbench.collectives.dispatch import NUMBER_BYTES, cached
+from commbench.spec import Send, Spec, Step
+from commbench.transports.base import Array, Comm, Done, Message, Work
+
+_COUNT_BYTES = 8
+
+
+class _Room(NamedTuple):
+    """Rows that a hop sends and receives, at the most, and the ranks of its group."""
+
+    sent: int
+    received: int
+    ranks: int
+
+
+def _rooms(way: Way, spec: Spec) -> list[_Room]:
+    of_ranks = plans(way, spec)
+    rooms = []
+    for number, leg in enumerate(way.legs):
+        hops = [plan.hops[number] for plan in of_ranks]
+        most = max(sum(hop.sent) for hop in hops), max(sum(hop.received) for hop in hops)
+        rooms.append(_Room(*most, len(leg.groups(spec.layout)[0])))
+    return rooms
+
+
+class _Hopping(AlgorithmBase):
+    """An algorithm that sends copies of rows in the hops of its way."""
+
+    name: str
+    way: Way
+
+    def unsupported(self, spec: Spec) -> str:
+        if spec.arguments.get("counts") == "device":
+            return f"{self.name} reads counts on the host; counts=device is for algorithms whose GPUs alone know them"
+        return ""
+
+    def hop_sends(self, spec: Spec, number: int) -> list[tuple[int, int, int]]:
+        """Return (source, target, rows) of what a hop sends."""
+        groups = self.way.legs[number].groups(spec.layout)
+        of_ranks = plans(self.way, spec)
+        return [
+            (src, dst, rows)
+            for group in groups
+            for src in group
+            for dst, rows in zip(group, of_ranks[src].hops[number].sent, strict=True)
+            if rows
+        ]
+
+
+class HoppingDispatch(_Hopping):
+    collective = "dispatch"
+
+    def steps(self, spec: Spec) -> list[Step]:
+        shape, host = routing.shape_of(spec), not cached(spec)
+        told = told_bytes(self.way, shape.top_k)
+        steps: list[Step] = []
+        for number, leg in enumerate(self.way.legs):
+            rows = self.hop_sends(spec, number)
+            sends = [Send(src, dst, count * shape.row_bytes) for src, dst, count in rows]
+            if host:
+                groups = leg.groups(spec.layout)
+                counts = [
+                    Send(src, dst, _COUNT_BYTES) for group in groups for src in group for dst in group if src != dst
+                ]
+                _append(steps, f"counts-{leg.name}", counts)
+                sends += [Send(src, dst, count * told) for src, dst, count in rows]
+            _append(steps, f"rows-{leg.name}", sends)
+        return steps
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        return sum(map(sum, _dispatch_scratch(self.way, spec)))
+
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _CachedDispatch(comm, spec, self.way) if cached(spec) else _Dispatch(comm, spec, self.way)
+
+
+class HoppingCombine(_Hopping):
+    collective = "combine"
+
+    def steps(self, spec: Spec) -> list[Step]:
+        row = routing.shape_of(spec).row_bytes
+        steps: list[Step] = []
+        for number, leg in reversed([*enumerate(self.way.legs)]):
+            back = [Send(dst, src, count * row) for src, dst, count in self.hop_sends(spec, number)]
+            _append(steps, f"rows-{leg.name}", back)
+        return steps
+
+    def scratch_bytes(self, spec: Spec) -> int:
+        row = routing.shape_of(spec).row_bytes
+        return sum((room.sent + room.received) * row for room in _rooms(self.way, spec))
+
+    def prepare(self, comm: Comm, spec: Spec) -> Bound:
+        return _Combine(comm, spec, self.way)
+
+
+def _append(steps: list[Step], name: str, sends: Iterable[Send]) -> None:
+    """Add a step that comes after the last one."""
+    steps.append(Step(name=name, sends=tuple(sends), after=(steps[-1].name,) if steps else ()))
+
+
+def _dispatch_scratch(way: Way, spec: Spec) -> list[tuple[int, ...]]:
+    """Bytes of the buffers of each hop: rows and what is told of them, sent and received, and counts of both."""
+    shape, told = routing.shape_of(spec), told_bytes(way, routing.shape_of(spec).top_k)
+    host = not cached(spec)
+    return [
+        (room.sent * shape.row_bytes, room.received * shape.row_bytes)
+        + ((room.sent * told, room.received * told, *(2 * [room.ranks * _COUNT_BYTES])) if host else ())
+        for room in _rooms(way, spec)
+    ]
+
+
+def matrix(buffer: Array, rows: int, row_bytes: int) -> Array:
+    """Return the first rows of a flat buffer as a matrix that shares its memory."""
+    return buffer[: rows * row_bytes].reshape(rows, row_bytes)
+
+
+def _messages(buffer: Array, counts: Sequence[int], row_bytes: int) -> list[Message]:
+    """Return a message for each rank that there are rows for, or from, one after the other in `buffer`."""
+    edges = itertools.accumulate(counts, initial=0)
+    places = [slice(start * row_bytes, end * row_bytes) for start, end in itertools.pairwise(edges)]
+    return [Message(peer, buffer[at]) for peer, at in enumerate(places) if at.start != at.stop]
+
+
+class _Copy(NamedTuple):
+    """Rows `source` of what is held in a buffer into rows `to` of another; None: into all of them, in order."""
+
+    buffer: int
+    to: Any
+    source: Any
+
+
+def _copies(comm: Comm, gathers: Iterable[Gather], count: int) -> list[_Copy]:
+    """Return gathers into a buffer of `count` rows, ready to be made."""
+    places = comm.rows.places
+    return [
+        _Copy(part.buffer, None if len(part.to) == count else places(part.to), places(part.source)) for part in gathers
+    ]
+
+
+def _make(comm: Comm, copies: Iterable[_Copy], out: Array, held: Sequence[Array]) -> None:
+    for copy in copies:
+        comm.rows.copy(out, copy.to, held[copy.buffer], copy.source)
+
+
+class _CachedDispatch(BoundBase):
+    """A dispatch whose routing all ranks know: rows are all that moves, and nothing looks at them."""
+
+    def __init__(self, comm: Comm, spec: Spec, way: Way) -> None:
+        self._shape, self._way, self._comm = routing.shape_of(spec), way, comm
+        self._plan = plan = plans(way, spec)[comm.rank]
+        self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
+        self._buffers = [[comm.empty(nbytes) for nbytes in sizes] for sizes in _dispatch_scratch(way, spec)]
+        self._gathers = [_copies(comm, hop.gathers, sum(hop.sent)) for hop in plan.hops]
+        self._places = _copies(comm, plan.places, len(plan.numbers))
+
+    def start(self, out: Array, inp: Array) -> Work:
+        row = self._shape.row_bytes
+        held = [matrix(inp, self._shape.tokens, row)]
+        for leg, comm, buffers, hop, gathers in zip(
+            self._way.legs, self._comms, self._buffers, self._plan.hops, self._gathers, strict=True
+        ):
+            going, arriving = buffers
+            _make(comm, gathers, matrix(going, sum(hop.sent), row), held)
+            sends, recvs = _messages(going, hop.sent, row), _messages(arriving, hop.received, row)
+            comm.exchange(sends, recvs, step=f"rows-{leg.name}").wait()
+            held.append(matrix(arriving, sum(hop.received), row))
+        _make(self._comm, self._places, matrix(out, len(self._plan.numbers), row), held)
+        return Done()
+
+    def close(self) -> None:
+        del self._buffers
+
+
+class _Dispatch(BoundBase):
+    """A dispatch that plans in each call, from what the input and the other ranks say of the routing."""
+
+    capturable = False
+
+    def __init__(self, comm: Comm, spec: Spec, way: Way) -> None:
+        self._shape, self._way, self._comm, self._spec = routing.shape_of(spec), way, comm, spec
+        self._told = told_bytes(way, self._shape.top_k)
+        self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
+        self._buffers = [[comm.empty(nbytes) for nbytes in sizes] for sizes in _dispatch_scratch(way, spec)]
+
+    def start(self, out: Array, inp: Array) -> Work:
+        shape, comm = self._shape, self._comm
+        at_weights = shape.tokens * shape.row_bytes
+        at_experts = at_weights + shape.tokens * shape.top_k * NUMBER_BYTES
+        by_token = shape.tokens, shape.top_k
+        weights = comm.read(inp[at_weights:at_experts]).view(np.float32).reshape(by_token)
+        experts = comm.read(inp[at_experts:]).view(np.int32).astype(np.int64).reshape(by_token)
+        planner = Planner(self._way, self._spec.layout, comm.rank, shape.per_rank, experts, weights)
+        held = [matrix(inp, shape.tokens, shape.row_bytes)]
+        for number in range(len(self._way.legs)):
+            held.append(self._hop(planner, number, held))
+        plan = planner.plan(str(self._spec.arguments["output"]))
+        count = len(plan.numbers)
+        _make(comm, _copies(comm, plan.places, count), matrix(out, count, shape.row_bytes), held)
+        said = plan.weights.reshape(-1).view(np.uint8), plan.numbers.reshape(-1)
+        comm.write(out[count * shape.row_bytes :], np.concatenate(said))
+        return Done()
+
+    def _hop(self, planner: Planner, number: int, held: list[Array]) -> Array:
+        """Make one exchange, and return the rows that have arrived."""
+        leg, comm, row, told = self._way.legs[number], self._comms[number], self._shape.row_bytes, self._told
+        going, arriving, told_going, told_arriving, counts, counts_arriving = self._buffers[number]
+        hop, copies = planner.outgoing(leg)
+        comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
+        comm.all_to_all(counts_arriving, counts, step=f"counts-{leg.name}").wait()
+        received = comm.read(counts_arriving).view(np.int64).tolist()
+        count = sum(hop.sent)
+        comm.write(told_going, copies.packed().reshape(-1))
+        _make(comm, _copies(comm, hop.gathers, count), matrix(going, count, row), held)
+        comm.exchange(
+            _messages(told_going, hop.sent, told) + _messages(going, hop.sent, row),
+            _messages(told_arriving, received, told) + _messages(arriving, received, row),
+            step=f"rows-{leg.name}",
+        ).wait()
+        planner.incoming(comm.read(matrix(told_arriving, sum(received), told)), received)
+        return matrix(arriving, sum(received), row)
+
+    def close(self) -> None:
+        del self._buffers
+
+
+class _Combine(BoundBase):
+    """The way back of a dispatch, whose plan all ranks know: what was copied there is added up here."""
+
+    def __init__(self, comm: Comm, spec: Spec, way: Way) -> None:
+        self._shape, self._way, self._comm, self._dtype = routing.shape_of(spec), way, comm, spec.dtype
+        self._plan = plan = plans(way, spec)[comm.rank]
+        self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
+        row = self._shape.row_bytes
+        self._buffers = [(comm.empty(room.received * row), comm.empty(room.sent * row)) for room in _rooms(way, spec)]
+        weighted = spec.arguments["output"] == "expert"
+        counts = [self._shape.tokens, *(sum(hop.received) for hop in plan.hops)]
+        self._sums = [
+            comm.rows.sums(count, plan.terms(way, buffer, weighted=weighted)) for buffer, count in enumerate(counts)
+        ]
+
+    def start(self, out: Array, inp: Array) -> Work:
+        row, hops = self._shape.row_bytes, self._plan.hops
+        # By hop, what has come back, and last what is given: `GIVEN` is the last one.
+        origins = [matrix(back, sum(hop.sent), row) for (_, back), hop in zip(self._buffers, hops, strict=True)]
+        origins.append(matrix(inp, len(self._plan.numbers), row))
+        for number, leg in reversed([*enumerate(self._way.legs)]):
+            comm, hop, (going, back) = self._comms[number], hops[number], self._buffers[number]
+            partial = matrix(going, sum(hop.received), row)
+            comm.rows.add(partial, origins, self._sums[number + 1], self._dtype)
+            sends, recvs = _messages(going, hop.received, row), _messages(back, hop.sent, row)
+            comm.exchange(sends, recvs, step=f"rows-{leg.name}").wait()
+        tokens = matrix(out, self._shape.tokens, row)
+        self._comm.rows.add(tokens, origins, self._sums[TOKENS], self._dtype)
+        return Done()
+
+    def close(self) -> None:
+        del self._buffers

@@ -1,0 +1,328 @@
+"""dispatch and combine: every algorithm brings the right rows to the right experts, and every mistake is seen."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commbench import algorithms, collectives
+from commbench.algorithms import token_plan
+from commbench.algorithms.base import Algorithm
+from commbench.collectives import routing, routing_trace
+from commbench.layout import Layout
+from commbench.links import LinkRate, least_time
+from commbench.measure import buffers
+from commbench.measure.verify import Checker
+from commbench.spec import Spec, traffic_split
+from commbench.transports.rows import HostRows
+from commbench.transports.scripted.transport import Scripted
+from tests.conftest import scripted_ranks
+from tests.unit.algorithms.test_algorithms import run_and_compare
+
+LAYOUTS = [(1, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2)]
+DISPATCHES, COMBINES = algorithms.names("dispatch"), algorithms.names("combine")
+
+
+def spec_of(
+    collective: str, name: str, nodes: int, per_node: int, *, tokens: int = 7, model_dim: int = 24, **asked: Any
+) -> Spec:
+    """A settled spec with every default but what is asked."""
+    algorithm, of = algorithms.get(collective, name), collectives.get(collective)
+    defaults = {key: item.default for key, item in of.arguments.items() if item.default is not None}
+    dtype = asked.pop("dtype", "bf16")
+    row = model_dim * (4 if dtype == "fp32" else 2)
+    layout = Layout(nodes, per_node)
+    given = {**defaults, **algorithm.demands, "row_bytes": row, "top_k": 3, **asked}
+    size, arguments = of.settle(
+        tokens * row, layout, {key: given[key] for key in given if key != "counts" or collective == "dispatch"}
+    )
+    params = {key: default for key, (default, _) in algorithm.params.items()}
+    return Spec(collective=collective, dtype=dtype, size_bytes=size, layout=layout, params=params, arguments=arguments)
+
+
+def runnable(spec: Spec, algorithm: Algorithm) -> bool:
+    """Whether it runs there; prepared once, and not by all threads."""
+    algorithm.scratch_bytes(spec)
+    assert not collectives.get(spec.collective).unsupported(spec)
+    return not algorithm.unsupported(spec)
+
+
+BOTH = [*(("dispatch", name) for name in DISPATCHES), *(("combine", name) for name in COMBINES)]
+
+
+def outputs(algorithm: Algorithm) -> tuple[Any, ...]:
+    return (algorithm.demands["output"],) if "output" in algorithm.demands else ("expert", "rank")
+
+
+def trace_of(experts: Any, path: Path) -> str:
+    """The text of a case's argument of a routing trace whose one step has these experts: [ranks, tokens, top_k]."""
+    np.savez(path, experts=np.array([experts], np.int32))
+    return routing_trace.read(str(path))
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), LAYOUTS)
+@pytest.mark.parametrize(("collective", "name"), BOTH)
+def test_right_rows_and_exactly_the_declared_messages(collective: str, name: str, nodes: int, per_node: int) -> None:
+    algorithm = algorithms.get(collective, name)
+    for output in outputs(algorithm):
+        for counts in ("host", "cached") if collective == "dispatch" else ("",):
+            spec = spec_of(collective, name, nodes, per_node, output=output, counts=counts)
+            if runnable(spec, algorithm):
+                run_and_compare(algorithm, spec)
+
+
+@pytest.mark.parametrize(("collective", "name"), BOTH)
+def test_masked_tokens_unequal_ranks_all_to_one_and_an_empty_rank(collective: str, name: str, tmp_path: Path) -> None:
+    """8 experts on 2 x 2 ranks. A rank without tokens is one whose tokens are all masked."""
+    algorithm = algorithms.get(collective, name)
+    rng = np.random.default_rng(3)
+    chosen = np.stack([[rng.permutation(8)[:3] for _ in range(6)] for _ in range(4)])
+    unequal, to_one, one_rank = chosen.copy(), np.full_like(chosen, -1), chosen.copy()
+    unequal[1, 2:] = unequal[2] = -1
+    unequal[3, :, 1:] = -1
+    to_one[:, :, 0] = 5
+    one_rank[...] = [6, 7, -1]
+    for experts in (unequal, to_one, one_rank, np.full_like(chosen, -1) + (np.arange(4) == 1)[:, None, None]):
+        for output in outputs(algorithm):
+            trace = trace_of(np.where(experts == 0, np.arange(3) - 1, experts), tmp_path / "trace.npz")
+            spec = spec_of(collective, name, 2, 2, router="trace", trace=trace, experts=8, output=output)
+            assert runnable(spec, algorithm) and spec.size_bytes == 6 * 48
+            run_and_compare(algorithm, spec)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_combine_in_every_dtype_that_has_fractions(dtype: str) -> None:
+    for name in COMBINES:
+        run_and_compare(algorithms.get("combine", name), spec_of("combine", name, 2, 2, dtype=dtype, top_k=8))
+    whole = replace(spec_of("combine", "per_choice", 2, 2), dtype="int32")
+    assert "int32 has no fractions" in collectives.get("combine").unsupported(whole)
+    many = spec_of("combine", "per_choice", 2, 2, top_k=22)
+    assert collectives.get("combine").unsupported(many) == "sums of 22 are not exact in bf16, of 21 at the most"
+
+
+def test_rows_that_are_longer_than_a_piece_of_data() -> None:
+    for collective, name in BOTH:
+        spec = spec_of(collective, name, 2, 2, tokens=2, model_dim=40_000, top_k=2)
+        run_and_compare(algorithms.get(collective, name), spec)
+
+
+# Mistakes of an algorithm: what a copy or a sum of rows does on one rank.
+
+
+class Saboteur(HostRows):
+    """Work on rows that goes wrong in one way: at one copy, or at one sum, of a call."""
+
+    def __init__(self, kind: str, at: int, seed: int) -> None:
+        self.kind, self.at, self.random, self.struck = kind, at, random.Random(seed), False
+        self.copied = self.summed = 0
+
+    def copy(self, out: Any, to: Any, inp: Any, source: Any) -> None:
+        self.copied += 1
+        if self.copied - 1 != self.at or len(source) < 2:
+            super().copy(out, to, inp, source)
+            return
+        one, other = self.random.sample(range(len(source)), 2)
+        changed = np.array(source)
+        if self.kind == "twice":
+            changed[one] = changed[other]
+        elif self.kind == "swapped":
+            changed[[one, other]] = changed[[other, one]]
+        self.struck = (changed != source).any() or self.kind in ("missing", "stale")
+        if self.kind == "stale":  # what the call before has left
+            return
+        kept = np.arange(len(source)) != one if self.kind == "missing" else np.full(len(source), True)
+        places = np.arange(len(source)) if to is None else to
+        super().copy(out, places[kept], inp, changed[kept])
+
+    def sums(self, count: int, terms: Any) -> Any:
+        """Leave out a term, or take a neighbour's weight or row."""
+        self.summed += 1
+        found = [term for term in terms if len(term.to) > 1]
+        if self.summed - 1 != self.at or not found:
+            return super().sums(count, terms)
+        term = self.random.choice(found)
+        one, other = self.random.sample(range(len(term.to)), 2)
+        source, weights = term.source.copy(), None if term.weights is None else term.weights.copy()
+        kept = np.arange(len(term.to)) != one if self.kind == "short" else np.full(len(term.to), True)
+        if self.kind == "row":
+            source[one] = source[other]
+        if self.kind == "weight" and weights is not None:
+            weights[one] = weights[other]
+        self.struck = self.kind == "short" or (source != term.source).any()
+        self.struck |= weights is not None and bool((weights != term.weights).any())
+        spoilt = term._replace(
+            to=term.to[kept], source=source[kept], weights=None if weights is None else weights[kept]
+        )
+        return super().sums(count, [spoilt if item is term else item for item in terms])
+
+
+@pytest.mark.parametrize(("collective", "name"), BOTH)
+def test_planted_mistakes_are_seen(collective: str, name: str) -> None:
+    """A row twice, missing, in another's place, of the call before; a sum short of a term, or of a neighbour's."""
+    algorithm, of = algorithms.get(collective, name), collectives.get(collective)
+    spec = spec_of(collective, name, 2, 2, tokens=5, model_dim=16)
+    algorithm.scratch_bytes(spec)
+    seen = 0
+    for number, kind in enumerate(("twice", "swapped", "missing", "stale", "short", "row", "weight") * 2):
+
+        def rank(transport: Scripted, kind: str = kind, number: int = number) -> tuple[bool, int]:
+            ((out, inp),) = buffers.allocate(transport, of, spec, transport.rank, 1, one_sided=False)
+            saboteur = Saboteur(kind, number // 7, number)
+            if transport.rank == number % 4:
+                transport.world.rows = saboteur
+            bound, wrong = algorithm.prepare(transport.world, spec), 0
+            checker = Checker(transport, of, spec, transport.rank, 5)
+            for salt in (1, 2):
+                checker.poison(out, salt)
+                checker.fill_input(inp, salt)
+                saboteur.copied = 0  # it strikes in each call, as what the call before has left may be right
+                bound.start(out, inp).wait()
+                wrong += checker.count_wrong(out, salt)
+            return saboteur.struck, wrong
+
+        ended = scripted_ranks(2, 2, rank)
+        if any(struck for struck, _ in ended):
+            seen += 1
+            assert any(wrong for _, wrong in ended), kind
+    assert seen >= 4
+
+
+# What is planned from the routing.
+
+
+def test_rows_by_choice_rank_and_node_are_what_probability_says() -> None:
+    """top-8 of 32 on 4 x 4 and 2 x 8: the figures of the field (n g (1 - C(E - E/g, K) / C(E, K)))."""
+    for nodes, per_node, by_rank, by_node in ((4, 4, 7.096, 3.718), (2, 8, 7.096, 1.998)):
+        spec = spec_of("dispatch", "per_rank", nodes, per_node, tokens=512, top_k=8, experts=32)
+        counts = routing.counts_of(spec)
+        tokens = 512 * spec.ranks
+        assert counts.choices.sum() == 8 * tokens
+        assert counts.ranks.sum() / tokens == pytest.approx(by_rank, rel=0.01)
+        assert counts.nodes.sum() / tokens == pytest.approx(by_node, rel=0.01)
+
+
+def test_fewer_bytes_between_nodes_by_the_declared_messages() -> None:
+    """4.00 and 2.15 times fewer for rows alone, over one row for each choice."""
+    for nodes, per_node, factor in ((2, 8, 4.0), (4, 4, 2.15)):
+        bytes_of = {}
+        for collective in ("dispatch", "combine"):
+            for name in ("per_choice", "per_node"):
+                spec = spec_of(collective, name, nodes, per_node, tokens=128, top_k=8, experts=32, counts="cached")
+                steps = algorithms.get(collective, name).steps(spec) or []
+                sends = [send for step in steps for send in step.sends]
+                bytes_of[collective, name] = traffic_split(sends, spec.layout)["inter"]
+            ratio = bytes_of[collective, "per_choice"] / bytes_of[collective, "per_node"]
+            assert ratio == pytest.approx(factor, rel=0.02)
+        assert bytes_of["dispatch", "per_node"] == bytes_of["combine", "per_node"]
+
+
+@pytest.mark.parametrize(("collective", "name"), BOTH)
+def test_no_algorithm_is_faster_than_the_bound(collective: str, name: str) -> None:
+    rng = random.Random(name)
+    for _ in range(6):
+        nodes, per_node = rng.randint(1, 4), rng.randint(1, 4)
+        asked = {"router": rng.choice(["uniform", "zipf"]), "top_k": rng.randint(1, 4)}
+        spec = spec_of(collective, name, nodes, per_node, tokens=rng.randint(1, 20), **asked)
+        algorithm = algorithms.get(collective, name)
+        if spec.ranks < 2 or algorithm.unsupported(spec):
+            continue
+        fast = {link: LinkRate(gbps=8.0) for link in ("intra", "inter")}
+        least = least_time(collectives.get(collective).needs(spec), fast, spec.layout)
+        moved = np.zeros((2, spec.ranks))
+        for send in (send for step in algorithm.steps(spec) or [] for send in step.sends):
+            moved[0, send.src] += send.nbytes
+            moved[1, send.dst] += send.nbytes
+        # Over both classes of link at once, each at the full rate, a rank needs half of the time for its bytes.
+        assert least is None or least.us <= moved.max() / 8e3 + 1e-9
+
+
+def test_routers() -> None:
+    """zipf has popular experts; grouped keeps to its groups; each has top_k different ones, and the seed decides."""
+    uniform, zipf, again, other, grouped = (
+        routing.routing_of(spec_of("dispatch", "per_rank", 1, 4, tokens=400, top_k=4, experts=16, **asked)).experts
+        for asked in (
+            {}, {"router": "zipf", "alpha": 1.2}, {"router": "zipf", "alpha": 1.2}, {"router_seed": 1},
+            {"router": "grouped", "expert_groups": 4, "group_limit": 2},
+        )
+    )  # fmt: skip
+    for experts in (uniform, zipf, grouped):
+        assert experts.shape == (4, 400, 4) and experts.min() >= 0 and experts.max() < 16
+        assert (np.diff(np.sort(experts, axis=2), axis=2) > 0).all()
+    loads = [np.bincount(experts.ravel(), minlength=16) for experts in (uniform, zipf)]
+    assert loads[0].max() < 1.2 * loads[0].mean() and loads[1].max() > 2.5 * loads[1].mean()
+    assert np.array_equal(zipf, again) and not np.array_equal(uniform, other)
+    groups = np.sort(grouped // 4, axis=2)
+    assert (1 + (np.diff(groups, axis=2) > 0).sum(axis=2)).max() == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"experts": 6}, "experts=6 do not divide among 4 ranks"),
+        ({"experts": 4, "top_k": 5}, "top_k=5: a token goes to different experts, and there are 4"),
+        ({"router": "grouped"}, "router=grouped needs expert_groups"),
+        ({"router": "grouped", "expert_groups": 5}, "16 experts do not divide into such groups of 2 or more"),
+        ({"router": "grouped", "expert_groups": 8, "group_limit": 1}, "cannot give 3"),
+    ],
+)
+def test_what_cannot_be_routed_is_refused(asked: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        spec_of("dispatch", "per_rank", 1, 4, **asked)
+
+
+def test_counts_on_the_gpu_alone_are_refused_in_words() -> None:
+    for name in DISPATCHES:
+        spec = spec_of("dispatch", name, 2, 2, counts="device")
+        assert "reads counts on the host" in algorithms.get("dispatch", name).unsupported(spec)
+
+
+def test_traces_are_read_once_and_kept_whole(tmp_path: Path) -> None:
+    experts = np.random.default_rng(0).permuted(np.tile(np.arange(8), (2, 4, 5, 1)), axis=3)[..., :3].astype(np.int32)
+    experts[0, 1, 2] = -1
+    path = tmp_path / "trace.npz"
+    np.savez(path, experts=experts)
+    spec = spec_of("dispatch", "per_rank", 2, 2, router="trace", trace=routing_trace.read(str(path)), step=1)
+    assert np.array_equal(routing.routing_of(spec).experts, experts[1])
+    settled = collectives.get("dispatch").settle(0, spec.layout, spec.arguments)
+    assert settled == (spec.size_bytes, spec.arguments) and spec.size_bytes == 5 * 48
+    split = collectives.get("all_to_allv")
+    asked = {"splits": "trace", "trace": routing_trace.read(str(path)), "row_bytes": 16}
+    size, _ = split.settle(0, spec.layout, asked)
+    assert size == 16 * max(
+        (experts[0] >= 0).sum(axis=(1, 2)).max(), np.bincount(experts[0][experts[0] >= 0] // 2).max()
+    )
+    with pytest.raises(ValueError, match="is of 4 ranks, not 2"):
+        spec_of("dispatch", "per_rank", 1, 2, router="trace", trace=routing_trace.read(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("experts", "reason"),
+    [
+        (np.zeros((2, 3, 4), np.int32), "int32 of shape"),
+        (np.zeros((1, 2, 3, 2), np.float32), "float32 of shape"),
+        (np.full((1, 2, 3, 2), -2), "numbers from -2"),
+        (np.full((1, 2, 3, 2), 3), "twice to the same expert"),
+    ],
+)
+def test_bad_traces_are_refused(experts: Any, reason: str, tmp_path: Path) -> None:
+    from commbench.errors import UsageError
+
+    np.savez(tmp_path / "trace.npz", experts=experts)
+    with pytest.raises(UsageError, match=reason):
+        routing_trace.read(str(tmp_path / "trace.npz"))
+
+
+def test_a_way_knows_what_it_tells() -> None:
+    way = token_plan.Way((token_plan.WORLD,))
+    copies = token_plan.Copies(
+        *(np.arange(3) for _ in range(4)), np.arange(6).reshape(3, 2), np.ones((3, 2), np.float32)
+    )
+    told = copies.packed()
+    assert told.shape == (3, token_plan.told_bytes(way, 2))
+    back = token_plan.unpacked(told, 1)
+    assert np.array_equal(back.experts, copies.experts) and np.array_equal(back.weights, copies.weights)
