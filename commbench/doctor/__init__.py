@@ -36,6 +36,7 @@ CHECKS: tuple[Check, ...] = (
     Check("network", "interfaces", network.interfaces),
     Check("network", "host name", network.host_name),
     Check("network", "InfiniBand", network.infiniband),
+    Check("network", "link rates", network.link_rates),
     Check("CPUs", "machine", cpus.machine),
     Check("CPUs", "CPUs", cpus.allowed),
     Check("CPUs", "quota", cpus.quota),

@@ -87,6 +87,28 @@ def infiniband(system: System) -> Finding | None:
     return ok(some(active, 8))
 
 
+def link_rates(system: System) -> Finding:
+    """Say which rates a bound is computed with where the user declares none, for each transport that there is."""
+    said, lacking, available = [], [], system.transports()
+    for transport in ("gloo", "mpi", "nccl"):
+        if available.get(transport, "unknown"):
+            continue
+        rates = system.link_rates(transport)
+        words = [f"{_WHERE[link]} {rate.gbps:.4g} GB/s ({rate.source})" for link, rate in sorted(rates.items())]
+        said += [f"{transport}: {', '.join(words)}"] if words else []
+        lacking += [transport] if "inter" not in rates else []
+    if not lacking:
+        return ok("; ".join(said) or "no transport is there")
+    return note(
+        "; ".join([*said, f"none between nodes over {', '.join(lacking)}"]),
+        "results over several nodes then have no bound",
+        "say what a node's cards do: link_rate.inter=400gbit, or 8x400gbit",
+    )
+
+
+_WHERE = {"inter": "between nodes, all ranks of one,", "intra": "inside a node, each rank,"}
+
+
 def gpu_direct(system: System) -> Finding | None:
     if not system.gpus.gpus or not system.names(_IB):
         return None

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commbench import transports
-from commbench.machine import gpus
+from commbench.layout import LinkClass
+from commbench.links import LinkRate
+from commbench.machine import gpus, link_rates
 from commbench.machine.gpus import Gpus
 
 if TYPE_CHECKING:
@@ -193,6 +195,10 @@ class System:
     @functools.cached_property
     def gpus(self) -> Gpus:
         return gpus.read()
+
+    def link_rates(self, transport: str) -> dict[LinkClass, LinkRate]:
+        """Return what this machine says its links do for a transport, with a rank for each GPU. Never raises."""
+        return link_rates.here(transport, max(2, len(self.gpus.gpus)), self.environ)
 
     @functools.cached_property
     def mpi_library(self) -> MpiLibrary:

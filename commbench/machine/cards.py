@@ -43,6 +43,7 @@ def read(reader: Reader) -> list[PciDevice]:
                 speed=speed,
                 link=link,
                 netdevs=tuple(interfaces),
+                pcie_gbps=place.pcie_gbps,
             )
         )
     return sorted(cards, key=lambda card: (card.link == "Ethernet", natural(card.name)))

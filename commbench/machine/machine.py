@@ -25,6 +25,7 @@ class PciDevice:
     speed: str = ""  # of a card's link, in words: 200 Gbit/s; "down" where it has none
     link: str = ""  # of a card: InfiniBand, RoCE, Ethernet
     netdevs: tuple[str, ...] = ()  # of a card: the interfaces on its PCI function
+    pcie_gbps: float | None = None  # GB/s of its PCIe link in one direction; None: not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ class Place:
     path: tuple[str, ...]
     numa_node: int | None
     cpus: tuple[int, ...]
+    pcie_gbps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Reader:
             path=path if on_bus else (),
             numa_node=node,
             cpus=tuple(sorted(cpus.intersection(self.cpus))),
+            pcie_gbps=_pcie_gbps(self.files, folder) if on_bus else None,
         )
 
     def model(self, place: Place) -> str:
@@ -83,6 +85,22 @@ class Reader:
                 place = self.place(folder)
                 listed.append((place, self.model(place), self.files.text(f"{folder}/vendor") == _NVIDIA))
         return listed
+
+
+def _pcie_gbps(files: Files, folder: str) -> float | None:
+    """Return GB/s of a function's PCIe link in one direction, what packets cost not taken off.
+
+    Its width is as trained. An idle GPU slows its link down, so of the speed the highest that both of its ends have
+    counts.
+    """
+    width = files.number(f"{folder}/current_link_width") or 0
+    ends = [files.text(f"{path}/max_link_speed") or "" for path in (folder, folder.rpartition("/")[0])]
+    speeds = [float(match[1]) for end in ends if (match := re.match(r"(\d+(?:\.\d+)?) GT/s", end))]
+    if not speeds or not 0 < width <= 64:
+        return None
+    speed = min(speeds)
+    coding = 8 / 10 if speed <= 5 else 128 / 130 if speed <= 32 else 242 / 256
+    return speed * coding * width / 8
 
 
 def is_gpu(files: Files, folder: str) -> bool:

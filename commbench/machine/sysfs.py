@@ -141,6 +141,7 @@ def _gpus(reader: Reader, report: DriverReport) -> tuple[PciDevice, ...]:
                 pci_path=place_or_none.path if place_or_none else (),
                 numa_node=node,
                 cpus=place_or_none.cpus if place_or_none else (),
+                pcie_gbps=place_or_none.pcie_gbps if place_or_none else None,
             )
         )
     return tuple(listed)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from commbench import algorithms, collectives, fabric
+from commbench import algorithms, collectives
 from commbench.algorithms import quantised
 from commbench.algorithms.base import Bound
 from commbench.algorithms.quantised import QuantisedBound
@@ -296,7 +296,7 @@ def measure_case(
 
 def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
     """Return the fields of a measurement that follow from its times."""
-    transport, setup, info = on_rank.transport, on_rank.job.setup, on_rank.info
+    transport, info = on_rank.transport, on_rank.info
     slowest = timing.slowest_us
     skew_us = timing.skew_us if timing.skew_us is not None else transport.timer(on_rank.case.mode).skew_us
     beside = {name: float(np.median(times.max(axis=1))) for name, times in timing.beside.items()}
@@ -315,7 +315,6 @@ def _numbers(timing: loop.Timing, on_rank: _CaseOnRank) -> dict[str, Any]:
         "wrong": 0,
         "scratch_bytes": quantised.scratch_bytes(on_rank.algorithm, on_rank.spec),
         "buffer_pairs": on_rank.pair_count,
-        "links": fabric.links(setup.emulated) if setup.emulated else dict(transport.links()) or None,
         **readback.clock(transport),
         **beside,
         **(samples.overlap_ratios(slowest, timing.beside) if beside else {}),

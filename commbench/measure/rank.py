@@ -75,11 +75,12 @@ def _run_cases(
     if infiniband.asked(asked) and not ports and info.rank == 0:
         events.tell("note", text=f"no InfiniBand or RoCE port on this host, so that {', '.join(asked)} decides nothing")
     between = readback.fabric_of(job, transport)
+    links = readback.links_of(job, transport, between)
     for place, case in enumerate(job.cases):
         events.doing = f"{case.label}, {format_size(case.size_bytes)}"
         events.tell("begin", case_id=case.case_id)
         measurement, timing = measure_case(job, transport, info, case, place, events)
-        measurement = replace(measurement, fabric=between, rank_cpus=cpus, rank_memory=memory)
+        measurement = replace(measurement, fabric=between, links=links, rank_cpus=cpus, rank_memory=memory)
         readback.check_places(transport, rank_placement)
         if info.rank == 0:
             if timing is not None:

@@ -8,6 +8,7 @@ import os
 import platform
 import zlib
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from commbench import fabric
@@ -16,12 +17,15 @@ from commbench.errors import EnvironmentProblem
 from commbench.files import write_atomically
 from commbench.launch.job import Job
 from commbench.launch.placement import RankPlacement
-from commbench.machine import cpulist, metadata
+from commbench.layout import LINK_CLASSES, LinkClass
+from commbench.links import LinkRate
+from commbench.machine import cpulist, link_rates, metadata
 from commbench.processes import cleanup
 from commbench.rank_info import RankInfo
 from commbench.records import Fabric
 from commbench.transports.base import Transport
 
+_ASKED = ("gloo", "mpi", "nccl")  # whose links the machine knows
 _WORD = 32  # bits that a float holds for certain
 
 
@@ -67,6 +71,29 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
             f"{len(set(hosts))} hosts in another order: start ranks node by node (block distribution)"
         )
     return between
+
+
+def links_of(job: Job, transport: Transport, between: Fabric) -> dict[str, LinkRate] | None:
+    """Return the rates of links that are known without the user: collective. None where there is none.
+
+    Those of an emulated network are as it was asked for; what the transport has measured comes before what the
+    machines say, of which the slowest counts.
+    """
+    if job.setup.emulated:
+        return fabric.links(job.setup.emulated)
+    known = {str(link): rate for link, rate in transport.links().items()}
+    layout = job.setup.layout
+    wanted: list[LinkClass] = ["inter"] if between is Fabric.REAL and transport.name in _ASKED else []
+    if transport.name == "nccl" and "intra" not in known and between is not Fabric.VIRTUAL:
+        wanted.append("intra")
+    if not wanted:
+        return known or None
+    said = link_rates.here(transport.name, layout.ranks_per_node) if layout.local(transport.rank) == 0 else {}
+    every = transport.all_gather([said[link].gbps if link in said else 0.0 for link in LINK_CLASSES])
+    for link, slowest in zip(LINK_CLASSES, every[:: layout.ranks_per_node].min(axis=0), strict=True):
+        if link in wanted and link in said and slowest > 0:  # rank 0 writes the measurement, and has asked
+            known[link] = replace(said[link], gbps=float(slowest))
+    return known or None
 
 
 def places(transport: Transport, mine: ActualBinding) -> tuple[list[str], list[str]]:

@@ -18,6 +18,8 @@ from commbench.doctor import CHECKS, CheckStatus, Finding, examine, finding
 from commbench.doctor.system import System, Torch
 from commbench.errors import EnvironmentProblem
 from commbench.launch.mpi_library import MpiLibrary
+from commbench.layout import LinkClass
+from commbench.links import LinkRate
 from commbench.machine.gpus import Gpu, Gpus
 
 GI = 1 << 30
@@ -39,6 +41,7 @@ class Recorded(System):
     entries: list[str] = field(default_factory=lambda: ["commbench_autoload:activate"])
     requires: list[str] = field(default_factory=list)
     lacks: dict[str, str] = field(default_factory=dict)
+    rates: dict[str, dict[LinkClass, LinkRate]] = field(default_factory=dict)
     spaces: dict[str, tuple[int, int]] = field(default_factory=dict)
     limits: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     lock_error: OSError | None = None
@@ -108,6 +111,9 @@ class Recorded(System):
     def transports(self) -> dict[str, str]:
         return self.lacks
 
+    def link_rates(self, transport: str) -> dict[LinkClass, LinkRate]:
+        return self.rates.get(transport, {})
+
     @property
     def mpi_library(self) -> MpiLibrary:  # type: ignore[override]
         if isinstance(self.mpi, Exception):
@@ -125,6 +131,9 @@ MPICH = MpiLibrary(
     path="/opt/venv/lib/libmpi.so.12",
     mpiexec="/opt/venv/bin/mpiexec",
 )
+
+
+MLX_RATES: dict[LinkClass, LinkRate] = {"inter": LinkRate(gbps=50.0, of="node", kind="nominal", source="mlx5_0")}
 
 
 def node() -> Recorded:
@@ -176,6 +185,7 @@ def node() -> Recorded:
         requires=["torch>=2.8", "numpy>=1.26", "mpi4py>=4; extra == 'mpi'", "mpich; extra == 'mpi'",
                   "ruff; extra == 'dev'"],
         lacks={"gloo": "", "mpi": ""},
+        rates={"gloo": {"inter": LinkRate(gbps=3.125, of="node", kind="nominal", source="eth0")}, "mpi": MLX_RATES},
         spaces={"/dev/shm": (128 * GI, 127 * GI), "/home/ada/runs": (900 * GI, 400 * GI), "/tmp": (64 * GI, 63 * GI)},
         limits={resource.RLIMIT_MEMLOCK: (None, None), resource.RLIMIT_NOFILE: (65536, 65536)},
         mpi=MPICH,
@@ -301,6 +311,9 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
      ("eth0 25 Gbit/s", "eth1", "GLOO_SOCKET_IFNAME")),
     ("host name", more(says={"getent": "127.0.1.1  node7"}), NOTE, ("127.0.1.1, this machine alone", "/etc/hosts")),
     ("host name", more(says={"getent": ""}), WARN, ("no address",)),
+    ("link rates", more(), OK, ("gloo: between nodes, all ranks of one, 3.125 GB/s (eth0); mpi: ",)),
+    ("link rates", without("rates", "gloo"), NOTE, ("50 GB/s (mlx5_0); none between nodes over gloo",
+                                                         "have no bound", "8x400gbit")),
     ("InfiniBand", files(state="1: DOWN"), NOTE, ("no port is active", "mlx5_0:1", "ibstat")),
     ("InfiniBand", files(link_layer="Ethernet"), OK, ("mlx5_0:1 RoCE 400 Gb/sec",)),
     ("machine", files(cpuinfo="flags : fpu hypervisor"), NOTE, ("virtual machine (Acme)", "side by side")),

@@ -381,7 +381,7 @@ def test_json_has_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["gpus"][0] == {
         "kind": "gpu", "name": "GPU0", "model": "NVIDIA H100 80GB HBM3", "pci_bus_id": "0000:1b:00.0", "numa_node": 0,
         "pci_path": ["pci0000:15", "0000:15:01.0", "0000:16:00.0", "0000:17:02.0", "0000:1b:00.0"],
-        "cpus": "0-55,112-167",
+        "cpus": "0-55,112-167", "pcie_gbps": None,
     }  # fmt: skip
     assert found["nics"][8]["netdevs"] == ["ens6f0np0"] and found["nearest_nics"]["GPU5"] == ["mlx5_5"]
 
