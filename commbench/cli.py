@@ -106,9 +106,9 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     from commbench.commands import sweep as command
 
-    if options["retry_failed"] and options["resume"] is None:
-        raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
     resume, retry = options["resume"], options["retry_failed"]
+    if retry and resume is None:
+        raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
     return command.run(request(words, options, out=options["out"], resume=resume, retry_failed=retry))
 
 
@@ -122,11 +122,11 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
               help="The profile; default: profile.json beside the samples.")  # fmt: skip
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of the folder with the samples.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped tuning.")
 @click.option("--dry-run", is_flag=True, help="Print what would be tried and measure nothing.")
 @click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
-@click.option(
-    "--launcher", type=click.Choice(_LAUNCHERS[:-1]), help="Starts the ranks; default: local, for MPI mpiexec."
-)
+@click.option("--launcher", type=click.Choice(_LAUNCHERS[:-1]),
+              help="Starts the ranks; default: local, for MPI mpiexec.")  # fmt: skip
 @click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
               help="Of what is printed on stdout; json: a choice a line.")  # fmt: skip
 @click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
@@ -147,7 +147,7 @@ def tune(words: tuple[str, ...], **options: Any) -> int:
     """
     from commbench.commands import tune as command
 
-    return command.run(request(words, options, out=options["results"]), options["out"])
+    return command.run(request(words, options, out=options["results"], resume=options["resume"]), options["out"])
 
 
 @cli.command(short_help="Draw the plots of runs, of sweeps or of trainings.")

@@ -24,6 +24,7 @@ from commbench.records import Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.train import ab, results
+from commbench.tune import journal
 
 
 def run(
@@ -41,6 +42,9 @@ def run(
     elif any(results.is_one(path) for path in paths):
         written = draw_trainings(paths, out)
     else:
+        if path := next(filter(journal.is_one, paths), None):
+            hint = f"commbench tune --resume {path}; or draw a stage, a run folder inside"
+            raise UsageError(f"the tuning {str(path)!r} has no profile yet", hint=hint)
         written = draw_sweeps(paths, out, told)
     for path in written:
         stderr_console().print(f"plot: {path}")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from commbench import variables
+from commbench.algorithms import outside
 from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
@@ -29,6 +31,7 @@ from commbench.sweep import prepare, recipes, session
 from commbench.sweep.prepare import SweepRequest
 from commbench.tune import describe, saving, space
 from commbench.tune import run as engine
+from commbench.tune.journal import Journal
 from commbench.tune.space import Region
 from commbench.tune.stages import Stages, new_folder
 from commbench.tune.tuner import Tuned
@@ -37,7 +40,10 @@ from commbench.units import format_seconds
 
 def run(request: SweepRequest, out: Path | None) -> int:
     """Return the exit code: 0 there is a profile, 130 interrupted. Raises `CommbenchError`."""
-    began = time.monotonic()
+    journal = None
+    if request.resume is not None:
+        journal, request, out = _resume(request, out)
+    typed = request.words
     words, limits = engine.read_limits(request.words)
     request = replace(request, words=words)
     if detect(os.environ) is not None:
@@ -66,19 +72,24 @@ def run(request: SweepRequest, out: Path | None) -> int:
         return EXIT_OK
     if out is not None and not out.resolve().parent.is_dir():
         raise UsageError(f"cannot write {str(out)!r}: its folder is not there", hint="--out FILE, in a folder of yours")
-    folder = new_folder(request.out)
+    journal = journal or Journal.begin(new_folder(request.out), typed, request.launcher, out)
+    folder = journal.path
     prepare.note_declared(runnable, launchers, console)
     target = out or folder / profile_file.NAME
-    stages = Stages(replace(request, out=folder), configs[0], launchers, console, began)
+    stages = Stages(replace(request, out=folder), configs[0], launchers, console, journal)
     session.interrupt_on_sigterm()
-    with storage(folder, f"make room, then tune again; the samples of finished stages are in {folder}"):
+    go_on = f"commbench tune --resume {shlex.quote(str(folder))}"
+    with storage(folder, f"make room, then go on with: {go_on}"):
         try:
             with console:
                 tuned = engine.tune(regions, configs, stages, limits, console)
         except KeyboardInterrupt:
-            console.note(f"interrupted; no profile was written. What was measured is in {folder}")
+            console.note(f"interrupted; no profile was written. {journal.count} stages are whole, all in {folder}")
+            console.note(f"go on with: {go_on}")
             return EXIT_INTERRUPTED
-        profile = engine.to_profile(tuned, request.words, limits, time.monotonic() - began)
+        finally:
+            journal.close()
+        profile = engine.to_profile(tuned, request.words, limits, stages.seconds)
         profile_file.save(profile, folder / profile_file.NAME)
     if out is not None:
         _copy(profile, folder / profile_file.NAME, out)
@@ -97,10 +108,47 @@ def run(request: SweepRequest, out: Path | None) -> int:
         sys.stdout.write("\n".join(found.lines()) + "\n")
     if request.plots:
         _draw(folder, console)
-    console.note(f"profile: {target}; samples: {folder}; {format_seconds(time.monotonic() - began)}")
+    console.note(f"profile: {target}; samples: {folder}; {format_seconds(stages.seconds)}")
     for line in describe.use(target, trace):
         console.note(line)
     return EXIT_OK
+
+
+def _resume(request: SweepRequest, out: Path | None) -> tuple[Journal, SweepRequest, Path | None]:
+    """Return a tuning to go on with, and what was asked when it began. Raises `CommbenchError`."""
+    assert request.resume is not None
+    if request.words or request.dry_run or request.show_config or request.launcher:
+        raise UsageError(
+            "--resume takes no recipe, no KEY=VALUE and no --launcher, and it measures",
+            hint="a resumed tuning keeps what was asked; for something else start a new one",
+        )
+    out = out.resolve() if out else None
+    journal = Journal.open(request.resume)
+    try:
+        os.chdir(journal.about["directory"])
+    except OSError as error:
+        journal.close()
+        where = journal.about["directory"]
+        raise UsageError(f"the folder that it was started in, {where!r}, is gone: {error.strerror}",
+                         hint="start a new tuning") from error  # fmt: skip
+    words = tuple(journal.about["words"])
+    _refuse_code(words, f"the tuning {request.resume}", request.allow_env)
+    asked = replace(request, words=words, launcher=journal.about["launcher"])
+    return journal, asked, out or (Path(journal.about["out"]) if journal.about["out"] else None)
+
+
+def _refuse_code(words: Sequence[str], whose: str, allowed: Collection[str]) -> None:
+    """Raise `UsageError` where words of a file load code that the user does not name: others may have written it."""
+    trusted = {one.file for one in outside.loaded()}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.startswith("env."):
+            variables.refuse_code({key.removeprefix("env."): value}, whose, allowed)
+        for item in value.split(",") if key == "algorithm" else ():
+            path = item if item.endswith(".py") else item.rpartition(":")[0]
+            if outside.is_file(item) and str(Path(path).expanduser().absolute()) not in trusted:
+                raise UsageError(f"{whose} names the file {item!r}, and loads no code by itself",
+                                 hint=f"if you trust that file: --algorithms {shlex.quote(item)}")  # fmt: skip
 
 
 def _copy(profile: Profile, kept: Path, out: Path) -> None:

@@ -54,7 +54,7 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
     started_by = set(about["launchers"].values()) & set(launch.TABLE)
     for path in supervise.open_to_resume(folder, started_by, (folder.measurements_path, folder.cases_path)):
         console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
-    for text in _drop_damaged(folder):
+    for text in drop_damaged_lines(folder):
         console.note(f"{text}; dropped, and measured again")
     sweep = of_run(request, folder, items, console)
     sweep.load(retry_failed=request.retry_failed, tell=True)
@@ -62,7 +62,7 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
     return folder, sweep
 
 
-def _drop_damaged(folder: RunFolder) -> list[str]:
+def drop_damaged_lines(folder: RunFolder) -> list[str]:
     """Take what cannot be read out of the files of results, and say what it was."""
     files = [(folder.measurements_path, parse_measurement), (folder.cases_path, parse_row)]
     files += [(path, sample_files.parse) for path in sorted((folder.path / "samples").glob("*.jsonl"))]

@@ -15,7 +15,7 @@ from commbench.analysis import bounds
 from commbench.console import Console
 from commbench.output import parquet
 from commbench.profile import Scope
-from commbench.records import NOMINAL, Case, PlannedCase, Row, Setup, Status
+from commbench.records import NOMINAL, Case, Measurement, PlannedCase, Row, Setup, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import digest
 from commbench.sweep import prepare
@@ -23,6 +23,7 @@ from commbench.sweep.config import SweepConfig
 from commbench.sweep.prepare import SweepRequest
 from commbench.sweep.runner import Sweep
 from commbench.tune import CaseTimes, ProcessGroup
+from commbench.tune.journal import Journal, StageDone
 from commbench.tune.space import candidate_key
 
 _START_S, _OVERHEAD_S = 4.0, 0.2  # before the first stage has shown better
@@ -47,14 +48,17 @@ class Stages:
     """Measure each stage in a run folder of its own, inside `request.out`."""
 
     def __init__(
-        self, request: SweepRequest, config: SweepConfig, launchers: Mapping[str, str], console: Console, began: float
-    ) -> None:
-        """Measure into `request.out`. `began`: when tuning began, on `time.monotonic`'s clock."""
+        self, request: SweepRequest, config: SweepConfig, launchers: Mapping[str, str], console: Console,
+        journal: Journal,
+    ) -> None:  # fmt: skip
+        """Measure into `request.out`, whose `journal` has the stages that are done."""
         self._request = request
         self._config = config
         self._launchers = launchers
         self._console = console
-        self._began = began
+        self._journal = journal
+        self._began = time.monotonic()
+        self.spent_s = 0.0  # when the last stage ended: whoever goes on finds the same, and decides the same
         self.folders: list[RunFolder] = []
         self.start_s, self.overhead_s = _START_S, _OVERHEAD_S
         self._known: dict[str, tuple[dict[str, str], str]] = {}  # transport -> versions, GPU
@@ -65,27 +69,51 @@ class Stages:
         return self.folders[-1].run_id if self.folders else ""
 
     @property
-    def spent_s(self) -> float:
+    def seconds(self) -> float:
+        """Return what tuning has taken until now, without the time when it was stopped."""
         return time.monotonic() - self._began
 
+    def _set_clock(self, spent_s: float) -> None:
+        self._began = time.monotonic() - spent_s
+
     def measure(self, stage: str, cases: Sequence[Case]) -> dict[str, CaseTimes]:
-        began = time.monotonic()
         planned = [PlannedCase(case=case) for case in cases]
+        if replayed := self._journal.replay(planned):
+            folder, done = replayed
+            self.folders.append(folder)
+            self.spent_s, self.start_s, self.overhead_s = done.spent_s, done.start_s, done.overhead_s
+            self._set_clock(done.spent_s)
+            return self._times(folder, cases, folder.rows())
+        began = time.monotonic()
         # Each stage has orders of its own: what comes first in a launch of one comes later in the next.
         seed = (self._config.seed + len(self.folders)) % 2**63
         config = replace(self._config, recipe=stage, seed=seed)
-        folder = prepare.create(self._request, stage, [config], planned, self._launchers)
+        stopped = self._journal.unfinished(planned)
+        folder = stopped or prepare.create(self._request, stage, [config], planned, self._launchers)
         self.folders.append(folder)
         sweep = Sweep(
             folder, planned, seed=config.seed, launchers=self._launchers, timeout_s=config.timeout,
             reporter=StageReporter(self._console, stage), alike=candidate_key,
             rates=bounds.declared(config.link_rate),
         )  # fmt: skip
+        known: set[str] = set()
+        if stopped is not None:
+            sweep.load()
+            known = {m.attempt for m in folder.measurements()}
+            self._set_clock(self.seconds + sum(m.elapsed_s for m in folder.measurements()))
+            self._console.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
         try:
             sweep.run()
         finally:
             self._end(folder, sweep)
-        measurements = folder.measurements()
+        self._learn([m for m in folder.measurements() if m.attempt not in known], cases, began)
+        self.spent_s = self.seconds
+        self._journal.add(StageDone(run=folder.run_id, spent_s=self.spent_s, start_s=self.start_s,
+                                    overhead_s=self.overhead_s))  # fmt: skip
+        return self._times(folder, cases, sweep.rows)
+
+    def _learn(self, measurements: Sequence[Measurement], cases: Sequence[Case], began: float) -> None:
+        """Learn from new measurements what a launch costs, and a measurement beyond its cap."""
         attempts = {m.attempt for m in measurements}
         inside = sum(m.elapsed_s for m in measurements)
         if attempts:
@@ -94,9 +122,13 @@ class Stages:
         over = [max(0.0, m.elapsed_s - caps[m.case_id]) for m in measurements if m.status is Status.OK]
         if over:
             self.overhead_s = float(np.mean(over))
+
+    def _times(self, folder: RunFolder, cases: Sequence[Case], rows: Mapping[str, Row]) -> dict[str, CaseTimes]:
+        """Return what a stage has measured, and remember what its ranks recorded."""
+        measurements = folder.measurements()
         times = {}
         for case in cases:
-            row = sweep.rows.get(case.case_id)
+            row = rows.get(case.case_id)
             of_case = [m for m in measurements if m.case_id == case.case_id and m.status is Status.OK and m.time_us]
             times[case.case_id] = CaseTimes(
                 status=row.status if row else Status.ERROR,

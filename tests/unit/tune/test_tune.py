@@ -14,6 +14,7 @@ import pytest
 
 from commbench import stats
 from commbench.cli import _main
+from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import Case, Status
@@ -500,3 +501,34 @@ def test_over_the_scripted_transport_from_the_command_line(tmp_path: Path) -> No
     (first, *_) = sorted((tmp_path / "results").glob("2*-tune-*/*-confirm-1-*"))
     lines = [json.loads(line) for line in (first / "measurements.jsonl").read_text().splitlines()]
     assert len({line["attempt"] for line in lines if line["launch"] == CRASHES}) == 2
+    _goes_on(tmp_path, profile)
+
+
+def _goes_on(directory: Path, before: Profile) -> None:
+    """Killed in its last stage, a tuning takes the same decisions again, and measures what is missing, no more."""
+    folder = (directory / "results/latest").resolve()
+    stages = (folder / "stages.jsonl").read_text().splitlines(keepends=True)
+    last = folder / json.loads(stages[-1])["run"]
+    measured = (last / "measurements.jsonl").read_text().splitlines(keepends=True)
+    (folder / "stages.jsonl").write_text("".join(stages[:-1]) + stages[-1][:20])
+    (last / "measurements.jsonl").write_text("".join(measured[:-1]))
+    rows = (last / "cases.jsonl").read_text().splitlines(keepends=True)
+    cut = json.loads(measured[-1])["case_id"]
+    (last / "cases.jsonl").write_text("".join(row for row in rows if json.loads(row)["case_id"] != cut))
+    (directory / "p.json").unlink()
+    runs = sorted(path.name for path in folder.glob("2*"))
+    (folder / "profile.json").unlink()
+    assert "has no profile yet" in here("plot", str(folder), cwd=directory).stderr
+    resumed = here("tune", "--resume", "results/latest", "--no-plots", cwd=directory)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming {last.name}: {len(measured) - 1} of " in resumed.stderr
+    after = profile_file.load(directory / "p.json")
+    assert [choice.label for choice in after.choices] == [choice.label for choice in before.choices]
+    assert after.scopes == before.scopes and {one.label for one in after.refused} == {
+        one.label for one in before.refused
+    }
+    assert sorted(path.name for path in folder.glob("2*")) == runs
+    assert len((last / "measurements.jsonl").read_text().splitlines()) == len(measured)
+    assert len((folder / "stages.jsonl").read_text().splitlines()) == len(stages)
+    refused = here("tune", "--resume", str(folder), "sizes.min=8K", cwd=directory)
+    assert refused.returncode == 2 and "takes no recipe" in refused.stderr
