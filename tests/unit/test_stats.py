@@ -72,10 +72,27 @@ def test_coverage_of_the_true_median_is_95_percent_or_more(launches: int) -> Non
 def test_many_samples_give_the_same_interval_by_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [np.random.default_rng(3).lognormal(0, 0.5, 1501)]
     monkeypatch.setattr(stats, "_LARGE", 2000)
+    stats._draws.cache_clear()
     long_way = known(samples)
+    stats._draws.cache_clear()
     monkeypatch.setattr(stats, "_LARGE", 100)
     short_way = known(samples)
     assert short_way[:2] == pytest.approx(long_way[:2], rel=0.02)
+
+
+@pytest.mark.parametrize("size", [6, 7, 50, 199, 200, 201, 1000])
+def test_medians_of_resamples_are_those_of_drawing_and_sorting(size: int) -> None:
+    """To the bit: intervals in files, made when each resample was drawn and sorted, stay as they are."""
+    rng = np.random.default_rng(size)
+    arrays = [rng.lognormal(0, 0.1, size).round(2), rng.lognormal(0, 0.1, size)]  # the first has equal values
+    drawn = np.random.default_rng(18)
+    for values, found in zip(arrays, stats._resampled_medians(arrays, 18), strict=True):
+        if size > 200:
+            places = drawn.beta((size + 1) / 2, (size + 1) / 2, size=2000)
+            expected = np.sort(values)[(places * size).astype(int)]
+        else:
+            expected = np.median(values[drawn.integers(0, size, size=(2000, size))], axis=1)
+        assert np.array_equal(found, expected)
 
 
 def test_samples_on_disk_become_the_slowest_ranks() -> None:
