@@ -364,24 +364,19 @@ class RunFolder:
                 digest.add(line)
         return str(digest)
 
-    def plan(self) -> list[PlannedCase]:
-        """Return the cases in order."""
+    def plan(self, digest: ListDigest | None = None) -> list[PlannedCase]:
+        """Return the cases in order. `digest` is given what it takes to be that of the plan as it is now."""
 
         def planned(text: bytes) -> PlannedCase:
             line = parse_json(text)
             check_types(line, {"case": dict[str, Any], "skip": str})
+            if digest is not None:
+                digest.add(line)
             case = from_dict(Case, line["case"])
             check_case(case)
             return PlannedCase(case=case, skip=line["skip"])
 
         return list(read_lines(self.plan_path, planned, torn=False))
-
-    def plan_digest(self) -> str:
-        """Return the digest of the plan as it is now."""
-        digest = ListDigest()
-        for line in read_lines(self.plan_path, parse_json, torn=False):
-            digest.add(line)
-        return str(digest)
 
     def measurements(self) -> list[Measurement]:
         return list(read_lines(self.measurements_path, parse_measurement, hint=self.mending))

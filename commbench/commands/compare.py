@@ -86,8 +86,11 @@ def table(comparisons: Sequence[CaseComparison], first: Path, second: Path, thre
     if bounded:
         kinds = ", ".join(sorted({item.bound_kind for item in comparisons} - {""}))
         lines.append(f"# of_bound: how near the second comes to what its links allow{f' ({kinds})' if kinds else ''}")
-    for set_up in dict.fromkeys(item.set_up for item in comparisons):
-        members = sorted((item for item in comparisons if item.set_up == set_up), key=lambda item: item.size_bytes)
+    by_set_up: dict[str, list[CaseComparison]] = {}
+    for item in comparisons:
+        by_set_up.setdefault(item.set_up, []).append(item)
+    for set_up, unsorted in by_set_up.items():
+        members = sorted(unsorted, key=lambda item: item.size_bytes)
         lines += ["#", f"# {set_up}"]
         lines += [f"# note: {note}"] if (note := network_note(members[0].fabric)) else []
         lines.append(f"#{'size':>9}  {'algorithm':<{width}}  {'before_us':>10}  {'after_us':>10}  {'ratio':>7}  "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ from commbench.plots.settings import (
     layout_text,
     title_words,
 )
-from commbench.plots.style import algorithm_colour, caption, title
+from commbench.plots.style import algorithm_colour, caption, thinned, title
 from commbench.records import network_note
 from commbench.stats import Verdict, verdict
 from commbench.units import format_size
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _MAP_KEYS = ["what", "transport", "dtype", "mode"]  # one map for each combination of these
 _ROW_KEYS = [*(key for key in FIGURE_KEYS if key not in _MAP_KEYS), "run"]  # and in it one row for each of these
 _ALGORITHMS, _SIZES = 2, 3  # at least; what is less shows in a table
+_MOST_ROWS, _MOST_COLUMNS = 40, 24  # of a map: more is no picture
 _SAME_SIZE = 1.4  # sizes that were rounded for different numbers of ranks share a column
 _FULL_COLOUR = 4.0  # the ratio from which colours get no darker
 _HATCHES = {Verdict.NO_DIFFERENCE: "////", Verdict.NOT_ESTIMABLE: "...."}
@@ -66,10 +68,11 @@ def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]
         if rows["algorithm"].nunique() >= _ALGORITHMS and rows["size_bytes"].nunique() >= _SIZES:
             setups = [members for _, members in rows.groupby(_ROW_KEYS, sort=False)]
             setups.sort(key=lambda members: members[["ranks", "nodes"]].to_numpy()[0].tolist())
+            setups, left_out = _thinned(setups)
             settings: list[dict[Any, Any]] = [members.iloc[0].to_dict() for members in setups]
             shared = _shared([file_words(setting) for setting in settings])
             name = file_name(["crossover", settings[0]["what"], settings[0]["transport"], *shared.values()])
-            figures[name] = _map(setups, settings, meta)
+            figures[name] = _map(setups, settings, left_out, meta)
     return figures
 
 
@@ -78,14 +81,33 @@ def _shared(words: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {key: text for key, text in words[0].items() if all(other[key] == text for other in words)}
 
 
-def _map(setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> Figure:
+def _thinned(setups: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[str]]:
+    """Return the set-ups and sizes that there is room for, evenly apart, and in words what is left out."""
+    said = []
+    kept = list(setups)
+    if len(setups) > _MOST_ROWS:
+        kept = [setups[round(place)] for place in np.linspace(0, len(setups) - 1, _MOST_ROWS)]
+        said.append(f"Of {len(setups)} set-ups {_MOST_ROWS} are shown.")
+    columns = _columns(kept)
+    largest = {column: size for size, column in sorted(columns.items())}
+    if len(largest) > _MOST_COLUMNS:
+        shown = set(thinned(set(largest.values()), _MOST_COLUMNS))
+        kept = [of[of["size_bytes"].map(lambda size: largest[columns[int(size)]] in shown)] for of in kept]
+        said.append(f"Of {len(largest)} sizes {len(shown)} are shown, evenly apart; all are in results.parquet.")
+    return [of for of in kept if len(of)], said
+
+
+def _map(
+    setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], left_out: Sequence[str],
+    meta: Mapping[str, Any],
+) -> Figure:  # fmt: skip
     names = _names(settings)
     columns = _columns(setups)
     cells = {
-        (index, column): cell
+        (index, columns[int(size)]): cell
         for index, members in enumerate(setups)
-        for size, column in columns.items()
-        if (cell := _cell(members[members["size_bytes"] == size])) is not None
+        for size, of_size in members.groupby("size_bytes")
+        if (cell := _cell(of_size)) is not None
     }
     largest = {column: size for size, column in sorted(columns.items())}  # of each column: what was asked for
     sizes = [format_size(size) for size in largest.values()]
@@ -96,7 +118,10 @@ def _map(setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], 
     width = min(_BROADEST, max(_NARROWEST, left + len(sizes) * _CELL_WIDTH + 0.2))
     cell_width = (width - left - 0.2) / len(sizes)
     cell_height = max(0.62, 0.17 * max(name.count("\n") + 1 for name in names) + 0.08)
-    said = [_note(setups), *dict.fromkeys(network_note(setting["fabric"]) for setting in settings)]
+    said = [
+        " ".join([_note(setups), *left_out]),
+        *dict.fromkeys(network_note(setting["fabric"]) for setting in settings),
+    ]
     note = [line for text in said for line in textwrap.wrap(text, int((width - 0.2) / (7.5 * 0.52 / 72)))]
     legend_columns = max(1, int(width / (_wide([str(handle.get_label()) for handle in handles], 9) + 0.55)))
     top = 0.98 + 0.2 * ((len(handles) - 1) // legend_columns)

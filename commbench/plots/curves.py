@@ -27,8 +27,10 @@ from commbench.plots.style import (
     MARKERS,
     STYLES,
     algorithm_colour,
+    beside,
     caption,
     size_axis,
+    thinned,
     tilted,
     title,
     value_axis,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 
 _LEGEND_LINE = 0.195  # inches
+_MOST_LINES = len(MARKERS) * len(STYLES)
 _NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps", "bound_us")
 
 
@@ -62,8 +65,10 @@ def curves(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
 def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any]) -> Figure:
     figure = Figure()
     bandwidth, latency = figure.subplots(1, 2)
-    sizes = sorted(int(size) for size in rows["size_bytes"].unique())
     rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of None has no type
+    everything = rows
+    rows, left_out = _thinned(rows)
+    sizes = sorted(int(size) for size in rows["size_bytes"].unique())
     # A collective whose algorithms move unlike amounts has no busbw.
     shown = "busbw_gbps" if rows["busbw_gbps"].notna().any() else "algbw_gbps"
     _draw_lines(bandwidth, latency, rows, shown)
@@ -79,10 +84,30 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     latency.set_title("time: lower is better", fontsize=9.5)
     height, legend = _add_legend(figure, latency)
     title(figure, _title(rows, setting), 1 - 0.075 / height)
-    caption(figure, meta, _note(rows, setting, meta, bounded=bounded))
-    top, bottom = 1 - (0.88 + legend) / height, (1.27 if tilted(sizes) else 1.0) / height
+    caption(figure, meta, "\n".join([*left_out, _note(everything, setting, meta, bounded=bounded)]))
+    below = (1.27 if tilted(sizes) else 1.0) + 0.13 * len(left_out)
+    top, bottom = 1 - (0.88 + legend) / height, below / height
     figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
     return figure
+
+
+def _thinned(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the rows that there is room for, and in words what is left out: lines far from the fastest, sizes."""
+    said = []
+    ours = rows[rows["case_id"].notna()]
+    behind = ours["time_us"] / ours.groupby("size_bytes")["time_us"].transform("min")
+    nearest = behind.groupby(ours["label"], sort=True).min().sort_values(kind="stable").index
+    if len(nearest) > _MOST_LINES:
+        rows = rows[rows["case_id"].isna() | rows["label"].isin(nearest[:_MOST_LINES])]
+        said.append(
+            f"of {len(nearest)} lines {_MOST_LINES} are drawn: the fastest at some size, and those nearest to it"
+        )
+    measured = rows["size_bytes"].nunique()
+    kept = rows.groupby("label")["size_bytes"].transform(lambda sizes: sizes.isin(thinned(set(sizes))))
+    rows = rows[kept.astype(bool)]
+    if (drawn := rows["size_bytes"].nunique()) < measured:
+        said.append(f"of {measured} sizes {drawn} are drawn, evenly apart; all are in results.parquet")
+    return rows, said
 
 
 def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) -> None:
@@ -90,11 +115,11 @@ def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) 
     foreign = rows["case_id"].isna()  # of other programs: last, and grey
     # The same line for the same label, whatever finished first.
     lines = [*rows[~foreign].groupby("label", sort=True), *rows[foreign].groupby("label", sort=True)]
+    shifts = beside([line["size_bytes"].tolist() for _, line in lines])
     variants: Counter[str] = Counter()  # of one algorithm, in its colour: parameters, runs
     for index, (label, unsorted) in enumerate(lines):
         line = unsorted.sort_values("size_bytes")
-        # Side by side, so that no interval hides behind another.
-        at = line["size_bytes"] * 2 ** (0.12 * (index - (len(lines) - 1) / 2))
+        at = line["size_bytes"] * shifts[index]
         is_foreign = bool(line["case_id"].isna().all())
         algorithm = "" if is_foreign else str(line["algorithm"].iloc[0])
         style: dict[str, Any] = {

@@ -27,6 +27,7 @@ def gains(profile: Profile) -> Figure | None:
             how = "in a CUDA graph" if choice.captured else ""
             name = ", ".join(word for word in (choice.collective, asked, how, str(profile.scope(choice.scope))) if word)
             panels.setdefault(name, []).append(choice)
+    curves = len(panels)
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
         return None
@@ -36,7 +37,8 @@ def gains(profile: Profile) -> Figure | None:
     for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
         _panel(axes, choices, profile.minimum_gain)
         axes.set_title("\n".join(textwrap.wrap(name, _TITLE_LETTERS)), fontsize=8)
-    title(figure, f"Gain of the profile over the default; {profile.machine}", 1 - 0.08 / height)
+    left_out = f"; {_MOST_PANELS} of {curves} curves" if curves > _MOST_PANELS else ""
+    title(figure, f"Gain of the profile over the default; {profile.machine}{left_out}", 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 / height))
     return figure
 

@@ -9,25 +9,44 @@ from matplotlib.figure import Figure
 
 from commbench.analysis.compare import CaseComparison
 from commbench.files import write_named
-from commbench.plots.style import MARKERS, STYLES, algorithm_colour, picture, ratio_axis, size_axis, title
+from commbench.plots.style import (
+    MARKERS,
+    STYLES,
+    algorithm_colour,
+    beside,
+    picture,
+    ratio_axis,
+    size_axis,
+    thinned,
+    title,
+)
 from commbench.records import network_note
 
+_MOST_PANELS = 8
 _WHAT = "before / after\nabove 1: faster"
 
 
 def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshold: float) -> Path:
-    """Draw one panel for each set-up, at most eight, into `path` (.png or .svg)."""
-    set_ups = list(dict.fromkeys(item.set_up for item in comparisons))[:8]
-    height = 0.4 + 3.2 * len(set_ups)
+    """Draw one panel for each set-up, at most eight, into `path` (.png or .svg). What is left out is said in it."""
+    set_ups: dict[str, list[CaseComparison]] = {}
+    for item in comparisons:
+        set_ups.setdefault(item.set_up, []).append(item)
+    shown = list(set_ups.items())[:_MOST_PANELS]
+    height = 0.4 + 3.2 * len(shown)
     figure = Figure(figsize=(9, height))
-    panels = figure.subplots(len(set_ups), 1, squeeze=False)[:, 0]
-    for axes, set_up in zip(panels, set_ups, strict=True):
-        members = [item for item in comparisons if item.set_up == set_up]
-        sizes = sorted({item.size_bytes for item in members})
-        labels = list(dict.fromkeys(item.label for item in members))
+    panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (set_up, members) in zip(panels, shown, strict=True):
+        measured = {item.size_bytes for item in members}
+        sizes = thinned(measured)
+        lines: dict[str, list[CaseComparison]] = {}
+        for item in sorted(members, key=lambda item: item.size_bytes):
+            if item.size_bytes in sizes:
+                lines.setdefault(item.label, []).append(item)
+        labels = [label for label in dict.fromkeys(item.label for item in members) if label in lines]
+        shifts = beside([[item.size_bytes for item in lines[label]] for label in labels])
         for index, label in enumerate(labels):
-            line = sorted((item for item in members if item.label == label), key=lambda item: item.size_bytes)
-            at = [item.size_bytes * 2 ** (0.12 * (index - (len(labels) - 1) / 2)) for item in line]
+            line, shift = lines[label], shifts[index]
+            at = [item.size_bytes * shift for item in line]
             low = [item.ratio - (item.low if item.low is not None else item.ratio) for item in line]
             high = [(item.high if item.high is not None else item.ratio) - item.ratio for item in line]
             algorithm = label.split()[0]
@@ -40,9 +59,11 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
         axes.axhspan(1 / (1 + threshold), 1 + threshold, color="#000000", alpha=0.06, linewidth=0)
         ratio_axis(axes, _WHAT)
         size_axis(axes, sizes)
-        note = network_note(next(item.fabric for item in comparisons if item.set_up == set_up))
-        axes.set_title("\n".join(filter(None, [set_up, note])), fontsize=9)
+        note = network_note(members[0].fabric)
+        left_out = f"{len(sizes)} of {len(measured)} sizes, evenly apart" if len(sizes) < len(measured) else ""
+        axes.set_title("\n".join(filter(None, [set_up, note, left_out])), fontsize=9)
         axes.legend(frameon=False, fontsize=8, ncols=4)
+    names += f"; {len(shown)} of {len(set_ups)} set-ups" if len(shown) < len(set_ups) else ""
     title(figure, names, 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import textwrap
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -33,6 +34,8 @@ _FURTHER = ("#7A5195", "#8C6D31", "#C2B000", "#17736F", "#A6323A")  # of others,
 FOREIGN = "#777777"  # results of other programs
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of lines of one colour
+MOST_SIZES = 32  # of a line: markers and intervals that can be told apart
+_BESIDE = 0.12  # of a doubling, between lines, at the most
 _WIDEST_LABEL = 1 / 6  # of the axis; labels closer than that are tilted
 _TILTED_LABEL = 1 / 14  # and closer than that left out
 
@@ -58,7 +61,7 @@ def tilted(sizes: Sequence[int]) -> bool:
     return len(_apart(sizes, _WIDEST_LABEL)) < len(sizes)
 
 
-def _apart(sizes: Sequence[int], least: float) -> list[int]:
+def _apart(sizes: Collection[int], least: float) -> list[int]:
     """Return sizes that are at least this part of a logarithmic axis apart, from the smallest up."""
     gap = least * math.log2(max(sizes) / min(sizes))
     kept: list[int] = []
@@ -66,6 +69,23 @@ def _apart(sizes: Sequence[int], least: float) -> list[int]:
         if not kept or math.log2(size / kept[-1]) >= gap * 0.999:
             kept.append(size)
     return kept
+
+
+def thinned(sizes: Collection[int], most: int = MOST_SIZES) -> list[int]:
+    """Return the sizes that there is room for: all of them, or `most`, evenly apart on a logarithmic axis."""
+    if len(sizes) <= most:
+        return sorted(sizes)
+    return sorted({*_apart(sizes, 1 / (most - 1))[: most - 1], max(sizes)})
+
+
+def beside(lines: Sequence[Collection[int]]) -> list[float]:
+    """Return by what to multiply the sizes of each line, so that no interval hides behind another.
+
+    Points of one size stay nearer to each other than to those of the next one. `lines` has the sizes of each.
+    """
+    gaps = [math.log2(after / before) for sizes in lines for before, after in itertools.pairwise(sorted(set(sizes)))]
+    step = min([_BESIDE, *(0.6 * gap / len(lines) for gap in gaps)])
+    return [2 ** (step * (line - (len(lines) - 1) / 2)) for line in range(len(lines))]
 
 
 def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:

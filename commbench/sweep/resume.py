@@ -10,6 +10,7 @@ from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
 from commbench.machine import metadata
 from commbench.run_folder import RunFolder, drop_damaged, parse_measurement, parse_row
+from commbench.serialise import ListDigest
 from commbench.sweep.prepare import SweepRequest, check_fabrics
 from commbench.sweep.runner import Sweep
 from commbench.sweep.session import of_run
@@ -36,8 +37,9 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
             hint=f"start a new run under {about['joined']}",
         )
     outside.require(outside.read(about.get("algorithms", ())), f"the run {request.resume}")
-    items = folder.plan()
-    if folder.plan_digest() != about["plan_digest"]:
+    digest = ListDigest()
+    items = folder.plan(digest)
+    if str(digest) != about["plan_digest"]:
         raise UsageError(f"{folder.plan_path} was changed since the run began", hint="start a new run")
     if changed := metadata.differences(about["machine"], metadata.collect()):
         raise UsageError(

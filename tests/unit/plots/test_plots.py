@@ -21,7 +21,7 @@ from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FABRIC_SETTINGS
-from commbench.plots.style import algorithm_colour
+from commbench.plots.style import MARKERS, algorithm_colour, thinned
 from commbench.plots.traffic import traffic
 from commbench.records import Case
 from commbench.run_folder import RunFolder
@@ -202,6 +202,31 @@ def test_nothing_is_cut_off(layouts: int, sizes: int, words: tuple[str, ...]) ->
             assert len(figures) == (1 if function is crossover else layouts)
             for figure in figures.values():
                 inside(figure)
+
+
+def test_what_there_is_no_room_for_is_left_out_and_said() -> None:
+    sizes = ("sizes.min=64K", "sizes.max=64M", "sizes.factor=1.02")
+    cases = [case for layout in LAYOUTS[:1] for case in planned(*layout, "algorithm=direct,bruck", *sizes)]
+    rows = frame(cases, measured(cases, lambda case: case.size_bytes / 1e3 + (case.label == "bruck")))
+    count = rows["size_bytes"].nunique()
+    assert count > 300
+    (figure,) = curves(rows, META).values()
+    marked = [line for line in figure.axes[1].get_lines() if line.get_marker() in MARKERS]
+    lines = [np.log2(np.asarray(line.get_xdata(), float)) for line in marked]
+    drawn = [line.size for line in lines]
+    assert len(drawn) == 2 and 24 < drawn[0] == drawn[1] <= 32
+    assert 0 < np.abs(lines[0] - lines[1]).max() < np.diff(lines[0]).min() / 2, "points of one size are neighbours"
+    assert f"of {count} sizes {drawn[0]} are drawn" in notes(figure)
+    (figure,) = crossover(rows, META).values()
+    assert len(figure.axes[0].get_xticks()) <= 24 and f"Of {count} sizes" in notes(figure)
+    inside(figure)
+    first, last = rows["size_bytes"].min(), rows["size_bytes"].max()
+    assert [thinned(set(rows["size_bytes"]), most)[:: most - 1] for most in (2, 9)] == [[first, last]] * 2
+
+    ways = [rows[rows["label"] == "direct"].assign(label=f"way {way:02}", time_us=way + 1.0) for way in range(40)]
+    (figure,) = curves(pd.concat(ways, ignore_index=True), META).values()
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"way 00", "way 31"} <= named and "way 32" not in named and "of 40 lines 32 are drawn" in notes(figure)
 
 
 def test_a_collective_without_busbw_is_drawn_by_its_algbw() -> None:
