@@ -21,6 +21,7 @@ SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
 LEVEL = 0.05  # of a family of verdicts: how often any of them may be false where nothing differs
 PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
 _FEWEST_FOR_MEDIAN = 6  # independent samples, whose range holds the median with 95 %
+_FEWEST_OF_LEVEL, _SHARE_OF_LEVEL, _GAP_OF_LEVELS = 2, 0.05, 3.0
 _RESAMPLES = 2000
 _TAILS = (0.025, 0.975)
 _FEW = 30
@@ -102,20 +103,46 @@ def effective_samples(samples: Floats) -> float:
     """Return how many independent samples say as much as these, of which neighbours may be alike.
 
     n (1 - r) / (1 + r), with r the autocorrelation of the samples' ranks with the sample before, less the bias that it
-    has in few samples. Where neighbours are unlike, as many as there are.
+    has in few samples. Where neighbours are unlike, as many as there are. Where samples are of two levels, r is that of
+    the levels if it is more: within a level ranks are chance, which hides that a level lasts.
     """
     n = samples.size
     if n < 3:
         return float(n)
     ordered = np.sort(samples)
     # Ranks, as a single slow sample would hide what the others do; equal samples have equal ones.
-    ranks = np.searchsorted(ordered, samples, "left") + np.searchsorted(ordered, samples, "right") - float(n)
-    square = float(ranks @ ranks)
-    if not square:
+    ranks = (np.searchsorted(ordered, samples, "left") + np.searchsorted(ordered, samples, "right") - n).astype(float)
+    if not (spread := float(ranks @ ranks)):
         return float(n)
-    r = float(ranks[:-1] @ ranks[1:]) / square
-    r = min(max(r + (1 + 4 * r) / n, 0.0), 1 - 1 / n)
+    r = _autocorrelation(ranks, spread)
+    if (levels := _levels(samples, ordered)) is not None:
+        r = max(r, _autocorrelation(levels, float(levels @ levels)))
     return n * (1 - r) / (1 + r)
+
+
+def _autocorrelation(values: Floats, square: float) -> float:
+    """Return that of centred values with the one before, from 0 on, less its bias; `square` is their square."""
+    r = float(values[:-1] @ values[1:]) / square
+    return min(max(r + (1 + 4 * r) / values.size, 0.0), 1 - 1 / values.size)
+
+
+def _levels(samples: Floats, ordered: Floats) -> Floats | None:
+    """Return which of two levels each sample is of, centred; None where they are not of two.
+
+    There are two where a gap is three times as wide as what lies in both parts around their medians together (half of
+    each), and neither part is a few spikes.
+    """
+    n = samples.size
+    fewest = max(_FEWEST_OF_LEVEL, math.ceil(_SHARE_OF_LEVEL * n))
+    if n < 2 * fewest:
+        return None
+    gaps = np.diff(ordered[fewest - 1 : n - fewest + 1])
+    above = fewest + int(np.argmax(gaps))
+    inside = sum(float(part[3 * part.size // 4] - part[part.size // 4]) for part in (ordered[:above], ordered[above:]))
+    if gaps[above - fewest] < _GAP_OF_LEVELS * inside:
+        return None
+    upper: Floats = (samples >= ordered[above]) - (n - above) / n
+    return upper
 
 
 def median_of_medians(per_launch: Sequence[Floats]) -> float:
@@ -314,12 +341,16 @@ def _draws(seed: int, sizes: tuple[int, ...]) -> list[npt.NDArray[Any]]:
 def _medians_of_draws(values: Floats, draws: npt.NDArray[Any]) -> Floats:
     """Return the median of each resample, by counting: to sort 2000 of them takes 20 times as long."""
     n, order = values.size, np.argsort(values)
-    ordered: Floats = values[order]
+    ordered = values[order]
     if draws.ndim == 1:
-        return ordered[draws]
+        middle: Floats = ordered[draws]
+        return middle
     reached = np.cumsum(draws[order], axis=0, dtype=draws.dtype)  # drawn of a value and of those below, n at most
     lower: Floats = ordered[np.count_nonzero(reached <= (n - 1) // 2, axis=0)]
-    return lower if n % 2 else (lower + ordered[np.count_nonzero(reached <= n // 2, axis=0)]) / 2
+    if n % 2:
+        return lower
+    upper: Floats = ordered[np.count_nonzero(reached <= n // 2, axis=0)]
+    return (lower + upper) / 2
 
 
 def _interval_of_median(values: Floats, replicates: Floats) -> tuple[float, float]:

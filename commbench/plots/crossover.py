@@ -104,9 +104,9 @@ def _map(
     names = _names(settings)
     columns = _columns(setups)
     cells = {
-        (index, columns[int(size)]): cell
+        (index, columns[int(of_size["size_bytes"].iloc[0])]): cell
         for index, members in enumerate(setups)
-        for size, of_size in members.groupby("size_bytes")
+        for _, of_size in members.groupby("size_bytes")
         if (cell := _cell(of_size)) is not None
     }
     largest = {column: size for size, column in sorted(columns.items())}  # of each column: what was asked for

@@ -83,7 +83,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     height, legend = _add_legend(figure, latency)
-    title(figure, _title(rows, setting), 1 - 0.075 / height)
+    title(figure, _title(everything, setting), 1 - 0.075 / height)
     caption(figure, meta, "\n".join([*left_out, _note(everything, setting, meta, bounded=bounded)]))
     below = (1.27 if tilted(sizes) else 1.0) + 0.13 * len(left_out)
     top, bottom = 1 - (0.88 + legend) / height, below / height

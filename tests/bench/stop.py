@@ -1,12 +1,16 @@
 """When the adaptive stop stops, and how far the median is then from the truth: simulated series with memory.
 
-Before and after: taking all samples as independent, and counting neighbours that are alike as fewer. A transient is
-judged by the level that it ends at, two states by one of them.
+Three rules: taking all samples as independent; counting neighbours that are alike as fewer, by their ranks; and, as it
+is, by the two levels that they have, too. A transient is judged by the level that it ends at, two states by one of
+them. "Seen": stopped below 320 samples, of which some were of each state. `python -m tests.bench.stop 400`: that many
+series of each kind in place of 2000.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -17,6 +21,7 @@ from commbench.stats import Floats
 
 SERIES, PRECISION, FEWEST, MOST = 2000, 0.02, 20, 1000
 TRUE = 100.0
+EARLY, STATES_MEET = 320, 110.0
 Make = Callable[[np.random.Generator, int], Floats]
 
 
@@ -48,6 +53,25 @@ def fading(rng: np.random.Generator, count: int) -> Floats:
     return TRUE * np.exp(0.4 * np.exp(-np.arange(count) / 15) + rng.normal(0, 0.02, count))
 
 
+def spikes(share: float, length: int = 1) -> Make:
+    """2 % noise, and in this share of samples half as much again on average, in runs of this length."""
+
+    def make(rng: np.random.Generator, count: int) -> Floats:
+        struck = np.convolve(rng.random(count) < share / length, np.ones(length))[:count] > 0
+        return TRUE * np.exp(rng.normal(0, 0.02, count)) * (1 + struck * rng.exponential(0.5, count))
+
+    return make
+
+
+def mixed(share: float) -> Make:
+    """The two states, each sample by itself."""
+
+    def make(rng: np.random.Generator, count: int) -> Floats:
+        return TRUE * np.exp(0.2 * (rng.random(count) < share) + rng.normal(0, 0.01, count))
+
+    return make
+
+
 KINDS: dict[str, Make] = {
     "independent, 3 %": wandering(0, 0.03),
     "independent, 10 %": wandering(0, 0.1),
@@ -57,7 +81,18 @@ KINDS: dict[str, Make] = {
     "AR(1) 0.8, 10 %": wandering(0.8, 0.1),
     "two states, 1 change in 5": two_states(0.2),
     "two states, 1 change in 20": two_states(0.05),
+    "two states, 1 change in 60": two_states(1 / 60),
     "a transient of 15": fading,
+    "spikes in 5 %": spikes(0.05),
+    "spikes in 20 %": spikes(0.2),
+    "spikes in 20 %, runs of 3": spikes(0.2, 3),
+    "mixed by 20 %": mixed(0.2),
+    "mixed by 40 %": mixed(0.4),
+}
+RULES: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
+    "independent": lambda: mock.patch.object(stats, "effective_samples", lambda samples: float(samples.size)),
+    "ranks": lambda: mock.patch.object(stats, "_levels", lambda samples, ordered: None),
+    "levels": contextlib.nullcontext,
 }
 
 
@@ -72,18 +107,26 @@ def stopped(series: Floats) -> tuple[int, float, float]:
             return have, float(np.median(series[:have])), width
 
 
-def main() -> None:
-    heads = ("samples", "at 20", "covered", "error, median", "95th percentile")
-    print(f"{'series':<28} {'':>7}" + "".join(f"{head:>17}" for head in heads))
+def main(series: int = SERIES) -> None:
+    heads = ("samples", "mean", f"at {FEWEST}", "seen", "covered", "error, 95 %")
+    print(f"{'series':<28} {'':>12}" + "".join(f"{head:>13}" for head in heads))
     for name, make in KINDS.items():
-        for when in ("before", "after"):
-            count = (lambda samples: float(samples.size)) if when == "before" else stats.effective_samples
-            rng = np.random.default_rng(0)
-            with mock.patch.object(stats, "effective_samples", count):
-                found = np.array([stopped(make(rng, MOST)) for _ in range(SERIES)])
-            taken, medians, widths = found.T
+        for rule, patch in RULES.items():
+            rng, found = np.random.default_rng(0), []
+            with patch():
+                for _ in range(series):
+                    times = make(rng, MOST)
+                    taken, median, width = stopped(times)
+                    slow = int(np.count_nonzero(times[:taken] > STATES_MEET))
+                    found.append((taken, median, width, taken < EARLY and 0 < slow < taken))
+            count, medians, widths, both = np.array(found, dtype=float).T
             errors = np.abs(medians / TRUE - 1)
             covered = np.mean(np.abs(medians - TRUE) <= widths * medians)
-            cells = [f"{np.median(taken):.0f}", f"{100 * np.mean(taken == FEWEST):.0f} %", f"{100 * covered:.0f} %"]
-            cells += [f"{100 * value:.2f} %" for value in (np.median(errors), np.quantile(errors, 0.95))]
-            print(f"{name:<28} {when:>7}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+            cells = [f"{np.median(count):.0f}", f"{count.mean():.0f}", f"{100 * np.mean(count == FEWEST):.0f} %"]
+            cells += [f"{100 * both.mean():.0f} %" if "states" in name else "-", f"{100 * covered:.0f} %"]
+            cells += [f"{100 * np.quantile(errors, 0.95):.2f} %"]
+            print(f"{name:<28} {rule:>12}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -137,6 +138,26 @@ def test_an_order_that_means_something_is_no_precise_median(kind: str) -> None:
     rng = np.random.default_rng(1)
     mixed = [stats.relative_half_width(rng.permutation(samples)) for _ in range(9)]
     assert stats.relative_half_width(samples) > 1.5 * np.median(mixed)
+
+
+def test_two_levels_that_last_are_seen_whatever_noise_they_have() -> None:
+    """Series that change in 1 of 20 calls by 22 %: of 200, 31 were stopped at 20 samples of which some were slow."""
+    rng = np.random.default_rng(0)
+    early = 0
+    for _ in range(200):
+        states = (np.cumsum(rng.random(20) < 0.05) + rng.integers(2)) % 2
+        samples = 100 * np.exp(0.2 * states + rng.normal(0, 0.01, 20))
+        early += 0 < states.sum() < 20 and stats.relative_half_width(samples) <= 0.02
+    assert early <= 0.08 * 200
+    lasting, mixed = np.repeat([100.0, 122.0], [16, 4]), np.tile([100.0, 100.0, 122.0, 100.0, 100.0], 4)
+    noise = rng.normal(0, 0.5, 20)
+    assert stats.effective_samples(lasting + noise) < 5 and stats.effective_samples(mixed + noise) == 20
+    for spikes in (0.0, 0.05, 0.2):
+        for _ in range(100):
+            samples = 100 * np.exp(rng.normal(0, 0.03, 40)) * (1 + (rng.random(40) < spikes) * rng.exponential(0.5, 40))
+            with mock.patch.object(stats, "_levels", lambda samples, ordered: None):
+                before = stats.effective_samples(samples)
+            assert stats.effective_samples(samples) > 0.8 * before, "spikes are no level"
 
 
 # Ratios
