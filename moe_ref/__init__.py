@@ -10,7 +10,8 @@ from moe_ref.capacity import Capacity
 from moe_ref.data_parallel import expert_parameters, ignore_experts_in_ddp
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, SwiGLU
-from moe_ref.gate import Gate, GateConfig
+from moe_ref.gate import Gate
+from moe_ref.gate_config import GateConfig
 from moe_ref.layer import MoE, Output
 from moe_ref.routing import Routing
 from moe_ref.sharding import shard

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from commbench.communicators.base import CommLike
@@ -54,6 +54,7 @@ class DistributedMoE(BaseMoELayer):
         equal_tokens: bool = False,
         keep_buffers: bool = False,
         skip: str | None = None,
+        shared: nn.Module | None = None,
     ) -> None:
         """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
@@ -69,9 +70,10 @@ class DistributedMoE(BaseMoELayer):
             the next.
         skip: `communication`: nothing is sent, and what arrives is what would have been sent; `experts`: they return
             what they get. For ablation: the result is wrong on purpose. It may be set anew at any time.
+        shared: experts that every token has besides, the same on all ranks, as the gate is.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """
-        super().__init__(gate, experts, dispatch)
+        super().__init__(gate, experts, dispatch, shared)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
         self.equal_tokens, self.skip = equal_tokens, skip
         self.kept_buffers = KeptBuffers() if keep_buffers else None

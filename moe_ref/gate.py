@@ -4,86 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from commbench.errors import UsageError, unknown
-from moe_ref import fused_gate, losses, slots
-from moe_ref.capacity import Capacity
+from commbench.errors import UsageError
+from moe_ref import fused_gate, losses, selection, slots
+from moe_ref.gate_config import DTYPES, GateConfig
 from moe_ref.routers import CosineRouter, LinearRouter
 from moe_ref.routing import Routing, count
-
-SECOND = ("all", "sampling", "random")
-NORMALISE = ("after", "before", "never")
-ROUTERS = ("linear", "cosine")
-LOSSES = ("gshard", "gshard_all", "importance_load", "z")
-DTYPES: dict[str, torch.dtype | None] = {"fp32": torch.float32, "fp64": torch.float64, "input": None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateConfig:
-    """Says what a gate does. The defaults are Tutel's, but for `normalise`.
-
-    experts, top_k: E and K, with K <= E.
-    capacity: the rule for C.
-    order: who is served first (`slots.ORDERS`).
-    second: experts after the first. `all`: the K best. `sampling`: the best stays, the others are drawn in proportion
-        to their scores without replacement (Gumbel noise; fairseq, DeepSpeed top-2). `random`: the K best, of which
-        each but the first is taken with probability min(1, 2 weight) only (GShard 3.1, fairseq).
-    normalise: whether weights are divided by their sum over the choices that found a slot (`after` dropping: fairseq,
-        DeepSpeed) or over all K (`before`: Tutel, fairseq on request), or `never`. K = 1 is never normalised, as in all
-        three, or the gate would get no gradient from the tokens.
-    dtype: of the gate's parameters and arithmetic: `fp32`, `fp64`, or `input`'s.
-    router: `linear`: x W, no bias. `cosine`: cosine similarity of a projection to `cosine_dim` with one vector an
-        expert, times a learnt steepness of at most 100 that starts at 1 / `cosine_temperature` (Tutel; Chi et al.,
-        arXiv 2204.09179).
-    jitter, dropout: on the gate's input, in training: times U(1 - jitter, 1 + jitter); elements set to 0 with
-        probability `dropout` (Switch Transformers, arXiv 2101.03961, appendix C).
-    noise: in training, logits + noise N(0, 1) / E (V-MoE, arXiv 2106.05974; Tutel). Choices, scores and the GShard
-        loss see it; importance and the z loss do not.
-    losses: of `LOSSES`, each a name in `Routing.losses`; `gshard_all` counts all K choices.
-
-    Raises `UsageError` for what cannot be meant, with the names and numbers.
-    """
-
-    experts: int
-    top_k: int = 2
-    capacity: Capacity = field(default_factory=Capacity)
-    order: str = "position"
-    second: str = "all"
-    normalise: str = "after"
-    dtype: str = "fp32"
-    router: str = "linear"
-    cosine_dim: int = 256
-    cosine_temperature: float = 0.5
-    jitter: float = 0.0
-    dropout: float = 0.0
-    noise: float = 0.0
-    losses: tuple[str, ...] = ("gshard",)
-
-    def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise UsageError(f"experts={self.experts} is below 1", hint="a gate needs an expert")
-        if not 1 <= self.top_k <= self.experts:
-            raise UsageError(f"top_k={self.top_k} of experts={self.experts}", hint="1 <= top_k <= experts")
-        tables = {"order": slots.ORDERS, "second": SECOND, "normalise": NORMALISE, "dtype": DTYPES, "router": ROUTERS}
-        for name, table in tables.items():
-            if getattr(self, name) not in table:
-                raise unknown(name, getattr(self, name), table)
-        for loss in self.losses:
-            if loss not in LOSSES:
-                raise unknown("loss", loss, LOSSES)
-        for name, most in (("jitter", 1.0), ("dropout", 1.0), ("noise", math.inf)):
-            if not 0 <= getattr(self, name) < most:  # nan is not
-                raise UsageError(f"{name}={getattr(self, name)}", hint=f"0 <= {name} < {most}")
-        if "importance_load" in self.losses and self.noise == 0:
-            raise UsageError("the loss importance_load needs noise: load is what fresh noise would choose",
-                             hint="set noise above 0")  # fmt: skip
-        if self.cosine_dim < 1 or not 0.01 <= self.cosine_temperature < math.inf:
-            raise UsageError(f"cosine_dim={self.cosine_dim}, cosine_temperature={self.cosine_temperature}",
-                             hint="cosine_dim >= 1, cosine_temperature >= 0.01")  # fmt: skip
 
 
 class Gate(nn.Module):
@@ -96,6 +25,8 @@ class Gate(nn.Module):
             raise UsageError(f"width={width} is below 1", hint="the model dimension D of the tokens")
         self.width, self.config = width, config
         dtype = DTYPES[config.dtype]
+        self.expert_bias_E: Tensor | None
+        self.register_buffer("expert_bias_E", torch.zeros(config.experts) if config.expert_bias else None)
         self.router: nn.Module
         if config.router == "linear":
             self.router = LinearRouter(width, config.experts, dtype=dtype, generator=generator)
@@ -130,7 +61,7 @@ class Gate(nn.Module):
             if padding_T is not None:
                 x_TD = x_TD.masked_fill(padding_T[:, None], 0)  # padding may hold anything, nan included
             clean_TE, noisy_TE = self._logits(x_TD, generator)
-            if not fused_gate.unsupported(noisy_TE, order=config.order, second=config.second):
+            if config.plain_choice and not fused_gate.unsupported(noisy_TE, order=config.order, second=config.second):
                 return self._fused(clean_TE, noisy_TE, real_T, most_tokens, largest)
             return self._plain(clean_TE, noisy_TE, real_T, generator, most_tokens, largest)
 
@@ -141,8 +72,8 @@ class Gate(nn.Module):
         """Route in plain torch, by all rules: what `_fused` is held against."""
         config = self.config
         tokens = len(noisy_TE)
-        scores_TE = noisy_TE.softmax(1)
-        experts_TK = self._choose(noisy_TE, generator)
+        scores_TE = selection.scores(noisy_TE, config.score)
+        experts_TK = self._choose(noisy_TE, scores_TE, generator)
         chosen_TK = scores_TE.gather(1, experts_TK)
         if config.normalise == "before":
             chosen_TK = self._normalised(chosen_TK)
@@ -157,14 +88,18 @@ class Gate(nn.Module):
         weights_TK = torch.where(slots_TK >= 0, chosen_TK, 0)
         if config.normalise == "after":
             weights_TK = self._normalised(weights_TK)
+        shares_TE = selection.shares(scores_TE, config.score)
         balance = {
-            "gshard": lambda: losses.gshard(scores_TE, experts_TK, real_T),
-            "gshard_all": lambda: losses.gshard(scores_TE, experts_TK, real_T, choices=config.top_k),
+            "gshard": lambda: losses.gshard(shares_TE, experts_TK, real_T),
+            "gshard_all": lambda: losses.gshard(shares_TE, experts_TK, real_T, choices=config.top_k),
         }
         found = self._losses(clean_TE, noisy_TE, real_T, balance)
         rows = self._rows(tokens, loads_E, capacity, real_T)
         counts_E = loads_E if capacity is None else loads_E.clamp(max=capacity)
-        return Routing(experts_TK, slots_TK, weights_TK, counts_E, loads_E, capacity, rows, found)
+        return Routing(
+            experts_TK, slots_TK, self._scaled(weights_TK), counts_E, loads_E, capacity, rows, found,
+            logits_TE=noisy_TE, score=config.score,
+        )  # fmt: skip
 
     def _fused(
         self, clean_TE: Tensor, noisy_TE: Tensor, real_T: Tensor | None, most_tokens: int | None,
@@ -188,8 +123,8 @@ class Gate(nn.Module):
         found = self._losses(clean_TE, noisy_TE, real_T, balance)
         counts_E = made.loads_E if capacity is None else made.loads_E.clamp(max=capacity)
         return Routing(
-            made.experts_TK, made.slots_TK, made.weights_TK, counts_E, made.loads_E, capacity,
-            len(made.choice_R), found, (made.rows_TK, made.choice_R),
+            made.experts_TK, made.slots_TK, self._scaled(made.weights_TK), counts_E, made.loads_E, capacity,
+            len(made.choice_R), found, (made.rows_TK, made.choice_R), logits_TE=noisy_TE,
         )  # fmt: skip
 
     def _rows(self, tokens: int, loads_E: Tensor, capacity: int | None, real_T: Tensor | None) -> int:
@@ -217,8 +152,25 @@ class Gate(nn.Module):
         normal_TE = torch.randn(clean_TE.shape, dtype=clean_TE.dtype, device=clean_TE.device, generator=generator)
         return clean_TE, clean_TE + config.noise / config.experts * normal_TE
 
-    def _choose(self, logits_TE: Tensor, generator: torch.Generator | None) -> Tensor:
+    def balance(self, loads_E: Tensor, rate: float = 0.001) -> None:
+        """Move `expert_bias_E` by `rate` towards equal loads: after each step, with the loads of all ranks together.
+
+        Raises `UsageError` for a gate without one.
+        """
+        if self.expert_bias_E is None:
+            raise UsageError("this gate has no bias of the choice", hint="GateConfig(expert_bias=True)")
+        selection.balance(self.expert_bias_E, loads_E, rate)
+
+    def _scaled(self, weights_TK: Tensor) -> Tensor:
+        return weights_TK if self.config.route_scale == 1 else weights_TK * self.config.route_scale
+
+    def _choose(self, logits_TE: Tensor, scores_TE: Tensor, generator: torch.Generator | None) -> Tensor:
         """Choose experts: int64 [T, K], best first; which of two equal logits comes first is torch's."""
+        config = self.config
+        if not config.plain_choice:
+            groups, limit = config.expert_groups, config.groups_chosen_from
+            numbers_TE = selection.biased(scores_TE, self.expert_bias_E, groups, limit)
+            return numbers_TE.topk(config.top_k, dim=1).indices
         logits_TE = logits_TE.detach()
         if self.config.second != "sampling" or self.config.top_k == 1:
             return logits_TE.topk(self.config.top_k, dim=1).indices

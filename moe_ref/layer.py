@@ -31,18 +31,21 @@ class Output(NamedTuple):
 class BaseMoELayer(nn.Module):
     """Computes y = sum over a token's choices k of weight_k expert_k(token). Residual and norm are the caller's.
 
+    shared: experts that every token has besides, added with weight 1 (DeepSeekMoE, arXiv 2401.06066): any module from
+    [T, D] to [T, D], whose parameters are the same on all ranks.
     experts_are_replicated: whether ranks that have such a layer have the same experts, as data parallelism expects.
     """
 
     experts_are_replicated: ClassVar[bool] = True
 
-    def __init__(self, gate: Gate, experts: Experts, dispatch: str) -> None:
+    def __init__(self, gate: Gate, experts: Experts, dispatch: str, shared: nn.Module | None = None) -> None:
         super().__init__()
         if gate.width != experts.width:
             raise UsageError(f"a gate of width {gate.width} with experts of width {experts.width}", hint="one D")
         self.gate, self.experts = gate, experts
         self.dispatcher = dispatchers.get(dispatch)
         self._dispatch = dispatch
+        self.shared = shared
 
     def extra_repr(self) -> str:
         """Say which dispatcher the layer has, and why."""
@@ -63,7 +66,12 @@ class BaseMoELayer(nn.Module):
             raise UsageError(f"a padding mask of shape {list(padding.shape)} for input of shape {list(x.shape)}",
                              hint=f"{list(x.shape[:-1])}, true for padding")  # fmt: skip
         padding_T = None if padding is None else padding.reshape(-1)
-        y_TD, routing = self.run(x.reshape(-1, self.gate.width), padding_T, generator)
+        x_TD = x.reshape(-1, self.gate.width)
+        y_TD, routing = self.run(x_TD, padding_T, generator)
+        if self.shared is not None:
+            with labelled("moe::shared"):
+                shared_TD = self.shared(x_TD)
+            y_TD = y_TD + (shared_TD if padding_T is None else shared_TD.masked_fill(padding_T[:, None], 0))
         return Output(y_TD.view(x.shape), routing)
 
     def run(self, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, Routing]:
@@ -74,12 +82,14 @@ class BaseMoELayer(nn.Module):
 class MoE(BaseMoELayer):
     """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
 
-    def __init__(self, gate: Gate, experts: Experts, *, dispatch: str = "auto") -> None:
-        """dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
+    def __init__(
+        self, gate: Gate, experts: Experts, *, dispatch: str = "auto", shared: nn.Module | None = None
+    ) -> None:
+        """dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here. shared: see the base class.
 
         Raises `UsageError` where gate and experts do not fit.
         """
-        super().__init__(gate, experts, dispatch)
+        super().__init__(gate, experts, dispatch, shared)
         if gate.config.experts != experts.experts:
             raise UsageError(f"a gate for {gate.config.experts} experts with {experts.experts} experts here",
                              hint="one rank has them all")  # fmt: skip

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from commbench.errors import UsageError
+from moe_ref import selection
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -20,6 +23,8 @@ class Routing:
     capacity: C; None for dropless. rows: rows of the buffer, E C, or for dropless the number of choices.
     losses: by name, 0-dimensional, with gradient.
     maps: what `rows_TK()` and `choice_R()` return, where it was made with the routing.
+    logits_TE, score: what scores are made of, in the gate's dtype, with gradient and with noise, and how
+        (`GateConfig.score`).
 
     The buffer is [E, C, D], where slot c of expert e is row e C + c and slots that nobody took are 0; for dropless it
     is [rows, D], where tokens are sorted by expert and `counts_E` says how many each has.
@@ -34,6 +39,8 @@ class Routing:
     rows: int
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     maps: tuple[Tensor, Tensor] | None = None
+    logits_TE: Tensor | None = None
+    score: str = "softmax"
 
     @property
     def tokens(self) -> int:
@@ -54,6 +61,12 @@ class Routing:
     def dropped(self) -> Tensor:
         """The number of choices that found no slot: 0-dimensional, int64, on the device."""
         return self.loads_E.sum() - self.counts_E.sum()
+
+    def scores_TE(self) -> Tensor:
+        """Return the score of each expert for each token, with gradient, before weights are normalised and scaled."""
+        if self.logits_TE is None:
+            raise UsageError("this routing was made without logits", hint="one that a Gate returns has them")
+        return selection.scores(self.logits_TE, self.score)
 
     def rows_TK(self) -> Tensor:
         """Return the row of the buffer of each choice: int64 [T, K], -1 for none."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from commbench.errors import UsageError
 from moe_ref.capacity import Capacity
 from moe_ref.experts import ACTIVATIONS
-from moe_ref.gate import GateConfig
+from moe_ref.gate_config import GateConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

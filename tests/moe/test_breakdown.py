@@ -18,7 +18,8 @@ from commbench.train.results import BREAKDOWN
 from moe_ref.capacity import Capacity
 from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN
-from moe_ref.gate import Gate, GateConfig
+from moe_ref.gate import Gate
+from moe_ref.gate_config import GateConfig
 from moe_ref.sharding import shard
 from moe_ref.training import breakdown
 from moe_ref.training.breakdown import Event, Recorder, events_of, parts
