@@ -108,7 +108,7 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 
     resume, retry = options["resume"], options["retry_failed"]
     if retry and resume is None:
-        raise UsageError("--retry-failed has nothing to retry", hint="it goes with --resume RUN")
+        raise UsageError("--retry-failed needs a run to go on with", hint="it goes with --resume RUN")
     return command.run(request(words, options, out=options["out"], resume=resume, retry_failed=retry))
 
 
@@ -186,7 +186,7 @@ def plot(runs: tuple[Path, ...], out: Path | None, **told: Any) -> int:
 def compare(before: Path, after: Path, **options: Any) -> int:
     """Ratio of times, RUN_A over RUN_B, of every case that both have, with its 95 % interval.
 
-    Better and worse are intervals that do not hold 1. Either may be a file of nccl-tests or of OSU; those have no
+    Better and worse are intervals that exclude 1. Either may be a file of nccl-tests or of OSU; those have no
     intervals.
 
     \b

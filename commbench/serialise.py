@@ -264,7 +264,7 @@ def parse_json(text: str | bytes, *, finite: bool = False) -> Any:
     def number(word: str) -> float:
         value = float(word)
         if not math.isfinite(value):
-            raise ValueError(f"{word} is no finite number")
+            raise ValueError(f"{word} is not a finite number")
         return value
 
     try:

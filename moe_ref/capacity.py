@@ -73,7 +73,7 @@ class Capacity:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise UsageError(
-                    f"capacity {name}={value} is no finite number",
+                    f"capacity {name}={value} is not a finite number",
                     hint="above 0: a factor; 0: nothing is dropped; below 0: nothing is dropped up to that factor",
                 )
         if self.fewest is not None and self.fewest < 0:

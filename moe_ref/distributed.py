@@ -59,7 +59,7 @@ class DistributedMoE(BaseMoELayer):
         """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
         comm: commbench's communicator of all ranks of the layer, with or without a profile.
-        tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that hold the same tokens, and of
+        tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that have the same tokens, and of
             the ranks of equal rank in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
         schedule: a name of `moe_ref.schedules.TABLE`, or one with parameters. It may be set anew at any time.
         dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
@@ -113,7 +113,7 @@ class DistributedMoE(BaseMoELayer):
 
     @property
     def tp(self) -> CommLike | None:
-        """The communicator of ranks that hold the same tokens, if there are such."""
+        """The communicator of ranks that have the same tokens, if there are such."""
         return self._comm("tp")
 
     @property

@@ -65,7 +65,7 @@ def unsupported(x_ND: Tensor, weight_EDH: Tensor) -> str:
     if not len(x_ND):
         return "there are no rows"
     if any(length * x_ND.element_size() % _ALIGNED for length in weight_EDH.shape[1:]):
-        return f"rows of {list(weight_EDH.shape[1:])} elements are no multiples of {_ALIGNED} bytes"
+        return f"rows of {list(weight_EDH.shape[1:])} elements are not multiples of {_ALIGNED} bytes"
     return ""
 
 

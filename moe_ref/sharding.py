@@ -36,14 +36,14 @@ def shard(experts: Experts, piece: int, pieces: int) -> Experts:
     Raises `UsageError` where H, or D with an output bias, does not divide, or `experts` is cut already.
     """
     if experts.pieces > 1:
-        raise UsageError(f"experts are cut into {experts.pieces} pieces already", hint="cut whole experts")
+        raise UsageError(f"experts are cut into {experts.pieces} shards already", hint="cut whole experts")
     if not 0 <= piece < pieces:
         raise UsageError(f"piece={piece} of {pieces}", hint=f"0 <= piece < {pieces}")
     whole = dict(experts.named_parameters())
     for name, parameter in whole.items():
         length = parameter.shape[experts.shard_dims[name]]
         if length % pieces:
-            raise UsageError(f"{name} of shape {list(parameter.shape)} does not divide into {pieces} pieces",
+            raise UsageError(f"{name} of shape {list(parameter.shape)} does not divide into {pieces} shards",
                              hint=f"{length} is to be a multiple of {pieces}")  # fmt: skip
     for name, parameter in whole.items():
         mine = parameter.detach().chunk(pieces, experts.shard_dims[name])[piece].clone()
@@ -72,7 +72,7 @@ def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype 
         return {name: _whole(parts, experts.shard_dims[name], experts.pieces)
                 for name, parts in _split(experts, every_WN).items()}  # fmt: skip
     if experts.pieces % r:
-        raise UsageError(f"r={r} for experts in {experts.pieces} pieces", hint=f"0, or a divisor of {experts.pieces}")
+        raise UsageError(f"r={r} for experts in {experts.pieces} shards", hint=f"0, or a divisor of {experts.pieces}")
     copies = experts.pieces // r
     if copies == 1:
         return own_weights(experts)

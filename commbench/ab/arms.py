@@ -142,7 +142,7 @@ def _check_bindings(bindings: Sequence[str], started: Mapping[str, Sequence[str]
         if command and not programs.starts_ranks(command):
             raise UsageError(
                 f"binding={','.join(bindings)}: ranks bind themselves where they import torch, and {command[0]!r} is "
-                "no launcher of torch programs",
+                "not a launcher of torch programs",
                 hint="-- torchrun ..; other launchers bind ranks by options of their own: -- A .. ::: B ..",
             )
 
@@ -202,7 +202,7 @@ def _loaded(path: str, command: Sequence[str], allow_env: Sequence[str]) -> tupl
         if scope.binding != "none" and not programs.binds_later(scope, command):
             raise UsageError(
                 f"{path} asks for binding={scope.binding}, which ranks apply where they import torch, and "
-                f"{command[0]!r} is no launcher of torch programs",
+                f"{command[0]!r} is not a launcher of torch programs",
                 hint="-- torchrun .., or a profile without a binding",
             )
         settings = programs.settings(scope, full, bound=False, reductions=False)

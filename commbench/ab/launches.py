@@ -63,7 +63,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[ProgramLaunch]]:
         raise UsageError(f"no comparison in {str(path)!r}", hint="give the folder that commbench ab printed")
     about = RunFolder(path).read_json("ab.json")
     if about.get("format") != FORMAT:
-        raise UsageError(f"{path} is no comparison of programs of this version",
+        raise UsageError(f"{path} is not a comparison of programs of this version",
                          hint="commbench plot draws those of commbench train ab")  # fmt: skip
     try:
         check_types(about, _ABOUT, _ANSWER)
@@ -102,7 +102,7 @@ def _launch(line: bytes) -> ProgramLaunch | None:
 def why(ended: ProgramEnd, log: Path, timeout_s: float) -> str:
     """Return why a launch has failed, "" where it has not."""
     if ended.timed_out:
-        return f"it has not ended within {format_seconds(timeout_s)} ({log.name})"
+        return f"it did not end within {format_seconds(timeout_s)} ({log.name})"
     if not ended.code:
         return ""
     number = ended.code - 128

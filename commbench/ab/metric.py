@@ -115,4 +115,4 @@ def _numbers(pattern: str, log: Path) -> list[float]:
     try:
         return [float(text.replace(",", "")) for text in found if text is not None]
     except ValueError as error:
-        raise ArmFailed(f"{pattern!r} gives what is no number: {error}") from error
+        raise ArmFailed(f"{pattern!r} gives what is not a number: {error}") from error

@@ -25,9 +25,9 @@ def unsupported_chunks(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> str:
     if chunks < 1:
         return f"chunks={chunks}: there must be at least one"
     if nbytes % unit:
-        return f"a block of {nbytes} B is no whole number of pieces of {unit} B"
+        return f"a block of {nbytes} B is not a whole number of units of {unit} B"
     if chunks > nbytes // unit:
-        return f"chunks={chunks}: a block of {nbytes} B has {nbytes // unit} pieces of {unit} B to share out"
+        return f"chunks={chunks}: a block of {nbytes} B has {nbytes // unit} units of {unit} B to share out"
     return ""
 
 

@@ -13,7 +13,7 @@ from commbench.spec import Spec
 
 class DropGatherPipelined(DropGather):
     name = "drop_gather_pipelined"
-    params = {"chunks": (4, "pieces of every block, of which one is exchanged while the one before is gathered")}
+    params = {"chunks": (4, "chunks of every block: one is exchanged while the one before is gathered")}
     tries = {"chunks": (2, 4, 8)}
     concurrent = True
 

@@ -26,7 +26,7 @@ from commbench.transports.base import Array, Comm, Message, Work
 class DropReduceScatter(AlgorithmBase):
     name = "drop_reduce_scatter"
     collective = "tp_all_to_all"
-    params = {"chunks": (1, "pieces of every block, of which one is summed while the one before is exchanged")}
+    params = {"chunks": (1, "chunks of every block: one is summed while the one before is exchanged")}
     tries = {"chunks": (1, 2, 4)}
     demands = {"tp_input": "partial"}
     concurrent = True

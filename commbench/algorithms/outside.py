@@ -117,7 +117,7 @@ def find_installed(name: str) -> OutsideAlgorithm | None:
         file = inspect.getsourcefile(cls) or ""
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     except Exception as error:
-        raise UsageError(f"{word} does not load: {said(error)}", hint="mend the package, or uninstall it") from error
+        raise UsageError(f"{word} does not load: {said(error)}", hint="repair the package, or uninstall it") from error
     outside = _register(cls, word, file=file, sha256=digest, entry_point=package)
     if outside.name != name:
         del algorithms.TABLE[outside.key], _loaded[outside.key]
@@ -246,7 +246,7 @@ def _execute(path: Path, data: bytes, digest: str) -> ModuleType:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         raise UsageError(
-            f"{path} does not load: {said(error)}{f', in line {line}' if line else ''}", hint="mend the file"
+            f"{path} does not load: {said(error)}{f', in line {line}' if line else ''}", hint="repair the file"
         ) from error
     return module
 
@@ -280,7 +280,9 @@ def _register(cls: Any, word: str, **where: str) -> OutsideAlgorithm:
             f"{word} cannot be made: {said(error)}", hint="its class takes no arguments: parameters are `params`"
         ) from error
     if reason := broken(algorithm):
-        raise UsageError(f"{word} is no algorithm: {reason}", hint="see docs/guide/own-algorithm.md, 'The contract'")
+        raise UsageError(
+            f"{word} is not an algorithm: {reason}", hint="see docs/guide/own-algorithm.md, 'The contract'"
+        )
     outside = OutsideAlgorithm(
         collective=algorithm.collective, name=algorithm.name, object=type(algorithm).__name__, **where
     )
@@ -324,5 +326,5 @@ def _broken_tables(algorithm: Algorithm) -> str:
         return f"its tries name {odd[0]!r}, which is none of its params"
     arguments = collectives.get(algorithm.collective).arguments
     if odd := [key for key in algorithm.demands if key not in arguments]:
-        return f"its demands name {odd[0]!r}, which is no argument of {algorithm.collective}"
+        return f"its demands name {odd[0]!r}, which is not an argument of {algorithm.collective}"
     return ""

@@ -27,7 +27,7 @@ _SLOTS = 3
 class TwoDPipelined(AlgorithmBase):
     name = "2d_pipelined"
     collective = "all_to_all"
-    params = {"chunks": (4, "pieces of every block, of which one is exchanged beside the next")}
+    params = {"chunks": (4, "chunks of every block: two are exchanged at the same time")}
     tries = {"chunks": (2, 4, 8)}
     concurrent = True
 

@@ -79,5 +79,5 @@ def _times(raw: dict[str, Any], key: str) -> Floats:
     except (ValueError, OverflowError):  # lists of several lengths
         fine = False
     if not fine or times.min(initial=0) < 0:
-        raise ValueError(f"{key!r} is no list of samples, each with a time of every rank")
+        raise ValueError(f"{key!r} is not a list of samples, each with a time of every rank")
     return times.astype(float)

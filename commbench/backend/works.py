@@ -35,7 +35,7 @@ class ProfiledWork(dist.Work):
     def wait(self, timeout: timedelta | None = None) -> bool:
         seconds = timeout.total_seconds() if timeout else None
         if not self._done.wait(seconds if seconds and seconds > 0 else None):
-            raise RuntimeError(f"commbench: the call has not ended within {seconds} s")
+            raise RuntimeError(f"commbench: the call did not end within {seconds} s")
         if self._error is not None:
             raise self._error
         return True

@@ -126,7 +126,7 @@ def check(policy: str, placement: Placement, actual: ActualBinding, when: str, *
         return
     asked = f"memory bound to nodes {cpulist.text(placement.memory_nodes)}"
     if not actual.memory:
-        raise _differs(policy, asked, f"not told by the kernel ({actual.reason})", when)
+        raise _differs(policy, asked, f"not known, the kernel does not say ({actual.reason})", when)
     if (actual.memory, actual.memory_nodes) != (_MODES[_BIND], placement.memory_nodes):
         nodes = f" of nodes {cpulist.text(actual.memory_nodes)}" if actual.memory_nodes else ""
         raise _differs(policy, asked, f"policy {actual.memory}{nodes}", when)

@@ -132,7 +132,7 @@ def _choose(
     others = [other for other in nodes if other is not node]
     farthest = max(others, key=lambda other: distances.get(other.index, 0))  # the first of equals
     far = distances.get(farthest.index)
-    return farthest, f"{'distances are not told' if far is None else f'at distance {far}'} from pci's choice: {why}"
+    return farthest, f"{'the distances are unknown' if far is None else f'at distance {far}'} from pci's choice: {why}"
 
 
 def _beside(

@@ -47,7 +47,7 @@ class AllToAllV(PayloadBlocks):
         if not odd.any():
             return super().unsupported(spec)
         i, j = (int(index[0]) for index in odd.nonzero())
-        return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are no whole number of {spec.dtype}"
+        return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are not a whole number of {spec.dtype}"
 
     def counts(self, spec: Spec) -> splits.Matrix:
         """Bytes from rank i to rank j in row i, column j."""

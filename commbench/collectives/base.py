@@ -147,7 +147,7 @@ class Moves:
 
     def unsupported(self, spec: Spec) -> str:
         part = self.part_bytes(spec)
-        return f"{part} B are no whole number of {spec.dtype}" if part % spec.itemsize else ""
+        return f"{part} B are not a whole number of {spec.dtype}" if part % spec.itemsize else ""
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return None

@@ -180,7 +180,7 @@ def _text(path: str, what: str) -> str:
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path!r}: {error.strerror}", hint=f"{what}=FILE") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"the {what} {path!r} is no text: {error.reason}", hint=f"{what}=FILE") from error
+        raise UsageError(f"the {what} {path!r} is not text: {error.reason}", hint=f"{what}=FILE") from error
 
 
 def _square(path: str, rows: Sequence[Sequence[str]]) -> list[list[int]]:

@@ -29,7 +29,7 @@ class TpAllToAll(Moves):
     adjoint = "tp_all_to_all"  # gradients of replicated tensors are replicated
     arguments = {
         "tp": Argument(None, "ranks of a tensor-parallel group; without it all of a node", limits=(int, 2, 1024)),
-        "tp_input": Argument("replicated", "what the ranks of a tensor-parallel group hold", INPUTS),
+        "tp_input": Argument("replicated", "what the ranks of a tensor-parallel group have", INPUTS),
     }
 
     def reduces(self, arguments: Arguments) -> bool:

@@ -87,7 +87,7 @@ def advise(words: tuple[str, ...], format_: str) -> int:
 
 @click.command(
     short_help="Does an algorithm give the right result, and send what it declares?",
-    epilog="Exit codes: 0 proved, 1 it is wrong somewhere, 2 it is no algorithm.",
+    epilog="Exit codes: 0 proved, 1 it is wrong somewhere, 2 it is not an algorithm.",
 )
 @click.argument("algorithms", nargs=-1, required=True, metavar="FILE.py:CLASS|NAME...")
 @click.option("--format", "format_", type=click.Choice(("text", "json")), default="text", show_default=True,

@@ -125,7 +125,7 @@ def draw_trainings(paths: Sequence[Path], out: Path | None = None) -> list[Path]
     """Draw run folders of trainings, several in one figure each; return the PNG files. Raises `UsageError`."""
     for path in paths:
         if not results.is_one(path):
-            raise UsageError(f"{str(path)!r} is no training, and others here are",
+            raise UsageError(f"{str(path)!r} is not a training, and others here are",
                              hint="one call for trainings, another one for sweeps and files")  # fmt: skip
     trainings = [results.read(path) for path in paths]
     target = _target(paths[0].resolve(), out)

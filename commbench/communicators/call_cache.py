@@ -257,7 +257,7 @@ class CallCache:
     def _hold(self, prepared: Prepared) -> None:
         if not prepared.counted and not prepared.bound.capturable:
             raise UsageError(
-                f"{prepared.chosen.config.label} looks at data on the host, which no graph can hold",
+                f"{prepared.chosen.config.label} looks at data on the host, which a graph cannot capture",
                 hint="call it outside of the capture",
             )
         prepared.captured = self._captured = True

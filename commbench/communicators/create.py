@@ -55,7 +55,8 @@ def make(
     group = dist.group.WORLD if group is None else group
     if group is None or not isinstance(group, dist.ProcessGroup):  # torch gives those outside a number
         raise UsageError(
-            f"this process is no rank of the group {group!r}", hint="only the members of a group make its communicator"
+            f"this process is not a rank of the group {group!r}",
+            hint="only the members of a group make its communicator",
         )
     group = library_group(group)
     ranks = dist.get_process_group_ranks(group)

@@ -27,7 +27,7 @@ def gpus(system: System) -> Finding:
         if not listed.installed:
             return note(
                 "there is an NVIDIA driver, but nothing here can ask it",
-                "what disturbs GPUs cannot be told without it",
+                "what disturbs GPUs is unknown without it",
                 f"{system.python} -m pip install nvidia-ml-py",
             )
         return warn(f"none to see: {listed.reason}", "there is an NVIDIA driver", "see what nvidia-smi says")

@@ -42,7 +42,7 @@ def mpiexec(system: System) -> Finding | None:
         return note("not found", "it starts ranks over MPI", _INSTALL)
     family = system.mpi_family(system.run(path, "--version"))
     if family is None:
-        return note(f"{path}, of an unknown MPI", "whether it fits the MPI library cannot be told")
+        return note(f"{path}, of an unknown MPI", "whether it fits the MPI library is unknown")
     value = f"{path}, of {_NAMES[family]}"
     if not wanted or family == wanted:
         return ok(value)

@@ -20,7 +20,7 @@ _SPOILERS: dict[str, tuple[tuple[str, ...], str]] = {
     "NCCL_DEBUG": (("TRACE",), "NCCL writes a line for every step"),
     "NCCL_P2P_DISABLE": (("1",), "GPUs of a machine go through the host's memory"),
     "NCCL_SHM_DISABLE": (("1",), "ranks of a machine go through the network"),
-    "NCCL_IB_DISABLE": (("1",), "NCCL leaves InfiniBand aside"),
+    "NCCL_IB_DISABLE": (("1",), "NCCL does not use InfiniBand"),
     "LD_PRELOAD": ((), "a library stands between the ranks and their libraries"),
     "PYTHONDEVMODE": ((), "Python checks itself and is slower"),
     "PYTHONMALLOC": (("DEBUG", "MALLOC_DEBUG", "PYMALLOC_DEBUG"), "Python checks its memory and is slower"),

@@ -128,7 +128,8 @@ def no_launcher(scope: Scope, path: Path) -> EnvironmentProblem:
     count = scope.ranks_per_node or "N"
     inner = f"commbench exec --profile {shlex.quote(str(path))} -- PROGRAM"
     return EnvironmentProblem(
-        f"binding={scope.binding} has a place for each rank, and this process is no rank: no launcher has started it",
+        f"binding={scope.binding} has a place for each rank, and this process is not a rank: "
+        "no launcher has started it",
         hint="put commbench exec above torchrun, accelerate or deepspeed, whose ranks bind themselves, or under the "
         f"launcher: torchrun --nproc-per-node={count} --no-python {inner}, or "
         f"mpiexec -n {count} {inner}, or srun; commbench export --format torchrun, mpiexec or srun writes it all",

@@ -160,7 +160,7 @@ _STOPS = (
     Meaning(STOP, "cap", "the seconds of cap= are spent; the interval is wider than asked: cap=10"),
 )
 _VERDICTS = (
-    Meaning(VERDICT, "faster", "the interval of the ratio is above 1, and it is no chance among so many ratios"),
+    Meaning(VERDICT, "faster", "the interval of the ratio is above 1, and chance does not explain it"),
     Meaning(VERDICT, "slower", "the same, below 1"),
     Meaning(VERDICT, "no difference", "the interval contains 1, or it could be chance; the table shows =", "",
             _WORDS, ("=",)),

@@ -60,7 +60,7 @@ def read_text(text: str) -> Log:
         elif match := re.match(r"#\s*Benchmarking (\w+)", line):
             test = _test(match[1])
             if test is None:
-                log.passed_over.append(f"line {number}: {match[1]} is no collective that can be compared")
+                log.passed_over.append(f"line {number}: {match[1]} is not a collective that can be compared")
         elif test and (match := re.match(r"#\s*#processes = (\d+)", line)):
             test.ranks = int(match[1])
         elif test and (match := re.match(r"#\s*\( (\d+) groups of (\d+) processes", line)):

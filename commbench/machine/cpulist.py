@@ -27,6 +27,6 @@ def parse(words: str) -> tuple[int, ...]:
         match = _PART.fullmatch(part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not first <= last <= _LARGEST:
-            raise ValueError(f"{part!r} is no CPU and no range of CPUs")
+            raise ValueError(f"{part!r} is neither a CPU nor a range of CPUs")
         cpus |= set(range(first, last + 1))
     return tuple(sorted(cpus))

@@ -128,7 +128,7 @@ def _smi(text: str) -> Machine:
             continue
         if wrong := [cell for cell in cells if not _PATH.fullmatch(cell)]:
             raise ValueError(
-                f"{wrong[0]!r} in the row of {words[0]} is no path; known: X, NV4, PIX, PXB, PHB, NODE, SYS"
+                f"{wrong[0]!r} in the row of {words[0]} is not a path; known: X, NV4, PIX, PXB, PHB, NODE, SYS"
             )
         told |= {(words[0], name): cell for name, cell in zip(names, cells, strict=True)}
         rest = words[len(names) + 1 :]
@@ -167,5 +167,5 @@ def _machine(
             if told[first, second].startswith("NV")
         ),
         told=tuple((shown[first], shown[second], path) for (first, second), path in told.items()),
-        notes=("read from nvidia-smi topo -m: PCI addresses, memory and what lies behind NVLinks are not told",),
+        notes=("read from nvidia-smi topo -m: PCI addresses, memory and what lies behind NVLinks are not in it",),
     )

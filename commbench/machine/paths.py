@@ -29,7 +29,7 @@ MEANING = {
     Kind.PHB: "PCIe, through a host bridge of the CPU",
     Kind.NODE: "PCIe, and between host bridges of one NUMA node",
     Kind.SYS: "PCIe, and between NUMA nodes",
-    Kind.UNKNOWN: "not told by this machine",
+    Kind.UNKNOWN: "unknown on this machine",
 }
 _ORDER = list(Kind)
 

@@ -26,7 +26,7 @@ def read(root: Path = Path("/")) -> Machine:
 def read_driver(root: Path) -> DriverReport:
     """Return what the GPUs' driver reports, or did when it was recorded. Raises UsageError without a folder."""
     if not root.is_dir():
-        raise UsageError(f"{str(root)!r} {'is no folder' if root.exists() else 'is not there'}", hint=_HINT)
+        raise UsageError(f"{str(root)!r} {'is not a folder' if root.exists() else 'is not there'}", hint=_HINT)
     return driver.ask() if is_here(root) else driver.recorded(root)
 
 

@@ -197,7 +197,9 @@ class _CaseOnRank:
         """Time the calls, and check what they bring; `untimed` names the calls before."""
         case, transport = self.case, self.transport
         if case.mode == "graph" and not bound.capturable:
-            raise Unmeasured(Status.SKIPPED, f"{case.algorithm} looks at data on the host, which no graph can hold")
+            raise Unmeasured(
+                Status.SKIPPED, f"{case.algorithm} looks at data on the host, which a graph cannot capture"
+            )
         ready = bound.bind(data.pairs)
         for name in untimed:
             data.call(ready[0], name, "before timing")

@@ -28,7 +28,7 @@ def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]],
         if len(part.stragglers) > len(mine):
             lines.append(f"  the same as elsewhere: {', '.join(_known(part, named))}")
         rest = "nothing else stands out" if part.stragglers else "nothing stands out"
-        lines.append(f"  {rest}: {part.tests} suspects, slow is {effect:g}x and more")
+        lines.append(f"  {rest}: {part.tests} candidates, slow is {effect:g}x and more")
     return "\n".join(lines) + "\n"
 
 

@@ -121,7 +121,7 @@ def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
     lines = [f"# note: {note}"] if (note := network_note(rows[0].fabric)) else []
     # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
     if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
-        lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+        lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times include waiting for a CPU")
     if text := yardstick.warning(rows):
         lines.append(f"# warning: {text}")
     if text := preemption(rows, meta):

@@ -190,7 +190,7 @@ def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any
     careful = [network_note(setting["fabric"]), _preempted(rows)]
     cpus = usable_cpus(meta)
     if setting["fabric"] not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < setting["ranks"]:
-        careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times hold waiting for a CPU")
+        careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times include waiting for a CPU")
     return "\n".join([note, "; ".join(filter(None, careful))]).rstrip()
 
 

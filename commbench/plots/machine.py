@@ -146,7 +146,7 @@ class _Picture:
         axes, node, middle, inside = self.axes, place.node, place.middle, place.width - 2 * _PAD
         size = (place.width, self.top - self.bottom)
         box(axes, (place.left, self.bottom), size, NODE, around=True, dashed=node is None)
-        name = f"NUMA node {node.index}" if node else "node not told"
+        name = f"NUMA node {node.index}" if node else "node unknown"
         text(axes, place.left + _PAD, self.top - 0.19, name, 9.5 if node else 8, bold=True, align="left")
         for card, x in zip(place.above, spread(len(place.above), middle), strict=True):
             if node:

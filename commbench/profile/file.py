@@ -64,7 +64,7 @@ def load(path: Path) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(
             f"cannot read the profile {str(path)!r}: {why}",
             hint="give the file that `commbench tune --out FILE` wrote",
@@ -79,7 +79,7 @@ def parse(text: str, name: str) -> Profile:
     except (ValueError, RecursionError) as error:
         raise CorruptFile(f"{name} is not a whole JSON file: {error}", hint=_MENDING) from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise CorruptFile(f"{name} is no profile: its `format` is not {FORMAT!r}", hint=_MENDING)
+        raise CorruptFile(f"{name} is not a profile: its `format` is not {FORMAT!r}", hint=_MENDING)
     version = raw.get("format_version")
     if version != FORMAT_VERSION:
         raise CorruptFile(
@@ -124,12 +124,12 @@ def curve(choice: Choice) -> tuple[Any, ...]:
 
 def _of_scope(scope: Scope) -> list[str]:
     problems = [] if scope.transport in transports.TABLE else [f"unknown transport {scope.transport!r}"]
-    problems += [] if scope.id and scope.id.isprintable() else [f"{scope.id!r} is no id of a scope"]
+    problems += [] if scope.id and scope.id.isprintable() else [f"{scope.id!r} cannot be the id of a scope"]
     problems += [] if scope.binding in policies.POLICIES else [f"unknown binding {scope.binding!r}"]
     problems += _of_masks(scope)
     for value in (scope.nodes, scope.ranks_per_node):
         problems += [] if value is None or value > 0 else [f"a layout of {scope.nodes} x {scope.ranks_per_node}"]
-    problems += [f"{name!r} is no name of a variable" for name in scope.env if not _is_variable(name)]
+    problems += [f"{name!r} cannot be the name of a variable" for name in scope.env if not _is_variable(name)]
     problems += [f"{name} cannot be {value!r}" for name, value in scope.env.items() if not _is_value(value)]
     return problems
 

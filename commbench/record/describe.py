@@ -55,7 +55,7 @@ def answer(trace: ProgramTrace, found: Sequence[TracedExchange], folder: Path) -
             f"({_percent(waited - late, step)})"
         )
         if late > 0.05 * waited:
-            text += f"; {_time(late)} more is waited for ranks that come later, which no exchange mends"
+            text += f"; {_time(late)} more is waited for ranks that come later, which no exchange can save"
     if mine:
         command = f"commbench tune {shlex.quote(str(folder))} budget=10m --out p.json"
     return TraceAnswer(

@@ -105,7 +105,7 @@ def read(path: Path) -> ProgramTrace:
         raise
     except Exception as error:  # pyarrow raises many kinds for a damaged file
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CorruptFile(f"{path} is no trace: {why}", hint="it is damaged, or was edited: record again") from error
+        raise CorruptFile(f"{path} is not a trace: {why}", hint="it is damaged, or was edited: record again") from error
     return made
 
 

@@ -62,7 +62,7 @@ def read_all(folder: Path) -> list[RankRecord]:
     for path in (folder / FOLDER).glob("rank-*.json"):
         try:
             if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
-                raise ValueError("it is no file of a rank")
+                raise ValueError("it is not a file of a rank")
             record = from_dict(RankRecord, parse_json(path.read_bytes(), finite=True))
             if record.version != _VERSION:
                 raise ValueError(f"its version is {record.version}, this commbench reads {_VERSION}")

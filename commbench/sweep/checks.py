@@ -20,7 +20,7 @@ def reject_unknown_algorithms(config: SweepConfig, wanted: Sequence[str]) -> Non
         if not any(name in algorithms.names(collective) for collective in wanted):
             takers = [collective for collective, algorithm in algorithms.TABLE if algorithm == name]
             raise UsageError(
-                f"{name} is no algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
+                f"{name} is not an algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
             )
     for collective in wanted:
         if not set(config.algorithm) & set(algorithms.names(collective)):
@@ -73,7 +73,7 @@ def skip_reason(case: Case) -> str:
         if node >= case.setup.nodes:
             return f"slow_link={case.setup.emulated.slow_link}: the nodes are 0 .. {case.setup.nodes - 1}"
     if case.setup.virtual_hosts and not entry.virtual_hosts:
-        return f"{case.setup.transport} cannot be told that nodes are hosts of their own; fabric=virtual is for nccl"
+        return f"{case.setup.transport} cannot take nodes for hosts of their own; fabric=virtual is for nccl"
     if case.setup.virtual_hosts and case.setup.nodes < 2:
         return f"virtual hosts are at least 2, layout {case.setup.layout} has {case.setup.nodes}"
     if case.setup.emulated and "GLOO_SOCKET_IFNAME" in case.setup.env:

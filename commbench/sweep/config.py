@@ -113,7 +113,7 @@ def build(recipe: str, composed: Mapping[str, Any], overrides: Overrides, *, par
     flat = flatten(composed)
     env = flat.pop("env", None) or {}
     if not isinstance(env, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in env):
-        raise UsageError(f"env is {env!r}", hint="env holds variables and values, as in {OMP_NUM_THREADS: [1, 2]}")
+        raise UsageError(f"env is {env!r}", hint="env has variables and values, as in {OMP_NUM_THREADS: [1, 2]}")
     for name in [*flat, *overrides.values]:
         if name not in KEYS:
             raise unknown("key", name, [*names(), "env.NAME"])

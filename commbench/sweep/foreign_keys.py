@@ -27,7 +27,7 @@ KEYS: dict[str, Key] = {
 }
 KEYS["nodes"] = dataclasses.replace(KEYS["nodes"], default=2, help="on each of which the program runs once")
 KEYS["ranks_per_node"] = dataclasses.replace(
-    KEYS["ranks_per_node"], default=NO_DEFAULT, help="ranks that it starts there: torchrun is told; has to be said"
+    KEYS["ranks_per_node"], default=NO_DEFAULT, help="ranks that the program starts there; has to be set"
 )
 
 

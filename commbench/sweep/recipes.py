@@ -210,7 +210,7 @@ def _documents(name: str) -> list[dict[str, Any]]:
             f"no recipe file {name!r}: {error.strerror}", hint="give a path that exists, or the name of a recipe"
         ) from error
     if not documents or not all(isinstance(document, dict) for document in documents):
-        raise UsageError(f"recipe file {name!r} holds no keys", hint="compare it with sweeps/recipe/quick.yaml")
+        raise UsageError(f"recipe file {name!r} has no keys", hint="compare it with sweeps/recipe/quick.yaml")
     return documents
 
 

@@ -208,7 +208,7 @@ def _model(path: Path, config: TrainConfig) -> Model:
     except OSError as error:
         raise UsageError(f"no cost model {str(path)!r}: {error.strerror}", hint=hint) from error
     except ValueError as error:
-        raise CorruptFile(f"{path} is no cost model: {error}", hint=hint) from error
+        raise CorruptFile(f"{path} is not a cost model: {error}", hint=hint) from error
     texts = [fitted.text for fitted in model.settings.values()]
     links = f"{config.transport}, emulated: {config.emulated}, " if config.emulated else f"{config.transport}, "
     fits = len(texts) == 1 and texts[0].startswith(links) and ("emulated:" in texts[0]) == bool(config.emulated)

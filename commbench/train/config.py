@@ -75,7 +75,7 @@ class TrainConfig:
     schedule: Annotated[str | None, _layer("null: sequential, with tp tensor_parallel", free=True)] = None
     chunks: Annotated[int | None, _layer("of pipelined: chunks of the tokens", free=True)] = None
     groups: Annotated[int | None, _layer("of expert_groups: how many", free=True)] = None
-    r: Annotated[int | None, _layer("ranks to which a token of an expert in pieces goes", free=True)] = None
+    r: Annotated[int | None, _layer("ranks to which a token of a sharded expert goes", free=True)] = None
     tp_tokens: Annotated[str | None, _layer("of tensor_parallel: how its ranks exchange tokens", free=True)] = None
     profile: Annotated[str | None, _layer("of commbench tune; null: none", free=True, file=True)] = None
     allow_mismatch: Annotated[bool, _layer("use a profile elsewhere than where it was tuned", free=True)] = False
@@ -108,7 +108,7 @@ class TrainConfig:
     transport: Annotated[str, _ranks("what carries the messages", OneOf(TRANSPORTS), free=True)] = "gloo"
     nodes: Annotated[int, _ranks("hosts", AT_LEAST_1, free=True)] = 1
     ranks_per_node: Annotated[int, _ranks("ranks on each of them", AT_LEAST_1, free=True)] = 4
-    tp: Annotated[int, _ranks("ranks that hold the same tokens", AT_LEAST_1, free=True)] = 1
+    tp: Annotated[int, _ranks("ranks that have the same tokens", AT_LEAST_1, free=True)] = 1
     binding: Annotated[str, _ranks("which CPUs and memory ranks get", OneOf(BINDINGS), free=True)] = "none"
     fabric: Annotated[str, _ranks(
         "emulated: nodes on a network of the following", OneOf(("real", "emulated")), free=True)] = "real"
@@ -127,13 +127,13 @@ class TrainConfig:
                 key.check(name, value)
         if self.ranks_per_node % self.tp:
             raise UsageError(f"tp={self.tp} does not divide ranks_per_node={self.ranks_per_node}",
-                             hint="ranks that hold the same tokens are consecutive ones of a node")  # fmt: skip
+                             hint="ranks that have the same tokens are consecutive ones of a node")  # fmt: skip
         for name in ("heads", "hidden"):
             if getattr(self, name) % self.tp:
                 raise UsageError(f"{name}={getattr(self, name)} does not divide among tp={self.tp} ranks",
                                  hint=f"a tp that divides heads={self.heads} and hidden={self.hidden}")  # fmt: skip
         if (self.capacity_multiple or self.tp) % self.tp and self._shares_slots:
-            raise UsageError(f"capacity_multiple={self.capacity_multiple} is no multiple of tp={self.tp}",
+            raise UsageError(f"capacity_multiple={self.capacity_multiple} is not a multiple of tp={self.tp}",
                              hint="the ranks of a group divide slots: another tp_tokens, or schedule=tensor_parallel; "
                                   "a new run may take a capacity_multiple for any tp to come")  # fmt: skip
         self.cut(self.ranks // self.tp)
@@ -298,7 +298,7 @@ def _read(recipe: str) -> dict[str, Any]:
         why = recipes.reason(error)
         raise UsageError(f"recipe {recipe!r}: {why}", hint="compare it with sweeps/train/tiny.yaml") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UsageError(f"recipe file {recipe!r} holds no keys", hint="compare it with sweeps/train/tiny.yaml")
+        raise UsageError(f"recipe file {recipe!r} has no keys", hint="compare it with sweeps/train/tiny.yaml")
     return values
 
 

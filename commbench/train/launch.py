@@ -165,7 +165,7 @@ def _opened(path: Path) -> RunFolder:
     folder = RunFolder(path.resolve())
     about = folder.read_json("run.json")
     if about.get("format_version") not in results.READABLE:
-        raise UsageError(f"{path} is no training: its format is {about.get('format_version')}",
+        raise UsageError(f"{path} is not a training: its format is {about.get('format_version')}",
                          hint="commbench sweep --resume goes on with a sweep")  # fmt: skip
     return folder
 

@@ -81,7 +81,7 @@ def meet_at(path: Path, info: RankInfo) -> Any:
     deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
     while not path.exists():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"rank 0 has not told its address in {path}")
+            raise RuntimeError(f"rank 0 has not published its address in {path}")
         time.sleep(0.01)
     host, port = json.loads(path.read_text())
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)

@@ -43,7 +43,7 @@ class OnHost:
         return cast("Timer", self)
 
     def capture(self, calls: Sequence[Ready]) -> Ready:
-        raise NotImplementedError("graphs hold what a GPU does; the plan skips such cases")
+        raise NotImplementedError("graphs capture what a GPU does; the plan skips such cases")
 
     def unsupported(self, buffers: str, *, one_sided: bool) -> str:
         return ""

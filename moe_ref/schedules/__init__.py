@@ -4,7 +4,7 @@
     layer.schedule.traffic(shape)
 
 What they use: base.py (`Layer`, `Schedule`, `Shape`, `TrafficEntry`), overlap.py (exchanges that overlap in both
-passes), tp_exchange.py (exchanges of ranks that hold the same tokens), planned.py (their plans). verify.py counts what
+passes), tp_exchange.py (exchanges of ranks that have the same tokens), planned.py (their plans). verify.py counts what
 a schedule sends, and predict.py says by a cost model how long that takes.
 """
 

@@ -46,7 +46,7 @@ class TrafficEntry(NamedTuple):
 class Shape:
     """All that the traffic of one forward and backward pass of one rank depends on.
 
-    T, D, E, K, C, W: as in moe_ref; C is None for dropless; W: ranks of `comm`. tp: ranks that hold the same tokens.
+    T, D, E, K, C, W: as in moe_ref; C is None for dropless; W: ranks of `comm`. tp: ranks that have the same tokens.
     itemsize: bytes of an element of what travels: the tokens' dtype, or autocast's.
     token_itemsize: of an element of the tokens themselves.
     rank, rows_WE: for dropless: this rank, and how many choices of each rank fall on each expert. Without them every
@@ -103,7 +103,7 @@ class Layer(Protocol):
 
     @property
     def tp(self) -> CommLike | None:
-        """The communicator of ranks that hold the same tokens, if there are such."""
+        """The communicator of ranks that have the same tokens, if there are such."""
 
     @property
     def ep(self) -> CommLike:

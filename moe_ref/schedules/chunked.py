@@ -33,7 +33,7 @@ class Cuts:
         """Raise `UsageError` for what this layer cannot do."""
         pieces, here = layer.experts.pieces, layer.experts.experts
         if self.r not in exchange.allowed_r(pieces):
-            raise UsageError(f"r={self.r} for experts in {pieces} pieces",
+            raise UsageError(f"r={self.r} for experts in {pieces} shards",
                              hint=f"one of {', '.join(map(str, exchange.allowed_r(pieces)))}")  # fmt: skip
         if self.chunks < 1:
             raise UsageError(f"chunks={self.chunks} is below 1", hint="1 or more")

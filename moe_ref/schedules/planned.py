@@ -77,7 +77,7 @@ class PlannedSchedule(Schedule):
     def check(self, layer: Layer) -> None:
         if layer.tp is None:
             raise UsageError(f"schedule {self.name} of a layer without a tp communicator",
-                             hint="DistributedMoE(.., tp=, ep=), with experts in pieces")  # fmt: skip
+                             hint="DistributedMoE(.., tp=, ep=), with sharded experts")  # fmt: skip
         if layer.gate.config.capacity.dropless:
             raise UsageError(f"schedule {self.name} of a dropless layer: ranks of a group divide equal blocks",
                              hint="a capacity rule that has slots")  # fmt: skip

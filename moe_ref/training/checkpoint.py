@@ -137,7 +137,7 @@ class Checkpoint:
             out[tuple(slice(a - s, b - s) for a, b, s in zip(begins, ends, box.start, strict=True))] = part
             covered += part.numel()
         if out is None or covered != out.numel():
-            raise _damaged(self.folder / _MANIFEST, f"the pieces of {name} do not make up the whole")
+            raise _damaged(self.folder / _MANIFEST, f"the shards of {name} do not make up the whole")
         return out
 
     def _slice(self, file: str, name: str, begins: list[int], ends: list[int], start: list[int]) -> Tensor:

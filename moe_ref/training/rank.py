@@ -44,7 +44,7 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
     try:
         variables.check(job.setup.env, os.environ)
         config = TrainConfig.of(job.settings["config"])
-        events.doing = "the meeting of the ranks"
+        events.doing = "the rendezvous of the ranks"
         device = _connect(config, job, info, shared)
         placed = rank_placement.check("after the ranks have connected")
         readback.describe_rank(

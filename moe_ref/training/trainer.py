@@ -75,7 +75,7 @@ class Trainer:
     def step(self, *, stop: bool = False) -> tuple[Metrics, bool]:
         """Make one step. Collective. stop: whether this rank was asked to; what comes back is whether any was.
 
-        Raises `Diverged` on all ranks where the loss or the gradient is no finite number.
+        Raises `Diverged` on all ranks where the loss or the gradient is not a finite number.
         """
         step, config = self.done + 1, self.config
         began = time.perf_counter()

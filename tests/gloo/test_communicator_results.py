@@ -111,7 +111,7 @@ def test_every_way_of_a_profile_on_two_nodes() -> None:
             assert f"all_to_all, 1 KiB: {name}" in told, told
             odd = next(line for line in told.splitlines() if line.startswith("all_to_all, 80 B"))
             assert ("direct" if name == "2d_pipelined" else name) in odd, told
-            assert ("no whole number of pieces of 16 B" in told) == (name == "2d_pipelined")
+            assert ("not a whole number of units of 16 B" in told) == (name == "2d_pipelined")
         matrix = [[(i + 2 * j) % 4 for j in range(4)] for i in range(4)]
         for name in ways("all_to_allv"):
             comm = by(profiles.choice("all_to_allv", name), nodes=2, ranks_per_node=2)

@@ -67,9 +67,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     ((*SCRIPT, "script=."), "cannot read the script"),
     ((*SCRIPT, "script=\udcff"), "cannot read"),
     ((*SCRIPT, "script=deep.json"), "it nests too deeply"),
-    ((*SCRIPT, "script=long.json"), "the script is no JSON: Exceeds the limit"),
-    ((*SCRIPT, "script=nan.json"), "NaN is no finite number"),
-    ((*SCRIPT, "script=inf.json"), "1e999 is no finite number"),
+    ((*SCRIPT, "script=long.json"), "the script is not JSON: Exceeds the limit"),
+    ((*SCRIPT, "script=nan.json"), "NaN is not a finite number"),
+    ((*SCRIPT, "script=inf.json"), "1e999 is not a finite number"),
     # Recipes
     *(
         ((command, f"{name}.yaml", option), said)
@@ -78,8 +78,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
             "deep": "it nests too deeply, or refers to itself",
             "self": "",
             "binary": "binary.yaml",
-            "list": "holds no keys",
-            "empty": "holds no keys",
+            "list": "has no keys",
+            "empty": "has no keys",
             "long": "Exceeds the limit",
             "none\udcff": "no recipe file",
         }.items()
@@ -109,7 +109,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("train", "ab", "tiny", "candidate=deep.json"), "deep.json"),
     (("train", "ab", "tiny", "candidate.schedule=pipelined", "candidate.chunks=2", "model=deep.json"), "deep.json"),
     # What compares, draws and reads
-    (("compare", OPS, OPS, "--threshold", "nan"), "nan is no finite number"),
+    (("compare", OPS, OPS, "--threshold", "nan"), "nan is not a finite number"),
     (("compare", OPS, OPS, "--threshold", "inf"), "'--threshold'"),
     (("compare", OPS, OPS, "--ranks", LONG), "'--ranks'"),
     (("compare", "deep.json", OPS), "it cannot be read"),
@@ -119,7 +119,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("plot", OPS, "--link-rate", "inter=400Gbps"), "may mean bits or bytes"),
     (("compare", OPS, OPS, "--link-rate", "400gbit"), "names no class of links"),
     (("stragglers", "x", "--effect", "inf"), "'--effect'"),
-    (("stragglers", "x", "--effect", "nan"), "nan is no finite number"),
+    (("stragglers", "x", "--effect", "nan"), "nan is not a finite number"),
     (("stragglers", "x", "--effect", "1"), "'--effect'"),
     (("model", "\udcff"), "no run in"),
     (("export", "binary", "--format", "json"), "binary"),

@@ -97,4 +97,4 @@ def _next(
         return f"measure both runs with {more}", words.command(about, "sweep", more)
     if not found and few == 0:
         return "compare two run folders that have their samples", ""
-    return "nothing to mend", ""
+    return "nothing to repair", ""

@@ -45,4 +45,4 @@ def answer(
         return Answer(
             sentences=[*sentences, *notes], step="measure more launches", command=words.command(about, "sweep", more)
         )
-    return Answer(sentences=[*sentences, *notes], step="nothing to mend")
+    return Answer(sentences=[*sentences, *notes], step="nothing to repair")

@@ -178,7 +178,7 @@ def _go_on(bad: Sequence[str], meta: Mapping[str, Any]) -> tuple[str, str]:
     again = words.resume(meta["folder"], retry=any(" failed (" in text for text in bad)) if meta.get("folder") else ""
     if any(text.startswith("partial") for text in bad):
         return "go on", again
-    return "read the reasons, mend them, measure the failed cases again", again
+    return "read the reasons, remove them, measure the failed cases again", again
 
 
 def _setups(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[_Setup]:

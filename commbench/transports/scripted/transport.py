@@ -64,14 +64,14 @@ class Script:
             raw = parse_json(text or "{}", finite=True)
         except ValueError as error:
             raise UsageError(
-                f"the script is no JSON: {error}", hint="see docs/reference/formats.md, 'The scripted transport'"
+                f"the script is not JSON: {error}", hint="see docs/reference/formats.md, 'The scripted transport'"
             ) from error
         tables = (
             [entry for key in ("faults", "slow_links") for entry in raw.get(key, ())] if isinstance(raw, dict) else []
         )
         if not isinstance(raw, dict) or not all(isinstance(entry, dict) for entry in tables):
             raise UsageError(
-                "the script is no JSON object", hint="see docs/reference/formats.md, 'The scripted transport'"
+                "the script is not a JSON object", hint="see docs/reference/formats.md, 'The scripted transport'"
             )
         known = [f.name for f in fields(cls)]
         for key in raw:

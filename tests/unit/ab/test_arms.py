@@ -52,7 +52,7 @@ def test_settings_and_binding_of_a_profile_are_an_arms(tmp_path: Path) -> None:
     assert both(str(tmp_path / "s.json"))[1].environment()["NCCL_ALGO"] == "Ring"
     with pytest.raises(UsageError, match="LD_PRELOAD=x: programs load code"):
         both(str(tmp_path / "c.json"))
-    with pytest.raises(UsageError, match="'run' is no launcher of torch programs"):
+    with pytest.raises(UsageError, match="'run' is not a launcher of torch programs"):
         both(str(tmp_path / "b.json"))
     bound = both(str(tmp_path / "b.json"), program=("torchrun", "x.py"))[1].environment()
     assert bound["COMMBENCH_SCOPE"] and bound["COMMBENCH_BINDING"] == "unset", "each rank binds itself"
@@ -67,7 +67,7 @@ def test_two_bindings_are_two_profiles_that_say_nothing_else(tmp_path: Path) -> 
     (scope,) = file.load(Path(two.environment()["COMMBENCH_PROFILE"])).scopes
     assert scope.binding == "block" and arms.differences(found) == "binding=none against binding=block"
     for program, typed, env, said in (
-        (RUN, (), {}, "'run' is no launcher of torch programs"),
+        (RUN, (), {}, "'run' is not a launcher of torch programs"),
         (("torchrun", "x.py"), ("none", "none"), {}, "in several ways"),
         (("torchrun", "x.py"), (), {"A": ["1", "2"]}, "in several ways"),
     ):

@@ -115,7 +115,7 @@ def test_an_arm_that_fails_is_an_answer(scripted: Any, capsys: pytest.CaptureFix
 def test_a_baseline_that_fails_leaves_nothing_to_compare(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:
     scripted(lambda number, env: ProgramEnd(code=1, seconds=1.0, timed_out=True))
     assert _main([*WORDS, "--", "true"]) == 1
-    assert "The baseline fails: it has not ended within 60 min" in answer(capsys)["answer"].replace("1 h 00", "60")
+    assert "The baseline fails: it did not end within 60 min" in answer(capsys)["answer"].replace("1 h 00", "60")
 
 
 def test_a_metric_that_matches_nothing_is_told(scripted: Any, capsys: pytest.CaptureFixture[str]) -> None:

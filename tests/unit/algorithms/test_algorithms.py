@@ -114,7 +114,7 @@ def test_blocks_below_16_bytes(algorithm: Algorithm, dtype: str) -> None:
             run_and_compare(algorithm, spec)
             ran += 1
     if not ran and algorithm.collective != "all_to_allv":  # whose rows have 16 bytes where nothing says
-        assert "no whole number of pieces of" in algorithm.unsupported(spec)
+        assert "not a whole number of units of" in algorithm.unsupported(spec)
 
 
 @pytest.mark.parametrize(("nodes", "per_node"), [(n, m) for n in range(2, 9) for m in range(2, 16 // n + 1)])
@@ -158,14 +158,14 @@ def test_partial_sums_in_every_dtype(name: str, dtype: str) -> None:
     ("collective", "name", "chunks", "reason"),
     [
         ("all_to_all", "2d_pipelined", 0, "chunks=0: there must be at least one"),
-        ("all_to_all", "2d_pipelined", 1000, "chunks=1000: a block of 256 B has 16 pieces of 16 B to share out"),
+        ("all_to_all", "2d_pipelined", 1000, "chunks=1000: a block of 256 B has 16 units of 16 B to share out"),
         (
             "tp_all_to_all",
             "drop_gather_pipelined",
             17,
-            "chunks=17: a block of 512 B has 16 pieces of 32 B to share out",
+            "chunks=17: a block of 512 B has 16 units of 32 B to share out",
         ),
-        ("tp_all_to_all", "drop_reduce_scatter", 17, "chunks=17: a block of 512 B has 16 pieces of 32 B to share out"),
+        ("tp_all_to_all", "drop_reduce_scatter", 17, "chunks=17: a block of 512 B has 16 units of 32 B to share out"),
     ],
 )
 def test_chunks_without_data_are_refused(collective: str, name: str, chunks: int, reason: str) -> None:

@@ -210,16 +210,16 @@ def test_what_is_no_algorithm(tmp_path: Path) -> None:
         "name = 3": "its name is 3, not a word",
         "name = 'h'\n    params = {'k': 3}": "its parameter 'k' is 3, not (default, what it means)",
         "name = 'h'\n    tries = {'k': (1,)}": "its tries name 'k', which is none of its params",
-        "name = 'h'\n    demands = {'op': 'sum'}": "its demands name 'op', which is no argument of all_to_all",
+        "name = 'h'\n    demands = {'op': 'sum'}": "its demands name 'op', which is not an argument of all_to_all",
         "name = 'h'\n    concurrent = 1": "its concurrent is 1, not True or False",
         "name = 'h'\n    steps = 4": "it has no method steps; derive it from commbench.algorithms.base.AlgorithmBase",
     }
     text = EXAMPLE.partition("    def steps")
     for edit, expected in edits.items():
         body = text[0] if "steps" in edit else EXAMPLE
-        assert reason(path, body.replace('name = "hypercube"', edit)) == f"my.py is no algorithm: {expected}"
+        assert reason(path, body.replace('name = "hypercube"', edit)) == f"my.py is not an algorithm: {expected}"
     told = reason(path, EXAMPLE.replace('"all_to_all"', '"alltoall"'))
-    assert told.startswith("my.py is no algorithm: its collective 'alltoall' is none of all_to_all, ")
+    assert told.startswith("my.py is not an algorithm: its collective 'alltoall' is none of all_to_all, ")
     with pytest.raises(UsageError, match=r"cannot read the algorithm './none.py:A': No such file or directory"):
         outside.load("./none.py:A")
 

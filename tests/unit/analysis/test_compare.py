@@ -66,7 +66,7 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: 
     assert "8 cases: 0 better, 4 worse, 4 inconclusive; 0 regressed by more than 30 %" in text
     assert "# answer: 0 of 8 cases regressed by more than 30 %\n" in text
     assert "fp32, isolated: bruck: the second run is slower from 1 KiB to 64 KiB, takes 1." in text
-    assert text.endswith("# next: nothing to mend\n")
+    assert text.endswith("# next: nothing to repair\n")
     assert _main(["compare", str(before), str(after)]) == 1
     assert capsys.readouterr().out.endswith("then measure the second run again: commbench doctor\n")
     assert _main(["compare", str(before), str(before)]) == 0

@@ -136,7 +136,7 @@ def test_nodes_need_not_be_consecutive_nor_have_cpus_or_memory() -> None:
     assert [place.cpus for place in found] == [(0, 1), (4, 5)] * 2
     assert [place.memory_nodes for place in found] == [(0,), (16,)] * 2
     assert "node 8 has no memory, so the nearest that has" in found[1].why
-    assert "distances are not told" in why(odd, "worst", 1)[0]
+    assert "the distances are unknown" in why(odd, "worst", 1)[0]
     gpu = PciDevice(kind="gpu", name="GPU0", numa_node=16)
     assert "GPU0 tells no node with CPUs, so block" in why(odd, "pci", 1, devices=[gpu])[0]
     with pytest.raises(EnvironmentProblem, match="shows none"):

@@ -146,7 +146,7 @@ def test_plot_draws_trainings_and_refuses_a_mixture(tmp_path: Path, capsys: pyte
     assert [path.stem for path in plot.draw_trainings([two])] == ["loss", "throughput"]
     other = tmp_path / "other.txt"
     other.write_text("# nccl-tests\n")
-    with pytest.raises(UsageError, match=r"other.txt' is no training, and others here are"):
+    with pytest.raises(UsageError, match=r"other.txt' is not a training, and others here are"):
         plot.run([one, other], None)
     (two / "metrics.jsonl").write_text("")
     with pytest.raises(UsageError, match="has no step yet"):

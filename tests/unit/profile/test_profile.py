@@ -73,8 +73,8 @@ DAMAGED = {
     "truncated": (WHOLE[: len(WHOLE) // 2], "not a whole JSON file"),
     "cut by one": (WHOLE[:-3], "not a whole JSON file"),
     "nested without end": ("[" * 100_000, "not a whole JSON file"),
-    "a list": ("[]", "is no profile"),
-    "other file": ('{"format": "nccl"}', "is no profile"),
+    "a list": ("[]", "is not a profile"),
+    "other file": ('{"format": "nccl"}', "is not a profile"),
     "newer": (edited(lambda raw: raw.update(format_version=FORMAT_VERSION + 1)),
               f"has profile format {FORMAT_VERSION + 1}, this commbench reads {FORMAT_VERSION}"),
     "no version": (edited(lambda raw: raw.pop("format_version")), "has profile format None"),
@@ -110,8 +110,8 @@ DAMAGED = {
     "masks": (dump(scoped(binding="explicit", cpu_masks="0-x")), "cpu_masks is '0-x'"),
     "no masks": (dump(scoped(binding="explicit")), "needs cpu_masks"),
     "layout": (dump(scoped(nodes=0)), "a layout of 0 x 4"),
-    "variable": (dump(scoped(env={"A B": "1"})), "'A B' is no name of a variable"),
-    "variable for a shell": (dump(scoped(env={"A;reboot": "1"})), "'A;reboot' is no name of a variable"),
+    "variable": (dump(scoped(env={"A B": "1"})), "'A B' cannot be the name of a variable"),
+    "variable for a shell": (dump(scoped(env={"A;reboot": "1"})), "'A;reboot' cannot be the name of a variable"),
     "value": (dump(scoped(env={"A": "a\0b"})), "A cannot be 'a\\x00b'"),
     "value that is no text": (dump(scoped(env={"A": "\ud800"})), "A cannot be"),
 }  # fmt: skip
@@ -134,7 +134,7 @@ def test_what_is_no_profile_is_one_error_and_exit_2(
     assert hint.startswith("hint: ") and ("tune again" in hint)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"\xff\xfe{}", "it is no text")])
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"\xff\xfe{}", "it is not text")])
 def test_what_cannot_be_read_is_told(content: bytes | None, words: str, tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     if content:

@@ -87,7 +87,10 @@ def test_sizes_round_down_and_merge() -> None:
         "quick", "transport=gloo", "nodes=2", "algorithm=direct", "sizes.min=1", "sizes.max=130", "sizes.factor=1.1"
     )
     assert [item.case.size_bytes for item in cases] == [0, 4, 8, 16, 32, 64, 128]
-    reasons = ["the size rounds down to 0 for 4 ranks", *(f"{part} B are no whole number of fp32" for part in (1, 2))]
+    reasons = [
+        "the size rounds down to 0 for 4 ranks",
+        *(f"{part} B are not a whole number of fp32" for part in (1, 2)),
+    ]
     assert [item.skip for item in cases] == [*reasons, "", "", "", ""]
 
 
@@ -325,7 +328,7 @@ def test_a_cell_that_cuts_an_element_is_skipped_with_the_cell(tmp_path: Path) ->
     words = ("transport=gloo", "collective=all_to_allv", "splits=matrix", f"matrix={path}", "nodes=1")
     cases = planned("quick", *words, "algorithm=direct", "ranks_per_node=2", "dtype=fp32,bf16")
     reasons = {item.case.dtype: item.skip for item in cases}
-    assert reasons == {"fp32": "6 B from rank 0 to rank 1 are no whole number of fp32", "bf16": ""}
+    assert reasons == {"fp32": "6 B from rank 0 to rank 1 are not a whole number of fp32", "bf16": ""}
 
 
 def test_a_routing_trace(tmp_path: Path) -> None:
@@ -441,7 +444,7 @@ def test_an_input_that_the_user_set_stays(word: str) -> None:
         (("nodes=1",), "tp=4: all 4 ranks are one tensor-parallel group, with no other to exchange with"),
         (("groups=rails",), "tp=1: a tensor-parallel group is 2 ranks of a node or more, and nodes here have 1"),
         (("sizes.min=1K", "sizes.max=1K", "algorithm=drop_gather_pipelined", "chunks=1000000"),
-         "chunks=1000000: a block of 512 B has 8 pieces of 64 B to share out"),
+         "chunks=1000000: a block of 512 B has 8 units of 64 B to share out"),
         (("algorithm=drop_gather_pipelined", "chunks=0"), "chunks=0: there must be at least one"),
         (("algorithm=all_reduce_drop", "transport=mpi", "dtype=bf16"), "mpi cannot do tp_all_to_all on bf16"),
     ],

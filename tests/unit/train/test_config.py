@@ -104,7 +104,10 @@ BAD = {
     "train tiny batch=6": ("batch=6 sequences do not divide into 4 parts", "a multiple of parts=4"),
     "train tiny tp=3": ("tp=3 does not divide ranks_per_node=4", "consecutive"),
     "train tiny tp=4 heads=6 width=24": ("heads=6 does not divide among tp=4", "divides heads"),
-    "train tiny tp=2 tp_tokens=drop capacity_multiple=3": ("capacity_multiple=3 is no multiple of tp=2", "tp_tokens"),
+    "train tiny tp=2 tp_tokens=drop capacity_multiple=3": (
+        "capacity_multiple=3 is not a multiple of tp=2",
+        "tp_tokens",
+    ),
     "train tiny fabric=emulated link=fast": ("fast", ""),
     "train tiny sizes=tiny": ("unknown sizes 'tiny'", ""),
     "train tiny profile=none.json": ("none.json", ""),
