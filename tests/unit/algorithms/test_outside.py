@@ -227,9 +227,12 @@ def test_what_is_no_algorithm(tmp_path: Path) -> None:
 def test_two_files_with_one_name(mine: Path, tmp_path: Path) -> None:
     first = outside.load(str(mine))
     assert outside.load(f"{mine}:Hypercube") is first
+    copy = tmp_path / "copy.py"
+    copy.write_text(EXAMPLE)
+    assert outside.load(str(copy)) is first, "a run's copy, in ranks that know the user's file too"
     mine.write_text(EXAMPLE + "\n")
     assert outside.load(str(mine)).sha256 != first.sha256, "an edited file is loaded again"
-    assert "are both called 'hypercube'" in reason(tmp_path / "other.py", EXAMPLE)
+    assert "are both called 'hypercube'" in reason(tmp_path / "other.py", EXAMPLE + "\n\n")
 
 
 def test_jobs_and_runs_are_checked() -> None:
