@@ -11,7 +11,7 @@ from typing import Any
 from commbench import algorithms, stats
 from commbench.analysis.ratios import Speedup
 from commbench.emulated import ROUTINGS
-from commbench.output.answer import words
+from commbench.output.answer import words, yardstick
 from commbench.output.answer.claims import Answer, FasterRange, Proof, merged, title
 from commbench.output.answer.preemption import preemption
 from commbench.output.describe import describe_emulated, describe_layout
@@ -133,6 +133,8 @@ def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str
     several = max((claim.among for claim in found if not claim.is_default), default=0)
     if several > 1:
         sentences.append(f"the best of {several} was picked from these launches, so it looks better than it is")
+    sentences += yardstick.sentences([row for row in ok if row.case_id in ratios]) if setups else []
+    sentences += filter(None, [yardstick.warning(ok)])
     reason = preemption(rows, meta)
     notes = dict.fromkeys(filter(None, (network_note(row.fabric) for row in ok)))
     sentences += [*bad, *([reason] if reason else []), *notes]
@@ -298,9 +300,10 @@ def _range(rows: Sequence[Row]) -> str:
     text += f" {words.sizes([row.size_bytes for row in rows])}"
     busiest = max(rows, key=lambda row: row.busbw_gbps or 0.0)
     if busiest.busbw_gbps:
-        text += f", busbw {'' if len(rows) == 1 else 'up to '}{busiest.busbw_gbps:.3g} GB/s"
-        if busiest.bound_gbps and busiest.bound_fraction:
-            text += f" of {busiest.bound_gbps:.3g} possible ({100 * busiest.bound_fraction:.0f} %)"
+        reached = f"{busiest.busbw_gbps:.3g} GB/s"
+        if busiest.bound_gbps:
+            reached = yardstick.of_bound(busiest.busbw_gbps, busiest.bound_gbps, busiest.bound_kind)
+        text += f", busbw {'' if len(rows) == 1 else 'up to '}{reached}"
     return text
 
 

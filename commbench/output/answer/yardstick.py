@@ -39,6 +39,18 @@ def sentence(rows: Sequence[Row]) -> str:
     return f"{best.label} reaches {reached} at {format_size(largest)}"
 
 
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """Return that sentence for each call and layout: `direct reaches .. at 1 GiB`, with a name where there are more."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        layout = describe_layout(row.nodes, row.ranks, row.fabric)
+        groups.setdefault(
+            f"{row.what} over {row.transport}, {layout}{f', {row.link} links' if row.link else ''}", []
+        ).append(row)
+    found = {where: text for where, members in groups.items() if (text := sentence(members))}
+    return list(found.values()) if len(groups) == 1 else [f"{where}: {text}" for where, text in found.items()]
+
+
 def warning(rows: Sequence[Row]) -> str:
     """Return the worst row above its bound, in words; "" where all are possible."""
     bounded = [row for row in rows if row.status is Status.OK and row.bound_fraction]

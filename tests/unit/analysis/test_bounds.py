@@ -11,11 +11,13 @@ import pytest
 from commbench import formats
 from commbench.analysis import bounds, compare
 from commbench.analysis.bounds import Told
+from commbench.analysis.ratios import Speedup
 from commbench.analysis.summary import Samples
 from commbench.errors import UsageError
 from commbench.formats import Result
 from commbench.links import LinkRate, parse_link_rates
 from commbench.output.answer import yardstick
+from commbench.output.answer.sweep import answer
 from commbench.output.combine import combine
 from commbench.output.table import table
 from commbench.plots.settings import FIGURE_KEYS
@@ -214,3 +216,23 @@ def test_plot_and_compare_take_rates_for_runs_and_logs(tmp_path: Path) -> None:
     assert compare.compare(compare.load(run.path), compare.load(run.path))[0].bound_us is None
     combined = combine([run.path, tmp_path / "a2a.log"], told, FIGURE_KEYS, print)
     assert combined.rows["bound_kind"].tolist() == ["declared", "declared"]
+
+
+def test_the_answer_of_a_sweep_says_how_near_it_comes() -> None:
+    row = row_of(Fabric.REAL, None, "inter=4x10gbit", time_us=3000.0)
+    possible = "2.45 GB/s of 2.92 possible (83.9 %, declared)"
+    (said,) = answer([row], {}, META).sentences
+    assert said.endswith(f"at 8 MiB, busbw {possible}")
+    faster = dataclasses.replace(row, case_id="b", algorithm="bruck")
+    compared = {row.case_id: Speedup(baseline="direct"), "b": Speedup(baseline="direct", speedup=1.0, pairs=6, speedup_p=1.0,
+                speedup_of="launches", speedup_low=0.9, speedup_high=1.1)}  # fmt: skip
+    assert f"direct reaches {possible} at 8 MiB" in answer([row, faster], compared, META).sentences
+    low = row_of(Fabric.REAL, None, "inter=10gbit", time_us=3000.0)
+    assert any(
+        "above what the link rate allows: is link_rate right?" in text for text in answer([low], {}, META).sentences
+    )
+    one = dataclasses.replace(row, collective="all_gather", case_id="c")
+    assert (
+        len(yardstick.sentences([row, one])) == 2
+        and "all_gather over scripted, 4 nodes x 2 ranks: direct reaches" in (yardstick.sentences([row, one])[1])
+    )
