@@ -224,8 +224,9 @@ def test_the_answer_of_a_sweep_says_how_near_it_comes() -> None:
     (said,) = answer([row], {}, META).sentences
     assert said.endswith(f"at 8 MiB, busbw {possible}")
     faster = dataclasses.replace(row, case_id="b", algorithm="bruck")
-    compared = {row.case_id: Speedup(baseline="direct"), "b": Speedup(baseline="direct", speedup=1.0, pairs=6, speedup_p=1.0,
-                speedup_of="launches", speedup_low=0.9, speedup_high=1.1)}  # fmt: skip
+    same = {"speedup": 1.0, "speedup_low": 0.9, "speedup_high": 1.1, "speedup_p": 1.0}
+    ratio = Speedup(baseline="direct", speedup_of="launches", pairs=6, **same)
+    compared = {row.case_id: Speedup(baseline="direct"), "b": ratio}
     assert f"direct reaches {possible} at 8 MiB" in answer([row, faster], compared, META).sentences
     low = row_of(Fabric.REAL, None, "inter=10gbit", time_us=3000.0)
     assert any(
