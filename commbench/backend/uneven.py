@@ -9,6 +9,7 @@ from commbench.communicators.select import Ask, size_of
 from commbench.profile import Profile
 from commbench.transports.host_clock import elapsed_us
 
+_COUNT_BYTES = 8
 _TRIALS = 5
 _STREAK = 16  # exchanges of counts in a row that led to torch's own call
 _PAUSE = 256  # calls that go without one then
@@ -34,11 +35,14 @@ class Uneven:
             for item in choice.evidence
         ]
         self.saves_us, self.costs_us = max(savings, default=0.0), 0.0
-        self.not_worth = ""
+        self.not_worth, self.counts_by = "", "direct"
         if not any(choice.algorithm != "direct" for choice in choices):
             self.not_worth = "the profile has torch's own call for all sizes"
             return
-        times = [elapsed_us(lambda: comm.exchange_counts([0] * comm.size)) for _ in range(_TRIALS)]
+        self._rows = ((comm.size * _COUNT_BYTES,) * comm.size,) * comm.size  # each rank gets all counts of each
+        ask = Ask("all_to_allv", "uint8", size_of(self._rows), matrix=self._rows)
+        self.counts_by = comm.choose(ask).config.algorithm
+        times = [elapsed_us(lambda: self._exchange_counts([0] * comm.size)) for _ in range(_TRIALS)]
         mine = int(sorted(times)[_TRIALS // 2])
         self.costs_us = float(max(max(row) for row in comm.exchange_counts([mine] * comm.size)))
         if self.saves_us <= self.costs_us:
@@ -54,7 +58,7 @@ class Uneven:
             self._pause -= 1
             self._comm.all_to_allv(*flat, received, sent)
             return
-        matrix = self._comm.exchange_counts(sent)
+        matrix = self._exchange_counts(sent)
         self.exchanges += 1
         known = tuple(map(tuple, matrix))
         chosen = self._comm.choose(Ask("all_to_allv", "uint8", size_of(known), matrix=known))
@@ -63,10 +67,21 @@ class Uneven:
             self._streak, self._pause = 0, _PAUSE
         self._comm.all_to_allv(*flat, received, sent, matrix=matrix)
 
+    def _exchange_counts(self, sent: list[int]) -> list[list[int]]:
+        """Return what each rank sends to each: as the profile exchanges so few bytes, if it has a choice for that."""
+        if self.counts_by == "direct":
+            return self._comm.exchange_counts(sent)
+        size = self._comm.size
+        mine = torch.tensor(sent * size, dtype=torch.int64)
+        found = torch.empty_like(mine)
+        row = list(self._rows[0])
+        self._comm.all_to_allv(found.view(torch.uint8), mine.view(torch.uint8), row, row, matrix=self._rows)
+        return [[int(count) for count in counts] for counts in found.view(size, size).tolist()]
+
     def explain(self) -> str:
         if self.not_worth:
             return f"torch's own, as {self.not_worth}"
         return (
             f"{self.exchanges} of {self.calls} calls exchanged their counts first, which takes {self.costs_us:.0f} us "
-            f"and saves up to {self.saves_us:.0f} us"
+            f"by {self.counts_by} and saves up to {self.saves_us:.0f} us"
         )

@@ -35,6 +35,7 @@ class StepSaving:
     high_us: float | None
     exchanges_us: float  # by default: all exchanges of a step that were tuned
     launches: int
+    uneven: float = 0.0  # exchanges of a step, of those, that go by a choice and whose counts ranks must exchange first
 
 
 def weigh(regions: Sequence[Region], sent: Sequence[SentCase]) -> list[Region]:
@@ -66,12 +67,14 @@ def predict(regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence
     """Return what the choices save of a step; None where nothing of it was measured. `regions`: as `weigh` has them."""
     times = _times(folders)
     pairs = []
+    uneven = 0.0
     for region, one in zip(regions, tuned, strict=True):
         for problem in region.problems:
+            case = _chosen(region, problem, one)
             default = times.get(identity(problem.default), {})
-            chosen = times.get(identity(_chosen(region, problem, one)), default)
             if default and problem.calls:
-                pairs.append((problem.calls, default, chosen))
+                pairs.append((problem.calls, default, times.get(identity(case), default)))
+                uneven += problem.calls * (problem.collective == "all_to_allv" and case.algorithm != "direct")
     if not pairs:
         return None
     usual_us = sum(calls * float(np.median(list(default.values()))) for calls, default, _ in pairs)
@@ -81,8 +84,9 @@ def predict(regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence
     ratio = stats.paired_ratio(ratios)
     low, high = (None if end is None else usual_us * (1 - 1 / end) for end in (ratio.low, ratio.high))
     return StepSaving(
-        saved_us=usual_us * (1 - 1 / ratio.value), low_us=low, high_us=high, exchanges_us=usual_us, launches=ratios.size
-    )
+        saved_us=usual_us * (1 - 1 / ratio.value), low_us=low, high_us=high, exchanges_us=usual_us,
+        launches=ratios.size, uneven=uneven,
+    )  # fmt: skip
 
 
 def _ratios(pairs: Sequence[tuple[float, Mapping[_Launch, float], Mapping[_Launch, float]]]) -> stats.Floats:
@@ -153,7 +157,11 @@ def sentence(saving: StepSaving | None, step_us: float | None, waited_us: float 
     )
     interval = "" if low is None or high is None else f" [{_plain(low)} - {_plain(high)}]"
     text = f"saves {_plain(saved or 0.0)} ms{interval} {of}, predicted from {saving.launches} launches"
-    return text + (", and all that the program waited for them when it was recorded" if saving.saved_us >= most else "")
+    text += ", and all that the program waited for them when it was recorded" if saving.saved_us >= most else ""
+    if saving.uneven:
+        many = f"{saving.uneven:.2g} uneven exchanges a step"
+        text += f"; less an exchange of counts before each of {many}, where `commbench exec` makes them"
+    return text
 
 
 def _ms(us: float) -> str:

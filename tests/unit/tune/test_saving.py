@@ -123,9 +123,23 @@ def test_the_prediction_in_words() -> None:
         "saves 4.1 ms [3.2 - 5] of a step of 51 ms, predicted from 12 launches"
     )
     assert "all that the program waited" in saving.sentence(one, 51_000, 2_000)  # it cannot save more than is waited
+    assert "12 launches; less an exchange of counts before each of 4 uneven exchanges a step" in (
+        saving.sentence(replace(one, uneven=4.0), 51_000, 9_000)
+    )
     assert saving.sentence(one, 51_000, 2_000).startswith("saves 2 ms [2 - 2]")
     assert "of the program's exchanges" in saving.sentence(one, None, None)
     assert saving.sentence(replace(one, low_us=-1.0), 1.0, None).startswith("nothing is saved")
+
+
+def test_exchanges_whose_counts_have_to_be_exchanged_first_are_said() -> None:
+    """A rank knows its own counts only: those that go by a choice need those of all, which is no part of the saving."""
+    where = region(
+        "nodes=1", "ranks_per_node=2", "collective=all_to_allv", "sizes.list=4K", "algorithm=direct,pairwise"
+    )
+    for faster, uneven in (("pairwise window=1", 3.0), ("direct", 0.0)):
+        measurer = Kept(lambda case, faster=faster: 100.0 if case.label == faster else 200.0, 1)
+        found = saving.predict([weighed(where, 3.0)], [tune(measurer, where)], measurer.folders)
+        assert found is not None and found.uneven == uneven
 
 
 def test_the_next_commands_run_the_recorded_program() -> None:
