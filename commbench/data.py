@@ -111,7 +111,7 @@ class Sums(NamedTuple):
 
     def rows(self, starts: npt.NDArray[np.int64], first: int, width: int) -> Bytes:
         """Return rows of `width` bytes from number `first` on, whose parts begin at `starts`, before the shifts."""
-        count = width // (2 if self.dtype in ("bf16", "fp16") else 4)
+        count = width // (4 if self.dtype == "fp32" else 2)
         total = np.zeros((len(starts), count), np.float32)
         parts = np.lib.stride_tricks.sliding_window_view(self.numbers, count)
         rows = slice(first, first + len(starts))
@@ -238,6 +238,7 @@ OPS: dict[str, Callable[..., npt.NDArray[np.int64]]] = {
     "min": np.minimum,
     "max": np.maximum,
 }
+SIGNIFICANT = {"bf16": 8, "fp16": 11, "fp32": 24}  # bits of a number of a floating dtype
 _NUMPY = {"fp32": np.float32, "fp16": np.float16, "int32": np.int32, "uint8": np.uint8}  # bf16 it does not know
 
 

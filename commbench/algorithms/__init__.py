@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from commbench.algorithms.all_gather_tokens import AllGatherCombine, AllGatherDispatch
 from commbench.algorithms.all_reduce_drop import AllReduceDrop
 from commbench.algorithms.base import Algorithm
 from commbench.algorithms.bruck import Bruck
@@ -25,6 +26,7 @@ from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
 from commbench.algorithms.per_node import PerNodeCombine, PerNodeDispatch
 from commbench.algorithms.per_rank import PerRankCombine, PerRankDispatch
+from commbench.algorithms.slots import SlotsCombine, SlotsDispatch
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
 from commbench.algorithms.two_d_pipelined import TwoDPipelined
@@ -60,9 +62,13 @@ _ALL: tuple[Algorithm, ...] = (
     PerChoiceDispatch(),
     PerRankDispatch(),
     PerNodeDispatch(),
+    AllGatherDispatch(),
+    SlotsDispatch(),
     PerChoiceCombine(),
     PerRankCombine(),
     PerNodeCombine(),
+    AllGatherCombine(),
+    SlotsCombine(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

@@ -122,6 +122,7 @@ class Algorithm(Protocol):
     tries: dict[str, tuple[int, ...]]  # parameter -> values that tuning tries, if there is a choice
     demands: dict[str, Value]  # argument of the collective -> the one value that it can do
     concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
+    reduces: bool  # whether the transport's own reductions are used, where the collective itself does not say so
     one_sided: bool  # whether ranks write into each other's memory
 
     def unsupported(self, spec: Spec) -> str:
@@ -156,6 +157,7 @@ class AlgorithmBase:
     tries: dict[str, tuple[int, ...]] = {}
     demands: dict[str, Value] = {}
     concurrent = False
+    reduces = False
     one_sided = False
 
     def unsupported(self, spec: Spec) -> str:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
-from commbench.algorithms.token_plan import TOKENS, Gather, Planner, Way, plans, told_bytes
+from commbench.algorithms.token_plan import TOKENS, Gather, Planner, RankPlan, Way, own_copies, plans, told_bytes
 from commbench.collectives import routing
 from commbench.collectives.dispatch import NUMBER_BYTES, cached
+from commbench.data import Bytes
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work
 
@@ -46,6 +47,10 @@ class _Hopping(AlgorithmBase):
     name: str
     way: Way
 
+    def way_of(self, spec: Spec) -> Way:
+        """Return the way, with what the parameters say of it."""
+        return self.way
+
     def unsupported(self, spec: Spec) -> str:
         if spec.arguments.get("counts") == "device":
             return f"{self.name} reads counts on the host; counts=device is for algorithms whose GPUs alone know them"
@@ -53,8 +58,8 @@ class _Hopping(AlgorithmBase):
 
     def hop_sends(self, spec: Spec, number: int) -> list[tuple[int, int, int]]:
         """Return (source, target, rows) of what a hop sends."""
-        groups = self.way.legs[number].groups(spec.layout)
-        of_ranks = plans(self.way, spec)
+        way = self.way_of(spec)
+        groups, of_ranks = way.legs[number].groups(spec.layout), plans(way, spec)
         return [
             (src, dst, rows)
             for group in groups
@@ -68,27 +73,28 @@ class HoppingDispatch(_Hopping):
     collective = "dispatch"
 
     def steps(self, spec: Spec) -> list[Step]:
-        shape, host = routing.shape_of(spec), not cached(spec)
-        told = told_bytes(self.way, shape.top_k)
+        shape, host, way = routing.shape_of(spec), not cached(spec), self.way_of(spec)
+        told = told_bytes(way, shape.top_k)
         steps: list[Step] = []
-        for number, leg in enumerate(self.way.legs):
+        for number, leg in enumerate(way.legs):
             rows = self.hop_sends(spec, number)
             sends = [Send(src, dst, count * shape.row_bytes) for src, dst, count in rows]
-            if host:
+            if host and not way.slots:
                 groups = leg.groups(spec.layout)
                 counts = [
                     Send(src, dst, _COUNT_BYTES) for group in groups for src in group for dst in group if src != dst
                 ]
-                _append(steps, f"counts-{leg.name}", counts)
+                _append(steps, f"counts_{leg.name}", counts)
+            if host:
                 sends += [Send(src, dst, count * told) for src, dst, count in rows]
-            _append(steps, f"rows-{leg.name}", sends)
+            _append(steps, leg.name, sends)
         return steps
 
     def scratch_bytes(self, spec: Spec) -> int:
-        return sum(map(sum, _dispatch_scratch(self.way, spec)))
+        return sum(map(sum, _dispatch_scratch(self.way_of(spec), spec)))
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _CachedDispatch(comm, spec, self.way) if cached(spec) else _Dispatch(comm, spec, self.way)
+        return (_CachedDispatch if cached(spec) else _Dispatch)(comm, spec, self.way_of(spec))
 
 
 class HoppingCombine(_Hopping):
@@ -97,17 +103,17 @@ class HoppingCombine(_Hopping):
     def steps(self, spec: Spec) -> list[Step]:
         row = routing.shape_of(spec).row_bytes
         steps: list[Step] = []
-        for number, leg in reversed([*enumerate(self.way.legs)]):
+        for number, leg in reversed([*enumerate(self.way_of(spec).legs)]):
             back = [Send(dst, src, count * row) for src, dst, count in self.hop_sends(spec, number)]
-            _append(steps, f"rows-{leg.name}", back)
+            _append(steps, leg.name, back)
         return steps
 
     def scratch_bytes(self, spec: Spec) -> int:
         row = routing.shape_of(spec).row_bytes
-        return sum((room.sent + room.received) * row for room in _rooms(self.way, spec))
+        return sum((room.sent + room.received) * row for room in _rooms(self.way_of(spec), spec))
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _Combine(comm, spec, self.way)
+        return _Combine(comm, spec, self.way_of(spec))
 
 
 def _append(steps: list[Step], name: str, sends: Iterable[Send]) -> None:
@@ -121,7 +127,11 @@ def _dispatch_scratch(way: Way, spec: Spec) -> list[tuple[int, ...]]:
     host = not cached(spec)
     return [
         (room.sent * shape.row_bytes, room.received * shape.row_bytes)
-        + ((room.sent * told, room.received * told, *(2 * [room.ranks * _COUNT_BYTES])) if host else ())
+        + (
+            (room.sent * told, room.received * told, *(2 * [0 if way.slots else room.ranks * _COUNT_BYTES]))
+            if host
+            else ()
+        )
         for room in _rooms(way, spec)
     ]
 
@@ -138,7 +148,7 @@ def _messages(buffer: Array, counts: Sequence[int], row_bytes: int) -> list[Mess
     return [Message(peer, buffer[at]) for peer, at in enumerate(places) if at.start != at.stop]
 
 
-class _Copy(NamedTuple):
+class Copying(NamedTuple):
     """Rows `source` of what is held in a buffer into rows `to` of another; None: into all of them, in order."""
 
     buffer: int
@@ -146,15 +156,26 @@ class _Copy(NamedTuple):
     source: Any
 
 
-def _copies(comm: Comm, gathers: Iterable[Gather], count: int) -> list[_Copy]:
+def _copies(comm: Comm, gathers: Iterable[Gather], count: int) -> list[Copying]:
     """Return gathers into a buffer of `count` rows, ready to be made."""
     places = comm.rows.places
     return [
-        _Copy(part.buffer, None if len(part.to) == count else places(part.to), places(part.source)) for part in gathers
+        Copying(part.buffer, None if len(part.to) == count else places(part.to), places(part.source))
+        for part in gathers
     ]
 
 
-def _make(comm: Comm, copies: Iterable[_Copy], out: Array, held: Sequence[Array]) -> None:
+def placed(comm: Comm, plan: RankPlan) -> list[Copying]:
+    """Return how rows that a rank holds come into the order of the output, ready to be made."""
+    return _copies(comm, plan.places, len(plan.numbers))
+
+
+def said(plan: RankPlan) -> Bytes:
+    """Return what an output says of its rows, as it lies behind them."""
+    return np.concatenate([plan.weights.reshape(-1).view(np.uint8), plan.numbers.reshape(-1)])
+
+
+def make_copies(comm: Comm, copies: Iterable[Copying], out: Array, held: Sequence[Array]) -> None:
     for copy in copies:
         comm.rows.copy(out, copy.to, held[copy.buffer], copy.source)
 
@@ -168,7 +189,7 @@ class _CachedDispatch(BoundBase):
         self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
         self._buffers = [[comm.empty(nbytes) for nbytes in sizes] for sizes in _dispatch_scratch(way, spec)]
         self._gathers = [_copies(comm, hop.gathers, sum(hop.sent)) for hop in plan.hops]
-        self._places = _copies(comm, plan.places, len(plan.numbers))
+        self._places = placed(comm, plan)
 
     def start(self, out: Array, inp: Array) -> Work:
         row = self._shape.row_bytes
@@ -177,11 +198,11 @@ class _CachedDispatch(BoundBase):
             self._way.legs, self._comms, self._buffers, self._plan.hops, self._gathers, strict=True
         ):
             going, arriving = buffers
-            _make(comm, gathers, matrix(going, sum(hop.sent), row), held)
+            make_copies(comm, gathers, matrix(going, sum(hop.sent), row), held)
             sends, recvs = _messages(going, hop.sent, row), _messages(arriving, hop.received, row)
-            comm.exchange(sends, recvs, step=f"rows-{leg.name}").wait()
+            comm.exchange(sends, recvs, step=leg.name).wait()
             held.append(matrix(arriving, sum(hop.received), row))
-        _make(self._comm, self._places, matrix(out, len(self._plan.numbers), row), held)
+        make_copies(self._comm, self._places, matrix(out, len(self._plan.numbers), row), held)
         return Done()
 
     def close(self) -> None:
@@ -206,32 +227,35 @@ class _Dispatch(BoundBase):
         by_token = shape.tokens, shape.top_k
         weights = comm.read(inp[at_weights:at_experts]).view(np.float32).reshape(by_token)
         experts = comm.read(inp[at_experts:]).view(np.int32).astype(np.int64).reshape(by_token)
-        planner = Planner(self._way, self._spec.layout, comm.rank, shape.per_rank, experts, weights)
+        held_first = own_copies(self._way, comm.rank, experts, weights)
+        planner = Planner(self._way, self._spec.layout, comm.rank, shape.per_rank, held_first)
         held = [matrix(inp, shape.tokens, shape.row_bytes)]
         for number in range(len(self._way.legs)):
             held.append(self._hop(planner, number, held))
         plan = planner.plan(str(self._spec.arguments["output"]))
         count = len(plan.numbers)
-        _make(comm, _copies(comm, plan.places, count), matrix(out, count, shape.row_bytes), held)
-        said = plan.weights.reshape(-1).view(np.uint8), plan.numbers.reshape(-1)
-        comm.write(out[count * shape.row_bytes :], np.concatenate(said))
+        make_copies(comm, placed(comm, plan), matrix(out, count, shape.row_bytes), held)
+        comm.write(out[count * shape.row_bytes :], said(plan))
         return Done()
 
     def _hop(self, planner: Planner, number: int, held: list[Array]) -> Array:
         """Make one exchange, and return the rows that have arrived."""
         leg, comm, row, told = self._way.legs[number], self._comms[number], self._shape.row_bytes, self._told
         going, arriving, told_going, told_arriving, counts, counts_arriving = self._buffers[number]
-        hop, copies = planner.outgoing(leg)
-        comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
-        comm.all_to_all(counts_arriving, counts, step=f"counts-{leg.name}").wait()
-        received = comm.read(counts_arriving).view(np.int64).tolist()
+        hop = planner.outgoing(leg)
+        if self._way.slots:
+            received = hop.sent  # as many to each as from each
+        else:
+            comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
+            comm.all_to_all(counts_arriving, counts, step=f"counts_{leg.name}").wait()
+            received = comm.read(counts_arriving).view(np.int64).tolist()
         count = sum(hop.sent)
-        comm.write(told_going, copies.packed().reshape(-1))
-        _make(comm, _copies(comm, hop.gathers, count), matrix(going, count, row), held)
+        comm.write(told_going, hop.told.reshape(-1))
+        make_copies(comm, _copies(comm, hop.gathers, count), matrix(going, count, row), held)
         comm.exchange(
             _messages(told_going, hop.sent, told) + _messages(going, hop.sent, row),
             _messages(told_arriving, received, told) + _messages(arriving, received, row),
-            step=f"rows-{leg.name}",
+            step=leg.name,
         ).wait()
         planner.incoming(comm.read(matrix(told_arriving, sum(received), told)), received)
         return matrix(arriving, sum(received), row)
@@ -265,7 +289,7 @@ class _Combine(BoundBase):
             partial = matrix(going, sum(hop.received), row)
             comm.rows.add(partial, origins, self._sums[number + 1], self._dtype)
             sends, recvs = _messages(going, hop.received, row), _messages(back, hop.sent, row)
-            comm.exchange(sends, recvs, step=f"rows-{leg.name}").wait()
+            comm.exchange(sends, recvs, step=leg.name).wait()
         tokens = matrix(out, self._shape.tokens, row)
         self._comm.rows.add(tokens, origins, self._sums[TOKENS], self._dtype)
         return Done()

@@ -54,10 +54,14 @@ WORLD, RAILS, NODES = Leg("world"), Leg("rails"), Leg("nodes")
 
 
 class Way(NamedTuple):
-    """How an algorithm dispatches. per_choice: a copy for each choice of a token, and not one for all of them."""
+    """How an algorithm dispatches. per_choice: a copy for each choice of a token, and not one for all of them.
+
+    slots: rows that each rank sends to each other, empty ones too; 0: as many as there are copies.
+    """
 
     legs: tuple[Leg, ...]
     per_choice: bool = False
+    slots: int = 0
 
 
 class Copies(NamedTuple):
@@ -81,17 +85,21 @@ class Copies(NamedTuple):
 
 
 def unpacked(told: Bytes, buffer: int) -> Copies:
-    """Return copies that have arrived in `buffer` as they were told of: rows of bytes."""
+    """Return copies that have arrived in `buffer` as they were told of: rows of bytes, some of them of empty slots."""
     numbers = np.ascontiguousarray(told).view(np.int32)
     width = (numbers.shape[1] - 2) // 2
     wide, weights = numbers.astype(np.int64), np.ascontiguousarray(numbers[:, 2 + width :]).view(np.float32)
     at = np.full(len(told), buffer), np.arange(len(told))
-    return Copies(*at, wide[:, 0], wide[:, 1], wide[:, 2 : 2 + width], weights)
+    arrived = Copies(*at, wide[:, 0], wide[:, 1], wide[:, 2 : 2 + width], weights)
+    return arrived.of(np.flatnonzero(arrived.source != EMPTY))
 
 
 def told_bytes(way: Way, top_k: int) -> int:
     """Return the bytes of what a rank tells of a copy."""
     return NUMBER_BYTES * (2 + 2 * (1 if way.per_choice else top_k))
+
+
+EMPTY = -1  # the source of a slot that has no row
 
 
 class Gather(NamedTuple):
@@ -105,12 +113,13 @@ class Gather(NamedTuple):
 class Hop(NamedTuple):
     """Rows to and from each rank of the group, the own one without any, and how those that go are gathered.
 
-    weights: of what goes, [rows, experts of a copy].
+    told: what is told of the rows that go; weights: of the one expert of each, where copies have one.
     """
 
     sent: list[int]
     received: list[int]
     gathers: list[Gather]
+    told: Bytes
     weights: Floats
 
 
@@ -139,7 +148,7 @@ class RankPlan(NamedTuple):
         for number, hop in enumerate(self.hops):
             for gather in hop.gathers:
                 if gather.buffer == buffer:
-                    terms.append(Term(number, gather.source, gather.to, hop.weights[gather.to, 0] if late else None))
+                    terms.append(Term(number, gather.source, gather.to, hop.weights[gather.to] if late else None))
         return terms
 
 
@@ -149,30 +158,39 @@ GIVEN = -1  # in place of a hop
 class Planner:
     """Makes the plan of one rank: `outgoing` and `incoming` for each leg, and then `plan`."""
 
-    def __init__(self, way: Way, layout: Layout, rank: int, per_rank: int, experts: Ints, weights: Floats) -> None:
-        """experts, weights: of the own tokens, [tokens, top_k]. per_rank: experts of a rank."""
+    def __init__(self, way: Way, layout: Layout, rank: int, per_rank: int, held: Copies) -> None:
+        """held: what the rank has at first. per_rank: experts of a rank."""
         self._way, self._layout, self._rank, self._per_rank = way, layout, rank, per_rank
-        self._held = [_own(way, rank, experts, weights)]
+        self._held = [held]
         self._hops: list[Hop] = []
 
-    def outgoing(self, leg: Leg) -> tuple[Hop, Copies]:
-        """Return the hop, and the copies that go to the ranks of the leg's group in their order, none to this one."""
+    def outgoing(self, leg: Leg) -> Hop:
+        """Return the hop in which copies go to the ranks of the leg's group. Raises `ValueError` where slots run out.
+
+        What it receives is not known yet.
+        """
         held = Copies(*(np.concatenate(columns) for columns in zip(*self._held, strict=True)))
         group = next(ranks for ranks in leg.groups(self._layout) if self._rank in ranks)
         peers = leg.peers(self._layout, self._rank, self._ranks(held.experts))
         hits = np.zeros((len(group) + 1, len(held.row)), bool)  # the last one: by nobody
         for choice in peers.T:
             hits[choice, np.arange(len(choice))] = True
-        hits[group.index(self._rank)] = False
+        me = group.index(self._rank)
+        hits[me] = False
         there, which = np.nonzero(hits[:-1])
-        going = held.of(which)
-        gathers = []
-        for buffer in np.unique(going.buffer).tolist():
-            (to,) = np.nonzero(going.buffer == buffer)
-            gathers.append(Gather(buffer, to, going.row[to]))
-        sent = np.bincount(there, minlength=len(group))
-        self._hops.append(Hop(sent.tolist(), [], gathers, going.weights))
-        return self._hops[-1], going
+        going, sent, to = held.of(which), np.bincount(there, minlength=len(group)), np.arange(len(which))
+        if slots := self._way.slots:
+            if sent.max(initial=0) > slots:
+                raise ValueError(f"rank {self._rank} has {sent.max()} rows for rank {group[sent.argmax()]}, of {slots}")
+            first = np.cumsum(sent) - sent
+            to += (there - (there > me)) * slots - first[there]
+            sent = np.where(np.arange(len(group)) == me, 0, slots)
+        told = np.full((int(sent.sum()), going.packed().shape[1]), 0xFF, np.uint8)  # -1 in an empty slot
+        told[to] = going.packed()
+        weights = np.zeros(len(told), np.float32)
+        weights[to] = going.weights[:, 0]
+        self._hops.append(Hop(sent.tolist(), [], _gathers(going, to), told, weights))
+        return self._hops[-1]
 
     def incoming(self, told: Bytes, received: Sequence[int]) -> None:
         """Take what the ranks of the leg's group have told of the rows that they send, `received` by each of them."""
@@ -194,10 +212,7 @@ class Planner:
             )
         by_expert = found.experts[:, 0] if output == "expert" else np.zeros(len(copy), np.int64)
         found = found.of(np.lexsort((found.token, found.source, by_expert)))
-        places = []
-        for buffer in np.unique(found.buffer).tolist():
-            (to,) = np.nonzero(found.buffer == buffer)
-            places.append(Gather(buffer, to, found.row[to]))
+        places = _gathers(found, np.arange(len(found.row)))
         numbers = as_bytes(np.column_stack([found.source, found.token, found.experts]).astype(np.int32))
         return RankPlan(self._hops, places, numbers, found.weights)
 
@@ -205,8 +220,20 @@ class Planner:
         return np.where(experts == NONE, NONE, experts // self._per_rank)
 
 
-def _own(way: Way, rank: int, experts: Ints, weights: Floats) -> Copies:
-    """Return the own tokens that have a choice: by expert, where each choice has a copy; else in order."""
+def _gathers(copies: Copies, to: Ints) -> list[Gather]:
+    """Return how copies come into rows `to`, from each buffer that some of them are in."""
+    found = []
+    for buffer in np.unique(copies.buffer).tolist():
+        (which,) = np.nonzero(copies.buffer == buffer)
+        found.append(Gather(buffer, to[which], copies.row[which]))
+    return found
+
+
+def own_copies(way: Way, rank: int, experts: Ints, weights: Floats) -> Copies:
+    """Return the own tokens that have a choice: by expert, where each choice has a copy; else in order.
+
+    experts, weights: [tokens, top_k].
+    """
     if way.per_choice:
         token, choice = np.nonzero(experts != NONE)
         order = np.argsort(experts[token, choice], kind="stable")
@@ -234,13 +261,14 @@ def _plans(
     all_experts, all_weights = routing.routing_of(spec)
     per_rank = routing.shape_of(spec).per_rank
     planners = [
-        Planner(way, layout, rank, per_rank, all_experts[rank], all_weights[rank]) for rank in range(layout.ranks)
+        Planner(way, layout, rank, per_rank, own_copies(way, rank, all_experts[rank], all_weights[rank]))
+        for rank in range(layout.ranks)
     ]
     for leg in way.legs:
         told = []
         for planner in planners:
-            hop, copies = planner.outgoing(leg)
-            told.append(np.split(copies.packed(), np.cumsum(hop.sent)[:-1]))
+            hop = planner.outgoing(leg)
+            told.append(np.split(hop.told, np.cumsum(hop.sent)[:-1]))
         for group in leg.groups(layout):
             for place, rank in enumerate(group):
                 of_group = [told[source][place] for source in group]

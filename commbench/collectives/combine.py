@@ -18,10 +18,9 @@ import numpy.typing as npt
 from commbench.collectives import routing
 from commbench.collectives.dispatch import ROUTED, Routed, fields_of
 from commbench.collectives.routing import NONE, Ints
-from commbench.data import POOL_STARTS, Pattern, Run, Sums, block_keys, piece_words
+from commbench.data import POOL_STARTS, SIGNIFICANT, Pattern, Run, Sums, block_keys, piece_words
 from commbench.spec import Spec
 
-_SIGNIFICANT = {"bf16": 8, "fp16": 11, "fp32": 24}  # bits of a number
 _LARGEST, _UNITS = 3, 4  # of the data; units in 1, as weights are quarters at the least
 
 
@@ -29,14 +28,14 @@ class TokenCombine(Routed):
     name = "combine"
     adjoint = "dispatch"
     arguments = ROUTED
-    dtypes = tuple(_SIGNIFICANT)
+    dtypes = tuple(SIGNIFICANT)
 
     def unsupported(self, spec: Spec) -> str:
         if reason := super().unsupported(spec):
             return reason
-        if spec.dtype not in _SIGNIFICANT:
+        if spec.dtype not in SIGNIFICANT:
             return f"combine adds numbers up with weights, and {spec.dtype} has no fractions"
-        most = (1 << _SIGNIFICANT[spec.dtype]) // (_LARGEST * _UNITS)
+        most = (1 << SIGNIFICANT[spec.dtype]) // (_LARGEST * _UNITS)
         top_k = routing.shape_of(spec).top_k
         return f"sums of {top_k} are not exact in {spec.dtype}, of {most} at the most" if top_k > most else ""
 

@@ -82,6 +82,9 @@ def skip_reason(case: Case) -> str:
         return f"{case.setup.transport} does not run on an emulated fabric: {entry.not_emulated}"
     if case.size_bytes == 0:
         return f"the size rounds down to 0 for {spec.ranks} ranks"
+    algorithm = algorithms.get(case.collective, case.algorithm)
+    if algorithm.reduces and case.dtype not in entry.reduces:
+        return f"{case.setup.transport} cannot add up {case.dtype}, which {algorithm.name} has it do"
     if case.dtype not in (entry.reduces if collective.reduces(case.arguments) else entry.dtypes):
         return f"{case.setup.transport} cannot do {case.collective} on {case.dtype}"
     if case.buffers not in entry.buffers:
@@ -99,7 +102,6 @@ def skip_reason(case: Case) -> str:
     on_wire = collective.on_wire(spec) if not (reason := collective.unsupported(spec)) else spec
     if on_wire is not spec and case.overlap != "none":
         return "what has come as a payload is made numbers again before the call ends, with nothing beside it"
-    algorithm = algorithms.get(case.collective, case.algorithm)
     if algorithm.one_sided and not entry.one_sided:
         return f"over {case.setup.transport} no rank can write into the memory of another"
     for key, value in algorithm.demands.items():

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 
-from commbench.data import OPS, Bytes, add, decode, encode
+from commbench.data import OPS, SIGNIFICANT, Bytes, add, decode, encode, rounded, widened
 from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
 from commbench.transports.rows import HostRows, Rows
 
@@ -73,10 +73,12 @@ class ScriptedComm:
 
         def combine() -> None:
             arrived = {self.rank: parts[self.rank], **dict(recvs)}
-            total = decode(cast(Bytes, arrived[0]), dtype)
+            read: Any = widened if dtype in SIGNIFICANT else decode
+            write: Any = rounded if dtype in SIGNIFICANT else encode
+            total = read(cast(Bytes, arrived[0]), dtype)
             for rank in range(1, self.size):
-                total = OPS[op](total, decode(cast(Bytes, arrived[rank]), dtype))
-            out[...] = encode(total, dtype)
+                total = OPS[op](total, read(cast(Bytes, arrived[rank]), dtype))
+            out[...] = write(total, dtype)
 
         return self.started(sends, recvs, step, combine)
 

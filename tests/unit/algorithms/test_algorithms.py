@@ -325,6 +325,9 @@ def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
         "splits",
         "routing",
         "routing_trace",
+        "outside",
+        "payload",
+        "quantised",
         "token_exchange",
         "token_plan",
     }

@@ -189,7 +189,7 @@ def test_planted_mistakes_are_seen(collective: str, name: str) -> None:
         if any(struck for struck, _ in ended):
             seen += 1
             assert any(wrong for _, wrong in ended), kind
-    assert seen >= 4
+    assert seen >= 2  # all_gather adds up once, and copies nothing
 
 
 # What is planned from the routing.
@@ -229,7 +229,7 @@ def test_no_algorithm_is_faster_than_the_bound(collective: str, name: str) -> No
         asked = {"router": rng.choice(["uniform", "zipf"]), "top_k": rng.randint(1, 4)}
         spec = spec_of(collective, name, nodes, per_node, tokens=rng.randint(1, 20), **asked)
         algorithm = algorithms.get(collective, name)
-        if spec.ranks < 2 or algorithm.unsupported(spec):
+        if spec.ranks < 2 or algorithm.unsupported(spec) or algorithm.steps(spec) is None:
             continue
         fast = {link: LinkRate(gbps=8.0) for link in ("intra", "inter")}
         least = least_time(collectives.get(collective).needs(spec), fast, spec.layout)
@@ -326,3 +326,23 @@ def test_a_way_knows_what_it_tells() -> None:
     assert told.shape == (3, token_plan.told_bytes(way, 2))
     back = token_plan.unpacked(told, 1)
     assert np.array_equal(back.experts, copies.experts) and np.array_equal(back.weights, copies.weights)
+
+
+def test_slots_that_are_too_few_are_refused_and_enough_are_used() -> None:
+    for collective in ("dispatch", "combine"):
+        algorithm = algorithms.get(collective, "slots")
+        spec = spec_of(collective, "slots", 2, 2)
+        rows = routing.counts_of(spec).ranks * (1 - np.eye(4, dtype=int))
+        few, enough = (replace(spec, params={"slots": int(rows.max()) - less}) for less in (1, 0))
+        source, target = np.unravel_index(rows.argmax(), rows.shape)
+        reason = f"slots={rows.max() - 1}: rank {source} has {rows.max()} tokens for experts of rank {target}"
+        assert algorithm.unsupported(few) == reason and not algorithm.unsupported(enough)
+        run_and_compare(algorithm, enough)
+        steps = algorithm.steps(enough) or []
+        assert len(steps) == 1 and len({send.nbytes for send in steps[0].sends}) <= 2  # rows, and what is told of them
+        assert "0 are as many" in algorithm.unsupported(replace(spec, params={"slots": -1}))
+    with pytest.raises(ValueError, match="rank 0 has 7 rows for rank 1, of 2"):
+        way = token_plan.Way((token_plan.WORLD,), slots=2)
+        to_one = np.full((7, 1), 1, np.int64)
+        held = token_plan.own_copies(way, 0, to_one, np.ones((7, 1), np.float32))
+        token_plan.Planner(way, Layout(1, 2), 0, 1, held).outgoing(token_plan.WORLD)
