@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from commbench import payloads
 from commbench.communicators.base import CommLike
+from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError, unknown
+from commbench.payloads import NONE
 from moe_ref import schedules
 from moe_ref.comms import NoOpComm
 from moe_ref.data_parallel import HolderCheck, ignore_experts_in_ddp
@@ -55,6 +58,8 @@ class DistributedMoE(BaseMoELayer):
         keep_buffers: bool = False,
         skip: str | None = None,
         shared: nn.Module | None = None,
+        payload: str = NONE,
+        payload_back: str = NONE,
     ) -> None:
         """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
@@ -71,11 +76,16 @@ class DistributedMoE(BaseMoELayer):
         skip: `communication`: nothing is sent, and what arrives is what would have been sent; `experts`: they return
             what they get. For ablation: the result is wrong on purpose. It may be set anew at any time.
         shared: experts that every token has besides, the same on all ranks, as the gate is.
+        payload, payload_back: how rows of tokens travel to the experts and back, and their gradients: `bf16`, `fp8`,
+            `mxfp8`, `int8`. Gradients pass quantising as if it were not there. `none`: as they are.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """
         super().__init__(gate, experts, dispatch, shared)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
         self.equal_tokens, self.skip = equal_tokens, skip
+        for name in (payload, payload_back):
+            payloads.get(name)  # refuses what is none
+        self.payload, self.payload_back = payload, payload_back
         self.kept_buffers = KeptBuffers() if keep_buffers else None
         self._check_experts()
         self._holders = HolderCheck()
@@ -110,6 +120,13 @@ class DistributedMoE(BaseMoELayer):
         comm = self._comm("comm")
         assert comm is not None
         return comm
+
+    @property
+    def token_comm(self) -> CommLike:
+        """`comm`, as tokens travel over it: with the layer's payload."""
+        if self.payload == self.payload_back == NONE:
+            return self.comm
+        return PayloadComm(self.comm, self.payload, backward=self.payload_back)
 
     @property
     def tp(self) -> CommLike | None:

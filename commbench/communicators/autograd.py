@@ -15,6 +15,12 @@ from commbench import collectives
 from commbench.communicators.base import CommLike
 
 
+def way_back(comm: CommLike) -> CommLike:
+    """Return the communicator that carries gradients back: the same one, unless it has another for that."""
+    other: CommLike = getattr(comm, "adjoint", comm)
+    return other
+
+
 def output_shape(collective: str, shape: tuple[int, ...], arguments: Mapping[str, Any], ranks: int) -> tuple[int, ...]:
     """Return the shape of what a collective makes of an input of `shape` on one of `ranks` ranks."""
     first, *rest = shape or (1,)
@@ -54,7 +60,7 @@ class _Step(NamedTuple):
 
     def adjoint(self) -> _Step:
         name = collectives.get(self.collective).adjoint
-        return _Step(self.comm, name, self.output_shape(), adjoint_arguments(self.collective, self.arguments))
+        return _Step(way_back(self.comm), name, self.output_shape(), adjoint_arguments(self.collective, self.arguments))
 
     def __call__(self, inp: torch.Tensor) -> torch.Tensor:
         out = torch.empty(self.output_shape(), dtype=inp.dtype, device=inp.device)

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from commbench import payloads
 from commbench.communicators import requests
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
@@ -21,6 +22,7 @@ from commbench.communicators.explain import CommunicatorInfo, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import CallContext, CallRequest
 from commbench.communicators.select import PEER, PLAIN, Ask, Chooser, Chosen
+from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.spec import Value
@@ -131,6 +133,14 @@ class Communicator:
     def autograd(self) -> DifferentiableCollectives:
         """Return the collectives as functions of their input, which carry gradients back by their adjoints."""
         return DifferentiableCollectives(self)
+
+    def with_payload(self, payload: str, *, backward: str = payloads.NONE) -> PayloadComm:
+        """Return a communicator that sends rows of all_to_all and all_to_allv as a payload, and all else as it is.
+
+        `payload`: `bf16`, `fp8`, `mxfp8`, `int8` or `none`; `backward`: of what carries gradients back. What travels
+        goes by the profile's choices for so many bytes.
+        """
+        return PayloadComm(self, payload, backward=backward)
 
     def exchange_counts(self, sent: Sequence[int]) -> list[list[int]]:
         """Return every rank's `sent`: row i, column j is what rank i sends to rank j. Collective.

@@ -82,7 +82,7 @@ class Payload:
     def unsupported(self, dtype: str) -> str:
         """Return in words why elements of this dtype cannot travel so; "" if they can."""
         if dtype not in DTYPES:
-            return f"payload={self.name} is of floating-point numbers, and elements are {dtype}"
+            return f"payload={self.name} is of {', '.join(DTYPES)}, and elements are {dtype}"
         if self.code == "bf16" and dtype == "fp16":
             return "payload=bf16 of fp16 saves no byte and loses three bits"
         return ""

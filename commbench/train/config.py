@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from commbench import payloads
 from commbench.binding import policies
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
@@ -77,6 +78,8 @@ class TrainConfig:
     groups: Annotated[int | None, _layer("of expert_groups: how many", free=True)] = None
     r: Annotated[int | None, _layer("ranks to which a token of a sharded expert goes", free=True)] = None
     tp_tokens: Annotated[str | None, _layer("of tensor_parallel: how its ranks exchange tokens", free=True)] = None
+    payload: Annotated[str, _layer("how tokens travel: docs/reference/payloads.md", OneOf(payloads.CHOICES))] = "none"
+    payload_back: Annotated[str, _layer("how their gradients travel", OneOf(payloads.CHOICES))] = "none"
     profile: Annotated[str | None, _layer("of commbench tune; null: none", free=True, file=True)] = None
     allow_mismatch: Annotated[bool, _layer("use a profile elsewhere than where it was tuned", free=True)] = False
     # The text.
@@ -136,6 +139,10 @@ class TrainConfig:
             raise UsageError(f"capacity_multiple={self.capacity_multiple} is not a multiple of tp={self.tp}",
                              hint="the ranks of a group divide slots: another tp_tokens, or schedule=tensor_parallel; "
                                   "a new run may take a capacity_multiple for any tp to come")  # fmt: skip
+        for name in ("payload", "payload_back"):
+            payload = payloads.get(getattr(self, name))
+            if payload is not None and (reason := payload.unsupported(self.dtype)):
+                raise UsageError(f"{name}: {reason}", hint=f"{name}=none, or another dtype")
         self.cut(self.ranks // self.tp)
         if self.fabric == "emulated":
             if self.transport != "gloo":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from commbench.communicators.base import CommLike
 from commbench.errors import UsageError
+from commbench.payloads import NONE, Payload
 from moe_ref.dispatch import MakeDispatcher
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
@@ -53,6 +54,7 @@ class Shape:
         rank is taken to have T K / E for each expert, rounded up.
     weight_bytes: of the parameters of this rank's experts, as they travel. gate_bytes: of the gate's.
     agreements: numbers that ranks agree on before C is known (`DistributedMoE.agreements`).
+    payload, payload_back: how rows of tokens travel, and gradients of them; None: as they are.
     input_grad: whether tokens need a gradient; without, nothing goes back through the first exchange.
     """
 
@@ -70,12 +72,23 @@ class Shape:
     weight_bytes: int = 0
     gate_bytes: int = 0
     agreements: int = 0
+    payload: Payload | None = None
+    payload_back: Payload | None = None
     input_grad: bool = True
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one token in the dispatch buffer."""
-        return self.D * self.itemsize
+        """Bytes of one token of the dispatch buffer, as it travels."""
+        return self._travels(self.payload)
+
+    @property
+    def gradient_row_bytes(self) -> int:
+        """Bytes of its gradient, as it travels."""
+        return self._travels(self.payload_back)
+
+    def _travels(self, payload: Payload | None) -> int:
+        as_it_is = payload is None or (payload.code == "bf16" and self.itemsize == payload.code_bytes)
+        return self.D * self.itemsize if payload is None or as_it_is else payload.row_bytes(self.D)
 
     @property
     def pieces(self) -> int:
@@ -89,17 +102,35 @@ class Shape:
         return (-(-self.T * self.K // self.E),) * self.E
 
 
+class HasPayload(Protocol):
+    """A layer, or its settings: how rows of tokens travel, and their gradients: names of `commbench.payloads`."""
+
+    @property
+    def payload(self) -> str:
+        """How tokens travel."""
+
+    @property
+    def payload_back(self) -> str:
+        """How gradients travel."""
+
+
 class Layer(Protocol):
     """All that a schedule may rely on of the layer that it runs, a `DistributedMoE`."""
 
     gate: Gate
     experts: Experts  # this rank's: `experts.pieces`: into how many pieces of H they are cut, `experts.piece`: which
     comms: dict[str, CommLike | None]  # behind `comm`, `tp` and `ep`
+    payload: str  # how rows of tokens travel, and their gradients: `commbench.payloads.CHOICES`
+    payload_back: str
     kept_buffers: KeptBuffers | None  # where exchanges write to; None: new memory
 
     @property
     def comm(self) -> CommLike:
         """The communicator of all ranks of the layer."""
+
+    @property
+    def token_comm(self) -> CommLike:
+        """`comm`, as tokens travel over it: with the layer's payload."""
 
     @property
     def tp(self) -> CommLike | None:
@@ -159,6 +190,7 @@ class Schedule(ABC):
     """
 
     name: ClassVar[str]
+    payloads: ClassVar[bool] = False  # whether tokens can travel as a payload
 
     @abstractmethod
     def forward(
@@ -172,10 +204,20 @@ class Schedule(ABC):
 
     def check(self, layer: Layer) -> None:
         """Raise `UsageError` where the schedule cannot run this layer: here, where it has tensor parallelism."""
+        self.check_payload(layer)
         if layer.tp is not None:
             raise UsageError(
                 f"schedule {self.name} of a layer with a tp communicator of {layer.tp.size} ranks",
                 hint="it has no tensor parallelism: leave tp out, or take a schedule that has",
+            )
+
+    def check_payload(self, layer: HasPayload) -> None:
+        """Raise `UsageError` for a payload where the schedule sends tokens as they are."""
+        if not self.payloads and {layer.payload, layer.payload_back} != {NONE}:
+            raise UsageError(
+                f"schedule {self.name} sends tokens as they are, and payload={layer.payload}, "
+                f"payload_back={layer.payload_back}",
+                hint="payload=none, or schedule sequential, pipelined or expert_groups",
             )
 
     def __str__(self) -> str:

@@ -47,6 +47,8 @@ class Cuts:
 class Chunked(Schedule):
     """A schedule whose pass is that of its cuts."""
 
+    payloads: ClassVar[bool] = True
+
     @property
     @abstractmethod
     def cuts(self) -> Cuts:
@@ -150,7 +152,7 @@ def _forward(
         if kept is not None:
             kept.begin_pass()
         there = [
-            start(layer.comm, chunk.collective, chunk.inp, async_op=overlaps, kept=kept, **chunk.dispatch_args)
+            start(layer.token_comm, chunk.collective, chunk.inp, async_op=overlaps, kept=kept, **chunk.dispatch_args)
             for chunk in chunks
         ]
     back = []
@@ -162,7 +164,7 @@ def _forward(
         with labelled("moe::combine"):
             returned = chunk.unsort(out)
             back.append(
-                start(layer.comm, chunk.collective, returned, async_op=overlaps, kept=kept, **chunk.combine_args)
+                start(layer.token_comm, chunk.collective, returned, async_op=overlaps, kept=kept, **chunk.combine_args)
             )
     with labelled("moe::combine"):
         return dispatcher.combine(exchanged.join([call.wait() for call in back])), routing
@@ -187,9 +189,10 @@ def _traffic(shape: Shape, cuts: Cuts) -> list[TrafficEntry]:
         name, sizes = "all_to_all", list(_even(shape, cuts, copies))
     for sent, received in sizes:
         there, back = sent * shape.row_bytes, received * shape.row_bytes
+        gradient = shape.gradient_row_bytes
         found += [TrafficEntry("forward", name, "comm", 1, there), TrafficEntry("forward", name, "comm", 1, back)]
-        found += [TrafficEntry("backward", name, "comm", 1, there)]  # of the gradient of what came back
-        found += [TrafficEntry("backward", name, "comm", int(shape.input_grad), back)]
+        found += [TrafficEntry("backward", name, "comm", 1, sent * gradient)]  # of the gradient of what came back
+        found += [TrafficEntry("backward", name, "comm", int(shape.input_grad), received * gradient)]
     return merged(found)
 
 

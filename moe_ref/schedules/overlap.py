@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from commbench import collectives
-from commbench.communicators.autograd import adjoint_arguments, output_shape
+from commbench.communicators.autograd import adjoint_arguments, output_shape, way_back
 from commbench.communicators.base import CommLike
 from moe_ref.kept_buffers import KeptBuffers
 
@@ -50,7 +50,8 @@ class AsyncCollective:
             out = inp.new_empty(shape)
         else:
             out = self._kept.empty(self.comm, name, shape, inp, (self._number, "adjoint" if adjoint else "forward"))
-        self.pending = getattr(self.comm, name)(out, inp, **arguments, async_op=self.async_op)
+        comm = way_back(self.comm) if adjoint else self.comm
+        self.pending = getattr(comm, name)(out, inp, **arguments, async_op=self.async_op)
         return out
 
     def finish(self) -> None:

@@ -75,6 +75,7 @@ class PlannedSchedule(Schedule):
         )
 
     def check(self, layer: Layer) -> None:
+        self.check_payload(layer)
         if layer.tp is None:
             raise UsageError(f"schedule {self.name} of a layer without a tp communicator",
                              hint="DistributedMoE(.., tp=, ep=), with sharded experts")  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from commbench import payloads
 from commbench.communicators.base import CommLike
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.prepared import Pending
@@ -101,6 +102,8 @@ def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
         weight_bytes=sum(p.numel() for p in weights.parameters()) * itemsize,
         gate_bytes=sum(p.nbytes for p in layer.gate.parameters()),
         agreements=layer.agreements(),
+        payload=payloads.get(layer.payload),
+        payload_back=payloads.get(layer.payload_back),
         input_grad=x.requires_grad,
     )
 

@@ -42,7 +42,9 @@ def make_schedule(config: TrainConfig) -> Schedule:
     given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
     name = config.settled().schedule
     assert name is not None
-    return schedules.get(name, **{key: value for key, value in given.items() if value is not None})
+    found = schedules.get(name, **{key: value for key, value in given.items() if value is not None})
+    found.check_payload(config)
+    return found
 
 
 def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | None = None) -> LM:
@@ -75,7 +77,8 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
             shard(experts, piece, pieces)
         return DistributedMoE(
             gate, experts, comms.world, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
-            dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept,
+            dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept, payload=config.payload,
+            payload_back=config.payload_back,
         )  # fmt: skip
 
     return make

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from commbench import payloads
 from commbench.cost_model import Model
 from commbench.cost_model.fit import TINY_US
 from commbench.errors import UsageError
@@ -42,6 +43,7 @@ def shape(config: TrainConfig) -> Shape:
         itemsize=itemsize, token_itemsize=max(4, itemsize),
         weight_bytes=itemsize * weights * config.experts // config.ranks,
         gate_bytes=max(4, itemsize) * config.width * config.experts,
+        payload=payloads.get(config.payload), payload_back=payloads.get(config.payload_back),
     )  # fmt: skip
 
 

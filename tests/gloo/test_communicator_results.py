@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 
 import commbench
-from commbench import algorithms
+from commbench import algorithms, payloads
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
+from commbench.payloads import tensors
 from commbench.profile import file
 from tests.conftest import PATIENCE_S, REPOSITORY, environment
 from tests.gloo.calls import DTYPES, by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
@@ -92,6 +93,27 @@ def test_counts_may_be_numpys() -> None:
             parts = [numbers(src, 3, 64, salt=1).split(matrix[src].tolist())[me] for src in range(2)]
             assert torch.equal(out, torch.cat(parts))
         assert comm.exchange_counts(matrix[me]) == matrix.tolist()
+
+    on_gloo(2, rank)
+
+
+def test_rows_travel_as_a_payload() -> None:
+    def rank(transport: Any) -> None:
+        comm = commbench.communicator()
+        me, matrix = comm.rank, [[1, 2], [0, 3]]
+        received, sent = [line[me] for line in matrix], matrix[me]
+        int8 = payloads.TABLE["int8"]
+        parts = [numbers(src, sum(matrix[src]), 200, salt=1).split(matrix[src])[me] for src in range(2)]
+        wanted = tensors.dequantise(tensors.quantise(torch.cat(parts), int8), 200, torch.float32, int8)
+        lossy = comm.with_payload("int8")
+        for asynchronous in (False, True):
+            out, inp = torch.zeros(len(wanted), 200), numbers(me, sum(sent), 200, salt=1)
+            pending = lossy.all_to_allv(out, inp, received, sent, matrix=matrix, async_op=asynchronous)
+            if pending is not None:
+                pending.wait()
+            assert torch.equal(out, wanted)
+        comm.all_to_allv(out, inp, received, sent, matrix=matrix)
+        assert torch.equal(out, torch.cat(parts)), "nobody asked for a payload"
 
     on_gloo(2, rank)
 

@@ -147,7 +147,7 @@ def test_a_mistake_of_the_quantiser_is_no_result(
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [({"dtype": "int32"}, "floating-point"), ({"overlap": "matmul"}, "before the call ends"),
+    [({"dtype": "int32"}, "of fp32, fp16, bf16"), ({"overlap": "matmul"}, "before the call ends"),
      ({"dtype": "fp16", "arguments": {"payload": "bf16"}}, "saves no byte")],
 )  # fmt: skip
 def test_what_cannot_travel_so_is_skipped_in_words(change: dict[str, Any], reason: str) -> None:
