@@ -298,12 +298,13 @@ def _range(rows: Sequence[Row]) -> str:
     if len(rows) == 1:
         text = words.time_interval(rows[0].time_us or 0.0, rows[0].time_us_low, rows[0].time_us_high)
     text += f" {words.sizes([row.size_bytes for row in rows])}"
-    busiest = max(rows, key=lambda row: row.busbw_gbps or 0.0)
+    busiest = max(rows, key=lambda row: (row.bound_fraction or 0.0, row.busbw_gbps or 0.0))
     if busiest.busbw_gbps:
-        reached = f"{busiest.busbw_gbps:.3g} GB/s"
+        reached = f"{'' if len(rows) == 1 else 'up to '}{busiest.busbw_gbps:.3g} GB/s"
         if busiest.bound_gbps:
             reached = yardstick.of_bound(busiest.busbw_gbps, busiest.bound_gbps, busiest.bound_kind)
-        text += f", busbw {'' if len(rows) == 1 else 'up to '}{reached}"
+            reached += f" {words.sizes([busiest.size_bytes])}" if len(rows) > 1 else ""
+        text += f", busbw {reached}"
     return text
 
 

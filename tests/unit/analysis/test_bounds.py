@@ -237,3 +237,14 @@ def test_the_answer_of_a_sweep_says_how_near_it_comes() -> None:
         len(yardstick.sentences([row, one])) == 2
         and "all_gather over scripted, 4 nodes x 2 ranks: direct reaches" in (yardstick.sentences([row, one])[1])
     )
+
+
+def test_the_guide_shows_what_the_command_prints() -> None:
+    text = (REPOSITORY / "docs/guide/bound.md").read_text()
+    shown = text.split("```\n")[1]
+    (rate,) = (word for word in text.split("\n```")[0].split() if word.startswith("intra="))
+    told = Told(rates=parse_link_rates([rate]))
+    combined = combine([DATA / "nccl-tests-2.19-alltoall.txt"], told, FIGURE_KEYS, print)
+    assert yardstick.table(combined.rows.to_dict("records")) == shown
+    for nodes, cards, ceiling in PUBLISHED[:2] + PUBLISHED[3:4]:
+        assert cards == "8x400gbit" and f"| {nodes} | {ceiling} GB/s |" in text
