@@ -18,8 +18,11 @@ from commbench.commands.options import (
     WithKeys,
     WithProgram,
     allow_env,
+    columns_option,
+    measuring_options,
     request,
     shorts,
+    table_format,
     training_options,
     training_request,
     trusted_files,
@@ -27,7 +30,13 @@ from commbench.commands.options import (
 )
 from commbench.errors import UsageError
 
-_FORMATS = ("table", "json", "csv", "nccl-tests")  # those of commbench.output.writers, which is not imported for --help
+_FORMATS = (
+    "table",
+    "markdown",
+    "json",
+    "csv",
+    "nccl-tests",
+)  # those of commbench.output.writers, which is not imported for --help
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 _AB = "train ab"
@@ -80,14 +89,10 @@ def cli() -> None:
               help="Parent of run folders.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was stopped.")
 @click.option("--retry-failed", is_flag=True, help="With --resume: measure failed cases again.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and measure nothing.")
-@click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
 @click.option("--launcher", type=click.Choice(_LAUNCHERS), help="Starts the ranks; default: local, for MPI mpiexec.")
 @click.option("--format", "format_", type=click.Choice(_FORMATS), default="table", show_default=True,
               help="Of what is printed on stdout.")  # fmt: skip
-@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+@measuring_options
 @allow_env("a recipe, or from the run to go on with,")
 @trusted_files()
 def sweep(words: tuple[str, ...], **options: Any) -> int:
@@ -102,14 +107,13 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
     """
     from commbench.rank_info import detect
 
-    if detect(os.environ):  # as a rank: with as many threads as other launchers give, said before numpy is loaded
+    if detect(os.environ):  # a rank has as many threads as other launchers give, said before numpy is loaded
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     from commbench.commands import sweep as command
 
-    resume, retry = options["resume"], options["retry_failed"]
-    if retry and resume is None:
+    if options["retry_failed"] and options["resume"] is None:
         raise UsageError("--retry-failed needs a run to go on with", hint="it goes with --resume RUN")
-    return command.run(request(words, options, out=options["out"], resume=resume, retry_failed=retry))
+    return command.run(request(words, options, **{name: options[name] for name in ("out", "resume", "retry_failed")}))
 
 
 @cli.command(
@@ -123,15 +127,10 @@ def sweep(words: tuple[str, ...], **options: Any) -> int:
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
               help="Parent of the folder with the samples.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped tuning.")
-@click.option("--dry-run", is_flag=True, help="Print what would be tried and measure nothing.")
-@click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing.")
 @click.option("--launcher", type=click.Choice(_LAUNCHERS[:-1]),
               help="Starts the ranks; default: local, for MPI mpiexec.")  # fmt: skip
-@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
-              help="Of what is printed on stdout; json: a choice a line.")  # fmt: skip
-@click.option("--no-plots", is_flag=True, help="Draw nothing at the end.")
-@click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case.")
+@table_format(json_is="a choice a line")
+@measuring_options
 @allow_env("a recipe")
 @trusted_files()
 def tune(words: tuple[str, ...], **options: Any) -> int:
@@ -180,7 +179,8 @@ def plot(runs: tuple[Path, ...], out: Path | None, **told: Any) -> int:
 @click.option("--threshold", type=FiniteRange(0, 10), default=0.05, show_default=True, metavar="PART",
               help="A regression is slower for certain, and by more than this.")  # fmt: skip
 @click.option("--allow-mismatch", is_flag=True, help="Compare runs of different machines.")
-@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True)
+@table_format(json_is="a case a line")
+@columns_option
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the ratios: .png or .svg.")
 @yardstick_options
 def compare(before: Path, after: Path, **options: Any) -> int:
@@ -221,9 +221,9 @@ def stragglers(runs: tuple[Path, ...], effect: float, format_: str) -> int:
 @cli.command(short_help="What messages and bytes cost, fitted to runs.")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the model here as well, as JSON.")
-@click.option("--format", "format_", type=click.Choice(("table", "json")), default="table", show_default=True,
-              help="Of what is printed on stdout.")  # fmt: skip
-def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
+@table_format(json_is="one object")
+@columns_option
+def model(runs: tuple[Path, ...], out: Path | None, format_: str, columns: str) -> int:
     """Fit what a step, a message and a byte cost on each class of link, and set every case beside its prediction.
 
     Runs of `algorithm=direct` and of `collective=pairs` at several sizes are enough. The formulas are in
@@ -231,7 +231,7 @@ def model(runs: tuple[Path, ...], out: Path | None, format_: str) -> int:
     """
     from commbench.commands.model import run
 
-    return run(runs, format_, out)
+    return run(runs, format_, out, columns)
 
 
 @cli.command(

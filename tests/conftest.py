@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 
 # Before torch is loaded: test processes and their ranks are more than cores, and threads that spin for work take them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "100"  # tables and comments are as wide as the terminal, whoever runs the tests
 
 from commbench.transports.scripted.mesh import ThreadMesh, thread_meshes
 from commbench.transports.scripted.transport import Scripted
@@ -142,6 +144,11 @@ def only_run(parent: Path) -> Path:
 
 def rows_of(result: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     return cases_in(result.stdout)
+
+
+def unfolded(text: str) -> str:
+    """The text of a table, with each of its comments on one line."""
+    return re.sub(r"\n#(  |\t)\s*(?=\S)", " ", text)
 
 
 def cases_in(text: str) -> list[dict[str, Any]]:

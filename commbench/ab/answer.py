@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from commbench.ab.pairs import ARMS, BASELINE, CANDIDATE, LOOKED_AT, Paired, Resolution
 from commbench.ab.turns import Stop
+from commbench.output.grid import AS_FITS, Column, folded, grid, number
 from commbench.stats import LAUNCHES_FOR_INTERVAL, Ratio, Verdict
 
 
@@ -72,21 +74,37 @@ def _ratio(ratio: Ratio | None) -> dict[str, float | None] | None:
     return None if ratio is None else {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
+class _Arm(NamedTuple):
+    name: str
+    values: list[float]  # of its launches
+
+
+def columns() -> list[Column[_Arm]]:
+    def of(name: str, statistic: Callable[[list[float]], float]) -> Column[_Arm]:
+        return Column(name=name, text=lambda row: number(float(statistic(row.values))) if row.values else "-")
+
+    return [
+        Column(name="arm", text=lambda row: row.name, left=True),
+        Column(name="launches", text=lambda row: str(len(row.values))),
+        of("median", lambda values: float(np.median(values))),
+        of("least", min),
+        of("most", max),
+    ]
+
+
 def table(
     about: Mapping[str, Any], values: Mapping[str, Sequence[float]], names: Mapping[str, str], what: str
 ) -> list[str]:
     """Return lines for people. about: the facts; values: of each arm's launches; names: what each arm is."""
     lines = [about["answer"], ""]
-    lines.append(f"{'arm':<11}{'launches':>9}{'median':>14}{'least':>14}{'most':>14}  what")
-    for arm in ARMS:
-        its = values[arm]
-        numbers = [f"{number:.4g}" for number in (np.median(its), min(its), max(its))] if its else ["-"] * 3
-        lines.append(f"{arm:<11}{len(its):>9}" + "".join(f"{text:>14}" for text in numbers) + f"  {names[arm]}")
-    lines.append(f"# median, least, most: {what}; ratio: {BASELINE} over {CANDIDATE} in cost, above 1 the {CANDIDATE} "
-                 "is better")  # fmt: skip
+    laid = grid(columns(), [_Arm(arm, list(values[arm])) for arm in ARMS], AS_FITS)
+    lines += [*(f"# {note}" for note in laid.notes), *laid.lines]
+    lines += itertools.chain(*(folded(f"{arm}: {names[arm]}") for arm in ARMS))
+    lines += folded(f"median, least, most: {what}; ratio: {BASELINE} over {CANDIDATE} in cost, above 1 the {CANDIDATE} "
+                    "is better")  # fmt: skip
     if about["level"] is not None and about["low"] is not None:
         looks = "looked at after every round, " if about["level"] == LOOKED_AT else ""
-        lines.append(f"# interval: {looks}misses the ratio in {4 if looks else 5} % of comparisons at the most")
+        lines += folded(f"interval: {looks}misses the ratio in {4 if looks else 5} % of comparisons at the most")
     if about["resolves"] is not None:
         lines.append(f"# {Resolution(about['resolves'], about['resolve'], about['more_rounds'])}")
     if (control := about["control"]) is not None:

@@ -13,13 +13,17 @@ from commbench.console import stderr_console
 from commbench.cost_model import comparison
 from commbench.errors import UsageError
 from commbench.files import write_named
+from commbench.output import cost_table, grid
 from commbench.output.answer.fitted import answer
+from commbench.output.grid import TableStyle
 from commbench.run_folder import RunFolder
 
 
-def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
+def run(paths: Sequence[Path], format_: str, out: Path | None, columns: str = "") -> int:
     """Print the model and write it to `out`; return 0. Raises `UsageError` for runs that no model can be fitted to."""
     folders = [RunFolder.open(path) for path in paths]
+    look = TableStyle(columns=columns, markdown=format_ == "markdown")
+    grid.check(columns, [column.name for column in cost_table.columns()])
     observations = [item for folder in folders for item in cost_model.observe(folder)]
     fitted = cost_model.fit(observations)
     if out is not None:
@@ -29,7 +33,7 @@ def run(paths: Sequence[Path], format_: str, out: Path | None) -> int:
     if format_ == "json":
         sys.stdout.write(json.dumps(comparison.as_json(fitted, observations) | found.as_dict()) + "\n")
     else:
-        sys.stdout.write(comparison.table(fitted, observations) + "\n".join(found.lines()) + "\n")
+        sys.stdout.write(cost_table.table(fitted, observations, look) + "\n".join(found.lines()) + "\n")
     for text in partial:
         stderr_console().print(text, markup=False)
     for note in fitted.notes:

@@ -76,6 +76,33 @@ def yardstick_options(command: _Command) -> _Command:
     return command
 
 
+def columns_option(command: _Command) -> _Command:
+    """Give a command that prints a table the option that says which columns."""
+    help_ = "Columns of the table; default: those that fit, 100 characters at the most."
+    return click.option("--columns", default="", metavar="all|A,B,..", help=help_)(command)
+
+
+def table_format(*, json_is: str) -> Callable[[_Command], _Command]:
+    """Return the option for the format of a command that prints one table, as a decorator."""
+    formats = click.Choice(("table", "markdown", "json"))
+    said = f"Of what is printed on stdout; json: {json_is}."
+    return click.option("--format", "format_", type=formats, default="table", show_default=True, help=said)
+
+
+def measuring_options(command: _Command) -> _Command:
+    """Add what a sweep and a tuning have in common."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="A line on stderr for each finished case."),
+        click.option("-q", "--quiet", is_flag=True, help="Nothing on stderr but errors."),
+        click.option("--no-plots", is_flag=True, help="Draw nothing at the end."),
+        click.option("--show-config", is_flag=True, help="Print every key with its value and measure nothing."),
+        click.option("--dry-run", is_flag=True, help="Print what would be measured, and measure nothing."),
+        columns_option,
+    ):
+        command = option(command)
+    return command
+
+
 class FiniteRange(click.FloatRange):
     """A number within limits: nan, which no comparison refuses, is none."""
 
@@ -144,6 +171,7 @@ def request(words: Sequence[str], options: Mapping[str, Any], **more: Any) -> Sw
         launcher=options["launcher"] or "",
         allow_env=options["allow_env"],
         format=options["format_"],
+        columns=options["columns"],
         plots=not options["no_plots"],
         quiet=options["quiet"],
         verbose=options["verbose"],

@@ -12,6 +12,7 @@ from commbench import transports
 from commbench.console import Console
 from commbench.errors import EXIT_OK, storage
 from commbench.launch import placement
+from commbench.output import grid, table
 from commbench.rank_info import detect
 from commbench.sweep.prepare import (
     SweepRequest,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 def run(request: SweepRequest) -> int:
     """Return the exit code: 0 fine, 1 a case failed, 130 interrupted. Raises `CommbenchError` before a start."""
+    grid.check(request.columns, [column.name for column in table.columns([], {})])
     rank = detect(os.environ)
     if rank is not None and not (request.dry_run or request.show_config):
         from commbench.sweep import join

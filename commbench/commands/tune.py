@@ -17,7 +17,9 @@ from commbench.algorithms import outside
 from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
+from commbench.output import grid
 from commbench.output.answer.tuned import answer
+from commbench.output.grid import TableStyle
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
@@ -40,6 +42,8 @@ from commbench.units import format_seconds
 
 def run(request: SweepRequest, out: Path | None) -> int:
     """Return the exit code: 0 there is a profile, 130 interrupted. Raises `CommbenchError`."""
+    grid.check(request.columns, [column.name for column in describe.columns()])
+    look = TableStyle(columns=request.columns, markdown=request.format == "markdown")
     journal = None
     if request.resume is not None:
         journal, request, out = _resume(request, out)
@@ -97,7 +101,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
         for choice in profile.choices:
             sys.stdout.write(json.dumps(dataclasses.asdict(choice)) + "\n")
     else:
-        sys.stdout.write("\n".join(describe.table(profile, [one.control for one in tuned])) + "\n")
+        sys.stdout.write("\n".join(describe.table(profile, [one.control for one in tuned], look)) + "\n")
     saved, values = "", dict[str, Any]()
     if trace is not None:
         saved, values = _saving(trace, Path(recipe), regions, tuned, stages)

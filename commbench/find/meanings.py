@@ -78,8 +78,10 @@ _COLUMNS = (
     _column("checked_calls", "calls whose output was compared since the first timed call"),
     _column("time_us", "the slowest rank's time of a typical call",
             "us; median over launches of (median over samples of (max over ranks))", _ROW, "time"),
-    _column("time_us_low", "lower end of the 95 % interval of time_us; interval_of says of what", "us", _ROW, "low"),
-    _column("time_us_high", "upper end of the 95 % interval of time_us", "us", _ROW, "high"),
+    _column("time_us_low", "lower end of the 95 % interval of time_us; interval_of says of what", "us", _ROW,
+            "[low-high]", "interval", "low"),
+    _column("time_us_high", "upper end of the 95 % interval of time_us", "us", _ROW, "[low-high]",
+            "interval", "high"),
     _column("interval_of", "what was resampled for the interval: launches (6 or more), or samples; then the spread "
             "between "
             "launches is not in it"),
@@ -133,9 +135,11 @@ _COLUMNS = (
     _column("stop_reason", "what ended the sampling, the worst of the launches", "", _ROW, "stop"),
     _column("baseline", "what speedup compares with: the collective's default algorithm"),
     _column("speedup", "above 1 this algorithm is faster than the baseline",
-            "median over launches of baseline's time / own time"),
-    _column("speedup_low", "lower end of the 95 % interval of speedup", "", _ROW, "x_low"),
-    _column("speedup_high", "upper end of the 95 % interval of speedup", "", _ROW, "x_high"),
+            "median over launches of baseline's time / own time", _ROW, "vs_direct"),
+    _column("speedup_low", "lower end of the 95 % interval of speedup", "", _ROW, "[x_low-x_high]",
+            "x_interval", "x_low"),
+    _column("speedup_high", "upper end of the 95 % interval of speedup", "", _ROW, "[x_low-x_high]",
+            "x_interval", "x_high"),
     _column("speedup_of", "what was resampled for that interval: launches, or samples"),
     _column("pairs", "launches whose process group measured both"),
     _column("speedup_p", "chance of such a ratio where nothing differs, adjusted for all ratios of the run; null "
@@ -234,6 +238,7 @@ def names() -> list[str]:
 def find(text: str) -> list[Meaning]:
     """Return what a word, or a warning or a part of one, means. Raises `UsageError` for an unknown one."""
     wanted = " ".join(text.lower().split())
+    wanted = "vs_direct" if wanted.startswith("vs_") else wanted  # the baseline's name follows
     exact = [one for one in TABLE if wanted in (one.name, *one.also)]
     said = [one for one in TABLE if one.kind == WARNING and (one.name in wanted or (wanted and wanted in one.name))]
     if not (found := exact or said):

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from commbench.analysis.ratios import Speedup, describe_ratios
-from commbench.output.answer import yardstick
+from commbench.output.answer import words, yardstick
 from commbench.output.answer.preemption import BUSY_PERCENT, preemption
 from commbench.output.answer.sweep import answer
 from commbench.output.describe import describe, usable_cpus
+from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, interval, number
 from commbench.records import NOMINAL, Fabric, Row, Status, network_note
 from commbench.stats import Verdict
 from commbench.units import format_size
 
+_LONGEST_NAME = 14  # of a baseline in a heading
 _VERDICTS = {None: "-", Verdict.NO_DIFFERENCE: "=", Verdict.NOT_ESTIMABLE: "?"}  # each one word
 
 
-def _columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[tuple[str, int, Callable[[Row], str]]]:
-    """(name, width, text of a row): those of every table, and those that say something of these rows only."""
+def columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[Column[Row]]:
+    """Return all columns of rows of one set-up."""
 
-    def number(field: str) -> Callable[[Row], str]:
-        return lambda row: _number(getattr(row, field))
+    def value(field: str) -> Callable[[Row], str]:
+        return lambda row: number(getattr(row, field))
 
     def percent(field: str, factor: float = 1.0) -> Callable[[Row], str]:
         return lambda row: "-" if (value := getattr(row, field)) is None else f"{factor * value:.0f}%"
@@ -29,66 +32,82 @@ def _columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[tuple[s
     def nbytes(field: str) -> Callable[[Row], str]:
         return lambda row: "-" if (value := getattr(row, field)) is None else format_size(value).replace(" ", "")
 
-    columns: list[tuple[str, int, Callable[[Row], str]]] = [
-        ("size", 10, lambda row: format_size(row.size_bytes).replace(" ", "")),
-        *([("round", 5, lambda row: str(row.arguments["round"]))] if "round" in rows[0].arguments else []),
-        ("algorithm", -max(18, *(len(row.label) for row in rows)), lambda row: row.label.replace(" ", ",")),
-        ("time_us", 10, number("time_us")),
-        ("low", 10, number("time_us_low")),
-        ("high", 10, number("time_us_high")),
-        ("algbw", 9, number("algbw_gbps")),
-    ]
-    if any(row.bound_us for row in rows) and not any(row.busbw_gbps for row in rows):
-        columns.append(("bound_us", 9, number("bound_us")))
-    else:
-        columns.append(("busbw", 9, number("busbw_gbps")))
-        if any(row.busbw_mean_gbps for row in rows):
-            columns.append(("of_mean", 9, number("busbw_mean_gbps")))
-        columns.append(("bound", 9, number("bound_gbps")))
-    columns.append(("of_bound", 8, percent("bound_fraction", 100)))
-    if any(row.steps_us for row in rows):
-        columns.append(("steps_us", 9, number("steps_us")))
-    if any(row.payload_bytes for row in rows):
-        columns += [("payload", 9, nbytes("payload_bytes")), ("error", 7, number("payload_error"))]
-    if rows[0].nodes > 1 and any(row.inter_bytes is not None for row in rows):
-        columns += [("inter", 8, nbytes("inter_bytes")), ("intra", 8, nbytes("intra_bytes"))]
-    if rows[0].fabric == Fabric.EMULATED:
-        columns.append(("cpu", 4, percent("cpu_percent")))
-    if any(row.comm_slowdown for row in rows):
-        columns += [
-            ("comm_x", 7, number("comm_slowdown")),
-            ("compute_x", 9, number("compute_slowdown")),
-            ("overlap", 7, percent("overlap_percent")),
-        ]
-    if ratios:
-        none = Speedup(baseline="")
-
-        def speedup(field: str) -> Callable[[Row], str]:
-            return lambda row: _number(getattr(ratios.get(row.case_id, none), field))
-
-        def verdict(row: Row) -> str:
-            found = ratios.get(row.case_id, none).verdict
-            return _VERDICTS.get(found, str(found))
-
-        columns += [
-            ("speedup", 8, speedup("speedup")),
-            ("x_low", 7, speedup("speedup_low")),
-            ("x_high", 7, speedup("speedup_high")),
-            ("verdict", -7, verdict),
-        ]
+    least_alone = not any(row.busbw_gbps for row in rows)  # algorithms that move unlike amounts have no busbw
     return [
-        *columns,
-        ("host_us", 9, number("host_us")),
-        ("samples", 7, lambda row: str(row.samples) if row.status is Status.OK else "-"),
-        ("stop", -9, lambda row: row.stop_reason or "-"),
-        ("status", -13, lambda row: row.status.value),
+        Column(name="size", text=lambda row: format_size(row.size_bytes).replace(" ", "")),
+        Column(name="round", text=lambda row: str(row.arguments.get("round", "-"))),
+        Column(name="algorithm", text=lambda row: row.label.replace(" ", ","), left=True, once=True),
+        Column(name="time_us", text=value("time_us")),
+        Column(name="interval", heading="[low-high]", goes=5,
+               text=lambda row: interval(row.time_us_low, row.time_us_high, row.time_us)),
+        Column(name="busbw", text=value("busbw_gbps"), goes=3),
+        Column(name="of_mean", text=value("busbw_mean_gbps"), goes=6),
+        Column(name="bound_us", text=value("bound_us"), goes=2, asked=not least_alone),
+        Column(name="of_bound", text=percent("bound_fraction", 100), goes=4),
+        *_ratio_columns(ratios),
+        Column(name="comm_x", text=value("comm_slowdown"), goes=7),
+        Column(name="compute_x", text=value("compute_slowdown"), goes=7),
+        Column(name="overlap", text=percent("overlap_percent"), goes=1),
+        Column(name="algbw", text=value("algbw_gbps"), asked=True),
+        Column(name="bound", text=value("bound_gbps"), asked=True),
+        Column(name="steps_us", text=value("steps_us"), asked=True),
+        Column(name="payload", text=nbytes("payload_bytes"), goes=8),
+        Column(name="error", text=value("payload_error"), goes=8),
+        Column(name="inter", text=nbytes("inter_bytes"), asked=True),
+        Column(name="intra", text=nbytes("intra_bytes"), asked=True),
+        Column(name="cpu", text=percent("cpu_percent"), asked=True),
+        Column(name="host_us", text=value("host_us"), asked=True),
+        Column(name="samples", text=lambda row: str(row.samples) if row.status is Status.OK else "-", asked=True),
+        Column(name="stop", text=lambda row: row.stop_reason or "-", left=True, asked=True),
+        Column(name="status", text=lambda row: row.status.value, left=True,
+               asked=all(row.status is Status.OK for row in rows)),
+    ]  # fmt: skip
+
+
+def _ratio_columns(ratios: Mapping[str, Speedup]) -> list[Column[Row]]:
+    """Return the columns of how much faster a row is than its baseline."""
+    none = Speedup(baseline="")
+
+    def of(row: Row) -> Speedup:
+        return ratios.get(row.case_id, none)
+
+    def verdict(row: Row) -> str:
+        found = of(row).verdict
+        return _VERDICTS.get(found, str(found))
+
+    def ends(row: Row) -> str:
+        return words.interval(of(row).speedup_low, of(row).speedup_high).strip() or "-"
+
+    return [
+        Column(name="speedup", heading=_ratio_name(ratios), text=lambda row: _x(of(row))),
+        Column(name="x_interval", heading="[x_low-x_high]", text=ends),
+        Column(name="verdict", text=verdict, left=True),
     ]
 
 
-def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> str:
-    """Rows in groups that share everything but size and algorithm, smallest size first."""
-    lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", f"# {meta['machine_text']}"]
-    lines += [f"# PARTIAL: {meta['partial']}"] if meta.get("partial") else []
+def _ratio_name(ratios: Mapping[str, Speedup]) -> str:
+    """Return the heading: `vs_direct`, or `speedup` where there is no one baseline with a short name."""
+    names = {ratio.baseline for ratio in ratios.values()}
+    name = names.pop().replace(" ", ",") if len(names) == 1 else ""
+    return f"vs_{name}" if 0 < len(name) <= _LONGEST_NAME else "speedup"
+
+
+def _x(ratio: Speedup) -> str:
+    """`1.50x`."""
+    if ratio.speedup is None:
+        return "-"
+    return f"{ratio.speedup:.{words.decimals(ratio.speedup_low, ratio.speedup_high)}f}x"
+
+
+def table(
+    rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup], look: TableStyle = AS_FITS
+) -> str:
+    """Return rows in groups that share everything but size and algorithm, smallest size first.
+
+    Raises `UsageError` for a column that there is not.
+    """
+    lines = [f"# commbench {meta['commbench_version']}, run {meta['run_id']}", *folded(meta["machine_text"])]
+    lines += folded(f"PARTIAL: {meta['partial']}") if meta.get("partial") else []
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         env = tuple(row.env.items())
@@ -97,20 +116,21 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
         groups.setdefault(key, []).append(row)
     for members in groups.values():
         compared = {row.case_id: ratios[row.case_id] for row in members if row.case_id in ratios}
-        columns = _columns(members, compared)
+        ordered = sorted(members, key=lambda row: row.size_bytes)
+        laid = grid(columns(members, compared), ordered, look)
         lines += [
             "#",
-            f"# {describe(members[0])}",
-            f"# {_explain(members)}",
-            *([f"# speedup: {describe_ratios(compared.values())}"] if compared else []),
-            *([f"# bound: {text}"] if (text := yardstick.sentence(members)) else []),
-            *_warnings(members, meta),
-            "#" + "  ".join(_cell(name, width) for name, width, _ in columns)[1:].rstrip(),
+            *folded(describe(members[0])),
+            *folded(_explain(members)),
+            *(folded(f"{_ratio_name(compared)}: {describe_ratios(compared.values())}") if compared else []),
+            *(folded(f"bound: {text}") if (text := yardstick.sentence(members)) else []),
+            *itertools.chain(*map(folded, _warnings(members, meta))),
+            *itertools.chain(*map(folded, laid.notes)),
+            *laid.framed(look),
         ]
-        for row in sorted(members, key=lambda row: row.size_bytes):
-            lines.append("  ".join(_cell(text(row), width) for _, width, text in columns).rstrip())
     failed = [row for row in rows if row.status is not Status.OK and row.reason]
-    lines += [f"# {row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}" for row in failed]
+    for row in failed:
+        lines += folded(f"{row.status}: {row.label}, {format_size(row.size_bytes)}: {row.reason}")
     lines += answer(rows, ratios, meta).lines()
     return "\n".join(lines) + "\n"
 
@@ -118,30 +138,30 @@ def table(rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Spe
 def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
     cpus = usable_cpus(meta)
     skews = [row.skew_us / row.time_us for row in rows if row.skew_us and row.time_us and row.mode == "isolated"]
-    lines = [f"# note: {note}"] if (note := network_note(rows[0].fabric)) else []
+    lines = [f"note: {note}"] if (note := network_note(rows[0].fabric)) else []
     # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
     if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
-        lines.append(f"# warning: {rows[0].ranks} ranks share {cpus} CPUs, so times include waiting for a CPU")
+        lines.append(f"warning: {rows[0].ranks} ranks share {cpus} CPUs, so times include waiting for a CPU")
     if text := yardstick.warning(rows):
-        lines.append(f"# warning: {text}")
+        lines.append(f"warning: {text}")
     if text := preemption(rows, meta):
-        lines.append(f"# warning: {text}")
+        lines.append(f"warning: {text}")
     if skews and max(skews) > 0.2:
         lines.append(
-            f"# warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"
+            f"warning: ranks leave the barrier up to {100 * max(skews):.0f} % of the time apart; that is in the time"
         )
     if rows[0].fabric == Fabric.EMULATED:
         busy = [row for row in rows if (row.cpu_percent or 0) > BUSY_PERCENT]
         if busy:
             lines.append(
-                f"# warning: the CPUs were more than {BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
+                f"warning: the CPUs were more than {BUSY_PERCENT} % busy in {len(busy)} of {len(rows)} cases, whose "
                 "times are theirs as much as the links'"
             )
     part = [row for row in rows if row.mode == "isolated" and (row.checked_calls or row.samples) < row.samples]
     if part:
         share = 100 * sum(row.checked_calls or 0 for row in part) / sum(row.samples for row in part)
         lines.append(
-            f"# note: in {len(part)} of {len(rows)} cases {share:.0f} % of the timed calls were compared, drawn at "
+            f"note: in {len(part)} of {len(rows)} cases {share:.0f} % of the timed calls were compared, drawn at "
             "random: to compare all would have taken over a third of the cap"
         )
     return lines
@@ -163,8 +183,6 @@ def _explain(rows: Sequence[Row]) -> str:
         of += "; busbw: of the busiest rank, of_mean: of the mean over ranks"
     if any(row.comm_slowdown for row in ok):
         of += "; comm_x, compute_x: how much slower than alone"
-    if any(row.steps_us for row in ok):
-        of += "; steps_us: the least that the algorithm's own messages take"
     bound = "" if any(row.bound_us or row.steps_us for row in ok) else f"; no bound: {_no_bound(ok)}"
     return f"time: slowest rank, median, {of}; bandwidth in GB/s (1e9){bound}"
 
@@ -172,15 +190,3 @@ def _explain(rows: Sequence[Row]) -> str:
 def _no_bound(rows: Sequence[Row]) -> str:
     nominal = all(row.fabric in NOMINAL for row in rows)
     return "nothing passes a card between such nodes" if nominal else "no link rate is known (link_rate.inter=)"
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits, never an exponent."""
-    if value is None:
-        return "-"
-    digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3 if value >= 1 else 4
-    return f"{value:.{digits}f}"
-
-
-def _cell(text: str, width: int) -> str:
-    return text.ljust(-width) if width < 0 else text.rjust(width)

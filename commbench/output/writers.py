@@ -13,11 +13,13 @@ from typing import Any, Protocol
 from commbench.analysis.ratios import Speedup
 from commbench.output import nccl_tests
 from commbench.output.answer.sweep import answer
+from commbench.output.grid import AS_FITS, TableStyle
 from commbench.output.table import table
 from commbench.records import Row
 from commbench.serialise import to_json
 
-FORMATS = ("table", "json", "csv", "nccl-tests")
+TABLES = ("table", "markdown")
+FORMATS = (*TABLES, "json", "csv", "nccl-tests")
 
 
 class Writer(Protocol):
@@ -64,13 +66,16 @@ class CsvWriter:
 
 
 class TableWriter:
-    """A table for people, at the end; awk and pandas (`comment="#"`) read it too."""
+    """A table for people, at the end; awk and pandas (`comment="#"`) read it too, or Markdown reads it."""
+
+    def __init__(self, look: TableStyle = AS_FITS) -> None:
+        self._look = look
 
     def row(self, row: Row) -> None:
         return None
 
     def end(self, rows: Sequence[Row], meta: Mapping[str, Any], ratios: Mapping[str, Speedup]) -> None:
-        sys.stdout.write(table(rows, meta, ratios))
+        sys.stdout.write(table(rows, meta, ratios, self._look))
         sys.stdout.flush()
 
 
@@ -85,8 +90,14 @@ class NcclTestsWriter:
         sys.stdout.flush()
 
 
-WRITERS: dict[str, type[Writer]] = {
-    "table": TableWriter,
+def writer(format_: str, columns: str) -> Writer:
+    """Return the writer of a format. columns: of a table, as `--columns` has them."""
+    if format_ in TABLES:
+        return TableWriter(TableStyle(columns=columns, markdown=format_ == "markdown"))
+    return _LINES[format_]()
+
+
+_LINES: dict[str, type[Writer]] = {
     "json": JsonWriter,
     "csv": CsvWriter,
     "nccl-tests": NcclTestsWriter,

@@ -49,6 +49,7 @@ class SweepRequest:
     launcher: str = ""  # "": each transport's own
     allow_env: tuple[str, ...] = ()  # variables that load code, from a recipe or a run to go on with
     format: str = "table"
+    columns: str = ""  # of a table: "" those that fit, "all", or names with commas between
     plots: bool = True
     quiet: bool = False
     verbose: bool = False
@@ -361,6 +362,7 @@ def show_script(request: SweepRequest, planned: Sequence[PlannedCase]) -> None:
     plain = SweepRequest()
     options = ["--out", str(request.out)] if request.out != plain.out else []
     options += ["--format", request.format] if request.format != plain.format else []
+    options += ["--columns", request.columns] if request.columns != plain.columns else []
     options += [] if request.plots else ["--no-plots"]
     setups = {item.case.setup.key: item.case.setup for item in planned if not item.skip}
     text = job_script.text(request.words, list(setups.values()), seconds=plan.estimate_s(planned), options=options)

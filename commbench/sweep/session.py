@@ -74,7 +74,7 @@ def of_run(request: SweepRequest, folder: RunFolder, planned: Sequence[PlannedCa
         launchers=about["launchers"],
         timeout_s=about["timeout_s"],
         rates=bounds.declared(about.get("link_rate") or {}),
-        reporter=ConsoleReporter(console, writers.WRITERS[request.format]()),
+        reporter=ConsoleReporter(console, writers.writer(request.format, request.columns)),
     )
 
 
@@ -123,7 +123,7 @@ def finish(
     interrupted = any(row.status is Status.INTERRUPTED for row in rows)
     folder.set_status("interrupted" if interrupted else "finished" if complete else "incomplete")
     reporter.end(rows, meta, compared)
-    if request.format != "table":
+    if request.format not in writers.TABLES:
         tell(answer(rows, compared, meta), console.note)
     failed = [row for row in rows if row.status not in (Status.OK, Status.SKIPPED)]
     if request.plots and any(row.status is Status.OK for row in rows):
@@ -150,7 +150,7 @@ def show_partial(request: SweepRequest, folder: RunFolder, sweep: Sweep, console
     rows, meta = list(known.rows.values()), {**_meta(folder, sweep), "partial": known.partial}
     compared = ratios.of_run(folder, rows)
     sweep.reporter.end(rows, meta, compared)
-    if request.format != "table":
+    if request.format not in writers.TABLES:
         tell(answer(rows, compared, meta), console.note)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from commbench.profile import Choice, Profile
+from commbench.output.answer import words
+from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number
+from commbench.profile import Choice, Evidence, Profile
 from commbench.record.trace import ProgramTrace
 from commbench.records import network_note
 from commbench.sweep import foreign_keys
@@ -36,36 +40,53 @@ def plan(regions: Sequence[Region], budget_s: float, gain: float) -> list[str]:
     return lines
 
 
-def table(profile: Profile, controls: Sequence[Control]) -> list[str]:
+class _Proven(NamedTuple):
+    """A choice at one size."""
+
+    choice: Choice
+    proof: Evidence
+
+    @property
+    def ratio(self) -> str:
+        """`1.52x [1.48-1.56]`."""
+        return words.ratio(self.proof.ratio, self.proof.low, self.proof.high)
+
+
+def columns() -> list[Column[_Proven]]:
+    """Return the columns of what was chosen."""
+    return [
+        Column(name="collective", left=True, once=True,
+               text=lambda row: row.choice.collective + (" captured" if row.choice.captured else "")),
+        Column(name="size", text=lambda row: format_size(row.proof.size_bytes).replace(" ", "")),
+        Column(name="default", text=lambda row: row.proof.default.replace(" ", ","), left=True, once=True, goes=2),
+        Column(name="default_us", text=lambda row: number(row.proof.default_us), goes=3),
+        Column(name="choice", text=lambda row: _chosen(row.choice), left=True),
+        Column(name="choice_us", text=lambda row: number(row.proof.chosen_us)),
+        Column(name="gain", text=lambda row: row.ratio.partition(" ")[0]),
+        Column(name="interval", heading="[low-high]", text=lambda row: row.ratio.partition(" ")[2]),
+        Column(name="pairs", text=lambda row: str(row.proof.pairs), once=True, goes=1),
+    ]  # fmt: skip
+
+
+def _chosen(choice: Choice) -> str:
+    return choice.label.replace(" ", ",") + (f",{choice.buffers}" if choice.buffers != "plain" else "")
+
+
+def table(profile: Profile, controls: Sequence[Control], look: TableStyle = AS_FITS) -> list[str]:
     """Return the choices with their evidence, for people."""
     lines: list[str] = []
     for scope, control in zip(profile.scopes, controls, strict=True):
-        lines.append(f"# {scope.id}: {scope}")
-        lines += [f"# note: {note}"] if (note := network_note(scope.fabric)) else []
-        head = ("collective", "size", "default", "us", "choice", "us", "gain", "95 % interval", "pairs")
-        rows = [head]
-        for choice in profile.of_scope(scope.id):
-            for one in choice.evidence:
-                interval = "" if one.low is None or one.high is None else f"{one.low:.3f} - {one.high:.3f}"
-                chosen = choice.label + (f", {choice.buffers}" if choice.buffers != "plain" else "")
-                name = choice.collective + (" captured" if choice.captured else "")
-                rows.append((name, format_size(one.size_bytes), one.default, f"{one.default_us:.1f}", chosen,
-                             f"{one.chosen_us:.1f}", f"{one.ratio:.3f}", interval, str(one.pairs)))  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        right = {3, 5, 6, 8}
-        lines += [
-            "  ".join(
-                cell.rjust(width) if column in right else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        lines += [f"# {text}" for text in _reasons(profile.of_scope(scope.id))]
-        lines.append(f"# {_control_text(control)}")
+        lines += folded(f"{scope.id}: {scope}")
+        lines += folded(f"note: {note}") if (note := network_note(scope.fabric)) else []
+        choices = profile.of_scope(scope.id)
+        laid = grid(columns(), [_Proven(choice, proof) for choice in choices for proof in choice.evidence], look)
+        lines += [*itertools.chain(*map(folded, laid.notes)), *laid.framed(look)]
         wrong = [
             one for one in profile.refused if one.scope == scope.id and one.why in ("wrong_result", "timeout", "error")
         ]
-        lines += [f"# refused: {one.label}: {one.why}: {one.reason}" for one in wrong]
+        said = [*_reasons(choices), _control_text(control)]
+        said += [f"refused: {one.label}: {one.why}: {one.reason}" for one in wrong]
+        lines += itertools.chain(*map(folded, said))
     return lines
 
 

@@ -75,7 +75,7 @@ def finish(folder: Path) -> None:
     request = prepare.SweepRequest(resume=folder)
     opened, sweep = resume(request, console)
     assert isinstance(opened, RunFolder)
-    reporter = session.ConsoleReporter(console, writers.WRITERS["table"]())
+    reporter = session.ConsoleReporter(console, writers.writer("table", ""))
     session.finish(request, opened, sweep, reporter, console, _draw)
 
 

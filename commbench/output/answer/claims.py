@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from commbench.output.answer import words
+from commbench.output.grid import folded
 from commbench.stats import LAUNCHES_FOR_INTERVAL
 from commbench.units import format_size
 
@@ -149,7 +150,9 @@ class Answer:
         shown = list(self.sentences[:_MOST_LINES])
         if left := len(self.sentences) - len(shown):
             shown.append(f"and {words.count(left, 'sentence')} more: --format json has all")
-        lines = [f"{prefix}{'answer: ' if not number else '        '}{text}" for number, text in enumerate(shown)]
+        lines = []
+        for number, text in enumerate(shown):
+            lines += folded(text, prefix + ("        " if number else "answer: "), f"{prefix}        ")
         return [*lines, *([f"{prefix}next: {self.next}"] if self.next else [])]
 
     @property

@@ -34,23 +34,24 @@ def interval(low: float | None, high: float | None) -> str:
     """` [1.46-1.54]`, with a blank before it; "" where there is none."""
     if low is None or high is None:
         return ""
-    digits = _digits(low, high)
+    digits = decimals(low, high)
     return f" [{low:.{digits}f}-{high:.{digits}f}]"
 
 
 def ratio(value: float, low: float | None, high: float | None) -> str:
     """`1.50x [1.46-1.54]`; three digits where two would hide on which side of 1 an end is."""
-    return f"{value:.{_digits(low, high)}f}x{interval(low, high)}"
+    return f"{value:.{decimals(low, high)}f}x{interval(low, high)}"
 
 
 def ratios(values: Sequence[float], low: float | None, high: float | None) -> str:
     """`1.21x to 1.58x [1.15-1.66]`: of several sizes, with an interval that holds those of all."""
-    digits = _digits(low, high)
+    digits = decimals(low, high)
     ends = [f"{value:.{digits}f}x" for value in (min(values), max(values))]
     return " to ".join(dict.fromkeys(ends)) + interval(low, high)
 
 
-def _digits(low: float | None, high: float | None) -> int:
+def decimals(low: float | None, high: float | None) -> int:
+    """Return how many digits behind the point a ratio with such an interval takes."""
     return 3 if any(end is not None and abs(end - 1) < _CLOSE for end in (low, high)) else 2
 
 
@@ -88,5 +89,5 @@ def time_interval(time_us: float, low_us: float | None, high_us: float | None) -
 
 def ends(low: float, high: float) -> str:
     """`0.97x and 1.04x`."""
-    digits = _digits(low, high)
+    digits = decimals(low, high)
     return f"{low:.{digits}f}x and {high:.{digits}f}x"

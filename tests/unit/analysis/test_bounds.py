@@ -24,7 +24,7 @@ from commbench.plots.settings import FIGURE_KEYS
 from commbench.records import Fabric, Row
 from commbench.run_folder import RunFolder
 from commbench.sweep import prepare
-from tests.conftest import REPOSITORY, here, only_run
+from tests.conftest import REPOSITORY, here, only_run, unfolded
 from tests.support import foreign_logs
 from tests.support.fake_runs import ABOUT, META, folder, measured, planned, rows_of
 
@@ -62,23 +62,25 @@ def test_declared_rates_take_the_place_of_others_and_say_so() -> None:
 def test_nodes_that_are_no_machines_have_no_cards(fabric: Fabric) -> None:
     row = row_of(fabric, None, "inter=400gbit", time_us=2000.0)
     assert row.bound_gbps is None
-    assert "no bound: nothing passes a card between such nodes" in table([row], META, {})
+    assert "no bound: nothing passes a card between such nodes" in unfolded(table([row], META, {}))
     row = row_of(fabric, None, "inter=400gbit", "intra=1GBps", time_us=2e5)
     assert row.bound_gbps == pytest.approx(7.0)
 
 
 def test_a_table_says_what_is_possible_and_what_is_not() -> None:
     row = row_of(Fabric.REAL, None, "inter=4x10gbit", time_us=3000.0)
-    text = table([row], META, {})
+    text = unfolded(table([row], META, {}))
     assert "# bound: direct reaches 2.45 GB/s of 2.92 possible (83.9 %, declared) at 8 MiB\n" in text
     assert "# warning" not in text
     row = row_of(Fabric.REAL, None, "inter=10gbit", time_us=3000.0)
     assert (
         "# warning: direct at 8 MiB shows 336 % of the bound, above what the link rate allows: is link_rate right?\n"
-        in table([row], META, {})
+        in unfolded(table([row], META, {}))
     )
-    assert "no bound: no link rate is known (link_rate.inter=)" in table([dataclasses.replace(
-        row, bound_us=None, bound_gbps=None, bound_fraction=None, bound_kind="", steps_us=None)], META, {})  # fmt: skip
+    unbound = dataclasses.replace(
+        row, bound_us=None, bound_gbps=None, bound_fraction=None, bound_kind="", steps_us=None
+    )
+    assert "no bound: no link rate is known (link_rate.inter=)" in unfolded(table([unbound], META, {}))
 
 
 def test_in_words() -> None:

@@ -13,7 +13,7 @@ from commbench import stats
 from commbench.analysis import compare
 from commbench.cli import _main
 from commbench.records import FORMAT_VERSION, Case
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, unfolded
 from tests.support.fake_runs import META, folder, measured, planned
 
 WORDS = ("nodes=1", "ranks_per_node=2", "algorithm=direct,bruck", "sizes.min=1K", "sizes.max=64K", "sizes.factor=4")
@@ -62,7 +62,7 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: 
     assert _main(["compare", str(after), str(before), "--format", "json"]) == 0
     assert {row["outcome"] for row in rows(capsys) if row["label"] == "bruck"} == {"better"}
     assert _main(["compare", str(before), str(after), "--threshold", "0.3", "--plot", str(tmp_path / "p.png")]) == 0
-    text = capsys.readouterr().out
+    text = unfolded(capsys.readouterr().out)
     assert "8 cases: 0 better, 4 worse, 4 inconclusive; 0 regressed by more than 30 %" in text
     assert "# answer: 0 of 8 cases regressed by more than 30 %\n" in text
     assert "fp32, isolated: bruck: the second run is slower from 1 KiB to 64 KiB, takes 1." in text
@@ -70,7 +70,7 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: 
     assert _main(["compare", str(before), str(after)]) == 1
     assert capsys.readouterr().out.endswith("then measure the second run again: commbench doctor\n")
     assert _main(["compare", str(before), str(before)]) == 0
-    assert "# answer: no difference is proven in 8 cases: ratios are between 0.9" in capsys.readouterr().out
+    assert "# answer: no difference is proven in 8 cases: ratios are between 0.9" in unfolded(capsys.readouterr().out)
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 
@@ -79,8 +79,8 @@ def test_few_launches_are_compared_by_their_samples_and_it_is_said(
 ) -> None:
     before, after = made(tmp_path / "a", "launches=3"), made(tmp_path / "b", "launches=10", factor=1.5)
     assert _main(["compare", str(before), str(after)]) == 0, "three launches are no verdict"
-    text = capsys.readouterr().out
-    assert "samples   inconclusive" in text and "0 better, 0 worse, 8 inconclusive" in text
+    text = unfolded(capsys.readouterr().out)
+    assert "# of: samples\n" in text and "0 better, 0 worse, 8 inconclusive" in text
     assert "# answer: nothing is proven: 3 launches, 6 are needed for a verdict: launches=6" in text
     assert text.endswith("# next: measure both runs with launches=6: commbench sweep quick launches=6\n")
 

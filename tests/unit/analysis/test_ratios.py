@@ -18,7 +18,7 @@ from commbench.output import parquet, table
 from commbench.records import Case, Row
 from commbench.run_folder import RunFolder
 from commbench.stats import Verdict
-from tests.conftest import here, only_run
+from tests.conftest import here, only_run, unfolded
 from tests.support.fake_runs import META, folder, measured, planned
 
 SMALL = ("nodes=2", "ranks_per_node=2", "sizes.min=1K", "sizes.max=4K", "sizes.factor=4")
@@ -129,7 +129,7 @@ def test_a_run_folder_gives_them_and_keeps_them(tmp_path: Path, capsys: pytest.C
 
 
 def shown(rows: list[Row], found: dict[str, Speedup]) -> tuple[list[str], list[list[str]], str]:
-    text = table.table(rows, {**META, "machine": {"affinity": []}}, found)
+    text = unfolded(table.table(rows, {**META, "machine": {"affinity": []}}, found))
     lines = text.splitlines()
     header = next(line for line in lines if "time_us" in line).lstrip("# ").split()
     return header, [line.split() for line in lines if not line.startswith("#")], text
@@ -140,14 +140,14 @@ def test_the_table_names_the_baseline_and_marks_no_difference(tmp_path: Path) ->
     run, rows = folder(tmp_path, cases, measured(cases, rule), samples=1)
     found = ratios.of_run(run, rows)
     header, cells, text = shown(rows, found)
-    at = header.index("speedup")
-    assert header[at : at + 4] == ["speedup", "x_low", "x_high", "verdict"]
+    at = header.index("vs_direct")
+    assert header[at:] == ["vs_direct", "[x_low-x_high]", "verdict"]
     assert all(len(line) == len(header) for line in cells)
-    assert [line[at + 3] for line in cells] == ["-", "=", "faster"] and cells[0][at : at + 3] == ["-"] * 3
-    assert "# speedup: over direct, launch by launch; 95 % interval over 6 launches" in text
+    assert [line[at + 2] for line in cells] == ["-", "=", "faster"] and cells[0][at : at + 2] == ["-"] * 2
+    assert "# vs_direct: over direct, launch by launch; 95 % interval over 6 launches" in text
     assert "a claim of gain takes 10" in text
     header, cells, text = shown(rows, {})
-    assert "speedup" not in text and all(len(line) == len(header) for line in cells)
+    assert "vs_" not in text and all(len(line) == len(header) for line in cells)
 
 
 def test_a_sweep_over_the_scripted_transport(tmp_path: Path) -> None:

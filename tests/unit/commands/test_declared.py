@@ -15,7 +15,7 @@ from commbench.export import TABLE, export
 from commbench.export.source import ExportSource
 from commbench.layout import Layout
 from commbench.output import stragglers
-from commbench.output.writers import WRITERS
+from commbench.output.writers import writer as writer_of
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
 from commbench.plots.traffic import traffic
@@ -91,7 +91,7 @@ def test_tables_and_figures_say_it(fabric: Fabric, capsys: pytest.CaptureFixture
         assert (NOTE in said) == (fabric == Fabric.DECLARED), draw
     finished = rows_of(cases, measurements, Samples(RunFolder(Path("/nowhere"))))
     for name, words in (("table", NOTE), ("nccl-tests", "declared on one machine"), ("json", '"fabric":"declared"')):
-        writer = WRITERS[name]()
+        writer = writer_of(name, "")
         for row in finished:
             writer.row(row)
         writer.end(finished, META, {})

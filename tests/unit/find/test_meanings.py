@@ -11,6 +11,7 @@ from commbench.analysis.ratios import Speedup
 from commbench.cli import _main
 from commbench.find import meanings
 from commbench.find.meanings import COLUMN, FABRIC, STATUS, STOP, TABLE, TUNED, VERDICT, WARNING, Meaning
+from commbench.output import table
 from commbench.records import STOP_REASONS, Fabric, Row, Status
 from commbench.stats import Verdict
 from tests.conftest import REPOSITORY
@@ -54,6 +55,10 @@ def test_a_warning_is_one_that_the_code_gives(name: str) -> None:
 def test_headings_of_the_table_and_whole_warnings_are_found() -> None:
     assert [one.name for one in meanings.find("of_bound")] == ["bound_fraction"]
     assert [one.kind for one in meanings.find("low")] == [COLUMN, TUNED]
+    for column in table.columns([], {}):
+        for heading in {column.name, column.heading or column.name} - {"round", "verdict"}:
+            assert meanings.find(heading), heading
+    assert [one.name for one in meanings.find("vs_binding=none")] == ["speedup"]
     assert [one.name for one in meanings.find("warning: 4 ranks share 2 CPUs, so times")] == ["ranks share"]
     assert [one.name for one in meanings.find("preempted")] == ["preempted"]
     assert {one.kind for one in meanings.find("pairs")} == {COLUMN, TUNED}
