@@ -29,7 +29,7 @@ from commbench.stats import Floats, Verdict
 from commbench.units import gbps
 
 # Facts about a machine without which a comparison is refused; other differences (kernel, packages) are only shown.
-MUST_MATCH = ("machine", "cpu", "cpus", "gpus")
+MUST_MATCH = ("machine", "cpu", "cpus", "gpus", "usable_cpus")
 
 
 # What `commbench compare` calls a verdict on the second run.
@@ -187,7 +187,7 @@ def mismatches(before: ComparedRun, after: ComparedRun) -> tuple[list[str], list
     others: list[str] = []
     for key in sorted({*before.machine, *after.machine} - {"load_average", "affinity", "uncommitted_changes"}):
         one, two = (_comparable(key, source.machine.get(key)) for source in (before, after) if source.machine)
-        if one != two:
+        if one != two and not (key == "usable_cpus" and None in (one, two)):  # older runs do not say it
             text = f"{key} was {one!r}, is {two!r}"
             (forbidding if key in MUST_MATCH else others).append(text)
     both = [(point.fabric, after.points[key].fabric) for key, point in before.points.items() if key in after.points]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from commbench.doctor.finding import Finding, note, ok, some, warn
+from commbench.doctor.finding import Finding, fail, note, ok, some, warn
 from commbench.doctor.system import System
 
 _NET = "/sys/class/net"
@@ -55,6 +55,13 @@ def host_name(system: System) -> Finding:
             "add it to /etc/hosts, or name an interface: GLOO_SOCKET_IFNAME",
         )
     address = said.split()[0]
+    here = {one for found in system.addresses().values() for one in found}
+    if here and address not in here and not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+        return fail(
+            f"{system.host!r} is {address}, which no interface of this machine has ({some(sorted(here))})",
+            "torchrun and gloo listen at that address: they hang until they give up, or talk to another machine",
+            "put the right address into /etc/hosts, or give MASTER_ADDR and GLOO_SOCKET_IFNAME",
+        )
     if ipaddress.ip_address(address.partition("%")[0]).is_loopback:
         return note(
             f"{system.host!r} is {address}, this machine alone",
@@ -62,6 +69,42 @@ def host_name(system: System) -> Finding:
             "over several hosts give its real address in /etc/hosts, or GLOO_SOCKET_IFNAME and MASTER_ADDR",
         )
     return ok(f"{system.host!r} is {address}")
+
+
+def socket_interfaces(system: System) -> Finding | None:
+    """Look whether the interfaces that variables name are there, by the grammar of each library; None: none does."""
+    named = {name: system.environ.get(name, "") for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    if not any(named.values()):
+        return None
+    there = sorted(name for name, found in system.addresses().items() if found)
+    problems = []
+    for variable, value in named.items():
+        words = [word for word in value.split(",") if word]
+        if variable.startswith("GLOO") and any(word[0] in "^=" for word in words):
+            problems.append(f"{variable}={value}: gloo takes names alone, ^ and = are NCCL's")
+        elif variable.startswith("GLOO"):
+            problems += [f"{variable}={word}: there is no such interface with an address" for word in words
+                         if word not in there]  # fmt: skip
+        elif words and not _of_nccl(value, there):
+            problems.append(f"{variable}={value} leaves no interface")
+    if problems:
+        return fail(
+            "; ".join(problems),
+            f"ranks then fail, or wait for each other; interfaces with an address: {some(there, 8)}",
+            "gloo: GLOO_SOCKET_IFNAME=eth0,eth1; NCCL: prefixes, eth,ib; ^docker,lo all but those; =eth0 exactly",
+        )
+    return ok(", ".join(f"{variable}={value}" for variable, value in named.items() if value))
+
+
+def _of_nccl(value: str, there: list[str]) -> list[str]:
+    """Return the interfaces that NCCL_SOCKET_IFNAME leaves: prefixes, after ^ all others, after = whole names."""
+    excluded = value.startswith("^")
+    words = value.removeprefix("^")
+    exact = words.startswith("=")
+    names = [word for word in words.removeprefix("=").split(",") if word]
+    return [
+        name for name in there if any(name == word if exact else name.startswith(word) for word in names) != excluded
+    ]
 
 
 def infiniband(system: System) -> Finding | None:

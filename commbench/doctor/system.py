@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from commbench import transports
 from commbench.layout import LinkClass
@@ -93,6 +96,14 @@ class System:
             return self.read(path)
         except OSError:
             return None
+
+    def addresses(self) -> dict[str, list[str]]:
+        """Return the addresses of each network interface, IPv4 and IPv6, without zones."""
+        families = (socket.AF_INET, socket.AF_INET6)
+        return {
+            name: [one.address.partition("%")[0] for one in found if one.family in families]
+            for name, found in psutil.net_if_addrs().items()
+        }
 
     def names(self, path: str) -> list[str]:
         """Return what is in a folder, sorted; nothing if it is not there."""

@@ -11,6 +11,7 @@ _WITHOUT = ("SLURM_", "COMMBENCH_")
 # Images of containers set these for building software; nothing reads them at run time.
 _WITHOUT_EFFECT = {"CUDA_HOME", "CUDA_PATH", "CUDA_VERSION", "NCCL_VERSION", "TORCH_CUDA_ARCH_LIST", "TORCH_HOME"}
 _LONGEST = 60
+_RANK = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # env:// needs four
 _BACKEND, _AUTOLOAD, _ENTRY = "COMMBENCH_BACKEND", "TORCH_DEVICE_BACKEND_AUTOLOAD", "commbench_autoload:"
 
 # name -> (values that do it, in capitals, or none for any value; what it does)
@@ -57,6 +58,23 @@ def spoilers(system: System) -> Finding | None:
         "; ".join(spoiling.values()),
         f"unset {' '.join(spoiling)}",
     )
+
+
+def ranks(system: System) -> Finding | None:
+    """Look at what a launcher tells a rank; None where nothing is set. Left over in a shell, it misleads programs."""
+    told = {name: system.environ[name] for name in _RANK if system.environ.get(name)}
+    if not told or "SLURM_JOB_ID" in system.environ:
+        return None
+    shown = ", ".join(f"{name}={_short(value)}" for name, value in told.items())
+    do = f"unset {' '.join(told)}, or start programs with torchrun"
+    missing = [name for name in _RANK[:4] if name not in told]
+    if missing:
+        return warn(f"{shown}, but {' and '.join(missing)} not set", "env:// needs all four: programs fail or hang", do)
+    if not (told["RANK"].isdigit() and told["WORLD_SIZE"].isdigit() and told["MASTER_PORT"].isdigit()):
+        return warn(shown, "RANK, WORLD_SIZE and MASTER_PORT are numbers: programs fail", do)
+    if int(told["RANK"]) >= int(told["WORLD_SIZE"]):
+        return warn(shown, "ranks are 0 to WORLD_SIZE - 1: programs fail or hang", do)
+    return note(shown, f"a program that is started from here joins as one of {told['WORLD_SIZE']} ranks, and waits", do)
 
 
 def backend(system: System) -> Finding:

@@ -22,6 +22,7 @@ from typing import Any
 from commbench.files import write_atomically
 from commbench.launch import slurm
 from commbench.launch.job import EVENTS, EXITS, Job
+from commbench.processes.ended import by_signal
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.run_folder import append_line
 
@@ -168,7 +169,7 @@ def run_rank(worker: Sequence[str], folder: str) -> None:
         threading.Thread(target=_end_when_silent, args=(heartbeat, process), daemon=True).start()
     code = process.wait()
     if code < 0 and -code != signal.SIGTERM:  # that is Slurm, ending the ranks because of another
-        _note_exit(folder, task, f"was killed by signal {-code} ({signal.Signals(-code).name})")
+        _note_exit(folder, task, by_signal(-code))
     elif code > _RAISED:
         _note_exit(folder, task, f"exited with code {code}")
     if code:

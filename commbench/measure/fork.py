@@ -17,6 +17,7 @@ from commbench import transports
 from commbench.launch.job import EXITS, Job
 from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.processes import cleanup
+from commbench.processes.ended import by_signal
 from commbench.processes.orphans import die_with_parent, exit_if_orphaned
 from commbench.rank_info import RankInfo
 from commbench.run_folder import append_line
@@ -91,8 +92,7 @@ def _wait(job: Job, ranks: dict[int, int]) -> int:
 def _hard_end(status: int) -> str:
     """Say what happened to a rank that had no chance to; "" for one that said so itself."""
     if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return f"was killed by signal {number} ({signal.Signals(number).name})"
+        return by_signal(os.WTERMSIG(status))
     code = os.WEXITSTATUS(status)
     return "" if code == RANK_FAILED else f"exited with code {code}"
 

@@ -40,6 +40,7 @@ class Recorded(System):
     packages: dict[str, str] = field(default_factory=dict)
     entries: list[str] = field(default_factory=lambda: ["commbench_autoload:activate"])
     requires: list[str] = field(default_factory=list)
+    at: dict[str, list[str]] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
     rates: dict[str, dict[LinkClass, LinkRate]] = field(default_factory=dict)
     spaces: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -60,6 +61,9 @@ class Recorded(System):
         if path not in self.files:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
         return self.files[path].strip()
+
+    def addresses(self) -> dict[str, list[str]]:
+        return self.at
 
     def names(self, path: str) -> list[str]:
         below = (name.removeprefix(path + "/") for name in self.files if name.startswith(path + "/"))
@@ -184,6 +188,7 @@ def node() -> Recorded:
         packages={"torch": "2.8.0", "numpy": "2.1", "mpi4py": "4.1.2", "mpich": "5.0.2"},
         requires=["torch>=2.8", "numpy>=1.26", "mpi4py>=4; extra == 'mpi'", "mpich; extra == 'mpi'",
                   "ruff; extra == 'dev'"],
+        at={"lo": ["127.0.0.1", "::1"], "eth0": ["10.0.0.7", "fe80::7"], "ib0": ["10.1.0.7"], "docker0": []},
         lacks={"gloo": "", "mpi": ""},
         rates={"gloo": {"inter": LinkRate(gbps=3.125, of="node", kind="nominal", source="eth0")}, "mpi": MLX_RATES},
         spaces={"/dev/shm": (128 * GI, 127 * GI), "/home/ada/runs": (900 * GI, 400 * GI), "/tmp": (64 * GI, 63 * GI)},
@@ -258,6 +263,8 @@ GROUP = "/sys/fs/cgroup/system.slice"
 V1 = {"/proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/"}
 NOTE, WARN, FAIL, OK = CheckStatus.NOTE, CheckStatus.WARN, CheckStatus.FAIL, CheckStatus.OK
 
+WORLD = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
+
 # check, what is changed on the good node, the status it then has, and words that must be said
 CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...]]] = [
     ("dependencies", without("packages", "numpy"), FAIL, ("numpy", "/opt/venv/bin/python -m pip install numpy")),
@@ -310,6 +317,22 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
     ("interfaces", more(files={"/sys/class/net/eth1/operstate": "up", "/sys/class/net/eth1/device/vendor": "1"}), NOTE,
      ("eth0 25 Gbit/s", "eth1", "GLOO_SOCKET_IFNAME")),
     ("host name", more(says={"getent": "127.0.1.1  node7"}), NOTE, ("127.0.1.1, this machine alone", "/etc/hosts")),
+    ("host name", more(says={"getent": "10.9.9.9  node7"}), FAIL,
+     ("10.9.9.9, which no interface of this machine has (10.0.0.7", "MASTER_ADDR")),
+    ("socket names", more(environ={"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "^docker,lo"}), OK,
+     ("GLOO_SOCKET_IFNAME=eth0, NCCL_SOCKET_IFNAME=^docker,lo",)),
+    ("socket names", more(environ={"NCCL_SOCKET_IFNAME": "ib"}), OK, ("ib",)),
+    ("socket names", more(environ={"NCCL_SOCKET_IFNAME": "=ib"}), FAIL, ("=ib leaves no interface", "eth0, ib0")),
+    ("socket names", more(environ={"NCCL_SOCKET_IFNAME": "^eth,ib,lo"}), FAIL, ("leaves no interface",)),
+    ("socket names", more(environ={"GLOO_SOCKET_IFNAME": "^lo"}), FAIL, ("gloo takes names alone",)),
+    ("socket names", more(environ={"GLOO_SOCKET_IFNAME": "eth"}), FAIL, ("GLOO_SOCKET_IFNAME=eth: there is no",)),
+    ("socket names", more(environ={"GLOO_SOCKET_IFNAME": "docker0"}), FAIL, ("docker0: there is no such",)),
+    ("ranks", all_of(without("environ", "SLURM_JOB_ID"), more(environ={"RANK": "0", "WORLD_SIZE": "2"})), WARN,
+     ("RANK=0, WORLD_SIZE=2, but MASTER_ADDR and MASTER_PORT not set", "unset RANK WORLD_SIZE")),
+    ("ranks", all_of(without("environ", "SLURM_JOB_ID"), more(environ=WORLD | {"RANK": "2"})), WARN,
+     ("ranks are 0 to WORLD_SIZE - 1",)),
+    ("ranks", all_of(without("environ", "SLURM_JOB_ID"), more(environ=WORLD | {"RANK": "two"})), WARN, ("numbers",)),
+    ("ranks", all_of(without("environ", "SLURM_JOB_ID"), more(environ=WORLD)), NOTE, ("one of 2 ranks",)),
     ("host name", more(says={"getent": ""}), WARN, ("no address",)),
     ("link rates", more(), OK, ("gloo: between nodes, all ranks of one, 3.125 GB/s (eth0); mpi: ",)),
     ("link rates", without("rates", "gloo"), NOTE, ("50 GB/s (mlx5_0); none between nodes over gloo",
@@ -383,7 +406,7 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
     ("threads", more(environ={"OMP_NUM_THREADS": "1"}), OK, ("OMP_NUM_THREADS=1",)),
 ]  # fmt: skip
 FACTS = {"python", "commbench", "huge pages"}  # never anything but ok
-SILENT = {"spoilers", "settings files"}  # say nothing where there is nothing to say
+SILENT = {"ranks", "socket names", "spoilers", "settings files"}  # say nothing where there is nothing to say
 
 
 def found(system: System) -> dict[str, Finding]:
@@ -491,7 +514,7 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[warned + 2].strip() == "do:  unset NCCL_DEBUG LD_PRELOAD"
     counts = [sum(line.startswith(f"  {status:4}  ") for line in lines) for status in CheckStatus]
     assert lines[-1] == "{} ok, {} note, {} warn, {} fail".format(*counts)
-    assert sum(counts) == len(CHECKS) - 1
+    assert sum(counts) == len(CHECKS) - len(SILENT) + 1  # spoilers speak
 
 
 def test_lines_are_wrapped_on_a_terminal_and_signs_are_words(
@@ -580,4 +603,5 @@ def test_a_program_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("commbench.doctor.system._PROGRAM_TIMEOUT_S", 0.2)
     with pytest.raises(TimeoutError, match="gave no answer"):
         System().run(sys.executable, "-c", "import time; time.sleep(60)")
+    monkeypatch.undo()
     assert System().run(sys.executable, "-c", "print('fine')") == "fine"
