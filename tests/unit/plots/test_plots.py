@@ -248,18 +248,23 @@ def test_the_heat_map_has_all_pairs_and_names_its_nodes(nodes: int, per_node: in
     made_rows = frame(cases, measured(cases, lambda case: 10.0))
     times = np.random.default_rng(1).uniform(10, 30, (2, nodes * per_node, nodes * per_node))
     times[:, np.arange(nodes * per_node), np.arange(nodes * per_node)] = np.nan
+    apart = np.arange(nodes * per_node)[:, None] // per_node != np.arange(nodes * per_node) // per_node
+    times[:, apart] *= 10  # between nodes: another class, compared with itself
     row_of_case = row(cases[0], measured(cases, lambda case: 10.0), Samples(RunFolder(Path("/nowhere"))))
     matrix = Matrix(key="k", row=row_of_case, layout=cases[0].setup.layout, time_us=times)
     ((name, figure),) = heat_maps(made_rows, {**META, "pairs": [matrix]}).items()
     assert name.startswith("pairs-schedule-tournament-") and f"{nodes}x{per_node}" in name
     axes, bar = figure.axes
     assert axes.images[0].get_array().shape == (nodes * per_node,) * 2
+    shown = np.ma.filled(axes.images[0].get_array(), np.nan)
+    classes = [shown[cells & np.isfinite(shown)] for cells in (apart, ~apart)]
+    assert [np.median(values) for values in classes if values.size] == pytest.approx([1.0] * (1 + (nodes > 1)))
     numbers = [text for text in axes.texts if text.get_text().replace(".", "").isdigit()]
     ranks = nodes * per_node
     assert len(numbers) == (ranks * (ranks - 1) if ranks <= 16 else 0)
     if ranks <= 32 and nodes > 1:
         assert {f"node {node}" for node in range(nodes)} <= {text.get_text() for text in axes.texts}
-    assert "GB/s" in bar.get_ylabel() if size >= 64 * 1024 else "time" in bar.get_ylabel()
+    assert bar.get_ylabel().startswith("time / usual time of its class of link")
     assert len(bar.get_yticks()) >= 2
     inside(figure)
 
