@@ -16,7 +16,7 @@ from commbench import collectives
 from commbench.analysis.compare import CaseComparison, Yardstick
 from commbench.layout import Layout
 from commbench.output.answer import words
-from commbench.plots.style import MARKERS, algorithm_colour, size_axis, tilted, title, value_axis
+from commbench.plots.style import ALGORITHM, BUS, MARKERS, algorithm_colour, size_axis, tilted, title, value_axis
 from commbench.profile import Choice, Evidence, Profile, Scope
 from commbench.spec import Spec
 from commbench.units import format_size, gbps
@@ -92,7 +92,7 @@ def figure(panels: Sequence[BandwidthPanel], names: tuple[str, str], what: str, 
         size_axis(axes, sizes)
         if len(sizes) == 1:
             axes.set_xlim(sizes[0] / 4, sizes[0] * 4)
-        value_axis(axes, f"{'bus' if panel.bus else 'algorithm'} bandwidth (GB/s)")
+        value_axis(axes, BUS if panel.bus else ALGORITHM)
         _, labels = axes.get_legend_handles_labels()
         columns = max(1, min(4, 110 // (max(map(len, labels)) + 8)))
         axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,

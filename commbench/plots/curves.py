@@ -23,11 +23,13 @@ from commbench.plots.settings import (
     title_words,
 )
 from commbench.plots.style import (
+    ALGORITHM,
+    BUS,
     FOREIGN,
     MARKERS,
     STYLES,
     algorithm_colour,
-    beside,
+    caps,
     caption,
     size_axis,
     thinned,
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+_WIDTH, _HEIGHT = 10.5, 5.05  # inches
 _LEGEND_LINE = 0.195  # inches
+_READ = "How to read this: a line is an algorithm. Left, higher is better; right, lower is. Axes are logarithmic."
 _MOST_LINES = len(MARKERS) * len(STYLES)
 _NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps", "bound_us")
 
@@ -78,15 +82,19 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     # Far below what is measured the bound of small sizes says nothing, and takes the room.
     latency.set_yscale("log")
     latency.set_ylim(bottom=rows["time_us"].min() / 3)
-    value_axis(bandwidth, f"{'bus' if shown == 'busbw_gbps' else 'algorithm'} bandwidth (GB/s)")
+    value_axis(bandwidth, BUS if shown == "busbw_gbps" else ALGORITHM)
     value_axis(latency, "time (us)")
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
-    height, legend = _add_legend(figure, latency)
-    title(figure, _title(everything, setting), 1 - 0.075 / height)
-    caption(figure, meta, "\n".join([*left_out, _note(everything, setting, meta, bounded=bounded)]))
-    below = (1.27 if tilted(sizes) else 1.0) + 0.13 * len(left_out)
-    top, bottom = 1 - (0.88 + legend) / height, below / height
+    figure.set_size_inches(_WIDTH, _HEIGHT)
+    text = _title(everything, setting)
+    above = title(figure, text, 1.0)
+    height, legend = _add_legend(figure, latency, above)
+    title(figure, text, 1 - 0.075 / height)
+    note = _note(everything, setting, meta, bounded=bounded)
+    caption(figure, meta, "\n".join([_READ, *left_out, note]))
+    below = (1.4 if tilted(sizes) else 1.13) + 0.13 * len(left_out)
+    top, bottom = 1 - (0.88 + above + legend) / height, below / height
     figure.subplots_adjust(left=0.085, right=0.985, top=top, bottom=bottom, wspace=0.22)
     return figure
 
@@ -115,11 +123,10 @@ def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) 
     foreign = rows["case_id"].isna()  # of other programs: last, and grey
     # The same line for the same label, whatever finished first.
     lines = [*rows[~foreign].groupby("label", sort=True), *rows[foreign].groupby("label", sort=True)]
-    shifts = beside([line["size_bytes"].tolist() for _, line in lines])
     variants: Counter[str] = Counter()  # of one algorithm, in its colour: parameters, runs
     for index, (label, unsorted) in enumerate(lines):
         line = unsorted.sort_values("size_bytes")
-        at = line["size_bytes"] * shifts[index]
+        at = line["size_bytes"]
         is_foreign = bool(line["case_id"].isna().all())
         algorithm = "" if is_foreign else str(line["algorithm"].iloc[0])
         style: dict[str, Any] = {
@@ -128,7 +135,7 @@ def _draw_lines(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) 
             "markersize": 4.5,
             "linestyle": "--" if is_foreign else STYLES[variants[algorithm] % len(STYLES)],
             "linewidth": 1.4,
-            "capsize": 2.5,
+            "capsize": caps(index, len(lines)),
             "elinewidth": 1.0,
             "label": label,
         }
@@ -159,19 +166,19 @@ def _draw_bound(bandwidth: Axes, latency: Axes, rows: pd.DataFrame, shown: str) 
     return bool(drawn)
 
 
-def _add_legend(figure: Figure, axes: Axes) -> tuple[float, float]:
-    """Set the figure's size and draw the legend of `axes` on top.
+def _add_legend(figure: Figure, axes: Axes, above: float) -> tuple[float, float]:
+    """Set the figure's size and draw the legend of `axes` on top, below a title that takes `above` inches more.
 
     Return the height of the figure, and of the legend's lines after the first, both in inches.
     """
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(len(labels), 6, 110 // (max(map(len, labels)) + 6)))
     lines_more = _LEGEND_LINE * (-(-len(labels) // columns) - 1)
-    height = 4.9 + lines_more
-    figure.set_size_inches(10.5, height)
+    height = _HEIGHT + above + lines_more
+    figure.set_size_inches(_WIDTH, height)
     figure.legend(
         handles, labels, loc="upper center", ncols=columns, frameon=False, fontsize=9, borderpad=0,
-        bbox_to_anchor=(0.5, 1 - 0.33 / height),
+        bbox_to_anchor=(0.5, 1 - (0.33 + above) / height),
     )  # fmt: skip
     return height, lines_more
 

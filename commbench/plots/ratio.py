@@ -13,11 +13,12 @@ from commbench.plots.style import (
     MARKERS,
     STYLES,
     algorithm_colour,
-    beside,
+    caps,
     picture,
     ratio_axis,
     size_axis,
     thinned,
+    tilted,
     title,
 )
 from commbench.records import network_note
@@ -43,16 +44,16 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
             if item.size_bytes in sizes:
                 lines.setdefault(item.label, []).append(item)
         labels = [label for label in dict.fromkeys(item.label for item in members) if label in lines]
-        shifts = beside([[item.size_bytes for item in lines[label]] for label in labels])
         for index, label in enumerate(labels):
-            line, shift = lines[label], shifts[index]
-            at = [item.size_bytes * shift for item in line]
+            line = lines[label]
+            at = [item.size_bytes for item in line]
             low = [item.ratio - (item.low if item.low is not None else item.ratio) for item in line]
             high = [(item.high if item.high is not None else item.ratio) - item.ratio for item in line]
             algorithm = label.split()[0]
             axes.errorbar(
-                at, [item.ratio for item in line], yerr=[low, high], label=label, capsize=2.5, linewidth=1.2,
-                marker=MARKERS[index % len(MARKERS)], markersize=4.5, color=algorithm_colour(algorithm),
+                at, [item.ratio for item in line], yerr=[low, high], label=label, linewidth=1.2,
+                capsize=caps(index, len(labels)), marker=MARKERS[index % len(MARKERS)], markersize=4.5,
+                color=algorithm_colour(algorithm),
                 linestyle=STYLES[[other.split()[0] for other in labels[:index]].count(algorithm) % len(STYLES)],
             )  # fmt: skip
         axes.axhline(1, color="#444444", linewidth=1)
@@ -62,7 +63,9 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
         note = network_note(members[0].fabric)
         left_out = f"{len(sizes)} of {len(measured)} sizes, evenly apart" if len(sizes) < len(measured) else ""
         axes.set_title("\n".join(filter(None, [set_up, note, left_out])), fontsize=9)
-        axes.legend(frameon=False, fontsize=8, ncols=4)
+        columns = max(1, min(4, 110 // (max(map(len, labels)) + 8)))
+        axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,
+                    bbox_to_anchor=(0.5, -0.46 if tilted(sizes) else -0.3))  # fmt: skip
     names += f"; {len(shown)} of {len(set_ups)} set-ups" if len(shown) < len(set_ups) else ""
     title(figure, names, 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))

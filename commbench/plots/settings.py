@@ -31,7 +31,6 @@ FIGURE_KEYS = [
     *("what", "transport", "nodes", "ranks", "groups", "group_size", "overlap", "fabric", *FABRIC_SETTINGS),
     *("dtype", "mode", "buffers", "cache", *BINDING_SETTINGS, "env"),
 ]
-_SHORT = {"chunks": "K", "window": "W"}  # as the literature calls them
 
 
 def complete(frame: pd.DataFrame) -> pd.DataFrame:
@@ -111,8 +110,8 @@ def file_name(words: Sequence[str]) -> str:
 
 
 def algorithm_label(algorithm: str, params: str) -> str:
-    """Return a short label of an algorithm with its parameters (a column of JSON): `2d_pipelined K=4`."""
-    return " ".join([algorithm, *(f"{_SHORT.get(key, key)}={value}" for key, value in json.loads(params).items())])
+    """Return a short label of an algorithm with its parameters (a column of JSON): `2d_pipelined chunks=4`."""
+    return " ".join([algorithm, *(f"{key}={value}" for key, value in json.loads(params).items())])
 
 
 def sort_key(algorithm: str, params: str) -> tuple[int, str, list[float]]:

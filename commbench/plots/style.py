@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import math
 import textwrap
 import zlib
@@ -34,8 +33,10 @@ _FURTHER = ("#7A5195", "#8C6D31", "#C2B000", "#17736F", "#A6323A")  # of others,
 FOREIGN = "#777777"  # results of other programs
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLES = ("-", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))  # of lines of one colour
+# Axes of bandwidth: what nccl-tests calls busbw and algbw.
+BUS = "bandwidth of a rank's link, GB/s (busbw)"
+ALGORITHM = "bandwidth that the caller sees, GB/s (algbw)"
 MOST_SIZES = 32  # of a line: markers and intervals that can be told apart
-_BESIDE = 0.12  # of a doubling, between lines, at the most
 _WIDEST_LABEL = 1 / 6  # of the axis; labels closer than that are tilted
 _TILTED_LABEL = 1 / 14  # and closer than that left out
 
@@ -78,14 +79,12 @@ def thinned(sizes: Collection[int], most: int = MOST_SIZES) -> list[int]:
     return sorted({*_apart(sizes, 1 / (most - 1))[: most - 1], max(sizes)})
 
 
-def beside(lines: Sequence[Collection[int]]) -> list[float]:
-    """Return by what to multiply the sizes of each line, so that no interval hides behind another.
+def caps(line: int, lines: int) -> float:
+    """Return the width of the ends of a line's intervals, in points: wider behind, so that one does not hide another.
 
-    Points of one size stay nearer to each other than to those of the next one. `lines` has the sizes of each.
+    Points stay at their size: a shifted one would be read at a size that nobody measured.
     """
-    gaps = [math.log2(after / before) for sizes in lines for before, after in itertools.pairwise(sorted(set(sizes)))]
-    step = min([_BESIDE, *(0.6 * gap / len(lines) for gap in gaps)])
-    return [2 ** (step * (line - (len(lines) - 1) / 2)) for line in range(len(lines))]
+    return 2.0 + 1.1 * min(lines - 1 - line, 6)
 
 
 def size_axis(axes: Axes, sizes: Sequence[int], whose: str = "one") -> None:
@@ -124,11 +123,16 @@ def value_axis(axes: Axes, label: str) -> None:
     axes.set_axisbelow(True)
 
 
-def title(figure: Figure, text: str, y: float) -> None:
-    """Write the title at the top; smaller where it is long, and in the end on two lines."""
+def title(figure: Figure, text: str, y: float) -> float:
+    """Write the title at the top; smaller where it is long, and in the end on several lines.
+
+    Return the inches that its lines after the first take: what is below has to make room.
+    """
     fits = figure.get_figwidth() / (0.57 / 72) * 0.98  # characters x points
     size = min(12.0, max(9.0, fits / len(text)))
-    figure.suptitle("\n".join(textwrap.wrap(text, int(fits / size))), fontsize=size, y=y, linespacing=1.1)
+    lines = textwrap.wrap(text, int(fits / size))
+    figure.suptitle("\n".join(lines), fontsize=size, y=y, linespacing=1.1)
+    return (len(lines) - 1) * size * 1.2 / 72
 
 
 def caption(figure: Figure, meta: Mapping[str, Any], note: str) -> None:

@@ -15,12 +15,14 @@ from commbench.plots.before_after import figure
 from commbench.profile import file as profile_file
 from commbench.run_folder import RunFolder
 from tests.support import fake_runs, profiles
+from tests.support.figures import inside
 
 FAST = dataclasses.replace(profiles.EVIDENCE, size_bytes=4096, default_us=100.0, ratio=2.0, low=1.8, high=2.2)
 KEPT = dataclasses.replace(FAST, size_bytes=65536, ratio=0.9, verdict="not confirmed")
 
 
 def lines_of(figure: Figure) -> dict[str, list[float]]:
+    inside(figure)
     (axes,) = figure.axes
     handles, labels = axes.get_legend_handles_labels()
     lines = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
