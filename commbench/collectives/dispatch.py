@@ -86,7 +86,7 @@ class Routed(Moves):
 
     def unsupported(self, spec: Spec) -> str:
         row = int(spec.arguments["row_bytes"])
-        return f"a row of {row} B is no whole number of pieces of {ROW_UNIT} B" if row % ROW_UNIT else ""
+        return f"a row of {row} B is not a multiple of {ROW_UNIT} B" if row % ROW_UNIT else ""
 
     def needs(self, spec: Spec) -> list[Need]:
         """Return what ranks and nodes lack: a row for each token that others have for one of their experts."""
