@@ -98,8 +98,8 @@ def numbers(spec: Spec, time_us: float, least: LeastTime | None) -> dict[str, An
 
 
 def of_result(result: Result, rates: Rates) -> LeastTime | None:
-    """Return what these rates allow one line of another program's log; None where `missing` says why."""
-    if missing([result], rates):
+    """Return what these rates allow one line of another program's log; None where that cannot be told."""
+    if _lacking(result, rates):
         return None
     layout = _layout(result)
     return least_time(_needs(result, layout), rates, layout)
@@ -112,21 +112,25 @@ def bound_gbps(result: Result, least: LeastTime | None) -> float | None:
 
 
 def missing(results: Sequence[Result], rates: Rates) -> str:
-    """Return in words what has to be known for a bound of these lines, the first thing; "" where all is."""
-    for result in results:
-        if not rates:
-            return "no link rate is declared: --link-rate inter=4x400gbit --link-rate intra=450GBps"
-        if result.ranks is None:
-            return "it does not say how many ranks ran: --ranks N"
-        if result.nodes is None:
-            return "it does not say on how many nodes its ranks ran: --nodes N"
-        if len({*result.per_node}) > 1:
-            counts = ", ".join(map(str, result.per_node))
-            return f"its nodes have {counts} ranks, and a bound is computed for equally many on each"
-        if result.groups != "world":
-            return f"{result.groups} share the links, and it does not say how"
-        if not _needs(result, _layout(result)):
-            return f"what {result.collective or 'an unnamed collective'} must move is not in it"
+    """Return in words what has to be known for a bound, the first thing; "" where any of these lines has one."""
+    reasons = [_lacking(result, rates) for result in results]
+    return reasons[0] if reasons and all(reasons) else ""
+
+
+def _lacking(result: Result, rates: Rates) -> str:
+    if not rates:
+        return "no link rate is declared: --link-rate inter=4x400gbit --link-rate intra=450GBps"
+    if result.ranks is None:
+        return "it does not say how many ranks ran: --ranks N"
+    if result.nodes is None:
+        return "it does not say on how many nodes its ranks ran: --nodes N"
+    if len({*result.per_node}) > 1:
+        counts = ", ".join(map(str, result.per_node))
+        return f"its nodes have {counts} ranks, and a bound is computed for equally many on each"
+    if result.groups != "world":
+        return f"{result.groups} share the links, and it does not say how"
+    if not _needs(result, _layout(result)):
+        return f"what {result.collective or 'an unnamed collective'} must move is not in it"
     return ""
 
 

@@ -62,15 +62,17 @@ def beside(
 def alone(results: Sequence[Result], path: Path, rates: Rates) -> pd.DataFrame:
     """Return rows for figures of their own, and for a table: a log without a run to be drawn beside.
 
-    Raises `UsageError` where ranks or nodes are not known, which title and bound need.
+    Raises `UsageError` where ranks or nodes are known of no line, which title and bound need.
     """
     import pandas as pd
 
     rows = []
-    for result in results:
-        if result.ranks is None or result.nodes is None:
-            lacking = "ranks" if result.ranks is None else "nodes"
-            raise UsageError(f"{path} does not say how many {lacking} there were", hint=f"say it: --{lacking} N")
+    placed = [result for result in results if result.ranks and result.nodes]
+    if not placed:
+        lacking = "nodes" if all(result.ranks for result in results) else "ranks"
+        raise UsageError(f"{path} does not say how many {lacking} there were", hint=f"say it: --{lacking} N")
+    for result in placed:
+        assert result.ranks is not None and result.nodes is not None
         if not result.size_bytes:
             continue
         words = [result.collective or "unnamed collective", *(["in place"] if result.in_place else [])]

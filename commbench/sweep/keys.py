@@ -231,11 +231,12 @@ LAYER = {
 }
 # What the user knows of the links: for the bound alone, so that no case depends on it.
 LINK_RATES = {
-    "link_rate.inter": Key(Parsed(_link_rate, "400gbit, 8x400gbit, 50GBps"),
-                           "for the bound: rate between nodes, of all cards of a node, in each direction", group=RANKS,
-                           optional=True),
-    "link_rate.intra": Key(Parsed(_link_rate, "450GBps"), "for the bound: rate of a rank inside its node",
-                           group=RANKS, optional=True),
+    "link_rate.inter": _single(Parsed(_link_rate, "400gbit, 8x400gbit, 50GBps"), None, RANKS,
+                               "for the bound: rate between nodes, of all cards of a node, in each direction; null: "
+                               "what the machines say", optional=True),
+    "link_rate.intra": _single(Parsed(_link_rate, "450GBps"), None, RANKS,
+                               "for the bound: rate of a rank inside its node; null: as measured, or as the machines "
+                               "say", optional=True),
 }
 # fmt: on
 

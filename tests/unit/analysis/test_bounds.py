@@ -149,7 +149,7 @@ def test_a_log_has_the_published_ceiling(nodes: int, cards: str, ceiling: float,
 @pytest.mark.parametrize(
     ("text", "said", "reason"),
     [
-        (foreign_logs.nccl_tests(2, 2, [(4096, 10.0)]), {}, ""),
+        (foreign_logs.nccl_tests(2, 2, [(4096, 10.0)], title="rccl"), {}, ""),
         (foreign_logs.nccl_tests(2, 2, [(4096, 10.0)], hosts=["a", "a", "a", "b"]), {}, "its nodes have 3, 1 ranks"),
         ((DATA / "osu-alltoall-full.txt").read_text(), {"ranks": 4}, "it does not say on how many nodes"),
         ((DATA / "osu-alltoall-full.txt").read_text(), {"ranks": 4, "nodes": 2}, ""),
@@ -250,3 +250,28 @@ def test_the_guide_shows_what_the_command_prints() -> None:
     assert yardstick.table(combined.rows.to_dict("records")) == shown
     for nodes, cards, ceiling in PUBLISHED[:2] + PUBLISHED[3:4]:
         assert cards == "8x400gbit" and f"| {nodes} | {ceiling} GB/s |" in text
+
+
+IMB = """# Intel(R) MPI Benchmarks 2021.7, MPI-1 part
+# Benchmarking Alltoall
+# #processes = 2
+# ( 2 additional processes waiting in MPI_Barrier)
+#bytes #repetitions  t_min[usec]  t_max[usec]  t_avg[usec]
+ 1048576           20       500.0       510.0       505.0
+
+# Benchmarking Alltoall
+# #processes = 4
+#bytes #repetitions  t_min[usec]  t_max[usec]  t_avg[usec]
+ 1048576           20      9000.0      9100.0      9050.0
+"""
+
+
+def test_nodes_that_are_said_hold_for_the_largest_test_of_a_log(tmp_path: Path) -> None:
+    """IMB runs each test on a part of the ranks first, and does not say where these are."""
+    results, rates = read_log(tmp_path / "imb", IMB, nodes=2), parse_link_rates(["inter=10gbit"])
+    assert [result.per_node for result in results] == [(), (2, 2)] and bounds.missing(results, rates) == ""
+    found = [bounds.bound_gbps(result, bounds.of_result(result, rates)) for result in results]
+    assert found == [None, pytest.approx(1.25 / 2 * 3 / 2)]
+    assert combine([tmp_path / "imb"], Told(nodes=2, rates=rates), FIGURE_KEYS, print).rows["ranks"].tolist() == [4]
+    with pytest.raises(UsageError, match="does not say how many nodes"):
+        combine([tmp_path / "imb"], Told(rates=rates), FIGURE_KEYS, print)
