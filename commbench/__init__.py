@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
     from commbench.communicators.communicator import Communicator
     from commbench.communicators.loaded import LoadedProfile
@@ -29,12 +30,15 @@ def load_profile(path: str | Path, *, algorithms: Sequence[str] = ()) -> LoadedP
 
 
 def communicator(
-    group: dist.ProcessGroup | None = None,
+    group: dist.ProcessGroup | DeviceMesh | None = None,
     profile: LoadedProfile | str | Path | None = None,
     *,
     allow_mismatch: bool = False,
 ) -> Communicator:
-    """Collective over `group` (None: all ranks): its collectives by `profile`, or by the defaults without one."""
+    """Collective over `group` (None: all ranks): its collectives by `profile`, or by the defaults without one.
+
+    group: a process group of torch, or a mesh of one dimension.
+    """
     if profile is None:
         from commbench.communicators.create import make
 

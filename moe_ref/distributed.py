@@ -14,7 +14,7 @@ from commbench.communicators.base import CommLike
 from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError, unknown
 from commbench.payloads import NONE
-from moe_ref import schedules
+from moe_ref import rank_check, schedules
 from moe_ref.comms import NoOpComm
 from moe_ref.data_parallel import HolderCheck, ignore_experts_in_ddp
 from moe_ref.experts import Experts, experts_per_rank
@@ -58,6 +58,7 @@ class DistributedMoE(BaseMoELayer):
         keep_buffers: bool = False,
         skip: str | None = None,
         shared: nn.Module | None = None,
+        check_ranks: bool = False,
         payload: str = NONE,
         payload_back: str = NONE,
     ) -> None:
@@ -75,6 +76,8 @@ class DistributedMoE(BaseMoELayer):
             the next.
         skip: `communication`: nothing is sent, and what arrives is what would have been sent; `experts`: they return
             what they get. For ablation: the result is wrong on purpose. It may be set anew at any time.
+        check_ranks: before each pass ranks compare what must be equal on all of them (`moe_ref.rank_check`), for a
+            program that hangs: one all_gather, and the host waits.
         shared: experts that every token has besides, the same on all ranks, as the gate is.
         payload, payload_back: how rows of tokens travel to the experts and back, and their gradients: `bf16`, `fp8`,
             `mxfp8`, `int8`. Gradients pass quantising as if it were not there. `none`: as they are.
@@ -82,7 +85,7 @@ class DistributedMoE(BaseMoELayer):
         """
         super().__init__(gate, experts, dispatch, shared)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
-        self.equal_tokens, self.skip = equal_tokens, skip
+        self.equal_tokens, self.skip, self.check_ranks = equal_tokens, skip, check_ranks
         for name in (payload, payload_back):
             payloads.get(name)  # refuses what is none
         self.payload, self.payload_back = payload, payload_back
@@ -144,6 +147,11 @@ class DistributedMoE(BaseMoELayer):
         comm = self.comms["comm"]
         assert comm is not None
         self._holders.check(self.experts, comm)
+        if self.check_ranks:
+            rank_check.check(
+                comm, self.gate, x_TD, equal_tokens=self.equal_tokens, send_dtype=self.send_dtype(),
+                schedule=str(self.schedule),
+            )  # fmt: skip
         return self.schedule.forward(self, x_TD, padding_T, generator)
 
     def route(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
@@ -59,6 +59,16 @@ class Communicator:
         self._transport, self._chooser, self._info = transport, chooser, info
         self._calls = CallCache(transport, chooser)
         self._seen, self._run = self._calls.seen, self._calls.run
+
+    def __deepcopy__(self, memo: object) -> Communicator:
+        """Return this one: copies of a layer, as of an average of weights, share its ranks."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "a communicator is of ranks that run, and cannot be pickled, nor can a layer that has one",
+            hint="save state_dict() of the model, and load it into one that is made anew",
+        )
 
     def all_to_all(self, out: Tensor, inp: Tensor, *, async_op: bool = False) -> Pending | None:
         """Send block i of `inp` to rank i, receive block i of `out` from it: `size` equal blocks, in memory order.

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.explain import CommunicatorInfo
@@ -36,7 +37,7 @@ Votes = Callable[[Sequence[float]], npt.NDArray[np.float64]]
 
 
 def make(
-    group: dist.ProcessGroup | None,
+    group: dist.ProcessGroup | DeviceMesh | None,
     profile: Profile | None,
     name: str,
     *,
@@ -45,6 +46,7 @@ def make(
 ) -> Communicator:
     """Make the communicator of `group`, None for all ranks. What is wrong on one rank is raised on all. Collective.
 
+    `group`: a mesh of one dimension has one.
     `gloo`: how a group of gloo is joined.
     """
     if not dist.is_available() or not dist.is_initialized():
@@ -52,6 +54,13 @@ def make(
             "torch.distributed is not initialised, so there are no ranks to communicate with",
             hint="call torch.distributed.init_process_group('gloo'), or 'nccl', first; start with torchrun",
         )
+    if isinstance(group, DeviceMesh):
+        if group.ndim != 1:
+            raise UsageError(
+                f"a mesh of dimensions {group.mesh_dim_names or group.ndim} has no one group",
+                hint='name the dimension: mesh["ep"]',
+            )
+        group = group.get_group()
     group = dist.group.WORLD if group is None else group
     if group is None or not isinstance(group, dist.ProcessGroup):  # torch gives those outside a number
         raise UsageError(

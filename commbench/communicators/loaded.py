@@ -12,6 +12,7 @@ from commbench.profile import Profile, file
 
 if TYPE_CHECKING:
     import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
 
     from commbench.communicators.communicator import Communicator
 
@@ -21,7 +22,9 @@ class LoadedProfile:
     profile: Profile
     name: str = "the profile"  # by which errors and `explain` call it
 
-    def communicator(self, group: dist.ProcessGroup | None = None, *, allow_mismatch: bool = False) -> Communicator:
+    def communicator(
+        self, group: dist.ProcessGroup | DeviceMesh | None = None, *, allow_mismatch: bool = False
+    ) -> Communicator:
         """Make a communicator of `group`, None for all ranks, that uses the profile's choices. Collective.
 
         Raises `OutOfScope` on all ranks, with the differences listed, where the profile was made for another set-up;

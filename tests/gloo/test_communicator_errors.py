@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 import commbench
 from commbench.communicators import create
@@ -146,3 +147,14 @@ def test_ranks_in_different_numbers_of_groups_are_told_before_torch_hangs() -> N
         raises(EnvironmentProblem, lambda: check_all_to_all(comm, 4), "3, 3, 2, 2 process groups")
 
     on_gloo(4, rank)
+
+
+def test_a_mesh_of_one_dimension_is_a_group() -> None:
+    def rank(transport: Any) -> None:
+        mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "ep"))
+        with commbench.communicator(mesh["ep"]) as comm:
+            assert comm.size == 2
+        with pytest.raises(UsageError, match=r"\('dp', 'ep'\) has no one group"):
+            commbench.communicator(mesh)
+
+    on_gloo(2, rank)

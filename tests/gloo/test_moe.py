@@ -6,8 +6,11 @@ the capacity that the ranks have agreed on. One process group of each size runs 
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator
+import io
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -371,3 +374,44 @@ def test_the_programs_in_the_docs_run(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs/guide/moe.md").read_text()
     for heading, said in (("## In somebody else's layer", "all_to_all"), ("## Over ranks", "pipelined")):
         assert said in run_program(program(text, heading), ranks=2, folder=tmp_path)
+
+
+def test_copies_share_the_communicator_and_pickling_says_what_to_do() -> None:
+    def rank(transport: Any) -> None:
+        with commbench.communicator() as comm:
+            layer = DistributedMoE(Gate(8, GateConfig(experts=4)), FFN(2, 8, 16), comm)
+            again = copy.deepcopy(layer)
+            assert again.comm is comm and again.gate is not layer.gate
+            average = torch.optim.swa_utils.AveragedModel(layer)
+            x_TD = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
+            assert torch.equal(again(x_TD).y, layer(x_TD).y) and torch.equal(average(x_TD).y, layer(x_TD).y)
+            for save in (lambda: pickle.dumps(layer), lambda: torch.save(comm, io.BytesIO())):
+                with pytest.raises(UsageError, match="cannot be pickled"):
+                    save()
+
+    on_gloo(2, rank)
+
+
+DIFFERENT: dict[str, Callable[[DistributedMoE, torch.Tensor, int], torch.Tensor]] = {
+    "mode": lambda layer, x_TD, rank: (layer.train(rank == 0), x_TD)[1],
+    "gradient": lambda layer, x_TD, rank: x_TD.requires_grad_(rank == 0),
+    "dtype": lambda layer, x_TD, rank: x_TD.to(torch.bfloat16 if rank else torch.float32),
+    "tokens": lambda layer, x_TD, rank: x_TD[rank:],
+    "weights of the gate": lambda layer, x_TD, rank: (
+        layer.gate.get_parameter("router.weight_ED").data.add_(rank),
+        x_TD,
+    )[1],
+}
+
+
+def test_ranks_that_disagree_are_told_in_what() -> None:
+    def rank(transport: Any) -> None:
+        with commbench.communicator() as comm:
+            for name, change in DIFFERENT.items():
+                gate = Gate(8, GateConfig(experts=4), generator=torch.Generator().manual_seed(0))
+                layer = DistributedMoE(gate, FFN(2, 8, 16), comm, equal_tokens=True, check_ranks=True)
+                layer(torch.ones(6, 8))
+                with pytest.raises(UsageError, match=f"rank 1 differs from rank 0 in {name}; here: {name}: "):
+                    layer(change(layer, torch.ones(6, 8), comm.rank))
+
+    on_gloo(2, rank)
