@@ -10,12 +10,10 @@ import numpy as np
 
 from commbench.ab.pairs import ARMS, BASELINE, CANDIDATE, LOOKED_AT, Paired, Resolution
 from commbench.ab.turns import Stop
+from commbench.output.answer.arms import next_step
+from commbench.output.answer.words import count
 from commbench.output.grid import AS_FITS, Column, folded, grid, number
 from commbench.stats import LAUNCHES_FOR_INTERVAL, Ratio, Verdict
-
-
-def count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def interval(ratio: Ratio) -> str:
@@ -67,7 +65,11 @@ def facts(
             "resolves": resolution.found, "more_rounds": resolution.more,
         }  # fmt: skip
     answer = sentence(paired, failed, what=what, resolve=resolve, timed=timed)
-    return {**about, "answer": answer, "failed": dict(failed)}
+    step = next_step(
+        Verdict(about["verdict"]), rounds=about["rounds"], more_rounds=about["more_rounds"],
+        controlled=paired is None or paired.controlled, failed=failed,
+    )  # fmt: skip
+    return {**about, "answer": answer, "next": step, "failed": dict(failed)}
 
 
 def _ratio(ratio: Ratio | None) -> dict[str, float | None] | None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import commbench
 from commbench.ab import answer, arms, launches, pairs
-from commbench.ab.answer import count
 from commbench.ab.launches import FORMAT, LAUNCHES, ProgramLaunch
 from commbench.ab.pairs import ARMS, BASELINE, Paired
 from commbench.ab.plan import LEAST_S, TIMES, ProgramPlan, ProgramRequest, plan
@@ -23,6 +22,7 @@ from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EnvironmentProblem, UsageError, storage
 from commbench.launch import foreign, supervise
 from commbench.machine import metadata
+from commbench.output.answer.words import count
 from commbench.records import Fabric, network_note
 from commbench.run_folder import RunFolder, append_record, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
@@ -288,4 +288,4 @@ class ProgramComparison:
         note = network_note(self.about["fabric"])
         lines = answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
         said = [f"# commbench said in the program: {text}" for text in self._said]
-        return [*lines, *said, *([f"# {note}"] if note else [])]
+        return [*lines, *said, *([f"# {note}"] if note else []), f"# next: {self.about['next']}"]

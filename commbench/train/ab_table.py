@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from commbench.ab.answer import count
 from commbench.ab.pairs import ARMS
+from commbench.output.answer.words import count
 from commbench.stats import PAIRS_FOR_CLAIM
 from commbench.train import results
 from commbench.train.ab import Outcome

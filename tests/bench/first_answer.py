@@ -7,6 +7,7 @@ size at least, in less than 60 s; beside as many busy loops as CPUs it shall say
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -25,11 +26,12 @@ def sweep(folder: Path) -> tuple[float, str]:
     """Seconds of a whole run, plots included, and its answer."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "commbench", "sweep"],
+        [sys.executable, "-m", "commbench", "sweep", "--format", "json"],
         cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     took_s = time.monotonic() - began
-    answers = [line.removeprefix("# answer: ") for line in done.stdout.splitlines() if line.startswith("# answer: ")]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [line["answer"]["sentence"] for line in lines if "answer" in line]
     return took_s, answers[-1] if answers else f"none (exit code {done.returncode}): {done.stderr[-300:]}"
 
 
@@ -51,7 +53,7 @@ def main() -> int:
         for number in range(given.runs):
             load = os.getloadavg()[0]
             took_s, text = sweep(Path(folder))
-            named = " is fastest at " in text
+            named = " is fastest " in text
             right += named and took_s < LIMIT_S
             said = "named" if named else "NOT NAMED"
             tell(f"quiet {number + 1}: {took_s:.0f} s, load before {load:.1f}, {said}: {text}")

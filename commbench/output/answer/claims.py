@@ -152,7 +152,7 @@ class Answer:
             shown.append(f"and {words.count(left, 'sentence')} more: --format json has all")
         lines = []
         for number, text in enumerate(shown):
-            lines += folded(text, prefix + ("        " if number else "answer: "), f"{prefix}        ")
+            lines += folded(text, prefix + ("        " if number else "answer: "), f"{prefix}          ")
         return [*lines, *([f"{prefix}next: {self.next}"] if self.next else [])]
 
     @property

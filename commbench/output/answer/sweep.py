@@ -139,6 +139,8 @@ def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str
     notes = dict.fromkeys(filter(None, (network_note(row.fabric) for row in ok)))
     sentences += [*bad, *([reason] if reason else []), *notes]
     step, command = _next(setups, found, ok, bad, reason, meta)
+    if meta.get("joined") and command:
+        step += ", started by the same launcher"
     return Answer(sentences=sentences, claims=found, step=step, command=command)
 
 

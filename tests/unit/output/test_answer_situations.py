@@ -79,6 +79,9 @@ def test_too_few_launches() -> None:
     text, step = said(of(times(0.5), "launches=6", pairs=2))
     assert text.endswith("nothing is proven: 2 launches, 6 are needed for a verdict: launches=6")
     assert step == f"measure more launches: {AGAIN}launches=6"
+    joined = {**ABOUT, "joined": "mpiexec"}
+    step = said(of(times(0.5), "launches=6", pairs=2), joined)[1]
+    assert step == f"measure more launches, started by the same launcher: {AGAIN}launches=6"
 
 
 def test_all_failed() -> None:

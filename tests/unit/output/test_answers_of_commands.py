@@ -11,9 +11,10 @@ from commbench.analysis.stragglers.examine import Examined
 from commbench.analysis.stragglers.search import Straggler
 from commbench.cost_model.model import Model
 from commbench.layout import Layout
-from commbench.output.answer import fitted, slow, tuned
+from commbench.output.answer import arms, fitted, slow, tuned
 from commbench.output.answer.claims import Answer
 from commbench.profile import Evidence
+from commbench.stats import Verdict
 from tests.support.profiles import choice, profile
 
 USE = ("use it", "commbench export p.json --format env")
@@ -67,7 +68,7 @@ def straggler(ratio: float, launches: int) -> Straggler:
     ("launches", "named", "unclear", "sentence", "step"),
     [
         (6, 2.0, None, "rank 3 takes 2.00x [2.00-2.00] as long as its like, in 6 of 6 launches", "commbench doctor"),
-        (6, None, None, "nothing stands out: none of 4 ranks and links takes 1.3x as long as its like", "mend"),
+        (6, None, None, "nothing stands out: none of 4 ranks and links takes 1.3x as long as its like", "repair"),
         (2, None, 1.9, "nothing is proven: rank 3 took 1.90x as long as its like, and 2 launches cannot", "launches=6"),
         (1, None, None, "one launch may have missed what comes and goes", "commbench sweep pairs launches=6"),
     ],
@@ -80,6 +81,26 @@ def test_stragglers(launches: int, named: float | None, unclear: float | None, s
     )  # fmt: skip
     text, last = said(slow.answer([part], [(part, one) for one in part.stragglers], 1.3, TYPED))
     assert sentence in text and last.endswith(step)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rounds", "more", "controlled", "failed", "step"),
+    [
+        ("faster", 10, 0, True, [], "take the candidate"),
+        ("faster", 7, 0, True, [], "confirm it with rounds=10"),
+        ("slower", 10, 0, True, [], "keep the baseline"),
+        ("no difference", 10, 40, True, [], "keep the baseline, or look for less with rounds=50"),
+        ("no difference", 10, 0, True, [], "keep the baseline: nothing is to be gained"),
+        ("not estimable", 2, None, True, [], "compare again with rounds=10"),
+        ("not estimable", 10, 3, False, [], "find what changes by turns (commbench doctor), then compare again"),
+        ("not estimable", 0, None, True, ["candidate"], "read the log of the candidate, repair it, compare again"),
+    ],
+)
+def test_two_arms(verdict: str, rounds: int, more: int | None, controlled: bool, failed: list[str], step: str) -> None:
+    given = arms.next_step(
+        Verdict(verdict), rounds=rounds, more_rounds=more, controlled=controlled, failed=failed
+    )  # fmt: skip
+    assert given == step
 
 
 def test_a_model_says_what_a_message_costs_and_how_far_to_believe_it() -> None:
