@@ -23,6 +23,7 @@ from commbench.records import Case, Status
 from commbench.spec import DTYPES, Spec
 from commbench.sweep import checks
 from commbench.transports.base import Done, Work
+from commbench.transports.cuda.device import BlockGenerator
 from tests.unit.measure.test_planted_faults import KINDS, case_of, measure
 
 LOSSY = [name for name in payloads.TABLE if name != "bf16"]
@@ -179,3 +180,20 @@ def test_tensors_go_the_same_way_as_arrays(payload: str) -> None:
     assert len(given) == 96
     scratch = quantised.scratch_bytes(algorithms.get("all_to_allv", "direct"), spec)
     assert scratch == 2 * found.row_bytes(512 // DTYPES["bf16"])
+
+
+@pytest.mark.parametrize("size", [4096, CHUNK_BYTES + 520])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_data_of_payloads_are_made_on_the_device_too(dtype: str, size: int) -> None:
+    of, arguments = collectives.get("all_to_all"), {"payload": "int8"}
+    spec = Spec(collective="all_to_all", dtype=dtype, size_bytes=4 * size, layout=Layout(2, 2), arguments=arguments)
+    on_device = BlockGenerator(torch.device("cpu"))
+    for pattern in (of.input_pattern(spec, 1, seed=5), of.expected_pattern(spec, 1, seed=5)):
+        array = torch.empty(pattern.nbytes, dtype=torch.uint8)
+        on_device.fill(array, pattern, 9, invert=True)
+        assert np.array_equal(array.numpy(), ~pattern.whole(9))
+        on_device.fill(array, pattern, 9, invert=False)
+        assert np.array_equal(array.numpy(), pattern.whole(9))
+        array[777] += 1
+        (seen,) = on_device.read([on_device.compare(array, pattern, 9)])
+        assert (seen.elements, seen.at) == (1, 777 // spec.itemsize * spec.itemsize)
