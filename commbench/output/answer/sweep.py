@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from commbench import algorithms, stats
+from commbench import algorithms, payloads, stats
 from commbench.analysis.ratios import Speedup
 from commbench.emulated import ROUTINGS
 from commbench.output.answer import words, yardstick
@@ -206,7 +206,7 @@ def _axis(ratio: Speedup) -> str:
     if "=" not in first:
         return "algorithm"
     name, _, value = first.partition("=")
-    return name if name == "binding" or (name == "routing" and value in ROUTINGS) else "env"
+    return name if name in ("binding", "payload") or (name == "routing" and value in ROUTINGS) else "env"
 
 
 def _name(row: Row, ratio: Speedup) -> str:
@@ -215,6 +215,7 @@ def _name(row: Row, ratio: Speedup) -> str:
         "algorithm": lambda: row.label,
         "routing": lambda: f"routing={row.routing}",
         "binding": lambda: row.binding_text or "binding=none",
+        "payload": lambda: f"payload={row.arguments.get('payload', payloads.NONE)}",
         "env": lambda: ", ".join(f"{name}={value}" for name, value in row.env.items()),
     }
     return names[_axis(ratio)]()
@@ -227,7 +228,7 @@ _DETAILS = ("dtype", "mode", "buffers", "cache", "groups", "overlap", "env", "la
 def _shared(row: Row, axis: str) -> dict[str, str]:
     """Return what rows that were compared have in common, by name."""
     key = {
-        "what": row.what, "transport": row.transport, "layout": f"{row.nodes}x{row.ranks} {row.fabric}",
+        "what": _what(row, axis), "transport": row.transport, "layout": f"{row.nodes}x{row.ranks} {row.fabric}",
         "emulation": str([getattr(row, name) for name in _EMULATED if name != axis]),
         "binding": "" if axis == "binding" else row.binding_text,
         "env": "" if axis == "env" else " ".join(f"{name}={value}" for name, value in row.env.items()),
@@ -248,7 +249,12 @@ def _where(row: Row, axis: str, key: Mapping[str, str], varied: Iterable[str]) -
     layout = describe_layout(row.nodes, row.ranks, row.fabric)
     told = [f"{name}={value}" if name in ("groups", "overlap", "cache", "buffers") else value
             for name, value in key.items() if name in varied and value]  # fmt: skip
-    return ", ".join(filter(None, [f"{row.what} over {row.transport}", layout, emulated, key["binding"], *told]))
+    return ", ".join(filter(None, [f"{key['what']} over {row.transport}", layout, emulated, key["binding"], *told]))
+
+
+def _what(row: Row, axis: str) -> str:
+    """Return the collective and what it was asked, without what was varied."""
+    return " ".join(word for word in row.what.split(" ") if axis != "payload" or not word.startswith("payload="))
 
 
 def _sentence(setup: _Setup) -> str:
@@ -323,6 +329,8 @@ def _next(
     few = [item for item in others if (item.ratio.pairs or 0) < LAUNCHES_FOR_INTERVAL]
     if bad:
         return _go_on(bad, meta)
+    if smaller := [claim.faster for claim in found if claim.faster.startswith("payload=") and not claim.is_default]:
+        return "see what it loses in a training, as no profile chooses that", f"commbench train tiny {smaller[-1]}"
     if any(not claim.is_default for claim in found):
         if all(row.fabric in NOMINAL for row in ok):
             return "measure it between machines, started there by", words.command(meta, "sweep")

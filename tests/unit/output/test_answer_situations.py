@@ -181,3 +181,14 @@ def test_pictures_have_the_answer_as_title() -> None:
     few = title(of(times(0.5), "launches=6", pairs=2))
     assert few == "nothing is proven faster: 2 launches, 6 are needed"
     assert title((of(times(1.0), "launches=6")[0], {})) == ""
+
+
+def test_payloads_are_compared_in_one_sentence_and_no_tuning_is_told() -> None:
+    words = ("algorithm=direct", "payload=none,int8", "sizes.list=64K", "launches=8")
+    cases = planned("nodes=1", "ranks_per_node=2", *words)
+    found = measured(cases, lambda case: 60.0 if case.arguments else 100.0)
+    rows = rows_of(cases, found, Samples(RunFolder(Path("/nowhere"))))
+    text, step = said((rows, ratios.compare(cases, found, lambda measurement: np.empty(0))))
+    assert "all_to_all over scripted, 1 node x 2 ranks: payload=int8 is fastest at 64 KiB" in text
+    assert "as fast as payload=none" in text and text.count("payload=int8") == 1
+    assert step.endswith("commbench train tiny payload=int8")
