@@ -22,7 +22,7 @@ import sys
 # Modules with a `main`. Loaded when they run, as not each machine has what all of them import.
 BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
-    "schedules", "verdicts", "stop", "power", "backend", "ab", "record",
+    "schedules", "verdicts", "stop", "power", "backend", "ab", "record", "square_cube",
 )  # fmt: skip
 WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants", "osu")
 
