@@ -19,7 +19,7 @@ from tests.emulated.conftest import lacking
 from tests.support import page, profiles
 from tests.support.installed_programs import FOLDER, digest, needed, run
 
-pytestmark = pytest.mark.programs
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(1800)]  # each rank imports deepspeed: minutes on a busy machine
 needed("deepspeed")
 PROGRAM = "deepspeed_moe.py"
 PAGE = REPOSITORY / "docs/guide/any-program.md"
@@ -37,7 +37,7 @@ def test_losses_are_the_same_to_the_bit(tmp_path: Path) -> None:
     assert digest("deepspeed") == before
 
 
-@pytest.mark.timeout(1500)  # a tuning and some six launches, each of which imports deepspeed four times
+@pytest.mark.timeout(3600)  # a tuning and some six launches, each of which imports deepspeed four times
 @pytest.mark.skipif(bool(lacking()), reason=lacking())
 def test_the_page_works_as_typed(tmp_path: Path) -> None:
     """With less time for the tuning and fewer rounds than the page: what it finds is the same, not how surely."""
