@@ -9,8 +9,40 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 
 from commbench.errors import UsageError
+
+
+class Fabric(StrEnum):
+    """What is between the nodes of a layout."""
+
+    NONE = "none"  # there is one node
+    DECLARED = "declared"  # nothing: one machine stands for several, all messages stay in it
+    REAL = "real"  # a network: each node is a host of its own
+    VIRTUAL = "virtual"  # NCCL's network transport inside one machine, of which it believes that it is several
+    EMULATED = "emulated"  # shaped links between network namespaces of one machine
+
+    @staticmethod
+    def between(nodes: int, machines: int, *, emulated: bool = False, virtual: bool = False) -> Fabric:
+        """Return what is between the nodes of a layout whose ranks are on so many machines: the one who decides."""
+        if nodes == 1:
+            return Fabric.NONE
+        if emulated:
+            return Fabric.EMULATED
+        if machines >= nodes:
+            return Fabric.REAL
+        return Fabric.VIRTUAL if virtual else Fabric.DECLARED
+
+
+# What nodes are that are no machines of their own. Those of an emulated network say so by its settings.
+NOMINAL = {Fabric.DECLARED.value: "declared on one machine", Fabric.VIRTUAL.value: "virtual hosts of one machine"}
+
+
+def network_note(fabric: str) -> str:
+    """Return what has to be said beside numbers of nodes that are no machines of their own; "" where they are."""
+    return f"nodes are {NOMINAL[fabric]}: nothing here is about your network" if fabric in NOMINAL else ""
+
 
 ROUTINGS = ("static", "ecmp", "spray")
 MOST_NODES, MOST_SPINES, MOST_OVERHEAD = 64, 8, 1_000_000

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from commbench.emulated import NOMINAL as NOMINAL
 from commbench.emulated import Emulated
+from commbench.emulated import Fabric as Fabric
+from commbench.emulated import network_note as network_note
 from commbench.layout import Layout
 from commbench.links import LinkRate, RateKind
 from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
@@ -38,36 +41,6 @@ class Status(StrEnum):
     TIMEOUT = "timeout"
     ERROR = "error"
     INTERRUPTED = "interrupted"
-
-
-class Fabric(StrEnum):
-    """What is between the nodes of a layout."""
-
-    NONE = "none"  # there is one node
-    DECLARED = "declared"  # nothing: one machine stands for several, all messages stay in it
-    REAL = "real"  # a network: each node is a host of its own
-    VIRTUAL = "virtual"  # NCCL's network transport inside one machine, of which it believes that it is several
-    EMULATED = "emulated"  # shaped links between network namespaces of one machine
-
-    @staticmethod
-    def between(nodes: int, machines: int, *, emulated: bool = False, virtual: bool = False) -> Fabric:
-        """Return what is between the nodes of a layout whose ranks are on so many machines: the one who decides."""
-        if nodes == 1:
-            return Fabric.NONE
-        if emulated:
-            return Fabric.EMULATED
-        if machines >= nodes:
-            return Fabric.REAL
-        return Fabric.VIRTUAL if virtual else Fabric.DECLARED
-
-
-# What nodes are that are no machines of their own. Those of an emulated network say so by its settings.
-NOMINAL = {Fabric.DECLARED.value: "declared on one machine", Fabric.VIRTUAL.value: "virtual hosts of one machine"}
-
-
-def network_note(fabric: str) -> str:
-    """Return what has to be said beside numbers of nodes that are no machines of their own; "" where they are."""
-    return f"nodes are {NOMINAL[fabric]}: nothing here is about your network" if fabric in NOMINAL else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,6 +271,16 @@ class Row:
     intra_bytes: int | None
     payload_bytes: int | None = None  # where elements travel as a payload: what `size_bytes` are then
     payload_error: float | None = None  # largest error of a value, by the largest magnitude of its block
+    # Of dispatch and combine: rows a token by what each is for, own rank and node included; rows of the busiest rank.
+    rows_choice: float | None = None
+    rows_rank: float | None = None
+    rows_node: float | None = None
+    skew: float | None = None
+    tokens_per_s: float | None = None  # of all ranks
+    logical_rank_gbps: float | None = None  # as DeepEP counts: a row for each (token, rank), of the busiest rank
+    logical_node_gbps: float | None = None  # and for each (token, node), of the busiest sender
+    wire_inter_gbps: float | None = None  # what the busiest direction of a node, and of a rank inside one, carries
+    wire_intra_gbps: float | None = None
     wire_bytes: float | None = None
     link_imbalance: float | None = None
     cpu_percent: float | None = None

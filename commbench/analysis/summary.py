@@ -10,7 +10,7 @@ import numpy as np
 
 from commbench import algorithms, collectives, stats
 from commbench.algorithms import quantised
-from commbench.analysis import bounds, sample_files
+from commbench.analysis import bounds, routed, sample_files
 from commbench.collectives.payload import payload_of
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
@@ -121,7 +121,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
     traffic: dict[LinkClass, int] | None = dict.fromkeys(LINK_CLASSES, 0)
     scratch = 0
     mean_bytes = None
-    lossy: dict[str, Any] = {}
+    further: dict[str, Any] = {}
     if status is not Status.SKIPPED:
         spec = case.spec
         algorithm = algorithms.find(case.collective, case.algorithm)
@@ -134,7 +134,11 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         scratch = measured if algorithm is None else quantised.scratch_bytes(algorithm, spec)
         mean_bytes = collective.mean_bytes(spec)
         if payload is not None:
-            lossy = {"payload_bytes": on_wire.size_bytes, "payload_error": payload.error(spec.dtype)}
+            further = {"payload_bytes": on_wire.size_bytes, "payload_error": payload.error(spec.dtype)}
+        if collective.routed:
+            further |= routed.rows(spec)
+            if (time_us := numbers.get("time_us")) is not None:
+                further |= routed.rates(spec, steps, time_us)
     # All groups do the same at the same time.
     groups = 1 if layout.unsupported(case.groups) else layout.ranks // layout.within(case.groups).ranks
     done = [m for m in measurements if m.status is Status.OK]
@@ -158,7 +162,7 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         "intra_bytes": None if traffic is None else traffic["intra"] * groups,
         "mean_bytes": mean_bytes,
         "scratch_bytes": scratch,
-        **lossy,
+        **further,
     }
     return Row(**{**_NUMBERS, **_asked(case), **computed, **numbers})
 

@@ -123,6 +123,19 @@ _COLUMNS = (
             "they are", "bytes", _ROW, "payload"),
     _column("payload_error", "with payload: how far off a value may be that arrives, by the largest of its block",
             "|received - sent| / largest magnitude of the block", _ROW, "error"),
+    _column("rows_choice", "dispatch, combine: rows a token, one for each choice", "mean over tokens"),
+    _column("rows_rank", "one for each rank that has an expert of it, the own rank included", "mean over tokens"),
+    _column("rows_node", "one for each node that has one, the own node included", "mean over tokens"),
+    _column("skew", "rows of the rank that most choices go to; 1 is even", "busiest / mean"),
+    _column("tokens_per_s", "tokens of all ranks that are dispatched, or combined, a second", "tokens / s", _ROW,
+            "tokens/s"),
+    _column("logical_rank_gbps", "as DeepEP counts inside of nodes: a row for each (token, rank), own rank included, "
+            "of the busiest rank", "GB/s (1e9)", _ROW, "logical"),
+    _column("logical_node_gbps", "as DeepEP counts between nodes: a row for each (token, node), own node included, of "
+            "the busiest sender", "GB/s (1e9)"),
+    _column("wire_inter_gbps", "what the busiest direction of a node's network carries of the declared messages",
+            "GB/s (1e9)"),
+    _column("wire_intra_gbps", "what the busiest direction of a rank carries inside its node", "GB/s (1e9)"),
     _column("wire_bytes", "emulated: bytes of a call that left all nodes, by the interfaces' counters, headers "
             "included",
             "bytes"),

@@ -53,6 +53,8 @@ def columns(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[Column[R
         Column(name="steps_us", text=value("steps_us"), asked=True),
         Column(name="payload", text=nbytes("payload_bytes"), goes=8),
         Column(name="error", text=value("payload_error"), goes=8),
+        Column(name="tokens/s", text=value("tokens_per_s"), goes=9),
+        Column(name="logical", text=value("logical_rank_gbps"), goes=9),
         Column(name="inter", text=nbytes("inter_bytes"), asked=True),
         Column(name="intra", text=nbytes("intra_bytes"), asked=True),
         Column(name="cpu", text=percent("cpu_percent"), asked=True),
