@@ -64,5 +64,7 @@ def test_tables_of_the_docs_are_laid_out_by_the_code(page: Path) -> None:
 def test_the_docs_show_tables_and_none_of_old_versions() -> None:
     shown = [found for page in PAGES for found, _ in pasted(page)]
     assert len(shown) >= 7
-    old = re.compile(r"^ {4}#? *(size .* x_low +x_high|arm +launches .* what|collective +size +default +us)", re.MULTILINE)
+    old = re.compile(
+        r"^ {4}#? *(size .* x_low +x_high|arm +launches .* what|collective +size +default +us)", re.MULTILINE
+    )
     assert not [page.name for page in PAGES if old.search(page.read_text())]
