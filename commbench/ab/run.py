@@ -23,6 +23,7 @@ from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Environment
 from commbench.launch import foreign, supervise
 from commbench.machine import metadata
 from commbench.output.answer.words import count
+from commbench.output.grid import refolded
 from commbench.records import Fabric, network_note
 from commbench.run_folder import RunFolder, append_record, timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
@@ -288,4 +289,5 @@ class ProgramComparison:
         note = network_note(self.about["fabric"])
         lines = answer.table(self.about, values, self.about["names"], f"{self.about['compared']}{unit}")
         said = [f"# commbench said in the program: {text}" for text in self._said]
-        return [*lines, *said, *([f"# {note}"] if note else []), f"# next: {self.about['next']}"]
+        notes = [f"# {note}"] if note else []
+        return [*refolded([*lines, *said, *notes]), f"# next: {self.about['next']}"]

@@ -11,7 +11,7 @@ import numpy as np
 from commbench.cost_model.comparison import measured_us
 from commbench.cost_model.model import Model
 from commbench.cost_model.observe import Observation, describe_setting, setting
-from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number
+from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number, refolded
 from commbench.units import format_size
 
 
@@ -44,7 +44,7 @@ def table(fitted: Model, observations: Sequence[Observation], look: TableStyle =
 
     Where there are several settings, a line of words comes before the cases of each.
     """
-    lines = [f"# {line}" for line in fitted.describe()]
+    lines = refolded([f"# {line}" for line in fitted.describe()])
     settings: dict[str, list[Observation]] = {}
     for observation in observations:
         settings.setdefault(setting(observation.case), []).append(observation)

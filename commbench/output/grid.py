@@ -165,6 +165,14 @@ def folded(text: str, first: str = "# ", more: str = "#   ") -> list[str]:
     return [*lines, line.rstrip()]
 
 
+def refolded(lines: Sequence[str]) -> list[str]:
+    """Return lines of text, of which comments that are too long are folded."""
+    found: list[str] = []
+    for line in lines:
+        found += folded(line[2:]) if line.startswith("# ") and len(line) > line_width() else [line]
+    return found
+
+
 def number(value: float | None) -> str:
     """Return four significant digits, never an exponent; all digits of what is larger."""
     return _EMPTY if value is None else _fixed(value, value)

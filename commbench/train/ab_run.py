@@ -18,6 +18,7 @@ from commbench.ab.turns import TurnLimits, Turns
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CommbenchError, CorruptFile, UsageError, storage
 from commbench.machine import metadata
 from commbench.output.answer.words import count
+from commbench.output.grid import refolded
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import network_note
@@ -188,7 +189,7 @@ class Comparison:
         lines = [*table(self.outcome, self._predicted), *self._resolution()]
         if note := network_note(str(self._about["fabric"])):
             lines.append(f"# {note}")
-        write("\n".join([*lines, f"# next: {self._about.get('next', 'go on')}"]))
+        write("\n".join([*refolded(lines), f"# next: {self._about.get('next', 'go on')}"]))
 
     def _resolution(self) -> list[str]:
         """Return what could have been found."""

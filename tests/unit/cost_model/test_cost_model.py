@@ -396,7 +396,8 @@ def test_the_command_sets_every_case_beside_its_prediction(
     file = tmp_path / "model.json"
     assert command.run([folder.path], "table", file) == 0
     shown = capsys.readouterr().out
-    assert "a message between nodes" in shown and "r2" in shown and "pairs direct" in shown
+    assert "a message between nodes" in shown and "r2" in shown and "pairs,direct" in shown
+    assert max(len(line) for line in shown.splitlines() if not line.startswith("# next: ")) <= 100
     assert Model.from_dict(json.loads(file.read_text())).predict(cases[0]) is not None
     assert command.run([folder.path], "json", None) == 0
     told = json.loads(capsys.readouterr().out)
@@ -420,7 +421,7 @@ def test_cases_of_several_settings_are_not_mixed(learned: tuple[Model, list[Obse
     lines = cost_table.table(of_both, [*seen, *slower]).splitlines()
     first, second = (lines.index(f"# scripted, {mode}, plain buffers") for mode in ("isolated", "pipelined"))
     assert [line for line in lines[first + 1 : second] if not line.startswith("#")] == alone
-    assert len(lines) == second + 1 + len(alone)
+    assert len([line for line in lines[second + 1 :] if not line.startswith("#")]) == len(alone)
 
 
 def test_where_the_model_cannot_be_written_it_is_one_error(run: tuple[Any, list[Case]], tmp_path: Path) -> None:

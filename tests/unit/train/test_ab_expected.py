@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from commbench.output.grid import refolded
 from commbench.train import ab, ab_table
 from commbench.train.ab_expected import ExpectedRatio, RecordedBias, as_facts, from_facts, recorded_bias
 from tests.unit.train.test_ab import launches
@@ -30,6 +31,7 @@ def test_what_is_stored_is_read_and_older_folders_too() -> None:
 def test_the_table_has_the_interval_and_the_bias() -> None:
     outcome = ab.compare(launches(1.1))
     text = "\n".join(ab_table.table(outcome, EXPECTED))
+    assert max(map(len, refolded(text.splitlines()))) <= 100
     assert "predicted before: 1.200x (1.150 - 1.250); measured / predicted 0.917" in text
     assert "measured / predicted was 0.85 - 0.98 in 7 of 7: so 1.020 - 1.176x; beside other work" in text
     bare = "\n".join(ab_table.table(outcome, ExpectedRatio(value=1.0)))
