@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 PROGRAMS_PIP := $(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check bench clean help
+.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check bench figures clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -56,6 +56,9 @@ check: $(VENV)/.dev ## format, lint and types
 
 bench: $(VENV)/.dev ## what the harness costs, and kills over gloo (minutes; prints tables)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+figures: $(VENV)/.dev ## redraw every picture of README and docs from results/reference
+	$(BIN)/python -m tests.bench.figures
 
 clean: ## remove the environment and all caches; results stay
 	rm -rf $(VENV) $(VENV)-programs .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

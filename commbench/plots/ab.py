@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from commbench.ab.launches import ProgramLaunch
 from commbench.ab.pairs import ARMS, BASELINE
+from commbench.output.answer import words
 from commbench.plots import save
 from commbench.plots.style import caption, title
 from commbench.records import network_note
@@ -91,9 +92,10 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
     right.set_ylabel("% of a step that waits\nfor communication")
     right.tick_params(axis="x", labelsize=8)
     its = about["arms"][BASELINE]
-    title(figure, f"{its['recipe']}, {ranks_text(its, about)}: {names}", 0.98)
+    found = f"Candidate: {words.ratio(outcome.ratio, outcome.low, outcome.high)} the throughput"
+    title(figure, f"{found} ({its['recipe']}, {ranks_text(its, about)}: {names})", 0.98)
     pairs = f"{outcome.pairs} pair{'s' * (outcome.pairs != 1)} of launches"
-    note = f"Bar: 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"
+    note = f"How to read this: bars are the 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"
     note += "" if outcome.claim else f"; a claim of a gain takes {PAIRS_FOR_CLAIM}"
     note += ". Waits: of the rank that waits longest."
     if predicted is not None and predicted.low is not None:

@@ -16,7 +16,7 @@ from commbench import collectives
 from commbench.analysis.compare import CaseComparison, Yardstick
 from commbench.layout import Layout
 from commbench.output.answer import words
-from commbench.plots.style import ALGORITHM, BUS, MARKERS, algorithm_colour, size_axis, tilted, title, value_axis
+from commbench.plots.style import ALGORITHM, BUS, MARKERS, algorithm_colour, legend_below, size_axis, title, value_axis
 from commbench.profile import Choice, Evidence, Profile, Scope
 from commbench.spec import Spec
 from commbench.units import format_size, gbps
@@ -27,10 +27,7 @@ _TITLE_LETTERS = 125
 # Microseconds that links need at the least: by run, collective and size.
 Bounds = Mapping[tuple[str, str, int], float]
 _BEFORE, _BOUND = "#777777", "#444444"
-_READ = (
-    "How to read this: size is what one rank sends, its own share included; higher is better. Both axes are "
-    "logarithmic: a gap of the same height is the same factor."
-)
+_READ = "How to read this: higher is better. Both axes are logarithmic: a gap of the same height is the same factor."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +90,7 @@ def figure(panels: Sequence[BandwidthPanel], names: tuple[str, str], what: str, 
         if len(sizes) == 1:
             axes.set_xlim(sizes[0] / 4, sizes[0] * 4)
         value_axis(axes, BUS if panel.bus else ALGORITHM)
-        _, labels = axes.get_legend_handles_labels()
-        columns = max(1, min(4, 110 // (max(map(len, labels)) + 8)))
-        axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,
-                    bbox_to_anchor=(0.5, -0.29 if tilted(sizes) else -0.19))  # fmt: skip
+        legend_below(axes, sizes)
         conclusion = f"{panel}\n" if len(panels) > 1 else ""
         axes.set_title(conclusion + "\n".join(textwrap.wrap(panel.name, _TITLE_LETTERS)), fontsize=8)
     title(drawn, f"{what}: {_conclusion(panels)}", 1 - 0.08 / height)
@@ -144,7 +138,8 @@ def _panel(axes: Axes, panel: BandwidthPanel, names: tuple[str, str]) -> None:
         axes.plot(sizes, [panel.bound[size] for size in sizes], color=_BOUND, linestyle=":", linewidth=1.3,
                   marker="_" if len(sizes) == 1 else "", label="bound: what the links allow")  # fmt: skip
     bottom, top = _span(panel)
-    axes.set_ylim(bottom / 1.3, top * 1.4)
+    part = (top / bottom) ** 0.06
+    axes.set_ylim(bottom / part, top * part**3)  # above the points are their factors
 
 
 def _span(panel: BandwidthPanel) -> tuple[float, float]:

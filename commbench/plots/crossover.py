@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from commbench.analysis.ratios import describe_pairs
+from commbench.output.answer import words
 from commbench.plots.settings import (
     FIGURE_KEYS,
     algorithm_label,
@@ -129,7 +130,13 @@ def _map(
     bottom = (0.8 if tilt else 0.58) + 0.125 * (len(note) + 1)
     height = top + len(setups) * cell_height + bottom
 
+    words_of = _shared([title_words(setting) for setting in settings]).values()
+    heading = join(f"{settings[0]['what']} over {settings[0]['transport']}", *words_of)
+    text = f"{_conclusion(cells, largest)} ({heading})"
     figure = Figure(figsize=(width, height))
+    above = title(figure, text, 1.0)
+    top, height = top + above, height + above
+    figure.set_size_inches(width, height)
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - 0.2) / width, len(setups) * cell_height / height)
     )
@@ -144,15 +151,26 @@ def _map(
     figure.text((left - 0.05) / width, 1 - (top - 0.13) / height, _LAYOUT, fontsize=8, color="#555555", ha="right")
     for spine in axes.spines.values():
         spine.set_color("#bbbbbb")
-    words = _shared([title_words(setting) for setting in settings]).values()
-    heading = join(f"{settings[0]['what']} over {settings[0]['transport']}", *words)
-    title(figure, f"{heading}: the fastest algorithm", 1 - 0.16 / height)
+    title(figure, text, 1 - 0.16 / height)
     figure.legend(
         handles=handles, loc="upper center", ncols=legend_columns, frameon=False, fontsize=9, handlelength=1.6,
-        handleheight=1.1, columnspacing=1.4, bbox_to_anchor=(0.5, 1 - 0.38 / height),
+        handleheight=1.1, columnspacing=1.4, bbox_to_anchor=(0.5, 1 - (0.38 + above) / height),
     )  # fmt: skip
     caption(figure, meta, "\n".join(note))
     return figure
+
+
+def _conclusion(cells: Mapping[tuple[int, int], _Cell], sizes: Mapping[int, int]) -> str:
+    """Return who is proven fastest, at which sizes, and by how much: `direct 1.15x to 1.38x at 4 MiB`."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for (_, column), cell in sorted(cells.items(), key=lambda item: item[0][1]):
+        if cell.verdict not in _HATCHES and cell.ratio is not None:
+            found.setdefault(cell.algorithm, []).append((sizes[column], cell.ratio))
+    said = [
+        f"{name} {words.ratios([ratio for _, ratio in wins], None, None)} {words.sizes([size for size, _ in wins])}"
+        for name, wins in found.items()
+    ]
+    return "; ".join(said) or "nothing is proven faster"
 
 
 def _wide(texts: Sequence[str], size: float) -> float:
@@ -270,8 +288,8 @@ def _note(setups: Sequence[pd.DataFrame]) -> str:
             "(winner's curse): confirm it in a run of its own."
         )
     return (
-        f"Each cell: {' or '.join(baselines)} or the fastest other, and how many times faster it is than the other of "
-        f"both (median over launches of the ratio of times; darker: more). Hatched: no difference, or "
-        f"nothing that chance could not do among all ratios of the run. "
+        f"How to read this: a cell names {' or '.join(baselines)} or the fastest other, and how many times faster it "
+        "is than the other of both (median over launches of the ratio of times; darker: more). Hatched: no difference, "
+        "or nothing that chance could not do among all ratios of the run. "
         f"The intervals: {spread}.{picked}"
     )

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from commbench.plots.style import MARKERS, algorithm_colour, ratio_axis, size_axis, tilted, title
+from commbench.output.answer import words
+from commbench.plots.style import MARKERS, algorithm_colour, legend_below, ratio_axis, size_axis, title
 from commbench.profile import Choice, Evidence, Profile
 
 _MOST_PANELS = 8
+_READ = "How to read this: the default's time over the choice's; bars are 95 % intervals; grey is too little to count."
 _UNCHANGED = "#888888"
 _WIDTH = 9  # inches
 _TITLE_LETTERS, _LEGEND_LETTERS = 130, 120  # that fit side by side
@@ -31,16 +33,28 @@ def gains(profile: Profile) -> Figure | None:
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
         return None
-    height = 0.4 + 3.7 * len(panels)
+    height = 0.8 + 3.7 * len(panels)
     figure = Figure(figsize=(_WIDTH, height))
     axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
         _panel(axes, choices, profile.minimum_gain)
         axes.set_title("\n".join(textwrap.wrap(name, _TITLE_LETTERS)), fontsize=8)
     left_out = f"; {_MOST_PANELS} of {curves} curves" if curves > _MOST_PANELS else ""
-    title(figure, f"Gain of the profile over the default; {profile.machine}{left_out}", 1 - 0.08 / height)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.22 / height))
+    title(figure, f"{_conclusion(profile)}{left_out}", 1 - 0.08 / height)
+    made = f"{profile.machine} | {profile.created[:10]} | commbench {profile.commbench_version}"
+    figure.text(0.01, 0.01, f"{_READ}\n{made}", fontsize=7.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.4 / height, 1, 1 - 0.22 / height))
     return figure
+
+
+def _conclusion(profile: Profile) -> str:
+    """Return what the profile gains where it gains something."""
+    found = [one for choice in profile.choices for one in choice.evidence]
+    ratios = [one.ratio for one in found if one.confirmed]
+    if not ratios:
+        return "Nothing is proven faster than the default"
+    factors = words.ratios(ratios, None, None)
+    return f"The profile is {factors} as fast as the default, in {len(ratios)} of {len(found)} cases"
 
 
 def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
@@ -69,15 +83,7 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
     size_axis(axes, sizes)
     if len(sizes) == 1:
         axes.set_xlim(sizes[0] / 4, sizes[0] * 4)
-    _, entries = axes.get_legend_handles_labels()
-    columns = max(1, min(3, _LEGEND_LETTERS // (max(map(len, entries)) + 8)))
-    axes.legend(
-        frameon=False,
-        fontsize=8,
-        ncols=columns,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.46 if tilted(sizes) else -0.24),
-    )
+    legend_below(axes, sizes, _LEGEND_LETTERS)
 
 
 def _label(choice: Choice, one: Evidence) -> str:

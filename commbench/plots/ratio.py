@@ -14,11 +14,11 @@ from commbench.plots.style import (
     STYLES,
     algorithm_colour,
     caps,
+    legend_below,
     picture,
     ratio_axis,
     size_axis,
     thinned,
-    tilted,
     title,
 )
 from commbench.records import network_note
@@ -63,9 +63,7 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
         note = network_note(members[0].fabric)
         left_out = f"{len(sizes)} of {len(measured)} sizes, evenly apart" if len(sizes) < len(measured) else ""
         axes.set_title("\n".join(filter(None, [set_up, note, left_out])), fontsize=9)
-        columns = max(1, min(4, 110 // (max(map(len, labels)) + 8)))
-        axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,
-                    bbox_to_anchor=(0.5, -0.46 if tilted(sizes) else -0.3))  # fmt: skip
+        legend_below(axes, sizes)
     names += f"; {len(shown)} of {len(set_ups)} set-ups" if len(shown) < len(set_ups) else ""
     title(figure, names, 1 - 0.08 / height)
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from commbench import algorithms
 from commbench.units import format_size
@@ -121,6 +122,17 @@ def value_axis(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
     axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def legend_below(axes: Axes, sizes: Sequence[int], letters: int = 110) -> None:
+    """Draw the legend below an axis of sizes and its labels; as many columns as `letters` fit side by side."""
+    _, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, letters // (max(map(len, labels)) + 8)))
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    down = ScaledTranslation(0, -0.86 if tilted(sizes) else -0.5, figure.dpi_scale_trans)  # inches
+    axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,
+                bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + down)  # fmt: skip
 
 
 def title(figure: Figure, text: str, y: float) -> float:

@@ -108,11 +108,20 @@ def _figure(
     heading = join(
         f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values()
     )
-    title(figure, f"{heading}: what is sent", 1 - 0.16 / height)
+    title(figure, f"{_conclusion(bars)} ({heading})", 1 - 0.16 / height)
     unknown = [label for label, row in by_label.items() if row is None]
     note = _note(largest, unknown, metered=metered)
     caption(figure, meta, "\n".join(filter(None, [note, network_note(setting["fabric"])])))
     return figure
+
+
+def _conclusion(bars: Mapping[str, dict[Any, Any]]) -> str:
+    """Return which algorithm sends least between nodes, and how much less than the most."""
+    between = {label: row["inter_bytes"] / (row["ranks"] * row["size_bytes"]) for label, row in bars.items()}
+    least, most = min(between, key=lambda label: between[label]), max(between.values())
+    if most <= 1.01 * between[least]:
+        return "All send as much between nodes"
+    return f"{least} sends least between nodes: 1/{most / max(between[least], 1e-9):.3g} of the most"
 
 
 def _style(axes: Axes, names: Sequence[str]) -> None:
@@ -131,7 +140,8 @@ def _style(axes: Axes, names: Sequence[str]) -> None:
 def _note(largest: int, unknown: Sequence[str], *, metered: bool) -> str:
     """Return what the caption says of bytes at the size `largest`, and of algorithms whose steps are unknown."""
     note = (
-        f"payload at {format_size(largest)} by the algorithm's own steps, own blocks excluded; it grows with the size"
+        f"How to read this: shorter is less to send. Payload at {format_size(largest)} by the algorithm's own steps, "
+        "own blocks excluded; it grows with the size"
     )
     if metered:
         note += "; counted: by the links' counters, headers included"

@@ -210,6 +210,7 @@ def _legend(axes: Axes) -> None:
 def _finish(figure: Figure, trainings: Sequence[Training], what: str, note: str, *, legend: float = 0.0) -> None:
     """Write title and caption, and make room for both. legend: inches below the title."""
     one, height = trainings[0], figure.get_figheight()
+    note = f"How to read this: {note[0].lower()}{note[1:]}"
     recipes = {training.config["recipe"] for training in trainings}
     of = f"{one.config['recipe']}, {ranks_text(one.config, one.about)}"
     if len(trainings) > 1:

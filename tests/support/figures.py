@@ -20,7 +20,9 @@ def inside(figure: Figure) -> None:
         *(text for legend in figure.legends for text in legend.get_texts()),
     ]
     for axes in figure.axes:
-        artists += [*axes.texts, *axes.get_yticklabels(), *axes.get_xticklabels(), axes.xaxis.label]
+        low, high = sorted(axes.get_ylim())  # ticks beyond are not drawn
+        shown = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+        artists += [*axes.texts, *shown, *axes.get_xticklabels(), axes.xaxis.label]
     for artist in artists:
         box = artist.get_window_extent(renderer)
         if artist.get_text() and box.width:

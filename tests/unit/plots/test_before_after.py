@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from commbench.cli import _main
-from commbench.plots import before_after
+from commbench.plots import before_after, gains
 from commbench.plots.before_after import figure
 from commbench.profile import file as profile_file
 from commbench.run_folder import RunFolder
@@ -18,7 +18,7 @@ from tests.support import fake_runs, profiles
 from tests.support.figures import inside
 
 FAST = dataclasses.replace(profiles.EVIDENCE, size_bytes=4096, default_us=100.0, ratio=2.0, low=1.8, high=2.2)
-KEPT = dataclasses.replace(FAST, size_bytes=65536, ratio=0.9, verdict="not confirmed")
+KEPT = dataclasses.replace(FAST, size_bytes=65536, ratio=0.9, low=0.85, high=0.95, verdict="not confirmed")
 
 
 def lines_of(figure: Figure) -> dict[str, list[float]]:
@@ -89,3 +89,20 @@ def test_plot_takes_what_tune_prints(
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"format": "something"}))
     assert _main(["plot", str(other)]) == 2
+
+
+def test_gains_conclude_and_nothing_lies_over_anything() -> None:
+    sizes = [1 << power for power in range(10, 26)]
+    found = [dataclasses.replace(FAST, size_bytes=size) for size in sizes]
+    for evidence in (found, [*found[:1], KEPT]):
+        made = profiles.profile(profiles.choice("all_to_all", "bruck", evidence=evidence), nodes=2, ranks_per_node=2)
+        drawn = gains.gains(made)
+        assert drawn is not None
+        inside(drawn)
+        count = sum(one.confirmed for one in evidence)
+        assert (
+            drawn.get_suptitle() == f"The profile is 2.00x as fast as the default, in {count} of {len(evidence)} cases"
+        )
+        bandwidth = before_after.of_profile(made, {})
+        assert bandwidth is not None
+        inside(bandwidth)
