@@ -127,7 +127,7 @@ BAD = {
     "sweep --out /proc/nowhere": ("cannot write '/proc/nowhere'", "--out"),
     "sweep --resume nowhere": ("no run in 'nowhere'", "results/latest"),
     "sweep --resume . quick": ("--resume takes no recipe", "new run"),
-    "sweep --retry-failed": ("nothing to retry", "--resume"),
+    "sweep --retry-failed": ("needs a run to go on with", "--resume"),
     "sweep -c 1": ("No such option '-c'", "every timed call is compared"),
     "tune quick -G 20": ("No such option '-G'", "mode=graph"),
     "sweep --minbytes 8": ("No such option '--minbytes'", "-b SIZE"),

@@ -71,7 +71,7 @@ def test_what_cannot_be_done_falls_back_with_the_reason() -> None:
     assert odd.config.label == "duplicated"
     with pytest.raises(UsageError, match="no algorithm can do tp_all_to_all tp=2 tp_input=partial of 260 B") as caught:
         tp.choose(ask(260, "tp_all_to_all", arguments=partial))
-    assert "all_reduce_drop: a block of 130 B is no whole number" in caught.value.hint
+    assert "all_reduce_drop: a block of 130 B is not a whole number" in caught.value.hint
 
 
 def test_arguments_and_graphs_have_choices_of_their_own() -> None:

@@ -161,7 +161,7 @@ WRONG = [
     (CSV.replace(",size,", ",bytes,"), "line 2: 'size' is missing"),
     (CSV.replace("22.88", "99.9").replace("23.41", "99.9"), "line 2: algbw 26.15 on 8 ranks is busbw 22.88"),
     (IMB.replace("t_avg[usec]", "t_mid"), "no column of times among bytes, #repetitions"),
-    (IMB.replace("Alltoall", "PingPong").replace("Allreduce", "PingPing"), "line 4: PingPong is no collective"),
+    (IMB.replace("Alltoall", "PingPong").replace("Allreduce", "PingPing"), "line 4: PingPong is not a collective"),
 ]  # fmt: skip
 
 

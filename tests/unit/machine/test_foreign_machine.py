@@ -81,7 +81,7 @@ WRONG = [
     ('<!DOCTYPE x [<!ENTITY a "b">]><system/>', "no document type"),
     (XML.replace('numaid="1"', ""), "'numaid' is missing"),
     (XML.replace('count="18"', 'count="many"'), "invalid literal"),
-    (SMI.replace("GPU1\tNV18", "GPU1\tfast"), "'fast' in the row of GPU1 is no path"),
+    (SMI.replace("GPU1\tNV18", "GPU1\tfast"), "'fast' in the row of GPU1 is not a path"),
     (SMI.replace("NIC1\tSYS\tNODE\tSYS\t X", "NIC1\tSYS"), "the row of NIC1 is missing or cut short"),
 ]
 

@@ -204,7 +204,7 @@ def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -
 def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() -> None:
     """quick names those of all_to_all; what the user types must fit, though."""
     assert {item.case.algorithm for item in planned("quick", "collective=all_reduce")} == {"direct"}
-    with pytest.raises(UsageError, match="bruck is no algorithm of all_reduce"):
+    with pytest.raises(UsageError, match="bruck is not an algorithm of all_reduce"):
         planned("quick", "collective=all_reduce", "algorithm=bruck")
     with pytest.raises(UsageError, match="no algorithm of all_reduce is asked for"):
         planned("quick", "collective=all_reduce,all_to_all", "algorithm=bruck")
@@ -462,7 +462,7 @@ def test_why_tensor_parallel_groups_cannot_be(words: tuple[str, ...], reason: st
         (("collective=all_to_all", "tp=2"), "tp is set, but has no effect in this sweep"),
         (("chunks=2",), "chunks is set, but has no effect in this sweep"),
         (("algorithm=drop_gather_pipelined", "chunks=half"), "chunks is 'half'"),
-        (("algorithm=direct",), "direct is no algorithm of tp_all_to_all"),
+        (("algorithm=direct",), "direct is not an algorithm of tp_all_to_all"),
     ],
 )
 def test_wrong_words_about_tensor_parallel_groups(words: tuple[str, ...], message: str) -> None:

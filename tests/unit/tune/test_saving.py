@@ -177,4 +177,4 @@ def test_a_damaged_trace_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "t/trace.json").write_text(json.dumps({"format": "x"}))
     for command in ("sweep", "tune"):
         assert _main([command, str(tmp_path / "t")]) == 2
-        assert "is no trace" in capsys.readouterr().err.splitlines()[0]
+        assert "is not a trace" in capsys.readouterr().err.splitlines()[0]
