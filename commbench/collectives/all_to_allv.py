@@ -45,7 +45,7 @@ class AllToAllV(PayloadBlocks):
     def unsupported(self, spec: Spec) -> str:
         odd = self.counts(spec) % spec.itemsize
         if not odd.any():
-            return super().unsupported(spec)
+            return self.unsupported_payload(spec)  # no block is a rank's equal part
         i, j = (int(index[0]) for index in odd.nonzero())
         return f"{self.counts(spec)[i, j]} B from rank {i} to rank {j} are not a whole number of {spec.dtype}"
 

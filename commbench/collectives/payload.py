@@ -39,8 +39,11 @@ class PayloadBlocks(Blocks):
     """A collective that moves blocks, of which each may travel as a row of a payload."""
 
     def unsupported(self, spec: Spec) -> str:
+        return super().unsupported(spec) or self.unsupported_payload(spec)
+
+    def unsupported_payload(self, spec: Spec) -> str:
         payload = payloads.get(str(spec.arguments.get("payload", payloads.NONE)))
-        return super().unsupported(spec) or (payload.unsupported(spec.dtype) if payload else "")
+        return payload.unsupported(spec.dtype) if payload else ""
 
     def wire_bytes(self, spec: Spec, nbytes: int) -> int:
         """Return what `nbytes` of elements are on the wire, as one message."""

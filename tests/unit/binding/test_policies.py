@@ -366,8 +366,8 @@ def test_rows_tables_and_ratios_have_it(tmp_path: Path) -> None:
     assert speedups["worst"] == pytest.approx(0.5, rel=0.1)
     assert {ratio.baseline for ratio in found.values()} == {"binding=none"}
     meta = {"commbench_version": "1", "run_id": "r", "machine_text": "m", "machine": {"affinity": [0]}}
-    printed = table.table(rows, meta, found)
-    assert printed.count("# speedup: these are the baseline, binding=none") == 1
+    printed = table.table(rows, meta, found).replace("\n#   ", " ")
+    assert printed.count("# vs_binding=none: these are the baseline, binding=none") == 1
     titles = [line for line in printed.splitlines() if line.startswith("# all_to_all over")]
     assert [line.endswith(f", binding={p}") for line, p in zip(titles, ("worst", "none", "pci"), strict=True)] == [
         True, False, True
