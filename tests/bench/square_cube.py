@@ -22,7 +22,7 @@ from tests.conftest import environment
 
 LINKS = {"100 Mbit/s": 12.5e6, "1 Gbit/s": 125e6, "10 Gbit/s": 1.25e9}  # bytes a second
 DEVICES = {"10 TFLOP/s": 1e13, "100 TFLOP/s": 1e14, "400 TFLOP/s": 4e14}
-TOKENS, WIDTHS, TURNS = 512, (128, 512), 3
+TOKENS, WIDTHS, TURNS = 4096, (32, 256), 3
 
 
 def value_bytes(payload: str, width: int = 4096) -> float:
@@ -41,14 +41,19 @@ def main() -> None:
         for link, rate in LINKS.items():
             widths = [hidden_from(flops, rate, payload) for payload in ("none", "int8")]
             print(f"| {device} | {link} | {widths[0]:.0f} | {widths[1]:.0f} |")
-    shares: dict[tuple[str, int], list[float]] = {}
+    shares: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for _ in range(TURNS):
         for width in WIDTHS:
+            products_us = _products_us(width)
             for payload, time_us in _exchanges(width).items():
-                shares.setdefault((payload, width), []).append(time_us / _products_us(width))
+                predicted_us = TOKENS * width * value_bytes(payload, width) / LINKS["100 Mbit/s"] * 1e6
+                pair = time_us / products_us, predicted_us / products_us
+                shares.setdefault((payload, width), []).append(pair)
     for (payload, width), found in sorted(shares.items()):
-        print(f"width {width}, payload={payload}: the link takes {statistics.median(found):.2f} x the products "
-              f"[{min(found):.2f}-{max(found):.2f}]")  # fmt: skip
+        measured, predicted = (statistics.median(column) for column in zip(*found, strict=True))
+        print(
+            f"width {width}, payload={payload}: the link takes {measured:.2f} x the products, predicted {predicted:.2f}"
+        )
 
 
 def _exchanges(width: int) -> dict[str, float]:
