@@ -12,6 +12,7 @@ python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as 
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
+make bench ARGS="routed 500 1000"  mistakes with rows in dispatch and combine, and right runs
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
     "schedules", "verdicts", "stop", "power", "backend", "ab", "record", "square_cube",
 )  # fmt: skip
-WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants", "osu")
+WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants", "osu", "routed")
 
 
 def main() -> None:

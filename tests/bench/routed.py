@@ -1,0 +1,35 @@
+"""Mistakes planted in dispatch and combine, and right runs: `make bench ARGS="routed 500 1000"`.
+
+A copy that takes a row twice, swaps two, leaves one out or out altogether (what the call before has left), and a sum
+that lacks a term, or has a neighbour's row or weight: each on one rank, in one call, over the scripted transport.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+from tests.support.planted_rows import BOTH, KINDS, planted, spec_of, wrong_elements
+
+
+def main(words: list[str]) -> int:
+    mistakes, runs = map(int, words) if words else (500, 1000)
+    struck: Counter[str] = Counter()
+    unseen: list[tuple[str, str, str, int]] = []
+    for number in itertools.count():
+        if struck.total() >= mistakes:
+            break
+        (collective, name), kind = BOTH[number % len(BOTH)], KINDS[number // len(BOTH) % len(KINDS)]
+        hit, wrong = planted(collective, name, kind, number // len(BOTH) // len(KINDS) % 3, number)
+        struck[kind] += hit
+        if hit and not wrong:
+            unseen.append((collective, name, kind, number))
+    alarms = 0
+    for number in range(runs):
+        collective, name = BOTH[number % len(BOTH)]
+        spec = spec_of(collective, name, 2, 2, tokens=1 + number % 9, model_dim=16, router_seed=number)
+        alarms += bool(wrong_elements(collective, name, spec, number))
+    print(f"{struck.total()} mistakes, {len(unseen)} unseen: {dict(struck)}; {runs} right runs, {alarms} alarms")
+    for one in unseen:
+        print("unseen:", *one)
+    return int(bool(unseen or alarms))
