@@ -15,12 +15,13 @@ from typing import Any, NoReturn, Self
 import torch
 
 from commbench import payloads
-from commbench.communicators import requests
+from commbench.communicators import requests, routed
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
 from commbench.communicators.explain import CommunicatorInfo, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import CallContext, CallRequest
+from commbench.communicators.routed import TokenHandle
 from commbench.communicators.select import PEER, PLAIN, Ask, Chooser, Chosen
 from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError
@@ -59,6 +60,7 @@ class Communicator:
         self._transport, self._chooser, self._info = transport, chooser, info
         self._calls = CallCache(transport, chooser)
         self._seen, self._run = self._calls.seen, self._calls.run
+        self._dispatches: dict[str, None] = {}  # in words, in the order of their first call
 
     def __deepcopy__(self, memo: object) -> Communicator:
         """Return this one: copies of a layer, as of an average of weights, share its ranks."""
@@ -161,6 +163,32 @@ class Communicator:
         requests.check_counts("exchange_counts", "sent", sent, self.size)
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
+    def dispatch(
+        self, x: Tensor, experts: Tensor, weights: Tensor, *, num_experts: int, algorithm: str = "per_choice"
+    ) -> tuple[Tensor, Tensor, TokenHandle]:
+        """Send tokens to the ranks of their experts: rows by expert, their counts, and a handle for `combine`.
+
+        x: [tokens, width]. experts, weights: [tokens, top_k], of `num_experts` that ranks have in equal numbers, in
+        order; -1: no expert. Ranks may bring different numbers of tokens. algorithm: `per_choice`, `per_rank`,
+        `per_node`, `all_gather` (docs/guide/dispatch.md). rows: one for each choice of an expert of this rank, by
+        expert, source rank, token; counts: int64, of each of this rank's experts. Waits on the host. Rows and weights
+        carry gradients. Raises `UsageError` on all ranks where one brings what cannot be.
+        """
+        self._calls.check_open()
+        found = routed.dispatch(self, x, experts, weights, num_experts, algorithm=algorithm, layout=self.layout)
+        said = f"dispatch of rows of {x.shape[1] * x.element_size()} B, top-{experts.shape[1]} of {num_experts}"
+        self._dispatches[f"{said}: {algorithm}\n    why: the call asks for it"] = None
+        return found
+
+    def combine(self, y: Tensor, handle: TokenHandle) -> Tensor:
+        """Return for each token of the dispatch the sum of what experts made of its rows, times their weights.
+
+        y: [rows, any width], in the order of the dispatch's rows. Sums are made in fp32 at least; what ranks and nodes
+        send on is rounded to the dtype of `y`.
+        """
+        self._calls.check_open()
+        return routed.combine(self, y, handle)
+
     def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
         """Do all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`. Collective.
 
@@ -222,7 +250,7 @@ class Communicator:
 
     def explain(self) -> str:
         """Return in words the set-up, how it differs from the profile's scope, and the choice for each kind of call."""
-        return explain(self._info, self._calls.explained)
+        return "\n".join([explain(self._info, self._calls.explained), *self._dispatches])
 
     def close(self) -> None:
         """Free what was made. Graphs that hold calls must be gone; the group stays the program's. Collective."""

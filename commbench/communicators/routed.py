@@ -1,0 +1,301 @@
+"""Tokens to the ranks of their experts and back, on tensors, with gradients: `dispatch` and `combine` of a program.
+
+Which row goes where is planned as the algorithms of the collectives plan it (`commbench.algorithms.token_plan`); rows
+move by all_to_allv, all_gather and reduce_scatter of the communicator. So what gathers on the way there adds up on the
+way back, and in backward each is the other's adjoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from commbench.algorithms import per_choice, per_node, per_rank
+from commbench.algorithms.token_plan import TOKENS, Copies, Gather, Leg, Planner, Way, own_copies
+from commbench.algorithms.two_d_intra_first import unsupported_layout
+from commbench.collectives.dispatch import NUMBER_BYTES
+from commbench.collectives.routing import NONE, Ints
+from commbench.communicators.autograd import DifferentiableCollectives
+from commbench.communicators.base import CommLike
+from commbench.errors import UsageError, unknown
+from commbench.layout import Layout
+
+ALL_GATHER = "all_gather"
+WAYS: dict[str, Way] = {
+    "per_choice": per_choice.PerChoiceDispatch.way,
+    "per_rank": per_rank.PerRankDispatch.way,
+    "per_node": per_node.PerNodeDispatch.way,
+    ALL_GATHER: Way(()),
+}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def told_bytes(top_k: int) -> int:
+    """Return the bytes of what is told of a row: source, token and experts."""
+    return NUMBER_BYTES * (2 + top_k)
+
+
+def unsupported(algorithm: str, layout: Layout) -> str:
+    """Return in words why an algorithm cannot run on a layout; "" if it can."""
+    if algorithm not in WAYS:
+        return str(unknown("algorithm", algorithm, WAYS))
+    return unsupported_layout(layout) if algorithm == "per_node" else ""
+
+
+class _Hop(NamedTuple):
+    """rows: which of all rows that were there before go, in order. counts: rows that each rank sends to each."""
+
+    rows: Tensor
+    counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenHandle:
+    """What a `combine` knows of its `dispatch`.
+
+    counts: rows of each expert of this rank. source, token: of each row, its rank and its place there; on the host.
+    weights: of each row, with gradient; None for `per_choice`, whose rows are weighed where their token is.
+    """
+
+    algorithm: str
+    counts: list[int]
+    source: Ints
+    token: Ints
+    weights: Tensor | None
+    _tokens: int
+    _width: int
+    _dtype: torch.dtype
+    _hops: list[_Hop]
+    _starts: list[int]  # of each buffer among all rows, the end last
+    _rows: Tensor  # where among all rows each row of the output is
+    _own_weights: Tensor  # [tokens, top_k] of this rank's tokens
+
+
+def dispatch(
+    comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, *, algorithm: str, layout: Layout,
+    check: bool = True, rows_comm: CommLike | None = None,
+) -> tuple[Tensor, Tensor, TokenHandle]:  # fmt: skip
+    """Send each token to the ranks of its experts. Collective: see `Communicator.dispatch`.
+
+    check: ranks compare what they bring, so that an error on one is an error on all: one all_gather.
+    rows_comm: what rows of tokens travel over, where that is another one.
+    """
+    if check:
+        _agree(comm, x, experts, weights, num_experts, algorithm, layout)
+    way, rows_comm = WAYS[algorithm], rows_comm or comm
+    tokens, top_k = experts.shape
+    held_experts, held_weights, held = experts, weights, x
+    if way.per_choice:  # each choice is a token with one expert
+        held = _gather(x, torch.arange(tokens, device=x.device).repeat_interleave(top_k))
+        held_experts, held_weights = experts.reshape(-1, 1), weights.reshape(-1, 1)
+    chosen = held_experts.detach().to("cpu", torch.int64).numpy()
+    if algorithm == ALL_GATHER:
+        held, held_weights, copies, chosen = _gather_all(comm, rows_comm, x, weights, chosen)
+    else:
+        copies = own_copies(Way(way.legs), comm.rank, chosen, np.zeros(chosen.shape, np.float32))
+    planner = Planner(way, layout, comm.rank, num_experts // comm.size, copies)
+    starts, hops = [0, len(held)], []
+    all_chosen = [chosen]
+    for leg in way.legs:
+        hop, told = _plan_hop(comm, planner, leg, layout, starts)
+        rows = _exchange(rows_comm, _gather(held, hop.rows), hop)
+        if not way.per_choice:
+            arrived = _exchange(comm, held_weights.index_select(0, hop.rows), hop)
+            held_weights = torch.cat([held_weights, arrived])
+        held = torch.cat([held, rows])
+        starts.append(len(held))
+        hops.append(hop)
+        all_chosen.append(told[:, 2:])
+    plan = planner.plan("expert")
+    numbers = plan.numbers.reshape(-1).view(np.int32).astype(np.int64).reshape(-1, 3)
+    at = _places(plan.places, starts, len(numbers))
+    first = comm.rank * (num_experts // comm.size)
+    counts = np.bincount(numbers[:, 2] - first, minlength=num_experts // comm.size)
+    row_index = _index(at, x.device)
+    row_weights = None
+    if not way.per_choice:
+        choice = (np.concatenate(all_chosen)[at] == numbers[:, 2:]).argmax(axis=1)
+        row_weights = held_weights[row_index, _index(choice, x.device)]
+    handle = TokenHandle(
+        algorithm, counts.tolist(), numbers[:, 0], numbers[:, 1] // (top_k if way.per_choice else 1), row_weights,
+        tokens, x.shape[1], x.dtype, hops, starts, row_index, weights,
+    )  # fmt: skip
+    return _gather(held, row_index), torch.from_numpy(counts.astype(np.int64)).to(x.device), handle
+
+
+def combine(comm: CommLike, y: Tensor, handle: TokenHandle, *, rows_comm: CommLike | None = None) -> Tensor:
+    """Return for each token the weighed sum of its rows. Collective: see `Communicator.combine`."""
+    if y.dim() != 2 or len(y) != len(handle.source):
+        hint = f"a row for each of the {len(handle.source)} rows that dispatch returned, in their order"
+        raise UsageError(f"combine: y is {tuple(y.shape)}", hint=hint)
+    rows_comm = rows_comm or comm
+    weights = handle._own_weights if handle.weights is None else handle.weights
+    wide = torch.promote_types(torch.promote_types(y.dtype, weights.dtype), torch.float32)
+    given = y.to(wide)
+    if handle.weights is not None:
+        given = given * handle.weights.to(wide)[:, None]
+    starts = handle._starts
+    held = given.new_zeros(starts[-1], y.shape[1]).index_add(0, handle._rows, given)
+    for number, hop in reversed([*enumerate(handle._hops)]):
+        start, end = starts[number + 1 : number + 3]
+        back = hop._replace(counts=hop.counts.T)
+        returned = _exchange(rows_comm, held[start:end].to(y.dtype), back)
+        held = held[:start].index_add(0, hop.rows, returned.to(wide))
+    if handle.algorithm == ALL_GATHER:
+        summed = DifferentiableCollectives(rows_comm).reduce_scatter(held.to(y.dtype).contiguous())
+        return summed[: handle._tokens]
+    if handle.weights is None:
+        held = held.view(*weights.shape, y.shape[1]) * weights.to(wide)[..., None]
+        held = held.sum(dim=1)
+    return held.to(y.dtype)
+
+
+def _gather_all(
+    comm: CommLike, rows_comm: CommLike, x: Tensor, weights: Tensor, chosen: Ints
+) -> tuple[Tensor, Tensor, Copies, Ints]:
+    """Return the rows, weights, copies and experts of all ranks, each rank padded to as many tokens as the most have.
+
+    Padding has no expert, and takes no part in what follows.
+    """
+    tokens, top_k = chosen.shape
+    most = int(_all_numbers(comm, [tokens]).max())
+    told = torch.full((most, top_k), NONE, dtype=torch.int64)
+    told[:tokens] = torch.from_numpy(chosen)
+    told_all = torch.empty(comm.size * most, top_k, dtype=torch.int64, device=comm.device)
+    comm.all_gather(told_all, told.to(comm.device))
+    padding = (0, 0, 0, most - tokens)
+    padded, padded_weights = (torch.nn.functional.pad(tensor, padding) for tensor in (x, weights))
+    rows = DifferentiableCollectives(rows_comm).all_gather(padded.contiguous())
+    all_weights = DifferentiableCollectives(comm).all_gather(padded_weights.contiguous())
+    experts = told_all.cpu().numpy()
+    (at,) = np.nonzero((experts != NONE).any(axis=1))
+    source, token = np.divmod(at, max(1, most))
+    nothing = np.zeros((len(at), top_k), np.float32)
+    return rows, all_weights, Copies(np.full(len(at), TOKENS), at, source, token, experts[at], nothing), experts
+
+
+def _plan_hop(comm: CommLike, planner: Planner, leg: Leg, layout: Layout, starts: list[int]) -> tuple[_Hop, Ints]:
+    """Plan one hop with the other ranks: return it, and what was told of the rows that come, numbers in a row each."""
+    group = next(ranks for ranks in leg.groups(layout) if comm.rank in ranks)
+    planned = planner.outgoing(leg)
+    sent = [0] * comm.size
+    for peer, count in zip(group, planned.sent, strict=True):
+        sent[peer] = count
+    counts = _all_numbers(comm, sent)
+    received = counts[:, comm.rank].tolist()
+    weights_bytes = (planned.told.shape[1] - 2 * NUMBER_BYTES) // 2  # which travel with their gradients, or not at all
+    going = torch.from_numpy(np.ascontiguousarray(planned.told[:, :-weights_bytes])).to(comm.device)
+    arrived = going.new_empty(sum(received), going.shape[1])
+    comm.all_to_allv(arrived, going, received, sent)
+    told = arrived.cpu().numpy()
+    planner.incoming(np.pad(told, ((0, 0), (0, weights_bytes))), [received[peer] for peer in group])
+    at = _places(planned.gathers, starts, sum(sent))
+    numbers = told.view(np.int32).astype(np.int64)
+    return _Hop(_index(at, comm.device), counts), numbers
+
+
+def _places(gathers: list[Gather], starts: list[int], count: int) -> Ints:
+    """Return for each of `count` rows where it comes from, among the rows of all buffers one after the other."""
+    at = np.zeros(count, np.int64)
+    for gather in gathers:
+        at[gather.to] = starts[gather.buffer] + gather.source
+    return at
+
+
+def _index(numbers: Ints, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(numbers, np.int64)).to(device)
+
+
+def _all_numbers(comm: CommLike, numbers: list[int]) -> np.ndarray:
+    """Return all ranks' numbers, a row for each rank. Collective; the host waits."""
+    mine = torch.tensor([numbers], dtype=torch.int64, device=comm.device)
+    found = mine.new_empty(comm.size, len(numbers))
+    comm.all_gather(found, mine)
+    return found.cpu().numpy()
+
+
+def _exchange(comm: CommLike, rows: Tensor, hop: _Hop) -> Tensor:
+    sent, received = hop.counts[comm.rank].tolist(), hop.counts[:, comm.rank].tolist()
+    return DifferentiableCollectives(comm).all_to_allv(rows.contiguous(), received, sent, matrix=hop.counts.tolist())
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a tensor by number; backward their gradients are added up in fp32 at least, and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.length = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), (index,) = gradients, ctx.saved_tensors
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.new_zeros(ctx.length, *gradient.shape[1:], dtype=wide)
+        return total.index_add(0, index, gradient.to(wide)).to(gradient.dtype), None
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    found: Tensor = _Gather.apply(rows, index)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _problem(comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -> tuple[str, str]:
+    """Return what is wrong with a rank's tensors, and what is allowed; "" where nothing is."""
+    ranks = comm.size
+    if num_experts < ranks or num_experts % ranks:
+        return f"num_experts={num_experts} on {ranks} ranks", "a multiple of the ranks"
+    if x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != comm.device.type:
+        return f"x is {tuple(x.shape)} of {x.dtype} on {x.device}", f"[tokens, width] of a float on {comm.device}"
+    if experts.dim() != 2 or len(experts) != len(x) or experts.dtype not in (torch.int64, torch.int32):
+        return (f"experts are {tuple(experts.shape)} of {experts.dtype} for {len(x)} tokens",
+                "[tokens, top_k] of int64 or int32")  # fmt: skip
+    if weights.shape != experts.shape or not weights.is_floating_point():
+        return (f"weights are {tuple(weights.shape)} of {weights.dtype} for experts {tuple(experts.shape)}",
+                "a float for each expert")  # fmt: skip
+    top_k = experts.shape[1]
+    if not 1 <= top_k <= num_experts:
+        return f"{top_k} experts a token of num_experts={num_experts}", f"1 to {num_experts}"
+    outside = (experts < NONE) | (experts >= num_experts)
+    if outside.any():
+        return (f"expert {int(experts[outside][0])} of num_experts={num_experts}",
+                f"0 to {num_experts - 1}, or {NONE} for none")  # fmt: skip
+    ordered = experts.sort(dim=1).values
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)
+    if twice.any():
+        return f"token {int(twice.any(dim=1).nonzero()[0])} has an expert twice", "different experts"
+    if not torch.isfinite(weights).all():
+        bad = int((~torch.isfinite(weights)).any(dim=1).nonzero()[0])
+        return f"a weight of token {bad} is not finite", "finite weights"
+    return "", ""
+
+
+def _agree(
+    comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, algorithm: str, layout: Layout
+) -> None:
+    """Raise one error on all ranks where one of them brings what cannot be, or what differs. Collective."""
+    wrong, hint = _problem(comm, x, experts, weights, num_experts)
+    if not wrong and (wrong := unsupported(algorithm, layout)):
+        hint = "per_choice, per_rank or all_gather"
+    names = ("width", "top_k", "num_experts", "dtype", "dtype of weights", "gradient of x", "gradient of weights",
+             "algorithm")  # fmt: skip
+    mine = [0] * len(names)
+    if not wrong:
+        kinds = [_DTYPES.index(t.dtype) if t.dtype in _DTYPES else len(_DTYPES) for t in (x, weights)]
+        needs = [int(t.requires_grad and torch.is_grad_enabled()) for t in (x, weights)]
+        mine = [x.shape[1], experts.shape[1], num_experts, *kinds, *needs, [*WAYS].index(algorithm)]
+    found = _all_numbers(comm, [int(bool(wrong)), *mine])
+    if wrong:
+        raise UsageError(f"dispatch: rank {comm.rank}: {wrong}", hint=hint)
+    if found[:, 0].any():
+        raise UsageError(f"dispatch: rank {int(found[:, 0].argmax())} brings what cannot be dispatched",
+                         hint="its own error says what")  # fmt: skip
+    rank, name = (int(place[0]) if len(place) else -1 for place in np.nonzero(found[:, 1:] != found[0, 1:]))
+    if rank >= 0:
+        raise UsageError(f"dispatch: rank {rank} differs from rank 0 in {names[name]}: "
+                         f"{found[rank, 1 + name]} and {found[0, 1 + name]}", hint="the same on all ranks")  # fmt: skip

@@ -1,0 +1,145 @@
+"""Tokens to the ranks of their experts and back, on tensors: equal to one rank that has all experts, gradients too.
+
+One process group of two pretended nodes of two ranks runs all cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch import Tensor
+
+import commbench
+from commbench.communicators.communicator import Communicator
+from commbench.communicators.routed import WAYS
+from commbench.errors import UsageError
+from tests.gloo.calls import nodes_of
+from tests.support.ranks import on_gloo
+
+RANKS, EXPERTS, TOP_K, D = 4, 8, 3, 6
+
+
+def tokens_of(rank: int, many: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, experts and weights. Some choices are none."""
+    generator = torch.Generator().manual_seed(rank)
+    x = torch.randn(many, D, dtype=torch.float64, generator=generator)
+    experts = torch.rand(many, EXPERTS, generator=generator).topk(TOP_K).indices
+    experts[torch.rand(many, TOP_K, generator=generator) < 0.1] = -1
+    return x, experts, torch.rand(many, TOP_K, dtype=torch.float64, generator=generator)
+
+
+def apply(expert: int, rows: Tensor) -> Tensor:
+    return (rows * (1 + expert)).tanh()
+
+
+def whole(x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+    """What one rank with all experts makes of its tokens."""
+    y = torch.zeros_like(x)
+    for expert in range(EXPERTS):
+        y = y + apply(expert, x) * (weights * (experts == expert)).sum(1, keepdim=True)
+    return y
+
+
+def over_ranks(comm: Communicator, x: Tensor, experts: Tensor, weights: Tensor, algorithm: str) -> Tensor:
+    rows, counts, handle = comm.dispatch(x, experts, weights, num_experts=EXPERTS, algorithm=algorithm)
+    assert counts.tolist() == handle.counts and sum(handle.counts) == len(rows)
+    here = EXPERTS // RANKS
+    parts = [apply(comm.rank * here + place, part) for place, part in enumerate(rows.split(handle.counts))]
+    return comm.combine(torch.cat(parts), handle)
+
+
+def results(comm: Communicator, algorithm: str) -> None:
+    for case in ("even", "uneven", "one expert", "no tokens"):
+        many = {"uneven": (7 + 3 * comm.rank) * (comm.rank != 1), "no tokens": 0}.get(case, 9)
+        x, experts, weights = tokens_of(comm.rank, many)
+        if case == "one expert":
+            experts[:] = -1
+            experts[:, 0] = 5
+        x.requires_grad_()
+        weights.requires_grad_()
+        loss_weights = torch.arange(many * D, dtype=torch.float64).view(many, D) + comm.rank
+        want, found = whole(x, experts, weights), over_ranks(comm, x, experts, weights, algorithm)
+        assert torch.allclose(found, want, rtol=1e-12, atol=1e-12), (algorithm, case)
+        expected = torch.autograd.grad((want * loss_weights).sum(), [x, weights])
+        gradients = torch.autograd.grad((found * loss_weights).sum(), [x, weights])
+        for name, got, due in zip(("x", "weights"), gradients, expected, strict=True):
+            assert torch.allclose(got, due, rtol=1e-12, atol=1e-11), (algorithm, case, name)
+
+
+def rows_and_dtypes(comm: Communicator, algorithm: str) -> None:
+    """Rows are those of the tokens that the handle names, in order; narrow dtypes are added up in fp32."""
+    everybody = [tokens_of(rank, 9) for rank in range(RANKS)]
+    x, experts, weights = everybody[comm.rank]
+    x = x.to(torch.bfloat16)
+    rows, _, handle = comm.dispatch(x, experts, weights.float(), num_experts=EXPERTS, algorithm=algorithm)
+    here = EXPERTS // RANKS
+    expert = np.repeat(np.arange(comm.rank * here, (comm.rank + 1) * here), handle.counts)
+    want = sorted(
+        (int(e), source, token)
+        for source, (_, of_source, _) in enumerate(everybody)
+        for token, chosen in enumerate(of_source)
+        for e in chosen
+        if e >= 0 and e // here == comm.rank
+    )
+    assert [*zip(expert.tolist(), handle.source.tolist(), handle.token.tolist(), strict=True)] == want
+    for row, (_, source, token) in zip(rows, want, strict=True):
+        assert torch.equal(row, everybody[source][0][token].to(torch.bfloat16))
+    ones = (experts >= 0).sum(1, keepdim=True).to(torch.bfloat16).expand(-1, 2)
+    back = comm.dispatch(x, experts, torch.ones(9, TOP_K), num_experts=EXPERTS, algorithm=algorithm)
+    assert torch.equal(comm.combine(torch.ones(len(rows), 2, dtype=torch.bfloat16), back[2]), ones)
+    assert f"top-{TOP_K} of {EXPERTS}: {algorithm}" in comm.explain()
+
+
+def errors(comm: Communicator) -> None:
+    """What one rank has wrong is an error on all of them."""
+    x, experts, weights = tokens_of(0, 9)
+    good: dict[str, Any] = {"x": x, "experts": experts, "weights": weights, "num_experts": EXPERTS}
+    outside, twice, broken = experts.clone(), experts.clone(), weights.clone()
+    outside[3, 1], twice[2], broken[4, 0] = EXPERTS, 1, float("nan")
+    many = torch.zeros(9, EXPERTS + 1)
+    for changed, words in (
+        ({"experts": outside}, "expert 8 of num_experts=8"),
+        ({"experts": twice}, "token 2 has an expert twice"),
+        ({"weights": broken}, "a weight of token 4 is not finite"),
+        ({"weights": weights[:, :1]}, r"weights are \(9, 1\)"),
+        ({"experts": many.long(), "weights": many}, "9 experts a token of num_experts=8"),
+        ({"num_experts": 6}, "num_experts=6 on 4 ranks"),
+        ({"x": x[0]}, r"x is \(6,\)"),
+        ({"algorithm": "per_planet"}, "unknown algorithm"),
+    ):
+        mine = comm.rank == 2
+        told = words if mine else "rank 2 brings what cannot be dispatched"
+        with pytest.raises(UsageError, match=told):
+            comm.dispatch(**(good | changed if mine else good))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="rank 1 differs from rank 0 in dtype: 0 and 3"):
+        comm.dispatch(**good | {"x": x.float() if comm.rank == 1 else x})
+    _, _, handle = comm.dispatch(**good)
+    with pytest.raises(UsageError, match="combine: y is"):
+        comm.combine(x[:0], handle)
+
+
+def needs_two_levels(comm: Communicator) -> None:
+    x, experts, weights = tokens_of(comm.rank, 3)
+    with pytest.raises(UsageError, match="two levels need at least 2 nodes"):
+        comm.dispatch(x, experts, weights, num_experts=EXPERTS, algorithm="per_node")
+
+
+def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
+    def rank(transport: Any) -> None:
+        torch.set_num_threads(1)
+        with commbench.communicator() as comm:
+            needs_two_levels(comm)
+        nodes_of(2)
+        with commbench.communicator() as comm:
+            for algorithm in WAYS:
+                results(comm, algorithm)
+                rows_and_dtypes(comm, algorithm)
+            errors(comm)
+
+    on_gloo(RANKS, rank)
