@@ -136,7 +136,7 @@ def test_no_new_flags() -> None:
     """As for the other commands: a new setting is a key. What may load code no recipe shall decide."""
     options = {name for option in cli.cli.commands["train"].params for name in option.opts if name.startswith("-")}
     assert options == {"--out", "--resume", "--show-config", "--launcher", "--format", "--no-plots", "-q", "--quiet",
-                       "--allow-env"}  # fmt: skip
+                       "--allow-env", "--algorithms"}  # fmt: skip
     assert set(TRAINERS) == set(LAUNCHERS)
     both = {name for option in cli.cli.commands["train ab"].params for name in option.opts if name.startswith("-")}
     assert both == options - {"--resume", "--no-plots"}, "an A/B starts trainings of its own"
