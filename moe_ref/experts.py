@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
-from moe_ref import fused
+from moe_ref import compiled, fused
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -75,6 +75,9 @@ def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
     torch's grouped_mm where it takes them; else a loop over experts, for which the host waits for the counts.
     """
     if not unsupported(x_ND, weight_EDH):
+        if torch.compiler.is_compiling() and x_ND.dtype != torch.bfloat16:
+            made: Tensor = compiled.grouped_mm(x_ND, weight_EDH, counts_E.cumsum(0).to(torch.int32))
+            return made
         y_NH: Tensor = functional.grouped_mm(x_ND.contiguous(), weight_EDH, offs=counts_E.cumsum(0).to(torch.int32))
         if y_NH.requires_grad:
             # A gradient that was expanded from a scalar has strides of 0, and the backward pass would refuse it.

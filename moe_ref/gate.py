@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from commbench.errors import UsageError
-from moe_ref import fused_gate, losses, selection, slots
+from moe_ref import compiled, fused_gate, losses, selection, slots
 from moe_ref.gate_config import DTYPES, GateConfig
 from moe_ref.routers import CosineRouter, LinearRouter
 from moe_ref.routing import Routing, count
@@ -207,6 +207,12 @@ class Gate(nn.Module):
             load = int(loads_E.max())
             load = load if largest is None else largest(load)
         most = tokens if most_tokens is None else most_tokens
+        if load is None and torch.compiler.is_compiling():
+            kept: int = compiled.slots(
+                rule.rule, rule.factor, rule.fewest, rule.multiple_of, rule.eval_factor, rule.eval_fraction,
+                most, config.experts, config.top_k, self.training,
+            )  # fmt: skip
+            return kept
         return rule.slots(most, config.experts, config.top_k, load=load, training=self.training)
 
     def _losses(

@@ -87,6 +87,10 @@ def _apply(inp: torch.Tensor, step: _Step) -> torch.Tensor:
     return out
 
 
+# A collective is one call to the compiler: it breaks the graph there, and does not look inside.
+_apply_in_compiled = torch.compiler.disable(_apply)  # type: ignore[no-untyped-call]
+
+
 class DifferentiableCollectives:
     """`out = comm.autograd.all_to_all(inp)`. All ranks also go back together: every rank's loss needs a gradient.
 
@@ -124,4 +128,5 @@ class DifferentiableCollectives:
         return self._call("tp_all_to_all", inp, tp=tp, tp_input=tp_input)
 
     def _call(self, collective: str, inp: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        return _apply(inp, _Step(self._comm, collective, tuple(inp.shape), arguments))
+        apply = _apply_in_compiled if torch.compiler.is_compiling() else _apply
+        return apply(inp, _Step(self._comm, collective, tuple(inp.shape), arguments))
