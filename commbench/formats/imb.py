@@ -7,26 +7,9 @@ from dataclasses import dataclass, field
 
 from commbench.errors import UsageError
 from commbench.formats.log import Log, lines_of
-from commbench.formats.result import Result, busbw_factor, dtype_name
-from commbench.units import gbps
+from commbench.formats.result import MPI_COLLECTIVES, Result, dtype_name, timed
 
 HEADER = re.compile(r"#\s*Benchmarking \w+")
-# Name in lower case -> (collective, are its bytes one block for each rank?), by what its call is given.
-_TESTS = {
-    "alltoall": ("all_to_all", True),
-    "alltoallv": ("all_to_allv", True),
-    "allgather": ("all_gather", True),
-    "allgatherv": ("all_gatherv", True),
-    "gather": ("gather", True),
-    "gatherv": ("gatherv", True),
-    "scatter": ("scatter", True),
-    "scatterv": ("scatterv", True),
-    "allreduce": ("all_reduce", False),
-    "bcast": ("broadcast", False),
-    "reduce": ("reduce", False),
-    "reduce_scatter": ("reduce_scatter", False),
-    "reduce_scatter_block": ("reduce_scatter", False),
-}
 _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 # Mean over ranks, as OSU's; of a non-blocking test (IMB-NBC) the time of the call without computation beside it.
 _TIMES = ("t_avg[usec]", "t_pure[usec]")
@@ -73,16 +56,15 @@ def read_text(text: str) -> Log:
                 log.results.append(_result(test, source, dtype, line.split()))
             except ValueError as error:
                 log.passed_over.append(f"line {number}: {error} where IMB prints {' '.join(test.columns)}")
-    log.require_results(f"collectives that can be compared: {', '.join(_TESTS)}")
+    log.require_results(f"collectives that can be compared: {', '.join(MPI_COLLECTIVES)}")
     return log
 
 
 def _test(name: str) -> _Test | None:
-    plain = name.lower()
-    variant = ", non-blocking" if plain not in _TESTS and plain.startswith("i") else ""
-    if (found := _TESTS.get(plain.removeprefix("i") if variant else plain)) is None:
-        return None
-    return _Test(*found, variant)
+    plain = name.lower().replace("_", "")
+    variant = ", non-blocking" if plain not in MPI_COLLECTIVES and plain.startswith("i") else ""
+    found = MPI_COLLECTIVES.get(plain.removeprefix("i") if variant else plain)
+    return _Test(*found, variant) if found else None
 
 
 def _result(test: _Test, source: str, dtype: str | None, cells: list[str]) -> Result:
@@ -94,22 +76,14 @@ def _result(test: _Test, source: str, dtype: str | None, cells: list[str]) -> Re
     values = dict(zip(test.columns, cells, strict=False))
     size_bytes = int(values["bytes"]) * (test.ranks if test.per_rank else 1)
     time_us = float(values[time_column])
-    algbw = gbps(size_bytes, time_us) if time_us > 0 else None
-    factor = busbw_factor(test.collective, test.ranks)
     defects = values.get("defects")
-    return Result(
+    return timed(
         source=source + test.variant,
         collective=test.collective,
         ranks=test.ranks,
         size_bytes=size_bytes,
         dtype=dtype,
-        op=None,
-        root=None,
-        in_place=None,
         time_us=time_us,
-        algbw_gbps=algbw,
-        busbw_gbps=None if algbw is None or factor is None else algbw * factor,
         wrong=None if defects is None else int(float(defects) > 0),
         groups=f"{test.groups} communicators" if test.groups > 1 else "world",
-        even=True,  # its v variants have equal counts
     )

@@ -7,28 +7,8 @@ from dataclasses import dataclass, field
 
 from commbench.errors import UsageError
 from commbench.formats.log import Log, lines_of
-from commbench.formats.result import Result, busbw_factor, dtype_name
-from commbench.units import gbps
+from commbench.formats.result import MPI_COLLECTIVES, Result, dtype_name, timed
 
-# The test's name, less spaces, hyphens and what is said of how it calls -> (collective, is its size per rank?).
-# OSU's size is one block where the call takes one for each rank, and the whole vector where ranks share one: also in
-# reduce_scatter, whose receive counts are shares of it.
-_TESTS = {
-    "alltoall": ("all_to_all", True),
-    "alltoallv": ("all_to_allv", True),
-    "alltoallw": ("all_to_allw", True),
-    "allgather": ("all_gather", True),
-    "allgatherv": ("all_gatherv", True),
-    "gather": ("gather", True),
-    "gatherv": ("gatherv", True),
-    "scatter": ("scatter", True),
-    "scatterv": ("scatterv", True),
-    "allreduce": ("all_reduce", False),
-    "broadcast": ("broadcast", False),
-    "reduce": ("reduce", False),
-    "reducescatter": ("reduce_scatter", False),
-    "reducescatterblock": ("reduce_scatter", False),
-}
 _TITLE = re.compile(r"#\s*OSU \w+(?:-\w+)? (?P<test>.+?) Latency Test(?:\s+v(?P<version>\S+))?", re.IGNORECASE)
 _VARIANTS = ("non-blocking", "persistent")
 # Mean over ranks of the time inside the call; of a non-blocking test the one without computation beside it.
@@ -81,13 +61,13 @@ def _test(line: str, number: int) -> _Test:
     words = match["test"].lower() if match else ""
     variant = next((name for name in _VARIANTS if name in words), "")
     name = re.sub(r"personalized exchange|[\s_-]", "", words.replace(variant, ""))
-    if match is None or name not in _TESTS:
+    if match is None or name not in MPI_COLLECTIVES:
         raise UsageError(
             f"line {number}: {line.strip('# ')!r} is not an OSU test that can be compared",
-            hint=f"latency tests of collectives with a size: {', '.join(sorted(_TESTS))}",
+            hint=f"latency tests of collectives with a size: {', '.join(sorted(MPI_COLLECTIVES))}",
         )
     version = f" {match['version']}" if match["version"] else ""
-    collective, per_rank = _TESTS[name]
+    collective, per_rank = MPI_COLLECTIVES[name]
     return _Test(f"OSU{version}" + (f", {variant}" if variant else ""), collective, per_rank)
 
 
@@ -116,20 +96,12 @@ def _result(test: _Test, line: str, number: int, ranks: int) -> Result:
             f"line {number}: {error} where OSU prints a row of {len(test.columns)}",
             hint=f"expected {', '.join(test.columns)}",
         ) from None
-    algbw = gbps(size_bytes, time_us) if time_us > 0 else None
-    factor = busbw_factor(test.collective, ranks)
-    return Result(
+    return timed(
         source=test.source,
         collective=test.collective,
         ranks=ranks,
         size_bytes=size_bytes,
         dtype=test.dtype,
-        op=None,
-        root=None,
-        in_place=None,
         time_us=time_us,
-        algbw_gbps=algbw,
-        busbw_gbps=None if algbw is None or factor is None else algbw * factor,
         wrong={"Pass": 0, "Fail": 1}.get(values.get("Validation", "")),
-        even=True,  # its v variants have equal counts
     )

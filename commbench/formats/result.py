@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from commbench.units import gbps
+
 # Names of element types in nccl-tests and MPI, where they differ from ours.
 _DTYPES = {
     "float": "fp32",
@@ -23,6 +25,26 @@ _DTYPES = {
 _SHARE_SENT = ("all_to_all", "all_to_allv", "all_to_allw", "all_gather", "all_gatherv", "reduce_scatter")
 _AT_THE_ROOT = ("gather", "gatherv", "scatter", "scatterv")
 _ONCE = ("broadcast", "reduce", "sendrecv", "pairs", "hypercube")
+# Names that benchmarks of MPI give to collectives, less separators -> (ours, are its bytes one block for each rank?).
+# Their size is one block where the call takes one for each rank, and the whole vector where ranks share one: also in
+# reduce_scatter, whose receive counts are shares of it.
+MPI_COLLECTIVES = {
+    "alltoall": ("all_to_all", True),
+    "alltoallv": ("all_to_allv", True),
+    "alltoallw": ("all_to_allw", True),
+    "allgather": ("all_gather", True),
+    "allgatherv": ("all_gatherv", True),
+    "gather": ("gather", True),
+    "gatherv": ("gatherv", True),
+    "scatter": ("scatter", True),
+    "scatterv": ("scatterv", True),
+    "allreduce": ("all_reduce", False),
+    "bcast": ("broadcast", False),
+    "broadcast": ("broadcast", False),
+    "reduce": ("reduce", False),
+    "reducescatter": ("reduce_scatter", False),
+    "reducescatterblock": ("reduce_scatter", False),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,3 +109,27 @@ def busbw_factor(collective: str, ranks: int) -> float | None:
     if collective in _SHARE_SENT + _AT_THE_ROOT:
         return (ranks - 1) / ranks
     return 1.0 if collective in _ONCE else None
+
+
+def timed(
+    *, source: str, collective: str, ranks: int, size_bytes: int, dtype: str | None, time_us: float,
+    wrong: int | None, groups: str = "world",
+) -> Result:  # fmt: skip
+    """Return the result of a program of MPI, which prints a time alone: bandwidths follow from it."""
+    algbw = gbps(size_bytes, time_us) if time_us > 0 else None
+    factor = busbw_factor(collective, ranks)
+    return Result(
+        source=source,
+        collective=collective,
+        ranks=ranks,
+        size_bytes=size_bytes,
+        dtype=dtype,
+        op=None,
+        root=None,
+        in_place=None,
+        time_us=time_us,
+        algbw_gbps=algbw,
+        busbw_gbps=None if algbw is None or factor is None else algbw * factor,
+        wrong=wrong,
+        groups=groups,
+    )
