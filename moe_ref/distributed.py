@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from commbench import payloads
+from commbench.communicators import routed
 from commbench.communicators.base import CommLike
 from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError, unknown
@@ -24,6 +25,7 @@ from moe_ref.layer import BaseMoELayer
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Schedule
+from moe_ref.schedules.deduplicated import PER_CHOICE, with_exchange
 from moe_ref.sharding import Weights
 
 SKIPS = ("communication", "experts")
@@ -61,6 +63,7 @@ class DistributedMoE(BaseMoELayer):
         check_ranks: bool = False,
         payload: str = NONE,
         payload_back: str = NONE,
+        exchange: str = PER_CHOICE,
     ) -> None:
         """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
@@ -81,10 +84,14 @@ class DistributedMoE(BaseMoELayer):
         shared: experts that every token has besides, the same on all ranks, as the gate is.
         payload, payload_back: how rows of tokens travel to the experts and back, and their gradients: `bf16`, `fp8`,
             `mxfp8`, `int8`. Gradients pass quantising as if it were not there. `none`: as they are.
+        exchange: how often a token travels: `per_choice`, or once to each rank or node that has experts of it
+            (`per_rank`, `per_node`), or to all (`all_gather`). Others than `per_choice` are for dropless gates and
+            the schedule `sequential`.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """
         super().__init__(gate, experts, dispatch, shared)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
+        self._exchange = exchange
         self.equal_tokens, self.skip, self.check_ranks = equal_tokens, skip, check_ranks
         for name in (payload, payload_back):
             payloads.get(name)  # refuses what is none
@@ -103,6 +110,8 @@ class DistributedMoE(BaseMoELayer):
     @schedule.setter
     def schedule(self, schedule: str | Schedule) -> None:
         found = schedules.get(schedule) if isinstance(schedule, str) else schedule
+        if self._exchange != PER_CHOICE:
+            found = with_exchange(found, self._exchange, routed.layout_of(self.comm).nodes)
         found.check(self)
         self._schedule = found
 
@@ -115,6 +124,9 @@ class DistributedMoE(BaseMoELayer):
     def skip(self, skip: str | None) -> None:
         if skip is not None and skip not in SKIPS:
             raise unknown("skip", skip, SKIPS)
+        if skip == "communication" and self._exchange != PER_CHOICE:
+            raise UsageError(f"skip=communication with exchange={self._exchange}, which plans by what ranks tell",
+                             hint="skip=experts, or exchange=per_choice")  # fmt: skip
         self._skip = skip
 
     @property

@@ -46,6 +46,15 @@ def unsupported(algorithm: str, layout: Layout) -> str:
     return unsupported_layout(layout) if algorithm == "per_node" else ""
 
 
+def layout_of(comm: CommLike) -> Layout:
+    """Return the layout of the communicator, or of the one that it is around; a node, where none has one."""
+    found: Any = comm
+    while not hasattr(found, "layout") and hasattr(found, "comm"):
+        found = found.comm
+    layout: Layout = getattr(found, "layout", Layout(1, comm.size))
+    return layout
+
+
 class _Hop(NamedTuple):
     """rows: which of all rows that were there before go, in order. counts: rows that each rank sends to each."""
 

@@ -56,6 +56,9 @@ class Shape:
     agreements: numbers that ranks agree on before C is known (`DistributedMoE.agreements`).
     payload, payload_back: how rows of tokens travel, and gradients of them; None: as they are.
     input_grad: whether tokens need a gradient; without, nothing goes back through the first exchange.
+    gate_itemsize: of an element of the gate's weights of choices.
+    hops: of each hop of an exchange that is not per choice, rows that this rank sends and receives
+        (`Schedule.hops`). Without it all experts are taken to be equally likely.
     """
 
     T: int
@@ -75,6 +78,8 @@ class Shape:
     payload: Payload | None = None
     payload_back: Payload | None = None
     input_grad: bool = True
+    gate_itemsize: int = 4
+    hops: tuple[tuple[int, int], ...] | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -201,6 +206,13 @@ class Schedule(ABC):
     @abstractmethod
     def traffic(self, shape: Shape) -> list[TrafficEntry]:
         """Return every collective of one forward and one backward pass, `merged`."""
+
+    def hops(self, layer: Layer, routing: Routing) -> tuple[tuple[int, int], ...] | None:
+        """Return the rows that this rank sends and receives in each hop of a routing, for `Shape`. Collective.
+
+        None: the counts of all ranks' choices say all.
+        """
+        return None
 
     def check(self, layer: Layer) -> None:
         """Raise `UsageError` where the schedule cannot run this layer: here, where it has tensor parallelism."""

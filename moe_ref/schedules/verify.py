@@ -105,6 +105,8 @@ def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
         payload=payloads.get(layer.payload),
         payload_back=payloads.get(layer.payload_back),
         input_grad=x.requires_grad,
+        gate_itemsize=routing.weights_TK.element_size(),
+        hops=layer.schedule.hops(layer, routing),
     )
 
 

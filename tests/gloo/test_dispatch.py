@@ -5,6 +5,7 @@ One process group of two pretended nodes of two ranks runs all cases.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.routed import WAYS
 from commbench.errors import UsageError
+from moe_ref import DistributedMoE, Gate, schedules
+from moe_ref.schedules import Shape
+from moe_ref.schedules.deduplicated import EXCHANGES, Deduplicated
+from moe_ref.schedules.verify import verify
 from tests.gloo.calls import nodes_of
+from tests.gloo.test_moe import Case, check
 from tests.support.ranks import on_gloo
 
 RANKS, EXPERTS, TOP_K, D = 4, 8, 3, 6
@@ -130,6 +136,39 @@ def needs_two_levels(comm: Communicator) -> None:
         comm.dispatch(x, experts, weights, num_experts=EXPERTS, algorithm="per_node")
 
 
+def layers(comm: Communicator) -> None:
+    """Layers with each exchange equal their oracle, and send what the formula says."""
+    sequential = schedules.get("sequential")
+    for exchange in EXCHANGES:
+        for tokens in ("even", "uneven", "padded"):
+            check(comm, Case(EXPERTS, "dropless", tokens, top_k=TOP_K), sequential, exchange=exchange)
+    case = Case(EXPERTS, "dropless")
+    gate, experts = Gate(8, replace(case.config(), dtype="fp32")), case.mine(comm).float()
+    for exchange in ("per_rank", "per_node"):
+        moe = DistributedMoE(gate, experts, comm, exchange=exchange, payload="int8", payload_back="bf16")
+        verify(moe, case.x(comm.rank).float().requires_grad_()).raise_if_different()
+        verify(moe, case.x(comm.rank).float()).raise_if_different()
+
+
+def refused_layers(comm: Communicator) -> None:
+    case = Case(EXPERTS, "dropless")
+
+    def layer(of: Case = case, **named: Any) -> DistributedMoE:
+        return DistributedMoE(of.gate(), of.mine(comm), comm, **{"exchange": "per_rank", **named})
+
+    for make, words in (
+        (lambda: layer(Case(EXPERTS, "drops")), "exchange=per_rank with capacity tutel"),
+        (lambda: layer(Case(2, "dropless")), "exchange=per_rank for 2 experts on 4 ranks"),
+        (lambda: layer(schedule="pipelined"), "exchange=per_rank with schedule pipelined"),
+        (lambda: layer(keep_buffers=True), "exchange=per_rank with keep_buffers"),
+        (lambda: layer(skip="communication"), "skip=communication with exchange=per_rank"),
+        (lambda: layer(exchange="all_gather", payload="int8"), "exchange=all_gather sends tokens as they are"),
+        (lambda: layer(exchange="per_planet"), "unknown exchange"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            make()
+
+
 def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
     def rank(transport: Any) -> None:
         torch.set_num_threads(1)
@@ -141,5 +180,20 @@ def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
                 results(comm, algorithm)
                 rows_and_dtypes(comm, algorithm)
             errors(comm)
+            layers(comm)
+            refused_layers(comm)
 
     on_gloo(RANKS, rank)
+
+
+@pytest.mark.parametrize(("nodes", "per_rank", "per_node"), [(4, 5.32, 2.79), (2, 3.55, 1.00)])
+def test_layers_expect_the_rows_of_the_docs(nodes: int, per_rank: float, per_node: float) -> None:
+    """Rows a token that leave its node, of top-8 of 32 on 16 ranks: docs/guide/dispatch.md."""
+    tokens, ranks = 10_000, 16
+    shape = Shape(T=tokens, D=100, E=32, K=8, C=None, W=ranks)
+    bytes_of = {
+        name: {entry.nbytes for entry in Deduplicated(name, nodes).traffic(shape)} for name in ("per_rank", "per_node")
+    }
+    to_others = per_rank * 15 / (ranks - ranks // nodes)  # those that stay inside of the node, too
+    for name, rows in (("per_rank", to_others), ("per_node", per_node)):
+        assert any(abs(nbytes / (tokens * shape.row_bytes) - rows) < 0.01 for nbytes in bytes_of[name]), (name, rows)

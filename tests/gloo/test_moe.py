@@ -136,10 +136,13 @@ def close(found: Tensor | None, want: Tensor, where: object, *, tolerance: float
     assert worst <= tolerance * max(1.0, float(want.detach().abs().max()) if want.numel() else 0), (where, worst)
 
 
-def check(comm: Communicator, case: Case, schedule: Schedule, way: str = "sparse", *, tolerance: float = 1e-12) -> None:
+def check(
+    comm: Communicator, case: Case, schedule: Schedule, way: str = "sparse", *, tolerance: float = 1e-12,
+    exchange: str = "per_choice",
+) -> None:  # fmt: skip
     """Outputs, gradients and traffic."""
-    moe = DistributedMoE(case.gate(), case.mine(comm), comm, schedule=schedule, dispatch=way)
-    want, where = oracle(case, comm.rank, comm.size), (comm.rank, case, str(schedule), way)
+    moe = DistributedMoE(case.gate(), case.mine(comm), comm, schedule=schedule, dispatch=way, exchange=exchange)
+    want, where = oracle(case, comm.rank, comm.size), (comm.rank, case, str(moe.schedule), way)
     x_TD = case.x(comm.rank).requires_grad_()
     with counting(moe) as log:
         y_TD, routing = moe(x_TD, case.padding(comm.rank))
