@@ -111,7 +111,7 @@ def check(
     local = [setup.binding for key, setup in bound.items() if joined or launchers[setup.transport] != _ELSEWHERE]
     if len(_machine().nodes) == 1 and (alike := [name for name in policies.BY_NODE if name in local]):
         one = f"binding={alike[0]} gives" if len(alike) == 1 else f"bindings {', '.join(alike)} all give"
-        note(f"this machine has one NUMA node: {one} every rank the same CPUs, so these policies cannot differ here")
+        note(f"one NUMA node: nothing to gain here: {one} every rank the same CPUs")
     reasons = {key: f"{problem}; {problem.hint}" for key, problem in problems.items()}
     return [replace(item, skip=item.skip or reasons.get(item.case.setup.key, "")) for item in planned]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from commbench.analysis import bounds
 from commbench.analysis.ratios import Speedup
 from commbench.console import Console
-from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, storage
+from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CorruptFile, storage
 from commbench.output import writers
 from commbench.output.answer.claims import tell
 from commbench.output.answer.sweep import answer
@@ -156,7 +156,19 @@ def show_partial(request: SweepRequest, folder: RunFolder, sweep: Sweep, console
 
 def _meta(folder: RunFolder, sweep: Sweep) -> dict[str, Any]:
     """Return what tables, answers and plots want to know of the run."""
-    return {**folder.read_json("run.json"), "folder": _short(folder.path), "planned": len(sweep.planned)}
+    return {
+        **folder.read_json("run.json"), "folder": _short(folder.path), "planned": len(sweep.planned),
+        "numa_nodes": numa_nodes(folder),
+    }  # fmt: skip
+
+
+def numa_nodes(folder: RunFolder) -> int:
+    """Count the NUMA nodes of the host that began a run; 0 where its topology cannot be read."""
+    try:
+        machine = folder.read_json("topology.json").get("machine") or {}
+    except CorruptFile:  # it holds no result
+        return 0
+    return len(machine.get("numa_nodes") or [])
 
 
 def interrupt_on_sigterm() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from commbench import algorithms, payloads, stats
 from commbench.analysis.ratios import Speedup
 from commbench.emulated import ROUTINGS
-from commbench.output.answer import words, yardstick
+from commbench.output.answer import numa, words, yardstick
 from commbench.output.answer.claims import Answer, FasterRange, Proof, merged, title
 from commbench.output.answer.preemption import preemption
 from commbench.output.describe import describe_emulated, describe_layout
@@ -39,6 +39,7 @@ class _Setup:
     """Cases that were compared with each other, at several sizes."""
 
     where: str
+    axis: str  # what was varied
     first: Row
     by_size: dict[int, list[Compared]] = field(default_factory=dict)
 
@@ -127,18 +128,23 @@ def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str
     bad = _unfinished(rows, meta)
     if not ok:
         return _without_numbers(rows, bad, meta)
-    setups = _setups([row for row in ok if row.case_id in ratios], ratios)
+    compared = [row for row in ok if row.case_id in ratios]
+    setups = _setups(compared, ratios)
     found = [claim for setup in setups for claim in setup.claims]
+    alike = numa.one_node(compared, meta)
     sentences = [f"{setup.where}: {_sentence(setup)}" for setup in setups] or _times(ok)
+    sentences = [*([alike] if alike else []), *sentences]
     several = max((claim.among for claim in found if not claim.is_default), default=0)
     if several > 1:
         sentences.append(f"the best of {several} was picked from these launches, so it looks better than it is")
-    sentences += yardstick.sentences([row for row in ok if row.case_id in ratios]) if setups else []
+    sentences += yardstick.sentences(compared) if setups else []
     sentences += filter(None, [yardstick.warning(ok)])
     reason = preemption(rows, meta)
     notes = dict.fromkeys(filter(None, (network_note(row.fabric) for row in ok)))
     sentences += [*bad, *([reason] if reason else []), *notes]
     step, command = _next(setups, found, ok, bad, reason, meta)
+    if alike and not bad and numa.only_by_node(compared) and all(setup.axis == "binding" for setup in setups):
+        step, command = "keep binding=none; binding may pay where there are several NUMA nodes", ""
     if meta.get("joined") and command:
         step += ", started by the same launcher"
     return Answer(sentences=sentences, claims=found, step=step, command=command)
@@ -194,7 +200,8 @@ def _setups(rows: Sequence[Row], ratios: Mapping[str, Speedup]) -> list[_Setup]:
     for row in rows:
         ratio = ratios[row.case_id]
         key = shared[row.case_id]
-        setup = setups.setdefault(tuple(key.values()), _Setup(where=_where(row, _axis(ratio), key, varied), first=row))
+        made = _Setup(where=_where(row, _axis(ratio), key, varied), axis=_axis(ratio), first=row)
+        setup = setups.setdefault(tuple(key.values()), made)
         point = Compared(name=_name(row, ratio), size_bytes=row.size_bytes, time_us=row.time_us or 0.0, ratio=ratio)
         setup.by_size.setdefault(row.size_bytes, []).append(point)
     return [setup for setup in setups.values() if setup.challengers]
