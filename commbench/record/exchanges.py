@@ -96,7 +96,7 @@ def _exchange(
         time_us=_mean(times),
         exposed_us=_mean(exposed),
         late_us=_late(trace, lines, exposed),
-        skew=_skew(seen) if first.sent is not None or seen else None,
+        skew=_skew(seen) if first.collective == "all_to_allv" else None,
     )
 
 
@@ -143,6 +143,8 @@ def sent_matrices(trace: ProgramTrace) -> Iterator[SentMatrix]:
     for (group, site, dtype), calls in kept.items():
         members = trace.groups[group].ranks
         whole = sorted(number for number, lines in calls.items() if lines.keys() == {*members})
+        if not whole:
+            continue
         ends = [*whole[1:], max(counts[group, site, dtype].values(), default=0)]
         for number, end in zip(whole, ends, strict=True):
             matrix, arrived = (

@@ -40,6 +40,14 @@ def test_matrices_are_put_together_from_what_ranks_kept() -> None:
     assert len([*sent_matrices(traces.planted(steps=6, fixed=True))]) == 2 * 6
 
 
+def test_no_matrix_without_the_calls_of_all_ranks_of_a_group() -> None:
+    whole = traces.planted(steps=6)
+    part = replace(whole, calls=[one for one in whole.calls if one.rank != 2])
+    assert {one.group for one in sent_matrices(part)} < {one.group for one in sent_matrices(whole)}
+    alone = replace(whole, calls=[one for one in whole.calls if one.rank == 0])
+    assert not list(sent_matrices(alone)) and exchanges(alone)
+
+
 def test_a_program_without_steps_counts_as_a_whole() -> None:
     found = {one.collective: one for one in exchanges(traces.planted(steps=1))}
     assert found["broadcast"].calls == 1 and found["all_to_all"].calls == 1
