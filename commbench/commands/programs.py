@@ -57,6 +57,9 @@ def ab(words: tuple[str, ...], program: tuple[str, ...] | None, **options: Any) 
     epilog="Exit codes: those of the program, 2 where nothing could be recorded, 130 interrupted.",
 )
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]")
+@click.option("--import", "reads_files", is_flag=True,
+              help="Start nothing: read FILE..., which torch.profiler or ExecutionTraceObserver has written, one of "
+              "each rank (.json, .json.gz). nodes= and ranks_per_node= say what they do not know.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), metavar="TRACE",
               help="A new folder, which sweep and tune take; default: one in results/. Ranks on other hosts have to "
               "see it.")  # fmt: skip
@@ -71,6 +74,7 @@ def record(words: tuple[str, ...], program: tuple[str, ...] | None, **options: A
     \b
     commbench record --out trace -- torchrun --nproc-per-node=8 train.py
     commbench record --out trace fabric=emulated nodes=2 ranks_per_node=2 link=1gbit -- torchrun train.py
+    commbench record --import profiles/*.pt.trace.json.gz --out trace
     commbench tune trace budget=10m --out p.json
     """
     from commbench.commands import record as command
@@ -84,6 +88,7 @@ def record(words: tuple[str, ...], program: tuple[str, ...] | None, **options: A
             anonymous=options["anonymous"],
             plots=not options["no_plots"],
             quiet=options["quiet"],
+            reads_files=options["reads_files"],
         )
     )
 

@@ -1,4 +1,4 @@
-"""`commbench record`: runs a program, and says what it sent and how long it waited."""
+"""`commbench record`: runs a program, or reads what torch wrote of one: what it sent and how long it waited."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ from commbench.record import describe, folder, recipe
 from commbench.record.consolidate import consolidate
 from commbench.record.exchanges import exchanges
 from commbench.record.folder import Recording
+from commbench.record.imports import files
 from commbench.record.trace import ProgramTrace
 from commbench.run_folder import RunFolder, timestamp
 from commbench.sweep import foreign_keys
+from commbench.sweep.recipes import parse_overrides
+
+_OF_FILES = ("nodes", "ranks_per_node")  # what the files may not know
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +40,13 @@ class RecordRequest:
     anonymous: bool = False
     plots: bool = True
     quiet: bool = False
+    reads_files: bool = False  # words are files of torch's own, not keys alone
 
 
 def run(request: RecordRequest) -> int:
     """Return the program's exit code; 2 where nothing was recorded. Raises `CommbenchError` before it is started."""
+    if request.reads_files:
+        return _read_files(request)
     if request.program is None:
         raise UsageError("which program?", hint="commbench record --out TRACE -- torchrun --nproc-per-node=2 train.py")
     said = foreign_keys.read(request.words)
@@ -104,8 +111,34 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
         )
     status = "finished" if code == EXIT_OK else "unfinished"
     trace = consolidate(records, **recording.about, status=status, exit_code=code)
-    sent = recipe.sent_cases(trace)
-    folder.finish(recording, trace, recipe.text(trace, sent))
+    _write(request, recording, trace, console)
+    return code
+
+
+def _read_files(request: RecordRequest) -> int:
+    """Make a trace of what torch's profiler or its observer has written of a program."""
+    if request.program is not None:
+        raise UsageError("--import reads files, and starts no program", hint="leave -- and what follows away")
+    keys = [word for word in request.words if word.startswith(tuple(f"{name}=" for name in _OF_FILES))]
+    paths = [Path(word) for word in request.words if word not in keys]
+    if not paths:
+        raise UsageError("which files?", hint="commbench record --import rank-*.json.gz --out TRACE")
+    values = dict(word.split("=", 1) for word in keys)
+    layout = {name: foreign_keys.KEYS[name].read(name, parse_overrides([f"{name}={text}"]).values[name][0])
+              for name, text in values.items()}  # fmt: skip
+    about: dict[str, Any] = {"created": timestamp(), "anonymous": request.anonymous}
+    made = files.read(paths, layout.get("nodes"), layout.get("ranks_per_node"), **about)
+    console = Console(quiet=request.quiet, verbose=False)
+    for note in made.notes:
+        console.note(note)
+    out = request.out or RunFolder.create(Path("results"), "record", parts=()).path
+    _write(request, folder.begin(out, **about), made.trace, console)
+    return EXIT_OK
+
+
+def _write(request: RecordRequest, recording: Recording, trace: ProgramTrace, console: Console) -> None:
+    """Write the trace, and say what is in it."""
+    folder.finish(recording, trace, recipe.text(trace, recipe.sent_cases(trace)))
     if request.out is None:
         RunFolder(recording.path).link_latest()
     found = exchanges(trace)
@@ -113,17 +146,16 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
     if request.format == "json":
         for line in describe.rows(found):
             sys.stdout.write(json.dumps(line) + "\n")
-        summary = {**asdict(answer), "trace": str(recording.path), "ranks": trace.ranks, "exit_code": code}
+        summary = {**asdict(answer), "trace": str(recording.path), "ranks": trace.ranks, "exit_code": trace.exit_code}
         sys.stdout.write(json.dumps(summary) + "\n")
     else:
         sys.stdout.write("\n".join([*describe.table(trace, found), _sentence(answer.answer)]) + "\n")
     sys.stdout.flush()
-    if code != EXIT_OK:
+    if code := trace.exit_code:
         console.error(f"the program ended with exit code {code}{_until(trace)}; the trace has what was recorded")
     if request.plots:
         _draw(recording.path, console)
     console.note(f"trace: {recording.path}" + (f"; next: {answer.next}" if answer.next else ""))
-    return code
 
 
 def _sentence(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from commbench import algorithms
 from commbench.record.exchanges import TracedExchange
-from commbench.record.trace import ProgramTrace
+from commbench.record.trace import IMPORTED, ProgramTrace
 from commbench.units import format_seconds, format_size
 
 _MOST_LINES = 20
@@ -72,11 +72,16 @@ def table(trace: ProgramTrace, found: Sequence[TracedExchange]) -> list[str]:
     counted = max((trace.step_count(rank) for rank in range(trace.ranks)), default=0)
     head = f"# {where}, {trace.transport}"
     if step is not None:
-        head += f", {counted} steps of {_time(step)}; the first, and what was before, is not counted"
+        if IMPORTED in trace.versions:  # a profiler begins later than the program: its first step counts
+            head += f", {counted - 1} step{'s' if counted > 2 else ''} of {_time(step)}"
+        else:
+            head += f", {counted} steps of {_time(step)}; the first, and what was before, is not counted"
     else:
-        head += ", the whole run: no optimizer stepped twice, and nobody called commbench.step()"
+        head += ", the whole run"
+        if IMPORTED not in trace.versions:
+            head += ": no optimizer stepped twice, and nobody called commbench.step()"
     lines = [head, *(f"# {text}" for text in notes(trace))]
-    lines += [sentence(one, step) for one in found[:_MOST_LINES]]
+    lines += [sentence(one, step, imported=IMPORTED in trace.versions) for one in found[:_MOST_LINES]]
     if len(found) > _MOST_LINES:
         lines.append(f"and {len(found) - _MOST_LINES} more, in calls.parquet")
     return lines
@@ -97,7 +102,7 @@ def notes(trace: ProgramTrace) -> list[str]:
     return said
 
 
-def sentence(one: TracedExchange, step_us: float | None) -> str:
+def sentence(one: TracedExchange, step_us: float | None, *, imported: bool = False) -> str:
     """Return one exchange: `96 all-to-alls of 24 MiB a step over 8 ranks: 31 % of the step, 12 % exposed; a.py:2`."""
     name = _WORDS.get(one.collective, one.collective.replace("_", " "))
     number = f"{one.calls:.2g}" if one.calls < 10 else f"{one.calls:.0f}"
@@ -108,10 +113,10 @@ def sentence(one: TracedExchange, step_us: float | None) -> str:
     per = " a step" if step_us is not None else ""
     groups = f" in {one.groups} groups" if one.groups > 1 else ""
     text = f"{number} {name}{'s' if many else ''} of {size}{per} over {one.ranks} ranks{groups}"
-    parts = [_cost(one, step_us)]
+    parts = [_cost(one, step_us) or ("" if imported else "nobody could see how long: torch itself waits for it")]
     parts += [f"skew {one.skew:.2g}"] if one.skew is not None and one.skew >= _EVEN else []
-    parts += [one.site or "the backward pass, or a thread of torch"]
-    return f"{text}: {'; '.join(part for part in parts if part)}"
+    parts += [one.site or ("" if imported else "the backward pass, or a thread of torch")]
+    return ": ".join([text, *(["; ".join(said)] if (said := [part for part in parts if part]) else [])])
 
 
 def _cost(one: TracedExchange, step_us: float | None) -> str:
@@ -124,7 +129,7 @@ def _cost(one: TracedExchange, step_us: float | None) -> str:
         late = (one.late_us or 0.0) / one.exposed_us if one.exposed_us else 0.0
         said.append(f"{share} exposed")
         said += [f"{100 * late:.0f} % of that for ranks that come later"] if late > 0.05 else []
-    return ", ".join(said) or "nobody could see how long: torch itself waits for it"
+    return ", ".join(said)
 
 
 def rows(found: Sequence[TracedExchange]) -> list[dict[str, Any]]:

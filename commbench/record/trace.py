@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from commbench.serialise import STORED_AS
 
 FORMAT, FORMAT_VERSION = "commbench-trace", 1
+IMPORTED = "imported"  # among the versions: what has written the files that a trace was read from
 MOST_RANKS = 100_000
 MOST_LINES = 5_000_000  # of calls: more is no trace of ours
 _MOST_BYTES = 2**50
