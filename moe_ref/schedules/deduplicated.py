@@ -20,10 +20,20 @@ from commbench.communicators import routed
 from commbench.errors import UsageError, unknown
 from commbench.layout import Layout
 from commbench.payloads import NONE
-from moe_ref.capacity import DROPLESS
+from moe_ref.capacity import Capacity
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Layer, Phase, Schedule, Shape, TrafficEntry, agreement_traffic, merged
+from moe_ref.schedules.base import (
+    COUNT_BYTES,
+    HasPayload,
+    Layer,
+    Phase,
+    Schedule,
+    Shape,
+    TrafficEntry,
+    agreement_traffic,
+    merged,
+)
 from moe_ref.schedules.chunked import Sequential
 
 PER_CHOICE = "per_choice"  # of the other schedules
@@ -44,21 +54,25 @@ class Deduplicated(Schedule):
 
     def check(self, layer: Layer) -> None:
         Schedule.check(self, layer)
-        said, experts, ranks = f"exchange={self.exchange}", layer.gate.config.experts, layer.comm.size
-        if layer.gate.config.capacity.rule != DROPLESS:
-            raise UsageError(f"{said} with capacity {layer.gate.config.capacity.rule}: slots of experts are sent whole",
-                             hint='Capacity("dropless"), or exchange=per_choice')  # fmt: skip
+        self.check_model(layer.gate.config.capacity, layer.gate.config.experts, layer.comm.size, layer)
+        if layer.kept_buffers is not None:
+            raise UsageError(f"exchange={self.exchange} with keep_buffers: rows differ in number from pass to pass",
+                             hint="keep_buffers=False, or exchange=per_choice")  # fmt: skip
+
+    def check_model(self, capacity: Capacity, experts: int, ranks: int, payloads: HasPayload) -> None:
+        """Raise `UsageError` where a layer of these settings cannot have the exchange."""
+        said = f"exchange={self.exchange}"
+        if not capacity.dropless:
+            raise UsageError(f"{said} with capacity {capacity.rule}: slots of experts are sent whole",
+                             hint="dropless, or exchange=per_choice")  # fmt: skip
         if experts < ranks:
             raise UsageError(f"{said} for {experts} experts on {ranks} ranks: experts are cut into pieces",
                              hint="an expert or more on each rank, or exchange=per_choice")  # fmt: skip
-        if layer.kept_buffers is not None:
-            raise UsageError(f"{said} with keep_buffers: rows differ in number from pass to pass",
-                             hint="keep_buffers=False, or exchange=per_choice")  # fmt: skip
-        if reason := routed.unsupported(self.exchange, self._layout(ranks)):
+        if ranks > 1 and (reason := routed.unsupported(self.exchange, self._layout(ranks))):
             raise UsageError(f"{said}: {reason}", hint="exchange=per_rank")
-        if self.exchange == routed.ALL_GATHER and {layer.payload, layer.payload_back} != {NONE}:
-            payload = f"payload={layer.payload}, payload_back={layer.payload_back}"
-            raise UsageError(f"{said} sends tokens as they are, and {payload}",
+        if self.exchange == routed.ALL_GATHER and {payloads.payload, payloads.payload_back} != {NONE}:
+            sent = f"payload={payloads.payload}, payload_back={payloads.payload_back}"
+            raise UsageError(f"{said} sends tokens as they are, and {sent}",
                              hint="payload=none, or exchange=per_rank")  # fmt: skip
 
     def forward(

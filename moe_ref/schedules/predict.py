@@ -28,6 +28,7 @@ from commbench.spec import Send, Spec, Step, traffic_split
 from commbench.stats import Floats
 from moe_ref.schedules.base import Schedule, Shape
 from moe_ref.schedules.chunked import Sequential
+from moe_ref.schedules.deduplicated import Deduplicated
 from moe_ref.schedules.planned import CollectiveCall, PlannedSchedule, Stage
 
 _TWO_SIDED = 1.96  # standard deviations of a normal distribution that hold 95 %
@@ -208,7 +209,13 @@ def _groups(group: str, shape: Shape) -> list[list[int]]:
 
 
 def plan(schedule: Schedule, shape: Shape) -> list[Stage]:
-    """Return what is sent, in stages. Raises `UsageError` for a schedule that computes beside its exchanges."""
+    """Return what is sent, in stages.
+
+    Raises `UsageError` for a schedule that computes beside its exchanges, and for one that sends by the routing.
+    """
+    if isinstance(schedule, Deduplicated):
+        raise UsageError(f"schedule {schedule}: whose rows go where is not in its shape",
+                         hint="exchange=per_choice, or measure both: commbench train ab")  # fmt: skip
     if isinstance(schedule, PlannedSchedule):
         return schedule.stages(shape)
     if isinstance(schedule, Sequential):  # one call after the other

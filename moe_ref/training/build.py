@@ -20,6 +20,7 @@ from moe_ref.lm.config import LMConfig
 from moe_ref.lm.model import LM, MakeLayer, init_experts, local_experts, seeded_generator
 from moe_ref.lm.tensor_parallel import TensorParallelModule
 from moe_ref.schedules.base import Schedule
+from moe_ref.schedules.deduplicated import PER_CHOICE, Deduplicated, with_exchange
 from moe_ref.sharding import shard
 from moe_ref.training.checkpoint import Box
 from moe_ref.training.grad_buckets import Kind
@@ -38,12 +39,16 @@ def lm_config(config: TrainConfig) -> LMConfig:
 
 
 def make_schedule(config: TrainConfig) -> Schedule:
-    """Make the schedule of the expert layers, with the parameters that were given."""
+    """Make the schedule of the expert layers, with the parameters and the exchange that were given."""
     given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
     name = config.settled().schedule
     assert name is not None
     found = schedules.get(name, **{key: value for key, value in given.items() if value is not None})
     found.check_payload(config)
+    if config.exchange != PER_CHOICE:
+        found = with_exchange(found, config.exchange, config.nodes)
+        if isinstance(found, Deduplicated):
+            found.check_model(lm_config(config).gate.capacity, config.experts, config.ranks, config)
     return found
 
 
@@ -67,7 +72,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
     how = make_schedule(config)
     comms = dims.moe
     assert comms is not None
-    kept = config.profile is not None  # which may want memory of its own
+    kept = config.profile is not None and config.exchange == PER_CHOICE  # which may want memory of its own
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(settings.width, settings.gate, generator=seeded_generator(seed, layer))
@@ -78,7 +83,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
         return DistributedMoE(
             gate, experts, comms.world, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
             dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept, payload=config.payload,
-            payload_back=config.payload_back,
+            payload_back=config.payload_back, exchange=config.exchange,
         )  # fmt: skip
 
     return make

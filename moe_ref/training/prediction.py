@@ -44,6 +44,7 @@ def shape(config: TrainConfig) -> Shape:
         weight_bytes=itemsize * weights * config.experts // config.ranks,
         gate_bytes=max(4, itemsize) * config.width * config.experts,
         payload=payloads.get(config.payload), payload_back=payloads.get(config.payload_back),
+        gate_itemsize=max(4, itemsize),
     )  # fmt: skip
 
 

@@ -20,12 +20,16 @@ import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.routed import WAYS
 from commbench.errors import UsageError
+from commbench.train import config
 from moe_ref import DistributedMoE, Gate, schedules
 from moe_ref.schedules import Shape
 from moe_ref.schedules.deduplicated import EXCHANGES, Deduplicated
+from moe_ref.schedules.predict import plan
 from moe_ref.schedules.verify import verify
+from moe_ref.training import build
 from tests.gloo.calls import nodes_of
 from tests.gloo.test_moe import Case, check
+from tests.gloo.test_train import TINY, run
 from tests.support.ranks import on_gloo
 
 RANKS, EXPERTS, TOP_K, D = 4, 8, 3, 6
@@ -169,6 +173,21 @@ def refused_layers(comm: Communicator) -> None:
             make()
 
 
+def trainings() -> None:
+    """Losses are those of per_choice, also where passes are made again."""
+    tiny = replace(TINY, capacity="dropless", nodes=2, ranks_per_node=2, steps=3)
+    want = run(tiny, 3)
+    for exchange, recompute in (("per_rank", "redo"), ("per_node", "stash")):
+        found = run(replace(tiny, exchange=exchange, recompute=recompute), 3)
+        assert found == pytest.approx(want, rel=1e-11), exchange
+    for changed, words in (
+        ({"capacity": "tutel"}, "with capacity tutel"),
+        ({"chunks": 2, "schedule": "pipelined"}, "with schedule pipelined"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            build.make_schedule(replace(tiny, exchange="per_node", **changed))
+
+
 def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
     def rank(transport: Any) -> None:
         torch.set_num_threads(1)
@@ -182,8 +201,13 @@ def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
             errors(comm)
             layers(comm)
             refused_layers(comm)
+        trainings()
 
     on_gloo(RANKS, rank)
+
+
+def test_the_trainer_has_the_exchanges_of_the_layer() -> None:
+    assert config.EXCHANGES == EXCHANGES
 
 
 @pytest.mark.parametrize(("nodes", "per_rank", "per_node"), [(4, 5.32, 2.79), (2, 3.55, 1.00)])
@@ -195,5 +219,7 @@ def test_layers_expect_the_rows_of_the_docs(nodes: int, per_rank: float, per_nod
         name: {entry.nbytes for entry in Deduplicated(name, nodes).traffic(shape)} for name in ("per_rank", "per_node")
     }
     to_others = per_rank * 15 / (ranks - ranks // nodes)  # those that stay inside of the node, too
+    with pytest.raises(UsageError, match="exchange=per_node nodes=4: whose rows go where is not in its shape"):
+        plan(Deduplicated("per_node", 4), shape)
     for name, rows in (("per_rank", to_others), ("per_node", per_node)):
         assert any(abs(nbytes / (tokens * shape.row_bytes) - rows) < 0.01 for nbytes in bytes_of[name]), (name, rows)
