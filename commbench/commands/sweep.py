@@ -14,6 +14,7 @@ from commbench.errors import EXIT_OK, storage
 from commbench.launch import placement
 from commbench.output import grid, table
 from commbench.rank_info import detect
+from commbench.sweep import local_gpus
 from commbench.sweep.prepare import (
     SweepRequest,
     check_fabrics,
@@ -62,7 +63,10 @@ def run(request: SweepRequest) -> int:
         show_script(request, planned)
         return EXIT_OK
     launchers, configs = choose_launchers(request, configs, console)
-    planned = placement.check(check_fabrics(expand(configs), launchers), launchers, console.note)
+    if note := local_gpus.unused(configs):
+        console.note(note)
+    possible = local_gpus.check(check_fabrics(expand(configs), launchers), launchers)
+    planned = placement.check(possible, launchers, console.note)
     if request.dry_run:
         show_plan(request, planned, launchers)
         return EXIT_OK

@@ -29,7 +29,7 @@ from commbench.record import recipe as traced
 from commbench.record.exchanges import exchanges
 from commbench.record.trace import ProgramTrace
 from commbench.records import PlannedCase
-from commbench.sweep import prepare, recipes, session
+from commbench.sweep import local_gpus, prepare, recipes, session
 from commbench.sweep.prepare import SweepRequest
 from commbench.tune import describe, saving, space
 from commbench.tune import run as engine
@@ -70,7 +70,8 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if trace is not None:
         regions = saving.weigh(regions, traced.sent_cases(trace).cases)
     runnable = [PlannedCase(case=case) for one in regions for problem in one.problems for case in problem.candidates]
-    placement.check(prepare.check_fabrics(runnable, launchers), launchers, console.note)
+    possible = local_gpus.check(prepare.check_fabrics(runnable, launchers), launchers)
+    placement.check(possible, launchers, console.note)
     if request.dry_run:
         sys.stdout.write("\n".join(describe.plan(regions, limits.budget_s, limits.gain)) + "\n")
         return EXIT_OK

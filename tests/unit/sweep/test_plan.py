@@ -29,7 +29,12 @@ def planned(*words: str) -> list[plan.PlannedCase]:
 def test_every_recipe_composes_and_plans(recipe: str) -> None:
     cases = planned(recipe)
     reasons = {item.skip for item in cases if item.skip}
-    assert len(cases) > len(reasons) and all("is not defined in place" in reason for reason in reasons)
+    # What is for the nodes of a cluster is in the plan of one machine too, with its reason.
+    known = (
+        "is not defined in place",
+        *(["two levels need at least 2 nodes"] if recipe == "dispatch_training" else []),
+    )
+    assert len(cases) > len(reasons) and all(any(text in reason for text in known) for reason in reasons)
 
 
 def test_groups_by_their_ranks_are_one_value() -> None:
