@@ -5,7 +5,7 @@
 
 What they use: base.py (`Layer`, `Schedule`, `Shape`, `TrafficEntry`), overlap.py (exchanges that overlap in both
 passes), tp_exchange.py (exchanges of ranks that have the same tokens), planned.py (their plans). verify.py counts what
-a schedule sends, and predict.py says by a cost model how long that takes.
+a schedule sends, equivalence.py compares what two compute, and predict.py says by a cost model how long that takes.
 """
 
 from __future__ import annotations

@@ -153,6 +153,10 @@ class Layer(Protocol):
     def schedule(self) -> Schedule:
         """The schedule that runs the layer."""
 
+    @schedule.setter
+    def schedule(self, schedule: str | Schedule) -> None:
+        """Take another one from the next pass on. Raises `UsageError` where it cannot run the layer."""
+
     def route(
         self,
         x_TD: Tensor,

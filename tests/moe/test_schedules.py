@@ -11,7 +11,7 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, schedules, shard, sharding
-from moe_ref.schedules import Shape, TrafficEntry, verify
+from moe_ref.schedules import Shape, TrafficEntry, equivalence, verify
 from tests.moe.fake import Alone
 
 D, H, E = 8, 16, 4
@@ -128,6 +128,68 @@ def test_formulas_by_hand(name: str, params: dict[str, Any], shape: Shape, expec
     assert {name: sorted(sizes) for name, sizes in found.items()} == {
         name: sorted(sizes) for name, sizes in expected.items()
     }
+
+
+class Scaled(schedules.chunked.Sequential):
+    """Planted: y is off."""
+
+    def forward(self, *given: Any) -> Any:
+        y, routing = super().forward(*given)
+        return 1.001 * y, routing
+
+
+class Frozen(schedules.chunked.Sequential):
+    """Planted: y is right, and goes nowhere backward."""
+
+    def forward(self, layer: Any, x_TD: Tensor, *given: Any) -> Any:
+        y, routing = super().forward(layer, x_TD, *given)
+        return y.detach() + 0 * x_TD, routing
+
+
+class Swapped(schedules.chunked.Sequential):
+    """Planted: the gradients of two tokens are exchanged."""
+
+    def forward(self, layer: Any, x_TD: Tensor, *given: Any) -> Any:
+        order = torch.arange(len(x_TD))
+        order[:2] = order[:2].flip(0)
+        back = x_TD.detach()[order]
+        mixed = x_TD[order] + (x_TD.detach() - back)
+        return super().forward(layer, mixed, *given)
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, DROPLESS, replace(CONFIG, noise=0.5)], ids=["capacity", "dropless", "noise"]
+)
+def test_schedules_are_compared_by_what_they_compute(config: GateConfig) -> None:
+    moe, x = layer(Watched(), config), tokens(12).requires_grad_()
+    own = moe.schedule
+    for name, params in (("pipelined", {"chunks": 3}), ("expert_groups", {"groups": 2}), ("sequential", {})):
+        for generator in (None, torch.Generator().manual_seed(3)):
+            before = torch.get_rng_state(), generator and generator.get_state()
+            found = equivalence.compare(moe, x, schedules.get(name, **params), generator=generator)
+            found.raise_if_different()
+            assert torch.equal(torch.get_rng_state(), before[0]), "what comes after draws the same"
+            assert generator is None or torch.equal(generator.get_state(), before[1])  # type: ignore[arg-type]
+    assert {"y", "tokens"} < found.differences.keys() and len(found.differences) > 4
+    assert moe.schedule is own and x.grad is None
+
+
+def test_schedules_that_compute_something_else_are_named_with_what_differs() -> None:
+    moe, x = layer(Alone()), tokens(12).requires_grad_()
+    with pytest.raises(equivalence.DifferentResult, match=r"differ in y by 0\.001, tokens by 0\.001, gate"):
+        equivalence.compare(moe, x, Scaled()).raise_if_different()
+    equivalence.compare(moe, x, Scaled(), tolerance=0.01).raise_if_different()
+    with pytest.raises(equivalence.DifferentResult, match=r"differ in tokens by 1, gate.*experts"):
+        equivalence.compare(moe, x, Frozen()).raise_if_different()
+    found = equivalence.compare(moe, x, Swapped())
+    assert [name for name, far in found.differences.items() if far > found.tolerance] == ["tokens"]
+    assert not found.differences["y"] > found.tolerance
+    nowhere = found._replace(differences={"y": float("nan")})
+    with pytest.raises(equivalence.DifferentResult, match="y by nan"):
+        nowhere.raise_if_different()
+    with pytest.raises(UsageError, match="tp"):
+        equivalence.compare(moe, x, schedules.get("parm_s2"))
+    assert str(moe.schedule) == "sequential r=1"
 
 
 def test_verify_sees_what_is_not_in_the_formula() -> None:
