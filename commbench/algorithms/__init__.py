@@ -25,6 +25,7 @@ from commbench.algorithms.one_sided import SymmCopyEngine, SymmCopyEngineV, Symm
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
 from commbench.algorithms.per_node import PerNodeCombine, PerNodeDispatch
+from commbench.algorithms.per_node_pipelined import PerNodePipelinedCombine, PerNodePipelinedDispatch
 from commbench.algorithms.per_rank import PerRankCombine, PerRankDispatch
 from commbench.algorithms.slots import SlotsCombine, SlotsDispatch
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
@@ -62,11 +63,13 @@ _ALL: tuple[Algorithm, ...] = (
     PerChoiceDispatch(),
     PerRankDispatch(),
     PerNodeDispatch(),
+    PerNodePipelinedDispatch(),
     AllGatherDispatch(),
     SlotsDispatch(),
     PerChoiceCombine(),
     PerRankCombine(),
     PerNodeCombine(),
+    PerNodePipelinedCombine(),
     AllGatherCombine(),
     SlotsCombine(),
 )

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
-from commbench.algorithms.token_plan import TOKENS, Gather, Planner, RankPlan, Way, own_copies, plans, told_bytes
+from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, steps_in_order
+from commbench.algorithms.token_plan import TOKENS, Gather, Hop, Planner, RankPlan, Way, own_copies, plans, told_bytes
 from commbench.collectives import routing
 from commbench.collectives.dispatch import NUMBER_BYTES, cached
 from commbench.data import Bytes
 from commbench.spec import Send, Spec, Step
-from commbench.transports.base import Array, Comm, Done, Message, Work
+from commbench.transports.base import Array, Comm, Done, Message, Work, Works
 
 _COUNT_BYTES = 8
 
@@ -75,20 +75,20 @@ class HoppingDispatch(_Hopping):
     def steps(self, spec: Spec) -> list[Step]:
         shape, host, way = routing.shape_of(spec), not cached(spec), self.way_of(spec)
         told = told_bytes(way, shape.top_k)
-        steps: list[Step] = []
-        for number, leg in enumerate(way.legs):
-            rows = self.hop_sends(spec, number)
-            sends = [Send(src, dst, count * shape.row_bytes) for src, dst, count in rows]
-            if host and not way.slots:
-                groups = leg.groups(spec.layout)
-                counts = [
-                    Send(src, dst, _COUNT_BYTES) for group in groups for src in group for dst in group if src != dst
-                ]
-                _append(steps, f"counts_{leg.name}", counts)
-            if host:
-                sends += [Send(src, dst, count * told) for src, dst, count in rows]
-            _append(steps, leg.name, sends)
-        return steps
+        sends: dict[str, tuple[Send, ...]] = {}
+        order: list[str] = []
+        for numbers in way.rounds():
+            for number in numbers:
+                leg, rows = way.legs[number], self.hop_sends(spec, number)
+                if host and not way.slots:
+                    counts, groups = f"counts_{leg.step}", leg.groups(spec.layout)
+                    pairs = [(src, dst) for group in groups for src in group for dst in group if src != dst]
+                    sends[counts] = tuple(Send(src, dst, _COUNT_BYTES) for src, dst in pairs)
+                    order += [counts, WAIT]
+                sizes = (shape.row_bytes, told) if host else (shape.row_bytes,)
+                sends[leg.step] = tuple(Send(src, dst, count * size) for size in sizes for src, dst, count in rows)
+            order += _beside(way, numbers)
+        return steps_in_order(order, sends)
 
     def scratch_bytes(self, spec: Spec) -> int:
         return sum(map(sum, _dispatch_scratch(self.way_of(spec), spec)))
@@ -101,12 +101,13 @@ class HoppingCombine(_Hopping):
     collective = "combine"
 
     def steps(self, spec: Spec) -> list[Step]:
-        row = routing.shape_of(spec).row_bytes
-        steps: list[Step] = []
-        for number, leg in reversed([*enumerate(self.way_of(spec).legs)]):
-            back = [Send(dst, src, count * row) for src, dst, count in self.hop_sends(spec, number)]
-            _append(steps, leg.name, back)
-        return steps
+        row, way = routing.shape_of(spec).row_bytes, self.way_of(spec)
+        order = [name for numbers in reversed(way.rounds()) for name in _beside(way, numbers)]
+        sends = {
+            leg.step: tuple(Send(dst, src, count * row) for src, dst, count in self.hop_sends(spec, number))
+            for number, leg in enumerate(way.legs)
+        }
+        return steps_in_order(order, sends)
 
     def scratch_bytes(self, spec: Spec) -> int:
         row = routing.shape_of(spec).row_bytes
@@ -116,9 +117,9 @@ class HoppingCombine(_Hopping):
         return _Combine(comm, spec, self.way_of(spec))
 
 
-def _append(steps: list[Step], name: str, sends: Iterable[Send]) -> None:
-    """Add a step that comes after the last one."""
-    steps.append(Step(name=name, sends=tuple(sends), after=(steps[-1].name,) if steps else ()))
+def _beside(way: Way, numbers: Sequence[int]) -> list[str]:
+    """Return the part of an order in which hops are in flight together."""
+    return [way.legs[number].step for number in numbers] + [WAIT] * len(numbers)
 
 
 def _dispatch_scratch(way: Way, spec: Spec) -> list[tuple[int, ...]]:
@@ -192,16 +193,17 @@ class _CachedDispatch(BoundBase):
         self._places = placed(comm, plan)
 
     def start(self, out: Array, inp: Array) -> Work:
-        row = self._shape.row_bytes
+        row, hops = self._shape.row_bytes, self._plan.hops
         held = [matrix(inp, self._shape.tokens, row)]
-        for leg, comm, buffers, hop, gathers in zip(
-            self._way.legs, self._comms, self._buffers, self._plan.hops, self._gathers, strict=True
-        ):
-            going, arriving = buffers
-            make_copies(comm, gathers, matrix(going, sum(hop.sent), row), held)
-            sends, recvs = _messages(going, hop.sent, row), _messages(arriving, hop.received, row)
-            comm.exchange(sends, recvs, step=leg.name).wait()
-            held.append(matrix(arriving, sum(hop.received), row))
+        held += [arriving.reshape(-1, row) for _, arriving in self._buffers]
+        for numbers in self._way.rounds():
+            works = []
+            for number in numbers:
+                comm, hop, (going, arriving) = self._comms[number], hops[number], self._buffers[number]
+                make_copies(comm, self._gathers[number], matrix(going, sum(hop.sent), row), held)
+                sends, recvs = _messages(going, hop.sent, row), _messages(arriving, hop.received, row)
+                works.append(comm.exchange(sends, recvs, step=self._way.legs[number].step))
+            Works(works).wait()
         make_copies(self._comm, self._places, matrix(out, len(self._plan.numbers), row), held)
         return Done()
 
@@ -230,35 +232,41 @@ class _Dispatch(BoundBase):
         held_first = own_copies(self._way, comm.rank, experts, weights)
         planner = Planner(self._way, self._spec.layout, comm.rank, shape.per_rank, held_first)
         held = [matrix(inp, shape.tokens, shape.row_bytes)]
-        for number in range(len(self._way.legs)):
-            held.append(self._hop(planner, number, held))
+        held += [arriving.reshape(-1, shape.row_bytes) for _, arriving, *_ in self._buffers]
+        for numbers in self._way.rounds():
+            going = [self._counted(planner, number) for number in numbers]
+            works = [self._exchange(number, hop, held) for number, hop in zip(numbers, going, strict=True)]
+            Works(works).wait()
+            for number, hop in zip(numbers, going, strict=True):
+                told = matrix(self._buffers[number][3], sum(hop.received), self._told)
+                planner.incoming(comm.read(told), hop.received, number)
         plan = planner.plan(str(self._spec.arguments["output"]))
         count = len(plan.numbers)
         make_copies(comm, placed(comm, plan), matrix(out, count, shape.row_bytes), held)
         comm.write(out[count * shape.row_bytes :], said(plan))
         return Done()
 
-    def _hop(self, planner: Planner, number: int, held: list[Array]) -> Array:
-        """Make one exchange, and return the rows that have arrived."""
-        leg, comm, row, told = self._way.legs[number], self._comms[number], self._shape.row_bytes, self._told
-        going, arriving, told_going, told_arriving, counts, counts_arriving = self._buffers[number]
+    def _counted(self, planner: Planner, number: int) -> Hop:
+        """Plan a hop, and return it once it is known how many rows come from each rank."""
+        leg, comm, (*_, counts, counts_arriving) = self._way.legs[number], self._comms[number], self._buffers[number]
         hop = planner.outgoing(leg)
         if self._way.slots:
-            received = hop.sent  # as many to each as from each
-        else:
-            comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
-            comm.all_to_all(counts_arriving, counts, step=f"counts_{leg.name}").wait()
-            received = comm.read(counts_arriving).view(np.int64).tolist()
+            return hop._replace(received=hop.sent)  # as many to each as from each
+        comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
+        comm.all_to_all(counts_arriving, counts, step=f"counts_{leg.step}").wait()
+        return hop._replace(received=comm.read(counts_arriving).view(np.int64).tolist())
+
+    def _exchange(self, number: int, hop: Hop, held: list[Array]) -> Work:
+        comm, row, told = self._comms[number], self._shape.row_bytes, self._told
+        going, arriving, told_going, told_arriving, *_ = self._buffers[number]
         count = sum(hop.sent)
         comm.write(told_going, hop.told.reshape(-1))
         make_copies(comm, _copies(comm, hop.gathers, count), matrix(going, count, row), held)
-        comm.exchange(
+        return comm.exchange(
             _messages(told_going, hop.sent, told) + _messages(going, hop.sent, row),
-            _messages(told_arriving, received, told) + _messages(arriving, received, row),
-            step=leg.name,
-        ).wait()
-        planner.incoming(comm.read(matrix(told_arriving, sum(received), told)), received)
-        return matrix(arriving, sum(received), row)
+            _messages(told_arriving, hop.received, told) + _messages(arriving, hop.received, row),
+            step=self._way.legs[number].step,
+        )
 
     def close(self) -> None:
         del self._buffers
@@ -284,12 +292,15 @@ class _Combine(BoundBase):
         # By hop, what has come back, and last what is given: `GIVEN` is the last one.
         origins = [matrix(back, sum(hop.sent), row) for (_, back), hop in zip(self._buffers, hops, strict=True)]
         origins.append(matrix(inp, len(self._plan.numbers), row))
-        for number, leg in reversed([*enumerate(self._way.legs)]):
-            comm, hop, (going, back) = self._comms[number], hops[number], self._buffers[number]
-            partial = matrix(going, sum(hop.received), row)
-            comm.rows.add(partial, origins, self._sums[number + 1], self._dtype)
-            sends, recvs = _messages(going, hop.received, row), _messages(back, hop.sent, row)
-            comm.exchange(sends, recvs, step=leg.name).wait()
+        for numbers in reversed(self._way.rounds()):
+            works = []
+            for number in numbers:
+                comm, hop, (going, back) = self._comms[number], hops[number], self._buffers[number]
+                partial = matrix(going, sum(hop.received), row)
+                comm.rows.add(partial, origins, self._sums[number + 1], self._dtype)
+                sends, recvs = _messages(going, hop.received, row), _messages(back, hop.sent, row)
+                works.append(comm.exchange(sends, recvs, step=self._way.legs[number].step))
+            Works(works).wait()
         tokens = matrix(out, self._shape.tokens, row)
         self._comm.rows.add(tokens, origins, self._sums[TOKENS], self._dtype)
         return Done()

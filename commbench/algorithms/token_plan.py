@@ -28,9 +28,25 @@ TOKENS = 0  # the buffer of the rank's own tokens; that of hop h is h + 1
 
 
 class Leg(NamedTuple):
-    """The exchange of a hop: in `world`, the `rails` or the `nodes` of a layout."""
+    """The exchange of a hop: in `world`, the `rails` or the `nodes` of a layout.
+
+    chunk: of which chunk of each rank's tokens, from which number of them to which; None: of all tokens.
+    """
 
     name: str
+    chunk: int | None = None
+    tokens: range = range(0)
+
+    @property
+    def step(self) -> str:
+        return self.name if self.chunk is None else f"{self.name}-{self.chunk}"
+
+    def carries(self, copies: Copies) -> Copies:
+        """Return those copies that are of its chunk."""
+        if self.chunk is None:
+            return copies
+        first, end = self.tokens.start, self.tokens.stop
+        return copies.of(np.flatnonzero((first <= copies.token) & (copies.token < end)))
 
     def groups(self, layout: Layout) -> list[list[int]]:
         if self.name == "world":
@@ -62,6 +78,16 @@ class Way(NamedTuple):
     legs: tuple[Leg, ...]
     per_choice: bool = False
     slots: int = 0
+
+    def rounds(self) -> list[list[int]]:
+        """Return hops by number, those together that are made at the same time: of other groups and other chunks."""
+        rounds: list[list[int]] = []
+        for number, leg in enumerate(self.legs):
+            beside = [self.legs[other] for other in rounds[-1]] if rounds else [leg]
+            if any(leg.name == other.name or leg.chunk == other.chunk for other in beside):
+                rounds.append([])
+            rounds[-1].append(number)
+        return rounds
 
 
 class Copies(NamedTuple):
@@ -169,7 +195,7 @@ class Planner:
 
         What it receives is not known yet.
         """
-        held = Copies(*(np.concatenate(columns) for columns in zip(*self._held, strict=True)))
+        held = leg.carries(self._all_held())
         group = next(ranks for ranks in leg.groups(self._layout) if self._rank in ranks)
         peers = leg.peers(self._layout, self._rank, self._ranks(held.experts))
         hits = np.zeros((len(group) + 1, len(held.row)), bool)  # the last one: by nobody
@@ -192,13 +218,17 @@ class Planner:
         self._hops.append(Hop(sent.tolist(), [], _gathers(going, to), told, weights))
         return self._hops[-1]
 
-    def incoming(self, told: Bytes, received: Sequence[int]) -> None:
-        """Take what the ranks of the leg's group have told of the rows that they send, `received` by each of them."""
-        self._hops[-1].received.extend(received)
-        self._held.append(unpacked(told, len(self._hops)))
+    def incoming(self, told: Bytes, received: Sequence[int], number: int | None = None) -> None:
+        """Take what the ranks of the leg's group have told of the rows that they send, `received` by each of them.
+
+        number: of the hop; None: the one that was planned last.
+        """
+        number = len(self._hops) - 1 if number is None else number
+        self._hops[number].received.extend(received)
+        self._held.append(unpacked(told, number + 1))
 
     def plan(self, output: str) -> RankPlan:
-        held = Copies(*(np.concatenate(columns) for columns in zip(*self._held, strict=True)))
+        held = self._all_held()
         here = self._ranks(held.experts) == self._rank
         if output == "rank":
             (copy,) = np.nonzero(here.any(axis=1))
@@ -215,6 +245,9 @@ class Planner:
         places = _gathers(found, np.arange(len(found.row)))
         numbers = as_bytes(np.column_stack([found.source, found.token, found.experts]).astype(np.int32))
         return RankPlan(self._hops, places, numbers, found.weights)
+
+    def _all_held(self) -> Copies:
+        return Copies(*(np.concatenate(columns) for columns in zip(*self._held, strict=True)))
 
     def _ranks(self, experts: Ints) -> Ints:
         return np.where(experts == NONE, NONE, experts // self._per_rank)

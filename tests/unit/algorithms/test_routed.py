@@ -70,6 +70,33 @@ def test_masked_tokens_unequal_ranks_all_to_one_and_an_empty_rank(collective: st
             run_and_compare(algorithm, spec)
 
 
+@pytest.mark.parametrize("collective", ["dispatch", "combine"])
+def test_chunks_of_tokens_send_what_all_of_them_do_and_two_are_in_flight(collective: str) -> None:
+    """7 tokens in chunks of unequal size, and each alone. `per_node` sends the same rows over each class of link."""
+    algorithm, whole = (algorithms.get(collective, name) for name in ("per_node_pipelined", "per_node"))
+    for counts in ("host", "cached") if collective == "dispatch" else ("",):
+        rows = traffic_split(
+            [
+                send
+                for step in whole.steps(spec_of(collective, "per_node", 2, 3, counts=counts)) or []
+                for send in step.sends
+                if not step.name.startswith("counts")
+            ],
+            Layout(2, 3),
+        )
+        for chunks in (1, 2, 3, 7):
+            spec = spec_of(collective, "per_node_pipelined", 2, 3, counts=counts)
+            spec = replace(spec, params={"chunks": chunks})
+            run_and_compare(algorithm, spec)
+            steps = [step for step in algorithm.steps(spec) or [] if not step.name.startswith("counts")]
+            assert traffic_split([send for step in steps for send in step.sends], spec.layout) == rows
+            after = {step.name: step.after for step in steps}
+            for chunk in range(chunks - 1):
+                assert after[f"rails-{chunk + 1}"] == after[f"nodes-{chunk}"] != ()
+    for chunks, reason in ((0, "there must be at least one"), (8, "a rank has 7 tokens to share out")):
+        assert algorithm.unsupported(replace(spec, params={"chunks": chunks})) == f"chunks={chunks}: {reason}"
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_combine_in_every_dtype_that_has_fractions(dtype: str) -> None:
     for name in COMBINES:
