@@ -66,7 +66,7 @@ class Deduplicated(Schedule):
             raise UsageError(f"{said} with capacity {capacity.rule}: slots of experts are sent whole",
                              hint="dropless, or exchange=per_choice")  # fmt: skip
         if experts < ranks:
-            raise UsageError(f"{said} for {experts} experts on {ranks} ranks: experts are cut into pieces",
+            raise UsageError(f"{said} for {experts} experts on {ranks} ranks: experts are cut into shards",
                              hint="an expert or more on each rank, or exchange=per_choice")  # fmt: skip
         if ranks > 1 and (reason := routed.unsupported(self.exchange, self._layout(ranks))):
             raise UsageError(f"{said}: {reason}", hint="exchange=per_rank")
