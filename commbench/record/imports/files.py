@@ -78,7 +78,12 @@ def _file(path: Path) -> ImportedRank:
     whole: Iterator[Item] = chain(before, items)
     if not listed:
         raise UsageError(f"{path} has no events in it", hint=f"give what {_WRITTEN_BY} has written")
-    made = kineto.read(whole) if listed == kineto.EVENTS else execution_trace.read(whole)
+    try:
+        made = kineto.read(whole) if listed == kineto.EVENTS else execution_trace.read(whole)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # a text where torch has a number, ..
+        raise UsageError(
+            f"{path} has fields that are not as torch writes them: {error}", hint=f"give what {_WRITTEN_BY} has written"
+        ) from error
     if not made.calls:
         reason = f": {made.notes[0]}" if made.notes else ""
         raise UsageError(
@@ -99,7 +104,7 @@ def _world(found: dict[Path, ImportedRank]) -> int:
     members = [rank for one in found.values() for call in one.calls for rank in call.ranks]
     ranks = next(iter(said.values()), None) or max([*members, len(found) - 1]) + 1
     if max(members) >= ranks or ranks > MOST_RANKS:
-        path = next(path for path, one in found.items() if any(max(call.ranks) >= ranks for call in one.calls))
+        path = max(found, key=lambda path: max(max(call.ranks) for call in found[path].calls))
         raise UsageError(f"{path} is of {ranks} ranks, and has rank {max(members)}", hint="give the files of one job")
     return ranks
 

@@ -16,6 +16,7 @@ from commbench.record.imports.stream import Item
 
 EVENTS = "traceEvents"
 _COMMS = "record_param_comms"
+_MOST_US = 1e17  # of clocks since 1970, and of what is no time at all
 _STEP = re.compile(r"ProfilerStep\s?#\d+")
 
 
@@ -45,7 +46,9 @@ class _Found:
         began, took = event.get("ts"), event.get("dur", 0)
         if not isinstance(name, str) or not isinstance(args, dict):
             return
-        if not isinstance(began, int | float) or not isinstance(took, int | float) or took < 0:
+        if not isinstance(began, int | float) or not isinstance(took, int | float):
+            return
+        if not (0 <= began < _MOST_US and 0 <= took < _MOST_US):
             return
         if kind == "kernel":
             if "Collective name" in args or name.startswith(("nccl", "rccl")):

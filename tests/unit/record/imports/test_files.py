@@ -195,6 +195,12 @@ BAD = {
     "not gzip": (written(b"\x1f\x8b" + WHOLE[:900]), "is no JSON"),
     "other JSON": (written('{"a": [1, 2]}'), "has no events in it"),
     "no calls": (written('{"traceEvents": [{"ph": "X", "name": "aten::mm", "ts": 1, "dur": 2}]}'), "no communication"),
+    "a text for a number": (
+        written(
+            WHOLE.replace(b'"Record function id":', b'"Record function id":"x",', 1).replace(b'"x",', b'"x","_":', 1)
+        ),
+        "not as torch writes them",
+    ),
     "no rank": (rank_in_name, "which rank is"),
     "twice": (lambda folder: [PROFILES[0], OBSERVED[0]], "are both of rank 0"),
     "two worlds": (lambda folder: [*uneven(folder, [1]), PROFILES[0]], "is of 4 ranks, and"),
