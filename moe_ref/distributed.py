@@ -13,6 +13,7 @@ from commbench import payloads
 from commbench.communicators import routed
 from commbench.communicators.base import CommLike
 from commbench.communicators.with_payload import PayloadComm
+from commbench.communicators.wrapper import bare
 from commbench.errors import UsageError, unknown
 from commbench.payloads import NONE
 from moe_ref import rank_check, schedules
@@ -161,7 +162,7 @@ class DistributedMoE(BaseMoELayer):
         self._holders.check(self.experts, comm)
         if self.check_ranks:
             rank_check.check(
-                comm, self.gate, x_TD, equal_tokens=self.equal_tokens, send_dtype=self.send_dtype(),
+                bare(comm), self.gate, x_TD, equal_tokens=self.equal_tokens, send_dtype=self.send_dtype(),
                 schedule=str(self.schedule),
             )  # fmt: skip
         return self.schedule.forward(self, x_TD, padding_T, generator)

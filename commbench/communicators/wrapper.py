@@ -61,3 +61,10 @@ class CommWrapper:
         tensors = (out,) if inp is None else (out, inp)
         work: Pending | None = getattr(self.comm, name)(*tensors, async_op=async_op, **arguments)
         return work
+
+
+def bare(comm: CommLike) -> CommLike:
+    """Return the communicator below all wrappers: for calls that are none of the program's."""
+    while isinstance(comm, CommWrapper):
+        comm = comm.comm
+    return comm
