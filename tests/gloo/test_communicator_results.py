@@ -159,7 +159,7 @@ def test_every_way_of_a_profile_on_two_nodes() -> None:
         raises(
             UsageError,
             lambda: comm.tp_all_to_all(torch.empty(6), torch.empty(6), tp=2, tp_input="partial"),
-            "no algorithm", "no whole number",
+            "no algorithm", "not a whole number",
         )  # fmt: skip
 
     on_gloo(4, rank)

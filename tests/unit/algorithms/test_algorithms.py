@@ -109,7 +109,7 @@ def test_blocks_below_16_bytes(algorithm: Algorithm, dtype: str) -> None:
         spec = spec_of(algorithm, nodes, 4 // nodes, size_bytes=4 * part, dtype=dtype)
         assert spec.size_bytes == 4 * part or algorithm.collective == "all_to_allv"
         reason = collective.unsupported(spec)
-        assert not reason or (part < spec.itemsize and reason.endswith(f"no whole number of {dtype}"))
+        assert not reason or (part < spec.itemsize and reason.endswith(f"not a whole number of {dtype}"))
         if spec.size_bytes and not (reason or algorithm.unsupported(spec)):
             run_and_compare(algorithm, spec)
             ran += 1

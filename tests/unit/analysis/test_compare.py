@@ -64,7 +64,7 @@ def test_a_planted_regression_is_found_and_nothing_else(tmp_path: Path, capsys: 
     assert _main(["compare", str(before), str(after), "--threshold", "0.3", "--plot", str(tmp_path / "p.png")]) == 0
     text = unfolded(capsys.readouterr().out)
     assert "8 cases: 0 better, 4 worse, 4 inconclusive; 0 regressed by more than 30 %" in text
-    assert "# answer: 0 of 8 cases regressed by more than 30 %\n" in text
+    assert "# answer: 0 of 8 cases regressed by more than 30 %" in text and "takes 1.20x as long" in text
     assert "fp32, isolated: bruck: the second run is slower from 1 KiB to 64 KiB, takes 1." in text
     assert text.endswith("# next: nothing to repair\n")
     assert _main(["compare", str(before), str(after)]) == 1

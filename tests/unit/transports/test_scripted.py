@@ -52,7 +52,7 @@ def test_subgroups_of_subgroups_are_relative() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ('{"alpha": 1}', "unknown key in the script 'alpha'"),
         ('{"faults": [{"kind": "explode"}]}', "unknown fault 'explode'"),
         ('{"faults": [{"kind": "flip", "when": 3}]}', "unknown key of a fault 'when'"),
