@@ -116,7 +116,7 @@ def test_the_balance_loss_is_on_hfs_scale(masked: bool) -> None:
 
 
 def test_what_is_no_block_is_refused() -> None:
-    with pytest.raises(commbench.errors.UsageError, match="Linear is no Mixture-of-Experts block"):
+    with pytest.raises(commbench.errors.UsageError, match="Linear is not a Mixture-of-Experts block"):
         huggingface.from_block(nn.Linear(2, 2))
     with pytest.raises(commbench.errors.UsageError, match="Linear has no Mixture-of-Experts block"):
         huggingface.replace_blocks(nn.Linear(2, 2))
