@@ -59,7 +59,7 @@ def from_block(block: nn.Module, comm: CommLike | None = None, **options: Any) -
     of `MoE` or `DistributedMoE`. No token is dropped, as none is there. Raises `UsageError` for what is no such block.
     """
     if not is_block(block):
-        raise UsageError(f"{type(block).__name__} is no Mixture-of-Experts block that is known", hint=_NEEDED)
+        raise UsageError(f"{type(block).__name__} is not a Mixture-of-Experts block that is known", hint=_NEEDED)
     router, theirs = _part(block, "gate"), _part(block, "experts")
     (total, width), weight = router.weight.shape, theirs.gate_up_proj
     one = torch.ones(1)
