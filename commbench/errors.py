@@ -19,6 +19,8 @@ class CommbenchError(Exception):
     def __init__(self, message: str, *, hint: str = "", exit_code: int | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")  # below the message where a program ends with a traceback
         if exit_code is not None:
             self.exit_code = exit_code
 

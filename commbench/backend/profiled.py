@@ -22,7 +22,6 @@ from commbench.communicators import create
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.select import Ask, Chosen, describe_call
 from commbench.errors import CommbenchError, UsageError
-from commbench.profile.scope import OutOfScope
 from commbench.transports.gloo import KINDS, OPS
 from commbench.transports.plain_groups import plain_groups
 
@@ -219,11 +218,11 @@ class ProfiledCalls:
                 create.gather_or_raise(create.votes_over(group, transport), self._source.digest)
                 loaded, name = self._source.loaded(), self._source.name
                 if self._private is None:
-                    return create.make(group, loaded.profile, name)
-                return create.make(group, loaded.profile, name, gloo=self._private.joined)
+                    return create.make(group, loaded.profile, name, of_program=False)
+                joined = self._private.joined
+                return create.make(group, loaded.profile, name, of_program=False, gloo=joined)
         except CommbenchError as error:
-            # Its hints are for programs that make communicators.
-            self._say(str(error) if isinstance(error, OutOfScope) else describe(error))
+            self._say(describe(error))
             return None
 
     def _say(self, reason: str) -> None:

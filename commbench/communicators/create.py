@@ -42,11 +42,13 @@ def make(
     name: str,
     *,
     allow_mismatch: bool = False,
+    of_program: bool = True,
     gloo: Callable[[dist.ProcessGroup], JoinedGloo] = JoinedGloo,
 ) -> Communicator:
     """Make the communicator of `group`, None for all ranks. What is wrong on one rank is raised on all. Collective.
 
     `group`: a mesh of one dimension has one.
+    `of_program`: the program asks for it, and not a backend below one that knows nothing of commbench.
     `gloo`: how a group of gloo is joined.
     """
     if not dist.is_available() or not dist.is_initialized():
@@ -98,7 +100,8 @@ def make(
     table = None
     if profile is not None:
         scope_ids = gather_or_raise(
-            votes, lambda: _matching(profile, here, note, name, allow_mismatch=allow_mismatch).id
+            votes,
+            lambda: _matching(profile, here, note, name, allow_mismatch=allow_mismatch, of_program=of_program).id,
         )
         if len({*scope_ids}) > 1:
             raise OutOfScope(
@@ -111,11 +114,11 @@ def make(
     return Communicator(transport, layout, Chooser(transport_name, layout, table), info)
 
 
-def _matching(profile: Profile, here: Here, note: str, name: str, *, allow_mismatch: bool) -> Scope:
+def _matching(profile: Profile, here: Here, note: str, name: str, **how: bool) -> Scope:
     try:
-        return scope.matching(profile, here, allow_mismatch=allow_mismatch, name=name)
+        return scope.matching(profile, here, name=name, **how)
     except OutOfScope as error:
-        raise OutOfScope(f"{error}{f'; {note}' if note else ''}", hint=error.hint) from error
+        raise OutOfScope(f"{error}{f'; {note}' if note else ''}", hint=error.hint) from None
 
 
 def votes_over(group: dist.ProcessGroup, transport: str) -> Votes:

@@ -52,7 +52,7 @@ def save(profile: Profile, path: Path) -> None:
     except OSError as error:
         raise UsageError(
             f"cannot write {str(path)!r}: {error.strerror}", hint="--out FILE, in a folder of yours"
-        ) from error
+        ) from None
 
 
 def load(path: Path) -> Profile:
@@ -68,7 +68,7 @@ def load(path: Path) -> Profile:
         raise UsageError(
             f"cannot read the profile {str(path)!r}: {why}",
             hint="give the file that `commbench tune --out FILE` wrote",
-        ) from error
+        ) from None
     return parse(text, str(path))
 
 
@@ -77,7 +77,7 @@ def parse(text: str, name: str) -> Profile:
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name} is not a whole JSON file: {error}", hint=_MENDING) from error
+        raise CorruptFile(f"{name} is not a whole JSON file: {error}", hint=_MENDING) from None
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise CorruptFile(f"{name} is not a profile: its `format` is not {FORMAT!r}", hint=_MENDING)
     version = raw.get("format_version")
@@ -90,7 +90,7 @@ def parse(text: str, name: str) -> Profile:
     try:
         profile = from_dict(Profile, body)
     except (ValueError, TypeError) as error:
-        raise CorruptFile(f"{name}: {error}", hint=_MENDING) from error
+        raise CorruptFile(f"{name}: {error}", hint=_MENDING) from None
     if raw.get("digest") != digest(body):
         raise CorruptFile(f"{name} was changed after it was written: its digest does not fit", hint=_MENDING)
     outside.require(profile.outside, f"the profile {name}")

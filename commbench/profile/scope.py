@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from commbench.binding.policies import BY_NODE
 from commbench.errors import CommbenchError
 from commbench.profile import Profile, Scope
 from commbench.records import NOMINAL
@@ -79,11 +81,20 @@ def specificity(scope: Scope) -> int:
     return sum(map(bool, asked)) + len(scope.versions) + len(scope.env)
 
 
-def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name: str = "the profile") -> Scope:
+def matching(
+    profile: Profile,
+    here: Here,
+    *,
+    allow_mismatch: bool = False,
+    name: str = "the profile",
+    of_program: bool = True,
+) -> Scope:
     """Return the most specific scope that fits; with `allow_mismatch` else the one with the fewest differences.
 
     Another transport, or another layout than the choices were made for, is never allowed to match silently: the
     caller asked for it. Raises `OutOfScope` with the differences listed.
+
+    `of_program`: the caller makes communicators itself, so the hint says what else it may do.
     """
     fitting = [scope for scope in profile.scopes if not differences(scope, here)]
     if fitting:
@@ -93,25 +104,40 @@ def matching(profile: Profile, here: Here, *, allow_mismatch: bool = False, name
         raise OutOfScope(f"{name} has no scope", hint="tune again: commbench tune --out FILE")
     if allow_mismatch and nearest.transport == here.transport:
         return nearest
-    raise _refusal(name, differences(nearest, here), _remedy(nearest, here))
+    raise _refusal(name, differences(nearest, here), here, _remedies(nearest, here) if of_program else "")
 
 
 def check_setup(profile: Profile, here: Here, name: str) -> None:
     """Raise `OutOfScope` where every scope is for another layout, transport or fabric, before ranks are started."""
     if profile.scopes and all(elsewhere(scope, here) for scope in profile.scopes):
-        raise _refusal(name, min((elsewhere(scope, here) for scope in profile.scopes), key=len), "")
+        differing = min((elsewhere(scope, here) for scope in profile.scopes), key=len)
+        raise _refusal(name, differing, here, f", or {_INSIST}")
 
 
-def _refusal(name: str, differing: Sequence[str], remedy: str) -> OutOfScope:
+_INSIST = "insist with allow_mismatch=True"
+
+
+def _refusal(name: str, differing: Sequence[str], here: Here, remedies: str) -> OutOfScope:
     return OutOfScope(
-        f"{name} was not made for this set-up: {'; '.join(differing)}",
-        hint=f"tune here, or {remedy}insist with allow_mismatch=True",
+        f"{name} was not made for this set-up: {'; '.join(differing)}", hint=f"tune here: {_tuning(here)}{remedies}"
     )
 
 
-def _remedy(scope: Scope, here: Here) -> str:
+def _tuning(here: Here) -> str:
+    """Return the command that makes a profile for this set-up."""
+    keys = {"transport": here.transport, "nodes": here.nodes, "ranks_per_node": here.ranks_per_node}
+    fabric = "emulated" if here.environ.get(FABRIC) else here.between
+    keys |= {"fabric": fabric} if fabric in ("emulated", "virtual") else {}
+    keys |= {"binding": here.binding} if here.binding in BY_NODE else {}
+    return shlex.join(
+        ["commbench", "tune", "quick", *(f"{key}={value}" for key, value in keys.items()), "--out", "here.json"]
+    )
+
+
+def _remedies(scope: Scope, here: Here) -> str:
     launch = any(here.environ.get(name, UNSET) != value for name, value in scope.env.items())
-    return "start with `commbench exec --profile FILE -- ...`, or " if launch or scope.binding != here.binding else ""
+    start = ", or start with `commbench exec --profile FILE -- ...`" if launch or scope.binding != here.binding else ""
+    return f"{start}, or {_INSIST}"
 
 
 def only(profile: Profile, wanted: str, name: str) -> Scope:

@@ -217,6 +217,7 @@ def test_a_profile_that_cannot_hold_is_said_once(tmp_path: Path, capfd: pytest.C
     first, second = capfd.readouterr().err.splitlines()
     assert "torch makes these calls itself" in first and "ranks per node: the profile is for 4, here is 2" in first
     assert "torch version: the profile is for 1.0" in first
+    assert "(tune here: commbench tune quick transport=gloo nodes=1 ranks_per_node=2 --out here.json)" in first
     assert "rank 1: " in second and "torn.json" in second
 
 

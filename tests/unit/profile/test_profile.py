@@ -216,6 +216,12 @@ def test_what_differs_is_listed(change: dict[str, Any], words: str) -> None:
     assert str(caught.value).startswith("p.json was not made for this set-up: ")
     assert str(caught.value).count("the profile is for") == len(differences(NCCL, here))
     assert "allow_mismatch=True" in caught.value.hint
+    tuning = f"commbench tune quick transport={here.transport} nodes={here.nodes} ranks_per_node={here.ranks_per_node}"
+    assert caught.value.hint.startswith(f"tune here: {tuning}") and " --out here.json" in caught.value.hint
+    assert caught.value.__notes__ == [f"hint: {caught.value.hint}"]  # which a traceback ends with
+    with pytest.raises(OutOfScope) as of_backend:
+        matching(profile, here, of_program=False)
+    assert of_backend.value.hint.endswith(" --out here.json")
     assert ("commbench exec" in caught.value.hint) == ("environ" in change and "a real one" not in words)
     if "transport" in change:
         with pytest.raises(OutOfScope):
