@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %; below 6 no interval of launches exists
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
 LEVEL = 0.05  # of a family of verdicts: how often any of them may be false where nothing differs
+MINIMUM_GAIN = 0.03  # that the lower end of a tuning's interval must show before the default is given up
 PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
 _FEWEST_FOR_MEDIAN = 6  # independent samples, whose range holds the median with 95 %
 _FEWEST_OF_LEVEL, _SHARE_OF_LEVEL, _GAP_OF_LEVELS = 2, 0.05, 3.0

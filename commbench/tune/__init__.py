@@ -15,8 +15,6 @@ from typing import NamedTuple, Protocol
 
 from commbench.records import Case, Status
 
-MINIMUM_GAIN = 0.03  # that the lower end of the interval must show before the default is given up
-
 
 class ProcessGroup(NamedTuple):
     """Which launch measured something. Two cases were measured side by side where this is the same of both.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from commbench.records import Case, Setup, Status
-from commbench.stats import PAIRS_FOR_CLAIM, Floats, Verdict
-from commbench.tune import MINIMUM_GAIN, CaseTimes, ProcessGroup
+from commbench.stats import MINIMUM_GAIN, PAIRS_FOR_CLAIM, Floats, Verdict
+from commbench.tune import CaseTimes, ProcessGroup
 from commbench.tune.claims import Claim, claim, holm, hopeless, observe
 from commbench.tune.looks import Look
 from commbench.tune.space import Problem, identity

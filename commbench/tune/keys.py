@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from commbench.stats import MINIMUM_GAIN
 from commbench.sweep.key import Key, Number, Parsed
-from commbench.tune import MINIMUM_GAIN
 from commbench.units import parse_seconds
 
 GROUP = "A tuning alone"

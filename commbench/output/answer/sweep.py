@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from commbench import algorithms, payloads, stats
+from commbench import payloads, stats
 from commbench.analysis.ratios import Speedup
 from commbench.emulated import ROUTINGS
-from commbench.output.answer import numa, words, yardstick
+from commbench.output.answer import next_step, numa, words, yardstick
 from commbench.output.answer.claims import Answer, FasterRange, Proof, merged, title
 from commbench.output.answer.preemption import preemption
 from commbench.output.describe import describe_emulated, describe_layout
-from commbench.records import NOMINAL, Fabric, Row, Status, network_note
-from commbench.stats import LAUNCHES_FOR_INTERVAL, Verdict
+from commbench.records import Fabric, Row, Status, network_note
+from commbench.stats import Verdict
 
 _EMULATED = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
-_CLOSE = 0.05  # intervals so near to 1: whatever differs is not worth more launches
-_MORE_LAUNCHES = 12
 _MOST_LETTERS = 160  # of somebody else's reason
 
 
@@ -142,10 +140,10 @@ def answer(rows: Sequence[Row], ratios: Mapping[str, Speedup], meta: Mapping[str
     reason = preemption(rows, meta)
     notes = dict.fromkeys(filter(None, (network_note(row.fabric) for row in ok)))
     sentences += [*bad, *([reason] if reason else []), *notes]
-    step, command = _next(setups, found, ok, bad, reason, meta)
+    step, command = _go_on(bad, meta) if bad else _next(setups, found, ok, reason, meta)
     if alike and not bad and numa.only_by_node(compared) and all(setup.axis == "binding" for setup in setups):
         step, command = "keep binding=none; binding may pay where there are several NUMA nodes", ""
-    if meta.get("joined") and command:
+    if meta.get("joined") and command.startswith(("commbench sweep ", "commbench tune ")):
         step += ", started by the same launcher"
     return Answer(sentences=sentences, claims=found, step=step, command=command)
 
@@ -324,44 +322,9 @@ def _range(rows: Sequence[Row]) -> str:
 
 
 def _next(
-    setups: Sequence[_Setup],
-    found: Sequence[FasterRange],
-    ok: Sequence[Row],
-    bad: Sequence[str],
-    reason: str,
-    meta: Mapping[str, Any],
+    setups: Sequence[_Setup], found: Sequence[FasterRange], ok: Sequence[Row], reason: str, meta: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Return what to do next, in words and as a command."""
-    others = [item for setup in setups for item in setup.challengers]
-    few = [item for item in others if (item.ratio.pairs or 0) < LAUNCHES_FOR_INTERVAL]
-    if bad:
-        return _go_on(bad, meta)
-    if smaller := [claim.faster for claim in found if claim.faster.startswith("payload=") and not claim.is_default]:
-        return "see what it loses in a training, as no profile chooses that", f"commbench train tiny {smaller[-1]}"
-    if any(not claim.is_default for claim in found):
-        if all(row.fabric in NOMINAL for row in ok):
-            return "measure it between machines, started there by", words.command(meta, "sweep")
-        return "confirm it in fresh launches, for a profile", words.command(meta, "tune")
-    if few:
-        return "measure more launches", words.command(meta, "sweep", f"launches={LAUNCHES_FOR_INTERVAL}")
-    if not others:
-        return _beside(ok, meta)
-    low, high = _widest([item for setup in setups if not setup.claims for item in setup.challengers] or others)
-    close = low is not None and high is not None and low > 1 - _CLOSE and high < 1 + _CLOSE
-    if found and all(setup.claims for setup in setups):
-        return "keep the default: it is the fastest", ""
-    if close and not reason:
-        return "keep the default: what may be gained is too little", ""
-    most = max(item.ratio.pairs or 0 for item in others)
-    where = "measure again when nothing else runs" if reason else "measure longer"
-    return where, words.command(meta, "sweep", f"launches={max(_MORE_LAUNCHES, 2 * most)}", "cap=1")
-
-
-def _beside(rows: Sequence[Row], meta: Mapping[str, Any]) -> tuple[str, str]:
-    """Return how to get something to compare with."""
-    names = {name for row in rows for name in algorithms.names(row.collective)}
-    collectives = {row.collective for row in rows}
-    if len(collectives) == 1 and len(names) > 1:
-        ordered = algorithms.names(rows[0].collective)
-        return "compare algorithms", words.command(meta, "sweep", f"algorithm={','.join(ordered)}", "launches=6")
-    return "keep it, and compare a later run with it by commbench compare", ""
+    """Return what to do after a whole run, in words and as a command."""
+    ratios = [item.ratio for setup in setups for item in setup.challengers]
+    undecided = [item.ratio for setup in setups if not setup.claims for item in setup.challengers]
+    return next_step.after_comparison(ratios, undecided, found, ok, reason, meta)

@@ -21,6 +21,7 @@ from tests.support.fake_runs import META, Rule, measured, planned, rows_of
 
 TYPED = ["commbench", "sweep", "quick", "algorithm=direct,bruck", "launches=2"]
 ABOUT: dict[str, Any] = {**META, "command": TYPED, "folder": "results/r1"}
+TYPED_WITHOUT = "commbench sweep quick launches=2 "
 AGAIN = "commbench sweep quick algorithm=direct,bruck "
 TUNE = "commbench tune quick algorithm=direct,bruck launches=2"
 SIZES = ("sizes.min=1K", "sizes.max=1M", "sizes.factor=4")  # six
@@ -101,7 +102,41 @@ def test_one_case() -> None:
     text, step = said((rows, {}))
     assert text.startswith("all_to_all over scripted, 1 node x 2 ranks: direct takes ") and " us [" in text
     assert " at 1 KiB, busbw 0.0" in text
-    assert step.startswith("compare algorithms: commbench sweep quick algorithm=direct,pairwise,bruck,2d_intra_first")
+    assert step == f"compare algorithms: {TYPED_WITHOUT}algorithm=direct,pairwise,bruck", "those that can run there"
+    few = [dataclasses.replace(row, launches=2) for row in rows]
+    assert said((few, {}))[1].endswith("algorithm=direct,pairwise,bruck launches=6")
+
+
+def test_algorithms_to_compare_are_those_that_can_run() -> None:
+    rows, _ = of(times(1.0), "algorithm=direct", "launches=12", "sizes.max=1K", nodes=2)
+    typed = {**ABOUT, "command": ["commbench", "sweep", "quick", "algorithm=direct", "launches=12"]}
+    names = "direct,pairwise,bruck,2d_intra_first,2d_inter_first,2d_pipelined"
+    assert said((rows, {}), typed)[1].endswith(f" launches=12 algorithm={names}"), "12 are not lowered to 6"
+    symmetric = [dataclasses.replace(row, transport="nccl", buffers="symmetric", nodes=1) for row in rows]
+    assert said((symmetric, {}), typed)[1].endswith("=direct,pairwise,bruck,symm_store,symm_copy_engine")
+
+
+def test_one_algorithm_alone_is_kept_for_a_later_run() -> None:
+    rows, _ = of(times(1.0), "collective=broadcast", "algorithm=direct", "launches=6", "sizes.max=1K")
+    later = "commbench compare results/r1 results/latest"
+    assert said((rows, {}))[1] == f"keep it, and compare a later run with it: {later}"
+    assert said((rows, {}), {**ABOUT, "joined": "mpiexec"})[1].endswith(f"with it: {later}"), "no launcher compares"
+
+
+@pytest.mark.parametrize("launches", [1, 6, 12])
+def test_pairs_are_for_stragglers(launches: int) -> None:
+    rows, _ = of(times(1.0), "collective=pairs", "algorithm=direct", "launches=6", "sizes.max=1K", "round=all", ranks=4)
+    assert (
+        said(([dataclasses.replace(row, launches=launches) for row in rows], {}))[1]
+        == "name what is slow: commbench stragglers results/r1"
+    )
+
+
+def test_a_gain_that_no_tuning_takes() -> None:
+    text, step = said(of(times(1 / 1.015), "launches=12", noise=0.001))
+    assert "bruck is fastest" in text
+    assert step == "what may be gained is below 3 %: keep direct"
+    assert said(of(times(1 / 1.06), "launches=12", noise=0.001))[1].endswith(TUNE)
 
 
 def test_mixed_transports() -> None:
@@ -116,9 +151,13 @@ def test_declared_nodes() -> None:
     text, step = said(of(times(0.5), "launches=8", nodes=2, ranks=1))
     assert "2 nodes x 1 ranks, declared on one machine: bruck is fastest" in text
     assert text.endswith("nodes are declared on one machine: nothing here is about your network")
-    assert (
-        step == "measure it between machines, started there by: commbench sweep quick algorithm=direct,bruck launches=2"
-    )
+    assert step == f"confirm it in fresh launches, for a profile: {TUNE}", "a scripted network has no machines"
+    rows, compared = of(times(0.5), "launches=8", nodes=2, ranks=1)
+    launcher = "measure it between machines: the same command under srun, mpiexec or torchrun (docs/guide/sweep.md)"
+    over = [dataclasses.replace(row, transport="gloo") for row in rows]
+    assert said((over, compared))[1] == f"{launcher}, or emulate them: {AGAIN}launches=2 fabric=emulated"
+    over = [dataclasses.replace(row, transport="nccl") for row in rows]
+    assert said((over, compared))[1] == launcher, "NCCL does not run on an emulated fabric"
 
 
 def test_emulated() -> None:
