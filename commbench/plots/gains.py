@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from commbench.output.answer import words
 from commbench.plots.style import MARKERS, algorithm_colour, legend_below, ratio_axis, size_axis, title
@@ -33,8 +34,9 @@ def gains(profile: Profile) -> Figure | None:
     panels = dict(list(panels.items())[:_MOST_PANELS])
     if not panels:
         return None
-    height = 0.8 + 3.7 * len(panels)
-    figure = Figure(figsize=(_WIDTH, height))
+    height = 0.8 + 3.2 * len(panels)
+    room = (0, 0.45 / height, 1, 1 - 0.8 / height)  # between the title and what is said below
+    figure = Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(rect=room, h_pad=0.1))
     axes_of = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (name, choices) in zip(axes_of, panels.items(), strict=True):
         _panel(axes, choices, profile.minimum_gain)
@@ -43,7 +45,6 @@ def gains(profile: Profile) -> Figure | None:
     title(figure, f"{_conclusion(profile)}{left_out}", 1 - 0.08 / height)
     made = f"{profile.machine} | {profile.created[:10]} | commbench {profile.commbench_version}"
     figure.text(0.01, 0.01, f"{_READ}\n{made}", fontsize=7.5, color="#555555", va="bottom")
-    figure.tight_layout(rect=(0, 0.4 / height, 1, 1 - 0.22 / height))
     return figure
 
 

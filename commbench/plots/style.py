@@ -130,7 +130,7 @@ def legend_below(axes: Axes, sizes: Sequence[int], letters: int = 110) -> None:
     columns = max(1, min(4, letters // (max(map(len, labels)) + 8)))
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    down = ScaledTranslation(0, -0.86 if tilted(sizes) else -0.5, figure.dpi_scale_trans)  # inches
+    down = ScaledTranslation(0, -0.94 if tilted(sizes) else -0.5, figure.dpi_scale_trans)  # inches
     axes.legend(frameon=False, fontsize=8, ncols=columns, loc="upper center", borderaxespad=0,
                 bbox_to_anchor=(0.5, 0), bbox_transform=axes.transAxes + down)  # fmt: skip
 
