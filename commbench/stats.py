@@ -20,6 +20,7 @@ LAUNCHES_FOR_INTERVAL = 6  # the range of 6 values covers their median at 96.9 %
 SAMPLES_FOR_P95 = 20  # below, the 95th percentile is just the maximum
 LEVEL = 0.05  # of a family of verdicts: how often any of them may be false where nothing differs
 MINIMUM_GAIN = 0.03  # that the lower end of a tuning's interval must show before the default is given up
+TOO_WIDE = 10.0  # high over low of an interval, beyond which its ends say nothing
 PAIRS_FOR_CLAIM = 10  # launches with both arms, below which a ratio is no claim
 _FEWEST_FOR_MEDIAN = 6  # independent samples, whose range holds the median with 95 %
 _FEWEST_OF_LEVEL, _SHARE_OF_LEVEL, _GAP_OF_LEVELS = 2, 0.05, 3.0
@@ -302,6 +303,11 @@ def verdict(low: float | None, high: float | None, p: float | None = 0.0) -> Ver
     if p > LEVEL:
         return Verdict.NO_DIFFERENCE
     return Verdict.FASTER if low > 1 else Verdict.SLOWER if high < 1 else Verdict.NO_DIFFERENCE
+
+
+def too_noisy(low: float, high: float) -> bool:
+    """Return whether an interval of ratios is so wide that its ends say nothing."""
+    return high > TOO_WIDE * low
 
 
 def missing_launches(launches: int) -> str:

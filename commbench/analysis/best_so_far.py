@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from commbench import collectives
 from commbench.analysis.ratios import baseline_rank
 from commbench.records import Case, Measurement, Status
+from commbench.stats import too_noisy
 from commbench.units import format_size, gbps
 
 _LEAST = 1.03  # a smaller lead is not worth a word
@@ -30,6 +31,7 @@ class BestSoFar:
     def __init__(self) -> None:
         self._times: dict[Hashable, dict[str, tuple[Case, dict[str, float]]]] = {}  # alike -> case -> process group
         self._leads: dict[Hashable, _Lead] = {}
+        self._noisy: set[Hashable] = set()  # of what is alike, that whose ratios differ too much
         self._fastest = (0.0, 0)  # GB/s, bytes
 
     def add(self, case: Case, measurement: Measurement) -> None:
@@ -42,16 +44,27 @@ class BestSoFar:
         factor = collectives.get(case.collective).busbw_factor(case.spec) or 1.0
         self._fastest = max(self._fastest, (factor * gbps(case.size_bytes, measurement.time_us), case.size_bytes))
         baseline, ours = min(alike.values(), key=lambda one: baseline_rank(one[0]))
-        leads = [
-            _Lead(statistics.median(shared), other.label, baseline.label, case.size_bytes)
+        known = [
+            (other.label, shared)
             for other, theirs in alike.values()
             if other is not baseline and (shared := [ours[group] / theirs[group] for group in ours if group in theirs])
         ]
+        self._leads.pop(key, None)
+        self._noisy.discard(key)
+        leads = [
+            _Lead(statistics.median(shared), label, baseline.label, case.size_bytes)
+            for label, shared in known
+            if not too_noisy(min(shared), max(shared))
+        ]
         if leads:
             self._leads[key] = max(leads, key=lambda lead: lead.ratio)
+        elif known:
+            self._noisy.add(key)
 
     def __str__(self) -> str:
         """Return `so far bruck 1.52x direct at 1 KiB, ahead at 3 of 8 sizes`; "" where nothing is known."""
+        if self._noisy and not self._leads:
+            return "so far too noisy to tell"
         if not self._leads:
             busbw, size_bytes = self._fastest
             return f"so far up to {busbw:.3g} GB/s, at {format_size(size_bytes)}" if busbw else ""

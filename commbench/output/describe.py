@@ -27,6 +27,18 @@ def usable_cpus(meta: Mapping[str, Any]) -> int:
     return int(machine.get("usable_cpus") or len(machine.get("affinity") or []))
 
 
+def crowded(meta: Mapping[str, Any], transport: str, fabric: str, ranks: int) -> str:
+    """Return that ranks wait for CPUs; "" where they have enough, or where CPUs do not decide.
+
+    On an emulated network links decide, ranks of real nodes are elsewhere, and a scripted network has a clock of its
+    own.
+    """
+    cpus = usable_cpus(meta)
+    if transport == "scripted" or fabric in (Fabric.REAL, Fabric.EMULATED) or not 0 < cpus < ranks:
+        return ""
+    return f"{ranks} ranks share {cpus} CPUs, so times include waiting for a CPU"
+
+
 def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
     """`2 nodes x 4 ranks, declared on one machine`."""
     text = f"{nodes} node{'s' if nodes > 1 else ''} x {ranks // nodes} ranks"

@@ -10,7 +10,7 @@ from commbench.analysis.ratios import Speedup, describe_ratios
 from commbench.output.answer import words, yardstick
 from commbench.output.answer.preemption import BUSY_PERCENT, preemption
 from commbench.output.answer.sweep import answer
-from commbench.output.describe import describe, usable_cpus
+from commbench.output.describe import crowded, describe
 from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, interval, number
 from commbench.records import NOMINAL, Fabric, Row, Status, network_note
 from commbench.stats import Verdict
@@ -138,12 +138,10 @@ def table(
 
 
 def _warnings(rows: Sequence[Row], meta: Mapping[str, Any]) -> list[str]:
-    cpus = usable_cpus(meta)
     skews = [row.skew_us / row.time_us for row in rows if row.skew_us and row.time_us and row.mode == "isolated"]
     lines = [f"note: {note}"] if (note := network_note(rows[0].fabric)) else []
-    # On an emulated network the links decide, unless the CPUs are busy; ranks of real nodes are elsewhere.
-    if rows[0].fabric not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < rows[0].ranks:
-        lines.append(f"warning: {rows[0].ranks} ranks share {cpus} CPUs, so times include waiting for a CPU")
+    if text := crowded(meta, rows[0].transport, rows[0].fabric, rows[0].ranks):
+        lines.append(f"warning: {text}")
     if text := yardstick.warning(rows):
         lines.append(f"warning: {text}")
     if text := preemption(rows, meta):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from commbench.output.answer.preemption import BUSY_PERCENT, MANY
 from commbench.output.answer.sweep import picture_title
-from commbench.output.describe import usable_cpus
+from commbench.output.describe import crowded
 from commbench.plots.settings import (
     FIGURE_KEYS,
     complete,
@@ -195,9 +195,7 @@ def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any
     note += "; grey: as its source gives it" if rows["case_id"].isna().any() else ""
     note += "" if bounded else "; no bound: no link rate is known"
     careful = [network_note(setting["fabric"]), _preempted(rows)]
-    cpus = usable_cpus(meta)
-    if setting["fabric"] not in (Fabric.REAL, Fabric.EMULATED) and 0 < cpus < setting["ranks"]:
-        careful.append(f"{setting['ranks']} ranks share {cpus} CPUs, so times include waiting for a CPU")
+    careful.append(crowded(meta, setting["transport"], setting["fabric"], int(setting["ranks"])))
     return "\n".join([note, "; ".join(filter(None, careful))]).rstrip()
 
 

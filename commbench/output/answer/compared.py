@@ -80,6 +80,8 @@ def _nothing(comparisons: Sequence[CaseComparison]) -> str:
     low = min(item.low or 0.0 for item in comparisons)
     high = max(item.high or 0.0 for item in comparisons)
     cases = words.count(len(comparisons), "case")
+    if any(stats.too_noisy(item.low or 0.0, item.high or 0.0) for item in comparisons):
+        return f"no difference is proven in {cases}: {words.TOO_NOISY}"
     return f"no difference is proven in {cases}: ratios are between {words.ends(low, high)}"
 
 

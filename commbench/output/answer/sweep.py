@@ -281,6 +281,8 @@ def _sentence(setup: _Setup) -> str:
         return "nothing is proven: samples are missing"
     names = list(dict.fromkeys(item.name for item in others))
     against = f"{names[0] if len(names) == 1 else f'{len(names)} others'} against {others[0].ratio.baseline}"
+    if any(stats.too_noisy(item.ratio.speedup_low or 0.0, item.ratio.speedup_high or 0.0) for item in others):
+        return f"nothing is proven fastest: {against} is {words.TOO_NOISY}"
     return f"nothing is proven fastest: {against} is between {words.ends(low, high)}"
 
 

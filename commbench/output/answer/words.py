@@ -6,9 +6,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from commbench.stats import TOO_WIDE
 from commbench.units import format_size, unit_of_us
 
 _CLOSE = 0.05  # an interval with an end so near to 1 is written with one digit more
+
+TOO_NOISY = f"too noisy to tell, with an interval wider than {TOO_WIDE:g}x"
 
 
 def count(number: int, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -148,3 +149,9 @@ def test_the_line_of_progress_says_what_leads(unfinished: RunFolder) -> None:
         alike = dataclasses.replace(measurement, time_us=100.0)
         best.add(cases[measurement.case_id], alike)
     assert str(best) == "so far nothing is 3% faster than direct"
+    noisy = BestSoFar()
+    for measurement, factor in itertools.product(measurements, (1.0, 20.0)):
+        case = cases[measurement.case_id]
+        time_us = 100.0 * (factor if case.algorithm == "bruck" else 1.0)
+        noisy.add(case, dataclasses.replace(measurement, attempt=f"{measurement.attempt}{factor}", time_us=time_us))
+    assert str(noisy) == "so far too noisy to tell"

@@ -55,17 +55,27 @@ def test_long_times_are_milliseconds() -> None:
 
 
 def test_nothing_proven_has_its_reason_with_a_number() -> None:
-    rows, compared = made(1.0, noise=0.5, preempted=3, load_average=4.13)
+    rows, compared = made(1.0, noise=0.25, preempted=3, load_average=4.13)
     said = "15 % of samples were preempted: other programs use these CPUs, load 4.1"
     nothing, reason = answer(rows, compared, TWO_CPUS).sentences
     assert re.search(r": nothing is proven fastest: bruck against direct is between 0\.\d\dx and \d\.\d\dx$", nothing)
     assert reason == said
+    noisy = answer(*made(1.0, noise=2.0), TWO_CPUS).sentences[0]
+    assert noisy.endswith("bruck against direct is too noisy to tell, with an interval wider than 10x")
     assert f"# warning: {said}" in table(rows, TWO_CPUS, compared)
     assert "2 ranks share 1 CPUs" in preemption(rows, {**META, "machine": {"usable_cpus": 1}})
     quiet, _ = made(1.0, preempted=3, load_average=1.9)
     assert preemption(quiet, TWO_CPUS).endswith("threads of the library or the system took their CPUs, load 1.9")
     rows, compared = made(1.0)
     assert preemption(rows, TWO_CPUS) == "", "old runs did not count"
+
+
+def test_ranks_of_a_scripted_network_wait_for_no_cpu() -> None:
+    rows, compared = made(1.0)
+    one = {**META, "machine": {"usable_cpus": 1}}
+    assert "ranks share" not in table(rows, one, compared)
+    over = [dataclasses.replace(row, transport="gloo") for row in rows]
+    assert "# warning: 2 ranks share 1 CPUs, so times include waiting for a CPU" in table(over, one, compared)
 
 
 def test_switches_cost_nothing_where_links_decide() -> None:
