@@ -149,7 +149,11 @@ def describe_pairs(counts: Sequence[int], kinds: Collection[str]) -> str:
     text += "" if set(kinds) == {"launches"} else ", the spread between launches is NOT in it"
     if missing := stats.missing_launches(few):
         return f"{text}; {missing}"
-    return text + ("" if few >= stats.PAIRS_FOR_CLAIM else f"; a claim of gain takes {stats.PAIRS_FOR_CLAIM}")
+    if few >= stats.PAIRS_FOR_CLAIM:
+        return text
+    return (
+        f"{text}; a verdict takes {stats.LAUNCHES_FOR_INTERVAL} launches, a gain in a profile {stats.PAIRS_FOR_CLAIM}"
+    )
 
 
 def _alike(cases: Sequence[Case]) -> list[list[Case]]:

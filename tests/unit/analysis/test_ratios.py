@@ -145,7 +145,7 @@ def test_the_table_names_the_baseline_and_marks_no_difference(tmp_path: Path) ->
     assert all(len(line) == len(header) for line in cells)
     assert [line[at + 2] for line in cells] == ["-", "=", "faster"] and cells[0][at : at + 2] == ["-"] * 2
     assert "# vs_direct: over direct, launch by launch; 95 % interval over 6 launches" in text
-    assert "a claim of gain takes 10" in text
+    assert "a verdict takes 6 launches, a gain in a profile 10" in text
     header, cells, text = shown(rows, {})
     assert "vs_" not in text and all(len(line) == len(header) for line in cells)
 

@@ -63,7 +63,7 @@ def test_the_map_names_the_winner_and_hatches_what_nobody_can_tell() -> None:
     assert "= 1.0" in second and hatched(figure) == 1
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["2d_intra_first", "direct", "= no difference"]
-    assert "over 6 launches" in notes(figure) and "a claim of gain takes 10" in notes(figure)
+    assert "over 6 launches" in notes(figure) and "a verdict takes 6 launches, a gain in a profile 10" in notes(figure)
     assert "up to 2 others was picked from the same data" in notes(figure)
     (two,) = crossover(made("launches=10"), META).values()
     assert "over 10 launches" in notes(two) and "claim" not in notes(two) and "picked" not in notes(two)
