@@ -59,7 +59,7 @@ def cli() -> None:
     """Measure AllToAll honestly on your machines, and draw what you measured.
 
     \b
-    commbench sweep                     measure with the recipe `quick`: any machine, under a minute
+    commbench sweep                     measure with the recipe `quick`: any machine, about a minute
     commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
     commbench tune quick budget=5m      find what is provably better than the default; write a profile
     commbench plot results/latest       draw a run again
