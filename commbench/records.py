@@ -15,6 +15,7 @@ from commbench.layout import Layout
 from commbench.links import LinkRate, RateKind
 from commbench.serialise import STORED_AS, as_dict, canonical, digest, digest_of_parts
 from commbench.spec import DTYPES, Spec
+from commbench.units import MOST_BYTES
 
 # History of the run folder's format, after its first version:
 # 2  cases have arguments of the collective, in_place, groups and overlap; rows have what follows from them
@@ -336,15 +337,15 @@ def _label(algorithm: str, params: dict[str, int]) -> str:
     return " ".join([algorithm, *(f"{key}={value}" for key, value in params.items())])
 
 
-_MOST_RANKS, _MOST_LAUNCHES, _MOST_BYTES = 2**20, 10_000, 2**53  # of anything that was ever planned
+MOST_RANKS, _MOST_LAUNCHES = 2**20, 10_000  # of anything that was ever planned
 
 
 def check_case(case: Case) -> None:
     """Raise `ValueError` for what nobody can have planned, though each value is of its type."""
     setup, policy = case.setup, case.policy
-    _between("nodes", setup.nodes, 1, _MOST_RANKS)
-    _between("ranks_per_node", setup.ranks_per_node, 1, _MOST_RANKS // setup.nodes)
-    _between("size_bytes", case.size_bytes, 0, _MOST_BYTES)
+    _between("nodes", setup.nodes, 1, MOST_RANKS)
+    _between("ranks_per_node", setup.ranks_per_node, 1, MOST_RANKS // setup.nodes)
+    _between("size_bytes", case.size_bytes, 0, MOST_BYTES)
     _between("launches", policy.launches, 1, _MOST_LAUNCHES)
     _between("cap_s", policy.cap_s, 0, 1e6)
     _between("seed", case.seed, 0, 2**63)
@@ -371,9 +372,9 @@ def check_measurement(measurement: Measurement) -> None:
 
 def check_row(row: Row) -> None:
     """Raise `ValueError` as `check_case` does."""
-    _between("ranks", row.ranks, 1, _MOST_RANKS)
+    _between("ranks", row.ranks, 1, MOST_RANKS)
     _between("nodes", row.nodes, 1, row.ranks)
-    _between("size_bytes", row.size_bytes, 0, _MOST_BYTES)
+    _between("size_bytes", row.size_bytes, 0, MOST_BYTES)
     if row.status is Status.OK and (row.time_us is None or not row.time_us > 0 or row.algbw_gbps is None):
         raise ValueError(f"field 'time_us' is {row.time_us!r} of a row that is ok")
 

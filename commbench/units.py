@@ -7,7 +7,7 @@ import re
 from commbench.errors import UsageError
 
 _SUFFIX = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_TOO_LARGE = 2**63
+MOST_BYTES = 2**53  # of a size: more no record holds, as not every reader of JSON has such integers
 _YEAR_S = 366 * 86_400.0
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?", re.IGNORECASE)
@@ -24,8 +24,10 @@ def parse_size(text: str | int) -> int:
     if match is None:
         raise UsageError(f"bad size {str(text)!r}", hint="write bytes or powers of 1024: 8, 32K, 1MiB, 1G")
     value = float(match[1]) * _SUFFIX[match[2].upper()]
-    if not value < _TOO_LARGE:
-        raise UsageError(f"bad size {str(text)!r}: it is too large", hint="a size is below 2^63 bytes")
+    if not value <= MOST_BYTES:
+        raise UsageError(
+            f"bad size {str(text)!r}: it is too large", hint="a size is at most 2^53 bytes, which are 8192 TiB"
+        )
     if value != int(value):
         raise UsageError(f"bad size {str(text)!r}: it is {value} bytes", hint="a size is a whole number of bytes")
     return int(value)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from commbench import algorithms, collectives, transports
 from commbench.emulated import MOST_NODES, parse_slow_link
 from commbench.errors import UsageError
-from commbench.records import Case, PlannedCase
+from commbench.records import MOST_RANKS, Case, PlannedCase
 from commbench.sweep.config import SweepConfig
 from commbench.sweep.keys import FABRIC, KEYS, LAYER, SIZE_KEYS
+from commbench.units import MOST_BYTES
 
 
 def reject_unknown_algorithms(config: SweepConfig, wanted: Sequence[str]) -> None:
@@ -18,16 +19,31 @@ def reject_unknown_algorithms(config: SweepConfig, wanted: Sequence[str]) -> Non
         return
     for name in config.algorithm:
         if not any(name in algorithms.names(collective) for collective in wanted):
-            takers = [collective for collective, algorithm in algorithms.TABLE if algorithm == name]
-            raise UsageError(
-                f"{name} is not an algorithm of {' or '.join(wanted)}", hint=f"it is one of {', '.join(takers)}"
-            )
+            has = "; ".join(f"{of} has {', '.join(algorithms.names(of))}" for of in wanted)
+            raise UsageError(f"{name} is not an algorithm of {' or '.join(wanted)}", hint=f"{has}; or all")
     for collective in wanted:
         if not set(config.algorithm) & set(algorithms.names(collective)):
             raise UsageError(
                 f"no algorithm of {collective} is asked for",
                 hint=f"add one to algorithm=: {', '.join(algorithms.names(collective))}, or all",
             )
+
+
+def reject_too_many_ranks(nodes: int, ranks_per_node: int) -> None:
+    """Raise `UsageError` for more ranks than a record holds."""
+    if nodes * ranks_per_node > MOST_RANKS:
+        raise UsageError(
+            f"{nodes} nodes x {ranks_per_node} ranks are {nodes * ranks_per_node} ranks", hint=f"{MOST_RANKS} at most"
+        )
+
+
+def reject_too_large(collective: str, size: int) -> None:
+    """Raise `UsageError` for a size that follows from the keys, or from others by rounding, and fits no record."""
+    if size > MOST_BYTES:
+        raise UsageError(
+            f"{collective} of {size} bytes: it is too large",
+            hint="a size is at most 2^53 bytes: lower sizes.max, tokens, model_dim, top_k or send_bytes",
+        )
 
 
 _EMULATED = frozenset(name for name, key in KEYS.items() if key.group == FABRIC)

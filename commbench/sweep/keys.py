@@ -257,6 +257,8 @@ def _argument(name: str, value: Any) -> Value:
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(f"{name} is {value!r}", hint="a whole number")
+    if not -(2**63) <= value < 2**63:
+        raise UsageError(f"{name} is {value}", hint="a whole number below 2^63")
     return value
 
 

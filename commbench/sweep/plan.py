@@ -95,6 +95,7 @@ def setups(config: SweepConfig) -> Iterator[Setup]:
     shapes: list[tuple[int, ...]] = [tuple(map(int, text.split("x"))) for text in config.layout]
     shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
+        checks.reject_too_many_ranks(nodes, ranks_per_node)
         fabrics = [(emulated, False) for emulated in _fabrics(config, nodes)]
         fabrics += [(None, True)] if "virtual" in config.fabric else []
         env = itertools.product(*config.env.values())
@@ -146,10 +147,12 @@ def _sizes(
         given = {key: value for key, value in zip(axes, values, strict=True) if value is not None}
         each = [given] if unsupported else collective.variants(given, layout.within(groups))
         for asked, (size, implied) in itertools.product(each, _asked_sizes(config, collective, dtype)):
+            checks.reject_too_large(collective.name, size)
             try:
                 settled = (*collective.settle(size, layout.within(groups), {**implied, **asked}), "")
             except ValueError as error:
                 settled = (0, {**implied, **asked}, str(error))
+            checks.reject_too_large(collective.name, settled[0])
             sizes.setdefault(repr(settled), settled)
     return sorted(sizes.values(), key=lambda item: item[0])
 

@@ -45,6 +45,21 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("sweep", "quick", f"sizes.max={LARGE}", "--dry-run"), "it is too large"),
     (("sweep", "quick", "sizes.max=9999999T", "--dry-run"), "it is too large"),
     (("sweep", "quick", f"sizes.list=1K,{LARGE}", "--dry-run"), "it is too large"),
+    *(
+        (("sweep", *words, "--dry-run"), "it is too large")
+        for words in (
+            ("alltoall", "sizes.list=99999TiB"),
+            ("quick", "sizes.list=1K,8193T"),
+            ("quick", "-b", "9007199254740993000"),
+            ("quick", "collective=all_reduce", "sizes.max=8193T"),
+            ("quick", f"tokens={1 << 40}", f"model_dim={1 << 30}", f"top_k={1 << 20}"),
+            ("quick", "collective=dispatch", "algorithm=all", f"tokens={1 << 40}", f"model_dim={1 << 30}", "top_k=2"),
+            ("quick", "collective=all_to_allv", "splits=zipf", f"send_bytes={1 << 50}", "ranks_per_node=64"),
+        )
+    ),
+    (("sweep", "quick", "nodes=100000", "ranks_per_node=1024", "--dry-run"), "102400000 ranks"),
+    (("sweep", "quick", "layout=100000x1024", "--dry-run"), "102400000 ranks"),
+    (("sweep", "quick", "algorithm=pairwise", f"window={LARGE}", "--dry-run"), "below 2^63"),
     (("sweep", "quick", "sizes.factor=1.0000001", "--dry-run"), "makes"),
     (("sweep", "quick", "sizes.factor=1.0000000000000002", "--dry-run"), "makes"),
     (("sweep", "quick", "sizes.factor=nan", "--dry-run"), "sizes.factor is nan"),

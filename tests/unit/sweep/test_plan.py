@@ -209,8 +209,10 @@ def test_quick_is_for_gpus_where_nccl_can_run(monkeypatch: pytest.MonkeyPatch) -
 def test_a_recipes_algorithms_do_not_stand_in_the_way_of_another_collective() -> None:
     """quick names those of all_to_all; what the user types must fit, though."""
     assert {item.case.algorithm for item in planned("quick", "collective=all_reduce")} == {"direct"}
-    with pytest.raises(UsageError, match="bruck is not an algorithm of all_reduce"):
-        planned("quick", "collective=all_reduce", "algorithm=bruck")
+    for collective in ("all_reduce", "dispatch", "tp_all_to_all"):
+        with pytest.raises(UsageError, match=f"bruck is not an algorithm of {collective}") as caught:
+            planned("quick", f"collective={collective}", "algorithm=bruck")
+        assert caught.value.hint == f"{collective} has {', '.join(algorithms.names(collective))}; or all"
     with pytest.raises(UsageError, match="no algorithm of all_reduce is asked for"):
         planned("quick", "collective=all_reduce,all_to_all", "algorithm=bruck")
 
