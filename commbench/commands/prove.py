@@ -15,6 +15,8 @@ from commbench.errors import EXIT_FAILED, EXIT_OK, unknown
 from commbench.measure.proof import LayoutProof, prove
 
 _WIDTH = 100
+_TWO_LEVELS = (2, 4)  # among the layouts of a proof what is most like 4x2
+_MOST_RANKS = 4  # of a first sweep
 
 
 def run(words: Sequence[str], format_: str) -> int:
@@ -60,9 +62,25 @@ def _write_text(algorithm: Algorithm, word: str, proofs: Sequence[LayoutProof], 
     for text in _first_wrong(proofs):
         lines += textwrap.wrap(text, _WIDTH, subsequent_indent="  ")
     lines += textwrap.wrap(f"answer: {_answer(algorithm, proofs, proved)}", _WIDTH, subsequent_indent="  ")
-    if proved and algorithm.collective == "all_to_all":
-        lines.append(f"next: commbench sweep quick algorithm=direct,{shlex.quote(word)}")
+    if proved:
+        lines.append(f"next: {next_step(algorithm, word, proofs)}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def next_step(algorithm: Algorithm, word: str, proofs: Sequence[LayoutProof]) -> str:
+    """Return the sweep that measures a proved algorithm beside others, where it can run."""
+    layouts = [(proof.layout.nodes, proof.layout.ranks_per_node) for proof in proofs if proof.runs]
+    first = algorithms.names(algorithm.collective)[0]
+    keys = [] if algorithm.collective == "all_to_all" else [f"collective={algorithm.collective}"]
+    if algorithm.one_sided:
+        recipe, names = "quick_gpu", [first, word]
+    elif not keys and _TWO_LEVELS in layouts:
+        recipe, names, keys = "2d_overhead", [first, "2d_intra_first", word], ["layout=4x2", "link=100mbit"]
+    else:
+        recipe, names = "quick", [first, word]
+        small = [(nodes, m) for nodes, m in layouts if nodes * m <= _MOST_RANKS] or layouts[:1]
+        keys = [*keys, "layout={}x{}".format(*small[-1])]
+    return shlex.join(["commbench", "sweep", recipe, *keys, f"algorithm={','.join(dict.fromkeys(names))}"])
 
 
 def _first_wrong(proofs: Sequence[LayoutProof]) -> list[str]:

@@ -9,7 +9,10 @@ import pytest
 
 from commbench import algorithms
 from commbench.algorithms import outside
+from commbench.commands import prove
 from commbench.measure import proof
+from commbench.sweep import prepare
+from commbench.sweep.plan import expand
 from tests.conftest import REPOSITORY, here
 
 EXAMPLE = (REPOSITORY / "examples" / "hypercube.py").read_text()
@@ -107,8 +110,28 @@ def test_what_the_example_is_told(tmp_path: Path) -> None:
     ]
     assert lines[15:] == [
         "answer: hypercube is proved on 5 layouts: right results, and the messages of steps(); it refuses 8",
-        "next: commbench sweep quick algorithm=direct,my.py:Hypercube",
+        "next: commbench sweep 2d_overhead layout=4x2 link=100mbit algorithm=direct,2d_intra_first,my.py:Hypercube",
     ]
+
+
+@pytest.mark.parametrize(
+    ("collective", "name", "step"),
+    [
+        ("all_to_all", "bruck", "2d_overhead layout=4x2 link=100mbit algorithm=direct,2d_intra_first,bruck"),
+        ("all_to_all", "2d_intra_first", "2d_overhead layout=4x2 link=100mbit algorithm=direct,2d_intra_first"),
+        ("all_to_all", "symm_store", "quick_gpu algorithm=direct,symm_store"),
+        ("all_to_allv", "counts_first", "quick collective=all_to_allv layout=2x2 algorithm=direct,counts_first"),
+        ("dispatch", "per_node", "quick collective=dispatch layout=2x2 algorithm=per_choice,per_node"),
+        ("broadcast", "direct", "quick collective=broadcast layout=2x2 algorithm=direct"),
+    ],
+)
+def test_the_next_step_of_a_proof_runs(collective: str, name: str, step: str) -> None:
+    algorithm = algorithms.get(collective, name)
+    text = prove.next_step(algorithm, name, proof.prove(algorithm))
+    assert text == f"commbench sweep {step}"
+    _, configs = prepare.configure(step.split())
+    cases = [item for item in expand(configs) if item.case.algorithm == name]
+    assert cases and (algorithm.one_sided or not any(item.skip for item in cases))
 
 
 def test_ours_are_proved() -> None:
