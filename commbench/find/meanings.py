@@ -178,7 +178,7 @@ _STOPS = (
 )
 _VERDICTS = (
     Meaning(VERDICT, "faster", "the interval of the ratio is above 1, and chance does not explain it"),
-    Meaning(VERDICT, "slower", "the same, below 1"),
+    Meaning(VERDICT, "slower", "the interval of the ratio is below 1, and chance does not explain it"),
     Meaning(VERDICT, "no difference", "the interval contains 1, or it could be chance; the table shows =", "",
             _WORDS, ("=",)),
     Meaning(VERDICT, "not estimable", "there are too few launches, 6 are needed: launches=6; the table shows ?", "",

@@ -250,7 +250,10 @@ class _CaseOnRank:
         if self.info.rank in texts:
             sys.stderr.write(f"{self.case.label}, {format_size(self.case.size_bytes)}: {texts[self.info.rank]}\n")
         first, *others = sorted(texts)
-        also = f"; ranks {', '.join(map(str, others))} have wrong elements too" if others else ""
+        have = (
+            f"ranks {', '.join(map(str, others))} have" if len(others) > 1 else f"rank {''.join(map(str, others))} has"
+        )
+        also = f"; {have} wrong elements too" if others else ""
         elements = sum(wrong.elements for wrong in data.wrong_outputs.values())
         return Unmeasured(Status.WRONG_RESULT, f"{when}: {texts[first]}{also}", elements)
 

@@ -170,6 +170,13 @@ def test_a_wrong_result_says_whose_data_are_where(tmp_path: Path, kind: str, tex
     assert re.fullmatch(f"before timing: {text}", measurement.reason), measurement.reason
 
 
+@pytest.mark.parametrize(("others", "text"), [((2,), "rank 2 has"), ((2, 3), "ranks 2, 3 have")])
+def test_other_ranks_with_wrong_results_are_named(tmp_path: Path, others: tuple[int, ...], text: str) -> None:
+    faults = [{"kind": "flip", "rank": rank, "from_op": 0} for rank in (1, *others)]
+    measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), faults)
+    assert measurement.reason.endswith(f"; {text} wrong elements too")
+
+
 def test_a_stale_result_names_the_call_that_it_is_of(tmp_path: Path) -> None:
     fault = {"kind": "stale", "rank": 2, "from_op": 1}
     measurement, _ = measure(tmp_path, case_of("direct", (2, 2)), [fault])
