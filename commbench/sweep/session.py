@@ -14,6 +14,7 @@ from commbench.analysis.ratios import Speedup
 from commbench.console import Console
 from commbench.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, CorruptFile, storage
 from commbench.output import writers
+from commbench.output.answer import words
 from commbench.output.answer.claims import tell
 from commbench.output.answer.sweep import answer
 from commbench.processes import streams
@@ -97,7 +98,8 @@ def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Con
             folder.set_status("interrupted")
             show_partial(request, folder, sweep, console)
             console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
-            console.note(go_on)
+            if sweep.reporter.writer is None:  # nobody has read the answer, which says it too
+                console.note(go_on)
             return EXIT_INTERRUPTED
         except OSError:
             with contextlib.suppress(OSError):
@@ -134,10 +136,9 @@ def finish(
             console.note(f"no plot: {error}; draw it again with: commbench plot {_short(folder.path)}")
     ok = sum(row.status is Status.OK for row in rows)
     console.note(
-        f"{ok} cases ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; run: {_short(folder.path)}"
+        f"{words.count(ok, 'case')} ok, {len(rows) - ok - len(failed)} skipped, {len(failed)} failed; "
+        f"run: {_short(folder.path)}"
     )
-    if failed and not meta["joined"]:
-        console.note(f"measure the failed ones again: commbench sweep --resume {_short(folder.path)} --retry-failed")
     return EXIT_FAILED if failed or not complete else EXIT_OK
 
 

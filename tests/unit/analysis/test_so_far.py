@@ -97,6 +97,9 @@ def test_an_interrupt_shows_what_there_is(
     assert session.measure(request, unfinished, sweep, console, draw) == EXIT_INTERRUPTED
     said = capsys.readouterr()
     assert "interrupted; 6 of 12 measurements are kept" in said.err
+    hint = f"commbench sweep --resume {unfinished.path}"
+    typed = [line for line in (said.out + said.err).splitlines() if hint in line and not line.startswith("{")]
+    assert len(typed) == 1, "once"
     if format_ == "table":
         assert f"# PARTIAL: {PART}\n" in said.out and f"#         partial: {PART}\n" in said.out
         assert said.out.splitlines()[-1].startswith("# next: go on: commbench sweep --resume ")
