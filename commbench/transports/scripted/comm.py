@@ -28,9 +28,11 @@ class Carrier(Protocol):
 
     def all_gather(self, values: Sequence[float]) -> npt.NDArray[np.float64]: ...
 
-    def fault(self, *kinds: str) -> str | None: ...
+    def fault(self, *kinds: str, step: str = "") -> str | None: ...
 
-    def transfer(self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Sequence[int]) -> dict[int, bytes]: ...
+    def transfer(
+        self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Mapping[int, Sequence[int]]
+    ) -> dict[int, bytes]: ...
 
 
 class ScriptedComm:
@@ -201,17 +203,18 @@ class Exchange:
         if self._transport.pending[0] is not self:
             raise RuntimeError(f"step {self.step!r} is waited for before one that was started earlier")
         self._transport.pending.pop(0)
-        untouched = self._transport.fault("untouched")
+        untouched = self._transport.fault("untouched", step=self.step)
         payloads: dict[int, list[bytes]] = {}
         for message in self._sends:
             payloads.setdefault(self._ranks[message.peer], []).append(message.buffer.tobytes())  # type: ignore[attr-defined]
         recvs: dict[int, list[Array]] = {}
         for message in self._recvs:
             recvs.setdefault(self._ranks[message.peer], []).append(message.buffer)
-        arrived = self._transport.transfer(self.step, payloads, list(recvs))
+        expected = {peer: [buffer.nbytes for buffer in buffers] for peer, buffers in recvs.items()}  # type: ignore[attr-defined]
+        arrived = self._transport.transfer(self.step, payloads, expected)
         for peer, payload in arrived.items():
             data = np.frombuffer(payload, dtype=np.uint8)
-            sizes: list[int] = [buffer.nbytes for buffer in recvs[peer]]  # type: ignore[attr-defined]
+            sizes = expected[peer]
             if data.size != sum(sizes):
                 raise ValueError(f"{data.size} B came from rank {peer} where {sum(sizes)} B were expected")
             for buffer, part in zip(recvs[peer], _parts(cast(Array, data), sizes), strict=True):

@@ -31,7 +31,14 @@ from commbench.transports.scripted.mesh import Mesh, SocketPairs
 FAULTS = ("flip", "swap", "stale", "untouched", "hang", "out_of_memory", "crash")
 _FAULT_MATCHES = ("algorithm", "collective", "dtype", "size_bytes", "mode", "launch")
 
-_FAULT_KEYS = ("kind", "rank", "from_op", "to_op", *_FAULT_MATCHES)  # operations of this rank, counted within a case
+_FAULT_KEYS = (
+    "kind",
+    "rank",
+    "step",
+    "from_op",
+    "to_op",
+    *_FAULT_MATCHES,
+)  # operations of this rank, counted within a case
 
 _SLOW_KEYS = ("factor", "from", "to", "node", "direction")
 _DIRECTIONS = ("out", "in", "both")
@@ -56,7 +63,7 @@ class Script:
     slow_ranks: dict[str, float] = field(default_factory=dict)
     slow_links: tuple[dict[str, Any], ...] = ()  # factor, and `from` and `to` (ranks) or `node` and `direction`
     declared: bool = True  # whether the rates are told as link rates, so that results have a bound
-    faults: tuple[dict[str, Any], ...] = ()  # kind, rank, from_op, and what of the case must match
+    faults: tuple[dict[str, Any], ...] = ()  # kind, rank, step, from_op, and what of the case must match
 
     @classmethod
     def from_json(cls, text: str) -> Script:
@@ -196,24 +203,27 @@ class Scripted(OnHost):
 
     # What the communicators call.
 
-    def fault(self, *kinds: str) -> str | None:
-        """The kind of the planted fault that strikes this rank now, if it is one of `kinds`."""
+    def fault(self, *kinds: str, step: str = "") -> str | None:
+        """The kind of the planted fault that strikes this rank now, in `step`, if it is one of `kinds`."""
         for fault in self.script.faults:
             if (
                 fault["kind"] in kinds
                 and fault.get("rank", self.rank) == self.rank
+                and fault.get("step", step) == step
                 and fault.get("from_op", 0) <= self._operations < fault.get("to_op", math.inf)
                 and all(fault[key] == self._labels.get(key) for key in _FAULT_MATCHES if key in fault)
             ):
                 return str(fault["kind"])
         return None
 
-    def transfer(self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Sequence[int]) -> dict[int, bytes]:
+    def transfer(
+        self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Mapping[int, Sequence[int]]
+    ) -> dict[int, bytes]:
         """Move messages between global ranks, advance the virtual clock, and apply faults to what arrives.
 
-        What one rank sends another in one step arrives as one payload.
+        What one rank sends another in one step arrives as one payload. sources: the bytes of each message of a rank.
         """
-        match self.fault("hang", "crash"):
+        match self.fault("hang", "crash", step=step):
             case "hang":
                 time.sleep(3600)
             case "crash":
@@ -231,7 +241,7 @@ class Scripted(OnHost):
         slowness = self.script.slow_ranks.get(str(self.rank), 1.0)
         self.now_us = began + (self.now_us - began) * slowness
         stamp = np.float64(self.now_us).tobytes()
-        arrived = self.mesh.exchange({peer: b"".join([stamp, *parts]) for peer, parts in sends.items()}, sources)
+        arrived = self.mesh.exchange({peer: b"".join([stamp, *parts]) for peer, parts in sends.items()}, list(sources))
         got = {}
         loads: dict[LinkClass, int] = dict.fromkeys(LINK_CLASSES, 0)
         last_us = began
@@ -248,7 +258,7 @@ class Scripted(OnHost):
             self.now_us += self._random.expovariate(1 / self.script.jitter_us)
         if self.script.pace_us:
             time.sleep(self.script.pace_us / 1e6)
-        faulty = self._spoil(step, got)
+        faulty = self._spoil(step, got, {peer: sizes[-1] for peer, sizes in sources.items()})
         self._operations += 1
         return faulty
 
@@ -275,8 +285,11 @@ class Scripted(OnHost):
                 factor = max(factor, link["factor"])
         return factor
 
-    def _spoil(self, step: str, got: dict[int, bytes]) -> dict[int, bytes]:
-        kind = self.fault("flip", "swap", "stale", "untouched")
+    def _spoil(self, step: str, got: dict[int, bytes], lasts: Mapping[int, int]) -> dict[int, bytes]:
+        """lasts: bytes of the last message of each payload. `swap` is of these alone, as what comes before may say
+        whose they are, and then a swap of both changes nothing; of unequal ones it swaps what both have.
+        """
+        kind = self.fault("flip", "swap", "stale", "untouched", step=step)
         last = {peer: self._last.get((step, peer)) for peer in got}
         for peer, data in got.items():
             self._last[step, peer] = data
@@ -291,7 +304,12 @@ class Scripted(OnHost):
             spoilt = bytearray(got[first])
             spoilt[len(spoilt) // 2] ^= 1
             return {**got, first: bytes(spoilt)}
+        at = len(got[first]) - lasts[first]
         if others:
-            return {**got, first: got[others[0]], others[0]: got[first]}
-        half = len(got[first]) // 2
-        return {first: got[first][half:] + got[first][:half]}
+            there = len(got[others[0]]) - lasts[others[0]]
+            common = min(lasts[first], lasts[others[0]])
+            one, other = bytearray(got[first]), bytearray(got[others[0]])
+            one[at : at + common], other[there : there + common] = other[there : there + common], one[at : at + common]
+            return {**got, first: bytes(one), others[0]: bytes(other)}
+        half = at + lasts[first] // 2
+        return {first: got[first][:at] + got[first][half:] + got[first][at:half]}
