@@ -29,6 +29,12 @@ _COLOURS = {
     "2d_inter_first": "#56B4E9",
     "2d_pipelined": "#E69F00",
     "drop_gather_pipelined": "#E69F00",
+    "per_choice": "#0072B2",
+    "per_rank": "#009E73",
+    "per_node": "#D55E00",
+    "per_node_pipelined": "#E69F00",
+    "all_gather": "#CC79A7",
+    "slots": "#56B4E9",
 }
 _FURTHER = ("#7A5195", "#8C6D31", "#C2B000", "#17736F", "#A6323A")  # of others, as their table has them
 FOREIGN = "#777777"  # results of other programs

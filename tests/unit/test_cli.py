@@ -55,7 +55,7 @@ FLAGS = {
         "--quiet",
     },
     "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env", "--algorithms"},
-    "record": {"--out", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},
+    "record": {"--out", "--import", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},
     "keys": set(),
     "recipes": set(),
     "explain": set(),
