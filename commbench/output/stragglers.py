@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from commbench.analysis.stragglers.examine import Examined
 from commbench.analysis.stragglers.search import Straggler
 from commbench.output.describe import describe
+from commbench.output.grid import folded, line_width
 from commbench.records import network_note
 from commbench.units import format_size, unit_of_us
+
+_INDENT, _UNDER = "  ", " " * 13  # of a line, and of what stands under the name of a slow one
 
 
 def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]], effect: float) -> str:
     """Return what stands out in each part, with its evidence."""
     lines = []
     for part in parts:
-        lines.append(f"{_what(part)}: {part.launches} launch{'es' if part.launches > 1 else ''}")
-        lines += [f"  note: {note}"] if (note := network_note(part.fabric)) else []
+        lines += folded(f"{_what(part)}: {part.launches} launch{'es' if part.launches > 1 else ''}", "", _INDENT)
+        lines += folded(f"note: {note}", _INDENT, _INDENT * 2) if (note := network_note(part.fabric)) else []
         mine = [straggler for of, straggler in named if of is part]
         for straggler in mine:
             lines += [f"  SLOW {straggler.kind.upper():5} {straggler.name}: {_ratio(straggler)}"]
-            lines += [f"             {line}" for line in _evidence(straggler, part)]
+            said = _evidence(straggler, part)
             if also := _also(parts, part, straggler):
-                lines.append(f"             also at {', '.join(also)}")
+                said.append(f"also at {', '.join(also)}")
+            lines += [line for text in said for line in _wrapped(text)]
         if len(part.stragglers) > len(mine):
-            lines.append(f"  the same as elsewhere: {', '.join(_known(part, named))}")
+            lines += folded(f"the same as elsewhere: {', '.join(_known(part, named))}", _INDENT, _INDENT * 2)
         rest = "nothing else stands out" if part.stragglers else "nothing stands out"
-        lines.append(f"  {rest}: {part.tests} candidates, slow is {effect:g}x and more")
+        lines += folded(f"{rest}: {part.tests} candidates, slow is {effect:g}x and more", _INDENT, _INDENT * 2)
     return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> list[str]:
+    """Return evidence as lines that fit, broken between words: its phrases are too long to break between them."""
+    return textwrap.wrap(
+        text, line_width(), initial_indent=_UNDER, subsequent_indent=f"{_UNDER}  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _known(part: Examined, named: Sequence[tuple[Examined, Straggler]]) -> list[str]:
