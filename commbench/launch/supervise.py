@@ -150,6 +150,13 @@ class Reason(NamedTuple):
         """Return the end of the log; nothing where there is none."""
         return self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:] if self.log.exists() else []
 
+    def shown(self) -> str:
+        """Return the end of the log for people, in lines, or that there is none."""
+        lines = self.last_lines()
+        if not any(map(str.strip, lines)):
+            return f"{self.log.name} is {'empty' if self.log.exists() else 'not there'}: {self.log}"
+        return "\n".join([f"the last lines of {self.log}:", *(f"    {line}" for line in lines)])
+
 
 def explain(job: Job, launcher: str) -> Reason:
     """Return what the first rank that failed has said, or what the launcher says of it."""

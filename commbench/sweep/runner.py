@@ -290,6 +290,5 @@ class Sweep:
         reason = supervise.explain(job, self.launchers[job.setup.transport])
         reason.stop_if_full()
         what = reason.text or "the launcher ended early"
-        lines = "\n".join(f"    {line}" for line in reason.last_lines())
-        self.reporter.note(f"{what}; the last lines of {reason.log}:\n{lines}")
+        self.reporter.note(f"{what}; {reason.shown()}")
         return what

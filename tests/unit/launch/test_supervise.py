@@ -111,6 +111,11 @@ def test_the_rank_that_others_failed_because_of_is_told(
     reason = supervise.explain(job, "local")
     assert reason.text == said and reason.storage is None
     assert said.startswith(("rank 1 f", "rank 0 was")) or reason.last_lines() == ["a line"] * 8
+    where = reason.log
+    assert reason.shown().startswith(f"the last lines of {where}:\n    a" if where.exists() else f"{where.name} is not")
+    for text in ("", "\n \n"):
+        where.write_text(text)
+        assert reason.shown() == f"{where.name} is empty: {where}"
 
 
 def test_the_launcher_is_asked_where_no_rank_has_said_anything(job: Job) -> None:
