@@ -48,6 +48,17 @@ def _unraisable(what: sys.UnraisableHookArgs) -> None:
             return
 
 
+def _example(context: click.Context) -> str:
+    """Return the first command line that the help of a command gives as an example, or one with the run that it takes.
+
+    "" where neither is known.
+    """
+    lines = map(str.strip, (context.command.help or "").splitlines())
+    takes_runs = any(item.metavar == "RUN..." for item in context.command.params)
+    shortest = f"{context.command_path} results/latest" if takes_runs else ""
+    return next((line for line in lines if line.startswith(f"{context.command_path} ")), shortest)
+
+
 def _run(cli: click.Command, arguments: list[str]) -> int:
     try:
         result = cli.main(arguments, prog_name="commbench", standalone_mode=False)
@@ -61,6 +72,8 @@ def _run(cli: click.Command, arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "commbench"
         hint = nccl_tests.instead_of(error.option_name) if _asks_for_flags(error) else ""
+        if isinstance(error, click.MissingParameter) and context and (example := _example(context)):
+            hint = f"{example}; see {path} --help"
         return _report(error.format_message(), hint or f"see {path} --help", 2)
     except (KeyboardInterrupt, click.Abort):
         return _report("interrupted", "", EXIT_INTERRUPTED)

@@ -114,7 +114,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if request.plots:
         _draw(folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(stages.seconds)}")
-    for line in describe.use(target, trace):
+    for line in describe.use(target, trace) if found.claims else []:
         console.note(line)
     return EXIT_OK
 

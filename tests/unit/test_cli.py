@@ -83,6 +83,13 @@ def test_choices_of_the_cli_are_those_of_the_tables() -> None:
     assert SHORT.keys() <= KEYS.keys()
 
 
+EXAMPLES = {  # a line that its help has, or the shortest
+    "exec": "commbench exec --profile p.json -- torchrun --nproc-per-node=8 train.py",
+    "compare": "commbench compare results/20260301-before results/latest",
+    "stragglers": "commbench stragglers results/latest",
+    "model": "commbench model results/latest",
+    "plot": "commbench plot alltoall_perf.log --link-rate inter=8x400gbit",
+}
 BAD = {
     "swep": ("No such command 'swep'", "--help"),
     "sweep quik": ("unknown recipe 'quik'", "quick"),
@@ -136,7 +143,7 @@ BAD = {
     "compare -c 1": ("No such option '-c'", "--help"),
     "sweep --bogus": ("No such option '--bogus'", "--help"),
     "sweep --format xml": ("'xml' is not one of", "--help"),
-    "plot": ("Missing argument", "--help"),
+    **{command: ("Missing", f"{example}; see commbench {command} --help") for command, example in EXAMPLES.items()},
     "plot nowhere": ("no run in 'nowhere'", "results/latest"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from commbench.analysis.stragglers import ranks, suspects
 from commbench.analysis.stragglers.search import Search, Straggler
 from commbench.errors import UsageError
 from commbench.layout import Layout
-from commbench.records import Row
+from commbench.records import Row, Setup
 from commbench.run_folder import RunFolder
 from commbench.units import format_size
 
@@ -29,6 +30,7 @@ class Examined:
     stragglers: list[Straggler]
     fabric: str = ""  # what is between the nodes, as in rows
     notes: list[str] = field(default_factory=list)
+    to_pairs: str = ""  # what measures the links of this set-up, where nothing here has
     unclear: Straggler | None = None  # who would be named, were there launches enough
 
 
@@ -42,9 +44,10 @@ def examine(folders: Sequence[RunFolder], effect: float) -> list[Examined]:
     tables = pair_matrices.of_runs(folders)
     others = ranks.gather(item for folder in folders for item in pair_matrices.read_launches(folder))
     if not tables and not others:
+        setup = next((item.case.setup for folder in folders for item in folder.plan()), None)
         raise UsageError(
             "these runs have nothing to judge ranks or links by",
-            hint=f"measure pairs: commbench sweep pairs; of other sweeps {ranks.FEWEST_RANKS} ranks are needed, all "
+            hint=f"measure pairs: {_to_pairs(setup)}; of other sweeps {ranks.FEWEST_RANKS} ranks are needed, all "
             "doing the same",
         )
     counts = [suspects.count(table.layout) for table in tables]
@@ -92,7 +95,21 @@ def _of_ranks(item: ranks.RankTimes, stragglers: list[Straggler]) -> Examined:
         tests=item.excess.shape[1],
         stragglers=stragglers,
         fabric=item.fabric,
+        to_pairs=_to_pairs(item.setup),
     )
+
+
+def _to_pairs(setup: Setup | None) -> str:
+    """Return the command that measures every pair of ranks of a set-up; None: nobody knows it."""
+    keys: dict[str, object] = {}
+    if setup is not None:
+        keys = {"transport": setup.transport, "nodes": setup.nodes, "ranks_per_node": setup.ranks_per_node}
+        keys |= {"fabric": "virtual"} if setup.virtual_hosts else {}
+        if (cluster := setup.emulated) is not None:
+            keys |= {"fabric": "emulated", "link": cluster.link, "message_overhead": cluster.message_overhead,
+                     "spines": cluster.spines, "routing": cluster.routing if cluster.spines > 1 else "",
+                     "intra_link": cluster.intra_link, "slow_link": cluster.slow_link}  # fmt: skip
+    return shlex.join(["commbench", "sweep", "pairs", *(f"{key}={value}" for key, value in keys.items() if value)])
 
 
 def without_repeats(parts: Sequence[Examined]) -> list[tuple[Examined, Straggler]]:

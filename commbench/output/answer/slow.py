@@ -45,4 +45,8 @@ def answer(
         return Answer(
             sentences=[*sentences, *notes], step="measure more launches", command=words.command(about, "sweep", more)
         )
+    if all(part.row is None for part in parts) and parts[0].to_pairs:
+        sentences.append("links were not measured one by one")
+        step = "nothing to repair here; measure the links, too"
+        return Answer(sentences=[*sentences, *notes], step=step, command=parts[0].to_pairs)
     return Answer(sentences=[*sentences, *notes], step="nothing to repair")

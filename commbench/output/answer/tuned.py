@@ -28,7 +28,8 @@ def answer(profile: Profile, use: tuple[str, str], saving: str = "") -> Answer:
     sentences += [saving] if saving else []
     if found:
         return Answer(sentences=sentences, claims=found, step=use[0], command=use[1])
-    return Answer(sentences=sentences, step="keep the default: a longer search is budget=30m and more")
+    longer = words.command({"command": profile.command}, "tune", "budget=30m")
+    return Answer(sentences=sentences, step="keep the default, or search for longer", command=longer)
 
 
 def gains(choices: Sequence[Choice]) -> list[FasterRange]:

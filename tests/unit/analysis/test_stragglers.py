@@ -304,7 +304,8 @@ def test_nothing_to_judge_by_is_an_error(tmp_path: Path) -> None:
     cases = fake_runs.planned("nodes=1", "ranks_per_node=2", "algorithm=direct", "sizes.max=1K", "launches=1")
     run, _ = fake_runs.folder(tmp_path, cases, fake_runs.measured(cases, lambda case: 10.0), samples=6)
     run.write_json("run.json", {"format_version": 4, **fake_runs.ABOUT})
-    with pytest.raises(UsageError, match="nothing to judge"):
+    with pytest.raises(UsageError, match="nothing to judge") as caught:
         stragglers.run([run.path], "text", 1.3)
+    assert "commbench sweep pairs transport=scripted nodes=1 ranks_per_node=2;" in caught.value.hint
     with pytest.raises(UsageError, match="effect is 1"):
         stragglers.run([run.path], "text", 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from commbench.analysis.stragglers.examine import Examined
 from commbench.analysis.stragglers.search import Straggler
 from commbench.cost_model.model import Model
 from commbench.layout import Layout
+from commbench.output import stragglers
 from commbench.output.answer import arms, fitted, slow, tuned
 from commbench.output.answer.claims import Answer
 from commbench.profile import Evidence
@@ -51,9 +53,10 @@ def test_a_tuning_says_what_was_confirmed_and_what_to_do() -> None:
 def test_a_tuning_that_proves_nothing_keeps_the_default() -> None:
     kept = profile(choice("all_to_all", "direct", evidence=[evidence(4096, 1.0, "default kept: nothing was faster")]),
                    fabric="declared on one machine")  # fmt: skip
+    kept = replace(kept, command=["commbench", "tune", "quick", "budget=60s"])
     text, step = said(tuned.answer(kept, USE))
     assert "nothing is proven better than the default at 1 size (default kept: nothing was faster)" in text
-    assert step.startswith("keep the default") and "export" not in step
+    assert step == "keep the default, or search for longer: commbench tune quick budget=30m"
 
 
 def straggler(ratio: float, launches: int) -> Straggler:
@@ -81,6 +84,23 @@ def test_stragglers(launches: int, named: float | None, unclear: float | None, s
     )  # fmt: skip
     text, last = said(slow.answer([part], [(part, one) for one in part.stragglers], 1.3, TYPED))
     assert sentence in text and last.endswith(step)
+    part.to_pairs = "commbench sweep pairs transport=gloo nodes=2 ranks_per_node=2"
+    _, last = said(slow.answer([part], [(part, one) for one in part.stragglers], 1.3, TYPED))
+    assert last.endswith(part.to_pairs if step == "repair" else step)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_stragglers_fit_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    slowest = replace(straggler(2.0, 6), time_us={"inter": 252300.0}, usual_us={"inter": 83530.0}, other_way=1.0)
+    part = Examined(
+        row=None, what="24 cases over gloo, 4 nodes x 2 ranks, emulated, link=100mbit, slow_link=node2:3: each rank's "
+        "own time", launches=6, size_bytes=None, layout=Layout(4, 2), tests=4, stragglers=[slowest],
+        fabric="declared on one machine",
+    )  # fmt: skip
+    text = stragglers.text([part], [(part, slowest)], 1.3)
+    assert max(map(len, text.splitlines())) <= columns
+    assert "messages that no culprit touches" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
