@@ -126,7 +126,7 @@ def found(**values: Any) -> ActualBinding:
     ("values", "text"),
     [
         ({"memory_nodes": (0,)}, "asked for memory bound to nodes 1, now it is policy bind of nodes 0"),
-        ({"memory": "default", "memory_nodes": ()}, "now it is policy default$"),
+        ({"memory": "default", "memory_nodes": ()}, "now it is policy default(\\n|$)"),
         ({"memory": "", "reason": "get_mempolicy: EPERM"}, r"the kernel does not say \(get_mempolicy: EPERM\)"),
         ({"cpus": (0, 1), "threads": {"0-1": 1}}, "asked for CPUs 0, now it is CPUs 0-1"),
     ],
