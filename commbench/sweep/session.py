@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -98,7 +99,8 @@ def measure(request: SweepRequest, folder: RunFolder, sweep: Sweep, console: Con
             folder.set_status("interrupted")
             show_partial(request, folder, sweep, console)
             console.note(f"interrupted; {sweep.done} of {sweep.total} measurements are kept")
-            if sweep.reporter.writer is None:  # nobody has read the answer, which says it too
+            in_a_file = request.format in writers.TABLES and not sys.stdout.isatty()
+            if sweep.reporter.writer is None or in_a_file:  # the answer, which says it too, is not on the screen
                 console.note(go_on)
             return EXIT_INTERRUPTED
         except OSError:
