@@ -80,8 +80,9 @@ def test_a_finished_run_says_nothing_of_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format_", ["table", "json", "nccl-tests"])
 def test_an_interrupt_shows_what_there_is(
-    unfinished: RunFolder, format_: str, capsys: pytest.CaptureFixture[str]
+    unfinished: RunFolder, format_: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)  # where it is a file, the screen says it too
     request = dataclasses.replace(SweepRequest(), format=format_)
     console = Console()
     sweep = session.of_run(request, unfinished, unfinished.plan(), console)
