@@ -163,7 +163,7 @@ class FusedDispatcher(SparseDispatcher):
 
     def __init__(self, routing: Routing) -> None:
         if reason := fused.unsupported(routing.slots_TK.device):
-            raise UsageError(f"dispatch=fused needs {reason}", hint="dispatch=sparse does the same everywhere")
+            raise UsageError(f"permute=fused needs {reason}", hint="permute=sparse does the same everywhere")
         super().__init__(routing)
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ TABLE: dict[str, MakeDispatcher] = {
 def get(name: str) -> MakeDispatcher:
     """Return what makes the dispatcher of this name, of a routing. Raises `UsageError` for an unknown name."""
     if name not in TABLE:
-        raise unknown("dispatch", name, TABLE)
+        raise unknown("permute", name, TABLE)
     return TABLE[name]
 
 

@@ -22,7 +22,7 @@ from moe_ref.data_parallel import HolderCheck, ignore_experts_in_ddp
 from moe_ref.experts import Experts, experts_per_rank
 from moe_ref.gate import Gate
 from moe_ref.kept_buffers import KeptBuffers
-from moe_ref.layer import BaseMoELayer
+from moe_ref.layer import BaseMoELayer, renamed
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
 from moe_ref.schedules.base import Schedule
@@ -56,7 +56,7 @@ class DistributedMoE(BaseMoELayer):
         tp: CommLike | None = None,
         ep: CommLike | None = None,
         schedule: str | Schedule = "sequential",
-        dispatch: str = "auto",
+        permute: str = "auto",
         equal_tokens: bool = False,
         keep_buffers: bool = False,
         skip: str | None = None,
@@ -65,6 +65,7 @@ class DistributedMoE(BaseMoELayer):
         payload: str = NONE,
         payload_back: str = NONE,
         exchange: str = PER_CHOICE,
+        dispatch: str | None = None,
     ) -> None:
         """gate: for all E experts. experts: E / W of them on each rank; or where E < W, one that is cut into W / E
             pieces, of which this rank has number rank mod W / E (`moe_ref.sharding.shard`).
@@ -72,7 +73,7 @@ class DistributedMoE(BaseMoELayer):
         tp, ep: for tensor-parallel schedules: the communicator of consecutive ranks that have the same tokens, and of
             the ranks of equal rank in all such groups. Experts are then E / (W / tp) on each rank, cut into tp pieces.
         schedule: a name of `moe_ref.schedules.TABLE`, or one with parameters. It may be set anew at any time.
-        dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
+        permute: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here.
         equal_tokens: a promise that all ranks bring the same T each time. Without it they agree on the largest, which
             takes an all_reduce of 8 bytes and makes the host wait. Capacity factors of 0 and below need one too.
         keep_buffers: what all_to_alls bring lies in memory of `comm.empty`, the same in each pass, so that a profile's
@@ -88,9 +89,10 @@ class DistributedMoE(BaseMoELayer):
         exchange: how often a token travels: `per_choice`, or once to each rank or node that has experts of it
             (`per_rank`, `per_node`), or to all (`all_gather`). Others than `per_choice` are for dropless gates and
             the schedule `sequential`.
+        dispatch: the old name of `permute`.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """
-        super().__init__(gate, experts, dispatch, shared)
+        super().__init__(gate, experts, renamed(permute, dispatch), shared)
         self.comms: dict[str, CommLike | None] = {"comm": comm, "tp": tp, "ep": ep}
         self._exchange = exchange
         self.equal_tokens, self.skip, self.check_ranks = equal_tokens, skip, check_ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -28,6 +29,14 @@ class Output(NamedTuple):
     routing: Routing
 
 
+def renamed(permute: str, dispatch: str | None) -> str:
+    """Return the way to permute, with a warning where it was given by its old name, which stays for one release."""
+    if dispatch is None:
+        return permute
+    warnings.warn("dispatch= is called permute= now; the old name goes with the next release", FutureWarning, 3)
+    return dispatch
+
+
 class BaseMoELayer(nn.Module):
     """Computes y = sum over a token's choices k of weight_k expert_k(token). Residual and norm are the caller's.
 
@@ -38,19 +47,19 @@ class BaseMoELayer(nn.Module):
 
     experts_are_replicated: ClassVar[bool] = True
 
-    def __init__(self, gate: Gate, experts: Experts, dispatch: str, shared: nn.Module | None = None) -> None:
+    def __init__(self, gate: Gate, experts: Experts, permute: str, shared: nn.Module | None = None) -> None:
         super().__init__()
         if gate.width != experts.width:
             raise UsageError(f"a gate of width {gate.width} with experts of width {experts.width}", hint="one D")
         self.gate, self.experts = gate, experts
-        self.dispatcher = dispatchers.get(dispatch)
-        self._dispatch = dispatch
+        self.dispatcher = dispatchers.get(permute)
+        self._permute = permute
         self.shared = shared
 
     def extra_repr(self) -> str:
         """Say which dispatcher the layer has, and why."""
         device = next(self.experts.parameters()).device
-        return f"dispatch={dispatchers.describe(self._dispatch, device)}"
+        return f"permute={dispatchers.describe(self._permute, device)}"
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
         """Check the input, and run the layer on its tokens.
@@ -83,13 +92,15 @@ class MoE(BaseMoELayer):
     """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
 
     def __init__(
-        self, gate: Gate, experts: Experts, *, dispatch: str = "auto", shared: nn.Module | None = None
-    ) -> None:
-        """dispatch: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here. shared: see the base class.
+        self, gate: Gate, experts: Experts, *, permute: str = "auto", shared: nn.Module | None = None,
+        dispatch: str | None = None,
+    ) -> None:  # fmt: skip
+        """permute: a name of `moe_ref.dispatch.TABLE`; `auto`: the fastest that runs here. shared: see the base class.
 
+        dispatch: the old name of `permute`.
         Raises `UsageError` where gate and experts do not fit.
         """
-        super().__init__(gate, experts, dispatch, shared)
+        super().__init__(gate, experts, renamed(permute, dispatch), shared)
         if gate.config.experts != experts.experts:
             raise UsageError(f"a gate for {gate.config.experts} experts with {experts.experts} experts here",
                              hint="one rank has them all")  # fmt: skip

@@ -60,7 +60,7 @@ def arms_of(words: Sequence[str]) -> tuple[dict[str, Arm], TurnLimits, Path | No
         else:
             common.append(word)
     typed = {word.partition("=")[0] for word in common if "=" in word}
-    for key in typed - training.KEYS.keys():
+    for key in typed - training.KEYS.keys() - training.ALIASES.keys():
         if not key.startswith("env."):
             raise unknown("key", key, [*training.KEYS, *ARMS, "rounds", "budget", "model"])
     common += [word for word in _DEFAULTS if word.partition("=")[0] not in typed]
@@ -88,7 +88,7 @@ def _check(arms: Mapping[str, Arm]) -> None:
     if changed:
         differences = ", ".join(f"{key} ({there} and {here})" for key, (here, there) in changed.items())
         raise UsageError(f"the arms would train different models: {differences}",
-                         hint=f"arms may differ in what only changes time: profile, schedule, dispatch, ..; else "
+                         hint=f"arms may differ in what only changes time: profile, schedule, permute, ..; else "
                               f"{next(iter(changed))}=VALUE for both")  # fmt: skip
     if one.steps != two.steps:
         raise UsageError(f"the arms have {one.steps} and {two.steps} steps", hint="steps=N for both")

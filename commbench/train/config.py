@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Self
 
 from commbench import payloads
 from commbench.binding import policies
+from commbench.console import stderr_console
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import CorruptFile, UsageError, unknown
 from commbench.records import Setup
@@ -40,6 +42,8 @@ PROGRAM = "moe_ref.training.rank"
 STOP, REFUSED = "stop", "refused.jsonl"
 # What says before an A/B how long exchanges will take.
 EXPECTED = "moe_ref.training.prediction"
+# Old names of keys, in files and typed, which stay for one release: docs/reference/stability.md.
+ALIASES = {"dispatch": "permute"}
 _OTHER_SLOTS = "parm_s1"  # the one schedule that counts slots in other groups of tokens, and so may drop others
 
 
@@ -73,7 +77,7 @@ class TrainConfig:
     activation: Annotated[str, _model("relu, gelu, silu")] = "gelu"
     tied: Annotated[bool, _model("whether the head is the embedding")] = True
     # The expert layers.
-    dispatch: Annotated[str, _layer("how rows go into the buffer and back; auto: the fastest here", free=True)] = "auto"
+    permute: Annotated[str, _layer("how rows go into the buffer and back; auto: the fastest here", free=True)] = "auto"
     schedule: Annotated[str | None, _layer("null: sequential, with tp tensor_parallel", free=True)] = None
     chunks: Annotated[int | None, _layer("of pipelined: chunks of the tokens", free=True)] = None
     groups: Annotated[int | None, _layer("of expert_groups: how many", free=True)] = None
@@ -219,6 +223,7 @@ class TrainConfig:
         """Make a config. Raises `UsageError` for an unknown key, one that is missing, or a value of another kind."""
         kinds = typing.get_type_hints(cls)
         required = {item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING}
+        values = _renamed(values)
         for key in values:
             if key not in kinds:
                 raise unknown("key", key, kinds)
@@ -262,18 +267,33 @@ def compose(words: Sequence[str], *, first: Mapping[str, Any] | None = None) -> 
     if overrides.choices:
         raise unknown("key", next(iter(overrides.choices)), typing.get_type_hints(TrainConfig))
     typed = {}
-    for key, values in overrides.values.items():
+    for key, values in _renamed(overrides.values, said=True).items():
         if len(values) != 1:
             raise UsageError(f"{key} takes one value, not {len(values)}", hint="start one training for each")
         typed[key] = _absolute(values[0]) if key in FILES else values[0]
     env = {name: values[0] for name, values in overrides.env.items()}
-    base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_read(recipe)}
+    base = dict(first) if first is not None else {"recipe": Path(recipe).stem, **_renamed(_read(recipe), said=True)}
     base |= {key: _absolute(base[key]) for key in FILES if key in base}
     config = TrainConfig.of({**base, **typed})
     if config.fabric != "emulated" and (idle := [key for key in _OF_FABRIC if key in typed]):
         raise UsageError(f"{idle[0]} is set, but has no effect in this training", hint="it belongs to fabric=emulated")
     # Who goes on may have another number of ranks.
     return config.settled(), env
+
+
+def _renamed(values: Mapping[str, Any], *, said: bool = False) -> dict[str, Any]:
+    """Return settings by the keys of today. said: an old name is told on stderr. Raises `UsageError` for both names."""
+    for old, new in ALIASES.items():
+        if old in values and new in values:
+            raise UsageError(f"{old} and {new} are one key", hint=f"{new} alone: {old} is its old name")
+        if said and old in values:
+            _say_renamed(old, new)
+    return {ALIASES.get(key, key): value for key, value in values.items()}
+
+
+@functools.cache  # once, though both arms of an A/B have it
+def _say_renamed(old: str, new: str) -> None:
+    stderr_console().print(f"note: {old} is called {new} now; the old name goes with the next release")
 
 
 def _absolute(value: Any) -> Any:

@@ -174,13 +174,13 @@ class LM(nn.Module):
         return LMOutput(logits_BSV, _mean_losses(routings), routings)
 
 
-def local_experts(config: LMConfig, dispatch: str = "auto") -> MakeLayer:
+def local_experts(config: LMConfig, permute: str = "auto") -> MakeLayer:
     """Return what makes expert layers with all experts on this rank."""
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(config.width, config.gate, generator=seeded_generator(seed, layer))
         ffn = FFN(config.experts, config.width, config.hidden, activation=config.activation)
-        moe = MoE(gate, ffn, dispatch=dispatch)
+        moe = MoE(gate, ffn, permute=permute)
         init_experts(moe.experts, seed, layer)
         return moe
 

@@ -58,7 +58,7 @@ def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | 
     The first weights are the same on any number of ranks.
     """
     settings = lm_config(config)
-    make = local_experts(settings, config.dispatch) if dims.moe is None else _over_ranks(config, settings, dims)
+    make = local_experts(settings, config.permute) if dims.moe is None else _over_ranks(config, settings, dims)
     model = LM(settings, make, seed=config.seed, dtype=_DTYPES[config.dtype])
     if dims.comms is not None and dims.comms.tp is not None:
         for module in model.modules():
@@ -82,7 +82,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
             shard(experts, piece, pieces)
         return DistributedMoE(
             gate, experts, comms.world, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
-            dispatch=config.dispatch, equal_tokens=True, keep_buffers=kept, payload=config.payload,
+            permute=config.permute, equal_tokens=True, keep_buffers=kept, payload=config.payload,
             payload_back=config.payload_back, exchange=config.exchange,
         )  # fmt: skip
 

@@ -52,7 +52,7 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
             info,
             transports.load(config.transport).versions(),
             _identity(device),
-            dispatch=describe_dispatch(config.dispatch, device),
+            dispatch=describe_dispatch(config.permute, device),
             binding=rank_placement.describe(placed),
         )
         comm = None

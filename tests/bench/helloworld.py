@@ -101,7 +101,7 @@ class Run:
         experts = FFN(setting.local_experts, setting.width, setting.hidden, activation="relu",
                       generator=torch.Generator().manual_seed(2 + comm.rank))  # fmt: skip
         schedule = schedules.get(setting.schedule, **({"chunks": setting.chunks} if setting.chunks else {}))
-        self.layer = DistributedMoE(gate, experts, comm, schedule=schedule, dispatch=way, equal_tokens=True,
+        self.layer = DistributedMoE(gate, experts, comm, schedule=schedule, permute=way, equal_tokens=True,
                                    keep_buffers=bool(setting.profile)).to(device, kind)  # fmt: skip
         self.comm, self.setting, self.way = comm, setting, way
         self.shared = list(self.layer.gate.parameters())

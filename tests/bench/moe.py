@@ -79,7 +79,7 @@ def layers(figure: Figure, dtype: str, device: torch.device, ways: Sequence[str]
                 generator=generator)  # fmt: skip
     experts = FFN(figure.experts, figure.width, figure.hidden, activation="relu", dtype=DTYPES[dtype],
                   generator=generator)  # fmt: skip
-    return {way: MoE(gate, experts, dispatch=way).to(device) for way in ways}
+    return {way: MoE(gate, experts, permute=way).to(device) for way in ways}
 
 
 def step(layer: MoE, x: Tensor, grad: Tensor) -> Tensor:

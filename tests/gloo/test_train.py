@@ -415,7 +415,7 @@ def test_a_run_does_not_go_on_as_another_one(tmp_path: Path) -> None:
     result = here("train", "--resume", "results/latest", "steps=1", cwd=tmp_path)
     assert result.returncode == 2 and "steps=1, and results/latest has made 2" in result.stderr
     # What ranks refuse leaves the run as it was.
-    result = here("train", "--resume", "results/latest", "steps=3", "dispatch=foo", cwd=tmp_path)
+    result = here("train", "--resume", "results/latest", "steps=3", "permute=foo", cwd=tmp_path)
     assert result.returncode == 2 and "foo" in result.stderr
     assert here("train", "--resume", "results/latest", "steps=3", cwd=tmp_path).returncode == 0
     assert json.loads((tmp_path / "results/latest/config.json").read_text())["steps"] == 3

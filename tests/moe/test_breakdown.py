@@ -245,7 +245,7 @@ def layer(schedule: str, dispatch: str = "sparse") -> tuple[DistributedMoE, Comm
         shard(experts, 0, 1)
     gate = Gate(8, GateConfig(experts=4, top_k=2, capacity=Capacity("tutel", 2.0)))
     given = comms if groups else {"comm": comms["comm"]}
-    return DistributedMoE(gate, experts, schedule=schedule, dispatch=dispatch, equal_tokens=True, **given), monitor
+    return DistributedMoE(gate, experts, schedule=schedule, permute=dispatch, equal_tokens=True, **given), monitor
 
 
 SCHEDULES = ("sequential", "pipelined", "expert_groups", "tensor_parallel", "parm_s1", "parm_s2")

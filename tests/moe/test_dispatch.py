@@ -168,11 +168,13 @@ def test_auto_is_the_fastest_that_runs_and_says_why(monkeypatch: pytest.MonkeyPa
     layer = MoE(Gate(4, GateConfig(experts=2)), FFN(2, 4, 8))
     routing = layer.gate(torch.zeros(3, 4))
     assert type(layer.dispatcher(routing)) is dispatch.SparseDispatcher
-    assert "dispatch=auto (sparse: fused needs a GPU, and tensors are on cpu)" in repr(layer)
+    assert "permute=auto (sparse: fused needs a GPU, and tensors are on cpu)" in repr(layer)
     monkeypatch.setattr(fused, "unsupported", lambda device: "")
     assert type(layer.dispatcher(routing)) is dispatch.FusedDispatcher
-    assert "dispatch=auto (fused: it runs here)" in repr(layer)
-    assert "dispatch=loop\n" in repr(MoE(layer.gate, layer.experts, dispatch="loop"))
+    assert "permute=auto (fused: it runs here)" in repr(layer)
+    assert "permute=loop\n" in repr(MoE(layer.gate, layer.experts, permute="loop"))
+    with pytest.warns(FutureWarning, match="dispatch= is called permute= now"):
+        assert "permute=loop\n" in repr(MoE(layer.gate, layer.experts, dispatch="loop"))
 
 
 @pytest.mark.parametrize("way", dispatch.TABLE)
@@ -217,18 +219,18 @@ def test_fused_has_the_dtypes_of_sparse(dtype: torch.dtype, monkeypatch: pytest.
 def test_what_fused_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     gate = Gate(WIDTH, GateConfig(experts=4))
-    layer = MoE(gate, FFN(4, WIDTH, WIDTH), dispatch="fused")
-    with pytest.raises(UsageError, match="dispatch=fused needs a GPU, and tensors are on cpu") as caught:
+    layer = MoE(gate, FFN(4, WIDTH, WIDTH), permute="fused")
+    with pytest.raises(UsageError, match="permute=fused needs a GPU, and tensors are on cpu") as caught:
         layer(torch.ones(3, WIDTH))
-    assert "dispatch=sparse" in str(caught.value.hint)
+    assert "permute=sparse" in str(caught.value.hint)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, "triton", None)
     rows._missing_triton.cache_clear()
-    with pytest.raises(UsageError, match="dispatch=fused needs triton, which cannot be imported"):
+    with pytest.raises(UsageError, match="permute=fused needs triton, which cannot be imported"):
         layer(torch.ones(3, WIDTH))
     rows._missing_triton.cache_clear()
 
 
 def test_an_unknown_way_is_named() -> None:
-    with pytest.raises(UsageError, match="unknown dispatch 'spars'"):
+    with pytest.raises(UsageError, match="unknown permute 'spars'"):
         dispatch.get("spars")

@@ -23,7 +23,7 @@ def layer(config: GateConfig = CONFIG, *, way: str = "sparse", swiglu: bool = Fa
     generator = torch.Generator().manual_seed(0)
     gate = Gate(D, config, generator=generator)
     kind = SwiGLU if swiglu else FFN
-    return MoE(gate, kind(E, D, H, dtype=torch.float64, generator=generator), dispatch=way)
+    return MoE(gate, kind(E, D, H, dtype=torch.float64, generator=generator), permute=way)
 
 
 def tokens(*shape: int) -> Tensor:

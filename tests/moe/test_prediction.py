@@ -131,8 +131,8 @@ def test_arms_are_predicted_where_they_differ_in_exchanges(tmp_path: Path) -> No
     assert found is None and "model=FILE" in why
     found, _ = said("baseline.tp_tokens=duplicate", profile, model=model_of())
     assert found is not None and found > 1.5 and biases == [0.85, None, 1.05]
-    found, why = said(profile, "candidate.dispatch=loop", model=model_of())
-    assert found is None and "differ in dispatch" in why
+    found, why = said(profile, "candidate.permute=loop", model=model_of())
+    assert found is None and "differ in permute" in why
     found, why = said(profile, "candidate.env.A=1", model=model_of())
     assert found is None and "differ in env.A" in why
     assert said("candidate.tp_tokens=duplicate")[0] is None

@@ -21,7 +21,7 @@ from tests.support import profiles
 from tests.unit.train.test_ab import lines
 
 Ending = Callable[[int], launch.Ended | None]
-WORDS = ("tiny", "candidate.dispatch=loop", "rounds=3")
+WORDS = ("tiny", "candidate.permute=loop", "rounds=3")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def about(tmp_path: Path) -> dict[str, Any]:
 def test_rounds_alternate_and_all_is_kept(launched: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = launched(lambda number: None)
     assert ab(tmp_path) == EXIT_OK
-    loops = ["candidate.dispatch=loop" in WORDS and "dispatch=loop" in request.words for request in asked]
+    loops = ["candidate.permute=loop" in WORDS and "permute=loop" in request.words for request in asked]
     assert loops == [False, False, True, True, False, False, True], "one before the rounds, then by turns"
     assert all(request.resume is None and request.quiet for request in asked)
     found = about(tmp_path)
@@ -66,7 +66,7 @@ def test_rounds_alternate_and_all_is_kept(launched: Any, tmp_path: Path, capsys:
     assert found["answer"].startswith("There is no verdict: 1.100x") and found["verdict"] == "not estimable"
     assert found["ratio"] == pytest.approx(1.1)
     assert found["calibration"]["round"] == -1 and found["calibration"]["run"] == "run-1"
-    assert found["arms"]["candidate"]["dispatch"] == "loop" and found["predicted"] is None
+    assert found["arms"]["candidate"]["permute"] == "loop" and found["predicted"] is None
     captured = capsys.readouterr()
     assert "1.100x" in captured.out and "it knows exchanges alone" in captured.err
     assert plot.run([tmp_path / "latest"], None) == 0
@@ -130,8 +130,8 @@ def test_arms_that_ranks_would_refuse_start_nothing(launched: Any, tmp_path: Pat
     for words, message in (
         (("candidate=nope.json",), "nope.json"),
         (("candidate.schedule=nonsense",), "nonsense"),
-        (("candidate.path=/nope", "path=/nope", "candidate.dispatch=loop"), "no text"),
-        (("heads=3", "candidate.dispatch=loop"), "heads=3"),
+        (("candidate.path=/nope", "path=/nope", "candidate.permute=loop"), "no text"),
+        (("heads=3", "candidate.permute=loop"), "heads=3"),
     ):
         with pytest.raises(UsageError, match=message):
             ab(tmp_path / "runs", "tiny", *words)

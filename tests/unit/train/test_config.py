@@ -158,6 +158,21 @@ def test_show_config_lists_every_key(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert shown["lr"] == 0.5 and training.TrainConfig.of(shown) == training.compose(["tiny", "lr=0.5"])[0]
 
 
+def test_an_old_name_of_a_key_is_read_and_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training._say_renamed.cache_clear()
+    new, _ = training.compose(["tiny", "permute=loop"])
+    assert capsys.readouterr().err == ""
+    assert training.compose(["tiny", "dispatch=loop"])[0] == training.compose(["tiny", "dispatch=loop"])[0] == new
+    said = capsys.readouterr().err
+    assert said.count("dispatch is called permute now") == 1 == len(said.splitlines())
+    # Of a run folder or a checkpoint from before: in silence.
+    old = {{"permute": "dispatch"}.get(key, key): value for key, value in json.loads(new.to_json()).items()}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert training.load(tmp_path / "config.json") == new and capsys.readouterr().err == ""
+    with pytest.raises(UsageError, match="dispatch and permute are one key"):
+        training.compose(["tiny", "dispatch=loop", "permute=loop"])
+
+
 def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(["train", "--help"]) == 0
     text = capsys.readouterr().out
