@@ -148,7 +148,7 @@ MASK = torch.zeros(12, dtype=torch.bool)
     [
         (lambda: MoE(Gate(D, CONFIG), FFN(2, D, H)), "a gate for 4 experts with 2 experts here"),
         (lambda: MoE(Gate(D, CONFIG), FFN(E, 6, H)), "a gate of width 8 with experts of width 6"),
-        (lambda: layer(way="dense"), "unknown dispatch 'dense'"),
+        (lambda: layer(way="dense"), "unknown permute 'dense'"),
         (lambda: layer()(torch.zeros(3, 7)), r"input of shape \[3, 7\] for a layer of width 8"),
         (lambda: layer()(tokens(3, 4), MASK.view(4, 3)), r"shape \[4, 3\] for input of shape \[3, 4, 8\]"),
         (lambda: layer()(tokens(3, 4), MASK), r"shape \[12\] for input of shape \[3, 4, 8\]"),
