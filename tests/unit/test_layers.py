@@ -28,6 +28,7 @@ FLOORS = (
     "sweep",
     "ab",
     "tune train",
+    "strategy",
     "plots moe_ref find",
     "commands",
     "cli",
