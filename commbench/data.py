@@ -97,17 +97,36 @@ def piece_word(key: int, piece: int) -> int:
     return _mix((key + _GAMMA * (piece + 1)) & _MASK)
 
 
+class Apart(NamedTuple):
+    """Which columns each part of a sum has to itself, and how large numbers are in each block of a row.
+
+    Part k of a row has numbers in column c where c % parts == owners[row, k], and zeros elsewhere; they are multiplied
+    by one of 1, 2, 4, 8, which changes from row to row (`turns`) and from each `block` of columns to the next.
+    """
+
+    parts: int
+    owners: npt.NDArray[np.int64]
+    block: int
+    turns: npt.NDArray[np.int64]
+
+    def factors(self, columns: Any, rows: slice, part: int) -> Any:
+        """Return what rows of a part are multiplied by: arrays, or tensors as the columns are."""
+        sizes = 1 << (self.turns[rows, None] + columns // self.block) % 4
+        return sizes * (columns % self.parts == self.owners[rows, part, None])
+
+
 class Sums(NamedTuple):
     """Rows that are sums: part k of a row is a part of a pool, from `shifts[row, k]` numbers after where its word says.
 
     numbers: the pool, as fp32. weights: what each part is multiplied by. A part whose shift is below 0 is not there.
-    All sums are exact in `dtype`, in whatever order they are added up.
+    apart: where no number is a sum of two. All sums are exact in `dtype`, in whatever order they are added up.
     """
 
     numbers: npt.NDArray[np.float32]
     shifts: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     dtype: str
+    apart: Apart | None = None
 
     def rows(self, starts: npt.NDArray[np.int64], first: int, width: int) -> Bytes:
         """Return rows of `width` bytes from number `first` on, whose parts begin at `starts`, before the shifts."""
@@ -115,10 +134,17 @@ class Sums(NamedTuple):
         total = np.zeros((len(starts), count), np.float32)
         parts = np.lib.stride_tricks.sliding_window_view(self.numbers, count)
         rows = slice(first, first + len(starts))
-        for shifts, weights in zip(self.shifts[rows].T, self.weights[rows].T, strict=True):
+        for part, (shifts, weights) in enumerate(zip(self.shifts[rows].T, self.weights[rows].T, strict=True)):
             (there,) = np.nonzero(shifts >= 0)
-            total[there] += weights[there, None] * parts[starts[there] + shifts[there]]
+            found = weights[there, None] * parts[starts[there] + shifts[there]]
+            if self.apart is not None:
+                found *= self.apart.factors(np.arange(count), rows, part)[there]
+            total[there] += found
         return encode_exact(total, self.dtype).reshape(len(starts), width)
+
+
+# The signs of the numbers in a word, by bytes of a number.
+SIGNS = {2: np.uint64(0x8000800080008000), 4: np.uint64(0x8000000080000000)}
 
 
 class Run(NamedTuple):
@@ -126,7 +152,8 @@ class Run(NamedTuple):
 
     There are `rows` of them; each lies `step` bytes after the one before. The first is at `start + column`, and each
     has `width` bytes. words: of each, its random word. fixed: rows that are the same in all calls, and have no words.
-    sums: what is added up to rows of numbers.
+    sums: what is added up to rows of numbers. magnitudes: what all rows of numbers have, with signs that follow from
+    their word. A quantiser treats both signs alike, so what it makes of them is known once for all rows.
     """
 
     start: int
@@ -137,6 +164,7 @@ class Run(NamedTuple):
     words: Words
     fixed: Bytes | None = None
     sums: Sums | None = None
+    magnitudes: Words | None = None
 
     def of(self, array: Any, first: int, last: int) -> Any:
         """Return the rows `first` to `last` of a flat buffer of bytes, as a matrix that shares its memory."""
@@ -184,6 +212,13 @@ class Pattern:
         tags = run.words[first : first + len(rows)] ^ np.uint64(call_word(salt))
         if run.sums is not None:
             right = run.sums.rows((tags & np.uint64(POOL_STARTS - 1)).astype(np.int64), first, run.width)
+            rows[...] = ~right if invert else right
+            return
+        if run.magnitudes is not None:
+            count = -(-run.width // WORD_BYTES)
+            # A product has in each of its high bits all bits of the odd number that are lower.
+            made = (table()[:count] * (tags | np.uint64(1))[:, None] & SIGNS[self.itemsize]) ^ run.magnitudes[:count]
+            right = made.view(np.uint8)[:, : run.width]
             rows[...] = ~right if invert else right
             return
         if self.pool is None:

@@ -13,6 +13,7 @@ from commbench.algorithms.token_exchange import Copying, make_copies, matrix, pl
 from commbench.algorithms.token_plan import TOKENS, Copies, Planner, RankPlan, Way
 from commbench.collectives import routing
 from commbench.collectives.dispatch import NUMBER_BYTES, cached
+from commbench.collectives.payload import payload_of
 from commbench.collectives.routing import NONE, Floats, Ints
 from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Done, Work
@@ -45,6 +46,11 @@ class AllGatherDispatch(_AllGather):
 class AllGatherCombine(_AllGather):
     collective = "combine"
     reduces = True
+
+    def unsupported(self, spec: Spec) -> str:
+        if payload_of(spec) is not None:
+            return f"the library adds up rows as they are, and not as payload={spec.arguments['payload']}"
+        return super().unsupported(spec)
 
     def scratch_bytes(self, spec: Spec) -> int:
         return spec.ranks * spec.size_bytes

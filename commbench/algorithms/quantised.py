@@ -12,7 +12,7 @@ import numpy as np
 
 from commbench import collectives
 from commbench.algorithms.base import Algorithm, Bound, BoundBase
-from commbench.collectives.payload import PayloadBlocks, payload_of
+from commbench.collectives.payload import PayloadMoves, payload_of
 from commbench.payloads import Payload, arrays
 from commbench.spec import DTYPES, Spec
 from commbench.transports.base import Array, Done, Ready, Work
@@ -36,12 +36,21 @@ class QuantisedBound(BoundBase):
     def __init__(self, bound: Bound, spec: Spec, rank: int, wire: tuple[Array, Array]) -> None:
         """bound: of what travels. spec: of the elements. wire: where the bytes arrive, and from where they are sent."""
         collective, payload = collectives.get(spec.collective), payload_of(spec)
-        assert isinstance(collective, PayloadBlocks) and payload is not None
+        assert isinstance(collective, PayloadMoves) and payload is not None
         self.capturable = bound.capturable
         self._bound, self._arrived, self._going = bound, *wire
         (self._exchange,) = bound.bind([wire])
         self._sent = _messages(collective.sent(spec, rank), payload, spec)
         self._received = _messages(collective.received(spec, rank), payload, spec)
+        on_wire = collective.on_wire(spec)
+        # What a buffer has behind its messages, here and on the wire.
+        self._beside_sent, self._beside_received = (
+            (slice(sum(sizes), whole(spec, rank)), slice(_wire_end(messages), whole(on_wire, rank)))
+            for sizes, messages, whole in (
+                (collective.sent(spec, rank), self._sent, collective.input_bytes),
+                (collective.received(spec, rank), self._received, collective.output_bytes),
+            )
+        )
         self._dtype, self._payload = spec.dtype, payload
 
     def bind(self, pairs: Sequence[tuple[Array, Array]]) -> list[Ready]:
@@ -57,8 +66,12 @@ class QuantisedBound(BoundBase):
 
     def _steps(self, out: Array, inp: Array) -> tuple[list[_Step], list[_Step]]:
         given = self._dtype, self._payload
-        pack = [_pack(message.of(inp), message.on_wire(self._going), *given) for message in self._sent]
-        return pack, [_unpack(message.of(out), message.on_wire(self._arrived), *given) for message in self._received]
+        pack = [packing(message.of(inp), message.on_wire(self._going), *given) for message in self._sent]
+        unpack = [unpacking(message.of(out), message.on_wire(self._arrived), *given) for message in self._received]
+        here, there = self._beside_sent
+        pack += _copied(self._going[there], inp[here])
+        here, there = self._beside_received
+        return pack, unpack + _copied(out[here], self._arrived[there])
 
     def _call(self, pack: list[_Step], unpack: list[_Step]) -> None:
         for step in pack:
@@ -102,16 +115,25 @@ def _messages(sizes: Sequence[int], payload: Payload, spec: Spec) -> list[_Messa
     return found
 
 
-def _pack(elements: Any, wire: Any, dtype: str, payload: Payload) -> _Step:
-    """Return what quantises elements to the wire: numpy's arrays or torch's tensors of bytes."""
+def _wire_end(messages: Sequence[_Messages]) -> int:
+    return messages[-1].wire_start + messages[-1].rows * messages[-1].wire_row_bytes if messages else 0
+
+
+def _copied(to: Any, source: Any) -> list[_Step]:
+    """Return what copies bytes that are no elements, if there are any."""
+    return [functools.partial(to.__setitem__, ..., source)] if len(to) else []
+
+
+def packing(elements: Any, wire: Any, dtype: str, payload: Payload) -> _Step:
+    """Return what quantises rows of elements to the wire: numpy's arrays or torch's tensors of bytes."""
     if isinstance(elements, np.ndarray):
         return functools.partial(arrays.quantise, elements, dtype, payload, wire)
     tensors = _tensors()
     return functools.partial(tensors.quantise, elements.view(tensors.KINDS[dtype]), payload, wire)
 
 
-def _unpack(elements: Any, wire: Any, dtype: str, payload: Payload) -> _Step:
-    """Return what makes elements of what is on the wire."""
+def unpacking(elements: Any, wire: Any, dtype: str, payload: Payload) -> _Step:
+    """Return what makes rows of elements of what is on the wire."""
     if isinstance(elements, np.ndarray):
         values = elements.shape[1] // DTYPES[dtype]
         return functools.partial(arrays.dequantise, wire, values, dtype, payload, elements)

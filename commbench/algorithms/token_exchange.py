@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, steps_in_order
+from commbench.algorithms.quantised import packing, unpacking
 from commbench.algorithms.token_plan import TOKENS, Gather, Hop, Planner, RankPlan, Way, own_copies, plans, told_bytes
 from commbench.collectives import routing
+from commbench.collectives.combine import TokenCombine
 from commbench.collectives.dispatch import NUMBER_BYTES, cached
+from commbench.collectives.payload import payload_of
 from commbench.data import Bytes
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work, Works
@@ -101,7 +104,7 @@ class HoppingCombine(_Hopping):
     collective = "combine"
 
     def steps(self, spec: Spec) -> list[Step]:
-        row, way = routing.shape_of(spec).row_bytes, self.way_of(spec)
+        row, way = _wire_row(spec), self.way_of(spec)
         order = [name for numbers in reversed(way.rounds()) for name in _beside(way, numbers)]
         sends = {
             leg.step: tuple(Send(dst, src, count * row) for src, dst, count in self.hop_sends(spec, number))
@@ -110,11 +113,16 @@ class HoppingCombine(_Hopping):
         return steps_in_order(order, sends)
 
     def scratch_bytes(self, spec: Spec) -> int:
-        row = routing.shape_of(spec).row_bytes
+        row = routing.shape_of(spec).row_bytes + (0 if payload_of(spec) is None else _wire_row(spec))
         return sum((room.sent + room.received) * row for room in _rooms(self.way_of(spec), spec))
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         return _Combine(comm, spec, self.way_of(spec))
+
+
+def _wire_row(spec: Spec) -> int:
+    """Return the bytes of a row as it travels in a combine, whose ranks make numbers of it to add them up."""
+    return routing.shape_of(TokenCombine().travelling(spec)).row_bytes
 
 
 def _beside(way: Way, numbers: Sequence[int]) -> list[str]:
@@ -279,8 +287,12 @@ class _Combine(BoundBase):
         self._shape, self._way, self._comm, self._dtype = routing.shape_of(spec), way, comm, spec.dtype
         self._plan = plan = plans(way, spec)[comm.rank]
         self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
-        row = self._shape.row_bytes
-        self._buffers = [(comm.empty(room.received * row), comm.empty(room.sent * row)) for room in _rooms(way, spec)]
+        row, rooms = self._shape.row_bytes, _rooms(way, spec)
+        self._buffers = [(comm.empty(room.received * row), comm.empty(room.sent * row)) for room in rooms]
+        self._payload, self._wire_row, self._wires = payload_of(spec), _wire_row(spec), self._buffers
+        if self._payload is not None:
+            sizes = [(room.received * self._wire_row, room.sent * self._wire_row) for room in rooms]
+            self._wires = [(comm.empty(going), comm.empty(back)) for going, back in sizes]
         weighted = spec.arguments["output"] == "expert"
         counts = [self._shape.tokens, *(sum(hop.received) for hop in plan.hops)]
         self._sums = [
@@ -288,22 +300,29 @@ class _Combine(BoundBase):
         ]
 
     def start(self, out: Array, inp: Array) -> Work:
-        row, hops = self._shape.row_bytes, self._plan.hops
+        row, wire_row, hops = self._shape.row_bytes, self._wire_row, self._plan.hops
         # By hop, what has come back, and last what is given: `GIVEN` is the last one.
         origins = [matrix(back, sum(hop.sent), row) for (_, back), hop in zip(self._buffers, hops, strict=True)]
         origins.append(matrix(inp, len(self._plan.numbers), row))
         for numbers in reversed(self._way.rounds()):
             works = []
             for number in numbers:
-                comm, hop, (going, back) = self._comms[number], hops[number], self._buffers[number]
-                partial = matrix(going, sum(hop.received), row)
+                comm, hop, (going, back) = self._comms[number], hops[number], self._wires[number]
+                count = sum(hop.received)
+                partial = matrix(self._buffers[number][0], count, row)
                 comm.rows.add(partial, origins, self._sums[number + 1], self._dtype)
-                sends, recvs = _messages(going, hop.received, row), _messages(back, hop.sent, row)
+                if self._payload is not None:
+                    packing(partial, matrix(going, count, wire_row), self._dtype, self._payload)()
+                sends, recvs = _messages(going, hop.received, wire_row), _messages(back, hop.sent, wire_row)
                 works.append(comm.exchange(sends, recvs, step=self._way.legs[number].step))
             Works(works).wait()
+            if self._payload is not None:
+                for number in numbers:
+                    arrived = matrix(self._wires[number][1], sum(hops[number].sent), wire_row)
+                    unpacking(origins[number], arrived, self._dtype, self._payload)()
         tokens = matrix(out, self._shape.tokens, row)
         self._comm.rows.add(tokens, origins, self._sums[TOKENS], self._dtype)
         return Done()
 
     def close(self) -> None:
-        del self._buffers
+        del self._buffers, self._wires

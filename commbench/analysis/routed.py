@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from commbench import collectives
 from commbench.collectives import routing
+from commbench.collectives.payload import PayloadMoves
 from commbench.layout import LINK_CLASSES
 from commbench.links import of_messages
 from commbench.spec import Spec, Step
@@ -32,8 +34,10 @@ def rows(spec: Spec) -> dict[str, Any]:
 
 
 def rates(spec: Spec, steps: list[Step] | None, time_us: float) -> dict[str, Any]:
-    """Return tokens a second, all ranks together, and bandwidths."""
-    counts, shape = routing.counts_of(spec), routing.shape_of(spec)
+    """Return tokens a second, all ranks together, and bandwidths, both of rows as they travel: as DeepEP has it."""
+    collective = collectives.get(spec.collective)
+    assert isinstance(collective, PayloadMoves)
+    counts, shape = routing.counts_of(spec), routing.shape_of(collective.travelling(spec))
     found: dict[str, Any] = {
         "tokens_per_s": shape.tokens * spec.ranks / time_us * 1e6,
         "logical_rank_gbps": gbps(int(counts.ranks.sum(axis=0).max()) * shape.row_bytes, time_us),

@@ -11,7 +11,7 @@ import numpy as np
 from commbench import algorithms, collectives, stats
 from commbench.algorithms import quantised
 from commbench.analysis import bounds, routed, sample_files
-from commbench.collectives.payload import payload_of
+from commbench.collectives.payload import PayloadMoves, payload_of
 from commbench.layout import LINK_CLASSES, LinkClass
 from commbench.records import STOP_REASONS, Case, Fabric, Measurement, Row, Status
 from commbench.run_folder import LinesRead, RunFolder
@@ -134,7 +134,9 @@ def _row(case: Case, status: Status, reason: str, measurements: Sequence[Measure
         scratch = measured if algorithm is None else quantised.scratch_bytes(algorithm, spec)
         mean_bytes = collective.mean_bytes(spec)
         if payload is not None:
-            further = {"payload_bytes": on_wire.size_bytes, "payload_error": payload.error(spec.dtype)}
+            assert isinstance(collective, PayloadMoves)
+            further = {"payload_bytes": collective.travelling(spec).size_bytes}
+            further["payload_error"] = payload.error(spec.dtype)
         if collective.routed:
             further |= routed.rows(spec)
             if (time_us := numbers.get("time_us")) is not None:

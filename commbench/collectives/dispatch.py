@@ -5,6 +5,8 @@ rank's tokens have for its experts, and of each row where it comes from: `output
 expert, then source rank, then token, as grouped products want them; `output=rank` has one for each token, by source
 rank, then token, with all of its experts on this rank.
 
+Rows may travel as a payload, each quantised once, where its token is, whatever the hops.
+
 A buffer is rows first, then weights, then numbers, as `Fields` has them. With `counts=cached` all ranks know the
 routing beforehand, as in a backward pass, and rows are all there is.
 
@@ -15,15 +17,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from commbench.collectives import routing
-from commbench.collectives.base import Argument, Moves
+from commbench.collectives.base import Argument
+from commbench.collectives.payload import PAYLOAD, PayloadMoves, kept, magnitudes_of
 from commbench.collectives.routing import Ints
 from commbench.collectives.splits import ROW_BYTES, read_trace
-from commbench.data import CHUNK_BYTES, Bytes, Pattern, Run, block_keys, piece_words
+from commbench.data import CHUNK_BYTES, Bytes, Pattern, Run, Words, block_keys, piece_words
 from commbench.layout import Layout
 from commbench.links import Need, shared_needs
 from commbench.spec import Arguments, Spec, Value
@@ -69,29 +73,38 @@ ROUTED: dict[str, Argument] = {
     "trace": Argument(None, "router=trace: an .npz file with the experts of each token", read=read_trace),
     "step": Argument(0, "router=trace: which step", limits=(int, 0, 1 << 40)),
     "output": Argument("expert", "a row for each choice, by expert, or for each token, by rank", OUTPUTS),
+    "payload": PAYLOAD,
 }  # fmt: skip
 
 
-class Routed(Moves):
+class Routed(PayloadMoves):
     """What `dispatch` and `combine` share: whose rows go where."""
 
     routed = True
 
     def settle(self, size_bytes: int, layout: Layout, arguments: Arguments) -> tuple[int, Arguments]:
         row = int(arguments.get("row_bytes") or ROW_BYTES)
-        kept = {**routing.settle(arguments, layout.ranks), "row_bytes": row}
-        kept |= {key: arguments[key] for key in ("output", "counts") if key in arguments}
-        tokens = int(kept.pop("trace_tokens", size_bytes // row))
-        return tokens * row, kept
+        settled = {**routing.settle(arguments, layout.ranks), "row_bytes": row}
+        settled |= {key: arguments[key] for key in ("output", "counts") if key in arguments}
+        tokens = int(settled.pop("trace_tokens", size_bytes // row))
+        return tokens * row, {**settled, **kept(arguments)}
 
     def unsupported(self, spec: Spec) -> str:
         row = int(spec.arguments["row_bytes"])
-        return f"a row of {row} B is not a multiple of {ROW_UNIT} B" if row % ROW_UNIT else ""
+        if row % ROW_UNIT:
+            return f"a row of {row} B is not a multiple of {ROW_UNIT} B"
+        return self.unsupported_payload(spec)
+
+    def wire_spec(self, spec: Spec) -> Spec:
+        shape = routing.shape_of(spec)
+        row = self.wire_bytes(spec, shape.row_bytes)
+        arguments = {key: value for key, value in spec.arguments.items() if key != "payload"}
+        return replace(spec, size_bytes=shape.tokens * row, arguments={**arguments, "row_bytes": row})
 
     def needs(self, spec: Spec) -> list[Need]:
         """Return what ranks and nodes lack: a row for each token that others have for one of their experts."""
         counts, layout = routing.counts_of(spec), spec.layout
-        row = routing.shape_of(spec).row_bytes
+        row = self.wire_bytes(spec, routing.shape_of(spec).row_bytes)
         foreign = counts.ranks.sum(axis=0) - counts.ranks.diagonal()
         of_node = counts.nodes.reshape(layout.nodes, layout.ranks_per_node, layout.nodes).sum(axis=1)
         to_node = of_node.sum(axis=0) - of_node.diagonal()
@@ -111,6 +124,13 @@ class TokenDispatch(Routed):
         "counts": Argument("host", "who knows how many rows come: the host, once counts were exchanged; the GPU alone "
                            "(device); or everybody beforehand (cached)", COUNTS),
     }  # fmt: skip
+
+    def sent(self, spec: Spec, rank: int) -> list[int]:
+        shape = routing.shape_of(spec)
+        return [shape.row_bytes] * shape.tokens
+
+    def received(self, spec: Spec, rank: int) -> list[int]:
+        return [routing.shape_of(spec).row_bytes] * len(fields_of(spec, rank).token)
 
     def input_bytes(self, spec: Spec, rank: int) -> int:
         shape = routing.shape_of(spec)
@@ -132,16 +152,16 @@ class TokenDispatch(Routed):
             numbers = np.arange(shape.tokens * shape.top_k) + shape.tokens
             keys.append((np.full(len(numbers), rank), numbers))
             fixed = as_bytes(routing.routing_of(spec).experts[rank])
-        return _pattern(spec, seed, keys, fixed)
+        return _pattern(spec, seed, keys, fixed, magnitudes_of(spec, arrived=False))
 
     def expected_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
         shape, fields = routing.shape_of(spec), fields_of(spec, rank)
         keys = [(fields.source, fields.token)]
         if cached(spec):
-            return _pattern(spec, seed, keys, None)
+            return _pattern(spec, seed, keys, None, magnitudes_of(spec, arrived=True))
         numbers = shape.tokens + fields.token[:, None] * shape.top_k + fields.choices
         keys.append((np.repeat(fields.source, numbers.shape[1]), numbers.ravel()))
-        return _pattern(spec, seed, keys, fields.numbers)
+        return _pattern(spec, seed, keys, fields.numbers, magnitudes_of(spec, arrived=True))
 
 
 def cached(spec: Spec) -> bool:
@@ -175,16 +195,20 @@ def _fields(ranks: int, size_bytes: int, items: tuple[tuple[str, Value], ...], r
 _Pairs = tuple[Ints, Ints]  # of numbers that make a key each: the rank that has it, and its number there
 
 
-def _pattern(spec: Spec, seed: int, keys: Sequence[_Pairs], fixed: Bytes | None) -> Pattern:
-    """Return the pattern of a buffer of rows, of weights where there are keys of them, and of numbers."""
+def _pattern(spec: Spec, seed: int, keys: Sequence[_Pairs], fixed: Bytes | None, magnitudes: Words | None) -> Pattern:
+    """Return the pattern of a buffer of rows, of weights where there are keys of them, and of numbers.
+
+    magnitudes: of rows that are numbers; None where they are any bytes.
+    """
     runs: list[Run] = []
     start = 0
     for width, pairs in zip((routing.shape_of(spec).row_bytes, NUMBER_BYTES), keys, strict=False):
         words = block_keys(seed, *pairs)
         for piece, column in enumerate(range(0, width, CHUNK_BYTES)):
             part = min(CHUNK_BYTES, width - column)
-            runs.append(Run(start, len(words), width, column, part, piece_words(words, piece)))
+            runs.append(Run(start, len(words), width, column, part, piece_words(words, piece), magnitudes=magnitudes))
         start += len(words) * width
+        magnitudes = None  # weights are any bytes
     if fixed is not None:
         runs.append(Run(start, len(fixed), fixed.shape[1], 0, fixed.shape[1], np.empty(0, np.uint64), fixed=fixed))
     return Pattern.of_runs([run for run in runs if run.rows], spec.itemsize)

@@ -7,15 +7,14 @@ other: `on_wire` says which. What must come out is what the quantiser makes of w
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from commbench import payloads
-from commbench.collectives.base import Argument, Blocks
-from commbench.data import CHUNK_BYTES, Block, Bytes, Pattern, Run, Words, call_word, table
+from commbench.collectives.base import Argument, Blocks, Moves
+from commbench.data import CHUNK_BYTES, Bytes, Pattern, Words
 from commbench.payloads import Payload, arrays
 from commbench.spec import DTYPES, Arguments, Spec
 
@@ -35,11 +34,18 @@ def kept(arguments: Arguments) -> Arguments:
     return {} if asked == payloads.NONE else {"payload": asked}
 
 
-class PayloadBlocks(Blocks):
-    """A collective that moves blocks, of which each may travel as a row of a payload."""
+def magnitudes_of(spec: Spec, *, arrived: bool) -> Words | None:
+    """Return the magnitudes of a piece of elements that are sent, or of what arrives of them.
 
-    def unsupported(self, spec: Spec) -> str:
-        return super().unsupported(spec) or self.unsupported_payload(spec)
+    None where elements travel as they are.
+    """
+    if (payload := payload_of(spec)) is None:
+        return None
+    return _arrived(spec.dtype, payload.name) if arrived else _numbers(spec.dtype)
+
+
+class PayloadMoves(Moves):
+    """A collective whose messages may each travel as a row of a payload."""
 
     def unsupported_payload(self, spec: Spec) -> str:
         payload = payloads.get(str(spec.arguments.get("payload", payloads.NONE)))
@@ -51,6 +57,10 @@ class PayloadBlocks(Blocks):
         return nbytes if payload is None else payload.row_bytes(nbytes // spec.itemsize) if nbytes else 0
 
     def on_wire(self, spec: Spec) -> Spec:
+        return self.travelling(spec)
+
+    def travelling(self, spec: Spec) -> Spec:
+        """Return the exchange of what is on the wire, which is that of bytes; or of elements as they are."""
         if payload_of(spec) is None:
             return spec
         return replace(self.wire_spec(spec), dtype="uint8")
@@ -60,43 +70,32 @@ class PayloadBlocks(Blocks):
         raise NotImplementedError
 
     def sent(self, spec: Spec, rank: int) -> list[int]:
-        """Return bytes of elements that `rank` sends to each rank."""
+        """Return bytes of elements in each message that `rank` sends; what else its input has travels as it is."""
         raise NotImplementedError
 
     def received(self, spec: Spec, rank: int) -> list[int]:
-        """Return bytes of elements that `rank` gets of each rank."""
+        """Return bytes of elements in each message that `rank` gets; what else its output has comes as it is."""
         raise NotImplementedError
 
+
+class PayloadBlocks(PayloadMoves, Blocks):
+    """A collective that moves blocks, of which each may travel as a row of a payload."""
+
+    def unsupported(self, spec: Spec) -> str:
+        return super().unsupported(spec) or self.unsupported_payload(spec)
+
     def input_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
-        if payload_of(spec) is None:
-            return super().input_pattern(spec, rank, seed=seed)
-        return SignedPattern(self.input_blocks(spec, rank, seed=seed), spec.itemsize, _numbers(spec.dtype))
+        return _signed(super().input_pattern(spec, rank, seed=seed), magnitudes_of(spec, arrived=False))
 
     def expected_pattern(self, spec: Spec, rank: int, *, seed: int) -> Pattern:
-        if (payload := payload_of(spec)) is None:
-            return super().expected_pattern(spec, rank, seed=seed)
-        numbers = _arrived(spec.dtype, payload.name)
-        return SignedPattern(self.expected_blocks(spec, rank, seed=seed), spec.itemsize, numbers)
+        return _signed(super().expected_pattern(spec, rank, seed=seed), magnitudes_of(spec, arrived=True))
 
 
-class SignedPattern(Pattern):
-    """What a buffer of numbers holds: each piece has the same magnitudes, and signs that follow from its word.
-
-    A quantiser treats both signs alike, so what it makes of the numbers is known once for all pieces and calls.
-    """
-
-    def __init__(self, blocks: Iterable[Block], itemsize: int, numbers: Words) -> None:
-        super().__init__(blocks, itemsize)
-        self.numbers = numbers
-        self.signs = np.uint64(0x8000800080008000 if itemsize == 2 else 0x8000000080000000)
-
-    def make(self, rows: Bytes, run: Run, first: int, salt: int, *, invert: bool = False) -> None:
-        tags = (run.words[first : first + len(rows)] ^ np.uint64(call_word(salt))) | np.uint64(1)
-        count = -(-run.width // 8)
-        # A product has in each of its high bits all bits of the tag that are lower.
-        made = (table()[:count] * tags[:, None] & self.signs) ^ self.numbers[:count]
-        right = made.view(np.uint8)[:, : run.width]
-        rows[...] = ~right if invert else right
+def _signed(pattern: Pattern, magnitudes: Words | None) -> Pattern:
+    """Return a pattern of numbers, each piece with the same magnitudes; None: as it is."""
+    if magnitudes is None:
+        return pattern
+    return Pattern.of_runs([run._replace(magnitudes=magnitudes) for run in pattern.runs], pattern.itemsize)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from commbench.collectives.base import Blocks
-from commbench.collectives.payload import SignedPattern
 from commbench.data import CHUNK_BYTES, WORD_BYTES, block_key, call_word, piece_word, table
 from commbench.measure.verify import Checker
 from commbench.transports.device import Difference
@@ -58,7 +57,8 @@ def examine(checker: Checker, difference: Difference, salt: int) -> WrongOutput:
 
     Calls are numbered from 0.
     """
-    if not isinstance(checker.collective, Blocks) or isinstance(checker.expected, SignedPattern):
+    signed = any(run.magnitudes is not None for run in checker.expected.runs)
+    if not isinstance(checker.collective, Blocks) or signed:
         return WrongOutput(difference.elements, salt)
     blocks = list(checker.collective.expected_blocks(checker.spec, checker.rank, seed=checker.seed))
     ends = list(itertools.accumulate(block.nbytes for block in blocks))

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from commbench import data
-from commbench.collectives.payload import SignedPattern
 from commbench.data import WORD_BYTES, Pattern, Run
 from commbench.errors import EnvironmentProblem
 from commbench.machine import gpus
@@ -116,10 +115,9 @@ class BlockGenerator:
             return kept.fixed[first:last].clone()
         word, pool = data.call_word(salt), self._kept(pattern).pool
         tags = kept.words[first:last] ^ (word - (1 << 64) if word >> 63 else word)
-        if isinstance(pattern, SignedPattern):
-            count, signs = -(-run.width // WORD_BYTES), int(pattern.signs) - (1 << 64)
-            assert pool is not None
-            made = (self._table[:count] * (tags[:, None] | 1) & signs) ^ pool[:count]
+        if kept.magnitudes is not None:
+            count, signs = -(-run.width // WORD_BYTES), int(data.SIGNS[pattern.itemsize]) - (1 << 64)
+            made = (self._table[:count] * (tags[:, None] | 1) & signs) ^ kept.magnitudes[:count]
             return made.view(torch.uint8)[:, : run.width].contiguous()
         if kept.sums is not None:
             return kept.sums.rows(tags & (data.POOL_STARTS - 1), first, run.width)
@@ -133,9 +131,7 @@ class BlockGenerator:
         if pattern.on_device is None:
             runs = [_RunOnDevice.of(run, self._device) for run in pattern.runs]
             pool = None
-            if isinstance(pattern, SignedPattern):
-                pool = torch.from_numpy(pattern.numbers.view(np.int64)).to(self._device)
-            elif pattern.pool is not None:
+            if pattern.pool is not None:
                 pool = torch.from_numpy(pattern.pool).to(self._device).view(_INTEGERS[pattern.itemsize])
             pattern.on_device = _OnDevice(runs, pool)
         kept: _OnDevice = pattern.on_device
@@ -143,7 +139,7 @@ class BlockGenerator:
 
 
 class _OnDevice(NamedTuple):
-    """What the GPU keeps of a pattern: its runs, and the pool, or the numbers, as whole numbers."""
+    """What the GPU keeps of a pattern: its runs, and the pool as whole numbers."""
 
     runs: list[_RunOnDevice]
     pool: torch.Tensor | None
@@ -156,33 +152,44 @@ class _SumsOnDevice(NamedTuple):
     shifts: torch.Tensor
     weights: torch.Tensor
     kind: torch.dtype
+    apart: data.Apart | None  # of tensors
 
     def rows(self, starts: torch.Tensor, first: int, width: int) -> torch.Tensor:
         """Make the rows from `first`, whose parts begin at `starts` before they are shifted."""
         parts = self.numbers.unfold(0, width // self.kind.itemsize, 1)
         total = torch.zeros(len(starts), parts.shape[1], device=starts.device)
         rows = slice(first, first + len(starts))
-        for shifts, weights in zip(self.shifts[rows].T, self.weights[rows].T, strict=True):
+        columns = torch.arange(parts.shape[1], device=starts.device)
+        for part, (shifts, weights) in enumerate(zip(self.shifts[rows].T, self.weights[rows].T, strict=True)):
             # A part that is not there is one of the pool that counts nothing.
-            total += (weights * (shifts >= 0))[:, None] * parts[starts + shifts.clamp(min=0)]
+            found = (weights * (shifts >= 0))[:, None] * parts[starts + shifts.clamp(min=0)]
+            if self.apart is not None:
+                found *= self.apart.factors(columns, rows, part)
+            total += found
         return total.to(self.kind).view(torch.uint8)
 
 
 class _RunOnDevice(NamedTuple):
-    """What the GPU keeps of a run: its words; or its rows, where they are fixed; and of what rows are sums."""
+    """What the GPU keeps of a run: its words; or its rows, where they are fixed; of what rows are sums; magnitudes."""
 
     words: torch.Tensor
     fixed: torch.Tensor | None
-    sums: _SumsOnDevice | None
+    sums: _SumsOnDevice | None = None
+    magnitudes: torch.Tensor | None = None
 
     @staticmethod
     def of(run: Run, device: torch.device) -> _RunOnDevice:
         words = torch.from_numpy(run.words.view(np.int64)).to(device)
         fixed = None if run.fixed is None else torch.from_numpy(run.fixed.copy()).to(device)
         if run.sums is None:
-            return _RunOnDevice(words, fixed, None)
+            signed = None if run.magnitudes is None else torch.from_numpy(run.magnitudes.view(np.int64)).to(device)
+            return _RunOnDevice(words, fixed, None, signed)
         numbers, shifts, weights = (torch.from_numpy(part.copy()).to(device) for part in run.sums[:3])
-        return _RunOnDevice(words, fixed, _SumsOnDevice(numbers, shifts, weights, _FLOATS[run.sums.dtype]))
+        if (apart := run.sums.apart) is not None:
+            owners, turns = (torch.from_numpy(part.copy()).to(device) for part in (apart.owners, apart.turns))
+            apart = apart._replace(owners=owners, turns=turns)  # type: ignore[arg-type]
+        sums = _SumsOnDevice(numbers, shifts, weights, _FLOATS[run.sums.dtype], apart)
+        return _RunOnDevice(words, fixed, sums)
 
 
 class _Compared(NamedTuple):
