@@ -164,30 +164,40 @@ class Communicator:
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
     def dispatch(
-        self, x: Tensor, experts: Tensor, weights: Tensor, *, num_experts: int, algorithm: str = "per_choice"
-    ) -> tuple[Tensor, Tensor, TokenHandle]:
+        self, x: Tensor, experts: Tensor, weights: Tensor, *, num_experts: int, algorithm: str = "per_choice",
+        payload: str = payloads.NONE, payload_back: str = payloads.NONE,
+    ) -> tuple[Tensor, Tensor, TokenHandle]:  # fmt: skip
         """Send tokens to the ranks of their experts: rows by expert, their counts, and a handle for `combine`.
 
         x: [tokens, width]. experts, weights: [tokens, top_k], of `num_experts` that ranks have in equal numbers, in
         order; -1: no expert. Ranks may bring different numbers of tokens. algorithm: `per_choice`, `per_rank`,
         `per_node`, `all_gather` (docs/guide/dispatch.md). rows: one for each choice of an expert of this rank, by
         expert, source rank, token; counts: int64, of each of this rank's experts. Waits on the host. Rows and weights
-        carry gradients. Raises `UsageError` on all ranks where one brings what cannot be.
+        carry gradients. payload, payload_back: as what rows travel, and their gradients (`bf16`, `fp8`, `mxfp8`,
+        `int8`), which pass quantising as if it were not there. Raises `UsageError` on all ranks where one brings what
+        cannot be.
         """
         self._calls.check_open()
-        found = routed.dispatch(self, x, experts, weights, num_experts, algorithm=algorithm, layout=self.layout)
+        found = routed.dispatch(
+            self, x, experts, weights, num_experts, algorithm=algorithm, layout=self.layout, payload=payload,
+            payload_back=payload_back,
+        )  # fmt: skip
         said = f"dispatch of rows of {x.shape[1] * x.element_size()} B, top-{experts.shape[1]} of {num_experts}"
+        said += "" if payload == payloads.NONE else f", as {payload}"
         self._dispatches[f"{said}: {algorithm}\n    why: the call asks for it"] = None
         return found
 
-    def combine(self, y: Tensor, handle: TokenHandle) -> Tensor:
+    def combine(
+        self, y: Tensor, handle: TokenHandle, *, payload: str = payloads.NONE, payload_back: str = payloads.NONE
+    ) -> Tensor:
         """Return for each token of the dispatch the sum of what experts made of its rows, times their weights.
 
         y: [rows, any width], in the order of the dispatch's rows. Sums are made in fp32 at least; what ranks and nodes
-        send on is rounded to the dtype of `y`.
+        send on is rounded to the dtype of `y`. payload, payload_back: as what rows travel, sums of parts too, and their
+        gradients.
         """
         self._calls.check_open()
-        return routed.combine(self, y, handle)
+        return routed.combine(self, y, handle, payload=payload, payload_back=payload_back)
 
     def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
         """Do all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`. Collective.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from commbench import payloads
 from commbench.algorithms import per_choice, per_node, per_rank
 from commbench.algorithms.token_plan import TOKENS, Copies, Gather, Leg, Planner, Way, own_copies
 from commbench.algorithms.two_d_intra_first import unsupported_layout
@@ -21,8 +22,10 @@ from commbench.collectives.dispatch import NUMBER_BYTES
 from commbench.collectives.routing import NONE, Ints
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.base import CommLike
+from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError, unknown
 from commbench.layout import Layout
+from commbench.payloads import Payload, tensors
 
 ALL_GATHER = "all_gather"
 WAYS: dict[str, Way] = {
@@ -31,6 +34,7 @@ WAYS: dict[str, Way] = {
     "per_node": per_node.PerNodeDispatch.way,
     ALL_GATHER: Way(()),
 }
+_PLAIN = "payload=none, which sends rows as they are"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -86,16 +90,18 @@ class TokenHandle:
 
 def dispatch(
     comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, *, algorithm: str, layout: Layout,
-    check: bool = True, rows_comm: CommLike | None = None,
+    check: bool = True, payload: str = payloads.NONE, payload_back: str = payloads.NONE,
 ) -> tuple[Tensor, Tensor, TokenHandle]:  # fmt: skip
     """Send each token to the ranks of its experts. Collective: see `Communicator.dispatch`.
 
     check: ranks compare what they bring, so that an error on one is an error on all: one all_gather.
-    rows_comm: what rows of tokens travel over, where that is another one.
+    payload, payload_back: as what rows travel, and their gradients. Every row is quantised, also one that stays on its
+    rank; once more in each hop changes nothing.
     """
     if check:
-        _agree(comm, x, experts, weights, num_experts, algorithm, layout)
-    way, rows_comm = WAYS[algorithm], rows_comm or comm
+        _agree(comm, x, experts, weights, num_experts, algorithm, layout, (payload, payload_back))
+    way, rows_comm = WAYS[algorithm], _with_payload(comm, payload, payload_back)
+    x = _as_payload(x, payload)
     tokens, top_k = experts.shape
     held_experts, held_weights, held = experts, weights, x
     if way.per_choice:  # each choice is a token with one expert
@@ -136,12 +142,16 @@ def dispatch(
     return _gather(held, row_index), torch.from_numpy(counts.astype(np.int64)).to(x.device), handle
 
 
-def combine(comm: CommLike, y: Tensor, handle: TokenHandle, *, rows_comm: CommLike | None = None) -> Tensor:
+def combine(
+    comm: CommLike, y: Tensor, handle: TokenHandle, *, payload: str = payloads.NONE, payload_back: str = payloads.NONE
+) -> Tensor:
     """Return for each token the weighed sum of its rows. Collective: see `Communicator.combine`."""
     if y.dim() != 2 or len(y) != len(handle.source):
         hint = f"a row for each of the {len(handle.source)} rows that dispatch returned, in their order"
         raise UsageError(f"combine: y is {tuple(y.shape)}", hint=hint)
-    rows_comm = rows_comm or comm
+    if wrong := _not_as_payload(handle.algorithm, y.dtype, (payload, payload_back)):
+        raise UsageError(f"combine: {wrong}", hint=_PLAIN)
+    rows_comm = _with_payload(comm, payload, payload_back)
     weights = handle._own_weights if handle.weights is None else handle.weights
     wide = torch.promote_types(torch.promote_types(y.dtype, weights.dtype), torch.float32)
     given = y.to(wide)
@@ -161,6 +171,44 @@ def combine(comm: CommLike, y: Tensor, handle: TokenHandle, *, rows_comm: CommLi
         held = held.view(*weights.shape, y.shape[1]) * weights.to(wide)[..., None]
         held = held.sum(dim=1)
     return held.to(y.dtype)
+
+
+def _with_payload(comm: CommLike, payload: str, payload_back: str) -> CommLike:
+    return comm if payload == payload_back == payloads.NONE else PayloadComm(comm, payload, backward=payload_back)
+
+
+class _RoundTrip(torch.autograd.Function):
+    """Rows as they are once they have travelled as a payload; their gradients pass as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, payload: Payload) -> Tensor:
+        return tensors.dequantise(tensors.quantise(x, payload), x.shape[1], x.dtype, payload)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _as_payload(x: Tensor, name: str) -> Tensor:
+    payload = payloads.get(name)
+    if payload is None or not payload.changes(tensors.DTYPES[x.dtype]):
+        return x
+    found: Tensor = _RoundTrip.apply(x, payload)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _not_as_payload(algorithm: str, dtype: torch.dtype, asked: tuple[str, str]) -> str:
+    """Return in words why rows cannot travel as a payload; "" if they can."""
+    for name in asked:
+        if name not in payloads.CHOICES:
+            return str(unknown("payload", name, payloads.CHOICES))
+        payload = payloads.get(name)
+        if payload is not None and algorithm == ALL_GATHER:
+            return f"algorithm all_gather sends rows as they are, and not as payload={name}"
+        kind = tensors.DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+        if payload is not None and (reason := payload.unsupported(kind)):
+            return reason
+    return ""
 
 
 def _gather_all(
@@ -285,19 +333,23 @@ def _problem(comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_ex
 
 
 def _agree(
-    comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, algorithm: str, layout: Layout
-) -> None:
+    comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, algorithm: str, layout: Layout,
+    asked: tuple[str, str],
+) -> None:  # fmt: skip
     """Raise one error on all ranks where one of them brings what cannot be, or what differs. Collective."""
     wrong, hint = _problem(comm, x, experts, weights, num_experts)
     if not wrong and (wrong := unsupported(algorithm, layout)):
         hint = "per_choice, per_rank or all_gather"
+    if not wrong and (wrong := _not_as_payload(algorithm, x.dtype, asked)):
+        hint = _PLAIN
     names = ("width", "top_k", "num_experts", "dtype", "dtype of weights", "gradient of x", "gradient of weights",
-             "algorithm")  # fmt: skip
+             "algorithm", "payload", "payload_back")  # fmt: skip
     mine = [0] * len(names)
     if not wrong:
         kinds = [_DTYPES.index(t.dtype) if t.dtype in _DTYPES else len(_DTYPES) for t in (x, weights)]
         needs = [int(t.requires_grad and torch.is_grad_enabled()) for t in (x, weights)]
-        mine = [x.shape[1], experts.shape[1], num_experts, *kinds, *needs, [*WAYS].index(algorithm)]
+        mine = [x.shape[1], experts.shape[1], num_experts, *kinds, *needs, [*WAYS].index(algorithm),
+                *map(payloads.CHOICES.index, asked)]  # fmt: skip
     found = _all_numbers(comm, [int(bool(wrong)), *mine])
     if wrong:
         raise UsageError(f"dispatch: rank {comm.rank}: {wrong}", hint=hint)

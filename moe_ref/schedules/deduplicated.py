@@ -79,15 +79,16 @@ class Deduplicated(Schedule):
         self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
     ) -> tuple[Tensor, Routing]:
         routing = layer.route(x_TD, padding_T, generator)
-        comm, tokens_over = layer.comm, layer.token_comm
+        comm, payload, back = layer.comm, layer.payload, layer.payload_back
         with labelled("moe::dispatch"):
             rows, counts_E, handle = routed.dispatch(
                 comm, layer.cast_to_send(x_TD), _choices(routing), routing.weights_TK, routing.experts,
-                algorithm=self.exchange, layout=self._layout(comm.size), check=False, rows_comm=tokens_over,
+                algorithm=self.exchange, layout=self._layout(comm.size), check=False, payload=payload,
+                payload_back=back,
             )  # fmt: skip
         made = layer.apply_experts(rows, counts_E)
         with labelled("moe::combine"):
-            return routed.combine(comm, made, handle, rows_comm=tokens_over), routing
+            return routed.combine(comm, made, handle, payload=payload, payload_back=back), routing
 
     def traffic(self, shape: Shape) -> list[TrafficEntry]:
         found = agreement_traffic(shape)

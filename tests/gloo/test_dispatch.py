@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 import commbench
+from commbench import payloads
 from commbench.communicators.communicator import Communicator
 from commbench.communicators.routed import WAYS
 from commbench.errors import UsageError
+from commbench.payloads import tensors
 from commbench.train import config
 from moe_ref import DistributedMoE, Gate, schedules
 from moe_ref.schedules import Shape
@@ -106,6 +108,26 @@ def rows_and_dtypes(comm: Communicator, algorithm: str) -> None:
     assert f"top-{TOP_K} of {EXPERTS}: {algorithm}" in comm.explain()
 
 
+def payloads_of_rows(comm: Communicator, algorithm: str) -> None:
+    """Rows are what the quantiser makes of them once, to the bit, whatever the hops; gradients pass as they are."""
+    x, experts, weights = tokens_of(comm.rank, 9)
+    x, weights = x.float().repeat(1, 25).requires_grad_(), weights.float()
+    payload = payloads.TABLE["fp8"]
+    once = tensors.dequantise(tensors.quantise(x, payload), x.shape[1], x.dtype, payload).requires_grad_()
+    given: dict[str, Any] = {"num_experts": EXPERTS, "algorithm": algorithm}
+    rows, _, handle = comm.dispatch(x, experts, weights, payload="fp8", **given)
+    want, _, plain = comm.dispatch(once, experts, weights, **given)
+    assert torch.equal(rows, want)
+    torch.manual_seed(3)
+    loss_weights = torch.randn(rows.shape)
+    (found,) = torch.autograd.grad((rows * loss_weights).sum(), [x])
+    (due,) = torch.autograd.grad((want * loss_weights).sum(), [once])
+    assert torch.equal(found, due)
+    back, exact = comm.combine(rows.detach(), handle, payload="int8"), comm.combine(rows.detach(), plain)
+    assert not torch.equal(back, exact) and torch.allclose(back, exact, atol=0.02 * float(rows.abs().max()))
+    assert f"top-{TOP_K} of {EXPERTS}, as fp8: {algorithm}" in comm.explain()
+
+
 def errors(comm: Communicator) -> None:
     """What one rank has wrong is an error on all of them."""
     x, experts, weights = tokens_of(0, 9)
@@ -122,6 +144,9 @@ def errors(comm: Communicator) -> None:
         ({"num_experts": 6}, "num_experts=6 on 4 ranks"),
         ({"x": x[0]}, r"x is \(6,\)"),
         ({"algorithm": "per_planet"}, "unknown algorithm"),
+        ({"payload": "fp4"}, "unknown payload"),
+        ({"payload_back": "int8"}, "float64"),
+        ({"algorithm": "all_gather", "payload": "int8"}, "sends rows as they are"),
     ):
         mine = comm.rank == 2
         told = words if mine else "rank 2 brings what cannot be dispatched"
@@ -132,6 +157,9 @@ def errors(comm: Communicator) -> None:
     _, _, handle = comm.dispatch(**good)
     with pytest.raises(UsageError, match="combine: y is"):
         comm.combine(x[:0], handle)
+    given = good | {"x": x.float()}
+    with pytest.raises(UsageError, match="rank 1 differs from rank 0 in payload: 2 and 0"):
+        comm.dispatch(**given | {"payload": "fp8" if comm.rank == 1 else "none"})
 
 
 def needs_two_levels(comm: Communicator) -> None:
@@ -198,6 +226,8 @@ def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
             for algorithm in WAYS:
                 results(comm, algorithm)
                 rows_and_dtypes(comm, algorithm)
+                if algorithm != "all_gather":
+                    payloads_of_rows(comm, algorithm)
             errors(comm)
             layers(comm)
             refused_layers(comm)

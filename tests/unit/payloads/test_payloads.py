@@ -198,3 +198,15 @@ def test_bf16_of_bf16_is_what_it_is() -> None:
     assert np.array_equal(arrays.round_trip(raw(x), "bf16", bf16), raw(x))
     whole = encode(np.arange(-128, 128), "bf16").reshape(1, -1)
     assert np.array_equal(arrays.quantise(whole, "bf16", bf16), whole)
+
+
+@every
+def test_what_has_arrived_travels_again_as_it_is(payload: Payload, dtype: str) -> None:
+    """Numbers of all magnitudes, and blocks whose largest is at, above and below each step of a scale."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(400, 200)) * np.exp2(rng.uniform(-10, 10, (400, 1)))
+    x[:200, ::32] = (448 + rng.uniform(-40, 40, (200, 1))) * np.exp2(rng.integers(-6, 6, (200, 1)))
+    rows = raw(torch.from_numpy(x).to(TORCH[dtype]))
+    once = arrays.round_trip(rows, dtype, payload)
+    assert np.array_equal(arrays.round_trip(once, dtype, payload), once)
+    assert np.array_equal(once, rows) == (payload.name == dtype)
