@@ -87,8 +87,9 @@ class DistributedMoE(BaseMoELayer):
         payload, payload_back: how rows of tokens travel to the experts and back, and their gradients: `bf16`, `fp8`,
             `mxfp8`, `int8`. Gradients pass quantising as if it were not there. `none`: as they are.
         exchange: how often a token travels: `per_choice`, or once to each rank or node that has experts of it
-            (`per_rank`, `per_node`), or to all (`all_gather`). Others than `per_choice` are for dropless gates and
-            the schedule `sequential`.
+            (`per_rank`, `per_node`), or to all (`all_gather`); `profile`: as the communicator's profile has it for so
+            many tokens, which are equal on all ranks then. Others than `per_choice` are for dropless gates and the
+            schedule `sequential`.
         dispatch: the old name of `permute`.
         Raises `UsageError` where experts do not divide among the ranks, or gate, experts and schedule do not fit.
         """

@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, Self
 
 import torch
 
 from commbench import payloads
-from commbench.communicators import requests, routed
+from commbench.communicators import requests, routed, routed_choice
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
-from commbench.communicators.explain import CommunicatorInfo, explain
+from commbench.communicators.explain import CommunicatorInfo, evidence, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import CallContext, CallRequest
 from commbench.communicators.routed import TokenHandle
+from commbench.communicators.routed_choice import PROFILE, LayerAsk, RoutedChoice
 from commbench.communicators.select import PEER, PLAIN, Ask, Chooser, Chosen
 from commbench.communicators.with_payload import PayloadComm
 from commbench.errors import UsageError
@@ -60,7 +62,9 @@ class Communicator:
         self._transport, self._chooser, self._info = transport, chooser, info
         self._calls = CallCache(transport, chooser)
         self._seen, self._run = self._calls.seen, self._calls.run
-        self._dispatches: dict[str, None] = {}  # in words, in the order of their first call
+        self._dispatches: dict[
+            tuple[LayerAsk, str, str], tuple[LayerAsk, RoutedChoice]
+        ] = {}  # in the order of first calls
 
     def __deepcopy__(self, memo: object) -> Communicator:
         """Return this one: copies of a layer, as of an average of weights, share its ranks."""
@@ -164,27 +168,40 @@ class Communicator:
         return [[int(count) for count in row] for row in self._transport.all_gather([float(n) for n in sent]).tolist()]
 
     def dispatch(
-        self, x: Tensor, experts: Tensor, weights: Tensor, *, num_experts: int, algorithm: str = "per_choice",
+        self, x: Tensor, experts: Tensor, weights: Tensor, *, num_experts: int, algorithm: str = PROFILE,
         payload: str = payloads.NONE, payload_back: str = payloads.NONE,
     ) -> tuple[Tensor, Tensor, TokenHandle]:  # fmt: skip
         """Send tokens to the ranks of their experts: rows by expert, their counts, and a handle for `combine`.
 
         x: [tokens, width]. experts, weights: [tokens, top_k], of `num_experts` that ranks have in equal numbers, in
         order; -1: no expert. Ranks may bring different numbers of tokens. algorithm: `per_choice`, `per_rank`,
-        `per_node`, `all_gather` (docs/guide/dispatch.md). rows: one for each choice of an expert of this rank, by
-        expert, source rank, token; counts: int64, of each of this rank's experts. Waits on the host. Rows and weights
-        carry gradients. payload, payload_back: as what rows travel, and their gradients (`bf16`, `fp8`, `mxfp8`,
-        `int8`), which pass quantising as if it were not there. Raises `UsageError` on all ranks where one brings what
-        cannot be.
+        `per_node`, `all_gather` (docs/guide/dispatch.md), or `profile`: its choice, without one `per_choice`. rows: one
+        for each choice of an expert of this rank, by expert, source rank, token; counts: int64, of each of this rank's
+        experts. Waits on the host. Rows and weights carry gradients. payload, payload_back: as what rows travel, and
+        their gradients (`bf16`, `fp8`, `mxfp8`, `int8`), which pass quantising as if it were not there. Raises
+        `UsageError` on all ranks where one brings what cannot be.
         """
         self._calls.check_open()
         found = routed.dispatch(
             self, x, experts, weights, num_experts, algorithm=algorithm, layout=self.layout, payload=payload,
-            payload_back=payload_back,
+            payload_back=payload_back, choose=lambda ask: self.choose_dispatch(ask, x.dtype, payload_back),
         )  # fmt: skip
-        said = f"dispatch of rows of {x.shape[1] * x.element_size()} B, top-{experts.shape[1]} of {num_experts}"
-        said += "" if payload == payloads.NONE else f", as {payload}"
-        self._dispatches[f"{said}: {algorithm}\n    why: the call asks for it"] = None
+        if algorithm != PROFILE:
+            ask = LayerAsk(top_k=experts.shape[1], experts=num_experts, size_bytes=x.nbytes, payload=payload)
+            self._keep(ask, RoutedChoice(algorithm=algorithm, why="the call asks for it"))
+        return found
+
+    def choose_dispatch(self, ask: LayerAsk, dtype: torch.dtype, payload_back: str = payloads.NONE) -> RoutedChoice:
+        """Return the way that the profile has for a dispatch, and keep it for `explain`. Not collective.
+
+        payload_back: as what gradients travel.
+        """
+        found = routed_choice.choose(self._chooser.tuned("dispatch"), ask)
+        return self._keep(ask, routed.possible(found, self.layout, dtype, (ask.payload, payload_back)))
+
+    def _keep(self, ask: LayerAsk, found: RoutedChoice) -> RoutedChoice:
+        # Sizes may differ from call to call: the first one of each way is told.
+        self._dispatches.setdefault((replace(ask, size_bytes=0), found.algorithm, found.why), (ask, found))
         return found
 
     def combine(
@@ -260,7 +277,12 @@ class Communicator:
 
     def explain(self) -> str:
         """Return in words the set-up, how it differs from the profile's scope, and the choice for each kind of call."""
-        return "\n".join([explain(self._info, self._calls.explained), *self._dispatches])
+        lines = [explain(self._info, self._calls.explained)]
+        for ask, found in self._dispatches.values():
+            lines.append(routed_choice.describe(ask, found))
+            if found.choice is not None:
+                lines += evidence(found.choice, ask.size_bytes)
+        return "\n".join(lines)
 
     def close(self) -> None:
         """Free what was made. Graphs that hold calls must be gone; the group stays the program's. Collective."""

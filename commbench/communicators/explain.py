@@ -44,7 +44,7 @@ def explain(info: CommunicatorInfo, seen: Mapping[Ask, Chosen]) -> str:
         lines.append(f"{describe_call(ask)}: {chosen.config.label}")
         lines.append(f"    why: {chosen.why}")
         if chosen.choice is not None:
-            lines += [f"    evidence: {text}" for text in _evidence(chosen.choice, ask.size_bytes)]
+            lines += evidence(chosen.choice, ask.size_bytes)
     return "\n".join(lines)
 
 
@@ -53,12 +53,12 @@ def _nodes(layout: Layout) -> str:
     return f"{nodes} node{'s' * (nodes > 1)} x {ranks} rank{'s' * (ranks > 1)}"
 
 
-def _evidence(choice: Choice, size_bytes: int) -> list[str]:
-    """Return the evidence at the tuned size nearest below, or the smallest."""
+def evidence(choice: Choice, size_bytes: int) -> list[str]:
+    """Return the line of the evidence at the tuned size nearest below, or the smallest."""
     if not choice.evidence:
-        return ["none: this size was not tuned"]
+        return ["    evidence: none: this size was not tuned"]
     below = [item for item in choice.evidence if item.size_bytes <= size_bytes]
-    return [_line(choice, below[-1] if below else choice.evidence[0])]
+    return [f"    evidence: {_line(choice, below[-1] if below else choice.evidence[0])}"]
 
 
 def _line(choice: Choice, item: Evidence) -> str:

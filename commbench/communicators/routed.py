@@ -7,6 +7,7 @@ way back, and in backward each is the other's adjoint.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,27 +16,25 @@ import torch
 from torch import Tensor
 
 from commbench import payloads
-from commbench.algorithms import per_choice, per_node, per_rank
 from commbench.algorithms.token_plan import TOKENS, Copies, Gather, Leg, Planner, Way, own_copies
-from commbench.algorithms.two_d_intra_first import unsupported_layout
 from commbench.collectives.dispatch import NUMBER_BYTES
 from commbench.collectives.routing import NONE, Ints
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.base import CommLike
+from commbench.communicators.routed_agreement import (
+    ALL_GATHER,
+    PLAIN,
+    WAYS,
+    agree,
+    all_numbers,
+    not_as_payload,
+    unsupported,
+)
+from commbench.communicators.routed_choice import DEFAULT, PROFILE, LayerAsk, RoutedChoice
 from commbench.communicators.with_payload import PayloadComm
-from commbench.errors import UsageError, unknown
+from commbench.errors import UsageError
 from commbench.layout import Layout
 from commbench.payloads import Payload, tensors
-
-ALL_GATHER = "all_gather"
-WAYS: dict[str, Way] = {
-    "per_choice": per_choice.PerChoiceDispatch.way,
-    "per_rank": per_rank.PerRankDispatch.way,
-    "per_node": per_node.PerNodeDispatch.way,
-    ALL_GATHER: Way(()),
-}
-_PLAIN = "payload=none, which sends rows as they are"
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def told_bytes(top_k: int) -> int:
@@ -43,11 +42,15 @@ def told_bytes(top_k: int) -> int:
     return NUMBER_BYTES * (2 + top_k)
 
 
-def unsupported(algorithm: str, layout: Layout) -> str:
-    """Return in words why an algorithm cannot run on a layout; "" if it can."""
-    if algorithm not in WAYS:
-        return str(unknown("algorithm", algorithm, WAYS))
-    return unsupported_layout(layout) if algorithm == "per_node" else ""
+def possible(found: RoutedChoice, layout: Layout, dtype: torch.dtype, asked: tuple[str, str]) -> RoutedChoice:
+    """Return the profile's choice, or the default where it cannot run here, with the reason.
+
+    asked: payloads of rows, and of their gradients.
+    """
+    reason = unsupported(found.algorithm, layout) or not_as_payload(found.algorithm, dtype, asked)
+    if not reason:
+        return found
+    return RoutedChoice(algorithm=DEFAULT, why=f"{found.why}; {reason}; the default", choice=found.choice)
 
 
 def layout_of(comm: CommLike) -> Layout:
@@ -90,16 +93,22 @@ class TokenHandle:
 
 def dispatch(
     comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, *, algorithm: str, layout: Layout,
-    check: bool = True, payload: str = payloads.NONE, payload_back: str = payloads.NONE,
+    choose: Callable[[LayerAsk], RoutedChoice] | None = None, check: bool = True, payload: str = payloads.NONE,
+    payload_back: str = payloads.NONE,
 ) -> tuple[Tensor, Tensor, TokenHandle]:  # fmt: skip
     """Send each token to the ranks of its experts. Collective: see `Communicator.dispatch`.
 
+    choose: says which way `algorithm="profile"` is, once ranks have compared what they bring.
     check: ranks compare what they bring, so that an error on one is an error on all: one all_gather.
     payload, payload_back: as what rows travel, and their gradients. Every row is quantised, also one that stays on its
     rank; once more in each hop changes nothing.
     """
     if check:
-        _agree(comm, x, experts, weights, num_experts, algorithm, layout, (payload, payload_back))
+        most = agree(comm, x, experts, weights, num_experts, algorithm, layout, (payload, payload_back))
+        if algorithm == PROFILE and choose is not None:
+            size = most * x.shape[1] * x.element_size()
+            ask = LayerAsk(top_k=experts.shape[1], experts=num_experts, size_bytes=size, payload=payload)
+            algorithm = choose(ask).algorithm
     way, rows_comm = WAYS[algorithm], _with_payload(comm, payload, payload_back)
     x = _as_payload(x, payload)
     tokens, top_k = experts.shape
@@ -149,8 +158,8 @@ def combine(
     if y.dim() != 2 or len(y) != len(handle.source):
         hint = f"a row for each of the {len(handle.source)} rows that dispatch returned, in their order"
         raise UsageError(f"combine: y is {tuple(y.shape)}", hint=hint)
-    if wrong := _not_as_payload(handle.algorithm, y.dtype, (payload, payload_back)):
-        raise UsageError(f"combine: {wrong}", hint=_PLAIN)
+    if wrong := not_as_payload(handle.algorithm, y.dtype, (payload, payload_back)):
+        raise UsageError(f"combine: {wrong}", hint=PLAIN)
     rows_comm = _with_payload(comm, payload, payload_back)
     weights = handle._own_weights if handle.weights is None else handle.weights
     wide = torch.promote_types(torch.promote_types(y.dtype, weights.dtype), torch.float32)
@@ -197,20 +206,6 @@ def _as_payload(x: Tensor, name: str) -> Tensor:
     return found
 
 
-def _not_as_payload(algorithm: str, dtype: torch.dtype, asked: tuple[str, str]) -> str:
-    """Return in words why rows cannot travel as a payload; "" if they can."""
-    for name in asked:
-        if name not in payloads.CHOICES:
-            return str(unknown("payload", name, payloads.CHOICES))
-        payload = payloads.get(name)
-        if payload is not None and algorithm == ALL_GATHER:
-            return f"algorithm all_gather sends rows as they are, and not as payload={name}"
-        kind = tensors.DTYPES.get(dtype, str(dtype).removeprefix("torch."))
-        if payload is not None and (reason := payload.unsupported(kind)):
-            return reason
-    return ""
-
-
 def _gather_all(
     comm: CommLike, rows_comm: CommLike, x: Tensor, weights: Tensor, chosen: Ints
 ) -> tuple[Tensor, Tensor, Copies, Ints]:
@@ -219,7 +214,7 @@ def _gather_all(
     Padding has no expert, and takes no part in what follows.
     """
     tokens, top_k = chosen.shape
-    most = int(_all_numbers(comm, [tokens]).max())
+    most = int(all_numbers(comm, [tokens]).max())
     told = torch.full((most, top_k), NONE, dtype=torch.int64)
     told[:tokens] = torch.from_numpy(chosen)
     told_all = torch.empty(comm.size * most, top_k, dtype=torch.int64, device=comm.device)
@@ -242,7 +237,7 @@ def _plan_hop(comm: CommLike, planner: Planner, leg: Leg, layout: Layout, starts
     sent = [0] * comm.size
     for peer, count in zip(group, planned.sent, strict=True):
         sent[peer] = count
-    counts = _all_numbers(comm, sent)
+    counts = all_numbers(comm, sent)
     received = counts[:, comm.rank].tolist()
     weights_bytes = (planned.told.shape[1] - 2 * NUMBER_BYTES) // 2  # which travel with their gradients, or not at all
     going = torch.from_numpy(np.ascontiguousarray(planned.told[:, :-weights_bytes])).to(comm.device)
@@ -265,14 +260,6 @@ def _places(gathers: list[Gather], starts: list[int], count: int) -> Ints:
 
 def _index(numbers: Ints, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(numbers, np.int64)).to(device)
-
-
-def _all_numbers(comm: CommLike, numbers: list[int]) -> np.ndarray:
-    """Return all ranks' numbers, a row for each rank. Collective; the host waits."""
-    mine = torch.tensor([numbers], dtype=torch.int64, device=comm.device)
-    found = mine.new_empty(comm.size, len(numbers))
-    comm.all_gather(found, mine)
-    return found.cpu().numpy()
 
 
 def _exchange(comm: CommLike, rows: Tensor, hop: _Hop) -> Tensor:
@@ -300,63 +287,3 @@ class _Gather(torch.autograd.Function):
 def _gather(rows: Tensor, index: Tensor) -> Tensor:
     found: Tensor = _Gather.apply(rows, index)  # type: ignore[no-untyped-call]
     return found
-
-
-def _problem(comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int) -> tuple[str, str]:
-    """Return what is wrong with a rank's tensors, and what is allowed; "" where nothing is."""
-    ranks = comm.size
-    if num_experts < ranks or num_experts % ranks:
-        return f"num_experts={num_experts} on {ranks} ranks", "a multiple of the ranks"
-    if x.dim() != 2 or x.dtype not in _DTYPES or x.device.type != comm.device.type:
-        return f"x is {tuple(x.shape)} of {x.dtype} on {x.device}", f"[tokens, width] of a float on {comm.device}"
-    if experts.dim() != 2 or len(experts) != len(x) or experts.dtype not in (torch.int64, torch.int32):
-        return (f"experts are {tuple(experts.shape)} of {experts.dtype} for {len(x)} tokens",
-                "[tokens, top_k] of int64 or int32")  # fmt: skip
-    if weights.shape != experts.shape or not weights.is_floating_point():
-        return (f"weights are {tuple(weights.shape)} of {weights.dtype} for experts {tuple(experts.shape)}",
-                "a float for each expert")  # fmt: skip
-    top_k = experts.shape[1]
-    if not 1 <= top_k <= num_experts:
-        return f"{top_k} experts a token of num_experts={num_experts}", f"1 to {num_experts}"
-    outside = (experts < NONE) | (experts >= num_experts)
-    if outside.any():
-        return (f"expert {int(experts[outside][0])} of num_experts={num_experts}",
-                f"0 to {num_experts - 1}, or {NONE} for none")  # fmt: skip
-    ordered = experts.sort(dim=1).values
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != NONE)
-    if twice.any():
-        return f"token {int(twice.any(dim=1).nonzero()[0])} has an expert twice", "different experts"
-    if not torch.isfinite(weights).all():
-        bad = int((~torch.isfinite(weights)).any(dim=1).nonzero()[0])
-        return f"a weight of token {bad} is not finite", "finite weights"
-    return "", ""
-
-
-def _agree(
-    comm: CommLike, x: Tensor, experts: Tensor, weights: Tensor, num_experts: int, algorithm: str, layout: Layout,
-    asked: tuple[str, str],
-) -> None:  # fmt: skip
-    """Raise one error on all ranks where one of them brings what cannot be, or what differs. Collective."""
-    wrong, hint = _problem(comm, x, experts, weights, num_experts)
-    if not wrong and (wrong := unsupported(algorithm, layout)):
-        hint = "per_choice, per_rank or all_gather"
-    if not wrong and (wrong := _not_as_payload(algorithm, x.dtype, asked)):
-        hint = _PLAIN
-    names = ("width", "top_k", "num_experts", "dtype", "dtype of weights", "gradient of x", "gradient of weights",
-             "algorithm", "payload", "payload_back")  # fmt: skip
-    mine = [0] * len(names)
-    if not wrong:
-        kinds = [_DTYPES.index(t.dtype) if t.dtype in _DTYPES else len(_DTYPES) for t in (x, weights)]
-        needs = [int(t.requires_grad and torch.is_grad_enabled()) for t in (x, weights)]
-        mine = [x.shape[1], experts.shape[1], num_experts, *kinds, *needs, [*WAYS].index(algorithm),
-                *map(payloads.CHOICES.index, asked)]  # fmt: skip
-    found = _all_numbers(comm, [int(bool(wrong)), *mine])
-    if wrong:
-        raise UsageError(f"dispatch: rank {comm.rank}: {wrong}", hint=hint)
-    if found[:, 0].any():
-        raise UsageError(f"dispatch: rank {int(found[:, 0].argmax())} brings what cannot be dispatched",
-                         hint="its own error says what")  # fmt: skip
-    rank, name = (int(place[0]) if len(place) else -1 for place in np.nonzero(found[:, 1:] != found[0, 1:]))
-    if rank >= 0:
-        raise UsageError(f"dispatch: rank {rank} differs from rank 0 in {names[name]}: "
-                         f"{found[rank, 1 + name]} and {found[0, 1 + name]}", hint="the same on all ranks")  # fmt: skip

@@ -66,7 +66,7 @@ class Chooser:
         if ask.collective == "all_to_allv" and ask.matrix is None:
             return self._default(ask, "without matrix=, ranks do not know each other's counts: the default")
         choice = curve.at(ask.size_bytes)
-        config, buffers, why = choice.config, choice.buffers, f"the profile's choice{_range(choice)}"
+        config, buffers, why = choice.config, choice.buffers, f"the profile's choice{in_range(choice)}"
         if not _has_memory(choice, ask):
             what = f"{choice.label} on {choice.buffers} buffers was tuned, "
             what += but or "and these are not from empty()"
@@ -82,6 +82,10 @@ class Chooser:
         """Return whether something was tuned for calls in a CUDA graph alone."""
         curves = [] if self._table is None else self._table.curves(collective, captured=True)
         return any(choice.captured for curve in curves for choice in curve.choices)
+
+    def tuned(self, collective: str) -> list[Curve] | None:
+        """Return all that was tuned for a collective, whatever its arguments; None without a profile."""
+        return None if self._table is None else self._table.curves(collective)
 
     def memory(self, ask: Ask) -> str:
         """Return the memory that the choice for this call needs: "plain", "registered", "symmetric" or "peer"."""
@@ -181,7 +185,8 @@ def _has_memory(choice: Choice, ask: Ask) -> bool:
     return needed == PLAIN or (ask.out == needed and needed in (PEER, ask.inp))
 
 
-def _range(choice: Choice) -> str:
+def in_range(choice: Choice) -> str:
+    """Return ` for 1 .. 4 B`, the sizes that a choice is for."""
     if choice.min_bytes == 0 and choice.max_bytes is None:
         return " for all sizes"
     end = "up" if choice.max_bytes is None else str(choice.max_bytes)

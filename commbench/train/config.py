@@ -32,7 +32,7 @@ DEFAULT = "tiny"
 TRANSPORTS = ("gloo", "nccl")
 DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
-EXCHANGES = ("per_choice", "per_rank", "per_node", "all_gather")
+EXCHANGES = ("per_choice", "per_rank", "per_node", "all_gather", "profile")
 BINDINGS = tuple(policy for policy in policies.POLICIES if policy != "explicit")  # whose masks only a profile has
 _OF_FABRIC = ("link", "message_overhead", "intra_link")
 _SHOWN = 1024  # numbers of parts that a hint may list
@@ -84,7 +84,7 @@ class TrainConfig:
     r: Annotated[int | None, _layer("ranks to which a token of a sharded expert goes", free=True)] = None
     tp_tokens: Annotated[str | None, _layer("of tensor_parallel: how its ranks exchange tokens", free=True)] = None
     exchange: Annotated[str, _layer("how often a token travels: docs/guide/moe.md", OneOf(EXCHANGES), free=True)] = (
-        "per_choice"
+        "profile"
     )
     payload: Annotated[str, _layer("how tokens travel: docs/reference/payloads.md", OneOf(payloads.CHOICES))] = "none"
     payload_back: Annotated[str, _layer("how their gradients travel", OneOf(payloads.CHOICES))] = "none"

@@ -174,7 +174,8 @@ def _check(config: SweepConfig) -> None:
                 f"{key}={','.join(map(str, values))} cannot be tuned",
                 hint=f"a profile is for {key}={allowed}; leave it out",
             )
-    if asked := [value for value in config.arguments.get("payload", []) if value != payloads.NONE]:
+    asked = [value for value in config.arguments.get("payload", []) if value != payloads.NONE]
+    if asked and not all(name != "all" and collectives.get(name).routed for name in config.collective):
         raise UsageError(
             f"payload={','.join(map(str, asked))} cannot be tuned: what loses precision is no choice of a profile's",
             hint="leave it out: a call with a payload takes the choice for the bytes that it sends",

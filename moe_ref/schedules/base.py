@@ -128,6 +128,7 @@ class Layer(Protocol):
     payload: str  # how rows of tokens travel, and their gradients: `commbench.payloads.CHOICES`
     payload_back: str
     kept_buffers: KeptBuffers | None  # where exchanges write to; None: new memory
+    equal_tokens: bool  # whether all ranks bring the same T
 
     @property
     def comm(self) -> CommLike:
@@ -217,6 +218,10 @@ class Schedule(ABC):
         None: the counts of all ranks' choices say all.
         """
         return None
+
+    def settled(self, layer: Layer, x_TD: Tensor) -> Schedule:
+        """Return the schedule that runs these tokens: this one, where nothing is left to a profile."""
+        return self
 
     def check(self, layer: Layer) -> None:
         """Raise `UsageError` where the schedule cannot run this layer: here, where it has tensor parallelism."""

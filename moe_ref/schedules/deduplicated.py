@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 from commbench.communicators import routed
+from commbench.communicators.communicator import Communicator
+from commbench.communicators.routed_agreement import ALL_GATHER, WAYS, unsupported
+from commbench.communicators.routed_choice import PROFILE, LayerAsk, RoutedChoice
+from commbench.communicators.wrapper import bare
 from commbench.errors import UsageError, unknown
 from commbench.layout import Layout
 from commbench.payloads import NONE
@@ -37,7 +41,7 @@ from moe_ref.schedules.base import (
 from moe_ref.schedules.chunked import Sequential
 
 PER_CHOICE = "per_choice"  # of the other schedules
-EXCHANGES = (PER_CHOICE, *(name for name in routed.WAYS if name != PER_CHOICE))
+EXCHANGES = (PER_CHOICE, *(name for name in WAYS if name != PER_CHOICE), PROFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,9 @@ class Deduplicated(Schedule):
         if experts < ranks:
             raise UsageError(f"{said} for {experts} experts on {ranks} ranks: experts are cut into shards",
                              hint="an expert or more on each rank, or exchange=per_choice")  # fmt: skip
-        if ranks > 1 and (reason := routed.unsupported(self.exchange, self._layout(ranks))):
+        if ranks > 1 and self.exchange != PROFILE and (reason := unsupported(self.exchange, self._layout(ranks))):
             raise UsageError(f"{said}: {reason}", hint="exchange=per_rank")
-        if self.exchange == routed.ALL_GATHER and {payloads.payload, payloads.payload_back} != {NONE}:
+        if self.exchange == ALL_GATHER and {payloads.payload, payloads.payload_back} != {NONE}:
             sent = f"payload={payloads.payload}, payload_back={payloads.payload_back}"
             raise UsageError(f"{said} sends tokens as they are, and {sent}",
                              hint="payload=none, or exchange=per_rank")  # fmt: skip
@@ -93,7 +97,7 @@ class Deduplicated(Schedule):
     def traffic(self, shape: Shape) -> list[TrafficEntry]:
         found = agreement_traffic(shape)
         hops = shape.hops or tuple(self._expected(shape))
-        if self.exchange == routed.ALL_GATHER:
+        if self.exchange == ALL_GATHER:
             found += _all_gather_traffic(shape, hops[0][0])
         else:
             for hop in hops:
@@ -104,7 +108,7 @@ class Deduplicated(Schedule):
         """Count rows by the choices of all ranks, without the planner. Of all_gather: T of the rank that has most."""
         experts_WTK = _all_choices(layer, routing)
         ranks, me = layer.comm.size, layer.comm.rank
-        if self.exchange == routed.ALL_GATHER:
+        if self.exchange == ALL_GATHER:
             return ((experts_WTK.shape[1], experts_WTK.shape[1]),)
         here = routing.experts // ranks
         wants_WTW = np.stack([(experts_WTK // here == rank).any(axis=2) for rank in range(ranks)], axis=2)
@@ -131,7 +135,7 @@ class Deduplicated(Schedule):
 
     def _expected(self, shape: Shape) -> Iterator[tuple[int, int]]:
         """Rows of each hop where all experts are equally likely, rounded up."""
-        if self.exchange == routed.ALL_GATHER:
+        if self.exchange == ALL_GATHER:
             yield shape.T, shape.T
             return
         layout = self._layout(shape.W)
@@ -146,16 +150,60 @@ class Deduplicated(Schedule):
         yield (math.ceil(shape.T * peers * rank),) * 2
 
 
+@dataclass(frozen=True, slots=True)
+class ByProfile(Schedule):
+    """The schedule `sequential`, with the exchange that the communicator's profile has for the layer, and T tokens.
+
+    For dropless layers whose ranks all bring the same T, and have an expert or more each. nodes: as of `Deduplicated`.
+    """
+
+    name: ClassVar[str] = "sequential"
+    payloads: ClassVar[bool] = True
+    nodes: int = 1
+
+    def check(self, layer: Layer) -> None:
+        Schedule.check(self, layer)
+        if not layer.equal_tokens:
+            raise UsageError("exchange=profile without equal_tokens: ranks would look up different sizes",
+                             hint="equal_tokens=True, or another exchange")  # fmt: skip
+        Deduplicated(PROFILE, self.nodes).check(layer)
+
+    def settled(self, layer: Layer, x_TD: Tensor) -> Schedule:
+        comm = bare(layer.comm)
+        if not isinstance(comm, Communicator):
+            return Sequential()
+        config, row = layer.gate.config, layer.cast_to_send(x_TD[:0])
+        size = x_TD.numel() * row.element_size()
+        ask = LayerAsk(top_k=config.top_k, experts=config.experts, size_bytes=size, payload=layer.payload)
+        return self.taking(comm.choose_dispatch(ask, row.dtype, layer.payload_back))
+
+    def taking(self, choice: RoutedChoice) -> Schedule:
+        """Return the schedule of a choice."""
+        return Sequential() if choice.algorithm == PER_CHOICE else Deduplicated(choice.algorithm, self.nodes)
+
+    def forward(
+        self, layer: Layer, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Routing]:
+        return self.settled(layer, x_TD).forward(layer, x_TD, padding_T, generator)
+
+    def traffic(self, shape: Shape) -> list[TrafficEntry]:
+        raise UsageError("exchange=profile: what is sent is up to the communicator",
+                         hint="Schedule.settled of the layer and its tokens")  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"{self.name} exchange={PROFILE} nodes={self.nodes}"
+
+
 def with_exchange(schedule: Schedule, exchange: str, nodes: int) -> Schedule:
     """Return the schedule with this exchange. Raises `UsageError` where it cannot have it."""
     if exchange not in EXCHANGES:
         raise unknown("exchange", exchange, EXCHANGES)
-    if exchange == PER_CHOICE or isinstance(schedule, Deduplicated):
+    if exchange == PER_CHOICE or isinstance(schedule, Deduplicated | ByProfile):
         return schedule
     if not isinstance(schedule, Sequential) or schedule.r != 1:
         raise UsageError(f"exchange={exchange} with schedule {schedule}",
                          hint="schedule sequential with r=1, or exchange=per_choice")  # fmt: skip
-    return Deduplicated(exchange, nodes)
+    return ByProfile(nodes) if exchange == PROFILE else Deduplicated(exchange, nodes)
 
 
 def _choices(routing: Routing) -> Tensor:

@@ -17,7 +17,7 @@ from commbench.communicators.wrapper import CommWrapper
 from commbench.errors import CommbenchError
 from moe_ref.exchange import gather_counts
 from moe_ref.routing import Routing
-from moe_ref.schedules.base import COUNT_BYTES, Layer, Phase, Shape, TrafficEntry, merged
+from moe_ref.schedules.base import COUNT_BYTES, Layer, Phase, Schedule, Shape, TrafficEntry, merged
 
 
 class Mismatch(CommbenchError):
@@ -106,7 +106,7 @@ def shape_of(layer: Layer, x: Tensor, routing: Routing) -> Shape:
         payload_back=payloads.get(layer.payload_back),
         input_grad=x.requires_grad,
         gate_itemsize=routing.weights_TK.element_size(),
-        hops=layer.schedule.hops(layer, routing),
+        hops=_settled(layer, x).hops(layer, routing),
     )
 
 
@@ -124,7 +124,11 @@ def counting(layer: Layer) -> Iterator[TrafficLog]:
 def report(layer: Layer, log: TrafficLog, x: Tensor, routing: Routing) -> TrafficReport:
     """Compare what one pass sent with what the formula says for its shape. Collective, as `shape_of` is."""
     shape = shape_of(layer, x, routing)
-    return TrafficReport(log.messages, layer.schedule.traffic(shape), shape)
+    return TrafficReport(log.messages, _settled(layer, x).traffic(shape), shape)
+
+
+def _settled(layer: Layer, x: Tensor) -> Schedule:
+    return layer.schedule.settled(layer, x.reshape(-1, x.shape[-1]))
 
 
 def verify(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from commbench.communicators import routed_choice
+from commbench.communicators.communicator import Communicator
+from commbench.communicators.routed_choice import PROFILE, LayerAsk, RoutedChoice
+from commbench.communicators.wrapper import bare
 from commbench.errors import UsageError
 from commbench.train.config import KEYS, TrainConfig
 from moe_ref import schedules
@@ -20,12 +24,16 @@ from moe_ref.lm.config import LMConfig
 from moe_ref.lm.model import LM, MakeLayer, init_experts, local_experts, seeded_generator
 from moe_ref.lm.tensor_parallel import TensorParallelModule
 from moe_ref.schedules.base import Schedule
-from moe_ref.schedules.deduplicated import PER_CHOICE, Deduplicated, with_exchange
+from moe_ref.schedules.chunked import Sequential
+from moe_ref.schedules.deduplicated import PER_CHOICE, ByProfile, Deduplicated, with_exchange
 from moe_ref.sharding import shard
 from moe_ref.training.checkpoint import Box
 from moe_ref.training.grad_buckets import Kind
 from moe_ref.training.parallel_dims import ParallelDims
 
+# Of tokens as they are sent, and their bytes.
+_SENT = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+SENT_BYTES = {name: dtype.itemsize for name, dtype in _SENT.items()}
 _DTYPES = {"fp32": None, "bf16": None, "fp64": torch.float64}  # of parameters: bf16 is autocast's
 
 
@@ -39,17 +47,34 @@ def lm_config(config: TrainConfig) -> LMConfig:
 
 
 def make_schedule(config: TrainConfig) -> Schedule:
-    """Make the schedule of the expert layers, with the parameters and the exchange that were given."""
+    """Make the schedule of the expert layers, with the parameters and the exchange that were given.
+
+    `exchange=profile` is `per_choice` where the layer can have no other.
+    """
     given = {name: getattr(config, name) for name in ("chunks", "groups", "r", "tp_tokens")}
     name = config.settled().schedule
     assert name is not None
     found = schedules.get(name, **{key: value for key, value in given.items() if value is not None})
     found.check_payload(config)
+    if config.exchange == PROFILE:
+        simple = isinstance(found, Sequential) and found.r == 1 and config.tp == 1 and config.experts >= config.ranks
+        return ByProfile(config.nodes) if simple and lm_config(config).gate.capacity.dropless else found
     if config.exchange != PER_CHOICE:
         found = with_exchange(found, config.exchange, config.nodes)
         if isinstance(found, Deduplicated):
             found.check_model(lm_config(config).gate.capacity, config.experts, config.ranks, config)
     return found
+
+
+def settled_schedule(config: TrainConfig, choose: Callable[[LayerAsk], RoutedChoice]) -> Schedule:
+    """Return the schedule with the exchange that `choose` says for its tokens, where that is left to a profile."""
+    found = make_schedule(config)
+    if not isinstance(found, ByProfile):
+        return found
+    tokens = config.cut(config.ranks // config.tp)[1] * config.context
+    size = tokens * config.width * SENT_BYTES[config.dtype]
+    ask = LayerAsk(top_k=config.top_k, experts=config.experts, size_bytes=size, payload=config.payload)
+    return found.taking(choose(ask))
 
 
 def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | None = None) -> LM:
@@ -69,10 +94,18 @@ def build_model(config: TrainConfig, dims: ParallelDims, device: torch.device | 
 
 def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> MakeLayer:
     first, here, piece, pieces = expert_shard(settings.experts, dims)
-    how = make_schedule(config)
     comms = dims.moe
     assert comms is not None
-    kept = config.profile is not None and config.exchange == PER_CHOICE  # which may want memory of its own
+    world, sent = bare(comms.world), _SENT[config.dtype]
+
+    def choose(ask: LayerAsk) -> RoutedChoice:
+        if isinstance(world, Communicator):
+            return world.choose_dispatch(ask, sent, config.payload_back)
+        return routed_choice.choose(None, ask)
+
+    how = settled_schedule(config, choose)
+    exchange = how.exchange if isinstance(how, Deduplicated) else PER_CHOICE
+    kept = config.profile is not None and exchange == PER_CHOICE  # which may want memory of its own
 
     def make(layer: int, seed: int) -> nn.Module:
         gate = Gate(settings.width, settings.gate, generator=seeded_generator(seed, layer))
@@ -83,7 +116,7 @@ def _over_ranks(config: TrainConfig, settings: LMConfig, dims: ParallelDims) -> 
         return DistributedMoE(
             gate, experts, comms.world, tp=comms.tp, ep=None if comms.tp is None else comms.ep, schedule=how,
             permute=config.permute, equal_tokens=True, keep_buffers=kept, payload=config.payload,
-            payload_back=config.payload_back, exchange=config.exchange,
+            payload_back=config.payload_back, exchange=exchange,
         )  # fmt: skip
 
     return make

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
 from commbench import payloads
+from commbench.communicators import routed_choice
 from commbench.cost_model import Model
 from commbench.cost_model.fit import TINY_US
 from commbench.errors import UsageError
@@ -23,7 +25,7 @@ from commbench.spec import Value
 from commbench.train.ab_prediction import ExchangeTime, default_us, gain, gain_deviation
 from commbench.train.config import TrainConfig
 from moe_ref.kept_buffers import KEPT
-from moe_ref.schedules.base import Shape
+from moe_ref.schedules.base import Schedule, Shape
 from moe_ref.schedules.planned import CollectiveCall, Stage
 from moe_ref.schedules.predict import plan, stage_times
 from moe_ref.training import build
@@ -35,7 +37,7 @@ def shape(config: TrainConfig) -> Shape:
     tokens = config.cut(groups)[1] * config.context
     slices = config.tp if config.schedule == "parm_s1" else 1
     capacity = lm.gate.capacity
-    itemsize = {"fp32": 4, "bf16": 2, "fp64": 8}[config.dtype]
+    itemsize = build.SENT_BYTES[config.dtype]
     weights = 2 * config.width * config.hidden + config.hidden + config.width
     return Shape(
         T=tokens, D=config.width, E=config.experts, K=config.top_k, W=config.ranks, tp=config.tp,
@@ -69,11 +71,13 @@ def exchanges(
     and there is no model for, or a model of several settings or of none of the links that are needed.
     """
     of = shape(config)
+    tuned = None if own is None else own.curves("dispatch")
+    schedule = build.settled_schedule(config, functools.partial(routed_choice.choose, tuned))
     if model is not None:
-        stages, times = _by_model(config, of, model)
+        stages, times = _by_model(config, schedule, of, model)
     else:
-        stages = plan(build.make_schedule(config), of)
-        times = [_by_profiles(config, stage, of, known) for stage in stages]
+        stages = plan(schedule, of)
+        times = [_by_profiles(schedule, stage, of, known) for stage in stages]
     lm = build.lm_config(config)
     micro_batches = config.cut(config.ranks // config.tp)[0] * config.tp // config.ranks
     found = []
@@ -84,8 +88,10 @@ def exchanges(
     return found
 
 
-def _by_model(config: TrainConfig, of: Shape, model: Model) -> tuple[list[Stage], list[ExchangeTime]]:
-    found = stage_times(build.make_schedule(config), of, model, Layout(config.nodes, config.ranks_per_node))
+def _by_model(
+    config: TrainConfig, schedule: Schedule, of: Shape, model: Model
+) -> tuple[list[Stage], list[ExchangeTime]]:
+    found = stage_times(schedule, of, model, Layout(config.nodes, config.ranks_per_node))
     logs = np.log(np.maximum(found.times_us, TINY_US))
     # As many causes as refits, each of them with its part of their variance.
     refits = (logs[1:] - logs[0]) / np.sqrt(max(1, len(logs) - 1))
@@ -101,12 +107,12 @@ def _by_model(config: TrainConfig, of: Shape, model: Model) -> tuple[list[Stage]
     return stages, times
 
 
-def _by_profiles(config: TrainConfig, stage: Stage, of: Shape, known: Sequence[Table]) -> ExchangeTime:
+def _by_profiles(schedule: Schedule, stage: Stage, of: Shape, known: Sequence[Table]) -> ExchangeTime:
     call = stage.calls[0]
     curves = [curve for table in known if (curve := _curve(call, of, table)) is not None]
     times = [us for curve in curves if (us := default_us(curve, call.nbytes)) is not None]
     if len(stage.calls) != 1 or not times:
-        raise UsageError(f"no profile has what {build.make_schedule(config)} sends",
+        raise UsageError(f"no profile has what {schedule} sends",
                          hint="model=FILE, from commbench model --out")  # fmt: skip
     return ExchangeTime(times[0], {})
 

@@ -19,7 +19,8 @@ from torch import Tensor
 import commbench
 from commbench import payloads
 from commbench.communicators.communicator import Communicator
-from commbench.communicators.routed import WAYS
+from commbench.communicators.routed_agreement import WAYS
+from commbench.communicators.routed_choice import LayerAsk, RoutedChoice
 from commbench.errors import UsageError
 from commbench.payloads import tensors
 from commbench.train import config
@@ -29,9 +30,10 @@ from moe_ref.schedules.deduplicated import EXCHANGES, Deduplicated
 from moe_ref.schedules.predict import plan
 from moe_ref.schedules.verify import verify
 from moe_ref.training import build
-from tests.gloo.calls import nodes_of
+from tests.gloo.calls import by, nodes_of
 from tests.gloo.test_moe import Case, check
 from tests.gloo.test_train import TINY, run
+from tests.support import profiles
 from tests.support.ranks import on_gloo
 
 RANKS, EXPERTS, TOP_K, D = 4, 8, 3, 6
@@ -126,6 +128,41 @@ def payloads_of_rows(comm: Communicator, algorithm: str) -> None:
     back, exact = comm.combine(rows.detach(), handle, payload="int8"), comm.combine(rows.detach(), plain)
     assert not torch.equal(back, exact) and torch.allclose(back, exact, atol=0.02 * float(rows.abs().max()))
     assert f"top-{TOP_K} of {EXPERTS}, as fp8: {algorithm}" in comm.explain()
+
+
+def by_profile() -> None:
+    """What nobody asks for by name is the profile's choice for the rank that has most tokens; in layers, too."""
+    arguments = {"router": "uniform", "counts": "host", "output": "expert", "top_k": TOP_K, "experts": EXPERTS}
+    row = D * 8
+    ways = [
+        profiles.choice("dispatch", name, first, last, arguments=arguments)
+        for name, first, last in (("per_rank", 0, 10 * row - 1), ("per_node_pipelined", 10 * row, None))
+    ]
+    with by(*ways) as comm:
+        for many, way in ((9, "per_rank"), (9 + comm.rank, "per_node")):
+            x, experts, weights = tokens_of(comm.rank, many)
+            rows, _, handle = comm.dispatch(x, experts, weights, num_experts=EXPERTS)
+            assert handle.algorithm == way
+            assert torch.allclose(comm.combine(rows, handle), x * (weights * (experts >= 0)).sum(1, keepdim=True))
+        said = comm.explain()
+        assert "480 B a rank, top-3 of 8: per_rank\n    why: the profile's choice for 0 .. 479 B" not in said
+        assert "432 B a rank, top-3 of 8: per_rank\n    why: the profile's choice for 0 .. 479 B" in said
+        assert "per_node_pipelined chunks=4 is a sweep's alone, and per_node sends the same rows" in said
+        assert said.count("evidence: ") == 2
+        x, experts, weights = tokens_of(comm.rank, 9)
+        rows, _, handle = comm.dispatch(x.float(), experts, weights, num_experts=EXPERTS, payload="fp8")
+        assert (
+            handle.algorithm == "per_choice" and "nothing for top-3 of 8, as fp8, but for top-3 of 8" in comm.explain()
+        )
+        case = Case(EXPERTS, "dropless", top_k=TOP_K)
+        check(comm, case, schedules.get("sequential"), exchange="profile")
+        moe = DistributedMoE(case.gate(), case.mine(comm), comm, exchange="profile", equal_tokens=True)
+        x = case.x(comm.rank)
+        chosen = moe.schedule.settled(moe, x.reshape(-1, x.shape[-1]))
+        assert isinstance(chosen, Deduplicated) and chosen.exchange == "per_node"
+        verify(moe, x.requires_grad_()).raise_if_different()
+        with pytest.raises(UsageError, match="exchange=profile without equal_tokens"):
+            DistributedMoE(case.gate(), case.mine(comm), comm, exchange="profile")
 
 
 def errors(comm: Communicator) -> None:
@@ -231,6 +268,7 @@ def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
             errors(comm)
             layers(comm)
             refused_layers(comm)
+        by_profile()
         trainings()
 
     on_gloo(RANKS, rank)
@@ -238,6 +276,23 @@ def test_dispatch_and_combine_equal_one_rank_with_all_experts() -> None:
 
 def test_the_trainer_has_the_exchanges_of_the_layer() -> None:
     assert config.EXCHANGES == EXCHANGES
+
+
+def test_trainings_take_the_exchange_that_the_profile_has_for_their_tokens() -> None:
+    asked: list[LayerAsk] = []
+
+    def choose(ask: LayerAsk) -> RoutedChoice:
+        asked.append(ask)
+        return RoutedChoice(algorithm="per_node", why="")
+
+    tiny = replace(TINY, capacity="dropless", nodes=2, ranks_per_node=2, exchange="profile")
+    assert build.settled_schedule(tiny, choose) == Deduplicated("per_node", 2)
+    tokens = tiny.cut(4)[1] * tiny.context
+    assert asked == [LayerAsk(top_k=tiny.top_k, experts=tiny.experts, size_bytes=tokens * tiny.width * 8)]
+    # Layers that can have no other are left as they are, and the profile is not asked.
+    for other in ({"capacity": "tutel"}, {"schedule": "pipelined", "chunks": 2}, {"exchange": "per_choice"}):
+        assert not isinstance(build.settled_schedule(replace(tiny, **other), choose), Deduplicated)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(("nodes", "per_rank", "per_node"), [(4, 5.32, 2.79), (2, 3.55, 1.00)])

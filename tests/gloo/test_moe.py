@@ -141,7 +141,8 @@ def check(
     exchange: str = "per_choice",
 ) -> None:  # fmt: skip
     """Outputs, gradients and traffic."""
-    moe = DistributedMoE(case.gate(), case.mine(comm), comm, schedule=schedule, permute=way, exchange=exchange)
+    moe = DistributedMoE(case.gate(), case.mine(comm), comm, schedule=schedule, permute=way, exchange=exchange,
+                         equal_tokens=exchange == "profile")  # fmt: skip
     want, where = oracle(case, comm.rank, comm.size), (comm.rank, case, str(moe.schedule), way)
     x_TD = case.x(comm.rank).requires_grad_()
     with counting(moe) as log:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench import stats
+from commbench import algorithms, stats
 from commbench.cli import _main
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.profile.table import Table
 from commbench.records import Case, Status
+from commbench.sweep import prepare
 from commbench.tune import CaseTimes, ProcessGroup, describe, space
 from commbench.tune.choices import _NOTHING, Decision, ranges
 from commbench.tune.claims import claim, compare, holm, hopeless, observe, signed_rank
@@ -449,6 +450,7 @@ def test_holm_and_the_signed_rank() -> None:
         (["dtype=fp32,bf16"], "dtype=fp32,bf16"),
         (["overlap=matmul"], "overlap=matmul"),
         (["payload=none,int8"], "payload=int8"),
+        (["payload=int8", "collective=all_to_all,dispatch"], "payload=int8"),
         (["budgt=8m"], "budgt"),
         (["nodes=1", "algorithm=2d_intra_first"], "two levels need"),
         (["--out", "/nowhere/p.json"], "/nowhere/p.json"),
@@ -457,6 +459,17 @@ def test_holm_and_the_signed_rank() -> None:
 def test_what_cannot_be_tuned(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main(["tune", "quick", "transport=scripted", *words]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_a_payload_of_a_dispatch_is_a_condition_of_its_choice() -> None:
+    """A problem for each payload and output, over the same algorithms, whose choices a program can look up."""
+    words = ["quick", "transport=scripted", "layout=2x2", "collective=dispatch", "tokens=16", "model_dim=64", "top_k=2"]
+    _, configs = prepare.configure([*words, "dtype=bf16", "payload=none,fp8", "output=expert,rank"], with_parts=False)
+    (region,) = space.regions(configs)
+    found = {(p.shape.get("payload", "none"), p.shape["output"]): p for p in region.problems}
+    assert len(found) == 4 == len(region.problems) and all("row_bytes" not in p.shape for p in region.problems)
+    names = {case.algorithm for case in found["fp8", "expert"].candidates}
+    assert names == set(algorithms.names("dispatch"))
 
 
 CRASHES = 4  # a launch of the confirmation, as the search has three
