@@ -63,8 +63,9 @@ def layer_compute(
             # What one draw's products reach beside another's holds for measured ones too.
             return np.asarray(crowd * flops / (rate * (draws.flop_us / draws.flop_us[0])[:, None]))
         half = draws.half_rows[:, None]
-        reach = draws.flop_us[:, None] * (m / (m + half)) * (n / (n + half))
-        return np.asarray(crowd * flops / (reach * draws.grouped[:, None] if grouped else reach))
+        if grouped:  # what few rows cost is in the traffic of weights
+            return np.asarray(crowd * flops / (draws.flop_us * draws.grouped)[:, None] * (n + half) / n)
+        return np.asarray(crowd * flops / (draws.flop_us[:, None] * (m / (m + half)) * (n / (n + half))))
 
     def traffic(nbytes: Floats) -> Floats:
         return np.asarray(nbytes / memory)
@@ -85,10 +86,14 @@ def layer_compute(
     experts, chunked = np.zeros_like(shared), np.zeros_like(shared)
     local = np.zeros_like(shared)
     if model.moe_layers:
-        each = mine_rows / np.maximum(model.experts / settings.ep, 1.0)  # of one expert
+        here = np.maximum(model.experts / settings.ep, 1.0)
+        each = mine_rows / here  # of one expert
         cut = np.where(settings.schedule_is("pipelined"), settings.chunks, 1)  # expert groups have whole experts' rows
-        experts = product(flops, each, hidden, width, grouped=True) + activated
-        chunked = product(flops, each / cut, hidden, width, grouped=True) + activated
+        # Experts have few rows, so their weights count: read forward and backward, and gradients added to, backward.
+        # A third of that for each of a pass's three products; chunks read them again.
+        weights = here * model.matrices * model.width * hidden * (2 * w + 2 * work.grad_bytes) / 3
+        experts = product(flops, each, hidden, width, grouped=True) + activated + traffic(weights)
+        chunked = product(flops, each / cut, hidden, width, grouped=True) + activated + traffic(weights * cut)
         gate = product(2 * mine * model.width * model.experts, mine, width * 0 + model.experts, width)
         permuted = _PERMUTED * (model.top_k * sending + mine_rows) * model.width / 2 * w
         local = gate + traffic(permuted + _FFN_TRAVELS * mine * model.width * w)
