@@ -80,8 +80,8 @@ def cells(gpus: Sequence[int] = ()) -> PaperFigure:
         name="simumax", title="SimuMax: Megatron on 8 B200", source=SOURCE, rows=tuple(rows),
         ratio="predicted time over measured, and of two strategies",
         says=(
-            "with what SimuMax measured of products, memory and NVLink, as it takes itself; it has each operation's own "
-            "number, and its errors on these steps are -14 % to +0.1 %, its ratios of strategies 1.32 and 1.34",
+            "with what SimuMax measured of products, memory and NVLink; it has each operation's own number itself, "
+            "and its errors on these steps are -14 % to +0.1 %, its ratios of strategies 1.32 and 1.34",
         ),
         left_open=("how far each of its operations is from their mean",),
     )  # fmt: skip
