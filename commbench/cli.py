@@ -234,24 +234,6 @@ def model(runs: tuple[Path, ...], out: Path | None, format_: str, columns: str) 
     return run(runs, format_, out, columns)
 
 
-@cli.command(short_help="Numbers that papers published, beside what formulas say.")
-@click.argument("figures", nargs=-1, metavar="[FIGURE...]")
-@click.option("--gpus", default="", metavar="N,N..", help="Of Tutel's figures; default: 8 to 4096, by twos.")
-@table_format(json_is="a figure a line")
-def predict(figures: tuple[str, ...], gpus: str, format_: str) -> int:
-    """Predict published speed-ups as bands, and say which of them are inside.
-
-    Figures: tutel-layer, tutel-all-to-all, tutel-training, monta, parm, simumax; without one, all. A band holds 90 %
-    of draws of what was not published; nothing is fitted to what was. docs/reference/papers.md has the formulas.
-
-    \b
-    commbench predict tutel-training --gpus 8,512
-    """
-    from commbench.commands.predict import run
-
-    return run(figures, gpus, format_)
-
-
 @cli.command(
     short_help="A profile for other programs: env, nccl-conf, launchers, ...",
     epilog="Exit codes: 0 fine, 2 no usable profile, or it cannot be said in that format.",

@@ -9,7 +9,7 @@ import sys
 import click
 
 from commbench.commands import completing
-from commbench.commands.options import SHORT, WithKeys
+from commbench.commands.options import SHORT, WithKeys, table_format
 
 _WIDEST = 100
 
@@ -107,4 +107,22 @@ def prove(algorithms: tuple[str, ...], format_: str) -> int:
     return run(algorithms, format_)
 
 
-COMMANDS = (advise, keys, recipes, explain, prove)
+@click.command(short_help="Numbers that papers published, beside what formulas say.")
+@click.argument("figures", nargs=-1, metavar="[FIGURE...]")
+@click.option("--gpus", default="", metavar="N,N..", help="Of Tutel's figures; default: 8 to 4096, by twos.")
+@table_format(json_is="a figure a line")
+def predict(figures: tuple[str, ...], gpus: str, format_: str) -> int:
+    """Predict published speed-ups as bands, and say which of them are inside.
+
+    Figures: tutel-layer, tutel-all-to-all, tutel-training, monta, parm, simumax; without one, all. A band holds 90 %
+    of draws of what was not published; nothing is fitted to what was. docs/reference/papers.md has the formulas.
+
+    \b
+    commbench predict tutel-training --gpus 8,512
+    """
+    from commbench.commands.predict import run
+
+    return run(figures, gpus, format_)
+
+
+COMMANDS = (advise, keys, recipes, explain, prove, predict)
