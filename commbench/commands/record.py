@@ -16,6 +16,8 @@ from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, CommbenchError, EnvironmentProblem, UsageError
 from commbench.launch import foreign
 from commbench.launch.foreign import Cluster
+from commbench.output.answer import traced
+from commbench.output.grid import folded, refolded
 from commbench.record import describe, folder, recipe
 from commbench.record.consolidate import consolidate
 from commbench.record.exchanges import exchanges
@@ -142,24 +144,28 @@ def _write(request: RecordRequest, recording: Recording, trace: ProgramTrace, co
     if request.out is None:
         RunFolder(recording.path).link_latest()
     found = exchanges(trace)
-    answer = describe.answer(trace, found, recording.path)
+    answer = traced.answer(trace, found, recording.path)
     if request.format == "json":
         for line in describe.rows(found):
             sys.stdout.write(json.dumps(line) + "\n")
-        summary = {**asdict(answer), "trace": str(recording.path), "ranks": trace.ranks, "exit_code": trace.exit_code}
-        sys.stdout.write(json.dumps(summary) + "\n")
+        last = {
+            "answer": str(answer), "next": answer.command, **asdict(traced.waits(trace, found)),
+            "trace": str(recording.path), "ranks": trace.ranks, "exit_code": trace.exit_code,
+        }  # fmt: skip
+        sys.stdout.write(json.dumps(last) + "\n")
     else:
-        sys.stdout.write("\n".join([*describe.table(trace, found), _sentence(answer.answer)]) + "\n")
+        sys.stdout.write("\n".join([*_fitting(describe.table(trace, found)), *answer.lines()]) + "\n")
     sys.stdout.flush()
     if code := trace.exit_code:
         console.error(f"the program ended with exit code {code}{_until(trace)}; the trace has what was recorded")
     if request.plots:
         _draw(recording.path, console)
-    console.note(f"trace: {recording.path}" + (f"; next: {answer.next}" if answer.next else ""))
+    console.note(f"trace: {recording.path}")
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
+def _fitting(lines: Sequence[str]) -> list[str]:
+    """Return the lines, those that the terminal has no room for on several."""
+    return [part for line in lines for part in (folded(line, "", "    ") if line[:1] != "#" else refolded([line]))]
 
 
 def _until(trace: ProgramTrace) -> str:

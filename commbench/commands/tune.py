@@ -18,14 +18,14 @@ from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
 from commbench.output import grid
+from commbench.output.answer import traced
 from commbench.output.answer.tuned import answer
 from commbench.output.grid import TableStyle
 from commbench.profile import Profile
 from commbench.profile import file as profile_file
 from commbench.rank_info import detect
-from commbench.record import describe as traced_describe
 from commbench.record import folder as trace_folder
-from commbench.record import recipe as traced
+from commbench.record import recipe as trace_recipe
 from commbench.record.exchanges import exchanges
 from commbench.record.trace import ProgramTrace
 from commbench.records import PlannedCase
@@ -68,7 +68,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     configs = [engine.shorten(item, limits) for item in configs]
     regions = space.regions(configs)
     if trace is not None:
-        regions = saving.weigh(regions, traced.sent_cases(trace).cases)
+        regions = saving.weigh(regions, trace_recipe.sent_cases(trace).cases)
     runnable = [PlannedCase(case=case) for one in regions for problem in one.problems for case in problem.candidates]
     possible = local_gpus.check(prepare.check_fabrics(runnable, launchers), launchers)
     placement.check(possible, launchers, console.note)
@@ -105,7 +105,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
         sys.stdout.write("\n".join(describe.table(profile, [one.control for one in tuned], look)) + "\n")
     saved, values = "", dict[str, Any]()
     if trace is not None:
-        saved, values = _saving(trace, Path(recipe), regions, tuned, stages)
+        saved, values = _saving(trace, regions, tuned, stages)
     found = answer(profile, describe.next_step(target, trace), saved)
     if request.format == "json":
         sys.stdout.write(json.dumps(found.as_dict() | values) + "\n")
@@ -165,11 +165,11 @@ def _copy(profile: Profile, kept: Path, out: Path) -> None:
 
 
 def _saving(
-    trace: ProgramTrace, path: Path, regions: Sequence[Region], tuned: Sequence[Tuned], stages: Stages
+    trace: ProgramTrace, regions: Sequence[Region], tuned: Sequence[Tuned], stages: Stages
 ) -> tuple[str, dict[str, Any]]:
     """Return what the profile saves of a step of the program, in words and as facts."""
     predicted = saving.predict(regions, tuned, stages.folders)
-    said = traced_describe.answer(trace, exchanges(trace), path)
+    said = traced.waits(trace, exchanges(trace))
     waited_us = said.tunable_us - said.late_us if said.waits_seen else None
     values = {} if predicted is None else dataclasses.asdict(predicted)
     text = saving.sentence(predicted, said.step_us, waited_us)

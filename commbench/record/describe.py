@@ -1,14 +1,11 @@
-"""A trace in words: a sentence for each exchange, and the answer."""
+"""A trace in words: a sentence for each exchange."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-from commbench import algorithms
 from commbench.record.exchanges import TracedExchange
 from commbench.record.trace import IMPORTED, ProgramTrace
 from commbench.units import format_seconds, format_size
@@ -17,51 +14,6 @@ _MOST_LINES = 20
 _WORDS = {"all_to_all": "all-to-all", "all_to_allv": "uneven all-to-all", "all_gather": "all-gather",
           "reduce_scatter": "reduce-scatter", "all_reduce": "all-reduce"}  # fmt: skip
 _EVEN = 1.05  # a skew below is none
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceAnswer:
-    """What was found, in one sentence, and the command to go on with; "" where there is none."""
-
-    answer: str
-    next: str
-    tunable_us: float  # a step, that the program waits for exchanges which can be done in several ways
-    late_us: float  # of that, for ranks that come later than others
-    waits_seen: bool  # whether all waits could be seen
-    step_us: float | None
-
-
-def can_be_tuned(collective: str) -> bool:
-    """Return whether there is more than one way to do a collective that programs call."""
-    return len(algorithms.names(collective)) > 1
-
-
-def answer(trace: ProgramTrace, found: Sequence[TracedExchange], folder: Path) -> TraceAnswer:
-    """Return what a faster exchange could save of a step at the most."""
-    mine = [one for one in found if can_be_tuned(one.collective)]
-    waited = sum(one.exposed_us or 0.0 for one in mine)
-    late = min(waited, sum(one.late_us or 0.0 for one in mine))
-    step = trace.step_us()
-    command = ""
-    if not mine:
-        text = "nothing of this can be tuned: the program calls no all-to-all, and all else has one way to be done"
-    elif any(one.exposed_us is None for one in mine):
-        text = "how long the program waits for its all-to-alls could not be seen"
-    elif step is None:
-        text = f"the program waits {_time(waited)} in all for its all-to-alls; it has no steps that could be counted"
-    else:
-        text = (
-            f"a faster all-to-all can save {_time(waited - late)} of a step of {_time(step)} at the most "
-            f"({_percent(waited - late, step)})"
-        )
-        if late > 0.05 * waited:
-            text += f"; {_time(late)} more is waited for ranks that come later, which no exchange can save"
-    if mine:
-        command = f"commbench tune {shlex.quote(str(folder))} budget=10m --out p.json"
-    return TraceAnswer(
-        answer=text, next=command, tunable_us=round(waited, 3), late_us=round(late, 3),
-        waits_seen=all(one.exposed_us is not None for one in mine), step_us=step and round(step, 3),
-    )  # fmt: skip
 
 
 def table(trace: ProgramTrace, found: Sequence[TracedExchange]) -> list[str]:
@@ -73,9 +25,9 @@ def table(trace: ProgramTrace, found: Sequence[TracedExchange]) -> list[str]:
     head = f"# {where}, {trace.transport}"
     if step is not None:
         if IMPORTED in trace.versions:  # a profiler begins later than the program: its first step counts
-            head += f", {counted - 1} step{'s' if counted > 2 else ''} of {_time(step)}"
+            head += f", {counted - 1} step{'s' if counted > 2 else ''} of {duration(step)}"
         else:
-            head += f", {counted} steps of {_time(step)}; the first, and what was before, is not counted"
+            head += f", {counted} steps of {duration(step)}; the first, and what was before, is not counted"
     else:
         head += ", the whole run"
         if IMPORTED not in trace.versions:
@@ -98,7 +50,7 @@ def notes(trace: ProgramTrace) -> list[str]:
     merged = sum(one.count for one in trace.calls if one.merged)
     if merged:
         total = sum(one.count for one in trace.calls)
-        said.append(f"{merged / total:.0%} of the calls have sizes or splits of their own, and are merged by size")
+        said.append(f"{percent(merged, total)} of the calls have sizes or splits of their own, and are merged by size")
     return said
 
 
@@ -123,9 +75,9 @@ def _cost(one: TracedExchange, step_us: float | None) -> str:
     """Return what an exchange takes of a step, and what of that the program waits for."""
     said = []
     if one.time_us is not None:
-        said.append(_time(one.time_us) if step_us is None else f"{_percent(one.time_us, step_us)} of the step")
+        said.append(duration(one.time_us) if step_us is None else f"{percent(one.time_us, step_us)} of the step")
     if one.exposed_us is not None:
-        share = _time(one.exposed_us) if step_us is None else _percent(one.exposed_us, step_us)
+        share = duration(one.exposed_us) if step_us is None else percent(one.exposed_us, step_us)
         late = (one.late_us or 0.0) / one.exposed_us if one.exposed_us else 0.0
         said.append(f"{share} exposed")
         said += [f"{100 * late:.0f} % of that for ranks that come later"] if late > 0.05 else []
@@ -141,12 +93,14 @@ def _short(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
-def _percent(part: float, whole: float) -> str:
+def percent(part: float, whole: float) -> str:
+    """Return `12 %`, with one digit where it is below 1 %."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.0f} %" if share >= 1 or share == 0 else f"{share:.1g} %"
 
 
-def _time(us: float) -> str:
+def duration(us: float) -> str:
+    """Return `812 us`, `1.21 ms`, `2 min 3 s`."""
     if us >= 1e7:
         return format_seconds(us / 1e6)
     for unit, name in ((1e6, "s"), (1e3, "ms")):

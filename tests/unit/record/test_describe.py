@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from commbench.output.answer import traced
 from commbench.plots import program_trace
 from commbench.record import describe
 from commbench.record.exchanges import TracedExchange, exchanges
@@ -33,23 +34,26 @@ def test_an_exchange_is_a_sentence() -> None:
 
 def test_the_answer_says_what_can_be_saved_and_what_to_do_next() -> None:
     trace = traces.planted()
-    said = describe.answer(trace, exchanges(trace), Path("my trace"))
-    assert said.next == "commbench tune 'my trace' budget=10m --out p.json"
+    found = exchanges(trace)
+    said = traced.answer(trace, found, Path("my trace"))
+    assert said.command == "commbench tune 'my trace' budget=10m --out p.json"
     # two exchanges of 500 us: of an even one 1 us is waited for the other rank
-    assert said.tunable_us == 1001.5 and said.late_us == 1.0
-    assert said.answer == "a faster all-to-all can save 1 ms of a step of 50 ms at the most (2 %)"
-    late = [replace(one, late_us=(one.exposed_us or 0) / 2) for one in exchanges(trace)]
-    assert "501 us more is waited for ranks that come later" in describe.answer(trace, late, Path("t")).answer
-    unseen = [replace(one, exposed_us=None) for one in exchanges(trace)]
-    assert "could not be seen" in describe.answer(trace, unseen, Path("t")).answer
+    waits = traced.waits(trace, found)
+    assert waits.tunable_us == 1001.5 and waits.late_us == 1.0 and waits.waits_seen and waits.step_us == 50000.0
+    assert str(said) == "a faster all-to-all can save 1 ms of a step of 50 ms at the most (2 %)"
+    late = [replace(one, late_us=(one.exposed_us or 0) / 2) for one in found]
+    assert "501 us more is waited for ranks that come later" in str(traced.answer(trace, late, Path("t")))
+    unseen = [replace(one, exposed_us=None) for one in found]
+    assert "could not be seen" in str(traced.answer(trace, unseen, Path("t")))
     one_step = traces.planted(steps=1)
-    assert "it has no steps" in describe.answer(one_step, exchanges(one_step), Path("t")).answer
+    assert "it has no steps" in str(traced.answer(one_step, exchanges(one_step), Path("t")))
 
 
 def test_nothing_to_tune_is_an_answer() -> None:
     trace = traces.planted(groups=())
-    said = describe.answer(trace, exchanges(trace), Path("t"))
-    assert said.answer.startswith("nothing of this can be tuned: the program calls no all-to-all") and not said.next
+    said = traced.answer(trace, exchanges(trace), Path("t"))
+    assert str(said).startswith("nothing of this can be tuned: the program calls no all-to-all") and not said.command
+    assert said.next == "keep the program as it is"
 
 
 def test_a_reader_is_told_what_lacks() -> None:
