@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator
 
 from commbench.ab.launches import ProgramLaunch
 from commbench.ab.pairs import ARMS, BASELINE
-from commbench.output.answer import words
+from commbench.output.answer import arms
 from commbench.plots import save
 from commbench.plots.style import caption, title
 from commbench.records import network_note
-from commbench.stats import PAIRS_FOR_CLAIM
+from commbench.stats import PAIRS_FOR_CLAIM, Verdict
 from commbench.train.ab import Launched, Outcome
 from commbench.train.ab_expected import from_facts
 from commbench.train.results import ranks_text
@@ -37,7 +37,11 @@ def draw_programs(launches: Sequence[ProgramLaunch], about: Mapping[str, Any], o
     _ratios(right, [("measured", about["ratio"], about["low"], about["high"])]
             + ([("control", control["ratio"], control["low"], control["high"])] if control else []))  # fmt: skip
     right.set_ylabel("candidate / baseline, above 1: better")
-    title(figure, about["title"], 0.98)
+    found = arms.title(
+        Verdict(about["verdict"]), about["ratio"], about["low"], about["high"], rounds=about["rounds"],
+        what=about["compared"], failed=about["failed"],
+    )  # fmt: skip
+    title(figure, f"{found} ({about['title']})", 0.98)
     caption(figure, about, f"{about['answer']} Control: launches of one arm that followed each other.")
     figure.tight_layout(rect=(0, 0.09, 1, 0.98))
     return save({"ab": figure}, out)
@@ -92,7 +96,10 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
     right.set_ylabel("% of a step that waits\nfor communication")
     right.tick_params(axis="x", labelsize=8)
     its = about["arms"][BASELINE]
-    found = f"Candidate: {words.ratio(outcome.ratio, outcome.low, outcome.high)} the throughput"
+    found = arms.title(
+        outcome.verdict, outcome.ratio, outcome.low, outcome.high, rounds=outcome.pairs,
+        what="throughput",
+    )  # fmt: skip
     title(figure, f"{found} ({its['recipe']}, {ranks_text(its, about)}: {names})", 0.98)
     pairs = f"{outcome.pairs} pair{'s' * (outcome.pairs != 1)} of launches"
     note = f"How to read this: bars are the 95 % interval of {pairs}" if known else f"{pairs}: too few for an interval"

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from commbench.output.answer import traced, words
 from commbench.plots import save
 from commbench.plots.style import title
 from commbench.record.describe import sentence
@@ -37,7 +38,7 @@ def draw(trace: ProgramTrace, found: Sequence[TracedExchange], out: Path) -> lis
     _bars(axes[0], bars, step)
     if step is not None:
         _steps(axes[1], trace)
-    title(figure, _heading(trace), 1 - 0.1 / height)
+    title(figure, f"{words.begun(traced.sentences(trace, found)[0])} ({_heading(trace)})", 1 - 0.1 / height)
     figure.subplots_adjust(left=0.3, right=0.98, bottom=0.5 / height, top=1 - 0.5 / height, hspace=0.9 / height * 2)
     return save({"trace": figure}, out)
 
@@ -46,7 +47,7 @@ def _heading(trace: ProgramTrace) -> str:
     nodes, per_node = trace.layout()
     where = f"{nodes} x {per_node} ranks" if nodes > 1 else f"{trace.ranks} ranks"
     fabric = ", emulated links" if trace.fabric else ""
-    return f"What a program sends: {where}, {trace.gpu or trace.transport}{fabric}"
+    return f"{where}, {trace.gpu or trace.transport}{fabric}"
 
 
 def _bars(axes: Axes, found: Sequence[TracedExchange], step_us: float | None) -> None:

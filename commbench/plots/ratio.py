@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from commbench.analysis.compare import CaseComparison
 from commbench.files import write_named
+from commbench.output.answer.compared import title as conclusion
 from commbench.plots.style import (
     MARKERS,
     STYLES,
@@ -25,6 +26,7 @@ from commbench.records import network_note
 
 _MOST_PANELS = 8
 _WHAT = "before / after\nabove 1: faster"
+_READ = "How to read this: the first run's time over the second's; bars are 95 % intervals; grey: within --threshold."
 
 
 def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshold: float) -> Path:
@@ -65,8 +67,9 @@ def draw(comparisons: Sequence[CaseComparison], path: Path, names: str, threshol
         axes.set_title("\n".join(filter(None, [set_up, note, left_out])), fontsize=9)
         legend_below(axes, sizes)
     names += f"; {len(shown)} of {len(set_ups)} set-ups" if len(shown) < len(set_ups) else ""
-    title(figure, names, 1 - 0.08 / height)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / height))
+    above = title(figure, f"{conclusion(comparisons)} ({names})", 1 - 0.08 / height)
+    figure.text(0.01, 0.02 / height, _READ, fontsize=7.5, color="#555555", va="bottom")
+    figure.tight_layout(rect=(0, 0.16 / height, 1, 1 - (0.25 + above) / height))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_named(path, picture(figure, path.suffix[1:].lower()))
     return path

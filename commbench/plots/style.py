@@ -156,5 +156,7 @@ def title(figure: Figure, text: str, y: float) -> float:
 def caption(figure: Figure, meta: Mapping[str, Any], note: str) -> None:
     """Write below the plot what the bars mean, then machine and date; before all of it that a run is not finished."""
     note = f"PARTIAL: {meta['partial']}. {note}" if meta.get("partial") else note
-    text = f"{note}\n{meta['machine_text']} | {meta['started'][:10]} | commbench {meta['commbench_version']}"
+    version = f"commbench {meta['commbench_version']}" if meta["commbench_version"] else ""
+    made = " | ".join(filter(None, [meta["machine_text"], meta["started"][:10], version]))  # old runs lack some
+    text = f"{note}\n{made}"
     figure.text(0.01, 0.01, text, fontsize=7.5, color="#555555", va="bottom", ha="left")

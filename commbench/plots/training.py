@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from commbench.output.answer import trained
+from commbench.output.answer.trained import digits
 from commbench.plots import save
 from commbench.plots.style import MARKERS, caption, title
 from commbench.train.results import Training, labels, ranks_text
@@ -76,7 +78,7 @@ def _loss(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     axes.set_xlabel("step")
     _legend(axes)
     points = "points: held-out text" if len(trainings) > 1 else "points: text that it does not learn from"
-    _finish(figure, trainings, "Loss", f"Thin: each step; thick: median of steps around it; {points}.")
+    _finish(figure, trainings, _losses(trainings), f"Thin: each step; thick: median of steps around it; {points}.")
     return figure
 
 
@@ -94,13 +96,18 @@ def _throughput(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
             colour = _RUNS[index % len(_RUNS)]
             axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
             axes.plot(x, _running(y), color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)],
-                      label=f"{name}: median {_short(float(np.median(y)))}{' %' if key == 'mfu' else ''}")  # fmt: skip
+                      label=f"{name}: median {digits(float(np.median(y)))}{' %' if key == 'mfu' else ''}")  # fmt: skip
         _axes(axes, "tokens per second" if key == "tokens_per_s" else "mfu, % of peak")
         axes.set_ylim(bottom=0)
         _legend(axes)
     panels[-1].set_xlabel("step")
     without = f"; without {left_out} steps under the profiler" if left_out else ""
-    _finish(figure, trainings, "Throughput", f"Thin: each step; thick: median of steps around it{without}.")
+    _finish(
+        figure,
+        trainings,
+        _throughputs(trainings, names),
+        f"Thin: each step; thick: median of steps around it{without}.",
+    )
     return figure
 
 
@@ -126,7 +133,7 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
                           bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8} if hatch else None)  # fmt: skip
             at += value
         axes.plot([step, step], [row - 0.4, row + 0.4], color="black", linewidth=1.4)
-        axes.text(max(at, step) + 0.007 * widest, row, f"step {_short(step)} ms", va="center", fontsize=8)
+        axes.text(max(at, step) + 0.007 * widest, row, f"step {digits(step)} ms", va="center", fontsize=8)
     axes.set_yticks(range(len(names)), rows, fontsize=8)
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.set_xlim(0, widest)
@@ -141,8 +148,40 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     note = f"Mean of steps of rank 0 under torch.profiler, which slows them: {counts}. Black mark: the step."
     if "cuda" in devices:
         note += "\nTime of kernels, by what launched them; where two streams overlap a bar is longer than the step."
-    _finish(figure, trainings, "Where the time of a step goes", note, legend=0.46)
+    shares = [{part: 100 * value / step for part, value in took.items() if value} for step, took in means]
+    _finish(figure, trainings, trained.of_breakdowns(shares), note, legend=0.46)
     return figure
+
+
+def _losses(trainings: Sequence[Training]) -> str:
+    """Return what the thick lines show: of several at the last step that all of them have."""
+    curves = [_running(_column(one, "loss") / _BITS) for one in trainings]
+    if len(trainings) == 1:
+        steps = trainings[0].steps
+        held = [line["val_bits_per_byte"] for line in steps if line["val_bits_per_byte"] is not None]
+        return trained.of_losses(curves[0][0], curves[0][-1], len(steps), held[-1] if held else None)
+    shared = set.intersection(*({line["step"] for line in one.steps} for one in trainings))
+    if not shared:
+        return "Loss: no step that all runs have"
+    step = max(shared)
+    places = [[line["step"] for line in one.steps].index(step) for one in trainings]
+    return trained.of_several_losses([curve[place] for curve, place in zip(curves, places, strict=True)], step)
+
+
+def _throughputs(trainings: Sequence[Training], names: Sequence[str]) -> str:
+    medians = {name: rate for one, name in zip(trainings, names, strict=True) if (rate := _median(one, "tokens_per_s"))}
+    mfu = _median(trainings[0], "mfu") if len(trainings) == 1 else None
+    return (
+        trained.of_throughputs(medians, 100 * mfu if mfu else None)
+        if medians
+        else "Throughput: every step was profiled"
+    )
+
+
+def _median(one: Training, key: str) -> float | None:
+    """Return the median of steps that no profiler slowed; None where there is none."""
+    values = [line[key] for line in one.steps if not line.get("profiled") and line[key] is not None]
+    return float(np.median(values)) if values else None
 
 
 def _mean(one: Training) -> tuple[float, dict[str, float]]:
@@ -159,7 +198,7 @@ def _mean(one: Training) -> tuple[float, dict[str, float]]:
 def _inside(part: str, value: float, step: float, room: float) -> str:
     """Return what fits into a piece of a bar of so many letters: name, time and share, or less, or nothing."""
     share = f"{100 * value / step:.0f} %"
-    lines = [part, f"{_short(value)} ms", share]
+    lines = [part, f"{digits(value)} ms", share]
     if max(map(len, lines)) <= room:
         return "\n".join(lines)
     if max(map(len, lines[1:])) <= room:
@@ -172,7 +211,7 @@ def _key(part: str, means: Sequence[tuple[float, dict[str, float]]]) -> Patch:
     label = part
     if len(means) == 1:
         took = means[0][1]
-        label += f" {_short(took[part])} ms"
+        label += f" {digits(took[part])} ms"
     return Patch(facecolor=colour, hatch=hatch, edgecolor="#333333", linewidth=0.5, label=label)
 
 
@@ -184,11 +223,6 @@ def _running(values: Any) -> Any:
     """Return the median of up to 2 k + 1 values around each."""
     k = max(2, min(25, len(values) // 40))
     return np.array([np.median(values[max(0, at - k) : at + k + 1]) for at in range(len(values))])
-
-
-def _short(value: float) -> str:
-    """Return three digits, or all that are before the point."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _cut(name: str) -> str:
@@ -208,14 +242,14 @@ def _legend(axes: Axes) -> None:
 
 
 def _finish(figure: Figure, trainings: Sequence[Training], what: str, note: str, *, legend: float = 0.0) -> None:
-    """Write title and caption, and make room for both. legend: inches below the title."""
+    """Write title and caption, and make room for both. what: they show; legend: inches below the title."""
     one, height = trainings[0], figure.get_figheight()
     note = f"How to read this: {note[0].lower()}{note[1:]}"
     recipes = {training.config["recipe"] for training in trainings}
     of = f"{one.config['recipe']}, {ranks_text(one.config, one.about)}"
     if len(trainings) > 1:
         of = f"{len(trainings)} runs" + (f" of {one.config['recipe']}" if len(recipes) == 1 else "")
-    title(figure, f"{what}: {of}", 1 - 0.08 / height)
+    above = title(figure, f"{what} ({of})", 1 - 0.08 / height)
     machines = dict.fromkeys(training.about["machine_text"] for training in trainings)
     caption(figure, {**one.about, "machine_text": " / ".join(machines)}, note)
-    figure.tight_layout(rect=(0, (0.29 + 0.13 * len(note.split("\n"))) / height, 1, 1 - legend / height))
+    figure.tight_layout(rect=(0, (0.29 + 0.13 * len(note.split("\n"))) / height, 1, 1 - (legend + above) / height))

@@ -190,7 +190,7 @@ def read(path: Path) -> tuple[list[Launched], dict[str, Any], str]:
         from_facts(about)
         for arm in ARMS:
             results.check_config(about["arms"][arm])
-        names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " and "))
+        names = ", ".join(results.differences([about["arms"][arm] for arm in ARMS], " against "))
         launches = list(read_lines(path / "launches.jsonl", _launched))
     except (KeyError, ValueError, CorruptFile) as error:
         raise UsageError(f"{path} is of another version: {error}",

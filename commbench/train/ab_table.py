@@ -19,7 +19,7 @@ _ROUNDING = 1e-5  # and more than that in any case, which another order of sums 
 
 def names(settings: Sequence[Mapping[str, Any]]) -> str:
     """Both arms, by the keys in which they differ."""
-    return ", ".join(results.differences(settings, " and "))
+    return ", ".join(results.differences(settings, " against "))
 
 
 def table(outcome: Outcome, expected: ExpectedRatio | None) -> list[str]:

@@ -13,6 +13,8 @@ from commbench.records import network_note
 from commbench.stats import LAUNCHES_FOR_INTERVAL, Verdict
 
 FIRST, SECOND = "the first run", "the second run"
+_DIRECTIONS = {FIRST: "slower", SECOND: "faster"}  # of the second run, by which one is faster
+_MOST_PARTS = 3  # of a picture's title
 
 
 def answer(comparisons: Sequence[CaseComparison], threshold: float, about: Mapping[str, Any]) -> Answer:
@@ -28,6 +30,26 @@ def answer(comparisons: Sequence[CaseComparison], threshold: float, about: Mappi
     notes = dict.fromkeys(filter(None, (network_note(item.fabric) for item in comparisons)))
     step, command = _next(comparisons, worse, found, about)
     return Answer(sentences=[*sentences, *notes], claims=found, step=step, command=command)
+
+
+def title(comparisons: Sequence[CaseComparison]) -> str:
+    """Return what differs as the title of a picture: `Second run: direct slower from 1 KiB to 4 KiB (1.20x to 1.24x)`.
+
+    Of many differences it says how many, and how large.
+    """
+    found = _ranges(comparisons)
+    if not found:
+        return words.begun(_nothing(comparisons))
+    if len(found) <= _MOST_PARTS:
+        parts = [f"{one.where.rpartition(': ')[2]} {_DIRECTIONS[one.faster]} {words.sizes(one.sizes)} ({one.factors})"
+                 for one in found]  # fmt: skip
+        return f"Second run: {'; '.join(parts)}"
+    parts = []
+    for faster in (FIRST, SECOND):
+        if proofs := [proof for one in found if one.faster == faster for proof in one.proofs]:
+            factors = words.ratios([proof.factor for proof in proofs], None, None)
+            parts.append(f"{_DIRECTIONS[faster]} in {len(proofs)} ({factors})")
+    return f"Second run: of {words.count(len(comparisons), 'case')} {', '.join(parts)}"
 
 
 def _ranges(comparisons: Sequence[CaseComparison]) -> list[FasterRange]:

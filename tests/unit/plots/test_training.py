@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def test_loss_is_in_bits_with_the_held_out_text_and_the_entropy(tmp_path: Path) 
     assert list(held.get_xdata()) == [10] and list(held.get_ydata()) == [2.5]
     assert set(entropy.get_ydata()) == {4.3} and entropy.get_linestyle() == "--"
     assert legend(axes) == ["tiny", "held out", "unigram entropy of the text"]
+    assert axes.figure.get_suptitle().replace("\n", " ") == (
+        "Loss does not fall: 3 to 3 bits a byte in 10 steps; 2.5 on text that it does not learn from "
+        "(tiny, 1x2 ranks, gloo)"
+    )
     without = json.loads((tmp_path / "run" / "run.json").read_text())
     del without["entropy"]  # of a run before that was told
     (tmp_path / "run" / "run.json").write_text(json.dumps(without))
@@ -74,6 +79,7 @@ def test_steps_under_the_profiler_are_no_throughput(tmp_path: Path) -> None:
     figure = training._throughput([read(folder(tmp_path))], ["tiny"])
     (axes,) = figure.axes
     assert list(axes.lines[0].get_xdata()) == [1, 2, 5, 6, 7, 8, 9, 10] and min(axes.lines[0].get_ydata()) > 100
+    assert figure.get_suptitle() == "106 tokens a second (tiny, 1x2 ranks, gloo)"
     assert legend(axes) == ["tiny: median 106"] and "without 2 steps under the profiler" in words(figure)
     known = [{**one, "mfu": 0.25} for one in results.steps(tmp_path / "run")]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in known))
@@ -99,7 +105,15 @@ def test_bars_are_milliseconds_one_after_the_other(tmp_path: Path) -> None:
     assert "attention 40 ms 40 %" in told and "a2a 30 ms 30 %" in told and "step 100 ms" in told and "gate" not in told
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
     assert keys == ["attention 40 ms", "a2a 30 ms", "experts 20 ms", "idle 10 ms"]
+    assert figure.get_suptitle() == "Of a step 40 % is attention and 30 % is all-to-all (tiny, 1x2 ranks, gloo)"
     both = training._breakdown(runs, ["one", "two"])
+    assert both.get_suptitle() == "Of a step 40 % is attention and 30 % is all-to-all (2 runs of tiny)"
+    assert training._throughput(runs, ["one", "two"]).get_suptitle() == (
+        "one has 1.00x the throughput of two; one launch each: nothing is proven (2 runs of tiny)"
+    )
+    assert training._loss(runs, ["one", "two"]).get_suptitle() == (
+        "The same loss: 3 bits a byte at step 10, which all have (2 runs of tiny)"
+    )
     assert [row for row, *_ in bars(both)] == [0] * 4 + [1] * 4
     assert [text.get_text() for text in both.legends[0].get_texts()] == ["attention", "a2a", "experts", "idle"]
 
@@ -162,8 +176,9 @@ def test_an_ab_is_drawn_again(tmp_path: Path) -> None:
     arms = {arm: {**CONFIG, "profile": profile} for arm, profile in zip(ab.ARMS, (None, "/x/p.json"), strict=True)}
     (tmp_path / "ab.json").write_text(json.dumps({"predicted": 1.05, "arms": arms}))
     assert plot.run([tmp_path], None) == 0
-    svg = (tmp_path / "plots" / "ab.svg").read_text()
-    assert (tmp_path / "plots" / "ab.png").is_file() and "profile=default and p.json" in svg and "predicted" in svg
+    svg = " ".join(re.findall("<!-- (.*?) -->", (tmp_path / "plots" / "ab.svg").read_text()))
+    assert (tmp_path / "plots" / "ab.png").is_file() and "profile=default against p.json" in svg and "predicted" in svg
+    assert "Nothing is proven: 4 rounds, 6 are needed; candidate 1.10x in throughput" in svg
     (tmp_path / "launches.jsonl").write_text('{"arm": "baseline"}\n')
     with pytest.raises(UsageError, match=r"is of another version"):
         plot.run([tmp_path], None)

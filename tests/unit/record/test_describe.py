@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,5 +74,7 @@ def test_a_picture(tmp_path: Path) -> None:
         [traces.planted(), traces.planted(ranks=16, groups=((0, 1),)), traces.planted(steps=1)]
     ):
         (png,) = program_trace.draw(trace, exchanges(trace), tmp_path / str(number))
+        said = " ".join(re.findall("<!-- (.*?) -->", png.with_suffix(".svg").read_text()))
+        assert ("A faster all-to-all can save" if number != 2 else "The program waits") in said
         assert png.name == "trace.png" and png.stat().st_size > 10_000 and png.with_suffix(".svg").exists()
     assert program_trace.draw(replace(traces.planted(), calls=[]), [], tmp_path) == []

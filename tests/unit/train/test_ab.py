@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,9 @@ def test_a_budget_takes_the_place_of_rounds() -> None:
 def test_variables_of_one_arm_are_a_difference() -> None:
     arms, _, _ = ab_arms.arms_of(("tiny", "candidate.env.GLOO_X=1"))
     assert arms[BASELINE].settings() != arms[CANDIDATE].settings()
-    assert ab_table.names([arm.settings() for arm in arms.values()]) == "env.GLOO_X=default and 1"
+    assert ab_table.names([arm.settings() for arm in arms.values()]) == "env.GLOO_X=default against 1"
     same_name = ab_arms.arms_of(("tiny", "baseline=a/p.json", "candidate=b/p.json"))[0]
-    assert "a/p.json and /" in ab_table.names([arm.settings() for arm in same_name.values()])
+    assert "a/p.json against /" in ab_table.names([arm.settings() for arm in same_name.values()])
 
 
 @pytest.mark.parametrize(
@@ -148,14 +149,15 @@ def test_the_plot_is_drawn(tmp_path: Path) -> None:
     bias = {"low": 0.9, "high": 0.95, "comparisons": 7, "why": "so"}
     for more, pale in ({"predicted": None}, 0), ({"predicted": 1.05}, 0), ({"predicted": 1.05, "predicted_low": 1.0,
                        "predicted_high": 1.1, "predicted_bias": bias}, 1):  # fmt: skip
-        (path,) = draw(found, ab.compare(found), {**about, **more}, "default and p.json", tmp_path)
+        (path,) = draw(found, ab.compare(found), {**about, **more}, "profile=default against p.json", tmp_path)
         assert path.stat().st_size > 10_000
-        svg = path.with_suffix(".svg").read_text()
+        svg = " ".join(re.findall("<!-- (.*?) -->", path.with_suffix(".svg").read_text()))
         for words in (
             "2x4 ranks on an emulated network",
             "95 % interval of 10 pairs",
+            "Candidate better: 1.10x [1.",
             "a machine",
-            "default and p.json",
+            "profile=default against p.json",
         ):
             assert words in svg, words
         assert svg.count("measured / predicted was 0.9 - 0.95 in 7 of 7") == pale
