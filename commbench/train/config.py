@@ -126,6 +126,8 @@ class TrainConfig:
     link: Annotated[str, _ranks("rate of a node's link, in each direction", free=True)] = "1gbit"
     message_overhead: Annotated[int, _ranks("bytes a packet is charged above its own", AT_LEAST_0, free=True)] = 0
     intra_link: Annotated[str, _ranks("rate inside a node; none: as fast as memory is", free=True)] = "none"
+    record_routing: Annotated[str | None, _ranks(
+        ".npz to write: the experts that tokens take; null: none", free=True, file=True)] = None
     timeout: Annotated[float, _ranks("seconds without a step after which it is ended", ABOVE_0, free=True)] = 300.0
     peak_tflops: Annotated[float | None, _ranks("peak of a rank, for mfu", ABOVE_0, free=True)] = None
     breakdown_steps: Annotated[int, _ranks("steps that are profiled; 0: none", AT_LEAST_0, free=True)] = 2
@@ -152,6 +154,9 @@ class TrainConfig:
             if payload is not None and (reason := payload.unsupported(self.dtype)):
                 raise UsageError(f"{name}: {reason}", hint=f"{name}=none, or another dtype")
         self.cut(self.ranks // self.tp)
+        if self.record_routing is not None and (self.tp > 1 or not self.moe_freq):
+            why = f"tp={self.tp}: ranks have the same tokens" if self.tp > 1 else "moe_freq=0: no layer has experts"
+            raise UsageError(f"record_routing with {why}", hint="tp=1 and moe_freq=1 or more, or leave it out")
         if self.fabric == "emulated":
             if self.transport != "gloo":
                 raise UsageError(f"transport={self.transport} does not run on fabric=emulated", hint="transport=gloo")

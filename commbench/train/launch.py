@@ -137,6 +137,8 @@ def check(config: TrainConfig, *, joined: bool = False) -> None:
         profile = profile_file.load(Path(config.profile))
         if not (joined or config.allow_mismatch or config.ranks == 1):  # which exchanges nothing
             check_setup(profile, _here(config), config.profile)
+    if config.record_routing is not None and not (parent := Path(config.record_routing).parent).is_dir():
+        raise UsageError(f"record_routing={config.record_routing}: there is no folder {parent}", hint="make it first")
     if config.path is not None and not Path(config.path).is_file():
         raise UsageError(f"no text {config.path!r}", hint="path=FILE, any file of bytes; without it, the sample")
     if config.emulated is not None:

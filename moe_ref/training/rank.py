@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from commbench.serialise import parse_json, seal
 from commbench.train.config import REFUSED, STOP, TrainConfig
 from commbench.train.results import BREAKDOWN, CHECKPOINTS, METRICS
 from moe_ref.dispatch import describe as describe_dispatch
+from moe_ref.recorded_routing import record_routing
 from moe_ref.training import breakdown, checkpoint
 from moe_ref.training.checkpoint import Checkpoint, OtherRankFailed
 from moe_ref.training.trainer import Trainer, check_same
@@ -61,7 +63,12 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
         trainer = Trainer(config, comm, device)
         machines = 1 if comm is None else comm.machines
         between = Fabric.between(config.nodes, machines, emulated=config.emulated is not None)
-        _train(trainer, Path(job.run_dir), events, stop, between)
+        with _recording(config, trainer):
+            _train(trainer, Path(job.run_dir), events, stop, between)
+        if config.record_routing is not None and info.rank == 0:
+            events.tell(
+                "note", text=f"routing trace: {config.record_routing}; router=trace trace=FILE of a sweep takes it"
+            )
         trainer.close()
         if comm is not None:
             _note(job, info, comm.explain())
@@ -73,6 +80,12 @@ def run(job: Job, info: RankInfo, shared: Any, events: Events, rank_placement: R
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _recording(config: TrainConfig, trainer: Trainer) -> contextlib.AbstractContextManager[None]:
+    """Return what writes the experts of the first passes, where that is asked for."""
+    file = config.record_routing
+    return contextlib.nullcontext() if file is None else record_routing(trainer.model, file)
 
 
 def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop, between: Fabric) -> None:

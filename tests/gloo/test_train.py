@@ -24,6 +24,7 @@ pytest.importorskip("torch")
 import torch
 
 import commbench
+from commbench.collectives import routing_trace
 from commbench.errors import UsageError
 from commbench.profile import file
 from commbench.serialise import unseal
@@ -473,7 +474,7 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     made = profiles.profile(profiles.choice("all_to_all", "pairwise"), env={"COMMBENCH_TRIED": "yes"})
     file.save(made, tmp_path / "p.json")
     words = (*WORDS, "steps=30", "profile=p.json", "schedule=pipelined", "chunks=2", "recompute=stash",
-             "save_every=null")  # fmt: skip
+             "save_every=null", "record_routing=r.npz")  # fmt: skip
     result = here(*words, "--format", "json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
@@ -482,6 +483,10 @@ def test_a_profile_changes_the_way_and_not_the_losses(whole: list[dict[str, Any]
     told = next(folder.glob("logs/*/communicator.txt")).read_text()
     assert "pairwise" in told and "the profile's choice" in told
     assert not list(folder.glob("checkpoints/*"))
+    # What gates chose is a trace that sweeps read: 30 steps and evaluations on 4 ranks of 32 tokens, top-2 of 4.
+    steps = [routing_trace.unpack(step) for step in json.loads(routing_trace.read(str(tmp_path / "r.npz")))]
+    assert len(steps) >= 30 and {step.shape for step in steps} == {(4, 32, 2)} and "routing trace: " in result.stderr
+    assert {expert for step in steps for expert in step.ravel().tolist()} == {-1, 0, 1, 2, 3}  # -1: of full experts
     file.save(replace(made, scopes=[replace(made.scopes[0], versions={"torch": "0.1"})]), tmp_path / "p.json")
     result = here(*words, cwd=tmp_path)
     assert result.returncode == 2 and "was not made for this set-up" in result.stderr

@@ -77,6 +77,8 @@ BAD = {
     "train ./none.yaml": ("no recipe file './none.yaml'", "tiny"),
     "train tiny typo=1": ("unknown key 'typo'", ""),
     "train tiny stpes=1": ("unknown key 'stpes'", "steps"),
+    "train tiny record_routing=r.npz tp=2": ("record_routing with tp=2", "tp=1"),
+    "train tiny record_routing=none/r.npz": ("there is no folder", "make it first"),
     "train tiny steps=0": ("steps is 0", "1 or more"),
     "train tiny steps=1,2": ("steps takes one value, not 2", "one training for each"),
     "train tiny steps=x": ("steps is 'x'", "a whole number"),
