@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import completing, ending, finding, programs
+from commbench.commands import completing, ending, finding, planning, programs
 from commbench.commands.completing import words_of
 from commbench.commands.options import (
     SHORT,
@@ -30,13 +30,8 @@ from commbench.commands.options import (
 )
 from commbench.errors import UsageError
 
-_FORMATS = (
-    "table",
-    "markdown",
-    "json",
-    "csv",
-    "nccl-tests",
-)  # those of commbench.output.writers, which is not imported for --help
+# Those of commbench.output.writers, which is not imported for --help.
+_FORMATS = ("table", "markdown", "json", "csv", "nccl-tests")
 _EXPORTS = ("json", "env", "nccl-conf", "nccl-tuner", "mpiexec", "srun", "torchrun")
 _LAUNCHERS = ("local", "torchrun", "mpiexec", "slurm", "print")
 _AB = "train ab"
@@ -67,6 +62,7 @@ def cli() -> None:
     commbench export p.json --format env   a tuned profile for other programs; exec runs one under it
     commbench train tiny                train a Mixture-of-Experts language model, with a profile or without
     commbench train ab tiny candidate=p.json   what the profile is worth there, launch by launch
+    commbench plan qwen3-30b-a3b gpu=h100 ..   which parallel strategy, by how much, how sure
     commbench record --out TRACE -- torchrun train.py   what any program sends, and how long it waits for it
     commbench ab --profile p.json -- torchrun train.py   what it is worth in any other program
     commbench doctor                    what would spoil a measurement here, and what to do about it
@@ -382,7 +378,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     return run(format_, root, plot, record)
 
 
-for command in (*programs.COMMANDS, *finding.COMMANDS):
+for command in (*programs.COMMANDS, *planning.COMMANDS, *finding.COMMANDS):
     cli.add_command(command)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from commbench.find import keys, layer
+from commbench.strategy import models
 from commbench.sweep import recipes
 from commbench.sweep.key import Key, OneOf, word
 from commbench.train import config as train
@@ -45,6 +46,8 @@ def _recipes(command: str) -> list[str]:
     """Return the recipes that a command may begin with."""
     if command in ("sweep", "tune"):
         return recipes.groups()["recipe"]
+    if command == "plan":
+        return models.names()
     return train.names() if command in ("train", "train ab") else []
 
 

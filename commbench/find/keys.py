@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from commbench.ab import plan as ab
 from commbench.find.words import unknown_name
+from commbench.strategy import keys as planned
 from commbench.sweep import foreign_keys, keys, recipes
 from commbench.sweep.key import NO_DEFAULT, Key, OneOf, Parsed, explain, word
 from commbench.train import config as train
@@ -52,6 +53,7 @@ def tables() -> tuple[KeyTable, ...]:
         KeyTable(("tune",), tune.KEYS, (tune.GROUP,)),
         KeyTable(("train", "train ab"), trained, train.GROUPS),
         KeyTable(("ab",), timed, timed_groups),
+        KeyTable(("plan",), planned.KEYS, planned.GROUPS),
     )
 
 
@@ -102,7 +104,9 @@ def _full(name: str, table: KeyTable, width: int, options: Mapping[str, Sequence
     if name in keys.SIZE_KEYS and table.keys.get("sizes"):
         default = "by the range that sizes=NAME names"
     several = f"yes: {name}=A,B measures both" if key.axis else "no: one value"
-    recipe = {"sweep": "quick ", "train": "tiny ", "tune": "quick "}.get(table.commands[0], "")
+    recipe = {"sweep": "quick ", "train": "tiny ", "tune": "quick ", "plan": "qwen3-30b-a3b "}.get(
+        table.commands[0], ""
+    )
     tail = " -- PROGRAM" if table.commands[0] == "ab" else ""
     facts = {
         "meaning": key.help,

@@ -1,0 +1,51 @@
+"""`commbench plan`: the best parallel strategies of a model on a cluster, and how sure that is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from commbench.errors import unknown
+from commbench.output import grid
+from commbench.output.grid import TableStyle
+from commbench.strategy import answer, emit, planned, ranking
+
+_TOP = 10
+
+
+def run(
+    words: Sequence[str], *, format_: str, top: int | None, emitted: str, extrapolate: bool, plot: Path | None,
+    columns: str,
+) -> int:  # fmt: skip
+    """Print the answer, the best strategies and what was asked to be emitted; return 0. Raises `UsageError`."""
+    wanted = [name for name in emitted.split(",") if name]
+    for name in wanted:
+        if name not in emit.TABLE:
+            raise unknown("trainer", name, emit.TABLE)
+    request = planned.read(words, extrapolate=extrapolate)
+    problem = request.problem
+    look = TableStyle(columns=columns, markdown=format_ == "markdown")
+    grid.check(columns, [column.name for column in answer.columns(problem)])
+    found = ranking.rank(problem, current=request.current)
+    said = answer.answer(problem, found, planned.commands(request, found), request.notes)
+    runnable = {name: next((one for one in found.ranked if name in one.trainers), None) for name in emit.TABLE}
+    texts = {name: emit.emitted(name, problem, runnable, request.model.config) for name in wanted}
+    if plot is not None:
+        from commbench.plots import plan as picture
+
+        picture.save(plot, problem, found)
+    if format_ == "json":
+        shown = found.ranked if top is None else found.ranked[:top]
+        for one in shown:
+            sys.stdout.write(json.dumps(answer.as_dict(problem, one)) + "\n")
+        ending = said.as_dict()
+        ending["answer"]["emitted"] = texts
+        sys.stdout.write(json.dumps(ending) + "\n")
+        return 0
+    lines = [*said.lines(), *answer.table(problem, found, top or _TOP, look)]
+    for text in texts.values():
+        lines += ["", text]
+    sys.stdout.write("\n".join(lines) + "\n")
+    return 0
