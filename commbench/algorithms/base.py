@@ -115,6 +115,21 @@ def steps_in_order(order: Sequence[str], sends: Mapping[str, tuple[Send, ...]]) 
     return steps
 
 
+class CountsInside(Protocol):
+    """An uneven exchange that needs to know its own rank's counts only, and tells ranks the rest in its messages.
+
+    For transports where a receive may be longer than what comes, as on gloo.
+    """
+
+    def __init__(self, comm: Comm, spec: Spec) -> None:
+        """Collective. `spec` says layout and parameters, and nothing of counts."""
+        ...
+
+    def run(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int]) -> int:
+        """Send `sent[i]` bytes to rank i, receive `received[i]` from it; return the call's size, equal on all ranks."""
+        ...
+
+
 class Algorithm(Protocol):
     name: str
     collective: str
@@ -124,6 +139,7 @@ class Algorithm(Protocol):
     concurrent: bool  # whether exchanges are in flight beside each other, so that no call may block
     reduces: bool  # whether the transport's own reductions are used, where the collective itself does not say so
     one_sided: bool  # whether ranks write into each other's memory
+    counts_inside: type[CountsInside] | None  # an uneven exchange of which a rank knows its own counts only
 
     def unsupported(self, spec: Spec) -> str:
         """Return in words why this cannot run here; "" if it can."""
@@ -159,6 +175,7 @@ class AlgorithmBase:
     concurrent = False
     reduces = False
     one_sided = False
+    counts_inside: type[CountsInside] | None = None
 
     def unsupported(self, spec: Spec) -> str:
         return ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from commbench.collectives.splits import Matrix
@@ -18,6 +18,12 @@ def cut(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> list[slice]:
     units = nbytes // unit
     edges = [units * chunk // chunks * unit for chunk in range(chunks + 1)]
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def slices(sizes: Sequence[int]) -> list[slice]:
+    """Where each block lies, one after the other."""
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def unsupported_chunks(nbytes: int, chunks: int, unit: int = UNIT_BYTES) -> str:

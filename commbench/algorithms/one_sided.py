@@ -19,7 +19,7 @@ import numpy as np
 from commbench_kernels import one_sided, scratch
 
 from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
-from commbench.algorithms.pairwise import slices
+from commbench.algorithms.chunks import slices
 from commbench.collectives.all_to_all import AllToAll
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.collectives.splits import Matrix

@@ -7,9 +7,11 @@ Operations in MPICH", 2005, section 4): at any time each rank talks to one peer 
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 
-from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase
+from commbench.algorithms.base import AlgorithmBase, Bound, BoundBase, CountsInside
+from commbench.algorithms.chunks import slices
+from commbench.algorithms.counts_inside import WORD, call_size, numbers_of, packed
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work
@@ -46,10 +48,32 @@ class Pairwise(AlgorithmBase):
         return [[spec.block_bytes] * spec.ranks] * spec.ranks
 
 
+class _Inside:
+    """`pairwise`, whose messages have a size in front."""
+
+    def __init__(self, comm: Comm, spec: Spec) -> None:
+        self._comm, self._batches = comm, _batches(spec)
+
+    def run(self, out: Array, inp: Array, received: Sequence[int], sent: Sequence[int]) -> int:
+        comm, n, me = self._comm, self._comm.size, self._comm.rank
+        at_out, at_in = slices(received), slices(sent)
+        mine = size = call_size(received, sent)
+        out[at_out[me]] = inp[at_in[me]]
+        for rounds in self._batches:
+            sends = [Message(to, packed(comm, [mine], [inp[at_in[to]]])) for to in ((me + i) % n for i in rounds)]
+            recvs = [Message(of, comm.empty(WORD + received[of])) for of in ((me - i) % n for i in rounds)]
+            comm.exchange(sends, recvs, step=f"batch-{rounds.start}").wait()
+            for source, message in recvs:
+                size = max(size, *numbers_of(comm, message, 1))
+                out[at_out[source]] = message[WORD:]
+        return size
+
+
 class PairwiseV(Pairwise):
     """Exchange unequal blocks with one peer a round; nothing is sent to whom there is nothing to send."""
 
     collective = "all_to_allv"
+    counts_inside: type[CountsInside] | None = _Inside
 
     def _matrix(self, spec: Spec) -> list[list[int]]:
         matrix: list[list[int]] = AllToAllV().counts(spec).tolist()
@@ -60,12 +84,6 @@ def _batches(spec: Spec) -> list[range]:
     """The rounds (offsets to the peer) of each batch."""
     window = spec.params["window"]
     return [range(first, min(first + window, spec.ranks)) for first in range(1, spec.ranks, window)]
-
-
-def slices(sizes: list[int]) -> list[slice]:
-    """Where each block lies, one after the other."""
-    ends = list(itertools.accumulate(sizes))
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 class _Bound(BoundBase):

@@ -6,7 +6,8 @@ order. The input is sorted by node already, so the network is busy at once; both
 
 from __future__ import annotations
 
-from commbench.algorithms.base import Bound
+from commbench.algorithms.base import Bound, CountsInside
+from commbench.algorithms.counts_inside import InterFirstInside
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV, TwoLevelsBound
 from commbench.spec import Spec
 from commbench.transports.base import Array, Comm, Done, Work
@@ -40,3 +41,4 @@ class TwoDInterFirstV(TwoDIntraFirstV):
 
     name = "2d_inter_first"
     legs = ("inter", "intra")
+    counts_inside: type[CountsInside] | None = InterFirstInside

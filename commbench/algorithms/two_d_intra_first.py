@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, ProgramBound, steps_in_order
+from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, CountsInside, ProgramBound, steps_in_order
 from commbench.algorithms.chunks import Move, Places
+from commbench.algorithms.counts_inside import IntraFirstInside
 from commbench.collectives.all_to_allv import AllToAllV
 from commbench.layout import Layout
 from commbench.spec import Send, Spec, Step
@@ -94,6 +95,7 @@ class TwoDIntraFirstV(AlgorithmBase):
     name = "2d_intra_first"
     collective = "all_to_allv"
     legs = ("intra", "inter")
+    counts_inside: type[CountsInside] | None = IntraFirstInside
 
     def unsupported(self, spec: Spec) -> str:
         return unsupported_layout(spec.layout)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Self
 import torch
 
 from commbench import payloads
+from commbench.algorithms.base import CountsInside
 from commbench.communicators import requests, routed, routed_choice
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
@@ -271,9 +272,20 @@ class Communicator:
         assert isinstance(flat, torch.Tensor)
         return flat
 
-    def choose(self, ask: Ask) -> Chosen:
-        """Return what a call would take. Raises `UsageError` where no algorithm can do it. Not collective."""
-        return self._chooser.choose(ask)
+    def choose(self, ask: Ask, *, counts: bool = True) -> Chosen:
+        """Return what a call would take. Raises `UsageError` where no algorithm can do it. Not collective.
+
+        Without `counts`: what an uneven exchange would take whose counts are still to be found out.
+        """
+        return self._chooser.choose(ask, counts=counts)
+
+    def counts_inside(self, chosen: Chosen) -> CountsInside | None:
+        """Return the chosen exchange for counts of which each rank knows its own; None where it has no such form.
+
+        Collective. `chosen` is the same on all ranks.
+        """
+        made = chosen.algorithm.counts_inside
+        return None if made is None else made(self._transport.world, chosen.spec)
 
     def explain(self) -> str:
         """Return in words the set-up, how it differs from the profile's scope, and the choice for each kind of call."""

@@ -53,17 +53,18 @@ class Chooser:
         """Choose from `table`, the choices of the scope that holds here; None without a profile."""
         self._transport, self._layout, self._table = transport, layout, table
 
-    def choose(self, ask: Ask, *, but: str = "") -> Chosen:
+    def choose(self, ask: Ask, *, but: str = "", counts: bool = True) -> Chosen:
         """Return the choice for a call. Raises `UsageError` where no algorithm can do it, with the reason of each.
 
-        `but`: why the memory of the buffers, whatever it is, does not count.
+        `but`: why the memory of the buffers, whatever it is, does not count. `counts`: without them, the choice for an
+        uneven exchange whose counts are still to be found out.
         """
         if self._table is None:
             return self._default(ask, "no profile: the default")
         curve = self._curve(ask)
         if curve is None:
             return self._default(ask, f"the profile has nothing for {name_call(ask)}: the default")
-        if ask.collective == "all_to_allv" and ask.matrix is None:
+        if ask.collective == "all_to_allv" and ask.matrix is None and counts:
             return self._default(ask, "without matrix=, ranks do not know each other's counts: the default")
         choice = curve.at(ask.size_bytes)
         config, buffers, why = choice.config, choice.buffers, f"the profile's choice{in_range(choice)}"
@@ -74,7 +75,7 @@ class Chooser:
                 return self._default(ask, f"{what}; the default", curve)
             config, buffers, why = choice.on_plain, PLAIN, f"{what}; the profile's choice on plain memory"
         spec = self._spec(ask, config, buffers)
-        if reason := self._unsupported(ask, config, spec):
+        if reason := self._unsupported(ask, config, spec, counts=counts):
             return self._default(ask, f"{config.label} cannot do this: {reason}; the default", curve)
         return Chosen(config=config, algorithm=_algorithm(ask, config), spec=spec, why=why, choice=choice)
 
@@ -133,13 +134,15 @@ class Chooser:
             buffers=buffers,
         )
 
-    def _unsupported(self, ask: Ask, config: AlgorithmConfig, spec: Spec) -> str:
+    def _unsupported(self, ask: Ask, config: AlgorithmConfig, spec: Spec, *, counts: bool = True) -> str:
         algorithm = _algorithm(ask, config)
         for key, value in algorithm.demands.items():
             if spec.arguments.get(key) != value:
                 return f"it does {key}={value}, and this is {key}={spec.arguments.get(key)}"
-        if ask.collective == "all_to_allv" and ask.matrix is None and config.algorithm != "direct":
+        if ask.collective == "all_to_allv" and ask.matrix is None and config.algorithm != "direct" and counts:
             return "it needs the counts of all ranks"
+        if not counts and algorithm.counts_inside is None:
+            return ""  # asked again with the counts
         if algorithm.one_sided and not transports.entry(self._transport).one_sided:
             return f"no rank reaches the memory of another over {self._transport}"
         return algorithm.unsupported(spec)

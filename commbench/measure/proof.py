@@ -229,7 +229,7 @@ def _calls(algorithm: Algorithm, spec: Spec, transport: Any) -> str:
     for salt, call in enumerate((lambda: bound.start(out, inp), ready)):
         checker.poison(out, salt)
         checker.fill_input(inp, salt)  # which in place is a part of the output
-        assert spec.in_place or checker.count_wrong(out, salt) == len(out) // spec.itemsize  # type: ignore[arg-type]
+        assert spec.in_place or checker.count_wrong(out, salt) == len(out) // spec.itemsize
         transport.log.clear()
         transport.began.clear()
         if (work := call()) is not None:

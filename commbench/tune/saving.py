@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from commbench import collectives, stats
+from commbench import algorithms, collectives, stats
 from commbench.profile import Choice
 from commbench.record.recipe import SentCase
 from commbench.records import Case, Status
@@ -35,7 +35,7 @@ class StepSaving:
     high_us: float | None
     exchanges_us: float  # by default: all exchanges of a step that were tuned
     launches: int
-    uneven: float = 0.0  # exchanges of a step, of those, that go by a choice and whose counts ranks must exchange first
+    uneven: float = 0.0  # exchanges of a step, of those, by a choice for which ranks must exchange their counts first
 
 
 def weigh(regions: Sequence[Region], sent: Sequence[SentCase]) -> list[Region]:
@@ -74,7 +74,7 @@ def predict(regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence
             default = times.get(identity(problem.default), {})
             if default and problem.calls:
                 pairs.append((problem.calls, default, times.get(identity(case), default)))
-                uneven += problem.calls * (problem.collective == "all_to_allv" and case.algorithm != "direct")
+                uneven += problem.calls * _needs_counts(case)
     if not pairs:
         return None
     usual_us = sum(calls * float(np.median(list(default.values()))) for calls, default, _ in pairs)
@@ -87,6 +87,13 @@ def predict(regions: Sequence[Region], tuned: Sequence[Tuned], folders: Sequence
         saved_us=usual_us * (1 - 1 / ratio.value), low_us=low, high_us=high, exchanges_us=usual_us,
         launches=ratios.size, uneven=uneven,
     )  # fmt: skip
+
+
+def _needs_counts(case: Case) -> bool:
+    """Return whether ranks that know their own counts only have to exchange them before the call."""
+    if case.collective != "all_to_allv" or case.algorithm == "direct":
+        return False
+    return algorithms.get(case.collective, case.algorithm).counts_inside is None
 
 
 def _ratios(pairs: Sequence[tuple[float, Mapping[_Launch, float], Mapping[_Launch, float]]]) -> stats.Floats:

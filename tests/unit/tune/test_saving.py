@@ -132,11 +132,15 @@ def test_the_prediction_in_words() -> None:
 
 
 def test_exchanges_whose_counts_have_to_be_exchanged_first_are_said() -> None:
-    """A rank knows its own counts only: those that go by a choice need those of all, which is no part of the saving."""
+    """A rank knows its own counts only. Where no message carries them, exchanging them is no part of the saving."""
     where = region(
-        "nodes=1", "ranks_per_node=2", "collective=all_to_allv", "sizes.list=4K", "algorithm=direct,pairwise"
+        "nodes=1",
+        "ranks_per_node=2",
+        "collective=all_to_allv",
+        "sizes.list=4K",
+        "algorithm=direct,pairwise,counts_first",
     )
-    for faster, uneven in (("pairwise window=1", 3.0), ("direct", 0.0)):
+    for faster, uneven in (("counts_first", 3.0), ("pairwise window=1", 0.0), ("direct", 0.0)):
         measurer = Kept(lambda case, faster=faster: 100.0 if case.label == faster else 200.0, 1)
         found = saving.predict([weighed(where, 3.0)], [tune(measurer, where)], measurer.folders)
         assert found is not None and found.uneven == uneven
