@@ -14,7 +14,7 @@ from commbench.console import stderr_console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.export import program
 from commbench.launch import foreign
-from commbench.profile import Scope
+from commbench.profile import Profile, Scope
 from commbench.profile.file import load
 from commbench.profile.scope import only
 from commbench.rank_info import RankInfo, detect
@@ -37,7 +37,8 @@ def run(
     Below a launcher this process is a rank: it binds itself and becomes the program. Above one it sets variables, and
     each rank binds itself where it imports torch.
     """
-    scope = only(load(path), wanted, str(path))
+    profile = load(path)
+    scope = only(profile, wanted, str(path))
     refuse_code(scope.env, f"the profile {path}", allow_env)
     _one_profile(path)
     asked = foreign_keys.read(words)
@@ -53,7 +54,10 @@ def run(
     environment = variables.applied(os.environ, settings)
     if info is None or info.local_rank == 0:  # else every rank of a host would say the same
         there = {**os.environ, **(asked.cluster.variables(0) if asked.cluster else {})}
-        for text in program.notes(scope, there):
+        told = program.notes(scope, there)
+        if reductions and not _chooses_sums(profile):
+            told = [*told, "--reductions changes nothing: the profile has torch's own call for all sums"]
+        for text in told:
             stderr_console().print(f"commbench exec: {text}")
     if dry_run:
         lines = [*program.describe(scope, info, path, environment), shlex.join(command)]
@@ -68,6 +72,12 @@ def run(
     if (placement := None if above else program.place(scope, info, path)) is not None:
         affinity.apply(scope.binding, placement)  # which reads it back
     return program.become(command, environment)
+
+
+def _chooses_sums(profile: Profile) -> bool:
+    """Return whether there is another choice than torch's own call for sums, which `--reductions` allows."""
+    return any(one.collective in ("all_reduce", "reduce_scatter") and one.algorithm != "direct"
+               for one in profile.choices)  # fmt: skip
 
 
 def _one_profile(path: Path) -> None:

@@ -191,8 +191,14 @@ def test_a_program_goes_by_one_profile(tmp_path: Path) -> None:
     assert done.returncode == 2 and "two profiles: COMMBENCH_PROFILE is /other.json" in done.stderr
     assert run(path, "--", "true", env={**above, "COMMBENCH_PROFILE": str(path)}).returncode == 0
     words = ("--reductions", "--dry-run", "--", "true")
-    told = run(path, *words, env={"COMMBENCH_BACKEND": "record"}).stdout.splitlines()
+    done = run(path, *words, env={"COMMBENCH_BACKEND": "record"})
+    told = done.stdout.splitlines()
     assert "COMMBENCH_BACKEND=record,profile" in told and "COMMBENCH_REDUCTIONS=1" in told
+    assert "--reductions changes nothing: the profile has torch's own call for all sums" in done.stderr
+    for collective, algorithm, changes in (("all_to_all", "mine", False), ("all_reduce", "direct", False),
+                                           ("all_reduce", "mine", True), ("reduce_scatter", "mine", True)):  # fmt: skip
+        choice = Choice(scope="s", collective=collective, min_bytes=0, max_bytes=None, algorithm=algorithm)
+        assert command._chooses_sums(Profile(scopes=[SCOPE], choices=[choice])) == changes, choice
     assert (
         "AUTOLOAD=0: torch will not load" in run(path, "--", "true", env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}).stderr
     )
