@@ -1,7 +1,8 @@
 """Moves rows of tokens as a plan says: what the algorithms of `dispatch` and `combine` share that send copies in hops.
 
-A dispatch that does not know its routing beforehand exchanges, in each hop, how many rows come from whom, and then
-together with the rows what is to be known of them: source, token, experts, weights. The counts stop the host.
+A dispatch that does not know its routing beforehand exchanges how many rows come from whom, and then together with the
+rows what is to be known of them: source, token, experts, weights. The counts stop the host, so that on two levels they
+are exchanged once for all hops: a rank knows whom its tokens reach, and through whom.
 """
 
 from __future__ import annotations
@@ -14,7 +15,19 @@ import numpy as np
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, steps_in_order
 from commbench.algorithms.quantised import packing, unpacking
-from commbench.algorithms.token_plan import TOKENS, Gather, Hop, Planner, RankPlan, Way, own_copies, plans, told_bytes
+from commbench.algorithms.token_counts import counts_ahead, received_ahead
+from commbench.algorithms.token_plan import (
+    TOKENS,
+    Copies,
+    Gather,
+    Hop,
+    Planner,
+    RankPlan,
+    Way,
+    own_copies,
+    plans,
+    told_bytes,
+)
 from commbench.collectives import routing
 from commbench.collectives.combine import TokenCombine
 from commbench.collectives.dispatch import NUMBER_BYTES, cached
@@ -24,6 +37,7 @@ from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Message, Work, Works
 
 _COUNT_BYTES = 8
+_AHEAD = "counts_world"  # the step in which ranks tell each other what all hops bring
 
 
 class _Room(NamedTuple):
@@ -80,10 +94,14 @@ class HoppingDispatch(_Hopping):
         told = told_bytes(way, shape.top_k)
         sends: dict[str, tuple[Send, ...]] = {}
         order: list[str] = []
+        if host and way.chunks:
+            ranks = range(spec.ranks)
+            sends[_AHEAD] = tuple(Send(s, d, _ahead_bytes(way)) for s in ranks for d in ranks if s != d)
+            order += [_AHEAD, WAIT]
         for numbers in way.rounds():
             for number in numbers:
                 leg, rows = way.legs[number], self.hop_sends(spec, number)
-                if host and not way.slots:
+                if host and not way.slots and not way.chunks:
                     counts, groups = f"counts_{leg.step}", leg.groups(spec.layout)
                     pairs = [(src, dst) for group in groups for src in group for dst in group if src != dst]
                     sends[counts] = tuple(Send(src, dst, _COUNT_BYTES) for src, dst in pairs)
@@ -94,7 +112,9 @@ class HoppingDispatch(_Hopping):
         return steps_in_order(order, sends)
 
     def scratch_bytes(self, spec: Spec) -> int:
-        return sum(map(sum, _dispatch_scratch(self.way_of(spec), spec)))
+        way = self.way_of(spec)
+        ahead = 0 if cached(spec) else 2 * spec.ranks * _ahead_bytes(way)
+        return ahead + sum(map(sum, _dispatch_scratch(way, spec)))
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         return (_CachedDispatch if cached(spec) else _Dispatch)(comm, spec, self.way_of(spec))
@@ -120,6 +140,11 @@ class HoppingCombine(_Hopping):
         return _Combine(comm, spec, self.way_of(spec))
 
 
+def _ahead_bytes(way: Way) -> int:
+    """Return the bytes of what a rank tells each other one before any row moves."""
+    return 2 * way.chunks * _COUNT_BYTES
+
+
 def _wire_row(spec: Spec) -> int:
     """Return the bytes of a row as it travels in a combine, whose ranks make numbers of it to add them up."""
     return routing.shape_of(TokenCombine().travelling(spec)).row_bytes
@@ -134,10 +159,15 @@ def _dispatch_scratch(way: Way, spec: Spec) -> list[tuple[int, ...]]:
     """Bytes of the buffers of each hop: rows and what is told of them, sent and received, and counts of both."""
     shape, told = routing.shape_of(spec), told_bytes(way, routing.shape_of(spec).top_k)
     host = not cached(spec)
+    alone = not way.slots and not way.chunks  # whether each hop has its counts in front of it
     return [
         (room.sent * shape.row_bytes, room.received * shape.row_bytes)
         + (
-            (room.sent * told, room.received * told, *(2 * [0 if way.slots else room.ranks * _COUNT_BYTES]))
+            (
+                room.sent * told,
+                room.received * told,
+                *(2 * [room.ranks * _COUNT_BYTES * alone]),
+            )
             if host
             else ()
         )
@@ -229,6 +259,8 @@ class _Dispatch(BoundBase):
         self._told = told_bytes(way, self._shape.top_k)
         self._comms = [comm.subgroup(leg.groups(spec.layout)) for leg in way.legs]
         self._buffers = [[comm.empty(nbytes) for nbytes in sizes] for sizes in _dispatch_scratch(way, spec)]
+        self._ahead = [comm.empty(spec.ranks * _ahead_bytes(way)) for _ in range(2)]
+        self._received: list[list[int]] = []
 
     def start(self, out: Array, inp: Array) -> Work:
         shape, comm = self._shape, self._comm
@@ -239,6 +271,8 @@ class _Dispatch(BoundBase):
         experts = comm.read(inp[at_experts:]).view(np.int32).astype(np.int64).reshape(by_token)
         held_first = own_copies(self._way, comm.rank, experts, weights)
         planner = Planner(self._way, self._spec.layout, comm.rank, shape.per_rank, held_first)
+        if self._way.chunks:
+            self._received = self._count_ahead(held_first)
         held = [matrix(inp, shape.tokens, shape.row_bytes)]
         held += [arriving.reshape(-1, shape.row_bytes) for _, arriving, *_ in self._buffers]
         for numbers in self._way.rounds():
@@ -254,12 +288,22 @@ class _Dispatch(BoundBase):
         comm.write(out[count * shape.row_bytes :], said(plan))
         return Done()
 
+    def _count_ahead(self, own: Copies) -> list[list[int]]:
+        """Return for each hop how many rows come from each rank."""
+        comm, where = self._comm, (self._way, self._spec.layout, self._comm.rank)
+        going, arriving = self._ahead
+        comm.write(going, counts_ahead(*where, self._shape.per_rank, own).reshape(-1).view(np.uint8))
+        comm.all_to_all(arriving, going, step=_AHEAD).wait()
+        return received_ahead(*where, comm.read(arriving).view(np.int64).reshape(comm.size, -1))
+
     def _counted(self, planner: Planner, number: int) -> Hop:
         """Plan a hop, and return it once it is known how many rows come from each rank."""
         leg, comm, (*_, counts, counts_arriving) = self._way.legs[number], self._comms[number], self._buffers[number]
         hop = planner.outgoing(leg)
         if self._way.slots:
             return hop._replace(received=hop.sent)  # as many to each as from each
+        if self._way.chunks:
+            return hop._replace(received=self._received[number])
         comm.write(counts, np.array(hop.sent, np.int64).view(np.uint8))
         comm.all_to_all(counts_arriving, counts, step=f"counts_{leg.step}").wait()
         return hop._replace(received=comm.read(counts_arriving).view(np.int64).tolist())
@@ -277,7 +321,7 @@ class _Dispatch(BoundBase):
         )
 
     def close(self) -> None:
-        del self._buffers
+        del self._buffers, self._ahead
 
 
 class _Combine(BoundBase):

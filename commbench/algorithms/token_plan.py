@@ -41,12 +41,16 @@ class Leg(NamedTuple):
     def step(self) -> str:
         return self.name if self.chunk is None else f"{self.name}-{self.chunk}"
 
+    def which(self, copies: Copies) -> Ints:
+        """Return the numbers of those copies that are of its chunk."""
+        if self.chunk is None:
+            return np.arange(len(copies.token))
+        first, end = self.tokens.start, self.tokens.stop
+        return np.flatnonzero((first <= copies.token) & (copies.token < end))
+
     def carries(self, copies: Copies) -> Copies:
         """Return those copies that are of its chunk."""
-        if self.chunk is None:
-            return copies
-        first, end = self.tokens.start, self.tokens.stop
-        return copies.of(np.flatnonzero((first <= copies.token) & (copies.token < end)))
+        return copies if self.chunk is None else copies.of(self.which(copies))
 
     def groups(self, layout: Layout) -> list[list[int]]:
         if self.name == "world":
@@ -78,6 +82,11 @@ class Way(NamedTuple):
     legs: tuple[Leg, ...]
     per_choice: bool = False
     slots: int = 0
+
+    @property
+    def chunks(self) -> int:
+        """Chunks that cross between nodes, each in a hop of its own; 0: this way has no two levels."""
+        return sum(leg.name == "rails" for leg in self.legs)
 
     def rounds(self) -> list[list[int]]:
         """Return hops by number, those together that are made at the same time: of other groups and other chunks."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from commbench import algorithms, collectives
+from commbench import algorithms
+from commbench.collectives.payload import payload_of
 from commbench.layout import Layout
 from commbench.records import Case
 from commbench.spec import Step
@@ -56,7 +57,7 @@ def of_case(case: Case) -> CaseLoads | None:
     except ValueError:  # the layout has no such groups
         return None
     algorithm = algorithms.find(case.collective, case.algorithm)
-    if collectives.get(case.collective).on_wire(spec) is not spec:  # quantising takes time that no message does
+    if payload_of(spec) is not None:  # quantising takes time that no message does
         return None
     if algorithm is None or algorithm.unsupported(spec):
         return None

@@ -13,6 +13,7 @@ make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's 
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
 make bench ARGS="routed 500 1000"  mistakes with rows in dispatch and combine, and right runs
+make bench ARGS="dispatch bytes OUT"  bytes of dispatches by formula and by counters; `measure`, `judge`: the cost model
 """
 
 from __future__ import annotations
@@ -25,7 +26,19 @@ BENCHES = (
     "startup", "harness", "bare", "imb", "kills", "emulated", "stragglers", "model", "communicator", "planted", "tune",
     "schedules", "verdicts", "stop", "power", "backend", "ab", "record", "square_cube",
 )  # fmt: skip
-WITH_ARGUMENTS = ("nccl", "stress", "vdev", "profile", "moe", "helloworld", "fresh", "plants", "osu", "routed")
+WITH_ARGUMENTS = (
+    "nccl",
+    "stress",
+    "vdev",
+    "profile",
+    "moe",
+    "helloworld",
+    "fresh",
+    "plants",
+    "osu",
+    "routed",
+    "dispatch",
+)
 
 
 def main() -> None:

@@ -328,6 +328,7 @@ def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
         "outside",
         "payload",
         "quantised",
+        "token_counts",
         "token_exchange",
         "token_plan",
     }
