@@ -12,6 +12,7 @@ from moe_ref.distributed import DistributedMoE
 from moe_ref.experts import FFN, SwiGLU
 from moe_ref.gate import Gate
 from moe_ref.gate_config import GateConfig
+from moe_ref.grad_norm import clip_grad_norm_
 from moe_ref.layer import MoE, Output
 from moe_ref.routing import Routing
 from moe_ref.sharding import shard
@@ -26,6 +27,7 @@ __all__ = [
     "Output",
     "Routing",
     "SwiGLU",
+    "clip_grad_norm_",
     "expert_parameters",
     "ignore_experts_in_ddp",
     "shard",

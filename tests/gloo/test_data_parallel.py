@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 import commbench
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
-from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, expert_parameters, ignore_experts_in_ddp
+from moe_ref import (
+    FFN,
+    Capacity,
+    DistributedMoE,
+    Gate,
+    GateConfig,
+    MoE,
+    clip_grad_norm_,
+    expert_parameters,
+    ignore_experts_in_ddp,
+)
 from tests.support.ranks import on_gloo
 
 D, H, E = 8, 16, 4
@@ -89,7 +100,10 @@ def same(ours: tuple[Tensor, dict[str, Tensor]], oracle: tuple[Tensor, dict[str,
 
 
 def whole_batch(model: Model, comm: Communicator) -> None:
-    """Divided by W, experts' gradients are those of the mean that DDP has for the rest: one rank with all tokens."""
+    """Divided by W, experts' gradients are those of the mean that DDP has for the rest: one rank with all tokens.
+
+    So is the norm of all gradients, and what clipping leaves of them.
+    """
     gathered = []
     for parameter in expert_parameters(model).values():
         parts = [torch.empty_like(parameter) for _ in range(comm.size)]
@@ -102,14 +116,28 @@ def whole_batch(model: Model, comm: Communicator) -> None:
         with torch.no_grad():
             for parameter, value in zip(experts.parameters(), gathered[start : start + 4], strict=True):
                 parameter.copy_(value)
-        blocks.append(MoE(block.gate, experts))
+        blocks.append(MoE(copy.deepcopy(block.gate), experts))
     alone.blocks = nn.ModuleList(blocks)
     alone.zero_grad()
     loss = sum(alone(tokens(comm, rank)).square().sum() for rank in range(comm.size)) / comm.size
-    wanted = [parameter for block in blocks for parameter in block.experts.parameters()]
-    for ours, whole in zip(expert_parameters(model).values(), torch.autograd.grad(loss, wanted), strict=True):
+    loss.backward()
+    wanted = [parameter.grad for block in blocks for parameter in block.experts.parameters()]
+    for ours, whole in zip(expert_parameters(model).values(), wanted, strict=True):
         mine = whole[comm.rank * E // comm.size :][: E // comm.size]
         torch.testing.assert_close(ours.grad / comm.size, mine, rtol=1e-10, atol=1e-10)
+        ours.grad /= comm.size
+    norm = torch.nn.utils.clip_grad_norm_(alone.parameters(), 0.5)
+    assert norm > 1
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    torch.testing.assert_close(clip_grad_norm_(model, float("inf")), norm, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(clip_grad_norm_(model, 0.5), norm, rtol=1e-10, atol=1e-10)
+    for name, parameter in model.named_parameters():
+        clipped, whole = (whole_of(tensor) for tensor in (parameter.grad, before[name]))
+        torch.testing.assert_close(clipped, whole * 0.5 / norm, rtol=1e-5, atol=1e-10)  # torch adds 1e-6 to the norm
+
+
+def whole_of(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def test_names() -> None:
@@ -167,6 +195,9 @@ def fsdp_leaves_experts_alone(comm: Communicator) -> None:
     for (name, parameter), then in zip(experts.items(), before, strict=True):
         assert model.get_parameter(name) is parameter and torch.equal(parameter, then)
     assert isinstance(model.blocks[0].gate.router.weight_ED, DTensor)
+    model.zero_grad()
+    model(tokens(comm)).square().sum().backward()
+    norm_of_all(model, comm)
 
 
 def fsdp_that_was_not_told(comm: Communicator) -> None:
@@ -182,6 +213,22 @@ def fsdp_that_was_not_told(comm: Communicator) -> None:
     for block in model.blocks:  # over ranks that have the same experts, here one
         fully_shard(block.experts, mesh=mesh["copies"])
     torch.testing.assert_close(gradients(model, comm, model)[0], y, rtol=1e-12, atol=1e-12)
+
+
+def norm_of_all(model: nn.Module, comm: Communicator) -> None:
+    """Sharded or not: the root of the squares of what is replicated, once, and of all ranks' experts."""
+    experts = expert_parameters(model)
+    total = torch.zeros((), dtype=torch.float64)
+    for name, parameter in model.named_parameters():
+        square = whole_of(parameter.grad).square().sum()
+        if name in experts:
+            dist.all_reduce(square)
+        total += square
+    torch.testing.assert_close(clip_grad_norm_(model, 1e-3), total.sqrt(), rtol=1e-12, atol=1e-12)
+    after = clip_grad_norm_(model, float("inf"))
+    torch.testing.assert_close(after, torch.tensor(1e-3, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    with pytest.raises(UsageError, match="max_norm is nan"):
+        clip_grad_norm_(model, float("nan"))
 
 
 CASES = (ddp_leaves_experts_alone, ddp_that_was_not_told, fsdp_leaves_experts_alone, fsdp_that_was_not_told)
