@@ -40,7 +40,7 @@ endif
 test-all: export CASES = slow or not slow
 test-all: test ## run the tests, and more cases of some of them (longer)
 
-test-programs: $(VENV)-programs/.made ## run programs of others: DeepSpeed, torchtitan, HF Mixtral (long; a venv of 2 GB)
+test-programs: $(VENV)-programs/.made ## run programs of others: DeepSpeed, Megatron, torchtitan, HF (long; a venv of 2 GB)
 	$(VENV)-programs/bin/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(programs))
 
 $(ROOMS:%=.%): .%:

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import CodeType, FrameType
 
 _LIBRARIES = frozenset({"torch", "deepspeed", "megatron", "accelerate"})
-_NEVER = frozenset({"torch", "commbench"})  # not even where nothing else has called
+# Not even where nothing else has called. What is deprecated in torch is called by way of typing_extensions.
+_NEVER = frozenset({"torch", "commbench", "typing_extensions"})
 _MOST_DEEP = 200  # frames that are looked at
 _MOST_CODES = 20_000  # that are remembered
 

@@ -41,11 +41,16 @@ def digest(*packages: str) -> str:
 
 
 def run(program: str, *words: object, under: Sequence[object] = ()) -> tuple[list[str], str, str]:
-    """Start a driver on 4 ranks, `under` a command of commbench: the losses of its steps, stdout, stderr."""
+    """Start a driver on 4 ranks, `under` a command of commbench: the losses of its steps, stdout unfolded, stderr."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4"]
     before = [sys.executable, "-m", "commbench", *under, "--"] if under else []
     command = [str(word) for word in (*before, *torchrun, FOLDER / program, *words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COMMBENCH_EXPLAIN": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
-    return re.findall(r"step \d+ loss (\S+)", done.stdout), done.stdout, done.stderr
+    return re.findall(r"step \d+ loss (\S+)", done.stdout), unfolded(done.stdout), done.stderr
+
+
+def unfolded(text: str) -> str:
+    """Return what commbench has printed with each exchange on a line of its own, however wide a terminal is."""
+    return re.sub(r"\n {4}(?=\S)", " ", text)

@@ -43,7 +43,7 @@ MOE = ("moe", str(Path.cwd() / "models/moe.py"))
 @pytest.mark.parametrize(
     "library",
     ["torch", "torch.distributed.nn", "deepspeed.moe.sharded_moe", "megatron.core", "accelerate", "contextlib",
-     "commbench.backend.group"],
+     "commbench.backend.group", "typing_extensions"],
 )  # fmt: skip
 def test_libraries_are_passed_over(library: str) -> None:
     assert called(MOE, (library, "library.py"), ("torch", "torch.py")) == "models/moe.py:2"
