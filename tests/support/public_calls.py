@@ -44,7 +44,10 @@ def plain(group: Any, name: str) -> dict[str, str]:
         rows, uneven = numbers(sum(sent), 3, seed=rank), torch.empty(sum(received), 3)
         made("all_to_all_single uneven", uneven, dist.all_to_all_single(uneven, rows, received, sent, **more))
         blocks = [torch.empty(4, 3) for _ in range(size)]
-        made("all_to_all", blocks, dist.all_to_all(blocks, list(x.chunk(size)), **more))
+        try:
+            made("all_to_all", blocks, dist.all_to_all(blocks, list(x.chunk(size)), **more))
+        except RuntimeError as error:  # torch 2.11 has none over gloo
+            found[f"{name} all_to_all, {asynchronous}"] = str(error)
         blocks = [torch.empty_like(x) for _ in range(size)]
         made("all_gather", blocks, dist.all_gather(blocks, x, **more))
         whole = torch.empty(4 * size * size, 3)
