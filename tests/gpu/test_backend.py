@@ -184,7 +184,7 @@ def test_a_watchdog_sees_what_hangs(tmp_path: Path, capfd: pytest.CaptureFixture
         x = torch.ones(8, device="cuda")
         dist.all_reduce(x)
         torch.cuda.synchronize()
-        torch.cuda._sleep(150_000_000_000)  # the call behind it does not end in time
+        torch.cuda._sleep(30_000_000_000)  # the call behind it does not end in time
         dist.all_reduce(x, async_op=True)
         torch.cuda.synchronize()
 

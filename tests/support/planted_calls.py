@@ -17,6 +17,7 @@ from commbench.algorithms.base import Bound, BoundBase
 from commbench.launch.job import Job
 from commbench.layout import Layout
 from commbench.measure import case as measured
+from commbench.measure import recording
 from commbench.measure.events import Events
 from commbench.rank_info import RankInfo
 from commbench.records import Case, Policy, Setup
@@ -90,10 +91,11 @@ class Outcome(NamedTuple):
 class Faulty(BoundBase):
     """Does what the real one does, and then spoils the output of some calls."""
 
-    def __init__(self, real: Bound, plant: Plant, rank: int) -> None:
+    def __init__(self, real: Bound, plant: Plant, rank: int, first: int) -> None:
+        """first: the number of the first call: the one before the warm-up is call 0."""
         self._real, self._plant = real, plant
         self._mine = rank == plant.number % plant.ranks
-        self._calls = 0
+        self._calls = first
         self._last: Any = None
         self.struck: list[int] = []
         self.close = real.close  # type: ignore[method-assign]
@@ -129,7 +131,9 @@ def _prepare(self: Any, sent: Any = None) -> Bound:
     bound = _real_prepare(self, sent)
     if sent is not None:
         return bound
-    _now.faulty = Faulty(bound, _now.plant, self.transport.rank)
+    # An algorithm that declares nothing makes both calls before the warm-up itself.
+    first = -1 if recording.declared(self.algorithm, self.on_wire, self.rank) is None else 0
+    _now.faulty = Faulty(bound, _now.plant, self.transport.rank, first)
     return _now.faulty
 
 
