@@ -50,23 +50,45 @@ def replace(group: dist.ProcessGroup, source: ProfileSource | None) -> WrappedGr
             table[wrapped] = table.pop(group)
     for groups in world.tags_to_pg.values():
         groups[:] = [wrapped if each is group else each for each in groups]
-    name = group.group_name
-    torch._C._distributed_c10d._unregister_process_group(name)
-    torch._C._distributed_c10d._register_process_group(name, wrapped)
-    tell_symmetric_memory(wrapped)
+    _register(group.group_name, wrapped)
+    find_store_of_inner()
     return wrapped
 
 
-def tell_symmetric_memory(wrapped: WrappedGroup) -> None:
-    """Give torch's symmetric memory the inner group's store: it looks in the group of that name, where ours has none.
+def find_store_of_inner() -> None:
+    """Let torch's symmetric memory find the inner group's store by a wrapped one's name. A second call does nothing.
 
-    torch makes a Python group without a store. Its deprecated enabling function does the same, and shall do it no more.
+    Memory is shared over the store of the group that has the name, and torch makes a Python group without a store; none
+    is looked for in time (torch 2.11: the process ends by SIGSEGV). So the inner group has the name during the call.
+    What C++ does later with that memory and name finds it shared already.
     """
-    if not torch.cuda.is_available():
+    share = _SymmetricMemory.rendezvous
+    if hasattr(share, "__wrapped__"):
         return
-    from torch.distributed import _symmetric_memory
 
-    name, store = wrapped.inner.group_name, wrapped.inner.get_group_store()
-    with contextlib.suppress(RuntimeError):  # a group of that name had one, which torch keeps
-        _SymmetricMemory.set_group_info(name, wrapped.rank(), wrapped.size(), store)
-    _symmetric_memory._group_name_to_store[name] = store
+    @functools.wraps(share)
+    def rendezvous(tensor: torch.Tensor, group_name: Any = None) -> Any:
+        group = _registered(group_name)
+        if group_name is None or not isinstance(group, WrappedGroup):
+            return share(tensor, group_name)
+        _register(group_name, group.inner)
+        try:
+            return share(tensor, group_name)
+        finally:
+            _register(group_name, group)
+
+    _SymmetricMemory.rendezvous = staticmethod(rendezvous)  # type: ignore[method-assign]
+
+
+def _registered(name: Any) -> dist.ProcessGroup | None:
+    """Return the group that torch knows by a name, if there is one."""
+    if name is None:
+        return None
+    with contextlib.suppress(RuntimeError):
+        return torch._C._distributed_c10d._resolve_process_group(name)
+    return None
+
+
+def _register(name: Any, group: dist.ProcessGroup) -> None:
+    torch._C._distributed_c10d._unregister_process_group(name)
+    torch._C._distributed_c10d._register_process_group(name, group)

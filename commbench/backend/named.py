@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from commbench.backend.group import WrappedGroup
-from commbench.backend.install import tell_symmetric_memory
+from commbench.backend.install import find_store_of_inner
 from commbench.backend.start import of_environment
 
 NAME = "commbench"
@@ -34,5 +34,5 @@ def create(options: Any, backend_options: Any = None) -> dist.ProcessGroup:
         group._register_backend(torch.device("cuda"), kinds.NCCL, nccl)
     group._set_group_name(options.group_id)
     wrapped = WrappedGroup(group, of_environment())
-    tell_symmetric_memory(wrapped)
+    find_store_of_inner()
     return wrapped
