@@ -13,7 +13,8 @@ from moe_ref.experts import FFN, SwiGLU
 from moe_ref.gate import Gate
 from moe_ref.gate_config import GateConfig
 from moe_ref.grad_norm import clip_grad_norm_
-from moe_ref.layer import MoE, Output
+from moe_ref.layer import MoE
+from moe_ref.layer_output import Output
 from moe_ref.routing import Routing
 from moe_ref.sharding import shard
 

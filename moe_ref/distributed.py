@@ -193,6 +193,22 @@ class DistributedMoE(BaseMoELayer):
         tokens = not self.equal_tokens and rule.needs_tokens(training=self.training)
         return int(tokens) + int(rule.needs_load(training=self.training))
 
+    def graph_unsupported(self) -> str:
+        comm = self.comms["comm"]
+        assert comm is not None
+        if comm.size > 1:
+            return f"{comm.size} ranks exchange in it, which a graph of one cannot call: docs/guide/moe.md"
+        if self.agreements():
+            return "ranks agree on the tokens of a pass, for which the host waits: equal_tokens=True"
+        if self.check_ranks:
+            return "check_ranks compares ranks on the host"
+        if self.kept_buffers is not None:
+            return "keep_buffers has one memory for all passes"
+        return ""
+
+    def graph_settings(self) -> str:
+        return f"{self.schedule}, skip={self.skip}"
+
     def cast_to_send(self, x_TD: Tensor) -> Tensor:
         """Return tokens as they are sent: in autocast's dtype, where there is one; experts take them in it anyway."""
         dtype = self.send_dtype()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,10 @@ from commbench.errors import UsageError
 from moe_ref import dispatch as dispatchers
 from moe_ref.experts import Experts
 from moe_ref.gate import Gate
+from moe_ref.graphs import PASSES, LayerGraphs
+from moe_ref.layer_output import Output
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
-
-
-class Output(NamedTuple):
-    """What a layer gives.
-
-    y: of the input's shape, 0 for padding and for tokens that found no slot; in the dtype of the experts' output,
-    which under autocast is not the input's.
-
-    routing: what the gate decided, with the losses to add to the loss of the model.
-    """
-
-    y: Tensor
-    routing: Routing
 
 
 def renamed(permute: str, dispatch: str | None) -> str:
@@ -55,11 +44,33 @@ class BaseMoELayer(nn.Module):
         self.dispatcher = dispatchers.get(permute)
         self._permute = permute
         self.shared = shared
+        self.graphs: LayerGraphs | None = None
 
     def extra_repr(self) -> str:
         """Say which dispatcher the layer has, and why."""
         device = next(self.experts.parameters()).device
-        return f"permute={dispatchers.describe(self._permute, device)}"
+        told = f"permute={dispatchers.describe(self._permute, device)}"
+        return told if self.graphs is None else f"{told}, graphs={self.graphs}"
+
+    def graph(self, passes: int | None = PASSES) -> Self:
+        """Make passes from CUDA graphs from now on, where they can be, and return the layer.
+
+        A pass is captured the first time that its shape comes, with its way back, and replayed from then on; what
+        cannot be captured is eager, and `repr` says why. passes: how many are captured, each of which keeps its memory;
+        what comes after these is eager. None: no graphs any more, and what was captured is freed.
+
+        Raises `UsageError` for fewer than one.
+        """
+        self.graphs = None if passes is None else LayerGraphs(passes)
+        return self
+
+    def graph_unsupported(self) -> str:
+        """Return in words why passes of this layer cannot be captured; "" where nothing is known against it."""
+        return ""
+
+    def graph_settings(self) -> str:
+        """Return what may be set anew and is a part of what is captured."""
+        return ""
 
     def forward(self, x: Tensor, padding: Tensor | None = None, *, generator: torch.Generator | None = None) -> Output:
         """Check the input, and run the layer on its tokens.
@@ -74,6 +85,14 @@ class BaseMoELayer(nn.Module):
         if padding is not None and padding.shape != x.shape[:-1]:
             raise UsageError(f"a padding mask of shape {list(padding.shape)} for input of shape {list(x.shape)}",
                              hint=f"{list(x.shape[:-1])}, true for padding")  # fmt: skip
+        if self.graphs is not None and not torch.compiler.is_compiling():
+            found = self.graphs.forward(self, x, padding, generator)
+            if found is not None:
+                return found
+        return self.eager(x, padding, generator)
+
+    def eager(self, x: Tensor, padding: Tensor | None = None, generator: torch.Generator | None = None) -> Output:
+        """Make a pass without a graph, on what `forward` has checked."""
         padding_T = None if padding is None else padding.reshape(-1)
         x_TD = x.reshape(-1, self.gate.width)
         y_TD, routing = self.run(x_TD, padding_T, generator)

@@ -110,6 +110,7 @@ class TrainConfig:
     seed: Annotated[int, _training("of weights and of the order of the text", AT_LEAST_0)] = 0
     dtype: Annotated[str, _training("of products: docs/guide/training.md", OneOf(DTYPES))] = "fp32"
     recompute: Annotated[str, _training("of activations, in the backward pass", OneOf(RECOMPUTE), free=True)] = "none"
+    graphs: Annotated[bool, _training("whether steps are replayed from CUDA graphs", free=True)] = False
     zero: Annotated[bool, _training("whether ranks share the optimizer's state", free=True)] = True
     bucket_mb: Annotated[float, _training("MB of gradients that are reduced together", ABOVE_0, free=True)] = 25.0
     save_every: Annotated[int | None, _training(

@@ -144,11 +144,13 @@ class LM(nn.Module):
         bytes_BS: Tensor,
         *,
         seed: int | None = None,
+        draws: bool = True,
         contexts: Callable[[], Contexts] | None = None,
     ) -> LMOutput:
         """Return the logits of the next bytes.
 
         bytes_BS: integers below V, S at most the context. seed: of the gates' draws; None: torch's own generator.
+        draws: whether there are any; where not, a block that is redone sets no generator back.
 
         contexts: blocks keep their inputs alone and are redone in backward; each block calls it once for the context
             of its first pass and that of the second one. None: everything is kept.
@@ -165,7 +167,12 @@ class LM(nn.Module):
                 x_BSD, routing = block(x_BSD, seed)
             else:
                 x_BSD, routing = checkpoint(
-                    block, x_BSD, seed, use_reentrant=False, context_fn=contexts, preserve_rng_state=seed is None
+                    block,
+                    x_BSD,
+                    seed,
+                    use_reentrant=False,
+                    context_fn=contexts,
+                    preserve_rng_state=draws and seed is None,
                 )
             if routing is not None:
                 routings.append(routing)

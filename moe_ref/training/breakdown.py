@@ -218,8 +218,9 @@ def events_of(found: Sequence[Any]) -> list[Event]:
 class Recorder:
     """Makes steps of a trainer, of which rank 0 profiles some: the first `config.breakdown_steps` after `WARM_STEPS`.
 
-    The step before these may be slower too, as the profiler gets ready. A training must not end because of it: where
-    the profiler fails there is no breakdown, and `note` says why.
+    They are made without graphs, whose kernels nobody can tell apart. The step before them may be slower too, as the
+    profiler gets ready. A training must not end because of it: where the profiler fails there is no breakdown, and
+    `note` says why.
     """
 
     def __init__(
@@ -242,7 +243,7 @@ class Recorder:
             self._do(self._start if number < self._first else self._begin)
         profiled = self._first - 1 <= number <= self._last
         with labelled(STEP):
-            metrics, stopped = self._trainer.step(stop=stop)
+            metrics, stopped = self._trainer.step(stop=stop, eager=profiled)
         metrics.profiled = profiled
         if self._first and (number == self._last or (stopped and profiled)):
             self._do(self._end)

@@ -27,7 +27,7 @@ class GradBuckets:
     def __init__(self, model: Mapping[Kind, Sequence[nn.Parameter]], dims: ParallelDims, bucket_bytes: int) -> None:
         """model: the parameters of this rank, by `build.ParamPlacement.kind`."""
         self._dims = dims
-        self._experts = list(model["expert"])
+        self.experts = list(model["expert"])
         self._replicated, self._cut = ([_flat(bucket) for bucket in _packed(model[kind], bucket_bytes)]
                                        for kind in ("replicated", "cut"))  # fmt: skip
 
@@ -40,7 +40,7 @@ class GradBuckets:
         """Set all gradients to 0."""
         for bucket in self.buckets:
             bucket.zero_()
-        for parameter in self._experts:
+        for parameter in self.experts:
             parameter.grad = None
 
     def reduce(self) -> None:
@@ -69,7 +69,7 @@ class GradBuckets:
                 gradient.mul_(factor)
 
     def _own(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._experts if parameter.grad is not None]
+        return [parameter.grad for parameter in self.experts if parameter.grad is not None]
 
 
 def _packed(parameters: Iterable[nn.Parameter], bucket_bytes: int) -> list[list[nn.Parameter]]:

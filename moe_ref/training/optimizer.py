@@ -39,7 +39,8 @@ class DistributedOptimizer:
         self._all: list[Any] = []
         self._owned: list[Any] = []
         options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": 1e-8}
-        if any(parameter.is_cuda for parameter in self._names):
+        self._fused = any(parameter.is_cuda for parameter in self._names)
+        if self._fused:
             options["fused"] = True  # else it makes copies of all states at once
         sharers = {"replicated": dims.size, "cut": dims.size // dims.tp_size, "expert": 1}
         for kind, named in model.items():
@@ -60,10 +61,21 @@ class DistributedOptimizer:
 
     def step(self, rate: float) -> None:
         """Update all parameters. Collective with ZeRO-1."""
+        if self._fused:  # with the rate in fp32, as `step_at` has it
+            rate = float(torch.tensor(rate, dtype=torch.float32))
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
+
+    def step_at(self, rate: Tensor) -> None:
+        """Update all parameters inside of a capture, at each replay by what `rate` holds then: fp32, on their GPU."""
+        for optimizer in self._all:
+            for group in optimizer.param_groups:
+                group |= {"lr": rate, "capturable": True}
+            optimizer.step()
+            for group in optimizer.param_groups:
+                group["capturable"] = False  # torch warns of a step without a capture
 
     def states(self) -> dict[str, dict[str, Tensor]]:
         """Return both moments by parameter's name, of those that this rank updates and has updated."""

@@ -112,6 +112,10 @@ def _train(trainer: Trainer, folder: Path, events: Events, stop: _Stop, between:
     while trainer.done < config.steps and not stopped:
         events.doing = f"step {trainer.done + 1}"
         line, stopped = recorder.step(stop=stop.asked())
+        if lead:
+            for text in trainer.notes:
+                events.tell("note", text=text)
+            trainer.notes.clear()
         last = stopped or trainer.done == config.steps
         if trainer.done == config.steps or (config.val_every and trainer.done % config.val_every == 0):
             line.val_bits_per_byte = trainer.evaluate()

@@ -8,6 +8,7 @@ elsewhere.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -23,14 +24,16 @@ from torch.profiler import record_function
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CommbenchError, UsageError
 from commbench.train.config import TrainConfig
+from moe_ref.capturing import HostWaits
 from moe_ref.data import TextDataset
 from moe_ref.lm.config import flops_per_token
 from moe_ref.profiling import labelled
-from moe_ref.training import build, checkpoint, parallel_dims
+from moe_ref.training import build, checkpoint, parallel_dims, step_graph
 from moe_ref.training.checkpoint import Box, Checkpoint
 from moe_ref.training.grad_buckets import GradBuckets
 from moe_ref.training.metrics import ExpertLoads, Metrics, memory_bytes, peak_flops
 from moe_ref.training.optimizer import DistributedOptimizer, rate
+from moe_ref.training.step_graph import StepGraph
 from moe_ref.training.timers import Timers
 
 _MODEL = "model"
@@ -70,39 +73,37 @@ class Trainer:
         self._validation = self.text.validation(config.val_sequences)
         peak = peak_flops(self.device, config.dtype) if config.peak_tflops is None else 1e12 * config.peak_tflops
         self.peak_flops = peak
+        self.notes: list[str] = []  # for the user, that nobody has taken yet
+        self.graph = self._step_graph()
         self.done = 0  # steps
 
-    def step(self, *, stop: bool = False) -> tuple[Metrics, bool]:
+    def _step_graph(self) -> StepGraph | None:
+        """Make what captures steps, where the settings ask for it and nothing is against it."""
+        if not self.config.graphs:
+            return None
+        if reason := step_graph.unsupported(self._dims, self.device, self.model):
+            self.notes.append(step_graph.WITHOUT + reason)
+            return None
+        compute, shape = functools.partial(self._compute, step=None), (self.config.batch, self.config.context)
+        return StepGraph(compute, self.optimizer, self.gradients.experts, shape)
+
+    def step(self, *, stop: bool = False, eager: bool = False) -> tuple[Metrics, bool]:
         """Make one step. Collective. stop: whether this rank was asked to; what comes back is whether any was.
 
+        eager: without graphs, whatever the settings say, for whoever looks into a step.
         Raises `Diverged` on all ranks where the loss or the gradient is not a finite number.
         """
         step, config = self.done + 1, self.config
+        # A capture is no part of a step's time.
+        graph = self.graph if self.graph is not None and not eager and self.graph.ready(self.device) else None
         began = time.perf_counter()
         self.timers.read()
         if self.monitor is not None:
             self.monitor.reset()
         self.model.train()
-        inputs, targets = self.text.batch(config.batch, seed=config.seed, step=step)
-        self.gradients.zero()
-        loads = ExpertLoads(self.lm.moe_layers, self.lm.experts, self.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
-            rows = slice(micro_batch * self.micro_batch_size, (micro_batch + 1) * self.micro_batch_size)
-            with self._autocast():
-                result = self.model(
-                    inputs[rows].to(self.device), seed=self._seed(step, micro_batch), contexts=self._contexts()
-                )
-                found = _cross_entropy(result.logits_BSV, targets[rows].to(self.device))
-            loss += found.detach().double()
-            loads.add(result.routings)
-            with record_function("train::backward"):
-                ((found + config.aux * sum(result.losses.values())) / self.micro_batches).backward()
-        with record_function("train::gradients"):
-            self.gradients.reduce()
-        squares = self.gradients.squares().to(self.device)
-        totals = torch.stack([loss, squares, torch.tensor(float(stop), device=self.device).double()])
-        totals = self._sum_over_ranks(torch.cat([totals, loads.numbers()]))
+        inputs, targets = (one.to(self.device) for one in self.text.batch(config.batch, seed=config.seed, step=step))
+        numbers = self._eagerly(inputs, targets, step) if graph is None else graph.replay(inputs, targets)
+        totals = self._sum_over_ranks(torch.cat([numbers, torch.tensor([float(stop)], device=self.device).double()]))
         mean, norm = float(totals[0]) / (self.micro_batches * self.config.tp), math.sqrt(float(totals[1]))
         if not math.isfinite(mean + norm):
             raise Diverged(
@@ -111,13 +112,45 @@ class Trainer:
             )
         self.gradients.clip(norm, config.clip)
         with record_function("train::optimizer"):
-            self.optimizer.step(rate(config, step))
+            (self.optimizer.step if graph is None else graph.update)(rate(config, step))
         self.done = step
         with record_function("train::read"):
             times = self.timers.read()  # waits for a GPU
         seconds = time.perf_counter() - began
-        metrics = self._metrics(mean, seconds, times, *loads.read(totals[3:]))
-        return metrics, bool(totals[2])
+        metrics = self._metrics(mean, seconds, times, *self._loads.read(totals[2:-1]))
+        return metrics, bool(totals[-1])
+
+    def _eagerly(self, inputs: Tensor, targets: Tensor, step: int) -> Tensor:
+        if self.graph is not None:
+            try:
+                return self.graph.eager(inputs, targets)
+            except HostWaits as waits:
+                self.graph = None
+                self.notes.append(f"{step_graph.WITHOUT}{waits}")
+        return self._compute(inputs, targets, step)
+
+    def _compute(self, inputs: Tensor, targets: Tensor, step: int | None) -> Tensor:
+        """Make the gradients of a batch; return the sums of losses and of squares, then what `ExpertLoads` counts.
+
+        step: gates draw by it; None: they draw nothing.
+        """
+        self.gradients.zero()
+        loads = self._loads = ExpertLoads(self.lm.moe_layers, self.lm.experts, self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
+            rows = slice(micro_batch * self.micro_batch_size, (micro_batch + 1) * self.micro_batch_size)
+            seed = None if step is None else self._seed(step, micro_batch)
+            with self._autocast():
+                result = self.model(inputs[rows], seed=seed, draws=step is not None, contexts=self._contexts())
+                found = _cross_entropy(result.logits_BSV, targets[rows])
+            loss += found.detach().double()
+            loads.add(result.routings)
+            with record_function("train::backward"):
+                ((found + self.config.aux * sum(result.losses.values())) / self.micro_batches).backward()
+        with record_function("train::gradients"):
+            self.gradients.reduce()
+        squares = self.gradients.squares().to(self.device)
+        return torch.cat([torch.stack([loss, squares]), loads.numbers()])
 
     def _metrics(
         self, loss: float, seconds: float, times: dict[str, float], drop_rate: float | None, balance: float | None
@@ -200,6 +233,8 @@ class Trainer:
             }
             self.optimizer.load(states, found.step)
         self.done = found.step
+        if self.graph is not None:  # what it has captured updates states that are the optimizer's no more
+            self.graph = self._step_graph()
 
     def close(self) -> None:
         """Close what the trainer made for itself; the communicator that it was given stays. Collective."""
