@@ -48,7 +48,7 @@ class CapturedPass:
     """A captured pass, with its way back."""
 
     def __init__(self, layer: Eager, x: Tensor, padding: Tensor | None) -> None:
-        """Raises `HostWaits`."""
+        """Raises `Uncapturable`."""
         grad, dtype = torch.is_grad_enabled(), autocast_dtype()
         self._x = x.detach().clone(memory_format=torch.contiguous_format).requires_grad_(grad and x.requires_grad)
         self._padding = None if padding is None else padding.clone()
@@ -202,7 +202,7 @@ def _take(value: Any, tensors: list[Tensor]) -> Callable[[Sequence[Tensor]], Any
 
 
 def _warm_up(forward: Callable[[], tuple[list[Tensor], Any, list[Tensor]]], device: torch.device) -> None:
-    """Make some passes as they will be captured; raise `HostWaits` where the last one is found to wait."""
+    """Make some passes as they will be captured; raise `Uncapturable` where the last one is found to wait."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

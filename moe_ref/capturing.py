@@ -11,13 +11,13 @@ import torch
 _WAITS = "called a synchronizing CUDA operation"  # of torch's sync debug mode
 
 
-class HostWaits(Exception):
-    """The host waits for the GPU in what should be captured."""
+class Uncapturable(Exception):
+    """What should be captured cannot be, and why."""
 
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """Raise `HostWaits` where the host waits for the GPU inside."""
+    """Raise `Uncapturable` where the host waits for the GPU inside."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
@@ -27,7 +27,7 @@ def no_waiting() -> Iterator[None]:
     except RuntimeError as error:
         if _WAITS not in str(error):
             raise
-        raise HostWaits("the host waits for the GPU in the pass, which a graph cannot") from error
+        raise Uncapturable("the host waits for the GPU in the pass, which a graph cannot") from error
     finally:
         torch.cuda.set_sync_debug_mode(before)
 

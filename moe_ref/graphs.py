@@ -11,7 +11,7 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref.captured_pass import CapturedPass, Eager, autocast_dtype
-from moe_ref.capturing import HostWaits
+from moe_ref.capturing import Uncapturable
 from moe_ref.gate import Gate
 from moe_ref.layer_output import Output
 
@@ -19,7 +19,14 @@ PASSES = 4  # that a layer captures, if nothing is said
 _MOVES = 8  # of a layer's parameters, after which no more is captured
 
 
-class Graphable(Eager, Protocol):
+class HasModules(Protocol):
+    """A module, seen as what is in it."""
+
+    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Return the module, and all modules inside, with their names."""
+
+
+class Graphable(Eager, HasModules, Protocol):
     """What a layer has that is asked before it is captured."""
 
     gate: Gate
@@ -33,9 +40,6 @@ class Graphable(Eager, Protocol):
 
     def buffers(self) -> Iterator[Tensor]:
         """Return all buffers."""
-
-    def named_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Return the layer, and all modules inside, with their names."""
 
 
 class _Key(NamedTuple):
@@ -111,7 +115,7 @@ class LayerGraphs:
             return None, f"all {self.most} passes are captured, and {why}: graph(passes=N) has room for more"
         try:
             made = CapturedPass(layer, x, padding)
-        except HostWaits as waits:
+        except Uncapturable as waits:
             self._waits[key] = str(waits)
             return None, str(waits)
         self.passes.append((key, made))
@@ -129,7 +133,7 @@ def unsupported(layer: Graphable, x: Tensor, padding: Tensor | None, generator: 
     return (
         gate_unsupported(layer.gate, padded=padding is not None, seeded=generator is not None)
         or layer.graph_unsupported()
-        or _hooked(layer)
+        or hooked(layer)
     )
 
 
@@ -146,10 +150,10 @@ def gate_unsupported(gate: Gate, *, padded: bool, seeded: bool) -> str:
     return ""
 
 
-def _hooked(layer: Graphable) -> str:
+def hooked(module: HasModules) -> str:
     """Return which module has hooks, that would run when a pass is captured and never again."""
-    for name, module in layer.named_modules():
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    for name, one in module.named_modules():
+        hooks = (one._forward_hooks, one._forward_pre_hooks, one._backward_hooks, one._backward_pre_hooks)
         if name and any(hooks):  # the layer's own, which has no name, are called around every pass
             return f"{name} has hooks, which would run when the pass is captured and never again"
     return ""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from moe_ref.capturing import capture, no_waiting
-from moe_ref.graphs import gate_unsupported
+from moe_ref.capturing import Uncapturable, capture, no_waiting
+from moe_ref.graphs import gate_unsupported, hooked
 from moe_ref.layer import BaseMoELayer
 from moe_ref.training.optimizer import DistributedOptimizer
 from moe_ref.training.parallel_dims import ParallelDims
@@ -36,23 +36,27 @@ class StepGraph:
     """A step of one rank, whose batches have one shape."""
 
     def __init__(
-        self, compute: _Compute, optimizer: DistributedOptimizer, experts: list[nn.Parameter], shape: tuple[int, int]
-    ) -> None:
+        self, compute: _Compute, model: nn.Module, optimizer: DistributedOptimizer, experts: list[nn.Parameter],
+        shape: tuple[int, int],
+    ) -> None:  # fmt: skip
         """compute: from bytes and targets to numbers on the device, with gradients besides; it depends on nothing else.
 
         experts: parameters whose gradients each backward makes anew, where others' are always in one place.
         shape: of bytes and of targets, [B, S].
         """
-        self._compute, self._optimizer, self._experts, self._shape = compute, optimizer, experts, shape
+        self._compute, self._model, self._optimizer = compute, model, optimizer
+        self._experts, self._shape = experts, shape
         self._eager_steps = 0
         self._captured = False
         self.replays = 0
 
     def eager(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute without a graph. Raises `HostWaits` in the last of the first steps, where the host waits in it."""
+        """Compute without a graph. Raises `Uncapturable` in the last of the first steps, where that is found there."""
         self._eager_steps += 1
         if self._eager_steps != EAGER_STEPS:
             return self._compute(inputs, targets)
+        if reason := hooked(self._model):  # as record_routing has them
+            raise Uncapturable(reason)
         with no_waiting():
             return self._compute(inputs, targets)
 

@@ -24,7 +24,7 @@ from torch.profiler import record_function
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CommbenchError, UsageError
 from commbench.train.config import TrainConfig
-from moe_ref.capturing import HostWaits
+from moe_ref.capturing import Uncapturable
 from moe_ref.data import TextDataset
 from moe_ref.lm.config import flops_per_token
 from moe_ref.profiling import labelled
@@ -85,7 +85,7 @@ class Trainer:
             self.notes.append(step_graph.WITHOUT + reason)
             return None
         compute, shape = functools.partial(self._compute, step=None), (self.config.batch, self.config.context)
-        return StepGraph(compute, self.optimizer, self.gradients.experts, shape)
+        return StepGraph(compute, self.model, self.optimizer, self.gradients.experts, shape)
 
     def step(self, *, stop: bool = False, eager: bool = False) -> tuple[Metrics, bool]:
         """Make one step. Collective. stop: whether this rank was asked to; what comes back is whether any was.
@@ -124,9 +124,9 @@ class Trainer:
         if self.graph is not None:
             try:
                 return self.graph.eager(inputs, targets)
-            except HostWaits as waits:
+            except Uncapturable as reason:
                 self.graph = None
-                self.notes.append(f"{step_graph.WITHOUT}{waits}")
+                self.notes.append(f"{step_graph.WITHOUT}{reason}")
         return self._compute(inputs, targets, step)
 
     def _compute(self, inputs: Tensor, targets: Tensor, step: int | None) -> Tensor:

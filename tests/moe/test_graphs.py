@@ -11,6 +11,7 @@ import torch
 from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, Gate, GateConfig, MoE
 from moe_ref.captured_pass import flat
+from moe_ref.capturing import Uncapturable
 from moe_ref.graphs import LayerGraphs, gate_unsupported
 from moe_ref.training import step_graph
 from moe_ref.training.parallel_dims import ParallelDims
@@ -90,3 +91,15 @@ def test_what_a_training_cannot_do_in_a_graph() -> None:
     assert "4 ranks" in step_graph.unsupported(ParallelDims(size=4), gpu, model)
     random = Trainer(replace(TINY, order="random"))
     assert "draws at random" in step_graph.unsupported(ParallelDims(), gpu, random.model)
+
+
+def test_a_training_whose_modules_have_hooks_is_eager_and_says_which() -> None:
+    """As `record_routing` has them: in a replay nobody would call them."""
+    trainer = Trainer(TINY)
+    graph = step_graph.StepGraph(lambda inputs, targets: inputs + targets, trainer.model, trainer.optimizer, [], (1, 1))
+    one = torch.ones(1, 1)
+    for _ in range(step_graph.EAGER_STEPS - 1):
+        assert not graph.ready(torch.device("cpu")) and graph.eager(one, one) == 2
+    trainer.model.blocks[1].register_forward_hook(lambda *given: None)
+    with pytest.raises(Uncapturable, match=r"blocks\.1 has hooks"):
+        graph.eager(one, one)
