@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import completing, ending, finding, planning, programs
+from commbench.commands import checking, completing, ending, finding, planning, programs
 from commbench.commands.completing import words_of
 from commbench.commands.options import (
     SHORT,
@@ -55,6 +55,7 @@ def cli() -> None:
 
     \b
     commbench sweep                     measure with the recipe `quick`: any machine, about a minute
+    commbench check                     is it healthy? one verdict, with names and evidence
     commbench sweep quick dtype=bf16    settings are KEY=VALUE; lists are axes: dtype=fp32,bf16
     commbench tune quick budget=5m      find what is provably better than the default; write a profile
     commbench plot results/latest       draw a run again
@@ -378,7 +379,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     return run(format_, root, plot, record)
 
 
-for command in (*programs.COMMANDS, *planning.COMMANDS, *finding.COMMANDS):
+for command in (*checking.COMMANDS, *programs.COMMANDS, *planning.COMMANDS, *finding.COMMANDS):
     cli.add_command(command)
 
 

@@ -37,7 +37,7 @@ class LaunchSamples:
     """The samples of one case in one launch: samples x ranks, microseconds."""
 
     case: Case
-    launch: tuple[str, str]  # run and process group: after a crash, one launch has several
+    launch: tuple[str, ...]  # run and process group: after a crash, one launch has several
     time_us: Floats
     begin_us: Floats | None = None  # when each rank left the barrier, where ranks share a clock
     fabric: str = ""  # what is between the nodes, as in rows
@@ -102,7 +102,7 @@ def read_launches(folder: RunFolder) -> Iterator[LaunchSamples]:
 
 def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
     """Return a matrix for each set-up and size; launches of several runs with the same set-up stand side by side."""
-    by_key: dict[str, dict[tuple[str, str], Floats]] = {}
+    by_key: dict[str, dict[tuple[str, ...], Floats]] = {}
     about: dict[str, Row] = {}
     for folder in folders:
         rows = so_far.of_run(folder).rows
@@ -114,7 +114,9 @@ def of_runs(folders: Sequence[RunFolder]) -> list[Matrix]:
                 continue
             key, n = _key(item.case), item.case.setup.layout.ranks
             about.setdefault(key, _whole(row))
-            cells = by_key.setdefault(key, {}).setdefault(item.launch, np.full((n, n), np.nan))
+            # Under several seeds a launch measures the same several times, each of which has a matrix of its own.
+            name = (*item.launch, f"{item.case.seed:020d}")
+            cells = by_key.setdefault(key, {}).setdefault(name, np.full((n, n), np.nan))
             for src, dst, times in _messages(item):
                 cells[src, dst] = np.median(times)
     matrices = [

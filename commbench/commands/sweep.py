@@ -44,7 +44,7 @@ def run(request: SweepRequest) -> int:
     if rank is not None and not (request.dry_run or request.show_config):
         from commbench.sweep import join
 
-        return join.run(request, rank, _draw)
+        return join.run(request, rank, join.of_sweep(_draw))
     if rank is not None and rank.rank != 0:  # of a plan that all ranks could show, one shows it
         return EXIT_OK
     console = Console(quiet=request.quiet, verbose=request.verbose)

@@ -5,7 +5,7 @@ A new check is a function and a line in `CHECKS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from commbench.doctor import cpus, devices, files, launchers, memory, network, software, variables
 from commbench.doctor.finding import Check, CheckStatus, Finding, note
@@ -66,9 +66,16 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(system: System) -> Iterator[tuple[Check, Finding]]:
-    """Yield each check with its finding; those that do not apply here are left out. Never raises."""
+def examine(
+    system: System, sections: Collection[str] = (), *, without: Collection[str] = ()
+) -> Iterator[tuple[Check, Finding]]:
+    """Yield each check with its finding; those that do not apply here are left out. Never raises.
+
+    sections: those wanted, all where there is none. without: names of checks.
+    """
     for check in CHECKS:
+        if (sections and check.section not in sections) or check.name in without:
+            continue
         finding = _guarded(check, system)
         if finding is not None:
             yield check, finding

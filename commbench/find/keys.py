@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from commbench.ab import plan as ab
+from commbench.check import keys as check
 from commbench.find.words import unknown_name
 from commbench.strategy import keys as planned
 from commbench.sweep import foreign_keys, keys, recipes
@@ -51,6 +52,7 @@ def tables() -> tuple[KeyTable, ...]:
     return (
         KeyTable(("sweep", "tune"), swept, keys.GROUPS),
         KeyTable(("tune",), tune.KEYS, (tune.GROUP,)),
+        KeyTable(("check",), check.KEYS, (check.GROUP,)),
         KeyTable(("train", "train ab"), trained, train.GROUPS),
         KeyTable(("ab",), timed, timed_groups),
         KeyTable(("plan",), planned.KEYS, planned.GROUPS),

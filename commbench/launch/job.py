@@ -34,6 +34,7 @@ class Job:
     placements: tuple[Placement, ...] = ()
     parent_started: str = ""  # "" where no parent on this host watches (a joined launch)
     program: str = ""  # a module to import by its name and run in place of cases: see commbench.measure.rank.run
+    before: str = ""  # a module whose `run(job, info)` every rank calls first, before it is bound or connected
     tokens: tuple[str, ...] = ()  # by which ranks that somebody else started know that it is theirs
     settings: dict[str, Any] = field(default_factory=dict)  # of the program, as JSON has them
     algorithms: tuple[dict[str, str], ...] = ()  # from outside: files to load, as `OutsideAlgorithm` has them

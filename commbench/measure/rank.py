@@ -44,6 +44,8 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
     folder.ranks_lock.take(shared=True)  # a resume waits until all ranks of the killed run are gone
     for one in outside.read(job.algorithms):
         outside.provide(one)
+    if job.before:
+        importlib.import_module(job.before).run(job, info)
     rank_placement = placement.take(job, info)
     if job.setup.emulated:
         fabric.enter(job.setup.layout.node(info.rank))

@@ -26,7 +26,7 @@ def text(parts: Sequence[Examined], named: Sequence[tuple[Examined, Straggler]],
         mine = [straggler for of, straggler in named if of is part]
         for straggler in mine:
             lines += [f"  SLOW {straggler.kind.upper():5} {straggler.name}: {_ratio(straggler)}"]
-            said = _evidence(straggler, part)
+            said = evidence(straggler, part)
             if also := _also(parts, part, straggler):
                 said.append(f"also at {', '.join(also)}")
             lines += [line for text in said for line in _wrapped(text)]
@@ -56,7 +56,8 @@ def _ratio(straggler: Straggler) -> str:
     return f"{straggler.ratio:.2f}x{between}{' (interval of messages)' if straggler.interval_of == 'messages' else ''}"
 
 
-def _evidence(straggler: Straggler, part: Examined) -> list[str]:
+def evidence(straggler: Straggler, part: Examined) -> list[str]:
+    """Return how it is known that somebody is slow, in lines."""
     where = {"intra": "inside nodes", "inter": "between nodes"}
     lines = [
         f"{where[link]}: {_time(time)} against {_time(straggler.usual_us[link])} of messages that no culprit touches"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from commbench.algorithms import outside
@@ -40,20 +40,40 @@ from commbench.sweep.runner import Sweep
 _POLL_S = 1.0  # of a thread in a process that measures
 
 
-def run(request: prepare.SweepRequest, rank: RankInfo, draw: session.Draw) -> int:
-    """Sweep as one of the ranks; return the exit code. Raises `CommbenchError` before anything is measured."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinedFlow:
+    """What a command makes of ranks that a launcher has started."""
+
+    words: Callable[[tuple[str, ...]], tuple[str, ...]]  # of what was typed: those of the sweep; on rank 0 alone
+    expand: Callable[[Sequence[SweepConfig]], list[PlannedCase]]
+    of_run: Callable[[prepare.SweepRequest, RunFolder, Sequence[PlannedCase], Console], Sweep]
+    finish: Callable[[prepare.SweepRequest, RunFolder, Sweep, Console], int]  # what was measured; the exit code
+
+
+def of_sweep(draw: session.Draw) -> JoinedFlow:
+    """Return the flow of a sweep."""
+
+    def finish(request: prepare.SweepRequest, folder: RunFolder, sweep: Sweep, console: Console) -> int:
+        assert isinstance(sweep.reporter, session.ConsoleReporter)
+        return session.finish(request, folder, sweep, sweep.reporter, console, draw)
+
+    return JoinedFlow(words=lambda typed: typed, expand=prepare.expand, of_run=session.of_run, finish=finish)
+
+
+def run(request: prepare.SweepRequest, rank: RankInfo, flow: JoinedFlow) -> int:
+    """Measure as one of the ranks; return the exit code. Raises `CommbenchError` before anything is measured."""
     die_with_parent()
     deadline = StartDeadline(rank)
     rendezvous = _rendezvous(request, rank)
     if rank.rank != 0:
         return follow(rendezvous, rank, deadline)
     try:
-        folder, sweep, job, console = _prepare(request, rank)
+        folder, sweep, job, console = _prepare(request, rank, flow)
     except BaseException:
         rendezvous.broadcast("")
         raise
     lead(rendezvous, job, deadline)
-    ending = _Ending(request, folder, sweep, job, console, draw)
+    ending = _Ending(request, folder, sweep, job, console, flow)
     session.interrupt_on_sigterm()
     ending.watchdog.start()
     with console:
@@ -78,10 +98,10 @@ class _Ending:
         sweep: Sweep,
         job: Job,
         console: Console,
-        draw: session.Draw,
+        flow: JoinedFlow,
     ) -> None:
         self._request, self._folder, self._sweep, self._job = request, folder, sweep, job
-        self._console, self._draw = console, draw
+        self._console, self._flow = console, flow
         self._only_once = threading.Lock()
         # No grace: this rank may be waiting for one that failed inside a library that does not notice.
         self._watched = supervise.Watch(job, self._on_event, grace_s=0.0)
@@ -120,13 +140,11 @@ class _Ending:
 
     def _finish(self, first: Callable[[], None]) -> int:
         cleanup.remove(self._job.folder)
-        reporter = self._sweep.reporter
-        assert isinstance(reporter, session.ConsoleReporter)
         try:
             with storage(self._folder.path, "make room, then start a new run: ranks that joined cannot go on"):
                 first()
                 self._sweep.load()
-                return session.finish(self._request, self._folder, self._sweep, reporter, self._console, self._draw)
+                return self._flow.finish(self._request, self._folder, self._sweep, self._console)
         except EnvironmentProblem as error:  # this process may end hard, and nobody else would say it
             print_error(str(error), error.hint)
             return error.exit_code
@@ -143,23 +161,24 @@ def _wants_mpi(request: prepare.SweepRequest, rank: RankInfo) -> bool:
     return rank.launcher == "slurm" and "transport=mpi" in request.words
 
 
-def _prepare(request: prepare.SweepRequest, rank: RankInfo) -> tuple[RunFolder, Sweep, Job, Console]:
+def _prepare(request: prepare.SweepRequest, rank: RankInfo, flow: JoinedFlow) -> tuple[RunFolder, Sweep, Job, Console]:
     if request.resume is not None:
         raise UsageError(
             "--resume cannot join a launcher", hint=f"resume without {rank.started_by}, on the machine of the run"
         )
+    request = replace(request, words=flow.words(request.words))
     console = Console(quiet=request.quiet, verbose=request.verbose)
     recipe, configs = _configure(request, rank)
     prepare.refuse_code(request, configs)
     launchers, configs = prepare.choose_launchers(
         replace(request, launcher=rank.launcher), configs, console, joined=True
     )
-    planned = prepare.expand(configs)
+    planned = flow.expand(configs)
     prepare.check_fabrics(planned, dict.fromkeys(launchers, rank.started_by))
     placement.check(planned, launchers, console.note, joined=rank.local_size)
     _check_one_launch(planned, rank)
     folder = prepare.create(request, recipe, configs, planned, launchers, joined=rank.started_by)
-    sweep = session.of_run(request, folder, planned, console)
+    sweep = flow.of_run(request, folder, planned, console)
     job = _job(folder, sweep)
     job.save()
     return folder, sweep, job, console
@@ -208,6 +227,7 @@ def _job(folder: RunFolder, sweep: Sweep) -> Job:
     return Job(
         run_dir=str(folder.path.resolve()),
         attempt="joined",
+        before=sweep.before,
         launch=0,
         setup=item.setup,
         cases=item.cases,

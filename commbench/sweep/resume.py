@@ -9,6 +9,7 @@ from commbench.console import Console
 from commbench.errors import EnvironmentProblem, UsageError
 from commbench.launch import supervise
 from commbench.machine import metadata
+from commbench.records import PlannedCase
 from commbench.run_folder import RunFolder, drop_damaged, parse_measurement, parse_row
 from commbench.serialise import ListDigest
 from commbench.sweep.prepare import SweepRequest, check_fabrics
@@ -18,6 +19,20 @@ from commbench.sweep.session import of_run
 
 def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
     """Open a killed run to go on with. Raises `CommbenchError` where its results would not belong together."""
+    folder, items = open_run(request, console)
+    sweep = of_run(request, folder, items, console)
+    take_over(sweep, console, retry_failed=request.retry_failed)
+    return folder, sweep
+
+
+def take_over(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> None:
+    """Let a sweep have what its run has already, and say how much that is."""
+    sweep.load(retry_failed=retry_failed, tell=True)
+    console.note(f"resuming {sweep.folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
+
+
+def open_run(request: SweepRequest, console: Console) -> tuple[RunFolder, list[PlannedCase]]:
+    """Open a killed run, whole again and locked, and return it with its plan. Raises `CommbenchError`."""
     assert request.resume is not None
     if request.dry_run or request.show_config:
         raise UsageError(
@@ -58,10 +73,7 @@ def resume(request: SweepRequest, console: Console) -> tuple[RunFolder, Sweep]:
         console.note(f"{path.name}: dropped a last line that was cut off when the run was killed")
     for text in drop_damaged_lines(folder):
         console.note(f"{text}; dropped, and measured again")
-    sweep = of_run(request, folder, items, console)
-    sweep.load(retry_failed=request.retry_failed, tell=True)
-    console.note(f"resuming {folder.run_id}: {sweep.done} of {sweep.total} measurements are there")
-    return folder, sweep
+    return folder, items
 
 
 def drop_damaged_lines(folder: RunFolder) -> list[str]:

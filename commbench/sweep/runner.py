@@ -61,8 +61,11 @@ class Sweep:
         reporter: SweepReporter,
         alike: Callable[[Case], str] | None = None,
         rates: bounds.Rates | None = None,
+        before: str = "",
     ) -> None:
         """`launchers` is the launcher of each transport, `rates` are those of links that the user declares.
+
+        `before` is what every rank does first in each launch: see `Job.before`.
 
         `alike`, if there is one, names what a case tries: after a hang, nothing of the same name is tried again.
         """
@@ -85,6 +88,7 @@ class Sweep:
         self._samples = summary.Samples(folder)
         self._best = BestSoFar()
         self._rates = rates
+        self.before = before
         self._measured_now = 0
         self._began = time.monotonic()
 
@@ -118,10 +122,15 @@ class Sweep:
         measured, needed = len(self._done.get(row.case_id, {})), self._needed.get(row.case_id, 0)
         return row.status is not Status.OK or measured >= needed
 
-    def run(self) -> None:
-        """Measure all that is not measured yet. KeyboardInterrupt ends the running launch and passes on."""
+    def run(self, enough: Callable[[int], bool] = lambda launch: False) -> None:
+        """Measure all that is not measured yet. KeyboardInterrupt ends the running launch and passes on.
+
+        enough: asked before each launch, by its number, whether to leave out all that are left.
+        """
         self.finish_skipped()
         for item in self.launches:
+            if enough(item.index):
+                return
             self._run_launch(item)
 
     def finish_skipped(self) -> None:
@@ -180,6 +189,7 @@ class Sweep:
         return Job(
             run_dir=str(self.folder.path),
             attempt=attempt,
+            before=self.before,
             launch=item.index,
             setup=item.setup,
             cases=tuple(cases),

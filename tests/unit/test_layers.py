@@ -27,7 +27,7 @@ FLOORS = (
     "backend",
     "sweep",
     "ab",
-    "tune train",
+    "tune train check",
     "strategy",
     "plots moe_ref find",
     "commands",

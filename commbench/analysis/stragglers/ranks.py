@@ -40,7 +40,7 @@ class RankTimes:
 
 def gather(items: Iterable[LaunchSamples]) -> list[RankTimes]:
     """Return the ranks' times of each set-up that has cases in which all ranks do the same."""
-    logs: dict[str, dict[tuple[str, str], list[Floats]]] = {}
+    logs: dict[str, dict[tuple[str, ...], list[Floats]]] = {}
     wins: dict[str, list[Floats]] = {}
     setups: dict[str, Setup] = {}
     fabrics: dict[str, str] = {}

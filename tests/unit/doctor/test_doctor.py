@@ -15,6 +15,7 @@ import pytest
 
 from commbench.commands import doctor as command
 from commbench.doctor import CHECKS, CheckStatus, Finding, examine, finding
+from commbench.doctor.load import look
 from commbench.doctor.system import System, Torch
 from commbench.errors import EnvironmentProblem
 from commbench.launch.mpi_library import MpiLibrary
@@ -259,6 +260,10 @@ def library(family: str, version: str) -> Callable[[Recorded], None]:
 
 BUSY = {"/proc/stat": "cpu  1080 0 500 98040 100 0 0 1 0 0",
         "/proc/7/stat": "7 (kworker/0:1 (x)) I 2 0 0 0 -1 0 0 0 0 0 0 930 0 0"}  # fmt: skip
+# More than one of the CPUs is taken by a process that yields to everybody.
+IDLE_CLASS = {"/proc/stat": "cpu  1058 0 500 98042 100 0 0 1 0 0",
+              "/proc/7/stat": f"7 (batch) R 2 1 1 0 -1 0 0 0 0 0 37 900 {'0 ' * 25}5 0"}  # fmt: skip
+NICER = {**IDLE_CLASS, "/proc/7/stat": "7 (batch) R 2 1 1 0 -1 0 0 0 0 0 37 900 0 0 30 10 1"}
 GROUP = "/sys/fs/cgroup/system.slice"
 V1 = {"/proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/"}
 NOTE, WARN, FAIL, OK = CheckStatus.NOTE, CheckStatus.WARN, CheckStatus.FAIL, CheckStatus.OK
@@ -352,6 +357,8 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
     ("quota", more(files={**V1, "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
                           "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}), OK, ("none",)),
     ("load", more(files_later=BUSY), WARN, ("others use 2.0 of 4 CPUs now", "kworker/0:1 (x) (pid 7) 1.0")),
+    ("load", more(files_later=IDLE_CLASS), OK, ("others use 0.0 of 4 CPUs now",)),
+    ("load", more(files_later=NICER), OK, ("others use 0.0 of 4 CPUs now",)),
     ("load", files(loadavg="3.50 1 1 1/400 1"), NOTE, ("load average 3.50", "again soon")),
     ("steal", more(files_later={"/proc/stat": "cpu  1000 0 500 90000 100 0 0 2000 0 0"}), WARN,
      ("2.1 %", "more launches")),
@@ -605,3 +612,21 @@ def test_a_program_that_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None
         System().run(sys.executable, "-c", "import time; time.sleep(60)")
     monkeypatch.undo()
     assert System().run(sys.executable, "-c", "print('fine')") == "fine"
+
+
+def test_a_launch_is_no_other_load_for_its_ranks() -> None:
+    """What began it, what stands above that, its other ranks and their helpers: all but the neighbour on pid 9."""
+    family = {50: ("shell", 1), 60: ("commbench", 50), 70: ("fork", 60), 71: ("torchrun", 60), 100: ("rank", 70),
+              101: ("rank", 70), 102: ("helper", 101), 9: ("neighbour", 50)}  # fmt: skip
+
+    def stat(ticks: int) -> dict[str, str]:
+        return {f"/proc/{pid}/stat": f"{pid} ({name}) R {parent} 1 1 0 -1 0 0 0 0 0 {ticks} 0"
+                for pid, (name, parent) in family.items()}  # fmt: skip
+
+    system = node()
+    system.files |= stat(0)
+    system.files_later = {"/proc/stat": "cpu  1080 0 500 98040 100 0 0 1 0 0", **stat(10)}
+    found = look(system, parent=60)
+    assert [str(one) for one in found.busiest] == ["neighbour (pid 9) 0.3"]
+    assert (round(found.others, 2), found.much) == (0.33, True)
+    assert look(node()).busiest == ()
