@@ -20,6 +20,7 @@ from commbench.check.differences import NodeFacts
 from commbench.check.named import Named
 from commbench.check.node_facts import HostFacts
 from commbench.check.rates import rate_factor
+from commbench.doctor.load import much
 from commbench.errors import UsageError
 from commbench.output.answer import words, yardstick
 from commbench.output.stragglers import evidence
@@ -32,7 +33,7 @@ OK, NOTE, BAD, UNKNOWN = "ok", "note", "bad", "unknown"
 _LEAST_OF_BOUND = 0.25  # of an all-to-all at its largest size, below which all links alike are slow
 _BROKEN = (Status.WRONG_RESULT, Status.TIMEOUT, Status.DECLARATION_MISMATCH)
 _SETTINGS = ("MIG", "persistence", "clocks", "power limit", "GPUs")  # what doctor says of GPUs that are not ill
-_MAIN, _MOST_NAMED = 0.5, 3  # of what others take: one process is to blame; processes in evidence
+_MOST_NAMED = 3  # processes in evidence
 _MOST_SAID = 160  # letters of somebody else's reason
 
 
@@ -112,9 +113,11 @@ def _hosts(report: HealthReport) -> None:
         report.add("doctor", UNKNOWN, "no host has said anything")
     elif not any(part.name == "doctor" for part in report.parts):
         report.add("doctor", OK, f"nothing to warn of on {words.count(len(known), 'host')}")
-    looks = sum(len(host.looks) for host in report.hosts)
+    looks = [look for host in report.hosts for look in host.looks]
     if looks and not any(part.name == "CPUs" for part in report.parts):
-        report.add("CPUs", OK, f"no one else uses them, in most of {words.count(looks, 'look')}")
+        some = sum(look["much"] for look in looks)
+        text = f"no other process stays on them; others came and went in {some} of {words.count(len(looks), 'look')}"
+        report.add("CPUs", NOTE if 2 * some > len(looks) else OK, text)
 
 
 def _where(host: HostFacts, hosts: Sequence[HostFacts]) -> str:
@@ -125,31 +128,28 @@ def _where(host: HostFacts, hosts: Sequence[HostFacts]) -> str:
 
 
 def _busy(host: HostFacts, where: str) -> Named | None:
-    """Return that others use a host's CPUs, where they do in most looks and one process in most of these."""
-    looks = [one for one in host.looks if one["much"]]
-    if not looks or 2 * len(looks) <= len(host.looks):
+    """Return that others use a host's CPUs: processes that are there in most looks, and take enough together."""
+    seen: dict[tuple[int, str], list[float]] = {}
+    for process in (process for look in host.looks for process in look["busiest"]):
+        seen.setdefault((process["pid"], process["name"]), []).append(process["cpus"])
+    staying = {who: shares for who, shares in seen.items() if 2 * len(shares) > len(host.looks)}
+    taken = sorted(
+        sum(process["cpus"] for process in look["busiest"] if (process["pid"], process["name"]) in staying)
+        for look in host.looks
+    )
+    if not staying or not much(usual := float(np.median(taken)), cpus := host.looks[0]["cpus"]):
         return None
-    cpus = host.looks[0]["cpus"]
-    taken = sorted(one["others"] for one in host.looks)
-    slower = [1 + share / cpus for share in taken]  # of a rank that shares its CPU fairly with them
-    ratio = float(np.median(slower))
-    shares: dict[tuple[int, str], list[float]] = {}
-    for one in looks:
-        for process in one["busiest"]:
-            shares.setdefault((process["pid"], process["name"]), []).append(process["cpus"])
-    all_looks, usual = words.count(len(host.looks), "look"), float(np.median(taken))
-    most = sorted(shares.items(), key=lambda item: -sum(item[1]))
-    used = [
-        f"{name} (pid {pid}) uses {np.median(of):.2f} CPUs, in {len(of)} of {all_looks}" for (pid, name), of in most
-    ]
-    who = f"{len(most)} process{'es' if len(most) > 1 else ''}"
-    if most and sum(most[0][1]) >= _MAIN * usual * len(looks):  # the one to blame
-        who = f"{most[0][0][1]} (pid {most[0][0][0]})"
+    slower = [1 + share / cpus for share in taken if share]  # of a rank that shares its CPU fairly with them
+    looks = words.count(len(host.looks), "look")
+    most = sorted(staying.items(), key=lambda item: -sum(item[1]))
+    used = [f"{name} (pid {pid}) uses {np.median(of):.2f} CPUs, in {len(of)} of {looks}" for (pid, name), of in most]
+    (pid, name), _ = most[0]
+    more = f" and {len(most) - 1} more" if len(most) > 1 else ""
     return Named(
         kind="cpu",
         name=where,
-        says=f"has {usual:.1f} of {cpus} CPUs taken by others, {who}; sharing them makes ranks {{}} slow",
-        ratio=ratio,
+        says=f"has {usual:.1f} of {cpus} CPUs taken by {name} (pid {pid}){more}; sharing them makes ranks {{}} slow",
+        ratio=float(np.median(slower)),
         low=slower[0],
         high=slower[-1],
         interval_of="looks",

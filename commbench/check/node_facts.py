@@ -15,7 +15,7 @@ from typing import Any
 
 from commbench.doctor import Check, Finding, examine
 from commbench.doctor.finding import CheckStatus
-from commbench.doctor.load import CpuLoad, look
+from commbench.doctor.load import CpuLoad, look, much
 from commbench.doctor.system import System
 from commbench.errors import CorruptFile, UsageError
 from commbench.files import write_atomically
@@ -74,8 +74,8 @@ def _look(system: System, parent: int) -> dict[str, Any]:
     except (OSError, ValueError, IndexError):  # no Linux, or a /proc of another kind
         return {}
     # Of processes that came and went meanwhile nobody knows whether ranks would have waited for them.
-    known = dataclasses.replace(found, others=sum(one.cpus for one in found.busiest))
-    return dataclasses.asdict(known) | {"much": known.much}
+    others = sum(one.cpus for one in found.busiest)
+    return dataclasses.asdict(found) | {"others": others, "much": much(others, found.cpus)}
 
 
 def collect(system: System) -> dict[str, Any]:

@@ -38,12 +38,16 @@ class CpuLoad:
 
     @property
     def much(self) -> bool:
-        """Return whether ranks have to wait for others."""
-        return self.others > max(_LEAST, _LEAST_SHARE * self.cpus)
+        return much(self.others, self.cpus)
 
     def __str__(self) -> str:
         text = f"others use {self.others:.1f} of {plural(self.cpus, 'CPU')} now, load average {self.average:.2f}"
         return f"{text}: {some(list(map(str, self.busiest)), _SHOWN)}" if self.much and self.busiest else text
+
+
+def much(others: float, cpus: int) -> bool:
+    """Return whether ranks have to wait for others who take so much of so many CPUs."""
+    return others > max(_LEAST, _LEAST_SHARE * cpus)
 
 
 @dataclass(frozen=True, slots=True)

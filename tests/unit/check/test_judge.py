@@ -72,7 +72,7 @@ def test_a_busy_cpu_is_named_where_it_is_busy_most_of_the_time(copy: RunFolder) 
     report = judge(copy)
     (cpu,) = report.named
     assert (cpu.kind, cpu.ratio, cpu.low, cpu.high) == ("cpu", 1.5, 1.5, 1.5)
-    taken = "host h has 1.0 of 2 CPUs taken by others, hog{} (pid 7); sharing them makes ranks 1.50x slow [1.50-1.50]"
+    taken = "host h has 1.0 of 2 CPUs taken by hog{} (pid 7); sharing them makes ranks 1.50x slow [1.50-1.50]"
     assert cpu.sentence == taken
 
 
