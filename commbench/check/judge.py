@@ -316,7 +316,7 @@ def _noise(report: HealthReport, folder: RunFolder, cases: Sequence[Case], effec
         report.add("noise", UNKNOWN, text)
         if (missing := stats.missing_launches(len(both))) not in report.doubts:
             report.doubts.append(missing)
-    elif max(found.high, 1 / found.low) > effect:
+    elif math.sqrt(found.high / found.low) > effect:  # half of its width; where it lies is chance
         report.add("noise", UNKNOWN, text)
         report.doubts.append(f"{text}: too noisy to see {effect:g}x")
     else:

@@ -27,6 +27,7 @@ REPEATS = LAUNCHES_FOR_INTERVAL  # of all, in the one launch of ranks that someb
 _GPU_SIZES = {"sizes.max": "64M"}
 _START_S, _CASE_S = 2.5, 0.05  # of a launch, and of a case beside its samples
 _LEAST_CAP_S, _MOST_CAP_S = 0.02, 1.0
+_CONTROL, _CONTROL_SAMPLES = 5, 10  # times the cap of a pair; samples, at least
 _SEEDS = 2**63
 
 
@@ -77,7 +78,7 @@ def expand(configs: Sequence[SweepConfig], budget_s: float, *, joined: bool = Fa
     kept += [replace(item, case=_again(item.case, 1)) for item in kept if item.case.collective == ALL_TO_ALL]
     typed = frozenset[str]().union(*(item.typed for item in configs))
     policy = _policy(len(kept), budget_s, typed, joined=joined)
-    kept = [replace(item, case=replace(item.case, policy=replace(item.case.policy, **policy))) for item in kept]
+    kept = [replace(item, case=_lasting(item.case, policy, typed)) for item in kept]
     repeats = REPEATS if joined else 1
     return [
         replace(item, case=_again(item.case, 2 * number)) if number else item
@@ -113,6 +114,16 @@ def _policy(cases: int, budget_s: float, typed: frozenset[str], *, joined: bool)
     if "launches" not in typed and not joined:
         found["launches"] = MOST_LAUNCHES
     return found
+
+
+def _lasting(case: Case, policy: Mapping[str, Any], typed: frozenset[str]) -> Case:
+    """Return the case with its policy. The two arms of the control are few, and take more samples for it."""
+    more = dict(policy)
+    if case.collective == ALL_TO_ALL and "cap_s" in more:
+        more["cap_s"] *= _CONTROL
+    if case.collective == ALL_TO_ALL and "samples.min" not in typed:
+        more["samples_min"] = min(_CONTROL_SAMPLES, case.policy.samples_max)
+    return replace(case, policy=replace(case.policy, **more))
 
 
 def short(planned: Sequence[PlannedCase], budget_s: float, *, joined: bool) -> str:

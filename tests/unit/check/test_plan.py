@@ -36,10 +36,13 @@ def test_the_arms_of_the_control_are_told_apart_by_their_seeds() -> None:
 
 
 def test_the_budget_says_how_long_a_case_takes_and_the_user_comes_first() -> None:
-    short, long, endless = ({case.policy.cap_s for case in cases(budget_s=s)} for s in (20, 60, 1e5))
-    assert max(short) < min(long) < min(endless) == max(endless) == 1.0
+    short, long, endless = ([case.policy.cap_s for case in cases(budget_s=s)] for s in (20, 60, 1e5))
+    assert all(one < other < most for one, other, most in zip(short, long, endless, strict=True))
+    assert [(case.policy.cap_s, case.policy.samples_min) for case in cases(budget_s=1e5)][-3:] == [
+        (1.0, 3), (5.0, 10), (5.0, 10)
+    ]  # fmt: skip
     assert {case.policy.launches for case in cases()} == {plan.MOST_LAUNCHES}
-    (typed,) = {case.policy for case in cases("cap=0.5", "launches=7")}
+    (typed,) = {case.policy for case in cases("cap=0.5", "launches=7", "samples.min=3")}
     assert (typed.cap_s, typed.launches) == (0.5, 7)
 
 
