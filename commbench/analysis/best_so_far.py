@@ -70,7 +70,7 @@ class BestSoFar:
             return f"so far up to {busbw:.3g} GB/s, at {format_size(size_bytes)}" if busbw else ""
         best = max(self._leads.values(), key=lambda lead: lead.ratio)
         if best.ratio < _LEAST:
-            return f"so far nothing is {_LEAST - 1:.0%} faster than {best.baseline}"
+            return f"so far nothing is {100 * (_LEAST - 1):.0f} % faster than {best.baseline}"
         ahead = sum(lead.ratio >= _LEAST for lead in self._leads.values())
         more = f", ahead in {ahead} of {len(self._leads)} comparisons" if len(self._leads) > 1 else ""
         return f"so far {best.label} {best.ratio:.2f}x {best.baseline} at {format_size(best.size_bytes)}{more}"

@@ -5,13 +5,15 @@ Runs are sweeps, or trainings, or one A/B, or one trace of a program, or one pro
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from commbench.ab import launches as programs
-from commbench.analysis.bounds import Told
+from commbench.analysis.bounds import Rates, Told
 from commbench.console import stderr_console
 from commbench.errors import EXIT_OK, UsageError
 from commbench.links import parse_link_rates
@@ -34,12 +36,16 @@ def run(
     """Draw run folders and files of other programs; return 0. What these do not say, the others do."""
     told = Told(ranks=ranks, nodes=nodes, rates=parse_link_rates(link_rate))
     if any((path / "ab.json").is_file() for path in paths):
+        _refuse(told, "an A/B")
         written = draw_ab(paths, out)
     elif any(folder.is_trace(path) for path in paths):
+        _refuse(told, "a trace")
         written = draw_trace(paths, out)
     elif any(profile_file.is_one(path) for path in paths):
-        written = draw_profile(paths, out)
+        _refuse(dataclasses.replace(told, rates={}), "a profile")
+        written = draw_profile(paths, out, told.rates)
     elif any(results.is_one(path) for path in paths):
+        _refuse(told, "a training")
         written = draw_trainings(paths, out)
     else:
         if path := next(filter(journal.is_one, paths), None):
@@ -49,6 +55,14 @@ def run(
     for path in written:
         stderr_console().print(f"plot: {path}")
     return EXIT_OK
+
+
+def _refuse(told: Told, what: str) -> None:
+    """Raise `UsageError` for options that a picture of `what` has no use for."""
+    given = {"--ranks": told.ranks, "--nodes": told.nodes, "--link-rate": told.rates}
+    if option := next((name for name, value in given.items() if value), ""):
+        fits = "sweeps, profiles and logs of other programs" if told.rates else "logs of other programs"
+        raise UsageError(f"{option} says nothing of {what}", hint=f"leave it away; it is for the bandwidths of {fits}")
 
 
 def draw_sweeps(paths: Sequence[Path], out: Path | None, told: Told) -> list[Path]:
@@ -66,7 +80,7 @@ def draw_sweeps(paths: Sequence[Path], out: Path | None, told: Told) -> list[Pat
         stderr_console().print(f"partial: {runs.about['partial']}")
     if runs.folder is None:
         rows: list[dict[Any, Any]] = runs.rows.to_dict("records")
-        sys.stdout.write(yardstick.table(rows))
+        sys.stdout.write(yardstick.table(rows, paths))
     target = _target(runs.folder, out) if runs.folder else out or Path("plots")
     prefix = _prefix(runs.sources)
     try:
@@ -93,8 +107,11 @@ def _before_after(paths: Sequence[Path], told: Told, about: Mapping[str, Any], t
     return save({"before-after": drawn}, target, prefix) if drawn else []
 
 
-def draw_profile(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Draw the one profile, or the one folder of a tuning; return the PNG files. Raises `UsageError`."""
+def draw_profile(paths: Sequence[Path], out: Path | None = None, rates: Rates = MappingProxyType({})) -> list[Path]:
+    """Draw the one profile, or the one folder of a tuning; return the PNG files. Raises `UsageError`.
+
+    rates: declared, for the bound; else it is what the stages of the tuning have found.
+    """
     if len(paths) > 1:
         raise UsageError(f"{len(paths)} paths, one of them a profile", hint="it is drawn alone")
     path = paths[0].resolve()
@@ -103,7 +120,8 @@ def draw_profile(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     target = _target(stages, out)
     from commbench.plots import before_after, gains, save
 
-    figures = {"gains": gains.gains(profile), "bandwidth": before_after.of_profile(profile, _bounds(profile, stages))}
+    bound = {**_bounds(profile, stages), **before_after.declared_bounds(profile, rates)}
+    figures = {"gains": gains.gains(profile), "bandwidth": before_after.of_profile(profile, bound)}
     try:
         return save({name: figure for name, figure in figures.items() if figure is not None}, target)
     except OSError as error:

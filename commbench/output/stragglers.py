@@ -68,8 +68,8 @@ def evidence(straggler: Straggler, part: Examined) -> list[str]:
     if straggler.other_way is not None:
         lines.append(f"the other way: {straggler.other_way:.2f}x")
     if "slowest_share" in straggler.about:
-        fair = 1 / (straggler.usual_messages + 1)
-        lines.append(f"the slowest of all in {straggler.about['slowest_share']:.0%} of samples, {fair:.0%} by chance")
+        share, fair = 100 * straggler.about["slowest_share"], 100 / (straggler.usual_messages + 1)
+        lines.append(f"the slowest of all in {share:.0f} % of samples, {fair:.0f} % by chance")
     chance = "less than 1e-6" if straggler.chance < 1e-6 else f"at most {straggler.chance:.1g}"
     lines.append(f"slow in {straggler.launches_slow} of {straggler.launches} launches; chance of any such: {chance}")
     return lines

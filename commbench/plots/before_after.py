@@ -13,11 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from commbench import collectives
+from commbench.analysis.bounds import Rates
 from commbench.analysis.compare import CaseComparison, Yardstick
 from commbench.layout import Layout
+from commbench.links import least_time
 from commbench.output.answer import words
 from commbench.plots.style import ALGORITHM, BUS, MARKERS, algorithm_colour, legend_below, size_axis, title, value_axis
 from commbench.profile import Choice, Evidence, Profile, Scope
+from commbench.records import NOMINAL
 from commbench.spec import Spec
 from commbench.units import format_size, gbps
 
@@ -132,7 +135,8 @@ def _panel(axes: Axes, panel: BandwidthPanel, names: tuple[str, str]) -> None:
             if point.better:
                 top = max(point.after, point.before * (point.high or 0.0))
                 axes.annotate(f"{point.after / point.before:.2f}x", (point.size_bytes, top), (0, 6),
-                              textcoords="offset points", ha="center", fontsize=7.5, color=colour)  # fmt: skip
+                              textcoords="offset points", ha="center", fontsize=7.5, color=colour,
+                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6})  # fmt: skip
     if panel.bound:
         sizes = sorted(panel.bound)
         axes.plot(sizes, [panel.bound[size] for size in sizes], color=_BOUND, linestyle=":", linewidth=1.3,
@@ -164,6 +168,23 @@ def of_profile(profile: Profile, bounds: Bounds) -> Figure | None:
     panels = [_of_evidence(name, found, profile, bounds) for name, found in by_name.items()]
     made = f"{profile.machine} | {profile.created[:10]} | commbench {profile.commbench_version}"
     return figure(panels, ("default", "with the profile"), "With the profile", made) if panels else None
+
+
+def declared_bounds(profile: Profile, rates: Rates) -> dict[tuple[str, str, int], float]:
+    """Return what links of these rates need at the least for what a profile has evidence of, as `Bounds`."""
+    found = {}
+    for choice in profile.choices:
+        scope = profile.scope(choice.scope)
+        links = {link: rate for link, rate in rates.items() if not (link == "inter" and scope.fabric in NOMINAL)}
+        if not scope.nodes or not scope.ranks_per_node:
+            continue
+        layout = Layout(scope.nodes, scope.ranks_per_node)
+        for one in choice.evidence:
+            spec = Spec(collective=choice.collective, dtype=one.dtype, size_bytes=one.size_bytes, layout=layout,
+                        arguments=choice.arguments)  # fmt: skip
+            if least := least_time(collectives.get(choice.collective).needs(spec), links, layout):
+                found[one.run, choice.collective, one.size_bytes] = least.us
+    return found
 
 
 def _of_evidence(

@@ -30,7 +30,7 @@ def count(region: Region) -> str:
 
 def plan(regions: Sequence[Region], budget_s: float, gain: float) -> list[str]:
     """Return what would be tried, a line for each candidate."""
-    lines = [f"budget: {format_seconds(budget_s)}; a gain below {gain:.0%} is none"]
+    lines = [f"budget: {format_seconds(budget_s)}; a gain below {100 * gain:.0f} % is none"]
     for region in regions:
         lines.append(f"{region}: {count(region)}")
         for name in dict.fromkeys(space.label(c, region.default) for p in region.problems for c in p.candidates):
@@ -106,19 +106,22 @@ def _control_text(control: Control) -> str:
     )
 
 
+_ANY_PROGRAM = ("torchrun", "--nproc-per-node=8", "train.py")  # as README and help have it
+
+
 def next_step(profile: Path, trace: ProgramTrace | None) -> tuple[str, str]:
     """Return what to do with the profile, and the command."""
     if trace is None:
-        return "use it", shlex.join(["commbench", "export", str(profile), "--format", "env"])
+        typed = shlex.join(["commbench", "ab", "--profile", str(profile), "--", *_ANY_PROGRAM])
+        return "measure what it is worth in your program", typed
     return "measure what it is worth", f"commbench ab {_with_program(profile, trace)}"
 
 
 def use(profile: Path, trace: ProgramTrace | None) -> list[str]:
     """Return the commands to go on with: the recorded program's own, or what fits any program."""
     if trace is None:
-        return [
-            f"use it: commbench export {profile} --format env, or commbench.load_profile({str(profile)!r}) in Python"
-        ]
+        typed = shlex.join(["commbench", "exec", "--profile", str(profile), "--", *_ANY_PROGRAM])
+        return [f"use it: {typed}, or commbench.load_profile({str(profile)!r}) in Python"]
     typed = _with_program(profile, trace)
     return [f"use it: commbench exec {typed}", f"what it is worth: commbench ab {typed}"]
 

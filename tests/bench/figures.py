@@ -5,6 +5,7 @@ The same files give the same pictures, so `git diff` shows what a change of the 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -21,27 +22,32 @@ from PIL import Image
 from commbench.analysis.bounds import Told
 from commbench.commands import plot
 from commbench.files import write_atomically
+from commbench.links import parse_link_rates
 from commbench.machine import sysfs
 from commbench.output.answer import words
 from commbench.output.combine import combine
-from commbench.plots import machine
+from commbench.plots import before_after, machine
 from commbench.plots.crossover import crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FIGURE_KEYS
 from commbench.plots.style import picture, title
+from commbench.profile import file as profile_file
 from tests.conftest import REPOSITORY
 from tests.support import machines
 
 REFERENCE, IMAGES = REPOSITORY / "results/reference", REPOSITORY / "docs/images"
+TUNED = REFERENCE / "tuned-2xH200"
+NVLINK = "intra=18x26.5625GBps"  # of an H200: what its lanes carry
 MOST_BYTES = 150_000
 _TRAININGS = ("train-table1-2xH200", "train-table1-H100")
+_SHOWN = ("-4x4-", "-1-MiB-")  # of several figures of a run
 _PREFIX = re.compile("compare-[0-9a-f]{6}-")  # of pictures of several runs
 _COLOURS = 128  # of a picture: lines, text and their soft edges need no more
 
 
 def main() -> None:
-    for name, figure in {**of_sweeps(), "gpus": of_gpus()}.items():
+    for name, figure in {**of_sweeps(), "gpus": of_gpus(), "before-after": of_profile()}.items():
         _write(IMAGES / f"{name}.png", picture(figure, "png"))
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "topology.png"
@@ -56,14 +62,27 @@ def of_sweeps() -> dict[str, Figure]:
     """Return the figures of sweeps, by the name of their picture."""
     wanted: dict[str, tuple[str, Callable[..., dict[str, Figure]]]] = {
         "crossover": ("2d_rate-2cpu", crossover),
+        "own-algorithm": ("own_algorithm-2cpu", crossover),
         "pairs": ("pairs-4x2-2cpu", heat_maps),
+        "slow-link": ("slow_link-4x2-2cpu", heat_maps),
     }
     figures = {}
     for name, (run, function) in wanted.items():
         runs = combine([REFERENCE / run], Told(), FIGURE_KEYS, print)
         drawn = function(runs.rows, runs.about)
-        figures[name] = next(figure for title, figure in drawn.items() if len(drawn) == 1 or "-4x4-" in title)
+        figures[name] = next(
+            figure for title, figure in drawn.items() if len(drawn) == 1 or any(word in title for word in _SHOWN)
+        )
     return figures
+
+
+def of_profile() -> Figure:
+    """Return the bandwidth of two H200 without a profile and with it, outside of CUDA graphs."""
+    profile = profile_file.load(TUNED / "profile.json")
+    plain = dataclasses.replace(profile, choices=[choice for choice in profile.choices if not choice.captured])
+    figure = before_after.of_profile(plain, before_after.declared_bounds(plain, parse_link_rates([NVLINK])))
+    assert figure is not None
+    return figure
 
 
 def of_gpus() -> Figure:
@@ -127,8 +146,8 @@ def _runs(name: str) -> list[str]:
 
 # Pictures that stand beside what they are drawn from.
 BESIDE: dict[Path, Callable[[Path], list[Path]]] = {
-    REFERENCE / "tuned-2xH200/plots": lambda folder: plot.draw_profile(
-        [REFERENCE / "tuned-2xH200/profile.json"], _new(folder)
+    TUNED / "plots": lambda folder: plot.draw_profile(
+        [TUNED / "profile.json"], _new(folder), parse_link_rates([NVLINK])
     ),
     **{
         REFERENCE / name / "plots": _of_trainings(*_runs(name)) for name in ("train-table1-2xH200", "train-table1-H100")

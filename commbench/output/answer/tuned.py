@@ -8,6 +8,9 @@ from commbench.output.answer import words
 from commbench.output.answer.claims import Answer, FasterRange, Proof, merged
 from commbench.profile import Choice, Evidence, Profile
 from commbench.records import network_note
+from commbench.stats import MINIMUM_GAIN
+
+_LEAST = f"{100 * MINIMUM_GAIN:g} %"
 
 
 def answer(profile: Profile, use: tuple[str, str], saving: str = "") -> Answer:
@@ -28,8 +31,18 @@ def answer(profile: Profile, use: tuple[str, str], saving: str = "") -> Answer:
     sentences += [saving] if saving else []
     if found:
         return Answer(sentences=sentences, claims=found, step=use[0], command=use[1])
+    if _settled(profile):
+        return Answer(sentences=sentences, step=f"keep the default: what may be gained is below {_LEAST}")
     longer = words.command({"command": profile.command}, "tune", "budget=30m")
     return Answer(sentences=sentences, step="keep the default, or search for longer", command=longer)
+
+
+def _settled(profile: Profile) -> bool:
+    """Return whether nothing was near a gain that counts: a longer search would find none either."""
+    tried = [proof for choice in profile.choices for proof in choice.evidence]
+    return bool(tried) and all(
+        proof.pairs == 0 if proof.high is None else proof.high < 1 + MINIMUM_GAIN for proof in tried
+    )
 
 
 def gains(choices: Sequence[Choice]) -> list[FasterRange]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from commbench.output.describe import describe_layout
+from commbench.output.grid import number
 from commbench.records import Row, Status
 from commbench.units import format_size
 
+_NEAR, _USUAL = 0.8, 0.5  # of the bound at the largest sizes: nothing to find; usual for libraries as they come
 _MEASURED_ABOVE = 1.02  # of the bound: times and rates are as rounded as their sources give them
 REDUCING = "all_reduce: switches that reduce, NVLS or SHARP, allow up to twice as much"
 
@@ -60,10 +64,10 @@ def warning(rows: Sequence[Row]) -> str:
     return f"{worst.label} at {format_size(worst.size_bytes)} shows {text}"
 
 
-def table(rows: Sequence[Mapping[Any, Any]]) -> str:
+def table(rows: Sequence[Mapping[Any, Any]], paths: Sequence[Path]) -> str:
     """Return logs of other programs, rows as `foreign.alone` makes them, beside what their links allow.
 
-    Each test ends with the answer: how near the largest size comes.
+    Each test ends with the answer: how near the largest size comes; all of them with the next step.
     """
     tests: dict[tuple[Any, ...], list[Mapping[Any, Any]]] = {}
     for row in rows:
@@ -85,19 +89,50 @@ def table(rows: Sequence[Mapping[Any, Any]]) -> str:
             wrong = "" if row["status"] == Status.OK.value else f"  {row['status']}"
             lines.append(f"{format_size(row['size_bytes']).replace(' ', ''):>10}  {numbers}  {share}{wrong}")
         lines += _answer(test)
-    return "\n".join(lines) + "\n"
+    step, command = _next([_largest(test) for test in tests.values()], paths)
+    return "\n".join([*lines, f"# next: {step}: {command}"]) + "\n"
+
+
+def _largest(test: Sequence[Mapping[Any, Any]]) -> Mapping[Any, Any]:
+    """Return the largest size that has a right result, and a bound where any has; else the largest of all."""
+    right = [row for row in test if row["status"] == Status.OK.value]
+    bounded = [row for row in right if not math.isnan(_share(row))]
+    return max(bounded or right or test, key=lambda row: int(row["size_bytes"]))
 
 
 def _answer(test: Sequence[Mapping[Any, Any]]) -> list[str]:
-    right = [row for row in test if row["status"] == Status.OK.value and not math.isnan(_share(row))]
-    if not right:
-        return []
-    largest, worst = right[-1], max(right, key=_share)
-    reached = of_bound(largest["busbw_gbps"], largest["bound_gbps"], largest["bound_kind"])
-    lines = [f"# answer: {reached} at {format_size(largest['size_bytes'])}"]
+    right = [row for row in test if row["status"] == Status.OK.value]
+    largest = _largest(test)
+    at = f"at {format_size(largest['size_bytes'])}"
+    if not right or math.isnan(largest["busbw_gbps"]):
+        return [f"# answer: no size has {'a right result' if not right else 'a bandwidth'}"]
+    if math.isnan(_share(largest)):
+        return [f"# answer: {largest['busbw_gbps']:.3g} GB/s {at}; nobody has said what its links allow"]
+    lines = [f"# answer: {of_bound(largest['busbw_gbps'], largest['bound_gbps'], largest['bound_kind'])} {at}"]
+    worst = max((row for row in right if not math.isnan(_share(row))), key=_share)
     if text := above(_share(worst), worst["collective"]):
         lines.append(f"# warning: {format_size(worst['size_bytes'])} shows {text}")
     return lines
+
+
+def _next(largest: Sequence[Mapping[Any, Any]], paths: Sequence[Path]) -> tuple[str, str]:
+    """Return what to do after a log was read, and the command: by the test that is farthest from its bound."""
+    files = [str(path) for path in paths]
+    bounded = [row for row in largest if not math.isnan(_share(row))]
+    if not bounded:
+        rate = "intra=450GBps" if largest[0]["nodes"] == 1 else "inter=8x400gbit"
+        return "say what your links carry, as in", shlex.join(["commbench", "plot", *files, "--link-rate", rate])
+    share, on_gpus = min(map(_share, bounded)), "ccl" in bounded[0]["transport"]
+    if max(map(_share, bounded)) > _MEASURED_ABOVE:
+        return "count links and cards on that machine", "commbench topo"
+    if share >= _NEAR:
+        return "nothing to repair; compare a later log with it", shlex.join(["commbench", "compare", files[0], "LATER"])
+    if share >= _USUAL:
+        return (
+            "try other algorithms and settings on that machine",
+            f"commbench tune {'gpu' if on_gpus else 'transport=mpi'} --out p.json",
+        )
+    return "look for what is slow on that machine", f"commbench sweep pairs transport={'nccl' if on_gpus else 'mpi'}"
 
 
 def _share(row: Mapping[Any, Any]) -> float:
@@ -106,4 +141,4 @@ def _share(row: Mapping[Any, Any]) -> float:
 
 
 def _number(value: float, width: int) -> str:
-    return f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.4g}"
+    return f"{number(None if math.isnan(value) else value):>{width}}"

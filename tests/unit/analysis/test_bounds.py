@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,11 +192,11 @@ def test_logs_alone_are_drawn_and_answered(tmp_path: Path) -> None:
     head, _, *lines = result.stdout.splitlines()
     assert head == "# a2a.log: all_to_all, nccl-tests 2.19.6, 2 nodes x 8 ranks, fp32"
     assert [line.split()[0] for line in lines[:2]] == ["1MiB", "64MiB"] and lines[1].split()[3:] == ["93.75", "84%"]
-    assert lines[2] == "# answer: 78.6 GB/s of 93.7 possible (83.9 %, declared) at 64 MiB" and len(lines) == 3
+    assert lines[2] == "# answer: 78.6 GB/s of 93.7 possible (83.9 %, declared) at 64 MiB" and len(lines) == 4
     (svg,) = (tmp_path / "plots").glob("*.svg")
     assert "bound (declared)" in svg.read_text()
     low = here("plot", "a2a.log", "--link-rate", "inter=400gbit", "--out", "p", cwd=tmp_path).stdout
-    assert low.splitlines()[-1].startswith(
+    assert low.splitlines()[-2].startswith(
         "# warning: 64 MiB shows 671 % of the bound, above what the link rate allows"
     )
     without = here("plot", "a2a.log", "--out", "p", cwd=tmp_path)
@@ -247,9 +248,33 @@ def test_the_guide_shows_what_the_command_prints() -> None:
     (rate,) = (word for word in text.split("\n```")[0].split() if word.startswith("intra="))
     told = Told(rates=parse_link_rates([rate]))
     combined = combine([DATA / "nccl-tests-2.19-alltoall.txt"], told, FIGURE_KEYS, print)
-    assert yardstick.table(combined.rows.to_dict("records")) == shown
+    rows: list[dict[Any, Any]] = combined.rows.to_dict("records")
+    assert yardstick.table(rows, [Path("nccl-tests-2.19-alltoall.txt")]) == shown
     for nodes, cards, ceiling in PUBLISHED[:2] + PUBLISHED[3:4]:
         assert cards == "8x400gbit" and f"| {nodes} | {ceiling} GB/s |" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "answer", "step"),
+    [
+        ("", "338 GB/s at 4 GiB; nobody has said what its links allow",
+         "say what your links carry, as in: commbench plot a.log --link-rate intra=450GBps"),
+        ("intra=400GBps", "338 GB/s of 400 possible (84.5 %, declared) at 4 GiB",
+         "nothing to repair; compare a later log with it: commbench compare a.log LATER"),
+        ("intra=18x26.5625GBps", "338 GB/s of 478 possible (70.7 %, declared) at 4 GiB",
+         "try other algorithms and settings on that machine: commbench tune gpu --out p.json"),
+        ("intra=900GBps", "338 GB/s of 900 possible (37.6 %, declared) at 4 GiB",
+         "look for what is slow on that machine: commbench sweep pairs transport=nccl"),
+        ("intra=300GBps", "338 GB/s of 300 possible (113 %, declared) at 4 GiB",
+         "count links and cards on that machine: commbench topo"),
+    ],
+)  # fmt: skip
+def test_a_log_ends_with_an_answer_and_the_next_step(rate: str, answer: str, step: str) -> None:
+    told = Told(rates=parse_link_rates([rate] if rate else []))
+    combined = combine([DATA / "nccl-tests-2.19-alltoall.txt"], told, FIGURE_KEYS, lambda text: None)
+    rows: list[dict[Any, Any]] = combined.rows.to_dict("records")
+    lines = yardstick.table(rows, [Path("a.log")]).splitlines()
+    assert f"# answer: {answer}" in lines and lines[-1] == f"# next: {step}"
 
 
 IMB = """# Intel(R) MPI Benchmarks 2021.7, MPI-1 part

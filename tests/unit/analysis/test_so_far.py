@@ -152,7 +152,7 @@ def test_the_line_of_progress_says_what_leads(unfinished: RunFolder) -> None:
     for measurement in measurements:
         alike = dataclasses.replace(measurement, time_us=100.0)
         best.add(cases[measurement.case_id], alike)
-    assert str(best) == "so far nothing is 3% faster than direct"
+    assert str(best) == "so far nothing is 3 % faster than direct"
     noisy = BestSoFar()
     for measurement, factor in itertools.product(measurements, (1.0, 20.0)):
         case = cases[measurement.case_id]

@@ -283,7 +283,7 @@ def test_a_rank_stands_out_in_any_sweep(tmp_path: Path, capsys: pytest.CaptureFi
     assert found[0]["slowest_share"] > 0.9 and found[0]["interval_of"] == "launches"
     stragglers.run([slow.path], "text", 1.3)
     out = capsys.readouterr().out
-    assert "SLOW RANK  rank 6 (node 3)" in out and "of samples, 12% by chance" in out
+    assert "SLOW RANK  rank 6 (node 3)" in out and "of samples, 12 % by chance" in out
 
 
 def test_what_ranks_do_differently_is_no_evidence() -> None:

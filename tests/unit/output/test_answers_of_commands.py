@@ -56,7 +56,10 @@ def test_a_tuning_that_proves_nothing_keeps_the_default() -> None:
     kept = replace(kept, command=["commbench", "tune", "quick", "budget=60s"])
     text, step = said(tuned.answer(kept, USE))
     assert "nothing is proven better than the default at 1 size (default kept: nothing was faster)" in text
-    assert step == "keep the default, or search for longer: commbench tune quick budget=30m"
+    assert step == "keep the default: what may be gained is below 3 %"
+    unsure = replace(evidence(4096, 1.0, "not confirmed"), high=1.2)
+    kept = replace(kept, choices=[choice("all_to_all", "direct", evidence=[unsure])])
+    assert said(tuned.answer(kept, USE))[1] == "keep the default, or search for longer: commbench tune quick budget=30m"
 
 
 def straggler(ratio: float, launches: int) -> Straggler:

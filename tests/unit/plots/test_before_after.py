@@ -10,6 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from commbench.cli import _main
+from commbench.links import parse_link_rates
 from commbench.plots import before_after, gains
 from commbench.plots.before_after import figure
 from commbench.profile import file as profile_file
@@ -42,6 +43,12 @@ def test_both_lines_are_of_the_evidence_and_the_title_concludes(tmp_path: Path) 
     assert lines["default"] == pytest.approx(busbw)
     assert lines["with the profile"] == pytest.approx([2 * busbw[0], busbw[1]]), "what was not confirmed is not taken"
     assert before_after.of_profile(profiles.profile(profiles.choice("all_to_all", "direct", evidence=[])), {}) is None
+    # Two nodes of two ranks: half of a rank's data leave its node, 2 x 2048 B and 2 x 32768 B each at 1 GB/s.
+    bound = before_after.declared_bounds(made, parse_link_rates(["inter=1GBps"]))
+    assert sorted(bound.values()) == pytest.approx([4.096, 65.536])
+    with_bound = before_after.of_profile(made, bound)
+    assert with_bound is not None
+    assert lines_of(with_bound)["bound: what the links allow"] == pytest.approx([0.75, 0.75])
 
 
 def two_runs(parent: Path, factor: float) -> list[Path]:
@@ -70,6 +77,12 @@ def test_two_runs_and_their_bound(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines["direct, after"] == pytest.approx([2 * y for y in lines["direct, before"]], rel=0.1)
     assert _main(["plot", str(before), str(after), "--out", str(tmp_path / "p")]) == 0
     assert list((tmp_path / "p").glob("compare-*-before-after.png"))
+    capsys.readouterr()
+    assert _main(["plot", str(before.parent)]) == 2, "the folder of --out"
+    newest = max(path.name for path in (before, after))
+    assert f"hint: there are 2, the newest in it: {before.parent / newest}" in capsys.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 def test_plot_takes_what_tune_prints(

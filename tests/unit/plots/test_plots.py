@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from commbench import algorithms, plots
 from commbench.analysis.pair_matrices import Matrix
 from commbench.analysis.summary import Samples, row
-from commbench.plots.crossover import crossover
+from commbench.plots.crossover import _Cell, _conclusion, crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FABRIC_SETTINGS
@@ -24,6 +24,7 @@ from commbench.plots.style import ALGORITHM, MARKERS, algorithm_colour, thinned
 from commbench.plots.traffic import traffic
 from commbench.records import Case
 from commbench.run_folder import RunFolder
+from commbench.stats import Verdict
 from tests.support.fake_runs import META, frame, measured, planned
 from tests.support.figures import inside
 
@@ -75,6 +76,19 @@ def test_a_cell_without_data_is_blank_and_layouts_are_rows() -> None:
     (figure,) = crossover(kept, META).values()
     assert len(texts(figure)) == 5
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["2x8", "4x4"]
+
+
+def test_the_title_says_who_is_fastest_or_in_how_many_cells_each_is() -> None:
+    def cell(name: str, ratio: float, found: Verdict = Verdict.FASTER) -> _Cell:
+        return _Cell(name, name, ratio, found)
+
+    sizes = {0: 1024, 1: 4096, 2: 2**20}
+    tie = cell("direct", 1.01, Verdict.NO_DIFFERENCE)
+    apart = {(0, 0): cell("bruck", 2.0), (1, 0): cell("bruck", 1.5), (0, 1): tie, (0, 2): cell("direct", 1.2)}
+    assert _conclusion(apart, sizes) == "bruck 1.50x to 2.00x at 1 KiB; direct 1.20x at 1 MiB"
+    mixed = {**apart, (1, 0): cell("direct", 1.5)}
+    assert _conclusion(mixed, sizes) == "Fastest of 4 cells: bruck in 1 (2.00x), direct in 2 (1.20x to 1.50x)"
+    assert _conclusion({(0, 0): tie}, sizes) == "nothing is proven faster"
 
 
 def test_parameters_and_few_samples_are_in_the_cell() -> None:

@@ -168,6 +168,10 @@ def test_plot_draws_trainings_and_refuses_a_mixture(tmp_path: Path, capsys: pyte
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         plot.run([one], tmp_path / "file")
+    with pytest.raises(UsageError, match="--link-rate says nothing of a training"):
+        plot.run([one], None, link_rate=["inter=100gbit"])
+    with pytest.raises(UsageError, match="--nodes says nothing of a training"):
+        plot.run([one], None, nodes=2)
 
 
 def test_an_ab_is_drawn_again(tmp_path: Path) -> None:
@@ -188,6 +192,8 @@ def test_an_ab_is_drawn_again(tmp_path: Path) -> None:
         plot.run([tmp_path], None)
     with pytest.raises(UsageError, match="2 folders, one of them of an A/B"):
         plot.run([tmp_path, tmp_path], None)
+    with pytest.raises(UsageError, match="--link-rate says nothing of an A/B"):
+        plot.run([tmp_path], None, link_rate=["inter=100gbit"])
 
 
 def test_tensorboard_gets_each_number_once(tmp_path: Path) -> None:
