@@ -116,14 +116,6 @@ def read_lines(
                 raise CorruptFile(f"{path}:{place.lines}: {_why(error)}", hint=hint) from error
 
 
-def _where_runs_are(path: Path) -> str:
-    """Return which folder to give in place of one that holds no run itself: that of --out holds runs."""
-    inside = sorted(one.parent.name for one in path.glob("*/run.json") if not one.parent.is_symlink())
-    if inside:  # names begin with the time
-        return f"there {'is one' if len(inside) == 1 else f'are {len(inside)}, the newest'} in it: {path / inside[-1]}"
-    return "give the folder that a sweep printed, or results/latest; of a tuning the folder of a stage in it"
-
-
 def _why(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error} is missing"
@@ -278,7 +270,10 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run. Raises `UsageError` where there is none, or one of another format."""
         if not (path / "run.json").is_file():
-            raise UsageError(f"no run in {str(path)!r}", hint=_where_runs_are(path))
+            hint = "give the folder that a sweep printed, or results/latest; of a tuning the folder of a stage in it"
+            if newest := max(path.glob("*/run.json"), default=None):  # as in --out; names begin with the time
+                hint = f"give the newest run in it: {newest.parent}"
+            raise UsageError(f"no run in {str(path)!r}", hint=hint)
         folder = cls(path.resolve())
         about = folder.read_json("run.json")
         version = about.get("format_version")

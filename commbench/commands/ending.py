@@ -74,7 +74,7 @@ def _run(cli: click.Command, arguments: list[str]) -> int:
         hint = nccl_tests.instead_of(error.option_name) if _asks_for_flags(error) else ""
         if isinstance(error, click.MissingParameter) and context and (example := _example(context)):
             hint = f"{example}; see {path} --help"
-        return _report(error.format_message(), hint or f"see {path} --help", 2)
+        return _report(" ".join(error.format_message().split()), hint or f"see {path} --help", 2)
     except (KeyboardInterrupt, click.Abort):
         return _report("interrupted", "", EXIT_INTERRUPTED)
     except OSError as error:

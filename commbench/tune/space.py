@@ -127,7 +127,7 @@ def regions(configs: Iterable[SweepConfig]) -> list[Region]:
         reasons = sorted({item.skip for item in wide if item.skip})
         raise UsageError(
             "nothing of this can be tuned: only the default can run",
-            hint="; ".join(reasons[:3]) or "leave algorithm= away, to search all of them",
+            hint="; ".join(reasons[:3]) or "leave algorithm= out, to search all of them",
         )
     if not result:
         reasons = sorted({item.skip for item in wide if item.skip})

@@ -144,6 +144,8 @@ BAD = {
     "sweep --bogus": ("No such option '--bogus'", "--help"),
     "sweep --format xml": ("'xml' is not one of", "--help"),
     **{command: ("Missing", f"{example}; see commbench {command} --help") for command, example in EXAMPLES.items()},
+    "tune quick --out /proc/p.json": ("cannot write '/proc/p.json'", "in a folder of yours"),
+    "export p.json": ("Missing option '--format'. Choose from: json, env,", "--format env"),
     "plot nowhere": ("no run in 'nowhere'", "results/latest"),
 }
 
