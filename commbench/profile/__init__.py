@@ -8,6 +8,7 @@ field; docs/reference/profile.schema.json is the same for machines.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from commbench.algorithms.outside import OutsideAlgorithm
@@ -119,6 +120,15 @@ class Choice:
     @property
     def label(self) -> str:
         return self.config.label
+
+
+def name_collective(choice: Choice, among: Iterable[Choice]) -> str:
+    """Return `dispatch payload=fp8 captured`: the collective, with the arguments in which choices for it differ."""
+    alike = [other.arguments for other in among if other.collective == choice.collective]
+    keys = dict.fromkeys(key for arguments in alike for key in arguments)
+    differing = [key for key in keys if len({str(arguments.get(key)) for arguments in alike}) > 1]
+    words = [f"{key}={choice.arguments.get(key, 'none')}" for key in differing]
+    return " ".join([choice.collective, *words, *(["captured"] if choice.captured else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

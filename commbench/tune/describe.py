@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from commbench.output.answer import words
 from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number
-from commbench.profile import Choice, Evidence, Profile
+from commbench.profile import Choice, Evidence, Profile, name_collective
 from commbench.record.trace import ProgramTrace
 from commbench.records import network_note
 from commbench.sweep import foreign_keys
@@ -43,6 +43,7 @@ def plan(regions: Sequence[Region], budget_s: float, gain: float) -> list[str]:
 class _Proven(NamedTuple):
     """A choice at one size."""
 
+    name: str  # of the collective
     choice: Choice
     proof: Evidence
 
@@ -55,8 +56,7 @@ class _Proven(NamedTuple):
 def columns() -> list[Column[_Proven]]:
     """Return the columns of what was chosen."""
     return [
-        Column(name="collective", left=True, once=True,
-               text=lambda row: row.choice.collective + (" captured" if row.choice.captured else "")),
+        Column(name="collective", left=True, once=True, text=lambda row: row.name),
         Column(name="size", text=lambda row: format_size(row.proof.size_bytes).replace(" ", "")),
         Column(name="default", text=lambda row: row.proof.default.replace(" ", ","), left=True, once=True, goes=2),
         Column(name="default_us", text=lambda row: number(row.proof.default_us), goes=3),
@@ -79,7 +79,10 @@ def table(profile: Profile, controls: Sequence[Control], look: TableStyle = AS_F
         lines += folded(f"{scope.id}: {scope}")
         lines += folded(f"note: {note}") if (note := network_note(scope.fabric)) else []
         choices = profile.of_scope(scope.id)
-        laid = grid(columns(), [_Proven(choice, proof) for choice in choices for proof in choice.evidence], look)
+        rows = [
+            _Proven(name_collective(choice, choices), choice, proof) for choice in choices for proof in choice.evidence
+        ]
+        laid = grid(columns(), rows, look)
         lines += [*itertools.chain(*map(folded, laid.notes)), *laid.framed(look)]
         wrong = [
             one for one in profile.refused if one.scope == scope.id and one.why in ("wrong_result", "timeout", "error")

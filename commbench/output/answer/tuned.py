@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from commbench.output.answer import words
 from commbench.output.answer.claims import Answer, FasterRange, Proof, merged
-from commbench.profile import Choice, Evidence, Profile
+from commbench.profile import Choice, Evidence, Profile, name_collective
 from commbench.records import network_note
 from commbench.stats import MINIMUM_GAIN
 
@@ -50,16 +50,18 @@ def gains(choices: Sequence[Choice]) -> list[FasterRange]:
     return [
         one
         for choice in choices
-        for one in merged([(proof.size_bytes, _gain(choice, proof)) for proof in choice.evidence])
+        for one in merged(
+            [(proof.size_bytes, _gain(name_collective(choice, choices), choice, proof)) for proof in choice.evidence]
+        )
     ]
 
 
-def _gain(choice: Choice, proof: Evidence) -> FasterRange | None:
+def _gain(where: str, choice: Choice, proof: Evidence) -> FasterRange | None:
     if not proof.confirmed:
         return None
     name = choice.label + (f", {choice.buffers} buffers" if choice.buffers != "plain" else "")
     return FasterRange(
-        where=choice.collective + (" captured" if choice.captured else ""), faster=name, than=proof.default,
+        where=where, faster=name, than=proof.default,
         fastest=False, is_default=False, among=1,
         proofs=(Proof(size_bytes=proof.size_bytes, time_us=proof.chosen_us, than_us=proof.default_us,
                       factor=proof.ratio, low=proof.low, high=proof.high),),

@@ -9,7 +9,7 @@ import pytest
 
 from commbench.communicators import routed_choice
 from commbench.communicators.routed_choice import LayerAsk, RoutedChoice
-from commbench.profile import Choice
+from commbench.profile import Choice, name_collective
 from commbench.profile.table import Table
 from tests.support import profiles
 
@@ -76,3 +76,11 @@ def test_in_words_and_without_a_profile() -> None:
     assert routed_choice.describe(replace(ASK, payload="fp8"), found) == (
         "dispatch of 1 MiB a rank, top-8 of 32, as fp8: per_choice\n    why: no profile: the default"
     )
+
+
+def test_choices_are_told_apart_by_what_differs() -> None:
+    """In the table of a tuning and in its answer: nothing where one thing was tuned, and no key that is the same."""
+    ways = [tuned("per_node"), tuned("per_node", payload="fp8"), profiles.choice("all_to_all", "bruck", captured=True)]
+    names = [name_collective(way, ways) for way in ways]
+    assert names == ["dispatch payload=none", "dispatch payload=fp8", "all_to_all captured"]
+    assert name_collective(ways[0], ways[:1]) == "dispatch"
