@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
+import pytest
 
 from commbench import algorithms, collectives
+from commbench.algorithms import quantised
+from commbench.algorithms.quantised import QuantisedBound
 from commbench.layout import Layout
 from commbench.measure import buffers
 from commbench.measure.verify import Checker
+from commbench.payloads import Payload, arrays
 from commbench.spec import Spec
 from commbench.transports.rows import HostRows
 from commbench.transports.scripted.transport import Scripted
@@ -18,6 +23,7 @@ from tests.conftest import scripted_ranks
 
 DISPATCHES, COMBINES = algorithms.names("dispatch"), algorithms.names("combine")
 BOTH = [*(("dispatch", name) for name in DISPATCHES), *(("combine", name) for name in COMBINES)]
+PAYLOADS = [pair for pair in BOTH if pair != ("combine", "all_gather")]  # whose sums are the library's
 KINDS = ("twice", "swapped", "missing", "stale", "short", "row", "weight")
 
 
@@ -93,19 +99,56 @@ def planted(collective: str, name: str, kind: str, at: int, seed: int) -> tuple[
     return bool(saboteurs[seed % 4].struck), wrong > 0
 
 
+class WrongScale:
+    """The quantiser's inverse, which at its `at`-th call with rows gives a block of one row a neighbour's scale."""
+
+    quantise = staticmethod(arrays.quantise)
+
+    def __init__(self, at: int, seed: int) -> None:
+        self._at, self._random, self.struck, self._lock = at, random.Random(seed), False, threading.Lock()
+
+    def dequantise(self, wire: Any, values: int, dtype: str, payload: Payload, out: Any) -> Any:
+        with self._lock:
+            now = len(wire) > 0 and self._at == 0
+            self._at -= len(wire) > 0
+        if now:
+            row, blocks = self._random.randrange(len(wire)), -(-values // payload.block)
+            one, other = self._random.sample(range(blocks), 2)
+            wire = wire.copy()
+            scales = wire[row, payload.scales_at(values) :][: blocks * payload.scale_bytes].reshape(blocks, -1)
+            codes = wire[row, one * payload.block : min(values, (one + 1) * payload.block)]
+            self.struck = bool((scales[one] != scales[other]).any() and (codes & 0x7F).any())
+            scales[one] = scales[other]
+        return arrays.dequantise(wire, values, dtype, payload, out)
+
+
+def planted_scale(collective: str, name: str, at: int, seed: int) -> tuple[bool, bool]:
+    """The same for a neighbour's scale: rows of three blocks, as fp8."""
+    spec = spec_of(collective, name, 2, 2, tokens=5, model_dim=384, payload="fp8")
+    wrong_scale = WrongScale(at, seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(quantised, "arrays", wrong_scale)
+        wrong = wrong_elements(collective, name, spec, seed)
+    return wrong_scale.struck, wrong > 0
+
+
 def wrong_elements(
     collective: str, name: str, spec: Spec, seed: int, saboteurs: dict[int, Saboteur] | None = None
 ) -> int:
     """How many elements are wrong after two calls, on all ranks. saboteurs: of ranks."""
     algorithm, of = algorithms.get(collective, name), collectives.get(collective)
-    algorithm.scratch_bytes(spec)  # plans once, and not in each thread
+    quantised.scratch_bytes(algorithm, spec)  # plans once, and not in each thread
 
     def rank(transport: Scripted) -> int:
         ((out, inp),) = buffers.allocate(transport, of, spec, transport.rank, 1, one_sided=False)
         saboteur = (saboteurs or {}).get(transport.rank)
         if saboteur:
             transport.world.rows = saboteur
-        bound, wrong = algorithm.prepare(transport.world, spec), 0
+        on_wire, wrong = of.on_wire(spec), 0
+        bound = algorithm.prepare(transport.world, on_wire)
+        if on_wire is not spec:
+            (wire,) = buffers.allocate(transport, of, on_wire, transport.rank, 1, one_sided=False)
+            bound = QuantisedBound(bound, spec, transport.rank, wire)
         checker = Checker(transport, of, spec, transport.rank, seed)
         for salt in (1, 2):
             checker.poison(out, salt)

@@ -21,11 +21,10 @@ from commbench.payloads import arrays
 from commbench.records import Status
 from commbench.spec import traffic_split
 from commbench.transports.cuda.device import BlockGenerator
-from tests.support.planted_rows import BOTH, spec_of
+from tests.support.planted_rows import PAYLOADS as HOPPING
+from tests.support.planted_rows import planted_scale, spec_of
 from tests.unit.collectives.test_payload import LOSSY, _another_scale, _no_scale, _one_code, _row_before
 from tests.unit.measure.test_planted_faults import case_of_any, measure
-
-HOPPING = [(collective, name) for collective, name in BOTH if (collective, name) != ("combine", "all_gather")]
 
 
 @pytest.mark.parametrize("payload", LOSSY)
@@ -66,6 +65,12 @@ def test_a_mistake_of_the_quantiser_is_no_result(
     monkeypatch.setattr(quantised, "arrays", SimpleNamespace(quantise=arrays.quantise, dequantise=mistake))
     measurement, _ = measure(tmp_path, dataclasses.replace(case, size_bytes=512 * 12), [])
     assert measurement.status is Status.WRONG_RESULT
+
+
+@pytest.mark.parametrize(("collective", "name"), HOPPING)
+def test_a_neighbours_scale_is_seen(collective: str, name: str) -> None:
+    hits = [planted_scale(collective, name, at, seed) for seed, at in enumerate((0, 4))]
+    assert any(struck for struck, _ in hits) and all(seen for struck, seen in hits if struck)
 
 
 @pytest.mark.parametrize("payload", payloads.TABLE)
