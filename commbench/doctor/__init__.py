@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from commbench.doctor import cpus, devices, files, launchers, memory, network, software, variables
+from commbench.doctor import cpus, devices, files, gpu_health, launchers, memory, network, software, variables
 from commbench.doctor.finding import Check, CheckStatus, Finding, note
 from commbench.doctor.load import load
 from commbench.doctor.system import System
@@ -32,6 +32,10 @@ CHECKS: tuple[Check, ...] = (
     Check("GPUs", "MIG", devices.mig),
     Check("GPUs", "persistence", devices.persistence),
     Check("GPUs", "ECC", devices.ecc),
+    Check("GPUs", "remapped rows", gpu_health.remapped_rows),
+    Check("GPUs", "Xid errors", gpu_health.xids),
+    Check("GPUs", "NVLinks", gpu_health.nvlinks),
+    Check("GPUs", "PCIe", gpu_health.pcie),
     Check("GPUs", "GPUDirect", network.gpu_direct),
     Check("network", "interfaces", network.interfaces),
     Check("network", "host name", network.host_name),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from commbench.launch.mpi_library import MpiLibrary
 
 _PROGRAM_TIMEOUT_S = 5.0
+_KERNEL_LINE = 8192  # bytes, at most
 _TORCH_TIMEOUT_S = 60.0  # a cold import from a busy network file system takes that long
 _TORCH_PROBE = """
 import importlib.util, json, torch
@@ -127,6 +128,21 @@ class System:
         """Write and lock a file without a name there; raises what the file system answers."""
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def kernel_log(self) -> list[str]:
+        """Return the lines that the kernel keeps, oldest first; PermissionError where this user may not read them."""
+        lines = []
+        log = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            while True:
+                try:
+                    lines.append(os.read(log, _KERNEL_LINE).decode(errors="replace"))
+                except BrokenPipeError:  # lines were overwritten meanwhile
+                    continue
+                except BlockingIOError:  # that was the last one
+                    return lines
+        finally:
+            os.close(log)
 
     def allowed_cpus(self) -> set[int]:
         return os.sched_getaffinity(0)

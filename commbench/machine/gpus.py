@@ -14,9 +14,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
+
+from commbench.machine import gpu_health
+from commbench.machine.gpu_health import GpuHealth
 
 # Bits of nvmlClocksEventReasons that cost speed. Idle, application clocks and display are no loss.
 _SLOWED_BY = {
@@ -57,6 +60,7 @@ class Gpu:
     power_w: float | None = None
     power_limit_w: float | None = None
     default_power_limit_w: float | None = None
+    health: GpuHealth = field(default_factory=GpuHealth)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +265,7 @@ def _gpu(library: Any, index: int) -> Gpu:
         power_w=_watts(ask("nvmlDeviceGetPowerUsage")),
         power_limit_w=_watts(ask("nvmlDeviceGetEnforcedPowerLimit")),
         default_power_limit_w=_watts(ask("nvmlDeviceGetPowerManagementDefaultLimit")),
+        health=gpu_health.read(library, ask, links),
     )
 
 

@@ -21,6 +21,7 @@ from commbench.errors import EnvironmentProblem
 from commbench.launch.mpi_library import MpiLibrary
 from commbench.layout import LinkClass
 from commbench.links import LinkRate
+from commbench.machine.gpu_health import GpuHealth, NvlinkErrors, PcieLink, RemappedRows
 from commbench.machine.gpus import Gpu, Gpus
 
 GI = 1 << 30
@@ -47,6 +48,7 @@ class Recorded(System):
     spaces: dict[str, tuple[int, int]] = field(default_factory=dict)
     limits: dict[int, tuple[int | None, int | None]] = field(default_factory=dict)
     lock_error: OSError | None = None
+    log: list[str] | None = field(default_factory=lambda: ["6,1,2,-;usb 1-1: new device"])  # the kernel's; None: denied
     mpi: MpiLibrary | Exception = field(default_factory=lambda: ModuleNotFoundError("no mpi_library"))
     torch: Torch = field(default_factory=lambda: Torch(error="No module named 'torch'"))
     gpus: Gpus = field(default_factory=lambda: Gpus(reason="no driver"))
@@ -84,6 +86,11 @@ class Recorded(System):
     def try_lock(self, folder: str) -> None:
         if self.lock_error:
             raise self.lock_error
+
+    def kernel_log(self) -> list[str]:
+        if self.log is None:
+            raise PermissionError(errno.EPERM, "Operation not permitted", "/dev/kmsg")
+        return self.log
 
     def allowed_cpus(self) -> set[int]:
         return self.cpus
@@ -129,6 +136,10 @@ class Recorded(System):
 GPU = Gpu(
     name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GI, mig=False, persistence=True, ecc=True, ecc_errors=0,
     busy_percent=0, clock_mhz=1980, max_clock_mhz=1980, slowed_by=0x1, power_limit_w=700.0, default_power_limit_w=700.0,
+    nvlinks=18, health=GpuHealth(
+        remapped=RemappedRows(corrected=1, uncorrected=0, pending=False, failed=False), nvlinks_down=0,
+        nvlink_errors=NvlinkErrors(), pcie=PcieLink(width=16, most=16, generation=5, most_generation=5),
+    ),
 )  # fmt: skip
 MPICH = MpiLibrary(
     family="mpich",
@@ -198,7 +209,7 @@ def node() -> Recorded:
         torch=Torch(
             version="2.8.0+cu128", accelerator="CUDA 12.8", gpus=2, gloo=True, nccl="2.27.3", torchrun=True, seconds=1.4
         ),
-        gpus=Gpus(driver="550.54", gpus=(GPU, GPU)),
+        gpus=Gpus(driver="550.54", gpus=(replace(GPU, pci_bus_id="00000000:0F:00.0"), GPU)),
     )  # fmt: skip
 
 
@@ -247,7 +258,26 @@ def torch(**changes: Any) -> Callable[[Recorded], None]:
 
 
 def second_gpu(**changes: Any) -> Callable[[Recorded], None]:
-    return lambda system: setattr(system, "gpus", replace(system.gpus, gpus=(GPU, replace(GPU, **changes))))
+    return lambda system: setattr(
+        system, "gpus", replace(system.gpus, gpus=(system.gpus.gpus[0], replace(GPU, **changes)))
+    )
+
+
+def sick(**changes: Any) -> Callable[[Recorded], None]:
+    """The second GPU's health, in part."""
+    return second_gpu(health=replace(GPU.health, **changes))
+
+
+def remapped(**changes: Any) -> Callable[[Recorded], None]:
+    return sick(remapped=replace(GPU.health.remapped, **changes))
+
+
+def slots(width: str, most: str) -> Callable[[Recorded], None]:
+    """A second GPU of whose slot only sysfs tells."""
+    folder = "/sys/bus/pci/devices/0000:1b:00.0"
+    read = {f"{folder}/current_link_width": width, f"{folder}/max_link_width": most}
+    gpu = second_gpu(pci_bus_id="00000000:1B:00.0", health=replace(GPU.health, pcie=None))
+    return all_of(more(files=read), gpu)
 
 
 def no_gpus(reason: str, *, installed: bool = True) -> Callable[[Recorded], None]:
@@ -269,6 +299,8 @@ V1 = {"/proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/"
 NOTE, WARN, FAIL, OK = CheckStatus.NOTE, CheckStatus.WARN, CheckStatus.FAIL, CheckStatus.OK
 
 WORLD = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "29500"}
+
+XID = "3,1,2,-;NVRM: Xid (PCI:0000:0f:00): {}, pid=42, {}"
 
 # check, what is changed on the good node, the status it then has, and words that must be said
 CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...]]] = [
@@ -315,6 +347,23 @@ CHANGES: list[tuple[str, Callable[[Recorded], None], CheckStatus, tuple[str, ...
     ("persistence", second_gpu(persistence=False), WARN, ("off: GPU 1", "-pm 1")),
     ("ECC", second_gpu(ecc_errors=2), WARN, ("GPU 1: 2 errors",)),
     ("ECC", second_gpu(ecc=False), WARN, ("on for some",)),
+    ("remapped rows", remapped(failed=True, pending=True), WARN, ("failed: GPU 1", "replaced")),
+    ("remapped rows", remapped(pending=True), WARN, ("pending: GPU 1", "gpu-reset")),
+    ("remapped rows", remapped(uncorrected=3), NOTE, ("GPU 1: 3",)),
+    ("Xid errors", more(log=[XID.format(79, "GPU has fallen off the bus"), XID.format(79, "again")]), WARN,
+     ("GPU 0: 79 (2 times)", "dmesg")),
+    ("Xid errors", more(log=[XID.format(31, "MMU fault")]), NOTE, ("GPU 0: 31", "a program did")),
+    ("Xid errors", more(log=["6,1,1,-;NVRM: Xid (PCI:0000:aa:00): 48, DBE"]), WARN, ("0000:aa:00: 48",)),
+    ("NVLinks", second_gpu(nvlinks=17, health=replace(GPU.health, nvlinks_down=1)), WARN, ("GPU 1: 1 down",)),
+    ("NVLinks", second_gpu(nvlinks=12), WARN, ("12 to 18 links",)),
+    ("NVLinks", sick(nvlink_errors=NvlinkErrors(recovered=1, crc=9)), WARN, ("trained anew: GPU 1: 1 time",)),
+    ("NVLinks", sick(nvlink_errors=NvlinkErrors(replayed=2, crc=9)), NOTE, ("18 links of each GPU", "GPU 1: 11")),
+    ("NVLinks", sick(nvlink_errors=None), OK, ("18 links",)),
+    ("PCIe", sick(pcie=PcieLink(width=8, most=16)), WARN, ("GPU 1: x8 of x16", "slot")),
+    ("PCIe", more(gpus=Gpus(gpus=(replace(GPU, health=GpuHealth(pcie=PcieLink(width=16, most=16, generation=1,
+     most_generation=5))),))), NOTE, ("x16, generation 1 of 5", "idle")),
+    ("PCIe", slots("4", "16"), WARN, ("GPU 1: x4 of x16",)),
+    ("PCIe", slots("0", "255"), OK, ("x16, generation 5",)),
     ("GPUDirect", files(nvidia_peermem__refcnt=None), NOTE, ("modprobe nvidia_peermem",)),
     ("interfaces", files(eth0__operstate="down"), NOTE, ("none is up; down: eth0",)),
     ("interfaces", files(eth0__device__vendor=None), OK, ("eth0 (virtual)",)),

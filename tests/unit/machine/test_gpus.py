@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from commbench.machine import gpus, metadata
+from commbench.machine.gpu_health import GpuHealth, NvlinkErrors, PcieLink, RemappedRows
 from commbench.machine.gpus import Gpu, Gpus
 from commbench.sweep.prepare import machine_text
 
@@ -105,6 +106,31 @@ def test_a_modern_gpu_tells_all(driver: Callable[[Any], None]) -> None:
     assert (gpus.read().gpus[0].nvlinks, gpus.read().gpus[0].nvlink_gbps) == (3, None)
     driver(modern(DeviceGetNvLinkState=lambda *_: 0))
     assert (gpus.read().gpus[0].nvlinks, gpus.read().gpus[0].nvlink_gbps) == (0, None)
+
+
+def test_the_health_of_a_gpu(driver: Callable[[Any], None]) -> None:
+    """Counters are added over the links that are up: three of four. What is not reported is None."""
+    driver(modern())
+    assert gpus.read().gpus[0].health == GpuHealth(nvlinks_down=1)
+    counters = {0: 2, 1: 0, 2: 5, 3: 1}
+    library = modern(
+        DeviceGetRemappedRows=lambda _: [1, 2, 0, 1],
+        DeviceGetNvLinkErrorCounter=lambda _, link, counter: counters[counter] + (link == 0),
+        DeviceGetCurrPcieLinkWidth=lambda _: 8, DeviceGetMaxPcieLinkWidth=lambda _: 16,
+        DeviceGetCurrPcieLinkGeneration=lambda _: 1, DeviceGetMaxPcieLinkGeneration=lambda _: 5,
+    )  # fmt: skip
+    for number, end in enumerate(("REPLAY", "RECOVERY", "CRC_FLIT", "CRC_DATA")):
+        setattr(library, f"NVML_NVLINK_ERROR_DL_{end}", number)
+    driver(library)
+    assert gpus.read().gpus[0].health == GpuHealth(
+        remapped=RemappedRows(corrected=1, uncorrected=2, pending=False, failed=True), nvlinks_down=1,
+        nvlink_errors=NvlinkErrors(recovered=1, replayed=7, crc=20),
+        pcie=PcieLink(width=8, most=16, generation=1, most_generation=5),
+    )  # fmt: skip
+    library.nvmlDeviceGetNvLinkErrorCounter = lambda _, link, counter: 4 if counter == 1 else refuse()
+    library.nvmlDeviceGetCurrPcieLinkWidth = refuse
+    health = gpus.read().gpus[0].health
+    assert (health.nvlink_errors, health.pcie) == (NvlinkErrors(recovered=12), None)
 
 
 @pytest.mark.parametrize("error", [NVMLError("Driver Not Loaded"), OSError("Driver Not Loaded")])
