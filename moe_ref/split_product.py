@@ -8,7 +8,6 @@ are added.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,20 +40,20 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
         ctx.save_for_backward(x_TD, weight_ED)
-        parts, scales = _split(weight_ED, x_TD.dtype)
+        parts, scale = _split(weight_ED, x_TD.dtype)
         wide_TN = torch.mm(x_TD, torch.cat(parts).t(), out_dtype=torch.float32)
-        return _added(wide_TN.tensor_split(_PARTS[x_TD.dtype], dim=1), scales)
+        return _added(wide_TN.view(len(x_TD), len(parts), len(weight_ED)), 1, scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TD, weight_ED = ctx.saved_tensors
         by_x, by_weight = ctx.needs_input_grad
-        parts, scales = _split(grad_TE, x_TD.dtype)
+        parts, scale = _split(grad_TE, x_TD.dtype)
         grad_ED = None
         if by_weight:
             wide_ND = torch.mm(torch.cat(parts, dim=1).t(), x_TD, out_dtype=torch.float32)
-            grad_ED = _added(wide_ND.tensor_split(_PARTS[x_TD.dtype]), scales)
+            grad_ED = _added(wide_ND.view(len(parts), *weight_ED.shape), 0, scale)
         return _by_tokens(grad_TE, weight_ED, parts, x_TD.dtype) if by_x else None, grad_ED
 
 
@@ -67,25 +66,29 @@ def _by_tokens(grad_TE: Tensor, weight_ED: Tensor, parts: list[Tensor], dtype: t
     return left_TN @ torch.cat([of_weight[0], of_weight[1], of_weight[0]])
 
 
-def _split(values: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | float]]:
-    """Return parts in `dtype`, and the factors with which their sum is `values`, without waiting for the device."""
-    scale: Tensor | float = 1.0
+def _split(values: Tensor, dtype: torch.dtype) -> tuple[list[Tensor], Tensor | None]:
+    """Return parts in `dtype`, and by what they are too large, None for nothing, without waiting for the device.
+
+    Part n of fp16 is larger by 2^(11 n) besides.
+    """
+    scale: Tensor | None = None
     step = 0
+    rest, parts = values, []
     if dtype == torch.float16:
         largest = values.abs().amax().clamp(min=2.0**-100)
         scale = torch.exp2(_HIGHEST - largest.log2().ceil())
         step = _HALF_BITS
-    rest, parts, factors = values * scale, [], []
+        rest = values * scale
     for number in range(_PARTS[dtype]):
         part = (rest * 2.0 ** (step * number)).to(dtype)
         rest = rest - part.float() / 2.0 ** (step * number)
         parts.append(part)
-        factors.append(2.0 ** (-step * number) / scale)
-    return parts, factors
+    return parts, scale
 
 
-def _added(products: Sequence[Tensor], factors: list[Tensor | float]) -> Tensor:
-    total = products[0] * factors[0]
-    for one, factor in zip(products[1:], factors[1:], strict=True):
-        total = total + one * factor
-    return total
+def _added(products: Tensor, dim: int, scale: Tensor | None) -> Tensor:
+    """Add the products with all parts, which are along this dimension."""
+    if scale is None:
+        return products.sum(dim)
+    highest, lowest = products.unbind(dim)
+    return torch.add(highest, lowest, alpha=2.0**-_HALF_BITS) / scale

@@ -21,9 +21,10 @@ from torch import Tensor
 
 MOST_EXPERTS = 256
 NORMALISE = {"never": 0, "before": 1, "after": 2}
-_ELEMENTS = 4096  # of logits that a program holds
+_ELEMENTS = 2048  # of logits that a program holds
 _TOKENS = (16, 64)  # fewest and most that it does
-_COLUMNS, _ROWS = 8, 512  # of a tile of `scan`
+_ROWS = 2048  # numbers that `scan` has at a time
+_WARPS = 4
 _ASSIGNED = 256  # tokens of a program of `assign`
 
 
@@ -32,7 +33,7 @@ class TopKChoices(NamedTuple):
 
     experts: int64 [T, K], best first; of equal logits the lower one. scores: fp32 [T, K], their softmax over all
     experts. lse: fp32 [T], log of the sum of exp(logits). ranks: int32 [T, K], within the token's block, of the choices
-    with that k. before: int32 [K, blocks, E], how many choices of an expert come before block b's with that k. loads,
+    with that k. before: int32 [E, K, blocks], how many choices of an expert come before block b's with that k. loads,
     firsts: int64 [E], choices and first choices of each expert. sums: fp32 [E], scores summed over real tokens.
     """
 
@@ -74,7 +75,7 @@ def choose(logits: Tensor, top_k: int, real: Tensor | None = None) -> TopKChoice
     scores = torch.empty(tokens, top_k, dtype=torch.float32, device=device)
     ranks = torch.empty(tokens, top_k, dtype=torch.int32, device=device)
     lse = torch.empty(tokens, dtype=torch.float32, device=device)
-    before = torch.empty(top_k, blocks, experts, dtype=torch.int32, device=device)
+    before = torch.zeros(experts, top_k, blocks, dtype=torch.int32, device=device)
     partial = torch.empty(blocks, experts, dtype=torch.float32, device=device)
     loads, firsts = (torch.empty(experts, dtype=torch.int64, device=device) for _ in range(2))
     sums = torch.empty(experts, dtype=torch.float32, device=device)
@@ -82,13 +83,12 @@ def choose(logits: Tensor, top_k: int, real: Tensor | None = None) -> TopKChoice
     mask = logits if real is None else real.contiguous()
     _launch("choose", blocks, logits, mask, chosen, scores, lse, ranks, before, partial, tokens, experts, K=top_k,
             PADDED=real is not None, BLOCK=block, WIDE=_power_of_2(experts))  # fmt: skip
-    _launch("scan", -(-experts // _COLUMNS), before, partial, loads, firsts, sums, blocks, experts, K=top_k,
-            ROWS=_ROWS, COLUMNS=_COLUMNS)  # fmt: skip
+    _launch("scan", experts, before, partial, loads, firsts, sums, blocks, experts, K=top_k, ROWS=_ROWS)
     return TopKChoices(chosen, scores, lse, ranks, before, loads, firsts, sums)
 
 
 def choose_reference(logits: Tensor, top_k: int, real: Tensor | None = None) -> TopKChoices:
-    """Compute `choose` in plain torch; `ranks` are those of all tokens and `before` is what then is left: [K, 1, E]."""
+    """Compute `choose` in plain torch; `ranks` are those of all tokens and `before` is what then is left: [E, K, 1]."""
     wide = logits.float()
     real = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if real is None else real
     scores = wide.softmax(1)
@@ -96,7 +96,7 @@ def choose_reference(logits: Tensor, top_k: int, real: Tensor | None = None) -> 
     hot = torch.nn.functional.one_hot(experts, logits.shape[1]) * real[:, None, None]
     ranks = (hot.cumsum(0) * hot).sum(2) - 1
     counts = hot.sum(0)
-    before = (counts.cumsum(0) - counts)[:, None]
+    before = (counts.cumsum(0) - counts).t()[:, :, None]
     sums = (scores * real[:, None]).sum(0)
     return TopKChoices(experts, scores.gather(1, experts), wide.logsumexp(1), ranks.int(), before.int(), counts.sum(0),
                   counts[0], sums)  # fmt: skip
@@ -125,7 +125,7 @@ def assign(
     mask = chosen.experts if real is None else real.contiguous()
     experts = len(chosen.loads)
     _launch("assign", -(-tokens // _ASSIGNED), chosen.experts, chosen.scores, chosen.ranks, chosen.before, first, mask,
-            slots, of_rows, choice, weights, tokens, experts, chosen.before.shape[1],
+            slots, of_rows, choice, weights, tokens, chosen.before.shape[2],
             -1 if capacity is None else capacity, torch.finfo(dtype).eps, K=top_k, WIDE_K=_power_of_2(top_k),
             NORMALISE=_how(normalise, top_k), PADDED=real is not None, DROPLESS=capacity is None,
             BLOCK=block_tokens(experts), TOKENS=_ASSIGNED)  # fmt: skip
@@ -143,7 +143,7 @@ def assign_reference(
 ) -> SlotAssignment:
     """Compute `assign` in plain torch, of what `choose_reference` finds."""
     k = torch.arange(chosen.experts.shape[1], device=chosen.experts.device)
-    places = chosen.ranks + chosen.before[k, 0, chosen.experts]
+    places = chosen.ranks + chosen.before[chosen.experts, k, 0]
     kept = torch.ones_like(places, dtype=torch.bool) if real is None else real[:, None].expand_as(places).clone()
     first = torch.arange(len(chosen.loads), device=k.device) * (capacity or 0)
     if capacity is None:
@@ -190,4 +190,4 @@ def _launch(name: str, programs: int, *arguments: Any, **constants: int) -> None
     from commbench_kernels import routing_triton
 
     with torch.cuda.device_of(arguments[0]):  # type: ignore[no-untyped-call]
-        getattr(routing_triton, name)[(programs,)](*arguments, **constants, num_warps=4)
+        getattr(routing_triton, name)[(programs,)](*arguments, **constants, num_warps=_WARPS)

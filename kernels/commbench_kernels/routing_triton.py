@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_TAKEN = tl.constexpr(-(1 << 62))  # below every key
+_TAKEN = tl.constexpr(-(1 << 31))  # below every number
 
 
 @triton.jit
@@ -29,63 +29,58 @@ def choose(
     score = power / total[:, None]
     tl.store(lse + token, largest + tl.log(total), mask=is_token)
     tl.store(partial + program * many + expert, tl.sum(tl.where(valid[:, None], score, 0.0), 0), mask=is_expert)
-    # Integers in the order of the logits, the lower expert first where two are equal.
+    # Integers in the order of the logits. A warp has an instruction for reductions of 32 bits, so two of them take less
+    # time than one of 64 bits.
     bits = value.to(tl.int32, bitcast=True)
-    order = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
-    key = order * 512 + (511 - expert)[None, :]
-    key = tl.where(is_expert[None, :], key, _TAKEN)
+    order = tl.where(is_expert[None, :], tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits), _TAKEN)
     place = tl.arange(0, BLOCK)
     is_before = place[None, :] < place[:, None]
     for k in tl.static_range(K):
-        best = tl.max(key, 1)
-        number = 511 - (best & 511)
-        is_best = expert[None, :] == number[:, None]
-        key = tl.where(is_best, _TAKEN, key)
-        # Of a block's tokens there are fewer than of experts: each is held against those before it.
+        best = tl.max(order, 1)
+        number = tl.min(tl.where(order == best[:, None], expert[None, :], WIDE), 1)  # the lower one of two equal
+        order = tl.where(expert[None, :] == number[:, None], _TAKEN, order)
+        chosen = tl.where(best < 0, best ^ 0x7FFFFFFF, best).to(tl.float32, bitcast=True)
+        # Of a block's tokens there are fewer than of experts: each is held against the others.
         number_or_none = tl.where(valid, number, -1)
-        rank = tl.sum((is_before & (number[:, None] == number_or_none[None, :])).to(tl.int32), 1)
-        hot = (is_best & valid[:, None]).to(tl.int32)
+        same = (number[:, None] == number_or_none[None, :]).to(tl.int32)
         at = token * K + k
-        tl.store(experts + at, number, mask=is_token)
-        tl.store(scores + at, tl.sum(tl.where(is_best, score, 0.0), 1), mask=is_token)
-        tl.store(ranks + at, rank, mask=is_token)
-        tl.store(before + (k * blocks + program) * many + expert, tl.sum(hot, 0), mask=is_expert)
+        tl.store(experts + at, number.to(tl.int64), mask=is_token)
+        tl.store(scores + at, tl.exp(chosen - largest) / total, mask=is_token)
+        tl.store(ranks + at, tl.sum(tl.where(is_before, same, 0), 1), mask=is_token)
+        # Tokens with the same choice write the same number; where nobody chooses, zeros are there.
+        tl.store(before + (number * K + k).to(tl.int64) * blocks + program, tl.sum(same, 1), mask=valid)
 
 
 @triton.jit
-def scan(
-    before, partial, loads, firsts, sums, blocks, many, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Turn counts into the sums of those before, in place."""
-    expert = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    is_expert = expert < many
-    so_far = tl.zeros((COLUMNS,), tl.int32)
-    for k in tl.static_range(K):
-        first = 0
-        while first < blocks:
-            block = first + tl.arange(0, ROWS)
-            mask = (block < blocks)[:, None] & is_expert[None, :]
-            at = before + (k * blocks + block)[:, None] * many + expert[None, :]
-            count = tl.load(at, mask=mask, other=0)
-            tl.store(at, tl.cumsum(count, 0) - count + so_far[None, :], mask=mask)
-            so_far += tl.sum(count, 0)
-            first += ROWS
-        if k == 0:
-            tl.store(firsts + expert, so_far.to(tl.int64), mask=is_expert)
-    tl.store(loads + expert, so_far.to(tl.int64), mask=is_expert)
-    total = tl.zeros((COLUMNS,), tl.float32)
+def scan(before, partial, loads, firsts, sums, blocks, many, K: tl.constexpr, ROWS: tl.constexpr):
+    """Turn an expert's counts into the sums of those before, in place."""
+    expert = tl.program_id(0).to(tl.int64)
+    so_far = tl.zeros((1,), tl.int32)
+    of_firsts = tl.zeros((1,), tl.int32)
+    first = 0
+    while first < K * blocks:
+        number = first + tl.arange(0, ROWS)
+        at = before + expert * K * blocks + number
+        count = tl.load(at, mask=number < K * blocks, other=0)
+        tl.store(at, tl.cumsum(count, 0) - count + so_far, mask=number < K * blocks)
+        so_far += tl.sum(count, 0)
+        of_firsts += tl.sum(tl.where(number < blocks, count, 0), 0)
+        first += ROWS
+    only = tl.arange(0, 1)
+    tl.store(loads + expert + only, so_far.to(tl.int64))
+    tl.store(firsts + expert + only, of_firsts.to(tl.int64))
+    total = tl.zeros((ROWS,), tl.float32)
     first = 0
     while first < blocks:
         block = first + tl.arange(0, ROWS)
-        mask = (block < blocks)[:, None] & is_expert[None, :]
-        total += tl.sum(tl.load(partial + block[:, None] * many + expert[None, :], mask=mask, other=0.0), 0)
+        total += tl.load(partial + block * many + expert, mask=block < blocks, other=0.0)
         first += ROWS
-    tl.store(sums + expert, total, mask=is_expert)
+    tl.store(sums + expert, tl.sum(total, 0))
 
 
 @triton.jit
 def assign(
-    experts, scores, ranks, before, first, real, slots, rows, choice, weights, tokens, many, blocks, capacity, eps,
+    experts, scores, ranks, before, first, real, slots, rows, choice, weights, tokens, blocks, capacity, eps,
     K: tl.constexpr, WIDE_K: tl.constexpr, NORMALISE: tl.constexpr, PADDED: tl.constexpr, DROPLESS: tl.constexpr,
     BLOCK: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +91,7 @@ def assign(
     expert = tl.load(experts + at, mask=mask, other=0)
     score = tl.load(scores + at, mask=mask, other=0.0)
     place = tl.load(ranks + at, mask=mask, other=0).to(tl.int64)
-    place += tl.load(before + (k * blocks + token // BLOCK) * many + expert, mask=mask, other=0)
+    place += tl.load(before + (expert * K + k) * blocks + token // BLOCK, mask=mask, other=0)
     kept = mask
     if PADDED:
         kept = kept & (tl.load(real + token, mask=token < tokens, other=0) != 0)
