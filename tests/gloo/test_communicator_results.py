@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
 from commbench.payloads import tensors
 from commbench.profile import file
+from moe_ref.schedules.overlap import start
 from tests.conftest import PATIENCE_S, REPOSITORY, environment
 from tests.gloo.calls import DTYPES, by, check_all_to_all, check_all_to_allv, nodes_of, numbers, raises
 from tests.support import profiles
@@ -67,6 +69,18 @@ def test_without_a_profile_everything_is_right(ranks: int) -> None:
                 comm.broadcast(sent, root)
                 assert torch.equal(sent, numbers(root, 7, dtype=torch.int64, salt=salt))
         comm.all_to_all(torch.empty(0, 4), torch.empty(0, 4))
+        same = numbers(me, n, 3, salt=4)
+        for call in (comm.all_to_all, lambda *both: comm.all_to_allv(*both, [1] * n, [1] * n)):
+            if n == 1:
+                call(same, same)
+                assert torch.equal(same, numbers(me, n, 3, salt=4))
+            else:
+                raises(UsageError, functools.partial(call, same, same), "overlap")
+        if n == 1:
+            arrived = start(comm, "all_to_all", same).wait()
+            assert arrived.data_ptr() == same.data_ptr(), "one rank copies nothing to itself"
+            lossy = start(comm.with_payload("int8"), "all_to_all", same).wait()
+            assert lossy.data_ptr() != same.data_ptr() and not torch.equal(lossy, same)
         assert "no profile: the default" in comm.explain()
         pending = comm.all_to_all(torch.empty(n), torch.empty(n), async_op=True)
         assert pending is not None
