@@ -206,7 +206,7 @@ class UnevenChunk:
 
     @property
     def counts_E(self) -> Tensor:
-        return self._arrived_WG.sum(0).to(self.inp.device)
+        return self._arrived_WG.sum(0)  # on the host, where it is known
 
     def sort(self, arrived: Tensor) -> Tensor:
         ranks, experts = self._arrived_WG.shape

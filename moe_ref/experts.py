@@ -14,15 +14,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
-from moe_ref import compiled, fused
+from moe_ref import compiled, fused, fused_experts
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "silu": functional.silu,
 }
-_ALIGNED = 16  # bytes: what torch's grouped product asks of rows
-_FEW, _MANY = 4, 1024  # experts and rows of each, for products one by one
 
 
 def experts_per_rank(experts: int, ranks: int) -> int:
@@ -50,31 +48,12 @@ def by_source(out_END: Tensor, ranks: int) -> Tensor:
     return out_END.view(experts, ranks, rows // ranks, width).transpose(0, 1).contiguous()
 
 
-def unsupported(x_ND: Tensor, weight_EDH: Tensor) -> str:
-    """Return in words why torch's grouped product would refuse this, or fail in backward; "" if it would not."""
-    if not hasattr(functional, "grouped_mm"):
-        return f"torch {torch.__version__} has no grouped_mm"
-    dtype = x_ND.dtype
-    on_gpu = x_ND.is_cuda
-    if on_gpu and torch.cuda.get_device_capability(x_ND.device) < (8, 0):
-        return "it needs a GPU of compute capability 8.0 or more"
-    if dtype not in ((torch.bfloat16,) if on_gpu else (torch.bfloat16, torch.float16, torch.float32)):
-        return f"it does not take {dtype} on {x_ND.device.type}"
-    if weight_EDH.dtype != dtype:
-        return f"tokens are {dtype} and weights {weight_EDH.dtype}"
-    if not len(x_ND):
-        return "there are no rows"
-    if any(length * x_ND.element_size() % _ALIGNED for length in weight_EDH.shape[1:]):
-        return f"rows of {list(weight_EDH.shape[1:])} elements are not multiples of {_ALIGNED} bytes"
-    return ""
-
-
 def grouped_mm(x_ND: Tensor, weight_EDH: Tensor, counts_E: Tensor) -> Tensor:
     """Multiply rows of expert e, sorted by expert and counts_E[e] in number, by weight e: [N, H].
 
     torch's grouped_mm where it takes them; else a loop over experts, for which the host waits for the counts.
     """
-    if not unsupported(x_ND, weight_EDH):
+    if not fused_experts.grouped_unsupported(x_ND, weight_EDH):
         if torch.compiler.is_compiling() and x_ND.dtype != torch.bfloat16:
             made: Tensor = compiled.grouped_mm(x_ND, weight_EDH, counts_E.cumsum(0).to(torch.int32))
             return made
@@ -96,6 +75,7 @@ class Experts(nn.Module):
 
     shard_dims: ClassVar[Mapping[str, int]] = {}
     output_biases: ClassVar[frozenset[str]] = frozenset()
+    takes_counts_of_host: ClassVar[bool] = False  # of sorted rows on a GPU; else they are brought to its memory first
     piece, pieces = 0, 1
 
     def __init__(self, experts: int, width: int, hidden: int) -> None:
@@ -108,7 +88,8 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, counts_E: Tensor | None = None) -> Tensor:
         """Return the experts' output, of x's shape.
 
-        counts_E: int64 [E_g], rows of each expert, for sorted rows. Raises `UsageError` for a shape that does not fit.
+        counts_E: int64 [E_g], rows of each expert, for sorted rows; on the host where it knows them, so that large
+        experts' products are made one by one. Raises `UsageError` for a shape that does not fit.
         """
         experts = len(next(self.parameters()))  # other parameters may have been put in the place of these
         if counts_E is None:
@@ -121,6 +102,8 @@ class Experts(nn.Module):
             raise UsageError(f"rows of shape {list(x.shape)} with counts of shape {list(counts_E.shape)} "
                              f"for {experts} experts of width {self.width}",
                              hint=f"[N, {self.width}] and [{experts}]")  # fmt: skip
+        if counts_E is not None and not self.takes_counts_of_host:
+            counts_E = counts_E.to(x.device)
         return self._compute(x, counts_E)
 
     def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
@@ -133,8 +116,9 @@ class Experts(nn.Module):
 
     def _product(self, x: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, counts_E: Tensor | None) -> Tensor:
         if counts_E is None:
-            return torch.bmm(x, weight_EIO) if bias_EO is None else _biased(x, weight_EIO, bias_EO)
+            return torch.bmm(x, weight_EIO) if bias_EO is None else torch.baddbmm(bias_EO[:, None], x, weight_EIO)
         x, weight_EIO = _autocast(x, weight_EIO)
+        counts_E = counts_E.to(x.device)
         y_NO = grouped_mm(x, weight_EIO, counts_E)
         if bias_EO is None:
             return y_NO
@@ -147,40 +131,6 @@ def _autocast(*tensors: Tensor) -> list[Tensor]:
     kind = tensors[0].device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return [tensor if dtype is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _biased(x_END: Tensor, weight_EDH: Tensor, bias_EH: Tensor) -> Tensor:
-    """Compute x w + b of each expert: [E, N, H]."""
-    if len(x_END) > _FEW or x_END.shape[1] < _MANY:
-        return torch.baddbmm(bias_EH[:, None], x_END, weight_EDH)
-    y_ENH: Tensor = _Biased.apply(*_autocast(x_END, weight_EDH, bias_EH))
-    return y_ENH
-
-
-class _Biased(torch.autograd.Function):
-    """Makes one product after the other, so that each adds its bias as it writes, where baddbmm takes a pass more.
-
-    733 to 1063 us, for two of 32768 x 2048 by 2048 x 2048 in fp16 on an H100.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_END: Tensor, weight_EDH: Tensor, bias_EH: Tensor) -> Tensor:
-        ctx.save_for_backward(x_END, weight_EDH)
-        y_ENH = x_END.new_empty(*x_END.shape[:2], weight_EDH.shape[2])
-        for y_NH, x_ND, weight_DH, bias_H in zip(y_ENH, x_END, weight_EDH, bias_EH, strict=True):
-            torch.addmm(bias_H, x_ND, weight_DH, out=y_NH)
-        return y_ENH
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_ENH: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x_END, weight_EDH = ctx.saved_tensors
-        by_x, by_weight, by_bias = ctx.needs_input_grad
-        return (
-            torch.bmm(grad_ENH, weight_EDH.transpose(1, 2)) if by_x else None,
-            torch.bmm(x_END.transpose(1, 2), grad_ENH) if by_weight else None,
-            grad_ENH.sum(1) if by_bias else None,
-        )
 
 
 class _Repeated(torch.autograd.Function):
@@ -213,6 +163,7 @@ class _Repeated(torch.autograd.Function):
 class FFN(Experts):
     """Computes activation(x w1 + b1) w2 + b2 for each expert: fairseq's and Tutel's `ffn`."""
 
+    takes_counts_of_host: ClassVar[bool] = True
     shard_dims: ClassVar[Mapping[str, int]] = {"w1_EDH": 2, "w2_EHD": 1, "b1_EH": 1, "b2_ED": 1}
     output_biases: ClassVar[frozenset[str]] = frozenset({"b2_ED"})
 
@@ -238,6 +189,11 @@ class FFN(Experts):
         self.b2_ED = nn.Parameter(torch.zeros(experts, width, dtype=dtype)) if bias else None
 
     def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
+        given, w1_EDH, w2_EHD = _autocast(x, self.w1_EDH, self.w2_EHD)
+        if not fused_experts.unsupported(given, w1_EDH, w2_EHD):
+            rows = fused_experts.rows_of(given, counts_E)
+            hidden = fused_experts.affine(given, w1_EDH, self.b1_EH, rows, self.activation)
+            return fused_experts.affine(hidden, w2_EHD, self.b2_ED, rows)
         hidden = ACTIVATIONS[self.activation](self._product(x, self.w1_EDH, self.b1_EH, counts_E))
         return self._product(hidden, self.w2_EHD, self.b2_ED, counts_E)
 
@@ -248,6 +204,7 @@ class SwiGLU(Experts):
     It has no biases.
     """
 
+    takes_counts_of_host: ClassVar[bool] = True
     shard_dims: ClassVar[Mapping[str, int]] = {"gate_EDH": 2, "up_EDH": 2, "down_EHD": 1}
 
     def __init__(
@@ -266,6 +223,9 @@ class SwiGLU(Experts):
         self.down_EHD = self._weight(hidden, width, dtype, generator)
 
     def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
+        given, *weights = _autocast(x, self.gate_EDH, self.up_EDH, self.down_EHD)
+        if not fused_experts.unsupported(given, *weights):
+            return fused_experts.swiglu(given, *weights, fused_experts.rows_of(given, counts_E))
         gate = self._product(x, self.gate_EDH, None, counts_E)
         up = self._product(x, self.up_EDH, None, counts_E)
         return self._product(functional.silu(gate) * up, self.down_EHD, None, counts_E)

@@ -8,6 +8,7 @@ make bench ARGS="vdev -h"       on GPUs, uneven exchanges beside torch's NVSHMEM
 make bench ARGS="moe -h"        on a GPU, the reference layer by index over its dense baselines; likewise
 make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
 make bench ARGS="graphs -h"     on a GPU, our layer and its step from CUDA graphs, beside the eager one; likewise
+make bench ARGS="recipes -h"    on a GPU, layers of today's models beside torch's grouped product; likewise
 make bench ARGS="osu -h"        over MPI, beside OSU's osu_alltoall, which is built elsewhere; likewise
 python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as root, an hour; goes on where it stopped
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
@@ -29,6 +30,7 @@ BENCHES = (
 )  # fmt: skip
 WITH_ARGUMENTS = (
     "nccl", "stress", "vdev", "profile", "moe", "helloworld", "graphs", "fresh", "plants", "osu", "routed", "dispatch",
+    "recipes",
 )  # fmt: skip
 
 

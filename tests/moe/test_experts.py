@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from commbench.errors import UsageError
-from moe_ref import FFN, SwiGLU
+from moe_ref import FFN, SwiGLU, fused_experts
 from moe_ref import experts as module
 
 E, D, H = 3, 16, 32
@@ -76,44 +76,18 @@ def test_equal_blocks(make: Callable[[torch.dtype], FFN | SwiGLU], rows: int) ->
         torch.testing.assert_close(ours, oracle, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_few_experts_with_many_rows_add_their_biases_one_by_one(
-    autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same as all together, in autocast's dtype too; no gradient where none is asked for."""
-    monkeypatch.setattr(module, "_FEW", E)
-    experts = ffn(torch.float32 if autocast else torch.float64)
-    x_END = torch.randn(E, 5, D, dtype=experts.w1_EDH.dtype, generator=torch.Generator().manual_seed(2))
-    x_END.requires_grad_()
-    found = []
-    for many in (5, 6):
-        monkeypatch.setattr(module, "_MANY", many)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y_END = experts(x_END)
-        assert type(y_END.grad_fn).__name__.startswith("_Biased") == (many == 5)
-        found.append([y_END, *gradients(experts, x_END, y_END)])
-    tolerance = 2**-6 if autocast else 1e-12
-    for ours, oracle in zip(*found, strict=True):
-        assert ours.dtype == oracle.dtype
-        torch.testing.assert_close(ours, oracle, rtol=tolerance, atol=tolerance)
-    monkeypatch.setattr(module, "_MANY", 5)
-    experts.b1_EH.requires_grad_(False)
-    experts(x_END.detach()).sum().backward()
-    assert experts.b1_EH.grad is None and experts.w1_EDH.grad is not None
-
-
 def test_who_does_the_grouped_product() -> None:
     """It is torch's where that can, and else says why not."""
     rows, weights = torch.zeros(8, D), torch.zeros(E, D, H)
     if hasattr(functional, "grouped_mm"):
-        assert not module.unsupported(rows, weights)
-        assert not module.unsupported(rows.bfloat16(), weights.bfloat16())
-        assert "float64" in module.unsupported(rows.double(), weights.double())
-        assert "no rows" in module.unsupported(rows[:0], weights)
-        assert "16 bytes" in module.unsupported(torch.zeros(8, 6), torch.zeros(E, 6, H))
-        assert "weights torch.bfloat16" in module.unsupported(rows, weights.bfloat16())
+        assert not fused_experts.grouped_unsupported(rows, weights)
+        assert not fused_experts.grouped_unsupported(rows.bfloat16(), weights.bfloat16())
+        assert "float64" in fused_experts.grouped_unsupported(rows.double(), weights.double())
+        assert "no rows" in fused_experts.grouped_unsupported(rows[:0], weights)
+        assert "16 bytes" in fused_experts.grouped_unsupported(torch.zeros(8, 6), torch.zeros(E, 6, H))
+        assert "weights torch.bfloat16" in fused_experts.grouped_unsupported(rows, weights.bfloat16())
     else:
-        assert "grouped_mm" in module.unsupported(rows, weights)
+        assert "grouped_mm" in fused_experts.grouped_unsupported(rows, weights)
 
 
 def test_the_grouped_product_takes_the_gradient_of_a_plain_sum() -> None:
