@@ -223,9 +223,10 @@ class SwiGLU(Experts):
         self.down_EHD = self._weight(hidden, width, dtype, generator)
 
     def _compute(self, x: Tensor, counts_E: Tensor | None) -> Tensor:
-        given, *weights = _autocast(x, self.gate_EDH, self.up_EDH, self.down_EHD)
-        if not fused_experts.unsupported(given, *weights):
-            return fused_experts.swiglu(given, *weights, fused_experts.rows_of(given, counts_E))
+        given, gate_EDH, up_EDH, down_EHD = _autocast(x, self.gate_EDH, self.up_EDH, self.down_EHD)
+        if not fused_experts.unsupported(given, gate_EDH, up_EDH, down_EHD):
+            rows = fused_experts.rows_of(given, counts_E)
+            return fused_experts.swiglu(given, gate_EDH, up_EDH, down_EHD, rows)
         gate = self._product(x, self.gate_EDH, None, counts_E)
         up = self._product(x, self.up_EDH, None, counts_E)
         return self._product(functional.silu(gate) * up, self.down_EHD, None, counts_E)

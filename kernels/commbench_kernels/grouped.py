@@ -63,7 +63,7 @@ def grouped_mm(rows: Tensor, weight: Tensor, counts: Tensor, tile: Tile | None =
 
 def grouped_mm_reference(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     """Compute `grouped_mm` in plain torch, one expert after the other."""
-    parts = rows.split(counts.tolist())  # waits for the device
+    parts = torch.split(rows, counts.tolist())  # waits for the device
     return torch.cat([part @ of_expert for part, of_expert in zip(parts, weight, strict=True)])
 
 
@@ -87,7 +87,7 @@ def grouped_mm_by_weight(rows: Tensor, grad: Tensor, counts: Tensor, tile: Tile 
 def grouped_mm_by_weight_reference(rows: Tensor, grad: Tensor, counts: Tensor) -> Tensor:
     """Compute `grouped_mm_by_weight` in plain torch, one expert after the other."""
     lengths = counts.tolist()  # waits for the device
-    return torch.stack([x.t() @ y for x, y in zip(rows.split(lengths), grad.split(lengths), strict=True)])
+    return torch.stack([x.t() @ y for x, y in zip(*(torch.split(each, lengths) for each in (rows, grad)), strict=True)])
 
 
 def _launch(name: str, grid: tuple[int, ...], *arguments: Any, warps: int, stages: int = 1, **constants: int) -> None:
