@@ -1,7 +1,7 @@
 """Experts on a GPU: each product with its bias and activation, and what lies between products, in as few passes as can
 be, forward and backward.
 
-An expert's rows are a block of equal length (`Blocks`), or sorted rows whose counts are on the device (`SortedRows`),
+An expert's rows are a block of equal length (`EqualBlocks`), or sorted rows whose counts are on the device (`SortedRows`),
 or on the host too (`KnownRows`). What is between products is in `commbench_kernels.activations`.
 
 How the products are made:
@@ -81,14 +81,14 @@ def rows_of(x: Tensor, counts_E: Tensor | None) -> ExpertRows:
     """Return whose rows of x are whose: equal blocks [E, N, D], or sorted rows [N, D] with counts, on x's device or on
     the host, where large experts are then multiplied one after the other."""
     if counts_E is None:
-        return Blocks(x.shape[0] <= FEW and x.shape[1] >= MANY)
+        return EqualBlocks(x.shape[0] <= FEW and x.shape[1] >= MANY)
     known = not counts_E.is_cuda and len(x) >= MANY_OF_KNOWN * len(counts_E)
     if known or x.dtype not in grouped.DTYPES[:2]:  # for others the host waits
         return KnownRows(counts_E.to(x.device, non_blocking=True), counts_E.tolist())
     return SortedRows(counts_E.to(x.device))
 
 
-class Blocks:
+class EqualBlocks:
     """Has blocks of equal length, [E, N, D]."""
 
     counts_E: Tensor | None = None

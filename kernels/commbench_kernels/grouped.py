@@ -21,7 +21,7 @@ from torch import Tensor
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class Tile(NamedTuple):
+class ProductTile(NamedTuple):
     """How a kernel cuts its output, and its sum: ROWS x COLUMNS of the output, INNER of the sum at a time."""
 
     rows: int
@@ -31,12 +31,12 @@ class Tile(NamedTuple):
     stages: int
 
 
-WIDE_TILE = Tile(128, 256, 64, 8, 4)
-WEIGHT_TILE = Tile(128, 256, 64, 8, 4)
-FP32_TILE = Tile(64, 64, 32, 4, 3)
+WIDE_TILE = ProductTile(128, 256, 64, 8, 4)
+WEIGHT_TILE = ProductTile(128, 256, 64, 8, 4)
+FP32_TILE = ProductTile(64, 64, 32, 4, 3)
 
 
-def grouped_mm(rows: Tensor, weight: Tensor, counts: Tensor, tile: Tile | None = None) -> Tensor:
+def grouped_mm(rows: Tensor, weight: Tensor, counts: Tensor, tile: ProductTile | None = None) -> Tensor:
     """Multiply rows of expert e, counts[e] in number and sorted by expert, by weight e: [N, O].
 
     rows: [N, I]. weight: [E, I, O], of any strides. counts: int64 [E], their sum N.
@@ -67,7 +67,7 @@ def grouped_mm_reference(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor
     return torch.cat([part @ of_expert for part, of_expert in zip(parts, weight, strict=True)])
 
 
-def grouped_mm_by_weight(rows: Tensor, grad: Tensor, counts: Tensor, tile: Tile | None = None) -> Tensor:
+def grouped_mm_by_weight(rows: Tensor, grad: Tensor, counts: Tensor, tile: ProductTile | None = None) -> Tensor:
     """Multiply the rows of each expert, transposed, by theirs of `grad`: [E, I, O]; zeros for one without rows.
 
     rows: [N, I]. grad: [N, O]. counts: int64 [E], their sum N.
