@@ -1,8 +1,8 @@
 """Experts on a GPU: each product with its bias and activation, and what lies between products, in as few passes as can
 be, forward and backward.
 
-An expert's rows are a block of equal length (`EqualBlocks`), or sorted rows whose counts are on the device (`SortedRows`),
-or on the host too (`KnownRows`). What is between products is in `commbench_kernels.activations`.
+An expert's rows are a block of equal length (`EqualBlocks`), or sorted rows whose counts are on the device
+(`SortedRows`), or on the host too (`KnownRows`). What is between products is in `commbench_kernels.activations`.
 
 How the products are made:
 

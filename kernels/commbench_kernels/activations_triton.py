@@ -28,7 +28,7 @@ def _activated(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _back(grad, x, ACTIVATION: tl.constexpr):
-    """The gradient by the activation's input x; for relu x may be its output, which has the same sign."""
+    """Return the gradient by the activation's input x; for relu x may be its output, which has the same sign."""
     if ACTIVATION == _NONE:
         return grad
     if ACTIVATION == _RELU:
@@ -41,7 +41,7 @@ def _back(grad, x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _bounds(ends, each, SORTED: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr):
-    """The first row and the last + 1 of this program: of those up to its expert's end, or of `each` for each expert."""
+    """Return the first row of this program and the last + 1: of those up to its expert's end, or of `each` an expert."""
     expert, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if SORTED:
         end = tl.load(ends + expert)

@@ -10,7 +10,7 @@ _BAND = tl.constexpr(8)  # tiles of rows that are done together, so that weights
 
 @triton.jit
 def place_tiles(place, ends, experts, tiles, ROWS: tl.constexpr, TILES: tl.constexpr, WIDE: tl.constexpr):
-    """Of each tile the expert, -1 for none, and its first row."""
+    """Write each tile's expert, -1 for none, and its first row."""
     tile = tl.program_id(0) * TILES + tl.arange(0, TILES)
     expert = tl.arange(0, WIDE)
     end = tl.load(ends + expert, mask=expert < experts, other=0)
