@@ -41,7 +41,7 @@ def _back(grad, x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _bounds(ends, each, SORTED: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr):
-    """Return the first row of this program and the last + 1: of those up to its expert's end, or of `each` an expert."""
+    """Return the first row of this program and the last + 1: of those up to its expert's end, or of `each` for one."""
     expert, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if SORTED:
         end = tl.load(ends + expert)
