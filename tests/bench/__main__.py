@@ -14,6 +14,7 @@ python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as 
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
+make bench ARGS="held_out OUT"  the cost model on layouts that no fit has seen; goes on where the folder OUT stops
 make bench ARGS="routed 500 1000"  mistakes with rows in dispatch and combine, and right runs
 make bench ARGS="dispatch bytes OUT"  bytes of dispatches by formula and by counters; `measure`, `judge`: the cost model
 """
@@ -30,7 +31,7 @@ BENCHES = (
 )  # fmt: skip
 WITH_ARGUMENTS = (
     "nccl", "stress", "vdev", "profile", "moe", "helloworld", "graphs", "fresh", "plants", "osu", "routed", "dispatch",
-    "recipes",
+    "recipes", "held_out",
 )  # fmt: skip
 
 
