@@ -17,8 +17,9 @@ def measured_us(observation: Observation) -> float:
 def as_json(fitted: Model, observations: Sequence[Observation]) -> dict[str, object]:
     """Return the model, and each case with its measured and its predicted time in microseconds."""
     cases = []
-    for observation in observations:
-        case, found = observation.case, fitted.predict(observation.case)
+    predictions = fitted.predictions([observation.case for observation in observations])
+    for observation, found in zip(observations, predictions, strict=True):
+        case = observation.case
         cases.append(
             {
                 "case_id": case.case_id,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from commbench.cost_model.costs import Fitted
+from commbench.cost_model.costs import TCP_WAITS_US, Fitted
+from commbench.cost_model.forms import BURST, VOLUME
 from commbench.units import format_size
 
 MEANINGS = {
@@ -17,6 +18,7 @@ MEANINGS = {
     "cpu_message_us": "processors: each message",
     "cpu_us_per_kib": "processors: each KiB",
     "burst_us": "what a link that has rested carries at once",
+    "volume_inter_us_per_kib": "a KiB between nodes more, of much in a step",
     "call_us": "each call, beside its steps",
 }
 
@@ -43,8 +45,12 @@ def lines(fitted: Fitted) -> list[str]:
         if name in fitted.unknown:
             texts.append(f"  {MEANINGS[name]:<{width}}  not measured")
             continue
+        if name == BURST:
+            texts.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} us, as the fabric declares")
+            continue
         low, high = fitted.intervals[name]
         rate = f" ({1.024 / value:.3g} GB/s)" if name.startswith("beta") and value > 0 else ""
+        rate = f" ({1.024 / fitted.kib_between_us()[0]:.3g} GB/s)" if name == VOLUME and value > 0 else rate
         texts.append(f"  {MEANINGS[name]:<{width}}  {value:10.4g} {unit} [{low:.4g}, {high:.4g}]{rate}")
     if fitted.skews.by_ranks:
         each = ", ".join(f"{ranks} ranks {us:.4g} us" for ranks, us in fitted.skews.by_ranks.items())
@@ -58,7 +64,18 @@ def lines(fitted: Fitted) -> list[str]:
         f"  measured up to {format_size(scales.size_bytes)}, messages of {format_size(scales.message_bytes)}, "
         f"{scales.ranks} ranks"
     )
+    if (missed := fitted.misfit) is not None:
+        texts.append(
+            f"  what the form misses: {100 * missed.common:.0f} % of all ways, {100 * missed.own:.0f} % of each way's "
+            f"own; another in {missed.size_reach:g} octaves of size, {missed.layout_reach:g} of nodes or ranks per node"
+        )
+    if fitted.form.burst:
+        texts.append(f"  no call is predicted whose interval reaches {TCP_WAITS_US / 1e3:.0f} ms: TCP sends again then")
+    if fitted.lacks:
+        texts.append(f"  a calibration has also: {'; '.join(fitted.lacks)}: commbench sweep calibration")
+    if not fitted.usable:
+        texts.append(f"  these costs explain {100 * max(0.0, fitted.r2):.0f} % of what was measured: do not use them")
     if fitted.mixed:
         named = ", ".join(fitted.mixed)
-        texts.append(f"  cannot be told apart: {named}: measure pairs as well, or another number of ranks")
+        texts.append(f"  cannot be told apart, as they only come together in what was measured: {named}")
     return [*texts, *(f"  {note}" for note in fitted.notes)]

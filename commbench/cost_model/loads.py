@@ -50,6 +50,21 @@ class CaseLoads:
         return repr(self.rows.shape).encode() + self.rows.tobytes() + self.after.tobytes()
 
 
+class Known:
+    """Loads of cases that were asked before: cases of other modes, buffers or launches move the same."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, CaseLoads | None] = {}
+
+    def of_case(self, case: Case) -> CaseLoads | None:
+        setup = case.setup
+        parts = (setup.nodes, setup.ranks_per_node, case.collective, case.algorithm, case.params, case.arguments)
+        key = repr((*parts, case.groups, case.dtype, case.size_bytes, case.in_place, case.buffers))
+        if key not in self._of:
+            self._of[key] = of_case(case)
+        return self._of[key]
+
+
 def of_case(case: Case) -> CaseLoads | None:
     """Return the loads of a case; None where it cannot run, nothing moves, or nobody here knows the messages."""
     try:
@@ -79,9 +94,12 @@ def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float]
     place = {step.name: number for number, step in enumerate(steps)}
     after = np.zeros((len(steps), len(steps)), dtype=bool)
     rows_by_step: list[list[Floats]] = []
+    largest = 0.0
     for number, step in enumerate(steps):
         after[number, [place[name] for name in step.after]] = True
-        owned = _owned(step, layout)
+        sends = np.array(step.sends, dtype=np.float64).reshape(-1, 3)
+        largest = max(largest, float(sends[:, 2].max(initial=0.0)))
+        owned = _owned(sends, layout)
         rows = []
         for owner, columns in RESOURCES.values():
             counted = np.zeros_like(owned[owner])
@@ -93,38 +111,51 @@ def of_steps(steps: Sequence[Step], layout: Layout, sharing: Mapping[str, float]
     for number, step_rows in enumerate(rows_by_step):
         for resource, rows_of in enumerate(step_rows):
             padded[number, resource, : len(rows_of)] = rows_of
-    largest = max(send.nbytes for step in steps for send in step.sends)
-    return CaseLoads(rows=padded, after=after, largest_message_bytes=largest)
+    return CaseLoads(rows=padded, after=after, largest_message_bytes=int(largest))
 
 
-def _owned(step: Step, layout: Layout) -> dict[str, Floats]:
+def _owned(sends: Floats, layout: Layout) -> dict[str, Floats]:
     """Return rows of every rank and node, out and in, and of every host and one machine.
 
-    Those of hosts and of the machine are of what is sent only: a message counts once.
+    Those of hosts and of the machine are of what is sent only: a message counts once. `sends`: source, destination and
+    bytes of each message.
     """
-    rank = np.zeros((2 * layout.ranks, len(COLUMNS)))
-    node = np.zeros((2 * layout.nodes, len(COLUMNS)))
-    host = np.zeros((layout.nodes, len(COLUMNS)))
-    busy: set[int] = set()
-    for src, dst, nbytes in step.sends:
-        column = 1 if layout.link(src, dst) == "intra" else 3
-        load = 1.0, nbytes / _KIB
-        for owner in (rank[2 * src], rank[2 * dst + 1]):
-            owner[column : column + 2] += load
-        for owner in (node[2 * layout.node(src)], node[2 * layout.node(dst) + 1], host[layout.node(src)]):
-            owner[column : column + 2] += load
-        if column == 3:  # announcements and acknowledgements leave the receiver and come to the sender
-            for owner in (rank[2 * dst], rank[2 * src + 1], node[2 * layout.node(dst)], node[2 * layout.node(src) + 1]):
-                owner[5:7] += load
-        busy |= {src, dst}
-    for member in busy:
-        host[layout.node(member), 0] += 1
-    return {"rank": rank, "node": node, "host": host, "machine": host.sum(axis=0, keepdims=True)}
+    src, dst = sends[:, 0].astype(np.intp), sends[:, 1].astype(np.intp)
+    kib, m = sends[:, 2] / _KIB, layout.ranks_per_node
+    crosses = src // m != dst // m
+    column = np.where(crosses, 3, 1)
+
+    def added(owners: int, *parts: tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]) -> Floats:
+        flat = np.concatenate([owner * len(COLUMNS) + columns for owner, columns, _ in parts])
+        weights = np.concatenate([values for _, _, values in parts])
+        sums: Floats = np.bincount(flat, weights, owners * len(COLUMNS)).astype(np.float64)
+        return sums.reshape(owners, len(COLUMNS))
+
+    one, over = np.ones_like(kib), np.flatnonzero(crosses)
+    five, six = np.full(len(over), 5), np.full(len(over), 6)
+    owned = {}
+    for owner, owners, out, into in (
+        ("rank", layout.ranks, 2 * src, 2 * dst + 1),
+        ("node", layout.nodes, 2 * (src // m), 2 * (dst // m) + 1),
+    ):
+        owned[owner] = added(
+            2 * owners,
+            (out, column, one), (out, column + 1, kib), (into, column, one), (into, column + 1, kib),
+            # Announcements and acknowledgements leave the receiver and come to the sender.
+            (into[over] - 1, five, one[over]), (into[over] - 1, six, kib[over]),
+            (out[over] + 1, five, one[over]), (out[over] + 1, six, kib[over]),
+        )  # fmt: skip
+    host = added(layout.nodes, (src // m, column, one), (src // m, column + 1, kib))
+    host[:, 0] = np.bincount(np.unique(np.concatenate([src, dst])) // m, minlength=layout.nodes)
+    return {**owned, "host": host, "machine": host.sum(axis=0, keepdims=True)}
 
 
 def _costliest(rows: Floats) -> Floats:
     """Return the rows that could be the costliest: none is below another in every column."""
-    unique = np.unique(rows, axis=0)[::-1]
+    top = rows.max(axis=0)
+    if (rows == top).all(axis=1).any():  # one owner has the most of everything, as where all do alike
+        return np.asarray(top[None])
+    unique = np.array(sorted(set(map(tuple, rows.tolist())), reverse=True))
     kept: list[Floats] = []
     for row in unique:  # in descending order, so that nothing later dominates what was kept
         if not any((row <= other).all() for other in kept):

@@ -15,7 +15,8 @@ from commbench.records import Case
 
 # History of the format:
 # 1  first version
-FORMAT_VERSION = 1
+# 2  settings have what the form misses, what a calibration has and they lack, and the least that was measured
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,22 @@ class Model:
         None where nothing can be said: nothing of its setting was measured, or of a class of link that it needs; the
         algorithm cannot run there; or a library chooses what moves.
         """
-        fitted = self.settings.get(setting(case))
-        moves = loads.of_case(case) if fitted is not None else None
-        return None if fitted is None or moves is None else fitted.predict(case, moves)
+        return self.predictions([case])[0]
+
+    def predictions(self, cases: Sequence[Case]) -> list[Prediction | None]:
+        """Return the same of many cases, in their order, much faster than one by one."""
+        found: list[Prediction | None] = [None] * len(cases)
+        asked: dict[str, list[tuple[int, CaseLoads]]] = {}
+        known = loads.Known()
+        for number, case in enumerate(cases):
+            key = setting(case)
+            if key in self.settings and (moves := known.of_case(case)) is not None:
+                asked.setdefault(key, []).append((number, moves))
+        for key, members in asked.items():
+            said = self.settings[key].predict_all([(cases[number], moves) for number, moves in members])
+            for (number, _), prediction in zip(members, said, strict=True):
+                found[number] = prediction
+        return found
 
     def describe(self) -> list[str]:
         """Return the model in words, line by line."""
@@ -57,9 +71,9 @@ class Model:
     @staticmethod
     def from_dict(raw: Mapping[str, Any]) -> Model:
         """Read what `as_dict` wrote. Raises `CorruptFile` where it did not write it."""
-        if raw.get("format_version") != FORMAT_VERSION:
+        if raw.get("format_version") not in range(1, FORMAT_VERSION + 1):
             raise CorruptFile(
-                f"the cost model has format {raw.get('format_version')!r}, this commbench reads {FORMAT_VERSION}",
+                f"the cost model has format {raw.get('format_version')!r}, this commbench reads 1 to {FORMAT_VERSION}",
                 hint="fit it again: commbench model RUN...",
             )
         try:
@@ -75,11 +89,11 @@ class Model:
 def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
     """Fit a model. Raises `UsageError` where there is too little to learn any costs from."""
     groups: dict[str, list[tuple[Observation, CaseLoads]]] = {}
-    without_loads = 0
+    without_loads, known = 0, loads.Known()
     for observation in observations:
         if not observation.launches_us or min(observation.launches_us) <= 0:
             continue
-        moves = loads.of_case(observation.case)
+        moves = known.of_case(observation.case)
         if moves is None:
             without_loads += 1
         else:
@@ -109,7 +123,6 @@ def fit(observations: Sequence[Observation], *, seed: int = 0) -> Model:
             ]
         raise UsageError(
             f"too few observations to fit costs: {'; '.join(notes)}",
-            hint="measure algorithm=direct of all_to_all and pairs at several sizes: commbench sweep quick "
-            "collective=all_to_all,pairs algorithm=direct round=all -b 1K -e 1M -f 4",
+            hint="measure exchanges and pairs of several sizes and layouts: commbench sweep calibration",
         )
     return Model(settings, tuple(f"not fitted: {note}" for note in notes))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from commbench.cost_model.comparison import measured_us
+from commbench.cost_model.costs import Prediction
 from commbench.cost_model.model import Model
 from commbench.cost_model.observe import Observation, describe_setting, setting
 from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number, refolded
@@ -57,14 +58,16 @@ def table(fitted: Model, observations: Sequence[Observation], look: TableStyle =
 
 def _rows(fitted: Model, observations: Sequence[Observation]) -> list[_Alike]:
     """Return the rows of one setting."""
-    groups: dict[tuple[str, str, int], list[Observation]] = {}
-    for observation in observations:
+    groups: dict[tuple[str, str, int], list[tuple[Observation, Prediction | None]]] = {}
+    predictions = fitted.predictions([observation.case for observation in observations])
+    for observation, prediction in zip(observations, predictions, strict=True):
         case = observation.case
         name = f"{case.collective} {case.label}"
-        groups.setdefault((name, str(case.setup.layout), case.size_bytes), []).append(observation)
+        group = groups.setdefault((name, str(case.setup.layout), case.size_bytes), [])
+        group.append((observation, prediction))
     rows = []
     for (name, layout, size), members in groups.items():
-        known = [(item, found) for item in members if (found := fitted.predict(item.case))]
+        known = [(item, found) for item, found in members if found]
         errors = [found.time_us / measured_us(item) - 1 for item, found in known]
         rows.append(
             _Alike(
@@ -72,7 +75,7 @@ def _rows(fitted: Model, observations: Sequence[Observation]) -> list[_Alike]:
                 layout=layout,
                 what=name,
                 cases=len(members),
-                measured_us=float(np.median([measured_us(item) for item in members])),
+                measured_us=float(np.median([measured_us(item) for item, _ in members])),
                 model_us=float(np.median([found.time_us for _, found in known])) if known else None,
                 error=float(np.median(errors)) if known else None,
             )

@@ -108,7 +108,7 @@ def stage_times(schedule: Schedule, shape: Shape, model: Model, layout: Layout) 
               if (loads := stage_loads(stage, shape, layout)) is not None]  # fmt: skip
     sets = np.array([list(fitted.costs.values()), *fitted.replicates])
     if not passes:
-        return StageTimes((), np.zeros((len(sets), 0)), 0.0, fitted.spread)
+        return StageTimes((), np.zeros((len(sets), 0)), 0.0, fitted.spread_on(layout))
     everything = batch([loads for _, loads in passes])
     for name in fitted.unknown:
         unit = np.zeros((1, len(fitted.costs)))
@@ -117,7 +117,9 @@ def stage_times(schedule: Schedule, shape: Shape, model: Model, layout: Layout) 
             raise UsageError(f"schedule {schedule}: nothing that the model was fitted to has {name}",
                              hint="fit it to exchanges that cross the same links")  # fmt: skip
     times = fitted.form.time_us(sets, everything)
-    return StageTimes(tuple(stage for stage, _ in passes), times, fitted.skews.of(layout.ranks), fitted.spread)
+    return StageTimes(
+        tuple(stage for stage, _ in passes), times, fitted.skews.of(layout.ranks), fitted.spread_on(layout)
+    )
 
 
 def fastest(

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from commbench.cost_model.costs import Fitted
+from commbench.cost_model.forms import VOLUME
 from commbench.cost_model.model import Model
 from commbench.output.answer import words
 from commbench.output.answer.claims import Answer
@@ -16,15 +17,23 @@ _LINKS = {"intra": "inside a node", "inter": "between nodes"}
 
 def answer(model: Model, paths: Sequence[str], out: str | None) -> Answer:
     """Return the costs in words. paths: the runs; out: the file that the model was written to."""
-    sentences = [f"{fitted.text}: {_costs(fitted)}" for fitted in model.settings.values()]
+    settings = list(model.settings.values())
+    sentences = [f"{fitted.text}: {_costs(fitted)}" for fitted in settings]
     sentences += model.notes
-    spread = max(1.96 * fitted.spread for fitted in model.settings.values())
-    mixed = [name for fitted in model.settings.values() for name in fitted.mixed]
-    if mixed or spread > _GOOD:
+    for fitted in settings:
+        if not fitted.usable:
+            sentences.append(f"{fitted.text}: the costs explain {100 * max(0.0, fitted.r2):.0f} % of what was "
+                             "measured: do not use them")  # fmt: skip
+    spread = max(1.96 * fitted.spread for fitted in settings)
+    mixed = [name for fitted in settings for name in fitted.mixed]
+    lacks = list(dict.fromkeys(lack for fitted in settings for lack in fitted.lacks))
+    if lacks or mixed or spread > _GOOD:
+        step = (
+            f"measure what is missing: {'; '.join(lacks)}" if lacks else "measure more launches, or a quieter machine"
+        )
         return Answer(
-            sentences=sentences, step="measure messages alone, then fit both runs together",
-            command="commbench sweep pairs",
-        )  # fmt: skip
+            sentences=sentences, step=f"{step}; then fit all runs together", command="commbench sweep calibration"
+        )
     if out is None:
         runs = shlex.join(["commbench", "model", *paths, "--out", "costs.json"])
         return Answer(sentences=sentences, step="keep it as a file", command=runs)
@@ -43,6 +52,8 @@ def _costs(fitted: Fitted) -> str:
             if value is None or name in fitted.unknown:
                 continue
             low, high = fitted.intervals[name]
+            if link == "inter" and verb == "moves" and VOLUME in fitted.costs:
+                value, low, high = fitted.kib_between_us()
             if verb == "takes":
                 said.append(f"takes {words.time_interval(value, low, high)}")
             elif value > 0:

@@ -134,7 +134,7 @@ def test_a_model_says_what_a_message_costs_and_how_far_to_believe_it() -> None:
 
     def of(**more: Any) -> Model:
         fit = object.__new__(fitted.Fitted)
-        for name, value in {**one, "unknown": (), "mixed": (), **more}.items():
+        for name, value in {**one, "unknown": (), "mixed": (), "lacks": (), "r2": 0.99, **more}.items():
             object.__setattr__(fit, name, value)
         return Model({"gloo": fit})
 
@@ -144,5 +144,10 @@ def test_a_model_says_what_a_message_costs_and_how_far_to_believe_it() -> None:
         "within 10 % of it"
     )
     assert step == "keep it as a file: commbench model r1 --out costs.json"
-    assert said(fitted.answer(of(spread=0.5), ["r1"], None))[1].endswith("commbench sweep pairs")
+    assert said(fitted.answer(of(spread=0.5), ["r1"], None))[1].endswith("commbench sweep calibration")
+    assert said(fitted.answer(of(lacks=("pairs: single messages",)), ["r1"], None))[1] == (
+        "measure what is missing: pairs: single messages; then fit all runs together: commbench sweep calibration"
+    )
+    text, _ = said(fitted.answer(of(r2=0.29, spread=0.5), ["r1"], None))
+    assert text.endswith("gloo: the costs explain 29 % of what was measured: do not use them")
     assert "costs=c.json" in said(fitted.answer(of(), ["r1"], "c.json"))[1]
