@@ -17,7 +17,8 @@ TEXT = (REPOSITORY / "README.md").read_text()
 # A command, and what of it can be seen in a moment; "": all of it.
 SHORT: dict[str, tuple[str, ...]] = {
     "sweep": ("--dry-run",), "tune": ("--dry-run",), "train ab": ("--show-config",), "exec": ("--dry-run",),
-    "ab": ("--help",), "doctor": ("--help",), "stragglers": ("--help",), "advise": (), "prove": (),
+    "check": ("--dry-run",), "plan": ("--help",), "ab": ("--help",), "doctor": ("--help",), "stragglers": ("--help",),
+    "advise": (), "prove": (),
 }  # fmt: skip
 
 
