@@ -322,6 +322,7 @@ def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
         "__init__",
         "base",
         "chunks",
+        "counts_inside",
         "splits",
         "routing",
         "routing_trace",
