@@ -182,3 +182,11 @@ def test_a_damaged_trace_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     for command in ("sweep", "tune"):
         assert _main([command, str(tmp_path / "t")]) == 2
         assert "is not a trace" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_without_a_trace_the_next_step_is_what_any_profile_can_do() -> None:
+    step, command = describe.next_step(Path("my p.json"), None)
+    assert step == "measure what it is worth in your program"
+    assert command == "commbench ab --profile 'my p.json' -- torchrun --nproc-per-node=8 train.py"
+    (use,) = describe.use(Path("p.json"), None)
+    assert use.startswith("use it: commbench exec --profile p.json -- torchrun ") and "load_profile('p.json')" in use
