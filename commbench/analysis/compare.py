@@ -26,7 +26,7 @@ from commbench.records import NOMINAL, Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
 from commbench.stats import Floats, Verdict
-from commbench.units import gbps
+from commbench.units import format_size, gbps
 
 # Facts about a machine without which a comparison is refused; other differences (kernel, packages) are only shown.
 MUST_MATCH = ("machine", "cpu", "cpus", "gpus", "usable_cpus")
@@ -39,6 +39,9 @@ OUTCOMES = {
     Verdict.NO_DIFFERENCE: "inconclusive",
     Verdict.NOT_ESTIMABLE: "inconclusive",
 }
+
+
+_MOST_NAMED = 3  # of each run, in an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +160,24 @@ def yardsticks(path: Path, rates: Rates) -> dict[tuple[str, int], Yardstick]:
         for case in (item.case for item in folder.plan())
         if case.case_id in rows
     }
+
+
+def apart(before: ComparedRun, after: ComparedRun) -> str:
+    """Return in words why two runs have no case in common: what no case of one has of the other's; "" of files."""
+    parts = []
+    for what, of in (
+        ("algorithms", lambda point: point.label),
+        ("set-ups", lambda point: point.set_up),
+        ("sizes", lambda point: format_size(point.size_bytes)),
+    ):
+        one, two = (list(dict.fromkeys(map(of, run.points.values()))) for run in (before, after))
+        if one and two and not set(one) & set(two):
+            parts.append(f"{what}: {_some(one)} before, {_some(two)} after")
+    return "; ".join(parts)
+
+
+def _some(texts: Sequence[str]) -> str:
+    return " | ".join(texts[:_MOST_NAMED]) + (" .." if len(texts) > _MOST_NAMED else "")
 
 
 def _identity(case: Case) -> str:

@@ -44,8 +44,9 @@ def run(
         )
     comparisons = compare.compare(before, after)
     if not comparisons:
+        why = compare.apart(before, after)
         raise UsageError(
-            f"{first} and {second} have no case in common",
+            f"{first} and {second} have no case in common{f': {why}' if why else ''}",
             hint="a case is the same where collective, algorithm, parameters, transport, layout, size and settings are",
         )
     for read in (before, after):

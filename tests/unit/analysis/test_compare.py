@@ -106,7 +106,9 @@ def test_another_gpu_of_the_same_kind_is_no_other_machine() -> None:
 def test_runs_without_a_common_case_and_paths_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = made(tmp_path / "a", "launches=6"), made(tmp_path / "b", "launches=6", "dtype=bf16")
     assert _main(["compare", str(before), str(after)]) == 2
-    assert "no case in common" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no case in common: set-ups: " in said and ", fp32, " in said and ", bf16, " in said and "after" in said
+    assert "sizes:" not in said, "they have those in common"
     assert _main(["compare", str(before), str(tmp_path / "nothing")]) == 2
     assert "no run in" in capsys.readouterr().err
 
