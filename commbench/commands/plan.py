@@ -7,17 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commbench.console import stderr_console
 from commbench.errors import unknown
 from commbench.output import grid
 from commbench.output.grid import TableStyle
-from commbench.strategy import answer, emit, planned, ranking
+from commbench.strategy import answer, emit, planned, ranking, validation
 
 _TOP = 10
 
 
 def run(
     words: Sequence[str], *, format_: str, top: int | None, emitted: str, extrapolate: bool, plot: Path | None,
-    columns: str,
+    columns: str, validate: bool = False, out: Path = Path("results"),
 ) -> int:  # fmt: skip
     """Print the answer, the best strategies and what was asked to be emitted; return 0. Raises `UsageError`."""
     wanted = [name for name in emitted.split(",") if name]
@@ -29,7 +30,14 @@ def run(
     look = TableStyle(columns=columns, markdown=format_ == "markdown")
     grid.check(columns, [column.name for column in answer.columns(problem)])
     found = ranking.rank(problem, current=request.current)
-    said = answer.answer(problem, found, planned.commands(request, found), request.notes)
+    notes, facts = list(request.notes), {}
+    if validate:
+        console = stderr_console()
+        trained = validation.validate(request, validation.members(request, found.group), request.budget_s, out,
+                                      lambda text: console.print(text, markup=False, highlight=False))  # fmt: skip
+        notes.append(validation.sentence(trained))
+        facts["validated"] = validation.as_dict(trained)
+    said = answer.answer(problem, found, planned.commands(request, found), notes)
     runnable = {name: next((one for one in found.ranked if name in one.trainers), None) for name in emit.TABLE}
     texts = {name: emit.emitted(name, problem, runnable, request.model.config) for name in wanted}
     if plot is not None:
@@ -41,7 +49,7 @@ def run(
         for one in shown:
             sys.stdout.write(json.dumps(answer.as_dict(problem, one)) + "\n")
         ending = said.as_dict()
-        ending["answer"]["emitted"] = texts
+        ending["answer"] |= {"emitted": texts, **facts}
         sys.stdout.write(json.dumps(ending) + "\n")
         return 0
     lines = [*said.lines(), *answer.table(problem, found, top or _TOP, look)]

@@ -24,6 +24,11 @@ from commbench.commands.options import WithKeys, check_picture, columns_option, 
 @click.option("--extrapolate", is_flag=True, help="Plan for more than 8 times the GPUs that costs were measured on.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE",
               help="Draw where time and memory go, and how the choice moves: .png or .svg.")  # fmt: skip
+@click.option(
+    "--validate", is_flag=True, help="Train those that are as good, as long as budget=10m, and say the regret."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("results"), show_default=True, metavar="DIR",
+              help="Of --validate: parent of its run folders.")  # fmt: skip
 @table_format(json_is="a strategy a line, best first, then the answer")
 @columns_option
 def plan(words: tuple[str, ...], **options: Any) -> int:

@@ -55,7 +55,7 @@ def layer_compute(
     skew = rank_skew(model, settings, draws)
     mine_rows = rows(model, settings, of, skew)
     crowd = max(1.0, cluster.gpus / cluster.cores) if cluster.cores else 1.0
-    memory = draws.memory_us[:, None] / crowd
+    memory, stream = draws.memory_us[:, None] / crowd, draws.stream_us[:, None] / crowd
     hidden = model.expert_hidden / settings.etp
 
     def product(flops: Floats, m: Floats, n: Floats, k: Floats, grouped: bool = False) -> Floats:
@@ -92,20 +92,24 @@ def layer_compute(
         # Experts have few rows, so their weights count: read forward and backward, and gradients added to, backward.
         # A third of that for each of a pass's three products; chunks read them again.
         weights = here * model.matrices * model.width * hidden * (2 * w + 2 * work.grad_bytes) / 3
-        experts = product(flops, each, hidden, width, grouped=True) + activated + traffic(weights)
-        chunked = product(flops, each / cut, hidden, width, grouped=True) + activated + traffic(weights * cut)
+        experts = product(flops, each, hidden, width, grouped=True) + activated + weights / stream
+        chunked = product(flops, each / cut, hidden, width, grouped=True) + activated + weights * cut / stream
         gate = product(2 * mine * model.width * model.experts, mine, width * 0 + model.experts, width)
         permuted = _PERMUTED * (model.top_k * sending + mine_rows) * model.width / 2 * w
         local = gate + traffic(permuted + _FFN_TRAVELS * mine * model.width * w)
     head = product(2 * of * float(model.embedding_parameters) / split, of, model.vocabulary / split, width)
     head = head + traffic(3 * of * model.vocabulary * (w + 4) / split)
     norms = traffic(_FFN_TRAVELS * mine * model.width * w) + activated
-    launch = draws.launch_us[:, None] * crowd
+    each = draws.launch_us[:, None] * crowd
+    launch = {"attention": each * _ATTENTION_KERNELS, "ffn": each * _FFN_KERNELS, "head": each * _HEAD_KERNELS,
+              "moe": each * (_MOE_KERNELS + 4.0 * (settings.chunks - 1))}  # fmt: skip
+    if cluster.cores:  # the host computes: what it launches comes on top, and runs ahead of nothing
+        attention, ffn, head = attention + launch["attention"], ffn + launch["ffn"], head + launch["head"]
+        local = local + launch["moe"]
+        launch = {name: 0.0 * us for name, us in launch.items()}
     return LayerCompute(
         attention=attention, scores=scores, ffn=ffn, shared=shared, local=local, experts=experts,
-        experts_chunked=chunked, selective=norms, head=head,
-        launch={"attention": launch * _ATTENTION_KERNELS, "ffn": launch * _FFN_KERNELS,
-                "moe": launch * (_MOE_KERNELS + 4.0 * (settings.chunks - 1)), "head": launch * _HEAD_KERNELS},
+        experts_chunked=chunked, selective=norms, head=head, launch=launch,
     )  # fmt: skip
 
 

@@ -21,7 +21,8 @@ class Efficiency(NamedTuple):
     """What processors reach, with how sure that is.
 
     gemm: large matrix products, by the peak; grouped: those of experts, by `gemm`; attention: scores, by the peak.
-    half_rows: rows (and columns) at which a product reaches half of that. memory: of the bandwidth of memory.
+    half_rows: rows (and columns) at which a product reaches half of that. memory: of the bandwidth of memory, by
+    many small kernels; stream: by products that read large weights.
     launch_us: of the host, for each kernel. beside: how much slower products are beside exchanges.
     grad_overlap: of the backward pass, beside which gradients are reduced, from and to. missed: of a whole step, what
     no formula has.
@@ -32,6 +33,7 @@ class Efficiency(NamedTuple):
     attention: Tagged = Tagged(0.5, "default", 1.3)
     half_rows: Tagged = Tagged(128.0, "default", 1.5)
     memory: Tagged = Tagged(0.7, "default", 1.25)
+    stream: Tagged = Tagged(0.95, "default", 1.1)
     launch_us: Tagged = Tagged(5.0, "default", 1.5)
     beside: Tagged = Tagged(1.1, "default", 1.1)
     grad_overlap: tuple[float, float] = (0.3, 0.9)
@@ -42,10 +44,11 @@ class Efficiency(NamedTuple):
 class Draws:
     """Numbers of each draw, [d] each; the first is the middle: every number at its own value.
 
-    flop_us: FLOP of a large product in a microsecond; grouped, attention: FLOP of those. memory_us: bytes of memory
-    in a microsecond. uneven: tokens of the most loaded expert over their mean. in_flight, adaptive: of exchanges that
-    collide beyond a leaf (`links.contention`): how many steps are in flight, and 1 where routing is adaptive, 0 where
-    it is static. alpha, beta: of each class of declared links, microseconds, and microseconds for a KiB.
+    flop_us: FLOP of a large product in a microsecond; grouped: of experts' products over these; attention: FLOP of
+    scores. memory_us, stream_us: bytes of memory in a microsecond, of all and of weights. uneven: tokens of the most
+    loaded expert over their mean. in_flight, adaptive: of exchanges that collide beyond a leaf (`links.contention`):
+    how many steps are in flight, and 1 where routing is adaptive, 0 where it is static. alpha, beta: of each class of
+    declared links, microseconds, and microseconds for a KiB.
     """
 
     flop_us: Floats
@@ -53,6 +56,7 @@ class Draws:
     attention: Floats
     half_rows: Floats
     memory_us: Floats
+    stream_us: Floats
     launch_us: Floats
     beside: Floats
     grad_overlap: Floats
@@ -93,6 +97,7 @@ def draw(
 
     flop_us = cluster.peak_tflops.drawn(normal()) * 1e6
     gemm = np.minimum(of.gemm.drawn(normal()), 0.95)
+    bandwidth = cluster.memory_gbs.drawn(normal()) * 1e3
     low, high = of.grad_overlap
     first, last = STEPS_IN_FLIGHT
     share = uniform()
@@ -104,7 +109,8 @@ def draw(
         grouped=np.minimum(of.grouped.drawn(normal()), 1.0),
         attention=flop_us * np.minimum(of.attention.drawn(normal()), 0.95),
         half_rows=of.half_rows.drawn(normal()),
-        memory_us=cluster.memory_gbs.drawn(normal()) * np.minimum(of.memory.drawn(normal()), 1.0) * 1e3,
+        memory_us=bandwidth * np.minimum(of.memory.drawn(normal()), 1.0),
+        stream_us=bandwidth * np.minimum(of.stream.drawn(normal()), 1.0),
         launch_us=of.launch_us.drawn(normal()),
         beside=np.maximum(of.beside.drawn(normal()), 1.0),
         grad_overlap=low + (high - low) * uniform(),

@@ -16,8 +16,14 @@ _OURS = {"duplicate": "duplicate", "drop": "drop", "drop_pipelined": "drop_pipel
 def commbench(problem: PlanProblem, setting: Setting, config: TrainConfig | None) -> str:
     """Return the command line of `commbench train`; config: of the recipe, None where the model is no recipe's."""
     words = ["commbench", "train", problem.model.name if config is not None else "RECIPE"]
+    text = " ".join([*words, *train_words(problem, setting)])
+    return text if config is not None else f"# RECIPE: this model's sizes as a recipe of commbench train\n{text}"
+
+
+def train_words(problem: PlanProblem, setting: Setting) -> list[str]:
+    """Return the keys of `commbench train` that make the strategy of a recipe."""
     cluster = problem.cluster
-    words += [f"nodes={cluster.nodes}", f"ranks_per_node={cluster.gpus_per_node}", f"tp={setting.tp}"]
+    words = [f"nodes={cluster.nodes}", f"ranks_per_node={cluster.gpus_per_node}", f"tp={setting.tp}"]
     words.append(f"parts={problem.work.batch // setting.micro_batch}")
     schedule = setting.schedule
     if schedule.tokens in (DUPLICATE, DROP) and not schedule.name.startswith("parm"):
@@ -28,9 +34,7 @@ def commbench(problem: PlanProblem, setting: Setting, config: TrainConfig | None
         count = {"pipelined": "chunks", "expert_groups": "groups"}.get(schedule.name)
         words += [f"{count}={schedule.chunks}"] if count else []
     words += [f"exchange={setting.exchange}"] if setting.exchange != "per_choice" else []
-    words += [f"zero={'true' if setting.zero else 'false'}", f"recompute={setting.recompute}"]
-    text = " ".join(words)
-    return text if config is not None else f"# RECIPE: this model's sizes as a recipe of commbench train\n{text}"
+    return [*words, f"zero={'true' if setting.zero else 'false'}", f"recompute={setting.recompute}"]
 
 
 def megatron(problem: PlanProblem, setting: Setting, config: TrainConfig | None) -> str:

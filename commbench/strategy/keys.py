@@ -12,6 +12,7 @@ from commbench.strategy.cluster import ROUTINGS
 from commbench.strategy.known import GPUS
 from commbench.strategy.setting import EXCHANGES, RECOMPUTE, SCHEDULES, ZERO
 from commbench.sweep.key import Key, Number, OneOf, Parsed, explain
+from commbench.units import parse_seconds
 
 GROUPS = ("The model", "The training", "The cluster", "The space")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -41,6 +42,10 @@ def _axis(text: str, most: int = 1 << 20) -> Key:
 
 def _words(name: str, value: Any) -> str:
     return str(value)
+
+
+def _time(name: str, value: Any) -> float:
+    return parse_seconds(name, str(value))
 
 
 _FILE = Parsed(_words, "the name of a file")
@@ -90,6 +95,8 @@ KEYS: dict[str, Key] = {
                           group=GROUPS[2]),
     "nodes_per_leaf": _count(GROUPS[2], "nodes on one switch, between which nothing collides; without it, 8"),
     "cores": _count(GROUPS[2], "CPUs that all ranks share, as on an emulated cluster; 0: each has its own", 0),
+    "efficiency": _number(GROUPS[2], "part of the peak that large products reach; without it, 0.6", 1e-3, 1),
+    "launch_us": _cluster("us of the host to launch a kernel; without it, 5", 1e6),
     "costs": Key(_FILE, "of commbench model --out: takes the place of links", default=None, optional=True,
                  group=GROUPS[2]),
     "gemm": Key(_FILE, "measured products, a JSON line each: m, n, k, tflops", default=None, optional=True,
@@ -112,6 +119,7 @@ KEYS: dict[str, Key] = {
                    group=GROUPS[3]),
     "current": Key(Parsed(_words, "tp2,pp4,ep8,micro_batch1,sequential"), "what you run now: its rank; sizes that are "
                    "not named are 1", default=None, optional=True, group=GROUPS[3]),
+    "budget": Key(Parsed(_time, "90s, 30m, 2h"), "time for the launches of --validate", default="10m", group=GROUPS[3]),
     "seed": Key(Number(int, 0, 1 << 31), "of the draws", default=0, group=GROUPS[3]),
 }  # fmt: skip
 AXES = tuple(name for name, key in KEYS.items() if key.axis)

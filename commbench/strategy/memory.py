@@ -44,10 +44,10 @@ class MemoryParts:
         return self.total * (1 + FRAGMENTED) + CONTEXT_BYTES
 
 
-def memory(model: ModelShape, work: Workload, settings: Settings, *, skew: float = 1.0) -> MemoryParts:
+def memory(model: ModelShape, work: Workload, settings: Settings, *, skew: float | Floats = 1.0) -> MemoryParts:
     """Return what each setting takes of a GPU, by part.
 
-    skew: rows of the fullest rank over their mean, of a dropless layer.
+    skew: rows of the fullest rank over their mean, of a dropless layer; one for all settings or one for each.
     """
     stages = stage_layers(model, settings.pp)
     dense, experts = parameters(model, settings, stages)
@@ -124,7 +124,7 @@ def _states(work: Workload, settings: Settings, dense: Floats, experts: Floats) 
 
 
 def _activations(
-    model: ModelShape, work: Workload, settings: Settings, stages: StageLayers, skew: float
+    model: ModelShape, work: Workload, settings: Settings, stages: StageLayers, skew: float | Floats
 ) -> tuple[Floats, Floats]:
     """Return bytes that wait for the backward pass, and bytes that the pass works on, [n, 3]."""
     of, w = tokens(model, settings), work.itemsize

@@ -11,12 +11,14 @@ from typing import Any
 from commbench.errors import UsageError
 from commbench.strategy import clusters, emit, models
 from commbench.strategy.cluster import GpuCluster
+from commbench.strategy.draws import Efficiency
 from commbench.strategy.gemm_table import read_gemm
 from commbench.strategy.keys import AXES, read_words
 from commbench.strategy.known import GPUS
 from commbench.strategy.models import PlannedModel
 from commbench.strategy.ranking import PlanProblem, Ranking
 from commbench.strategy.setting import EXCHANGES, RECOMPUTE, SCHEDULES, Setting
+from commbench.strategy.tagged import Tagged
 from commbench.strategy.uneven import read_uneven
 
 REACH = 8  # times the GPUs that links were measured with
@@ -32,6 +34,7 @@ class PlanRequest:
     model: PlannedModel
     current: Setting | None
     notes: tuple[str, ...]
+    budget_s: float = 600.0  # for launches of a validation
 
 
 def read(words: Sequence[str], *, extrapolate: bool = False) -> PlanRequest:
@@ -54,11 +57,22 @@ def read(words: Sequence[str], *, extrapolate: bool = False) -> PlanRequest:
         trainer=typed.get("trainer", "any"),
         uneven=read_uneven(model.shape, typed),
         table=None if typed.get("gemm") is None else read_gemm(Path(typed["gemm"])),
-        efficiency=None if typed.get("gpu") is None else GPUS[typed["gpu"]].efficiency,
+        efficiency=_efficiency(typed),
         seed=typed.get("seed", 0),
     )
     current = None if typed.get("current") is None else read_current(typed["current"], problem)
-    return PlanRequest(problem=problem, model=model, current=current, notes=model.notes)
+    return PlanRequest(problem=problem, model=model, current=current, notes=model.notes,
+                       budget_s=typed.get("budget", 600.0))  # fmt: skip
+
+
+def _efficiency(typed: Mapping[str, Any]) -> Efficiency:
+    """Return what processors reach: of the GPU's name, and what was typed in place of it."""
+    found = Efficiency() if typed.get("gpu") is None else GPUS[typed["gpu"]].efficiency
+    if (part := typed.get("efficiency")) is not None:
+        found = found._replace(gemm=Tagged(float(part), "declared"))
+    if (us := typed.get("launch_us")) is not None:
+        found = found._replace(launch_us=Tagged(float(us), "declared"))
+    return found
 
 
 def _of_recipe(model: PlannedModel, typed: Mapping[str, Any]) -> dict[str, Any]:

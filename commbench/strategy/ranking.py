@@ -30,7 +30,7 @@ MOST_DRAWN = 1000  # settings that meet all draws
 MOST_MEASURED = 5
 MAY_BE_FASTER = 0.05  # chance of being faster than the first that keeps one in its group
 # What the formulas miss of one layout of ranks and not of another, and of one way to run it: 95 % within these factors.
-# Ratios of two layouts on B200 are 3 and 10 % off (docs/reference/planner.md).
+# Ratios of two layouts on B200 are 4 and 11 % off (docs/reference/planner.md).
 _OF_LAYOUT, _OF_WAY = Tagged(1.0, "default", 1.1), Tagged(1.0, "default", 1.03)
 _ANY = LinkCost(gbs=Tagged(1.0, "default"), alpha_us=Tagged(1.0, "default"))
 _FARTHER = (2, 4, 8, 16, 32)  # times the nodes, at which a model that fits nowhere might
@@ -126,8 +126,8 @@ class PlanProblem:
 
     def memory(self, settings: Settings) -> MemoryParts:
         """Return what settings take, with the fullest rank's rows."""
-        parts = settings.ep / max(self.model.experts, 1)
-        return memory(self.model, self.work, settings, skew=1 + (self.skew - 1) * float(np.sqrt(parts.max(initial=0))))
+        share = np.sqrt(settings.ep / max(self.model.experts, 1)) * (settings.ep > 1)
+        return memory(self.model, self.work, settings, skew=1 + (self.skew - 1) * share)
 
     def times(self, settings: Settings, draws: Draws) -> StepTimes:
         links = link_times(self.cluster, draws, seed=self.seed)
