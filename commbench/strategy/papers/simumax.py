@@ -8,7 +8,8 @@ import numpy as np
 
 from commbench.stats import Floats
 from commbench.strategy.cluster import GpuCluster, LinkCost
-from commbench.strategy.draws import Efficiency, draw
+from commbench.strategy.draws import draw
+from commbench.strategy.known import GPUS
 from commbench.strategy.model_shape import ModelShape
 from commbench.strategy.papers.figure import Band, PaperFigure, PaperRow
 from commbench.strategy.setting import Setting, Settings
@@ -28,11 +29,6 @@ _CELLS = (
     (3, _EP8, "ep 8", 64, 1101.7),
 )
 _RATIOS = ((0, 1), (3, 4))
-# What SimuMax measured of a B200 and takes itself (configs/system/b200_bf16_ceperm.json): the same inputs for both.
-_EFFICIENCY = Efficiency(
-    gemm=Tagged(0.488, "measured", 1.1), grouped=Tagged(0.92, "measured", 1.1), attention=Tagged(0.70, "measured", 1.1),
-    memory=Tagged(0.6, "measured", 1.15), grad_overlap=(0.0, 0.0),  # its launchers overlap nothing
-)  # fmt: skip
 
 
 def model(version: int) -> ModelShape:
@@ -48,22 +44,19 @@ def model(version: int) -> ModelShape:
 
 
 def cluster() -> GpuCluster:
-    """Return eight B200: data sheets, and what SimuMax measured of NVLink (0.6 of 900 GB/s for all-to-all, 0.67 for
-    all-gather)."""
-
-    def told(value: float, spread: float | None = None) -> Tagged:
-        return Tagged(value, "declared", spread)
-
+    """Return eight B200: data sheets, and what SimuMax measured of all-to-all over NVLink, 0.597 of 900 GB/s."""
+    card = GPUS["b200"]
     return GpuCluster(
-        nodes=1, gpus_per_node=8, memory_gib=told(180, 1), peak_tflops=told(2250, 1), memory_gbs=told(8000, 1),
-        links={"intra": LinkCost(gbs=Tagged(570, "measured", 1.1), alpha_us=Tagged(8, "measured", 1.5))},
+        nodes=1, gpus_per_node=8, memory_gib=Tagged(card.memory_gb, "declared", 1.0),
+        peak_tflops=Tagged(card.peak_tflops, "declared", 1.0), memory_gbs=Tagged(card.memory_gbs, "declared", 1.1),
+        links={"intra": LinkCost(gbs=Tagged(537.0, "measured"), alpha_us=Tagged(7.3, "measured"))},
     )  # fmt: skip
 
 
 def cells(gpus: Sequence[int] = ()) -> PaperFigure:
     """Return predicted over measured times, and two ratios of strategies. gpus: not asked for, it has 8."""
     there = cluster()
-    draws = draw(there, efficiency=_EFFICIENCY)
+    draws = draw(there, efficiency=GPUS["b200"].efficiency._replace(grad_overlap=(0.0, 0.0)))  # nothing overlaps there
     predicted: list[Floats] = []
     rows = []
     for version, setting, name, batch, measured_ms in _CELLS:
