@@ -80,9 +80,7 @@ def test_two_runs_and_their_bound(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert _main(["plot", str(before.parent)]) == 2, "the folder of --out"
     newest = max(path.name for path in (before, after))
-    assert f"hint: there are 2, the newest in it: {before.parent / newest}" in capsys.readouterr().err.replace(
-        "\n", " "
-    )
+    assert f"hint: give the newest run in it: {before.parent / newest}" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_plot_takes_what_tune_prints(

@@ -161,7 +161,7 @@ def test_the_command_writes_what_sweep_and_tune_take(tmp_path: Path, capfd: pyte
     paths = [str(path) for path in uneven(tmp_path)]
     assert _main(["record", "--import", *paths, "nodes=2", "--out", str(out), "--no-plots"]) == 0
     said = capfd.readouterr()
-    assert said.out.startswith("# 4 ranks on 2 x 2, nccl, 1 step of 1 ms\n") and "commbench tune" in said.err
+    assert said.out.startswith("# 4 ranks on 2 x 2, nccl, 1 step of 1 ms\n") and "commbench tune" in said.out
     documents = list(yaml.safe_load_all((out / "recipe.yaml").read_text()))
     assert {one["collective"] for one in documents} == {"all_to_all", "all_to_allv"}
     assert all((one["nodes"], one["ranks_per_node"], one["transport"]) == (2, 2, "nccl") for one in documents)
