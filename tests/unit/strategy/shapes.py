@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from commbench.strategy.cluster import GpuCluster, LinkCost
 from commbench.strategy.model_shape import ModelShape
+from commbench.strategy.papers import simumax
 from commbench.strategy.tagged import Tagged
 from commbench.strategy.workload import FP32_STATES, MIXED, Workload
 
 
 def deepseek(version: int) -> ModelShape:
     """Return the four layers of DeepSeek-V2 or V3, one of them dense, that SimuMax measured on B200."""
-    two = version == 2
-    return ModelShape(
-        name=f"deepseek-v{version}-l4", source="keys", layers=4, width=5120 if two else 7168, heads=128, kv_heads=128,
-        head_dim=128, value_dim=128, rope_dim=64, q_lora=1536, kv_lora=512, hidden=12288 if two else 18432,
-        expert_hidden=1536 if two else 2048, shared_hidden=3072 if two else 2048, experts=160 if two else 256,
-        top_k=6 if two else 8, vocabulary=102400 if two else 129280, context=4096,
-        has_experts=(False, True, True, True), capacity_factor=1.0,
-    )  # fmt: skip
+    return simumax.model(version)
 
 
 def table1(layers: int) -> ModelShape:

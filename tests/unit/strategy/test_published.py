@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commbench.strategy.cluster import GpuCluster, LinkCost
 from commbench.strategy.draws import draw
 from commbench.strategy.known import GPUS
+from commbench.strategy.papers import simumax
 from commbench.strategy.setting import Setting, Settings
 from commbench.strategy.step_time import step_time
-from commbench.strategy.tagged import Tagged
 from tests.unit.strategy.shapes import deepseek, mixed
 
 # Megatron on 8 B200, as SimuMax measured it (its summary of release 1.2): milliseconds of a step by
@@ -27,14 +26,8 @@ CELLS = [
 
 
 def times_ms(version: int, setting: Setting, batch: int) -> np.ndarray[Any, Any]:
-    card = GPUS["b200"]
-    # What SimuMax measured of all-to-all in the node: 0.5968 of 900 GB/s, and 7.3 us a peer.
-    links = {"intra": LinkCost(gbs=Tagged(537.0, "measured"), alpha_us=Tagged(7.3, "measured"))}
-    on = GpuCluster(
-        nodes=1, gpus_per_node=8, memory_gib=Tagged(180.0, "declared"), peak_tflops=Tagged(2250.0, "declared", 1.0),
-        memory_gbs=Tagged(card.memory_gbs, "declared", 1.1), links=links,
-    )  # fmt: skip
-    draws = draw(on, efficiency=card.efficiency._replace(grad_overlap=(0.0, 0.0)))
+    on = simumax.cluster()
+    draws = draw(on, efficiency=GPUS["b200"].efficiency._replace(grad_overlap=(0.0, 0.0)))
     return step_time(deepseek(version), mixed(batch), on, Settings.of([setting]), draws).us[:, 0] / 1e3
 
 
