@@ -35,6 +35,7 @@ from commbench.transports.base import Ready, Transport
 from commbench.units import format_size
 
 _REPLAYS = 16  # samples with data of their own after the timed ones, where those share theirs
+NOT_CAPTURABLE = "looks at data on the host, which a graph cannot capture"
 _LABELS = ("collective", "algorithm", "dtype", "size_bytes", "mode")
 
 
@@ -197,9 +198,7 @@ class _CaseOnRank:
         """Time the calls, and check what they bring; `untimed` names the calls before."""
         case, transport = self.case, self.transport
         if case.mode == "graph" and not bound.capturable:
-            raise Unmeasured(
-                Status.SKIPPED, f"{case.algorithm} looks at data on the host, which a graph cannot capture"
-            )
+            raise Unmeasured(Status.SKIPPED, f"{case.algorithm} {NOT_CAPTURABLE}")
         ready = bound.bind(data.pairs)
         for name in untimed:
             data.call(ready[0], name, "before timing")

@@ -218,7 +218,7 @@ def fsdp_that_was_not_told(comm: Communicator) -> None:
 def norm_of_all(model: nn.Module, comm: Communicator) -> None:
     """Sharded or not: the root of the squares of what is replicated, once, and of all ranks' experts."""
     experts = expert_parameters(model)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=comm.device)
     for name, parameter in model.named_parameters():
         square = whole_of(parameter.grad).square().sum()
         if name in experts:
@@ -226,7 +226,7 @@ def norm_of_all(model: nn.Module, comm: Communicator) -> None:
         total += square
     torch.testing.assert_close(clip_grad_norm_(model, 1e-3), total.sqrt(), rtol=1e-12, atol=1e-12)
     after = clip_grad_norm_(model, float("inf"))
-    torch.testing.assert_close(after, torch.tensor(1e-3, dtype=torch.float64), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(after, torch.full_like(after, 1e-3), rtol=1e-5, atol=1e-9)
     with pytest.raises(UsageError, match="max_norm is nan"):
         clip_grad_norm_(model, float("nan"))
 

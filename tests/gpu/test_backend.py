@@ -17,6 +17,9 @@ if gpus.count(os.environ) < 1:
 if reason := transports.missing("nccl"):
     pytest.skip(reason, allow_module_level=True)
 
+import torch  # once, and not by each that is forked
+import torch.distributed as dist
+
 from commbench.profile import Profile, file
 from tests.support import profiles
 from tests.support.ranks import forked
@@ -36,9 +39,6 @@ def on_gpu(folder: Path, profile: Profile, body: Callable[[Any], None], backend:
     file.save(profile, folder / "p.json")
 
     def rank(me: int) -> None:
-        import torch
-        import torch.distributed as dist
-
         import commbench.backend  # noqa: F401 - makes the name known
         from commbench.backend.group import WrappedGroup
         from commbench.backend.install import install
@@ -63,9 +63,6 @@ def on_gpu(folder: Path, profile: Profile, body: Callable[[Any], None], backend:
 @pytest.mark.parametrize("backend", ["nccl", "commbench"])
 def test_calls_and_graphs(tmp_path: Path, profile: Callable[[], Profile], backend: str) -> None:
     def body(group: Any) -> None:
-        import torch
-        import torch.distributed as dist
-
         import commbench.backend
 
         inp, out = torch.arange(1024.0, device="cuda"), torch.zeros(1024, device="cuda")
@@ -105,7 +102,6 @@ def test_calls_and_graphs(tmp_path: Path, profile: Callable[[], Profile], backen
 
 def test_functional_and_compiled(tmp_path: Path) -> None:
     def body(group: Any) -> None:
-        import torch
         import torch.distributed._functional_collectives as functional
 
         def exchange(value: Any) -> Any:
@@ -130,9 +126,6 @@ def test_what_nccl_has_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def body(group: Any) -> None:
         import datetime
         import json
-
-        import torch
-        import torch.distributed as dist
 
         x = torch.ones(8, device="cuda")
         dist.all_reduce(x)
@@ -169,9 +162,6 @@ def test_a_watchdog_sees_what_hangs(tmp_path: Path, capfd: pytest.CaptureFixture
     def rank(me: int) -> None:
         import datetime
 
-        import torch
-        import torch.distributed as dist
-
         from commbench.backend.install import install
         from commbench.backend.source import ProfileSource
 
@@ -179,12 +169,12 @@ def test_a_watchdog_sees_what_hangs(tmp_path: Path, capfd: pytest.CaptureFixture
         torch.cuda.set_device(0)
         source = ProfileSource(tmp_path / "p.json")
         install(lambda: source)
-        timeout = datetime.timedelta(seconds=5)
+        timeout = datetime.timedelta(seconds=3)
         dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1, timeout=timeout)
         x = torch.ones(8, device="cuda")
         dist.all_reduce(x)
         torch.cuda.synchronize()
-        torch.cuda._sleep(30_000_000_000)  # the call behind it does not end in time
+        torch.cuda._sleep(16_000_000_000)  # the call behind it does not end in time
         dist.all_reduce(x, async_op=True)
         torch.cuda.synchronize()
 

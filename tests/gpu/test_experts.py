@@ -64,6 +64,15 @@ def test_sorted_rows(dtype: torch.dtype, experts: int, tokens: int, monkeypatch:
             check(made, x, counts if known else counts.cuda(), tolerance(dtype))
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_many_rows_of_many_experts(dtype: torch.dtype, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = counts_of(256, 32768)
+    x = torch.randn(32768, 64, generator=torch.Generator().manual_seed(3)).to("cuda", dtype)
+    monkeypatch.setattr(fused_experts, "MANY_OF_KNOWN", 0 if known else 1 << 40)
+    check(SwiGLU(256, 64, 128).to("cuda", dtype), x, counts if known else counts.cuda(), tolerance(dtype))
+
+
 @pytest.mark.parametrize("rows", [0, 1, 33, 1500])
 @pytest.mark.parametrize("experts", [2, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,8 +1,4 @@
-"""On one GPU: data that it makes and compares without the host waiting.
-
-Here torch starts CUDA in the tests' own process, in which nothing that uses it can be forked afterwards. Files are run
-in the order of their names, so those that fork come before p.
-"""
+"""On one GPU: data that it makes and compares without the host waiting."""
 
 from __future__ import annotations
 

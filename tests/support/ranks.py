@@ -19,6 +19,8 @@ from commbench.rank_info import RankInfo
 
 def forked(size: int, rank: Callable[[int], None]) -> list[int]:
     """`rank(number)` in a process of its own for each; how they ended: 0 where nothing was raised."""
+    if (cuda := sys.modules.get("torch.cuda")) is not None and cuda.is_initialized():
+        raise RuntimeError("this process has started CUDA, which nothing that is forked from it can use: fork before")
     pids = []
     for number in range(size):
         pid = os.fork()
