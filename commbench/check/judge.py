@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from commbench import stats
-from commbench.analysis import pair_matrices, so_far
+from commbench.analysis import so_far
 from commbench.analysis.pair_matrices import Matrix
 from commbench.analysis.stragglers.examine import Examined, examine, without_repeats
 from commbench.analysis.stragglers.search import MIN_EFFECT, Straggler
@@ -208,14 +208,14 @@ def _reason(rows: Sequence[Row]) -> str:
 
 
 def _pairs(report: HealthReport, folder: RunFolder, effect: float, *, joined: bool) -> None:
-    matrices = pair_matrices.of_runs([folder])
-    if not matrices:
-        report.add("pairs", UNKNOWN, "no pair of ranks was measured")
-        return
     try:
         parts = examine([folder], effect)
     except UsageError as error:
         report.add("pairs", UNKNOWN, f"{error}")
+        return
+    matrices = [part.matrix for part in parts if part.matrix is not None]
+    if not matrices:
+        report.add("pairs", UNKNOWN, "no pair of ranks was measured")
         return
     report.launches = max(part.launches for part in parts)
     slow = without_repeats(parts)

@@ -15,7 +15,7 @@ from commbench.collectives import pairs
 from commbench.links import LinkRate
 from commbench.records import Case, Fabric, Measurement, Status
 from commbench.run_folder import RunFolder
-from commbench.serialise import as_dict
+from commbench.serialise import as_dict, seal, to_json
 from commbench.sweep import prepare
 from tests.support.fake_runs import ABOUT, rows_of
 
@@ -74,10 +74,10 @@ def draw(
         logs.mkdir()
         facts = {} if launch else {"doctor": [], "machine": {"cpus": "0-1"}, "metadata": {}, **(host or {})}
         (logs / "host-0.json").write_text(json.dumps({"rank": 0, "host": "h", "looks": [dict(looks)], **facts}))
-    for one in measurements:
-        folder.append_measurement(one)
-    for row in rows_of(planned, measurements, Samples(folder)):
-        folder.append_row(row)
+    # Not as a sweep does, which has each line on disk before it goes on.
+    folder.measurements_path.write_text("".join(seal(to_json(one)) + "\n" for one in measurements))
+    rows = rows_of(planned, measurements, Samples(folder))
+    folder.cases_path.write_text("".join(seal(to_json(row)) + "\n" for row in rows))
     kept.begin(folder, kept.Asked(budget_s=30))
     return folder
 

@@ -32,6 +32,7 @@ class Examined:
     notes: list[str] = field(default_factory=list)
     to_pairs: str = ""  # what measures the links of this set-up, where nothing here has
     unclear: Straggler | None = None  # who would be named, were there launches enough
+    matrix: Matrix | None = None
 
 
 def examine(folders: Sequence[RunFolder], effect: float) -> list[Examined]:
@@ -70,6 +71,7 @@ def _of_matrix(table: Matrix, tests: int, search: Search) -> Examined:
         tests=tests,
         stragglers=search.run(),
         fabric=row.fabric,
+        matrix=table,
     )
     if unclear := search.unclear:
         part.unclear = unclear

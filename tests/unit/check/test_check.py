@@ -87,7 +87,8 @@ def test_a_recorded_machine_stands_for_a_node_and_few_launches_tell_nothing(tmp_
     words = ("--machine", str(one), "--machine", f"node1={other}")
     done = check(tmp_path, *words, launches=1)
     assert done.returncode == 1 and "node 1's GPUs are " in done.stdout and done.stdout.startswith("NOT HEALTHY: ")
-    assert check(tmp_path, launches=1).returncode == 3
+    few = check(tmp_path, "nodes=1", "--format", "json", launches=1)
+    assert few.returncode == 3 and json.loads(few.stdout)["doubts"]
 
 
 def test_a_plan_is_shown_and_nothing_measured(tmp_path: Path) -> None:
