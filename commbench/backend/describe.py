@@ -41,7 +41,64 @@ COLLECTIVES = {
 }
 _SINGLE = ("alltoall_base", "all_to_all_single")
 _ROOTS = {"broadcast": "rootRank", "reduce": "rootRank", "gather": "rootRank", "scatter": "rootRank"}
+_MOST_KEPT = 4096  # descriptions of a group
 _NAMED = ("output", "input", "output_split_sizes", "input_split_sizes")
+
+
+class Descriptions:
+    """What an observer is told of the calls of one group. A call like one before it has the same description.
+
+    So most calls need none of their own, and an observer finds by its identity what it knows of a call.
+    """
+
+    def __init__(self, group: GroupInfo) -> None:
+        self._group = group
+        self._kept: dict[tuple[object, ...], ObservedCall] = {}
+
+    def of(self, function: str, given: Sequence[Any], named: Mapping[str, Any]) -> ObservedCall:
+        """Return what an observer is told of a call of the method `function` with these arguments."""
+        key = None if named else _key(function, given)
+        if key is None:
+            return observed_call(self._group, function, given, named)
+        kept = self._kept.get(key)
+        if kept is None:
+            if len(self._kept) >= _MOST_KEPT:  # of a program that sends other sizes each time
+                self._kept.clear()
+            kept = self._kept[key] = observed_call(self._group, function, given, named)
+        return kept
+
+
+def _key(function: str, given: Sequence[Any]) -> tuple[object, ...] | None:
+    """Return all that the description of a call depends on; None where that is much, as of uneven splits and lists."""
+    of_options = _KEYED.get(function)
+    if of_options is None or len(given) != of_options + 1:
+        return None
+    first, options = given[0], given[of_options]
+    if type(first) is list:
+        if len(first) != 1:
+            return None
+        first = first[0]
+    second = first
+    if of_options > 1:
+        second = given[1]
+        if type(second) is list:
+            if len(second) != 1:
+                return None
+            second = second[0]
+        if of_options == 4 and (len(given[2]) or len(given[3])):
+            return None
+    later = getattr(options, "asyncOp", None)
+    if later is None or not (isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor)):
+        return None
+    root = options.rootRank if function == "broadcast" else 0
+    return (function, first.dtype, first.numel(), second.dtype, second.numel(), later, first.device, root)
+
+
+# Methods that take a tensor or two, or lists of one, and then options: where these are.
+_KEYED = dict.fromkeys(_SINGLE, 4) | {"allreduce": 1, "broadcast": 1} | dict.fromkeys(
+    ("_allgather_base", "all_gather_single", "allgather_into_tensor_coalesced", "all_gather_single_coalesced",
+     "_reduce_scatter_base", "reduce_scatter_single", "reduce_scatter_tensor_coalesced",
+     "reduce_scatter_single_coalesced"), 2)  # fmt: skip
 
 
 def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: Mapping[str, Any]) -> ObservedCall:
@@ -81,16 +138,16 @@ def _exchange(group: GroupInfo, function: str, given: Sequence[Any], named: Mapp
     out, inp, received, sent = given[:4]
     options = given[4] if len(given) > 4 else named.get("opts")
     uneven = bool(len(received) or len(sent))
-    return ObservedCall(
-        group=group,
-        collective="all_to_allv" if uneven else "all_to_all",
-        function=function,
-        dtype=_dtype(inp),
-        nbytes=max(inp.nbytes, out.nbytes),
-        sent=_bytes(group, inp, sent) if uneven else None,
-        received=_bytes(group, out, received) if uneven else None,
-        asynchronous=bool(getattr(options, "asyncOp", True)),
-        device=inp.device.type,
+    return ObservedCall(  # by place, which is faster than by name
+        group,
+        "all_to_allv" if uneven else "all_to_all",
+        function,
+        _dtype(inp),
+        max(inp.nbytes, out.nbytes),
+        _bytes(group, inp, sent) if uneven else None,
+        _bytes(group, out, received) if uneven else None,
+        bool(getattr(options, "asyncOp", True)),
+        inp.device.type,
     )
 
 

@@ -20,8 +20,8 @@ from torch.distributed import distributed_c10d
 
 from commbench import variables
 from commbench.backend import observer
-from commbench.backend.describe import COLLECTIVES, observed_call
-from commbench.backend.observer import GroupInfo
+from commbench.backend.describe import COLLECTIVES, Descriptions
+from commbench.backend.observer import CallObserver, GroupInfo
 from commbench.backend.private_group import enter, leave
 from commbench.backend.profiled import LIBRARY, ProfiledCalls
 from commbench.backend.said import say
@@ -38,6 +38,7 @@ class WrappedGroup(dist.ProcessGroup):
         super().__init__(inner.rank(), inner.size())  # type: ignore[call-arg]  # the one that torch lets be derived
         self.inner = inner
         self._info: GroupInfo | None = None
+        self._descriptions: Descriptions | None = None
         self._source = source
         self._profiled: ProfiledCalls | None = None
         self._coalescing = 0
@@ -119,13 +120,12 @@ class WrappedGroup(dist.ProcessGroup):
         self._coalescing -= 1
         return self.inner._end_coalescing(device)
 
-    def call(self, function: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def _seen(self, seeing: CallObserver, function: str, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """Make a collective call, before the eyes of the observer."""
-        seeing = observer.current
-        if seeing is None:
-            return self._make(function, given, named)
         try:
-            token = seeing.begin(observed_call(self.info, function, given, named))
+            if self._descriptions is None:
+                self._descriptions = Descriptions(self.info)
+            token = seeing.begin(self._descriptions.of(function, given, named))
         except Exception as error:
             observer.drop(error)
             return self._make(function, given, named)
@@ -165,7 +165,8 @@ class WrappedGroup(dist.ProcessGroup):
 
 def _collective(name: str) -> Callable[..., Any]:
     def method(self: WrappedGroup, *given: Any, **named: Any) -> Any:
-        return self.call(name, given, named)
+        seeing = observer.current
+        return self._make(name, given, named) if seeing is None else self._seen(seeing, name, given, named)
 
     return method
 

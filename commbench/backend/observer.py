@@ -9,10 +9,10 @@ The wrapper of a process group (`commbench.backend.group`) tells it, on the thre
    none of a synchronous call over NCCL, which the program's own stream makes.
    A call that raises has a `failed(token, error)` in place of it.
 
-torch waits itself for a synchronous call, right after `end`, on the work that `end` returned, so a wait is seen in both
-cases; `call.asynchronous` tells them apart. C++ (DDP, functional collectives) makes calls too. An observer that raises
-is dropped with one line on stderr; the program goes on. `COMMBENCH_BACKEND=record` takes
-`commbench.backend.recorder.recorder()`.
+torch waits itself for a synchronous call, right after `end`, on the work that `end` returned; so an observer may wait
+for it in `end` as well. `call.asynchronous` tells them apart; calls that are like each other may be told by the same
+object. C++ (DDP, functional collectives) makes calls too. An observer that raises is dropped with one line on stderr;
+the program goes on. `COMMBENCH_BACKEND=record` takes `commbench.backend.recorder.recorder()`.
 """
 
 from __future__ import annotations

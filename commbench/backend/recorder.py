@@ -38,13 +38,13 @@ _UNNAMED = ("", "undefined", "default_pg")  # descriptions that torch gives wher
 _SLOTS_S = (0.5, 5.0)  # between two writes: at first, and later
 _EARLY_S = 10.0
 _FIRST_SAMPLED, _SAMPLED_EVERY = 4, 16  # calls of a kind that events time; the first ones connect ranks
+_MOST_SEEN = 4096  # descriptions whose kinds are found at once
 _MOST_PENDING = 64  # samples whose events have not happened yet
 
 
-class _Token(NamedTuple):
-    entry: Entry
-    began_ns: int
-    start: Any  # torch.cuda.Event, or None; of a sampled call on a GPU
+# Of a call under way: its kind, when it began, and a torch.cuda.Event where it is sampled on a GPU. A plain tuple, as one
+# is made at each call.
+_Token = tuple[Entry, int, Any]
 
 
 class _Sample(NamedTuple):
@@ -58,6 +58,16 @@ class _Sample(NamedTuple):
     asynchronous: bool
 
 
+class _KnownCall:
+    """A description that the wrapper has given before, and the kinds of calls it stands for."""
+
+    __slots__ = ("call", "entries")
+
+    def __init__(self, call: ObservedCall) -> None:
+        self.call = call  # kept alive, as another one would have its identity
+        self.entries: dict[str, Entry] = {}  # by site
+
+
 class CallRecorder:
     """What this process has called so far."""
 
@@ -68,6 +78,7 @@ class CallRecorder:
         self._environ = environ
         self._tally = Tally()
         self._sites = Sites(names_only=bool(salt))
+        self._seen: dict[int, _KnownCall] = {}  # by identity
         self._groups: dict[int, tuple[GroupInfo, int]] = {}  # by identity, as to hash all ranks takes long
         self._known: dict[tuple[str, tuple[int, ...]], int] = {}  # description, ranks -> place in the file
         self._rank = self._size = 0
@@ -92,30 +103,60 @@ class CallRecorder:
             self._groups[id(group)] = group, self._known.setdefault((name, group.ranks), len(self._known))
 
     def begin(self, call: ObservedCall) -> _Token | None:
+        site = self._sites.find(sys._getframe(1))
+        seen = self._seen.get(id(call))
+        entry = seen.entries.get(site) if seen is not None and seen.call is call else None
+        if entry is not None:
+            entry.count += 1
+            entry.nbytes += call.nbytes
+        else:
+            entry = self._count(call, site)
+            if entry is None:
+                return None
+        start = None
+        if entry.sampled and entry.count % _SAMPLED_EVERY == _FIRST_SAMPLED:
+            start = None if torch.cuda.is_current_stream_capturing() else _event()
+        return entry, time.perf_counter_ns(), start
+
+    def _count(self, call: ObservedCall, site: str) -> Entry | None:
+        """Count a call that is not of a kind which its description has stood for before."""
         found = self._groups.get(id(call.group))
         if found is None:  # of more groups than are kept
             return None
-        on_gpu = call.device == "cuda"
         if call.nbytes and call.device not in self._moved:
             self._moved[call.device] = _transport(call)
-        site = self._sites.find(sys._getframe(1))
         base = (found[1], call.collective, _DTYPES.get(call.dtype, call.dtype), call.asynchronous, site)
         entry = self._tally.count(base, call.nbytes, call.sent, call.received)
-        entry.sampled = on_gpu
-        start = None
-        if on_gpu and entry.count % _SAMPLED_EVERY == _FIRST_SAMPLED and not torch.cuda.is_current_stream_capturing():
-            start = _event()
-        return _Token(entry, time.perf_counter_ns(), start)
+        entry.sampled = call.device == "cuda"
+        if call.sent is None and not entry.merged:  # those are described, or counted, otherwise each time
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            seen = self._seen.get(id(call))
+            if seen is None or seen.call is not call:
+                seen = self._seen[id(call)] = _KnownCall(call)
+            seen.entries[site] = entry
+        return entry
 
     def end(self, token: _Token | None, work: dist.Work | None) -> dist.Work | None:
         if token is None:
             return work
-        token.entry.host_us += (time.perf_counter_ns() - token.began_ns) / 1e3
-        if work is not None:
+        entry, began_ns, start = token
+        called_ns = time.perf_counter_ns()
+        entry.host_us += (called_ns - began_ns) / 1e3
+        if work is None:
+            if start is not None and len(self._pending) < _MOST_PENDING:  # the stream itself has made the call
+                self._pending.append(_Sample(entry, None, start, start, _event(), asynchronous=False))
+            return None
+        if entry.base[3] or entry.sampled:
             return _RecordedWork(work, token, self)
-        if token.start is not None and len(self._pending) < _MOST_PENDING:  # the stream itself has made the call
-            self._pending.append(_Sample(token.entry, None, token.start, token.start, _event(), asynchronous=False))
-        return None
+        # torch would wait at once, and finds it done: a work of our own around it would cost more than the call.
+        try:
+            work.wait()
+        except Exception as error:
+            return _FailedWork(work, error)
+        entry.wait_us += (time.perf_counter_ns() - called_ns) / 1e3
+        entry.wait_count += 1
+        return work
 
     def failed(self, token: _Token | None, error: BaseException) -> None:
         self.write()
@@ -124,12 +165,12 @@ class CallRecorder:
 
     def waited(self, token: _Token, work: ObservedWork, timeout: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
         """Wait for a call as the program does, and look at the clock before and after."""
-        entry = token.entry
+        entry, _, start = token
         if entry.sampled:
-            waits = _event() if token.start is not None else None
+            waits = _event() if start is not None else None
             done = work.inner.wait(*timeout, **named)
-            if token.start is not None and waits is not None and len(self._pending) < _MOST_PENDING:
-                self._pending.append(_Sample(entry, work.inner, token.start, waits, _event(), entry.base[3]))
+            if waits is not None and len(self._pending) < _MOST_PENDING:
+                self._pending.append(_Sample(entry, work.inner, start, waits, _event(), entry.base[3]))
             return bool(done)
         began_ns = time.perf_counter_ns()
         done = work.inner.wait(*timeout, **named)
@@ -222,16 +263,28 @@ class _RecordedWork(ObservedWork):
     """The work of a recorded call. The first wait of it is the program's; others find it done."""
 
     def __init__(self, inner: dist.Work, token: _Token, recorder: CallRecorder) -> None:
-        super().__init__(inner)
+        dist.Work.__init__(self)  # as the base does, which would be one more call
+        self.inner = inner
         self.token: _Token | None = token
         self.recorder = recorder
 
     def wait(self, *timeout: Any, **named: Any) -> bool:
         token = self.token
         if token is None:
-            return super().wait(*timeout, **named)
+            return bool(self.inner.wait(*timeout, **named))
         self.token = None
         return self.recorder.waited(token, self, timeout, named)
+
+
+class _FailedWork(ObservedWork):
+    """The work of a call for which the recorder has waited in vain: the program's own wait meets the same error."""
+
+    def __init__(self, inner: dist.Work, error: Exception) -> None:
+        super().__init__(inner)
+        self.error = error
+
+    def wait(self, *timeout: Any, **named: Any) -> bool:
+        raise self.error
 
 
 def _event() -> Any:

@@ -82,6 +82,37 @@ def test_calls_are_counted_and_timed(tmp_path: Path) -> None:
     assert (record.ranks, record.transport, record.group_names) == (4, "gloo", ["", "mesh_ep"])
 
 
+def test_calls_told_by_the_same_object_count_like_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "_MOST_SEEN", 3)  # so that they are forgotten in between
+    found = []
+    for again in (False, True):
+        (tmp_path / str(again)).mkdir()
+        one = made(tmp_path / str(again))
+        told = [call(nbytes=size, asynchronous=later) for size in (64, 128) for later in (False, True)]
+        for _ in range(3):
+            for what in told:
+                send(one, what if again else what._replace())
+                one.end(one.begin(what if again else what._replace()), None)  # from another line
+        one.write()
+        (record,) = rank_file.read_all(tmp_path / str(again))
+        found.append(sorted((line.site, line.nbytes, line.async_op, line.count) for line in record.calls))
+    assert found[0] == found[1] and len(found[0]) == 8 and {line[3] for line in found[0]} == {3}
+
+
+def test_a_wait_that_fails_fails_in_the_program(tmp_path: Path) -> None:
+    one, error = made(tmp_path), RuntimeError("Connection closed by peer")
+
+    class Failing:
+        def wait(self, *timeout: Any) -> bool:
+            raise error
+
+    work = one.end(one.begin(call()), Failing())  # type: ignore[arg-type]
+    assert work is not None
+    with pytest.raises(RuntimeError) as raised:
+        work.wait()
+    assert raised.value is error and lines(one, tmp_path)["all_to_all"].wait_us is None
+
+
 def test_the_first_optimizer_that_steps_is_the_clock(tmp_path: Path) -> None:
     one = made(tmp_path)
     first, second = SimpleNamespace(), SimpleNamespace()
