@@ -42,8 +42,8 @@ _MOST_SEEN = 4096  # descriptions whose kinds are found at once
 _MOST_PENDING = 64  # samples whose events have not happened yet
 
 
-# Of a call under way: its kind, when it began, and a torch.cuda.Event where it is sampled on a GPU. A plain tuple, as one
-# is made at each call.
+# A call under way: its kind, when it began, and a torch.cuda.Event where it is sampled on a GPU. No class, as each call
+# makes one.
 _Token = tuple[Entry, int, Any]
 
 

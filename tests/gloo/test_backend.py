@@ -305,6 +305,7 @@ def test_a_backend_that_is_asked_for_twice_is_one(tmp_path: Path, monkeypatch: p
         comm.close()
         plain = dist.new_group([0, 1], backend="gloo")
         assert isinstance(plain, WrappedGroup) and dist.get_backend(plain) == "gloo"
+        dist.barrier()  # the other rank may be connecting still
         dist.destroy_process_group()
 
     assert forked(2, rank) == [0, 0]
