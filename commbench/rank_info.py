@@ -1,8 +1,9 @@
-"""Which rank am I? One pure function of an environment mapping, and one table of what each launcher sets."""
+"""Which rank am I? One function of an environment mapping, and one table of what each launcher sets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from commbench.errors import EnvironmentProblem
@@ -73,6 +74,7 @@ SRUN = Convention(
     ("SLURM_PROCID", "SLURM_STEP_ID"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 )
+_PTY = "SLURM_PTY_PORT"  # set by srun --pty, in the shell that it opens and in what that starts
 # What torch's env:// needs, and deepspeed, PyTorchJob and people's own scripts set.
 ENVIRONMENT = Convention("torchrun", "a launcher that sets RANK", ("RANK", "WORLD_SIZE"), TORCHRUN.variables)
 _DEEPSPEED_LOCAL_SIZE = "LOCAL_SIZE"
@@ -86,19 +88,39 @@ _STRAYS = {
 }
 
 
-def detect(environ: Mapping[str, str]) -> RankInfo | None:
+def typed_at_prompt() -> bool:
+    """Return whether somebody typed this command into a shell: that gives each command a process group of its own.
+
+    What a launcher starts on a terminal, and scripts in it, are in the group that the session began with.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:  # no terminal
+        return False
+    try:
+        return os.getpgrp() == os.tcgetpgrp(terminal) != os.getsid(0)
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
+
+
+def detect(environ: Mapping[str, str], typed: Callable[[], bool] = typed_at_prompt) -> RankInfo | None:
     """Return this process's rank under the launcher that started it, or None if none did.
 
     The innermost launcher wins: torchrun over MPI, whose ranks it may be started by, and MPI over Slurm, whose srun
     starts the helpers of mpiexec. RANK and WORLD_SIZE, which anybody may set, must say the same as MPI and Slurm.
     Raises `EnvironmentProblem` where variables are missing, are no numbers or contradict each other, and where an
-    unknown launcher is at work: to go on would be a sweep per rank.
+    unknown launcher is at work: to go on would be a sweep per rank. typed: whether somebody types at a prompt.
     """
     if TORCHRUN.marked(environ):
         return _read(TORCHRUN, environ)
     found = [_read(convention, environ) for convention in MPI if convention.marked(environ)]
     step = _step(environ) if SRUN.marked(environ) else None
-    if not found and step and step.size > 1:
+    # A step of one task is how Slurm opens an interactive shell. srun --pty -n 4 bash opens one too: of its tasks only
+    # the first has a terminal, and the others have ended by the time that somebody types.
+    shell = step is not None and (step.size == 1 or (_PTY in environ and typed()))
+    if not found and step and not shell:
         found = [step]
     if ENVIRONMENT.marked(environ) and environ["WORLD_SIZE"] != "1":
         found.append(_environment(environ, found))
@@ -114,8 +136,7 @@ def detect(environ: Mapping[str, str]) -> RankInfo | None:
             hint="start ranks with torchrun, mpiexec or srun, or let commbench start them (--launcher); "
             f"if these are left over, unset {' '.join(strays)}",
         )
-    # A step of one task is how Slurm opens an interactive shell.
-    return step if step and step.size > 1 else None
+    return None if shell else step
 
 
 def _environment(environ: Mapping[str, str], found: Sequence[RankInfo]) -> RankInfo:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 
 from commbench import transports
-from commbench.console import print_error
+from commbench.console import print_error, stderr_console
 from commbench.errors import EXIT_USAGE, EnvironmentProblem
 from commbench.launch.job import STARTS_WITHIN_S, Job
 from commbench.launch.supervise import Watch
@@ -26,6 +26,7 @@ from commbench.measure.rank import RANK_FAILED, start_rank
 from commbench.rank_info import RankInfo
 
 _TOKEN_BYTES = 16
+_SILENT_S = 10.0  # for so long a start may take without a word
 _FAILED_RANK_STAYS_S = 30.0  # so that rank 0 can tell what happened before the launcher ends all
 
 
@@ -106,15 +107,28 @@ def leave(code: int) -> NoReturn:
 
 
 class StartDeadline:
-    """Ends this rank if others have not come to the rendezvous in time: for one that failed it would wait for ever."""
+    """Ends this rank if others have not come to the rendezvous in time: for one that failed it would wait for ever.
 
-    def __init__(self, rank: RankInfo) -> None:
-        self._timer = threading.Timer(STARTS_WITHIN_S, self._give_up, (rank,))
-        self._timer.daemon = True
-        self._timer.start()
+    Rank 0 says before what it waits for, unless it is to be quiet.
+    """
+
+    def __init__(self, rank: RankInfo, *, quiet: bool = False) -> None:
+        self._timers = [threading.Timer(STARTS_WITHIN_S, self._give_up, (rank,))]
+        if rank.rank == 0 and not quiet:
+            self._timers.append(threading.Timer(_SILENT_S, self._say, (rank,)))
+        for timer in self._timers:
+            timer.daemon = True
+            timer.start()
         # For a library that does not let other threads run.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(STARTS_WITHIN_S) + 5)
+
+    @staticmethod
+    def _say(rank: RankInfo) -> None:
+        others = "the other rank" if rank.size == 2 else f"the other {rank.size - 1} ranks"
+        stderr_console().print(
+            f"rank 0 waits for {others} that {rank.started_by} started, {STARTS_WITHIN_S:.0f} s at most"
+        )
 
     @staticmethod
     def _give_up(rank: RankInfo) -> None:
@@ -123,7 +137,8 @@ class StartDeadline:
         leave(EXIT_USAGE)
 
     def end(self) -> None:
-        self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
         signal.alarm(0)
 
 

@@ -63,7 +63,7 @@ def of_sweep(draw: session.Draw) -> JoinedFlow:
 def run(request: prepare.SweepRequest, rank: RankInfo, flow: JoinedFlow) -> int:
     """Measure as one of the ranks; return the exit code. Raises `CommbenchError` before anything is measured."""
     die_with_parent()
-    deadline = StartDeadline(rank)
+    deadline = StartDeadline(rank, quiet=request.quiet)
     rendezvous = _rendezvous(request, rank)
     if rank.rank != 0:
         return follow(rendezvous, rank, deadline)

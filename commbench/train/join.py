@@ -35,7 +35,7 @@ def run(request: launch.TrainRequest, info: RankInfo) -> tuple[int, Path | None]
             "commbench train does not join ranks of mpiexec", hint="start it with torchrun or srun, or alone"
         )
     die_with_parent()
-    deadline = StartDeadline(info)
+    deadline = StartDeadline(info, quiet=request.quiet)
     rendezvous = store_rendezvous(info)
     if info.rank != 0:
         return follow(rendezvous, info, deadline), None

@@ -5,8 +5,10 @@ Where nodes are several machines, the folder of the tests must be shared between
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shlex
 import shutil
 import signal
@@ -82,6 +84,36 @@ def test_steps_of_one_allocation(tmp_path: Path) -> None:
 
 def test_joined_ranks(tmp_path: Path) -> None:
     check_rows(run("srun", *SIZE, *SWEEP, *TINY, "transport=gloo", cwd=tmp_path), 1)
+
+
+def test_ranks_on_a_terminal_are_joined(tmp_path: Path) -> None:
+    said = on_terminal(["srun", "--pty", *SIZE, *SWEEP, *TINY, "transport=gloo"], tmp_path)
+    assert said.count('"status":"ok"') == 2, said
+
+
+def test_a_prompt_in_a_step_is_no_rank(tmp_path: Path) -> None:
+    """Of srun --pty -n 4 bash only the first shell stays; a command that is typed there starts ranks of its own."""
+    typed = shlex.join([*SWEEP, *TINY, *SETUP, "launches=1"])
+    said = on_terminal(["srun", "--pty", *SIZE, "bash", "--norc"], tmp_path, f"{typed}; exit\n")
+    assert said.count('"status":"ok"') == 2 and "not all ranks" not in said, said
+    (record, *_) = tmp_path.glob("results/2*/logs/*/rank-3.json")
+    assert json.loads(record.read_text())["launcher"] == "slurm"  # on the nodes of the allocation
+
+
+def on_terminal(words: list[str], cwd: Path, typed: str = "") -> str:
+    """What a command prints on a terminal, and what it is told there."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(cwd)
+        os.execvpe(words[0], words, environment())
+    os.write(terminal, typed.encode())
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while more := os.read(terminal, 4096):
+            said += more
+    os.waitpid(child, 0)
+    os.close(terminal)
+    return said.decode()
 
 
 def test_a_printed_script_is_a_job(tmp_path: Path) -> None:

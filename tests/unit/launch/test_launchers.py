@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import shlex
 import sys
@@ -31,6 +33,9 @@ STARTED_BY = {
     "intel": ("mpiexec", "MPICH's or Intel MPI's mpiexec"),
     "srun": ("slurm", "srun"),
 }
+
+
+TYPED = "from commbench.rank_info import typed_at_prompt; print('typed:', typed_at_prompt())"
 
 
 @pytest.mark.parametrize("name", STARTED_BY)
@@ -140,6 +145,41 @@ def test_a_step_of_one_task_is_a_shell() -> None:
     assert detect({**shell, "PMIX_RANK": "0"}) is None
     assert detect({**shell, "PMI_RANK": "0", "PMI_SIZE": "1"}) is None
     assert detect({**shell, **RANKS["mpich"][1]}) == detect(RANKS["mpich"][1])
+
+
+def test_a_prompt_in_a_step_of_several_tasks_is_a_shell() -> None:
+    """srun --pty -n 2 bash: only its first task has a terminal, and the others have ended by the time one types."""
+    shell = {**RANKS["srun"][0], "SLURM_PTY_PORT": "43579"}
+    assert detect(shell, typed=lambda: True) is None
+    assert detect({**shell, "PMI_RANK": "0", "PMI_SIZE": "2"}, typed=lambda: True) is None
+    assert detect(shell, typed=lambda: False) == detect(RANKS["srun"][0])  # srun --pty -n 2 commbench ..
+    assert detect(RANKS["srun"][0], typed=lambda: True) == detect(RANKS["srun"][0])
+    assert detect({**shell, **RANKS["mpich"][1]}, typed=lambda: True) == detect(RANKS["mpich"][1])
+
+
+@pytest.mark.parametrize(
+    ("command", "typed"),
+    [
+        (["{}"], False),  # as srun --pty starts it
+        (["bash", "-c", "{}; true"], False),
+        (["bash", "--norc", "-i", "-c", "{}; true"], True),
+        (["setsid", "--wait", "{}"], False),
+    ],
+)
+def test_what_was_typed_has_a_process_group_of_its_own(command: list[str], typed: bool) -> None:
+    program = f"{shlex.quote(sys.executable)} -S -c {shlex.quote(TYPED)}"
+    words = [word for part in command for word in (shlex.split(program) if part == "{}" else [part.format(program)])]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(REPOSITORY)
+        os.execvp(words[0], words)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while more := os.read(terminal, 1024):
+            said += more
+    os.waitpid(child, 0)
+    os.close(terminal)
+    assert f"typed: {typed}" in said.decode()
 
 
 @pytest.mark.parametrize(("node", "tasks"), [("0", 4), ("1", 4), ("2", 3)])

@@ -134,3 +134,29 @@ def test_nobody_else_can_hold_a_lock(tmp_path: Path) -> None:
     lock = Lock(path)
     assert lock.take() and stat.S_IMODE(path.stat().st_mode) == 0o600
     lock.release()
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "quiet", "said"),
+    [
+        (0, 4, False, "rank 0 waits for the other 3 ranks that srun started, 60 s at most\n"),
+        (0, 2, False, "rank 0 waits for the other rank that srun started, 60 s at most\n"),
+        (0, 4, True, ""),
+        (1, 4, False, ""),
+    ],
+)
+def test_a_start_that_takes_long_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], rank: int, size: int, quiet: bool, said: str
+) -> None:
+    for name in ("signal", "alarm"):  # this process is no rank
+        monkeypatch.setattr(rendezvous.signal, name, lambda *_: None)
+    monkeypatch.setattr(rendezvous, "_SILENT_S", 0.0)
+    timers: list[threading.Timer] = []
+    start = threading.Timer.start
+    monkeypatch.setattr(threading.Timer, "start", lambda timer: (timers.append(timer), start(timer)))
+    info = RankInfo(rank=rank, size=size, local_rank=rank, local_size=size, launcher="slurm", started_by="srun")
+    deadline = rendezvous.StartDeadline(info, quiet=quiet)
+    for timer in timers[1:]:
+        timer.join(PATIENCE_S)
+    deadline.end()
+    assert capfd.readouterr().err == said
