@@ -7,7 +7,8 @@ same tokens, which need no gradient: 2.75 TFLOP of products a step. A second row
 `ms` is a step as Tutel times it, on the host's clock with a synchronisation before and after, of the slowest rank:
 median with its 95 % interval, of samples of one process group, and the mean of the last ten, which is what `helloworld`
 prints. `gpu ms` is the GPU's part alone, with the gaps between launches hidden. `graph` replays the step from a CUDA
-graph. The stages are timed alone, forward and backward, on the slowest rank each.
+graph. The stages are timed alone, forward and backward, on the slowest rank each. `--schedule` takes several, with
+commas.
 
 Conditions restated from Tutel 0.3's example (MIT); its rules are `Capacity("tutel")`, normalisation before dropping.
 """
@@ -64,8 +65,8 @@ class Setting:
     device: str = "cuda"
     profile: str = ""
     dispatch: str = ""  # ways, with commas; empty: sparse, and fused where it runs
-    schedule: str = "sequential"
-    chunks: int = 0  # of the schedule
+    schedule: str = "sequential"  # ways, with commas
+    chunks: int = 0  # of `pipelined`
     graph: bool = False
 
     def flop(self, *, input_gradient: bool) -> float:
@@ -90,8 +91,9 @@ class Run:
     """One dtype on one rank: the layer, its data, and a step."""
 
     def __init__(
-        self, setting: Setting, dtype: str, comm: Any, device: torch.device, way: str, *, input_gradient: bool
+        self, setting: Setting, dtype: str, comm: Any, way: str, schedule: str, *, input_gradient: bool
     ) -> None:
+        device: torch.device = comm.device
         kind = DTYPES[dtype]
         config = GateConfig(
             experts=setting.local_experts * comm.size, top_k=setting.top_k, normalise="before", dtype="input",
@@ -100,8 +102,9 @@ class Run:
         gate = Gate(setting.width, config, generator=torch.Generator().manual_seed(1))
         experts = FFN(setting.local_experts, setting.width, setting.hidden, activation="relu",
                       generator=torch.Generator().manual_seed(2 + comm.rank))  # fmt: skip
-        schedule = schedules.get(setting.schedule, **({"chunks": setting.chunks} if setting.chunks else {}))
-        self.layer = DistributedMoE(gate, experts, comm, schedule=schedule, permute=way, equal_tokens=True,
+        asked = {"chunks": setting.chunks} if setting.chunks and schedule == "pipelined" else {}
+        how = schedules.get(schedule, **asked)
+        self.layer = DistributedMoE(gate, experts, comm, schedule=how, permute=way, equal_tokens=True,
                                    keep_buffers=bool(setting.profile)).to(device, kind)  # fmt: skip
         self.comm, self.setting, self.way = comm, setting, way
         self.shared = list(self.layer.gate.parameters())
@@ -208,12 +211,12 @@ def taken_apart(transport: Any, run: Run, repeats: int) -> dict[str, float]:
 
 
 def measured(
-    transport: Any, setting: Setting, dtype: str, comm: Any, way: str, *, input_gradient: bool
+    transport: Any, setting: Setting, dtype: str, comm: Any, way: str, schedule: str, *, input_gradient: bool
 ) -> dict[str, Any]:
     """One row."""
-    device = comm.device
-    run = Run(setting, dtype, comm, device, way, input_gradient=input_gradient)
+    run = Run(setting, dtype, comm, way, schedule, input_gradient=input_gradient)
     row: dict[str, Any] = {"dtype": dtype, "input_gradient": input_gradient, "graph": setting.graph, "dispatch": way}
+    row["schedule"] = str(run.layer.schedule)
     row["flop"] = setting.flop(input_gradient=input_gradient)
     call = run.captured() if setting.graph else run.step
     times = on_the_host(transport, call, setting.steps)
@@ -226,8 +229,8 @@ def measured(
         run.graph.reset()  # before the communicator closes
         return row
     row["loss"] = float(run.step())
-    row["peak_bytes"] = steps.peak_bytes(device, run.step)
-    if setting.schedule == "sequential":
+    row["peak_bytes"] = steps.peak_bytes(comm.device, run.step)
+    if schedule == "sequential":
         row["stages"] = taken_apart(transport, run, setting.repeats)
     return row
 
@@ -242,8 +245,8 @@ def of_rank(transport: Any, setting: Setting, dtypes: Sequence[str], gradients: 
     for dtype in dtypes:
         length = 8192 if comm.device.type == "cuda" else 64
         rate = steps.product_rate(transport.timer("isolated"), dtype, comm.device, length)
-        for input_gradient, way in itertools.product(gradients, ways):
-            row = measured(transport, setting, dtype, comm, way, input_gradient=input_gradient)
+        for input_gradient, way, schedule in itertools.product(gradients, ways, setting.schedule.split(",")):
+            row = measured(transport, setting, dtype, comm, way, schedule, input_gradient=input_gradient)
             row["bound_ms"] = row["flop"] / rate * 1e3
             found["rows"].append(row)
             gc.collect()
@@ -257,16 +260,16 @@ def of_rank(transport: Any, setting: Setting, dtypes: Sequence[str], gradients: 
 
 
 def called(row: dict[str, Any]) -> str:
-    return f"{row['dtype']}, {row['dispatch']}{', input gradient' if row['input_gradient'] else ''}"
+    return f"{row['dtype']}, {row['dispatch']}, {row['schedule']}{', input gradient' if row['input_gradient'] else ''}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = ("dtype", "input gradient", "graph", "dispatch", "ms", "interval", "mean of last 10", "gpu ms",
+    heads = ("dtype", "input gradient", "graph", "dispatch", "schedule", "ms", "interval", "mean of last 10", "gpu ms",
              "products alone")  # fmt: skip
     lines = [heads, ("---",) * len(heads)]
     for row in rows:
         lines.append((row["dtype"], "yes" if row["input_gradient"] else "no", "yes" if row["graph"] else "no",
-                      row["dispatch"], f"{row['ms']:.3f}", steps.spread(row, "ms", ".3f"),
+                      row["dispatch"], row["schedule"], f"{row['ms']:.3f}", steps.spread(row, "ms", ".3f"),
                       f"{row['mean_of_last_ms']:.3f}", f"{row['gpu_ms']:.3f}", f"{row['bound_ms']:.3f}"))  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -31,9 +31,13 @@ def test_rows_and_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "| fp32 | yes | no |" in capsys.readouterr().out
 
 
-def test_a_schedule_in_chunks(tmp_path: Path) -> None:
+def test_schedules_in_chunks(tmp_path: Path) -> None:
     out = tmp_path / "ours.json"
-    words = ["--dtypes", "fp32", "--gradients", "no", "--schedule", "pipelined", "--chunks", "2", "--out", str(out)]
+    words = ["--dtypes", "fp32", "--gradients", "no", "--schedule", "pipelined,expert_groups", "--chunks", "4",
+             "--out", str(out)]  # fmt: skip
     assert helloworld.main([*WORDS, *words]) == 0
-    (row,) = json.loads(out.read_text())["rows"]
-    assert "stages" not in row and row["ms"] > 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["schedule"].split(" ")[0] for row in rows] == ["pipelined", "expert_groups"]
+    assert "chunks=4" in rows[0]["schedule"]
+    for row in rows:
+        assert "stages" not in row and row["ms"] > 0

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-_FORKING = ("test_backend", "test_checked_calls", "test_communicator", "test_data_parallel", "test_nccl")
+_FORKING = (
+    "test_backend",
+    "test_checked_calls",
+    "test_communicator",
+    "test_data_parallel",
+    "test_nccl",
+    "test_schedules",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
