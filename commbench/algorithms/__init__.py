@@ -5,6 +5,7 @@ from __future__ import annotations
 from commbench.algorithms.all_gather_tokens import AllGatherCombine, AllGatherDispatch
 from commbench.algorithms.all_reduce_drop import AllReduceDrop
 from commbench.algorithms.base import Algorithm
+from commbench.algorithms.broadcast_chain import BroadcastChain
 from commbench.algorithms.bruck import Bruck
 from commbench.algorithms.counts_first import CountsFirst
 from commbench.algorithms.direct import (
@@ -27,6 +28,8 @@ from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
 from commbench.algorithms.per_node import PerNodeCombine, PerNodeDispatch
 from commbench.algorithms.per_node_pipelined import PerNodePipelinedCombine, PerNodePipelinedDispatch
 from commbench.algorithms.per_rank import PerRankCombine, PerRankDispatch
+from commbench.algorithms.reshard_send import ReshardSend
+from commbench.algorithms.scatter_gather import ScatterGather
 from commbench.algorithms.slots import SlotsCombine, SlotsDispatch
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
@@ -60,6 +63,9 @@ _ALL: tuple[Algorithm, ...] = (
     Duplicated(),
     AllReduceDrop(),
     DropReduceScatter(),
+    ReshardSend(),
+    BroadcastChain(),
+    ScatterGather(),
     PerChoiceDispatch(),
     PerRankDispatch(),
     PerNodeDispatch(),

@@ -11,6 +11,7 @@ from commbench.collectives.combine import TokenCombine
 from commbench.collectives.dispatch import TokenDispatch
 from commbench.collectives.pairs import Pairs
 from commbench.collectives.reductions import AllReduce, ReduceScatter
+from commbench.collectives.reshard import Reshard
 from commbench.collectives.sendrecv import SendRecv
 from commbench.collectives.tp_all_to_all import TpAllToAll
 from commbench.errors import unknown
@@ -25,13 +26,14 @@ _ALL: tuple[Collective, ...] = (
     SendRecv(),
     Pairs(),
     TpAllToAll(),
+    Reshard(),
     TokenDispatch(),
     TokenCombine(),
 )
 
 TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}
-# What `all` stands for: what programs call. `pairs` looks at links, with many cases; what is routed asks for a layer.
-EVERY = tuple(name for name, collective in TABLE.items() if name != "pairs" and not collective.routed)
+# What `all` stands for. `pairs` looks at links, with many cases; what is routed asks for a layer, `reshard` for meshes.
+EVERY = tuple(name for name, collective in TABLE.items() if name not in ("pairs", "reshard") and not collective.routed)
 
 
 def get(name: str) -> Collective:

@@ -47,6 +47,7 @@ def spec_of(
 
 # Of those that route tokens see test_routed.py: what is said of their sizes and splits here is nothing to them.
 UNROUTED = [algorithm for algorithm in algorithms.TABLE.values() if not collectives.get(algorithm.collective).routed]
+ALIKE = [algorithm for algorithm in UNROUTED if algorithm.collective != "reshard"]  # whose ranks all take part alike
 
 
 def spec_or_skip(algorithm: Algorithm, nodes: int, per_node: int, **more: Any) -> Spec:
@@ -100,7 +101,7 @@ def test_right_result_and_exactly_the_declared_messages(
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bf16", "fp32"])
-@pytest.mark.parametrize("algorithm", [pytest.param(a, id=f"{a.collective}-{a.name}") for a in UNROUTED])
+@pytest.mark.parametrize("algorithm", [pytest.param(a, id=f"{a.collective}-{a.name}") for a in ALIKE])
 def test_blocks_below_16_bytes(algorithm: Algorithm, dtype: str) -> None:
     """OSU's first rows, and nccl-tests' all_reduce of 8 B."""
     collective, ran = collectives.get(algorithm.collective), 0
@@ -214,7 +215,7 @@ def test_steps_form_a_dag_of_foreign_messages(algorithm: Algorithm) -> None:
 @st.composite
 def any_spec(draw: st.DrawFn) -> tuple[Algorithm, Spec, int]:
     """Any algorithm that declares its messages, on any layout, of any size and splits, and the size asked for."""
-    algorithm = draw(st.sampled_from([a for a in UNROUTED if a.steps(spec_of(a, 2, 2)) is not None]))
+    algorithm = draw(st.sampled_from([a for a in ALIKE if a.steps(spec_of(a, 2, 2)) is not None]))
     nodes, per_node = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     ranks = nodes * per_node
     asked: dict[str, Any] = {}
@@ -323,6 +324,8 @@ def test_a_file_without_a_table_line_is_noticed(package: Any) -> None:
         "base",
         "chunks",
         "counts_inside",
+        "meshes",
+        "reshard_plan",
         "splits",
         "routing",
         "routing_trace",
@@ -343,6 +346,8 @@ def test_each_adjoint_is_a_collective_with_the_traffic_turned_round() -> None:
             continue
         back = collectives.get(collective.adjoint)
         turned = {"direction": "back"} if collective.name == "pairs" else {}
+        if collective.name == "reshard":  # there and back between the same two meshes
+            turned = {"src": "dp2@2", "dst": "tp2@0"}
         cached = {"counts": "cached"}  # gradients are those of rows, whose routing all ranks know
         spec, other = (
             spec_of(
