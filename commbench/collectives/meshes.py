@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from commbench.errors import UsageError
 
-ROWS, COLUMNS = 0, 1
+ROWS, COLUMNS = 0, -1  # of a matrix: the first and the last dimension of any tensor
 _CUTS: dict[str, int | None] = {"ep": ROWS, "tp": COLUMNS, "dp": None}
 _WORD = re.compile(r"(ep|tp|dp)([1-9]\d{0,5})")
 GRAMMAR = "dimensions of a mesh, the slowest first: ep (rows), tp (columns), dp (copies), as in tp4-ep2 or dp2-tp2@4"
@@ -39,7 +39,7 @@ class RankMesh(NamedTuple):
             box = [(0, length) for length in lengths]
             for index, parts, cut in zip(place, self.shape, self.cuts, strict=True):
                 if cut is not None:
-                    begin, end = box[cut]
+                    begin, end = box[cut]  # the last one is -1, too
                     each = -(-(end - begin) // parts)
                     box[cut] = min(begin + index * each, end), min(begin + (index + 1) * each, end)
             found[rank] = tuple(box)
@@ -86,15 +86,23 @@ def pieces(lengths: Sequence[int], src: RankMesh, dst: RankMesh) -> list[Piece]:
 
 @functools.lru_cache(maxsize=256)
 def _pieces(lengths: tuple[int, ...], src: RankMesh, dst: RankMesh) -> list[Piece]:
+    return common(shared(src, lengths), shared(dst, lengths))
+
+
+Shared = Sequence[tuple[Box, tuple[int, ...]]]  # boxes, and the ranks that have each
+
+
+def common(src: Shared, dst: Shared) -> list[Piece]:
+    """Return what boxes of the one and of the other have in common, in the order of the tensor."""
     found = []
-    for (box, holders), (other, receivers) in itertools.product(_shared(src, lengths), _shared(dst, lengths)):
-        common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True))
-        if all(begin < end for begin, end in common):
-            found.append(Piece(common, holders, receivers))
+    for (box, holders), (other, receivers) in itertools.product(src, dst):
+        both = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(box, other, strict=True))
+        if all(begin < end for begin, end in both):
+            found.append(Piece(both, holders, receivers))
     return sorted(found)
 
 
-def _shared(mesh: RankMesh, lengths: Sequence[int]) -> list[tuple[Box, tuple[int, ...]]]:
+def shared(mesh: RankMesh, lengths: Sequence[int]) -> list[tuple[Box, tuple[int, ...]]]:
     """Return each part that the mesh makes, with the ranks that have it."""
     ranks: dict[Box, list[int]] = {}
     for rank, box in mesh.boxes(lengths).items():

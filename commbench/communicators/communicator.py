@@ -17,12 +17,13 @@ import torch
 
 from commbench import payloads
 from commbench.algorithms.base import CountsInside
-from commbench.communicators import requests, routed, routed_choice
+from commbench.communicators import requests, resharding, routed, routed_choice
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
 from commbench.communicators.explain import CommunicatorInfo, evidence, explain
 from commbench.communicators.prepared import Pending
 from commbench.communicators.requests import CallContext, CallRequest
+from commbench.communicators.resharding import Place
 from commbench.communicators.routed import TokenHandle
 from commbench.communicators.routed_choice import PROFILE, LayerAsk, RoutedChoice
 from commbench.communicators.select import PEER, PLAIN, Ask, Chooser, Chosen
@@ -216,6 +217,26 @@ class Communicator:
         """
         self._calls.check_open()
         return routed.combine(self, y, handle, payload=payload, payload_back=payload_back)
+
+    def reshard(
+        self, tensors: Sequence[Tensor | None] | None, src: Place | Sequence[Place], dst: Place | Sequence[Place], *,
+        algorithm: str = resharding.DEFAULT, **params: int,
+    ) -> list[Tensor | None]:  # fmt: skip
+        """Return this rank's parts on `dst` of tensors of which it gives its parts on `src`. Collective.
+
+        tensors: this rank's part of each, None where it has none; None for all: it is not on `src`. src, dst: a mesh in
+        words (`ep2-tp4`, `dp2@4`: `ep` cuts the first dimension, `tp` the last, `dp` copies; src on the first ranks,
+        dst on the last ones), or a DeviceMesh with placements, `(mesh, [Shard(0), Replicate()])`; a list of them has
+        one for each tensor. Parts are those that DTensor makes, also of lengths that do not divide. The result has None
+        where this rank is not on `dst`. All tensors travel together; `algorithm`, `chunks`, `balance` as in a sweep of
+        `reshard`. Raises `UsageError` on all ranks where one brings what cannot be.
+        """
+        self._calls.check_open()
+        self._transport.overlap(False)
+        return resharding.reshard(
+            self._transport.world, self._transport.all_gather, self.layout, self.device, tensors, src, dst, algorithm,
+            params,
+        )  # fmt: skip
 
     def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
         """Do all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`. Collective.
