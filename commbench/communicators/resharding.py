@@ -36,7 +36,7 @@ Place = str | tuple[Any, Sequence[Any]]
 Gather = Callable[[Sequence[float]], Any]  # every rank's numbers: an array of ranks x numbers
 
 
-class Move(NamedTuple):
+class TensorMove(NamedTuple):
     """A tensor on its way: its dtype, and who has which boxes of it before and after. The same on all ranks."""
 
     dtype: torch.dtype
@@ -116,7 +116,7 @@ def reshard(
     moves = []
     for index, (here, there) in enumerate(ways):
         dtype = _DTYPES[found[here.ranks[0]][index][1]]
-        moves.append(Move(dtype, meshes.shared(here, lengths[index]), meshes.shared(there, lengths[index])))
+        moves.append(TensorMove(dtype, meshes.shared(here, lengths[index]), meshes.shared(there, lengths[index])))
     mine = [
         {} if tensor is None else {here.boxes(length)[world.rank]: tensor.detach()}
         for tensor, (here, _), length in zip(given, ways, lengths, strict=True)
@@ -126,7 +126,7 @@ def reshard(
 
 
 def exchange(
-    world: Comm, layout: Layout, device: torch.device, moves: Sequence[Move], mine: Sequence[Mapping[Box, Tensor]],
+    world: Comm, layout: Layout, device: torch.device, moves: Sequence[TensorMove], mine: Sequence[Mapping[Box, Tensor]],
     way: Planned, params: Mapping[str, int],
 ) -> list[dict[Box, Tensor]]:  # fmt: skip
     """Return of each tensor the boxes that this rank wants; `mine` has those that it holds. Collective, `moves` alike.
@@ -175,14 +175,14 @@ class _Part(NamedTuple):
     tensor: int
     box: Box
 
-    def nbytes(self, moves: Sequence[Move]) -> int:
+    def nbytes(self, moves: Sequence[TensorMove]) -> int:
         return math.prod(end - begin for begin, end in self.box) * moves[self.tensor].dtype.itemsize
 
 
 _Group = tuple[tuple[int, ...], tuple[int, ...]]  # holders, receivers
 
 
-def _groups(moves: Sequence[Move]) -> dict[_Group, list[_Part]]:
+def _groups(moves: Sequence[TensorMove]) -> dict[_Group, list[_Part]]:
     """Return all parts by who holds and who wants them: wide elements first, so that all are aligned."""
     found: dict[_Group, list[_Part]] = {}
     for index in sorted(range(len(moves)), key=lambda index: -moves[index].dtype.itemsize):
@@ -191,7 +191,9 @@ def _groups(moves: Sequence[Move]) -> dict[_Group, list[_Part]]:
     return found
 
 
-def _flats(groups: Sequence[Sequence[_Part]], moves: Sequence[Move], buffer: Tensor) -> list[tuple[_Part, Tensor]]:
+def _flats(
+    groups: Sequence[Sequence[_Part]], moves: Sequence[TensorMove], buffer: Tensor
+) -> list[tuple[_Part, Tensor]]:
     """Return each part with its place in the buffer, as a tensor of its shape."""
     found, start = [], 0
     for members in groups:
