@@ -77,12 +77,17 @@ def test_the_inside_of_a_node_can_have_a_rate_too() -> None:
 
 def test_routes() -> None:
     static, ecmp, spray = (network.node(fabric, 1) for fabric in SPINES.values())
-    assert "route add 10.77.0.3/32 src 10.77.0.2 dev net0" in static.splitlines()
-    assert "route add 10.77.0.4/32 src 10.77.0.2 dev net1" in static.splitlines()
+    assert "route add 10.77.0.3/32 src 10.77.0.2 quickack 1 dev net0" in static.splitlines()
+    assert "route add 10.77.0.4/32 src 10.77.0.2 quickack 1 dev net1" in static.splitlines()
     assert ecmp.count("nexthop dev net0 nexthop dev net1") == 3
     assert "rule add fwmark 101 table 101" in spray and "10.77.0.1/32 src 10.77.0.2 dev net1 table 101" in spray
     rules = network.spray(SPINES["spray"], 1)
     assert rules.count("numgen inc mod 2 offset 100") == 3 * 2 and "10.77.0.2 " not in rules
+    assert "dev net1 table 101 quickack 1" in spray and "quickack" not in network.node(FOUR, 1)
+    # TCP would take what overtakes for losses, and wait 40 ms for company: with several spines, on all routings alike.
+    assert [network.settings(one).get("ipv4/tcp_reordering") for one in (*SPINES.values(), FOUR)] == ["127"] * 3 + [
+        None
+    ]
     for text in (static, ecmp, spray):
         assert text.count("neigh add") == 3 * 2  # to each other node, over each spine
 
