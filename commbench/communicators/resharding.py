@@ -126,8 +126,8 @@ def reshard(
 
 
 def exchange(
-    world: Comm, layout: Layout, device: torch.device, moves: Sequence[TensorMove], mine: Sequence[Mapping[Box, Tensor]],
-    way: Planned, params: Mapping[str, int],
+    world: Comm, layout: Layout, device: torch.device, moves: Sequence[TensorMove],
+    mine: Sequence[Mapping[Box, Tensor]], way: Planned, params: Mapping[str, int],
 ) -> list[dict[Box, Tensor]]:  # fmt: skip
     """Return of each tensor the boxes that this rank wants; `mine` has those that it holds. Collective, `moves` alike.
 

@@ -59,7 +59,7 @@ def node(fabric: Emulated, me: int) -> str:
     """Return the lines for `ip -batch` in node `me`'s namespace."""
     others = [n for n in range(fabric.nodes) if n != me]
     spines = range(fabric.spines)
-    # Over several spines segments overtake each other, and an acknowledgement that waits 40 ms for company holds up all.
+    # Over several spines segments overtake each other: an acknowledgement that waits for company holds up all.
     quick = " quickack 1" if fabric.spines > 1 else ""
     lines = ["link set lo up", f"addr add {control_address(me)}/16 dev {CONTROL}", f"link set {CONTROL} up"]
     lines.append(f"addr add {address(me)}/32 dev {DATA}0")
