@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 
 from commbench import stats
+from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, Gate, GateConfig, MoE, dispatch
+from tests.bench.fairseq import Fairseq
 from tests.bench.steps import (
     DTYPES,
     WARMUP,
@@ -71,18 +73,23 @@ class Figure:
         return 2.0 * products * self.top_k * self.factor * tokens * self.width * self.hidden
 
 
-def layers(figure: Figure, dtype: str, device: torch.device, ways: Sequence[str] = WAYS) -> dict[str, MoE]:
-    """One layer for each way, all with the same parameters."""
+def layers(
+    figure: Figure, dtype: str, device: torch.device, ways: Sequence[str] = WAYS, fairseq: Path | None = None
+) -> dict[str, MoE | Fairseq]:
+    """One layer for each way, all with the same parameters; with its folder, fairseq's own as the last."""
     generator = torch.Generator().manual_seed(1)
     capacity = Capacity("fairseq", figure.factor)
     gate = Gate(figure.width, GateConfig(experts=figure.experts, top_k=figure.top_k, capacity=capacity),
                 generator=generator)  # fmt: skip
     experts = FFN(figure.experts, figure.width, figure.hidden, activation="relu", dtype=DTYPES[dtype],
                   generator=generator)  # fmt: skip
-    return {way: MoE(gate, experts, permute=way).to(device) for way in ways}
+    made: dict[str, MoE | Fairseq] = {way: MoE(gate, experts, permute=way).to(device) for way in ways}
+    if fairseq is not None:
+        made["fairseq"] = Fairseq(fairseq, MoE(gate, experts)).to(device)
+    return made
 
 
-def step(layer: MoE, x: Tensor, grad: Tensor) -> Tensor:
+def step(layer: MoE | Fairseq, x: Tensor, grad: Tensor) -> Tensor:
     """Forward and backward; the output."""
     y, routing = layer(x)
     auxiliary = routing.losses["gshard"]
@@ -90,17 +97,18 @@ def step(layer: MoE, x: Tensor, grad: Tensor) -> Tensor:
     return y.detach()
 
 
-def forget(layer: MoE, x: Tensor) -> None:
+def forget(layer: MoE | Fairseq, x: Tensor) -> None:
     layer.zero_grad(set_to_none=True)
     x.grad = None
 
 
-def results(layer: MoE, x: Tensor, grad: Tensor) -> list[Tensor]:
+def results(layer: MoE | Fairseq, x: Tensor, grad: Tensor) -> list[Tensor]:
     """The output and all gradients of a step."""
     forget(layer, x)
     y = step(layer, x, grad)
     assert x.grad is not None
-    found = [y, x.grad, *(p.grad for p in layer.parameters() if p.grad is not None)]
+    grads = layer.gradients() if isinstance(layer, Fairseq) else (p.grad for p in layer.parameters())
+    found = [y, x.grad, *(grad for grad in grads if grad is not None)]
     forget(layer, x)
     return found
 
@@ -128,10 +136,11 @@ def or_too_large(call: Callable[[], Any]) -> Any:
 
 def compared(
     figure: Figure, dtype: str, tokens: int, device: torch.device, timer: Any, *, rounds: int, seconds: float,
-    ways: Sequence[str] = WAYS,
+    ways: Sequence[str] = WAYS, fairseq: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each way."""
-    made = layers(figure, dtype, device, ways)
+    made = layers(figure, dtype, device, ways, fairseq)
+    ways = tuple(made)
     x, grad = inputs(figure, dtype, tokens, device)
     rows = {way: {"tokens": tokens, "dtype": dtype, "way": way, "status": "ok", "reason": ""} for way in ways}
     right: list[Tensor] | None = None
@@ -181,7 +190,7 @@ def inputs(figure: Figure, dtype: str, tokens: int, device: torch.device) -> tup
 
 
 def take_turns(
-    timer: Any, made: Mapping[str, MoE], x: Tensor, grad: Tensor, rounds: int, seconds: float
+    timer: Any, made: Mapping[str, MoE | Fairseq], x: Tensor, grad: Tensor, rounds: int, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Times and host times of each way, ms: every other round backwards, until the rounds or the seconds are over."""
     times: dict[str, list[float]] = {way: [] for way in made}
@@ -263,6 +272,8 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dtypes", default="fp16,bf16", metavar="A,B")
     parser.add_argument("--ways", default="", metavar="A,B", help="default: sparse, with which others are "
                         "compared, the dense ones, and fused where it runs")  # fmt: skip
+    parser.add_argument("--fairseq", type=Path, metavar="DIR", help="a checkout of fairseq's branch moe: its own layer "
+                        "as one more way")  # fmt: skip
     parser.add_argument("--fp32-tokens", default="", metavar="T,T", help="more rows in fp32, at these T; TF32 is off")
     for name, value in dataclasses.asdict(Figure()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
@@ -276,6 +287,8 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str] = ()) -> int:
     args = arguments(words)
     device = torch.device(args.device)
+    if args.fairseq and device.type == "cpu":
+        raise UsageError("--fairseq on a CPU", hint="its gate counts by torch.histc of integers, which only GPUs have")
     figure = Figure(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Figure)})
     torch.backends.cuda.matmul.allow_tf32 = False
     numbers = [int(word) for word in args.tokens.split(",")]
@@ -297,7 +310,8 @@ def main(words: Sequence[str] = ()) -> int:
         if dtype not in report["flops"]:
             report["flops"][dtype] = product_rate(timer, dtype, device, args.product)
         clear(device)
-        found = compared(figure, dtype, tokens, device, timer, rounds=args.rounds, seconds=args.seconds, ways=ways)
+        found = compared(figure, dtype, tokens, device, timer, rounds=args.rounds, seconds=args.seconds, ways=ways,
+                         fairseq=args.fairseq)  # fmt: skip
         for row in found:
             row["bound_ms"] = figure.flop(tokens) / report["flops"][dtype] * 1e3
         report["rows"] += found

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from commbench.errors import UsageError
 from moe_ref import dispatch
 from tests.bench import moe, steps
+from tests.bench.fairseq import Fairseq
 
 SMALL = ["--device", "cpu", "--width", "8", "--hidden", "8", "--rounds", "6", "--product", "16"]
 
@@ -125,3 +127,12 @@ def test_stages_without_an_input_gradient_stop_where_nothing_is_asked() -> None:
                        [("copy", lambda x: 2 * x), ("scale", lambda x: weight * x)], torch.ones(2))  # fmt: skip
     steps.back(lambda name, call: (names.append(name), call())[1], tape, torch.ones(2))
     assert names == ["copy", "scale", "scale backward"] and weight.grad is not None
+
+
+def test_fairseqs_own_layer_needs_its_files_and_a_gpu(tmp_path: Path) -> None:
+    (like,) = moe.layers(moe.Figure(width=8, hidden=8), "fp32", torch.device("cpu"), ("sparse",)).values()
+    with pytest.raises(UsageError, match=r"no moe_layer.py, top2gate.py in .*fairseq.modules.moe") as found:
+        Fairseq(tmp_path, like)
+    assert "branch moe" in str(found.value.hint)
+    with pytest.raises(UsageError, match="--fairseq on a CPU"):
+        moe.main([*SMALL, "--fairseq", str(tmp_path)])
