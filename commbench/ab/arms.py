@@ -29,8 +29,9 @@ class ProgramArm:
     """One way to start the program. env: what is set above our environment, `unset` takes a variable away.
 
     profile: the file by which exchanges go, "" none. profiled: whether the arms differ in it. settings_of: variables by
-    which `commbench exec` would start the program under it; without a profile those that take one away. binding: the
-    policy by which ranks bind themselves, "" where the arms say nothing of it.
+    which `commbench exec` would start the program under it; without a profile those that take one away. reductions:
+    whether sums go by the profile too. binding: the policy by which ranks bind themselves, "" where the arms say
+    nothing of it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ProgramArm:
     profile: str = ""
     profile_digest: str = ""
     profiled: bool = False
+    reductions: bool = False
     settings_of: Mapping[str, str] = field(default_factory=dict)
     binding: str = ""
 
@@ -69,7 +71,8 @@ class ProgramArm:
         """Return what files say of the arm."""
         profile, digest_ = self.profile or None, self.profile_digest or None
         bound = {"binding": self.binding} if self.binding else {}
-        return {"command": list(self.command), "profile": profile, "profile_digest": digest_, **bound,
+        sums = {"reductions": True} if self.reductions else {}
+        return {"command": list(self.command), "profile": profile, "profile_digest": digest_, **sums, **bound,
                 **{f"env.{name}": value for name, value in self.env.items()}}  # fmt: skip
 
 
@@ -95,12 +98,15 @@ def arms_of(
     own: Mapping[str, Sequence[str]],
     allow_env: Sequence[str] = (),
     bindings: Sequence[str] = (),
+    *,
+    reductions: bool = False,
 ) -> dict[str, ProgramArm]:
     """Return both arms. Raises `UsageError` where what is typed makes another number of them.
 
     program: what stands after `--`, None where that was not typed. profiles: of `--profile`; one alone is the
     candidate's. env: the values of each `env.NAME`: one for both arms, or one for each. own: as `split` returns them.
     allow_env: variables of a profile that may load code. bindings: policies: none, one for both arms, or one for each.
+    reductions: sums go by the profiles too.
     """
     commands = _commands(program)
     paths = _profiles(profiles)
@@ -122,11 +128,15 @@ def arms_of(
         raise UsageError("there is one arm: nothing says in what the second differs", hint=_EXAMPLES)
     started = dict(zip(ARMS, (commands[0], commands[-1]), strict=True))
     _check_bindings(bindings, started, bool(paths))
-    loaded = {arm: _loaded(paths.get(arm, ""), started[arm] or ("",), allow_env) for arm in ARMS}
+    if reductions and not any(paths.values()):
+        raise UsageError("--reductions lets sums go by a profile, and no arm has one",
+                         hint="--profile FILE --reductions")  # fmt: skip
+    loaded = {arm: _loaded(paths.get(arm, ""), started[arm] or ("",), allow_env, reductions) for arm in ARMS}
     return {
         arm: ProgramArm(
             name=arm, command=started[arm], env=settings[arm], profile=loaded[arm][0],
-            profile_digest=loaded[arm][1], profiled=bool(paths), settings_of=loaded[arm][2] if paths else {},
+            profile_digest=loaded[arm][1], profiled=bool(paths),
+            reductions=reductions and bool(paths.get(arm)), settings_of=loaded[arm][2] if paths else {},
             binding=bindings[min(number, len(bindings) - 1)] if bindings else "",
         )
         for number, arm in enumerate(ARMS)
@@ -188,7 +198,9 @@ def _of_one(arm: str, word: str, settings: dict[str, str], paths: dict[str, str]
         raise unknown(f"setting of {arm}", key, ["env.NAME", "profile"])
 
 
-def _loaded(path: str, command: Sequence[str], allow_env: Sequence[str]) -> tuple[str, str, dict[str, str]]:
+def _loaded(
+    path: str, command: Sequence[str], allow_env: Sequence[str], reductions: bool
+) -> tuple[str, str, dict[str, str]]:
     """Return path and digest of a profile, and the variables of a program under it; of none those that take it away."""
     if not path:
         taken = (variables.BACKEND, variables.PROFILE, variables.SCOPE, variables.REDUCTIONS)
@@ -196,6 +208,7 @@ def _loaded(path: str, command: Sequence[str], allow_env: Sequence[str]) -> tupl
     full = Path(path).absolute()
     profile = file.load(full)
     settings = {variables.BACKEND: "profile", variables.PROFILE: str(full)}
+    settings |= {variables.REDUCTIONS: "1"} if reductions else {}
     if len(profile.scopes) == 1:  # of several, ranks find the one that is theirs
         scope = profile.scopes[0]
         variables.refuse_code(scope.env, f"the profile {path}", allow_env)
@@ -205,7 +218,7 @@ def _loaded(path: str, command: Sequence[str], allow_env: Sequence[str]) -> tupl
                 f"{command[0]!r} is not a launcher of torch programs",
                 hint="-- torchrun .., or a profile without a binding",
             )
-        settings = programs.settings(scope, full, bound=False, reductions=False)
+        settings = programs.settings(scope, full, bound=False, reductions=reductions)
     return str(full), digest(file.dump(profile)), settings
 
 

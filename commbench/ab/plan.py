@@ -21,6 +21,7 @@ from commbench.units import parse_seconds
 _BUDGET = "30m"  # where neither rounds nor a budget is typed
 TIMES, LEAST_S = 10, 60.0  # as long as the first launch, and no less: what takes longer hangs
 _GROUP = "The comparison"
+_STORED = ("words", "profiles", "reductions", "metric", "program", "allow_env")
 
 
 def _time(name: str, value: Any) -> float:
@@ -60,6 +61,7 @@ class ProgramRequest:
 
     words: tuple[str, ...]
     profiles: tuple[str, ...] = ()
+    reductions: bool = False
     metric: str = ""
     allow_env: tuple[str, ...] = ()
     program: tuple[str, ...] | None = None
@@ -94,7 +96,15 @@ def plan(request: ProgramRequest) -> ProgramPlan:
     values = {name: KEYS[name].read(name, found.own[name]) for name in KEYS}
     rounds, budget = values["rounds"], values["budget"]
     return ProgramPlan(
-        arms=arms.arms_of(request.program, request.profiles, found.env, own, request.allow_env, values["binding"]),
+        arms=arms.arms_of(
+            request.program,
+            request.profiles,
+            found.env,
+            own,
+            request.allow_env,
+            values["binding"],
+            reductions=request.reductions,
+        ),
         cluster=found.cluster,
         metric=Metric(pattern=request.metric, warmup=values["warmup"], higher=values["better"] == "higher"),
         limits=TurnLimits(
@@ -103,5 +113,5 @@ def plan(request: ProgramRequest) -> ProgramPlan:
             resolve=values["resolve"],
         ),
         timeout_s=values["timeout"],
-        request={name: getattr(request, name) for name in ("words", "profiles", "metric", "program", "allow_env")},
+        request={name: getattr(request, name) for name in _STORED},
     )

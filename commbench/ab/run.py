@@ -67,7 +67,7 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
     if odd := [word for word in request.words if word.partition("=")[0] not in _LATER]:
         raise UsageError(f"{odd[0]} cannot change in the middle of a comparison",
                          hint=f"{'=.. and '.join(_LATER)}=.. may be typed beside --resume")  # fmt: skip
-    if request.program is not None or request.profiles or request.metric:
+    if request.program is not None or request.profiles or request.metric or request.reductions:
         raise UsageError("--resume knows its program, its arms and its metric", hint=f"--resume {path} alone")
     about, made = launches.read(path)
     if (path / "ab.json").stat().st_uid != os.getuid():
@@ -77,6 +77,7 @@ def resume(path: Path, request: ProgramRequest) -> ProgramComparison:
     before = ProgramRequest(
         words=(*typed["words"], *request.words), profiles=tuple(typed["profiles"]), metric=typed["metric"],
         program=tuple(typed["program"]), allow_env=tuple(typed["allow_env"]),
+        reductions=typed.get("reductions", False),  # which older comparisons do not say
     )  # fmt: skip
     folder = RunFolder(path.resolve())
     try:

@@ -31,9 +31,12 @@ from commbench.algorithms.per_rank import PerRankCombine, PerRankDispatch
 from commbench.algorithms.reshard_send import ReshardSend
 from commbench.algorithms.scatter_gather import ScatterGather
 from commbench.algorithms.slots import SlotsCombine, SlotsDispatch
+from commbench.algorithms.two_d_all_gather import TwoDAllGather
+from commbench.algorithms.two_d_all_reduce import TwoDAllReduce
 from commbench.algorithms.two_d_inter_first import TwoDInterFirst, TwoDInterFirstV
 from commbench.algorithms.two_d_intra_first import TwoDIntraFirst, TwoDIntraFirstV
 from commbench.algorithms.two_d_pipelined import TwoDPipelined
+from commbench.algorithms.two_d_reduce_scatter import TwoDReduceScatter
 from commbench.errors import unknown
 
 _ALL: tuple[Algorithm, ...] = (
@@ -53,8 +56,11 @@ _ALL: tuple[Algorithm, ...] = (
     SymmStoreV(),
     SymmCopyEngineV(),
     DirectAllGather(),
+    TwoDAllGather(),
     DirectReduceScatter(),
+    TwoDReduceScatter(),
     DirectAllReduce(),
+    TwoDAllReduce(),
     DirectBroadcast(),
     DirectSendRecv(),
     DirectPairs(),

@@ -116,7 +116,7 @@ def observed_call(group: GroupInfo, function: str, given: Sequence[Any], named: 
         splits = [*given[2:4], *(named[key] for key in _NAMED[2:] if key in named)]
         if any(len(split) for split in splits):
             collective = "all_to_allv"
-            received, sent = (_bytes(group, tensors[i][0], splits[i]) for i in (0, 1))
+            received, sent = (_bytes(group, tensors[i][0], tensors[i][0].nbytes, splits[i]) for i in (0, 1))
     elif function == "alltoall" and len(tensors) > 1:
         received, sent = (tuple(tensor.nbytes for tensor in found) for found in tensors[:2])
     return ObservedCall(
@@ -137,15 +137,15 @@ def _exchange(group: GroupInfo, function: str, given: Sequence[Any], named: Mapp
     """Return the same of the exchange that Mixture-of-Experts layers make, which is short: so its costs count."""
     out, inp, received, sent = given[:4]
     options = given[4] if len(given) > 4 else named.get("opts")
-    uneven = bool(len(received) or len(sent))
+    uneven, sending, receiving = bool(len(received) or len(sent)), inp.nbytes, out.nbytes
     return ObservedCall(  # by place, which is faster than by name
         group,
         "all_to_allv" if uneven else "all_to_all",
         function,
         _dtype(inp),
-        max(inp.nbytes, out.nbytes),
-        _bytes(group, inp, sent) if uneven else None,
-        _bytes(group, out, received) if uneven else None,
+        max(sending, receiving),
+        _bytes(group, inp, sending, sent) if uneven else None,
+        _bytes(group, out, receiving, received) if uneven else None,
         bool(getattr(options, "asyncOp", True)),
         inp.device.type,
     )
@@ -178,12 +178,13 @@ def _nbytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.itemsize
 
 
-def _bytes(group: GroupInfo, tensor: torch.Tensor, split: Sequence[int]) -> tuple[int, ...]:
+def _bytes(group: GroupInfo, tensor: torch.Tensor, nbytes: int, split: Sequence[int]) -> tuple[int, ...]:
+    """Return the bytes for each rank of a tensor of `nbytes`."""
     if not len(split):
-        return (tensor.nbytes // len(group.ranks),) * len(group.ranks)
+        return (nbytes // len(group.ranks),) * len(group.ranks)
     rows = tensor.shape[0] if tensor.dim() else 1
-    row = tensor.nbytes // rows if rows else 0
-    return tuple(int(count) * row for count in split)
+    row = nbytes // rows if rows else 0
+    return tuple([int(count) * row for count in split])
 
 
 def _root(collective: str, function: str, given: Sequence[Any], named: Mapping[str, Any], options: Any) -> int | None:

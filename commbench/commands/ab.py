@@ -19,6 +19,7 @@ def run(
     program: Sequence[str] | None,
     *,
     profiles: Sequence[str],
+    reductions: bool,
     metric: str,
     resume: Path | None,
     out: Path,
@@ -35,7 +36,7 @@ def run(
         )
     request = ProgramRequest(
         words=tuple(words), profiles=tuple(profiles), metric=metric, out=out, format=format_, quiet=quiet,
-        allow_env=tuple(allow_env),
+        allow_env=tuple(allow_env), reductions=reductions,
         program=None if program is None else tuple(program),
     )  # fmt: skip
     its = comparison.create(request) if resume is None else comparison.resume(resume, request)

@@ -24,6 +24,7 @@ class _ProgramWithKeys(WithProgram, WithKeys):
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE ...]", shell_complete=words_of("ab"))
 @click.option("--profile", "profiles", multiple=True, metavar="FILE",
               help="Of commbench tune. One: against none. Two: the first against the second.")  # fmt: skip
+@click.option("--reductions", is_flag=True, help="Sums go by the profiles too, which add in another order.")
 @click.option("--metric", default="", metavar="REGEX",
               help="Compare the number in its group, in the output; or step or wall, which are times.")  # fmt: skip
 @allow_env("a profile")

@@ -23,6 +23,7 @@ _COLOURS = {
     "direct": "#0072B2",
     "duplicated": "#0072B2",
     "2d_intra_first": "#D55E00",
+    "2d": "#D55E00",
     "drop_gather": "#D55E00",
     "pairwise": "#009E73",
     "bruck": "#CC79A7",

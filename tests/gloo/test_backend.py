@@ -335,7 +335,7 @@ def test_a_rank_that_is_killed_ends_the_calls_of_the_others(tmp_path: Path) -> N
     assert forked(3, rank) == [0, -signal.SIGKILL, 0]
 
 
-def test_collectives_that_have_one_algorithm_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_go_by_the_profile_where_they_shall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one of each, planted: broadcast and all_gather always go by it, sums where they shall, within the bound.
 
     (n - 1) u times the sum of absolute values, as for any order of summands.
@@ -375,6 +375,48 @@ def test_collectives_that_have_one_algorithm_today(tmp_path: Path, monkeypatch: 
         dist.destroy_process_group()
 
     assert forked(3, rank) == [0, 0, 0]
+
+
+def test_sums_between_nodes_are_within_the_bound_and_the_same_on_all_ranks(tmp_path: Path) -> None:
+    """Four ranks on two declared nodes: 2D of all that ranks share, and what it gathers is right to the bit."""
+    shared = ("all_gather", "reduce_scatter", "all_reduce")
+    choices = [profiles.choice(name, "2d") for name in shared]
+    file.save(profiles.profile(*choices, nodes=2, ranks_per_node=2), tmp_path / "p.json")
+
+    def rank(me: int) -> None:
+        os.environ["NCCL_HOSTID"] = f"node {me // 2}"
+        source = ProfileSource(tmp_path / "p.json", reductions=True)
+        install(lambda: source)
+        meet(me, 4, tmp_path)
+        parts = [torch.randn(4, 33, generator=torch.Generator().manual_seed(number)) for number in range(4)]
+        exact, room = torch.stack(parts).double().sum(0), torch.stack(parts).abs().double().sum(0)
+        bound = 3 * (torch.finfo(torch.float32).eps / 2) * room
+        for later in (False, True):
+            total, part, whole = parts[me].clone(), torch.empty(1, 33), torch.empty(16, 33)
+            for work in (
+                dist.all_reduce(total, async_op=later),
+                dist.reduce_scatter_tensor(part, parts[me], async_op=later),
+                dist.all_gather_into_tensor(whole, parts[me], async_op=later),
+            ):
+                assert work is None or work.wait()
+            assert ((total - exact).abs() <= bound).all() and ((part - exact[me]).abs() <= bound[me]).all()
+            assert torch.equal(whole, torch.cat(parts))
+            totals = [torch.empty_like(total) for _ in range(4)]
+            dist.all_gather(totals, total)
+            assert all(torch.equal(each, total) for each in totals)
+        for dtype in (torch.float64, torch.int64, torch.bfloat16):
+            few = torch.full((3,), me + 1, dtype=dtype)
+            dist.all_reduce(few)
+            assert few.tolist() == [10, 10, 10]
+        most = torch.full((4,), float(me))
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        assert most.tolist() == [3.0] * 4
+        told = commbench.backend.explain()
+        assert all(f"{name}" in told for name in shared) and told.count(": 2d") >= 3, told
+        dist.barrier()
+        dist.destroy_process_group()
+
+    assert forked(4, rank) == [0] * 4
 
 
 def test_the_reference_layer_stands_on_torchs_own_group(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ FLAGS = {
     "topo": {"--format", "--plot", "--record", "--root"},
     "export": {"--format", "--scope", "--out", "--allow-env", "--algorithms"},
     "ab": {
-        "--profile", "--allow-env", "--algorithms", "--metric", "--resume", "--out", "--format", "--no-plots", "-q",
-        "--quiet",
+        "--profile", "--reductions", "--allow-env", "--algorithms", "--metric", "--resume", "--out", "--format",
+        "--no-plots", "-q", "--quiet",
     },
     "exec": {"--profile", "--scope", "--dry-run", "--reductions", "--allow-env", "--algorithms"},
     "record": {"--out", "--import", "--anonymous", "--format", "--no-plots", "-q", "--quiet"},

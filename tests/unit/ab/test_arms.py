@@ -40,6 +40,15 @@ def test_a_profile_against_none_sets_two_variables(tuned: None) -> None:
     assert arms.differences({BASELINE: one, CANDIDATE: two}) == "no profile against a.json"
 
 
+def test_sums_go_by_the_profile_of_an_arm_that_has_one(tuned: None) -> None:
+    one, two = arms.arms_of(RUN, ["a.json"], {}, arms.split(())[1], reductions=True).values()
+    assert one.environment()["COMMBENCH_REDUCTIONS"] == "unset" and two.environment()["COMMBENCH_REDUCTIONS"] == "1"
+    assert two.settings()["reductions"] is True and "reductions" not in one.settings()
+    assert both("a.json")[1].environment()["COMMBENCH_REDUCTIONS"] == "unset"
+    with pytest.raises(UsageError, match="--reductions lets sums go by a profile, and no arm has one"):
+        arms.arms_of(RUN, (), {"X": ["1", "2"]}, arms.split(())[1], reductions=True)
+
+
 def test_settings_and_binding_of_a_profile_are_an_arms(tmp_path: Path) -> None:
     """As `commbench exec` above a launcher sets them."""
     for name, more in (

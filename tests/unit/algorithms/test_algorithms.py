@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -20,6 +24,8 @@ from commbench.links import LinkRate, least_time
 from commbench.measure import proof
 from commbench.measure.proof import LAYOUTS, all_before
 from commbench.spec import DTYPES, Send, Spec, traffic_split
+from commbench.transports.scripted.mesh import thread_meshes
+from commbench.transports.scripted.transport import Scripted
 
 FEW_LAYOUTS = [(1, 2), (1, 3), (2, 2), (1, 5)]
 
@@ -73,6 +79,8 @@ def variants() -> list[Any]:
         found += [(pairwise, {"params": {"window": 2}}), (pairwise, {"params": {"window": 100}})]
         store = algorithms.get(collective, "symm_store")
         found += [(store, {"params": {"packet_bytes": 0}}), (store, {"params": {"ctas": 3}})]
+    sums = algorithms.get("all_reduce", "2d")
+    found += [(sums, {"params": params}) for params in ({"leaders": 1}, {"rounds": 2}, {"leaders": 1, "rounds": 2})]
     return [pytest.param(a, more, id=f"{a.collective}-{a.name}-{json.dumps(more)}") for a, more in found]
 
 
@@ -232,7 +240,8 @@ def any_spec(draw: st.DrawFn) -> tuple[Algorithm, Spec, int]:
         sizes = [tp for tp in range(2, per_node + 1) if per_node % tp == 0 and tp < ranks]
         assume(sizes)
         asked["tp"] = draw(st.sampled_from(sizes))
-    params = {key: draw(st.integers(1, 6)) for key in ("window", "chunks") if key in algorithm.params}
+    most = {"window": 6, "chunks": 6, "leaders": per_node, "rounds": 2}
+    params = {key: draw(st.integers(1, most[key])) for key in most if key in algorithm.params}
     size = draw(st.integers(0, 1 << 20))
     return algorithm, spec_of(algorithm, nodes, per_node, asked=asked, params=params, size_bytes=size), size
 
@@ -246,7 +255,8 @@ def test_byte_counts_add_up(drawn: tuple[Algorithm, Spec, int]) -> None:
     ranks = range(spec.ranks)
     inputs = [collective.input_bytes(spec, rank) for rank in ranks]
     outputs = [collective.output_bytes(spec, rank) for rank in ranks]
-    assert sum(inputs) == sum(outputs)
+    if collective.name not in ("all_gather", "reduce_scatter"):  # one copies data, the other combines them
+        assert sum(inputs) == sum(outputs)
     alone = spec.collective == "pairs" and spec.ranks == 1
     assert max(*inputs, *outputs) == (0 if alone else spec.size_bytes)
     if spec.arguments.get("splits") != "matrix":
@@ -313,6 +323,98 @@ def test_2d_sends_fewer_and_larger_messages_between_nodes() -> None:
     assert {(len(inter("2d_intra_first")), send.nbytes) for send in inter("2d_intra_first")} == {(16 * 3, 4 * block)}
     direct, two_d = traffic_split(inter("direct"), layout), traffic_split(inter("2d_intra_first"), layout)
     assert direct == two_d  # the slow link carries the same bytes
+
+
+SUMS = [("all_reduce", {"leaders": leaders, "rounds": rounds}) for leaders in (0, 1, 2) for rounds in (1, 2)]
+SHARED: list[tuple[str, dict[str, int]]] = [("all_gather", {}), ("reduce_scatter", {}), *SUMS]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(("nodes", "per_node"), [(2, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize(("collective", "params"), SHARED)
+def test_2d_collectives_in_every_dtype_and_in_place(
+    collective: str, params: dict[str, int], nodes: int, per_node: int, in_place: bool
+) -> None:
+    algorithm, ranks = algorithms.get(collective, "2d"), nodes * per_node
+    for dtype, size in (("fp32", 7 * 16 * ranks), ("fp16", 4 * ranks), ("bf16", 112 * ranks), ("uint8", ranks)):
+        spec = spec_of(algorithm, nodes, per_node, dtype=dtype, size_bytes=size, params=params, in_place=in_place)
+        run_and_compare(algorithm, spec)
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(2, 2), (2, 4), (4, 2), (3, 3)])
+def test_2d_collectives_send_the_least_that_nodes_must_exchange(nodes: int, per_node: int) -> None:
+    """2 (N - 1) / N S of each node for a sum, half of that for a part of one, in few messages for small buffers."""
+
+    def between(collective: str, **params: int) -> tuple[float, int]:
+        algorithm = algorithms.get(collective, "2d")
+        spec = spec_of(algorithm, nodes, per_node, params=params, size_bytes=nodes * per_node * nodes * 16)
+        sends = [send for step in algorithm.steps(spec) or [] for send in step.sends]
+        crossing = [send for send in sends if spec.layout.link(send.src, send.dst) == "inter"]
+        return sum(send.nbytes for send in crossing) / nodes / spec.size_bytes, len(crossing)
+
+    least, pairs = (nodes - 1) / nodes, nodes * (nodes - 1)
+    for collective in ("all_gather", "reduce_scatter"):
+        assert between(collective) == (least, pairs * per_node)
+    assert between("all_reduce", rounds=2) == (2 * least, 2 * pairs * per_node)
+    assert between("all_reduce", rounds=1) == (nodes - 1, pairs * per_node)  # as few on two nodes
+    assert between("all_reduce", leaders=1) == (nodes - 1, pairs)
+
+
+@pytest.mark.parametrize(("nodes", "per_node"), [(2, 2), (3, 2), (4, 2)])
+@pytest.mark.parametrize(("collective", "params"), SUMS)
+def test_2d_sums_are_the_same_on_all_ranks_and_within_the_bound(
+    collective: str, params: dict[str, int], nodes: int, per_node: int
+) -> None:
+    algorithm, rng = algorithms.get(collective, "2d"), np.random.default_rng(1)
+    ranks = nodes * per_node
+    inputs = rng.standard_normal((ranks, 301)).astype(np.float32)
+    spec = spec_of(algorithm, nodes, per_node, params=params, size_bytes=inputs[0].nbytes)
+    spec = dataclasses.replace(spec, size_bytes=inputs[0].nbytes)  # as a program has it, of any number of elements
+    outputs = np.zeros_like(inputs)
+
+    def body(transport: Any) -> None:
+        rank = transport.rank
+        out, inp = outputs[rank].view(np.uint8), inputs[rank].view(np.uint8)
+        algorithm.prepare(transport.world, spec).start(out, inp).wait()
+
+    on_threads(spec, body)
+    assert {row.tobytes() for row in outputs} == {outputs[0].tobytes()}
+    exact, whole = inputs.sum(axis=0, dtype=np.float64), np.abs(inputs).sum(axis=0, dtype=np.float64)
+    assert (np.abs(outputs[0] - exact) <= (ranks - 1) * 2.0**-24 * whole).all()
+
+
+def on_threads(spec: Spec, body: Callable[[Any], None]) -> None:
+    """Call `body` with the transport of each rank, which are threads."""
+    meshes, errors = thread_meshes(spec.ranks), []
+
+    def run(rank: int) -> None:
+        transport = Scripted({"layout": (spec.layout.nodes, spec.layout.ranks_per_node)})
+        try:
+            transport.attach(meshes[rank])
+            body(transport)
+        except Exception as error:
+            errors.append(error)
+        finally:
+            meshes[rank].leave()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(spec.ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"leaders": 3}, "leaders=3: a node has 2 ranks"),
+        ({"rounds": 3}, "rounds=3: there is one exchange between nodes, or two"),
+    ],
+)
+def test_leaders_and_rounds_that_cannot_be_are_refused(params: dict[str, int], reason: str) -> None:
+    algorithm = algorithms.get("all_reduce", "2d")
+    assert algorithm.unsupported(spec_of(algorithm, 2, 2, params=params)) == reason
 
 
 @pytest.mark.parametrize("package", [algorithms, collectives], ids=["algorithms", "collectives"])
