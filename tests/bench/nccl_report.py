@@ -32,6 +32,10 @@ EXTRA = "-R 2 -x 2"
 DEVICE = "-R 2 -D 2 -G 20"
 FIVE = ("default", "-G 20", "-R 1", "-R 2", DEVICE)  # of the gates
 SEVEN = tuple(mode for mode in MODES if mode != EXTRA)
+ALIKE = {  # ours by mode, beside theirs
+    "pipelined": tuple(mode for mode in SEVEN if "-G" not in mode),
+    "graph": tuple(mode for mode in SEVEN if "-G" in mode),
+}
 _ALMOST = 0.999  # sizes are rounded down to what all ranks can share
 
 Times = dict[int, float]  # microseconds by round
@@ -92,9 +96,9 @@ class Table:
         enough = [way for way, times in found.items() if 2 * len(times) >= most]
         return min(enough, key=lambda way: middle(found[way]), default=None)
 
-    def best_of_ours(self, size: int) -> str | None:
+    def best_of_ours(self, size: int, modes: Sequence[str] = ("pipelined", "graph")) -> str | None:
         """`isolated` starts each call on an idle network after a barrier: nccl-tests has nothing like it."""
-        return self.best(OURS, size, [way for way, row in self.about.items() if row["mode"] != "isolated"])
+        return self.best(OURS, size, [way for way, row in self.about.items() if row["mode"] in modes])
 
     def direct(self, mode: str, buffers: str, size: int) -> str | None:
         wanted: tuple[Any, ...] = ("direct", mode, buffers, {})
@@ -227,6 +231,7 @@ def markdown(table: Table, about: Sequence[str], notes: Sequence[str]) -> str:
     """The report: what was run, gates, the best of each tool, like for like, everything, notes."""
     parts = ["# commbench beside nccl-tests, all-to-all", "\n".join(f"- {line}" for line in about)]
     parts += ["## Gates", _gates_table(table), "## The best of each", _best_table(table)]
+    parts += ["## The best of each, calls of the host beside such calls, graphs beside graphs", _alike_table(table)]
     parts += ["## Like for like", _like_table(table), "## Every way", _all_table(table)]
     parts += ["## Notes", "\n".join(f"- {note}" for note in notes) or "None."]
     return "\n\n".join(parts) + "\n"
@@ -272,6 +277,22 @@ def _best_table(table: Table) -> str:
     )
     text += f"engines, as our transport measures it. Ratios are paired by round: {'; '.join(sorted(intervals)) or '-'}."
     return f"{text}\n\n{_rows(heads, rows)}"
+
+
+def _alike_table(table: Table) -> str:
+    rows = []
+    for size in table.sizes:
+        cells = [format_size(size)]
+        for mode, others in ALIKE.items():
+            mine, theirs = table.best_of_ours(size, (mode,)), table.best(THEIRS, size, others)
+            for tool, way in ((OURS, mine), (THEIRS, theirs)):
+                cells += _cells(table, tool, way, size)[:2]
+            cells.append(str(table.ratio(theirs, mine, size) or "-"))
+        rows.append(cells)
+    heads = ["size"]
+    for mode in ALIKE:
+        heads += [f"ours, {mode}", "us", "nccl-tests", "us", "theirs / ours"]
+    return _rows(heads, rows)
 
 
 def _cells(table: Table, tool: str, way: str | None, size: int) -> list[str]:
@@ -371,6 +392,8 @@ def summary(table: Table, about: Sequence[str], notes: Sequence[str]) -> dict[st
             "best": versus(table.best(THEIRS, size, SEVEN), mine, size),
             "against": {way: versus(way, mine, size)["ratio"] for way in table.times[THEIRS]},
             "like_for_like": like,
+            "alike": {mode: versus(table.best(THEIRS, size, others), table.best_of_ours(size, (mode,)), size)
+                      for mode, others in ALIKE.items()},
             "ceiling_gbps": ceiling,
             "of_ceiling": ours["busbw_gbps"] / ceiling if ours and ceiling else None,
         })  # fmt: skip

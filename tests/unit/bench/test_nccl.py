@@ -170,6 +170,11 @@ def test_three_rounds(compare: Callable[..., Any], tmp_path: Path) -> None:
     assert last["of_ceiling"] == pytest.approx(0.98, rel=6e-3)
     assert last["against"]["-R 2 -x 2"]["centre"] == pytest.approx(400 / 390, rel=6e-3)
     assert last["like_for_like"]["default"]["ours"]["way"] == "direct pipelined plain"
+    eager, graph = (first["alike"][mode] for mode in ("pipelined", "graph"))
+    assert (eager["ours"]["way"], eager["theirs"]["way"]) == ("direct pipelined plain", "-R 1")
+    assert eager["ratio"]["centre"] == pytest.approx(12.7 / 13, rel=1e-3)
+    assert (graph["ours"], graph["theirs"]) == (first["best"]["ours"], first["best"]["theirs"])
+    assert "symm_copy_engine pipelined symmetric" in table.split("## The best of each")[2].split("## Like")[0]
 
     assert gate(summary, "pipelined plain")["verdict"] == "PASS"
     assert gate(summary, "within 5 % of -R 1 -G 20")["verdict"] == "PASS"
