@@ -10,8 +10,8 @@ from typing import Literal
 
 from commbench.errors import UsageError
 
-LinkClass = Literal["intra", "inter"]
-LINK_CLASSES: tuple[LinkClass, ...] = ("intra", "inter")
+LinkClass = Literal["intra", "inter", "host"]  # host: between a device and the memory of its host
+LINK_CLASSES: tuple[LinkClass, ...] = ("intra", "inter")  # between ranks
 LISTED = "ranks:"  # groups by the ranks of each
 _MOST_DIGITS = 6  # of a rank
 

@@ -22,6 +22,7 @@ from commbench.algorithms.drop_gather import DropGather
 from commbench.algorithms.drop_gather_pipelined import DropGatherPipelined
 from commbench.algorithms.drop_reduce_scatter import DropReduceScatter
 from commbench.algorithms.duplicated import Duplicated
+from commbench.algorithms.host_copy import DirectHostCopy
 from commbench.algorithms.one_sided import SymmCopyEngine, SymmCopyEngineV, SymmStore, SymmStoreV
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
@@ -69,6 +70,7 @@ _ALL: tuple[Algorithm, ...] = (
     Duplicated(),
     AllReduceDrop(),
     DropReduceScatter(),
+    DirectHostCopy(),
     ReshardSend(),
     BroadcastChain(),
     ScatterGather(),

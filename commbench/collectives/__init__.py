@@ -9,6 +9,7 @@ from commbench.collectives.base import Argument, Collective
 from commbench.collectives.broadcast import Broadcast
 from commbench.collectives.combine import TokenCombine
 from commbench.collectives.dispatch import TokenDispatch
+from commbench.collectives.host_copy import HostCopy
 from commbench.collectives.pairs import Pairs
 from commbench.collectives.reductions import AllReduce, ReduceScatter
 from commbench.collectives.reshard import Reshard
@@ -27,13 +28,16 @@ _ALL: tuple[Collective, ...] = (
     Pairs(),
     TpAllToAll(),
     Reshard(),
+    HostCopy(),
     TokenDispatch(),
     TokenCombine(),
 )
 
 TABLE: dict[str, Collective] = {collective.name: collective for collective in _ALL}
-# What `all` stands for. `pairs` looks at links, with many cases; what is routed asks for a layer, `reshard` for meshes.
-EVERY = tuple(name for name, collective in TABLE.items() if name not in ("pairs", "reshard") and not collective.routed)
+# What `all` stands for: what programs call. `pairs` looks at links, with many cases, `host_copy` at none between ranks;
+# what is routed asks for a layer, `reshard` for meshes.
+_ASKED_BY_NAME = ("pairs", "reshard", "host_copy")
+EVERY = tuple(name for name, collective in TABLE.items() if name not in _ASKED_BY_NAME and not collective.routed)
 
 
 def get(name: str) -> Collective:

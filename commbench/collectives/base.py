@@ -51,6 +51,7 @@ class Collective(Protocol):
     adjoint: str  # the collective that carries the gradient back
     dtypes: tuple[str, ...]
     arguments: dict[str, Argument]
+    alone: bool  # whether a rank does it by itself
     routed: bool  # whether tokens choose their experts, so that it knows tokens, top_k and what follows
 
     def reduces(self, arguments: Arguments) -> bool:
@@ -75,6 +76,10 @@ class Collective(Protocol):
     def input_bytes(self, spec: Spec, rank: int) -> int: ...
 
     def output_bytes(self, spec: Spec, rank: int) -> int: ...
+
+    def host_memory(self, spec: Spec) -> tuple[str, str]:
+        """Which of output and input is in the host's memory, `pinned` or `pageable`; "": it is where the device is."""
+        ...
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         """How input and output share a buffer, as MPI_IN_PLACE and NCCL have it; None where that is not defined."""
@@ -130,6 +135,7 @@ class Moves:
 
     dtypes = tuple(DTYPES)
     arguments: dict[str, Argument] = {}
+    alone = False
     routed = False
 
     def reduces(self, arguments: Arguments) -> bool:
@@ -148,6 +154,9 @@ class Moves:
     def unsupported(self, spec: Spec) -> str:
         part = self.part_bytes(spec)
         return f"{part} B are not a whole number of {spec.dtype}" if part % spec.itemsize else ""
+
+    def host_memory(self, spec: Spec) -> tuple[str, str]:
+        return "", ""
 
     def in_place(self, spec: Spec, rank: int) -> InPlace | None:
         return None

@@ -50,6 +50,9 @@ def nominal(
     if each and all(each):
         names = ", ".join(card.name for card in cards)
         rates["inter"] = LinkRate(gbps=sum(rate or 0.0 for rate in each), of="node", kind="nominal", source=names)
+    slots = [gpu.pcie_gbps for gpu in shown]
+    if transport == "nccl" and shown and all(slots):
+        rates["host"] = LinkRate(gbps=min(slot or 0.0 for slot in slots), kind="nominal", source="PCIe")
     # Two ranks of one GPU talk inside it.
     if transport == "nccl" and len(shown) > 1 and (inside := _inside(machine, shown, found)):
         rates["intra"] = inside

@@ -34,7 +34,10 @@ def allocate(
     if spec.buffers == "symmetric":
         in_step = _aligned(max(collective.input_bytes(spec, other) for other in range(spec.ranks)))
         out_step = _aligned(max(collective.output_bytes(spec, other) for other in range(spec.ranks)))
-    out, inp = empty(out_step * count), empty(in_step * count)
+    out, inp = (
+        transport.world.host_buffer(step * count, pinned=host == "pinned") if host else empty(step * count)
+        for host, step in zip(collective.host_memory(spec), (out_step, in_step), strict=True)
+    )
     return [(out[i * out_step :][:outputs], inp[i * in_step :][:inputs]) for i in range(count)]
 
 

@@ -86,11 +86,14 @@ def links_of(job: Job, transport: Transport, between: Fabric) -> dict[str, LinkR
     wanted: list[LinkClass] = ["inter"] if between is Fabric.REAL and transport.name in _ASKED else []
     if transport.name == "nccl" and "intra" not in known and between is not Fabric.VIRTUAL:
         wanted.append("intra")
+    if transport.name == "nccl":
+        wanted.append("host")
     if not wanted:
         return known or None
     said = link_rates.here(transport.name, layout.ranks_per_node) if layout.local(transport.rank) == 0 else {}
-    every = transport.all_gather([said[link].gbps if link in said else 0.0 for link in LINK_CLASSES])
-    for link, slowest in zip(LINK_CLASSES, every[:: layout.ranks_per_node].min(axis=0), strict=True):
+    classes: tuple[LinkClass, ...] = (*LINK_CLASSES, "host")
+    every = transport.all_gather([said[link].gbps if link in said else 0.0 for link in classes])
+    for link, slowest in zip(classes, every[:: layout.ranks_per_node].min(axis=0), strict=True):
         if link in wanted and link in said and slowest > 0:  # rank 0 writes the measurement, and has asked
             known[link] = replace(said[link], gbps=float(slowest))
     return known or None

@@ -79,7 +79,7 @@ def skip_reason(case: Case) -> str:
     """Return why a case cannot run, in words, "" where it can."""
     collective, entry = collectives.get(case.collective), transports.entry(case.setup.transport)
     spec = case.spec
-    if spec.ranks < 2:
+    if spec.ranks < 2 and not collective.alone:
         where = "" if case.groups == "world" else f"groups={case.groups} of {case.setup.layout}: "
         return f"{where}one rank has nobody to exchange with"
     if case.setup.emulated and not 2 <= case.setup.nodes <= MOST_NODES:

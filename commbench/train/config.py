@@ -32,6 +32,7 @@ DEFAULT = "tiny"
 TRANSPORTS = ("gloo", "nccl")
 DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
+OFFLOAD = ("none", "activations")
 EXCHANGES = ("per_choice", "per_rank", "per_node", "all_gather", "profile")
 BINDINGS = tuple(policy for policy in policies.POLICIES if policy != "explicit")  # whose masks only a profile has
 _OF_FABRIC = ("link", "message_overhead", "intra_link")
@@ -110,6 +111,8 @@ class TrainConfig:
     seed: Annotated[int, _training("of weights and of the order of the text", AT_LEAST_0)] = 0
     dtype: Annotated[str, _training("of products: docs/guide/training.md", OneOf(DTYPES))] = "fp32"
     recompute: Annotated[str, _training("of activations, in the backward pass", OneOf(RECOMPUTE), free=True)] = "none"
+    offload: Annotated[str, _training(
+        "what waits for the backward pass in the host's memory", OneOf(OFFLOAD), free=True)] = "none"
     graphs: Annotated[bool, _training("whether steps are replayed from CUDA graphs", free=True)] = False
     zero: Annotated[bool, _training("whether ranks share the optimizer's state", free=True)] = True
     bucket_mb: Annotated[float, _training("MB of gradients that are reduced together", ABOVE_0, free=True)] = 25.0
@@ -158,6 +161,11 @@ class TrainConfig:
         if self.record_routing is not None and (self.tp > 1 or not self.moe_freq):
             why = f"tp={self.tp}: ranks have the same tokens" if self.tp > 1 else "moe_freq=0: no layer has experts"
             raise UsageError(f"record_routing with {why}", hint="tp=1 and moe_freq=1 or more, or leave it out")
+        if self.offload != "none" and (self.recompute != "none" or self.graphs):
+            other = "graphs=true" if self.graphs else f"recompute={self.recompute}"
+            raise UsageError(f"offload={self.offload} with {other}",
+                             hint="one of the two: both are instead of keeping activations on the GPU, and a graph "
+                                  "captures no copies to the host")  # fmt: skip
         if self.fabric == "emulated":
             if self.transport != "gloo":
                 raise UsageError(f"transport={self.transport} does not run on fabric=emulated", hint="transport=gloo")

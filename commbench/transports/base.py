@@ -104,7 +104,28 @@ class Puts(Protocol):
         ...
 
 
-class TwoSided:
+class HostMemory:
+    """Copies between the host and a device that is the host itself. Transports of GPUs have their own."""
+
+    def host_buffer(self, nbytes: int, *, pinned: bool) -> Array:
+        """Return an uninitialised buffer of bytes in the host's memory."""
+        made: Array = self.empty(nbytes)  # type: ignore[attr-defined]
+        return made
+
+    def copy(self, out: Array, inp: Array) -> Work:
+        """Copy to or from the host; where calls overlap it goes on beside what follows."""
+        out[...] = inp
+        return Done()
+
+    def round_trip(self, out: Array, inp: Array, host: Array, parts: Sequence[slice]) -> Work:
+        """Copy `inp` to `host` and from there to `out`, part by part: one leaves while the one before comes."""
+        for part in parts:
+            host[part] = inp[part]
+            out[part] = host[part]
+        return Done()
+
+
+class TwoSided(HostMemory):
     """A communicator that cannot write into the memory of other ranks; the plan knows."""
 
     def puts(self, plan: PutPlan) -> Puts:
@@ -147,6 +168,18 @@ class Comm(Protocol):
 
         Messages from one rank to another arrive in the order in which they are sent, within a batch and between.
         """
+        ...
+
+    def host_buffer(self, nbytes: int, *, pinned: bool) -> Array:
+        """An uninitialised buffer of bytes in the host's memory, which a GPU reaches by itself where it is pinned."""
+        ...
+
+    def copy(self, out: Array, inp: Array) -> Work:
+        """Copy between a buffer of the host's and one of this rank's device."""
+        ...
+
+    def round_trip(self, out: Array, inp: Array, host: Array, parts: Sequence[slice]) -> Work:
+        """Copy `inp` to `host` and from there to `out`, part by part: one leaves while the one before comes."""
         ...
 
     def add(self, out: Array, inp: Array, dtype: str) -> None:

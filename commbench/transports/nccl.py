@@ -56,6 +56,22 @@ _DESTROYED_AFTER_S = 0.005  # CUDA may tell NCCL from a thread of its own
 _PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
 
 
+def _enqueue_copy(out: Array, inp: Array) -> None:
+    assert isinstance(out, torch.Tensor) and isinstance(inp, torch.Tensor)
+    out.copy_(inp, non_blocking=True)
+
+
+class _Joined:
+    """Copies on other streams, of which a stream waits for the last."""
+
+    def __init__(self, stream: torch.cuda.Stream, others: Sequence[torch.cuda.Stream]) -> None:
+        self._stream, self._others = stream, others
+
+    def wait(self) -> None:
+        for other in self._others:
+            self._stream.wait_stream(other)
+
+
 class NcclComm(TorchComm):
     def __init__(self, group: dist.ProcessGroup, transport: Nccl, members: Sequence[int]) -> None:
         """`members`: the world's ranks of this group, in its order."""
@@ -147,6 +163,36 @@ class NcclComm(TorchComm):
             return self._transport.memory.allocate(nbytes)
         return self._transport.windows.allocate(nbytes, symmetric=buffers == "symmetric")
 
+    def host_buffer(self, nbytes: int, *, pinned: bool) -> Array:
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
+
+    def copy(self, out: Array, inp: Array) -> Work:
+        if not self._transport.beside:
+            _enqueue_copy(out, inp)
+            return _DONE
+        stream, now = self._transport.copy_stream, torch.cuda.current_stream()
+        stream.wait_stream(now)
+        with torch.cuda.stream(stream):
+            _enqueue_copy(out, inp)
+        return _Joined(now, [stream])
+
+    def round_trip(self, out: Array, inp: Array, host: Array, parts: Sequence[slice]) -> Work:
+        leaving, coming, now = self._transport.copy_stream, self._transport.side_stream, torch.cuda.current_stream()
+        leaving.wait_stream(now)
+        coming.wait_stream(now)
+        for part in parts:
+            with torch.cuda.stream(leaving):
+                _enqueue_copy(host[part], inp[part])
+            left = torch.cuda.Event()
+            left.record(leaving)
+            coming.wait_event(left)
+            with torch.cuda.stream(coming):
+                _enqueue_copy(out[part], host[part])
+        work = _Joined(now, [leaving, coming])
+        if not self._transport.beside:
+            work.wait()
+        return work
+
     def write(self, array: Array, data: Bytes) -> None:
         array[: data.size] = torch.from_numpy(data).to(self._device)
 
@@ -218,7 +264,7 @@ class Nccl:
         without = self.windows.missing()
         self._no_windows = "" if self._agree(not without) else without or "NCCL cannot register memory on another rank"
         self.world: Comm = NcclComm(group, self, range(self.size))
-        self._one_sided = self._agree(one_host and _reaches_peers(self.cuda.index, self.size))
+        self._one_sided = self.size > 1 and self._agree(one_host and _reaches_peers(self.cuda.index, self.size))
         self._one = torch.zeros(1, device=self.cuda)
 
     def _pretend(self, info: RankInfo) -> None:

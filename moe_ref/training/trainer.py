@@ -28,7 +28,7 @@ from moe_ref.capturing import Uncapturable
 from moe_ref.data import TextDataset
 from moe_ref.lm.config import flops_per_token
 from moe_ref.profiling import labelled
-from moe_ref.training import build, checkpoint, parallel_dims, step_graph
+from moe_ref.training import build, checkpoint, offload, parallel_dims, step_graph
 from moe_ref.training.checkpoint import Box, Checkpoint
 from moe_ref.training.grad_buckets import GradBuckets
 from moe_ref.training.metrics import ExpertLoads, Metrics, memory_bytes, peak_flops
@@ -140,7 +140,7 @@ class Trainer:
         for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
             rows = slice(micro_batch * self.micro_batch_size, (micro_batch + 1) * self.micro_batch_size)
             seed = None if step is None else self._seed(step, micro_batch)
-            with self._autocast():
+            with self._autocast(), self._offloaded():
                 result = self.model(inputs[rows], seed=seed, draws=step is not None, contexts=self._contexts())
                 found = _cross_entropy(result.logits_BSV, targets[rows])
             loss += found.detach().double()
@@ -251,6 +251,11 @@ class Trainer:
         if self.monitor is None:
             return lambda: (nullcontext(), labelled("train::redone"))
         return self.monitor.contexts(stash=recompute == "stash")
+
+    def _offloaded(self) -> AbstractContextManager[object]:
+        if self.config.offload == "none":
+            return nullcontext()
+        return offload.activations(self.model)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.dtype != "bf16":

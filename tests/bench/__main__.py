@@ -9,6 +9,9 @@ make bench ARGS="moe -h"        on a GPU, the reference layer by index over its 
 make bench ARGS="helloworld -h" on GPUs, the reference layer under the conditions of Tutel's helloworld; likewise
 make bench ARGS="graphs -h"     on a GPU, our layer and its step from CUDA graphs, beside the eager one; likewise
 make bench ARGS="recipes -h"    on a GPU, layers of today's models beside torch's grouped product; likewise
+make bench ARGS="host_copies"    on a GPU, plain copies to and from its host, as nvbandwidth times them
+make bench ARGS="offload -h"    on a GPU, activations kept on the host, beside recomputing them, in too little memory
+make bench ARGS="expert_groups" on a GPU, the rule for groups of experts against what passes take; --small on a CPU
 make bench ARGS="osu -h"        over MPI, beside OSU's osu_alltoall, which is built elsewhere; likewise
 python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as root, an hour; goes on where it stopped
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
@@ -31,7 +34,7 @@ BENCHES = (
 )  # fmt: skip
 WITH_ARGUMENTS = (
     "nccl", "stress", "vdev", "profile", "moe", "helloworld", "graphs", "fresh", "plants", "osu", "routed", "dispatch",
-    "recipes", "held_out",
+    "recipes", "held_out", "host_copies", "offload", "expert_groups",
 )  # fmt: skip
 
 

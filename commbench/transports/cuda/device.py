@@ -13,7 +13,7 @@ from commbench.data import WORD_BYTES, Pattern, Run
 from commbench.errors import EnvironmentProblem
 from commbench.machine import gpus
 from commbench.rank_info import RankInfo
-from commbench.transports.device import Difference
+from commbench.transports.device import Difference, HostGenerator
 from commbench.units import format_size
 
 _PART_BYTES = 64 << 20  # that are made or compared at a time
@@ -69,7 +69,12 @@ class Cuda:
 
 
 class BlockGenerator:
-    """`data.Pattern` on a GPU: what the host would make of it, made by the GPU, on the current stream."""
+    """`data.Pattern` on a GPU: what the host would make of it, made by the GPU, on the current stream.
+
+    Buffers in the host's memory are the host's to make and check.
+    """
+
+    _host = HostGenerator()
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -77,11 +82,18 @@ class BlockGenerator:
         self._bytes = torch.arange(WORD_BYTES, device=device)
 
     def fill(self, array: torch.Tensor, pattern: Pattern, salt: int, *, invert: bool) -> None:
+        if array.is_cpu:
+            torch.cuda.current_stream().synchronize()  # a copy may be under way
+            self._host.fill(array, pattern, salt, invert=invert)
+            return
         for run, kept, first, last in self._parts(pattern):
             made = self._made(pattern, run, kept, first, last, salt)
             run.of(array, first, last)[...] = made.bitwise_not_() if invert else made
 
-    def compare(self, array: torch.Tensor, pattern: Pattern, salt: int) -> list[_Compared]:
+    def compare(self, array: torch.Tensor, pattern: Pattern, salt: int) -> list[_Compared] | Difference:
+        if array.is_cpu:
+            torch.cuda.current_stream().synchronize()
+            return self._host.compare(array, pattern, salt)
         compared = []
         for run, kept, first, last in self._parts(pattern):
             seen, right = run.of(array, first, last), self._made(pattern, run, kept, first, last, salt)
@@ -95,12 +107,13 @@ class BlockGenerator:
             compared.append(_Compared(run, first, torch.cat([differs.sum().view(1), at.view(1), word])))
         return compared
 
-    def read(self, compared: list[list[_Compared]]) -> list[Difference]:
-        every = [part for parts in compared for part in parts]
-        if not every:
-            return [Difference()] * len(compared)
-        numbers = iter(torch.stack([part.numbers for part in every]).tolist())
-        return [_difference(parts, [next(numbers) for _ in parts]) for parts in compared]
+    def read(self, compared: list[list[_Compared] | Difference]) -> list[Difference]:
+        every = [part for parts in compared if not isinstance(parts, Difference) for part in parts]
+        numbers = iter(torch.stack([part.numbers for part in every]).tolist() if every else [])
+        return [
+            parts if isinstance(parts, Difference) else _difference(parts, [next(numbers) for _ in parts])
+            for parts in compared
+        ]
 
     def _parts(self, pattern: Pattern) -> Iterator[tuple[Run, _RunOnDevice, int, int]]:
         """Parts of a pattern that need little memory beside, each with what the GPU keeps of its run."""

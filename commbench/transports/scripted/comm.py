@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.data import OPS, SIGNIFICANT, Bytes, add, decode, encode, rounded, widened
-from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
+from commbench.transports.base import Array, Comm, HostMemory, Message, PutPlan, Puts, Ready, Work
 from commbench.transports.rows import HostRows, Rows
 
 _UNWRITTEN = 0xA5  # in memory that nobody has written to, where what algorithms do is looked at
@@ -35,7 +35,7 @@ class Carrier(Protocol):
     ) -> dict[int, bytes]: ...
 
 
-class ScriptedComm:
+class ScriptedComm(HostMemory):
     """A group of global ranks over the transport's mesh."""
 
     rows: Rows = HostRows()
