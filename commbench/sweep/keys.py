@@ -150,7 +150,7 @@ _READ_TOGETHER = Parsed(lambda name, value: value, "8, 32K, 1MiB")
 LISTED: dict[str, Key] = {
     "transport": _axis(OneOf(tuple(transports.TABLE)), "gloo", WHAT, "what carries the messages"),
     "collective": _axis(OneOf((*collectives.TABLE, "all")), "all_to_all", WHAT,
-                        "what is done; all: every one but pairs, reshard, dispatch and combine"),
+                        "what is done; all: what programs call, without dispatch and combine"),
     "algorithm": _axis(_ALGORITHMS, "direct", WHAT,
                        "how it is done; all: in every way there is; ./FILE.py:CLASS: yours, from a file"),
     "dtype": _axis(OneOf(tuple(DTYPES)), "fp32", WHAT, "type of the elements"),

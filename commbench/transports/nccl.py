@@ -33,6 +33,7 @@ from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
 from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
 from commbench.transports.cuda.device import Cuda, index_of
+from commbench.transports.cuda.host_copies import Streams as HostStreams
 from commbench.transports.cuda.one_sided import GpuPuts, StreamBarrier, copy_rate_gbps
 from commbench.transports.cuda.registered_memory import Windows
 from commbench.transports.cuda.symmetric_memory import PeerMemory
@@ -54,22 +55,6 @@ _VIRTUAL_NETWORK = {
 _RECLAIMED_AFTER = 12
 _DESTROYED_AFTER_S = 0.005  # CUDA may tell NCCL from a thread of its own
 _PRODUCT = 4096  # columns and rows of the weights of the product beside a collective
-
-
-def _enqueue_copy(out: Array, inp: Array) -> None:
-    assert isinstance(out, torch.Tensor) and isinstance(inp, torch.Tensor)
-    out.copy_(inp, non_blocking=True)
-
-
-class _Joined:
-    """Copies on other streams, of which a stream waits for the last."""
-
-    def __init__(self, stream: torch.cuda.Stream, others: Sequence[torch.cuda.Stream]) -> None:
-        self._stream, self._others = stream, others
-
-    def wait(self) -> None:
-        for other in self._others:
-            self._stream.wait_stream(other)
 
 
 class NcclComm(TorchComm):
@@ -167,31 +152,10 @@ class NcclComm(TorchComm):
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
 
     def copy(self, out: Array, inp: Array) -> Work:
-        if not self._transport.beside:
-            _enqueue_copy(out, inp)
-            return _DONE
-        stream, now = self._transport.copy_stream, torch.cuda.current_stream()
-        stream.wait_stream(now)
-        with torch.cuda.stream(stream):
-            _enqueue_copy(out, inp)
-        return _Joined(now, [stream])
+        return self._transport.host_copies.copy(out, inp, beside=self._transport.beside)
 
     def round_trip(self, out: Array, inp: Array, host: Array, parts: Sequence[slice]) -> Work:
-        leaving, coming, now = self._transport.copy_stream, self._transport.side_stream, torch.cuda.current_stream()
-        leaving.wait_stream(now)
-        coming.wait_stream(now)
-        for part in parts:
-            with torch.cuda.stream(leaving):
-                _enqueue_copy(host[part], inp[part])
-            left = torch.cuda.Event()
-            left.record(leaving)
-            coming.wait_event(left)
-            with torch.cuda.stream(coming):
-                _enqueue_copy(out[part], host[part])
-        work = _Joined(now, [leaving, coming])
-        if not self._transport.beside:
-            work.wait()
-        return work
+        return self._transport.host_copies.round_trip(out, inp, host, parts, beside=self._transport.beside)
 
     def write(self, array: Array, data: Bytes) -> None:
         array[: data.size] = torch.from_numpy(data).to(self._device)
@@ -231,6 +195,7 @@ class Nccl:
         torch.cuda.set_stream(torch.cuda.Stream())
         # Made once: torch has 32 and hands them out in turn.
         self.side_stream, self.copy_stream = torch.cuda.Stream(), torch.cuda.Stream()
+        self.host_copies = HostStreams(self.copy_stream, self.side_stream)
         self.device = Cuda(self.cuda.index)
         store = shared if shared is not None else meet(info)
         with plain_groups():
@@ -244,7 +209,7 @@ class Nccl:
             self._votes = dist.new_group(backend="gloo", timeout=LIBRARY_TIMEOUT)
         self._one_host = info.local_size == info.size
         self._open(world, one_host=self._one_host and not self._virtual_hosts)
-        if self._one_sided:
+        if self._one_sided and self.size > 1:  # one rank has nobody to wait for
             self._stream_barrier = StreamBarrier(self.memory, self.cuda.index, self.rank, self.size)
         self._all_reduce_one()  # connects the ranks
         torch.cuda.synchronize()
@@ -264,7 +229,7 @@ class Nccl:
         without = self.windows.missing()
         self._no_windows = "" if self._agree(not without) else without or "NCCL cannot register memory on another rank"
         self.world: Comm = NcclComm(group, self, range(self.size))
-        self._one_sided = self.size > 1 and self._agree(one_host and _reaches_peers(self.cuda.index, self.size))
+        self._one_sided = self._agree(one_host and _reaches_peers(self.cuda.index, self.size))
         self._one = torch.zeros(1, device=self.cuda)
 
     def _pretend(self, info: RankInfo) -> None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 
 from commbench.communicators.communicator import Communicator
 from commbench.errors import CorruptFile, UsageError
@@ -262,6 +263,28 @@ def test_a_run_that_goes_on_makes_the_steps_that_it_would_have_made(recompute: s
     assert second.evaluate() == whole.evaluate()
     for (name, one), other in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_activations_on_the_host_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What autograd saves goes through the host, but for parameters and small tensors; losses and weights are equal."""
+    moved: list[int] = []
+    kept = save_on_cpu.__init__
+
+    def spied(self: save_on_cpu, *given: Any, **named: Any) -> None:
+        kept(self, *given, **named)
+        pack = self.pack_hook
+        self.pack_hook = lambda tensor: (moved.append(tensor.nbytes), pack(tensor.clone()))[1]
+
+    monkeypatch.setattr(save_on_cpu, "__init__", spied)
+    wide = replace(TINY, width=64, hidden=128, context=64)
+    plain, offloaded = Trainer(wide), Trainer(replace(wide, offload="activations"))
+    assert steps(plain, 3) == steps(offloaded, 3)
+    for (name, one), other in zip(plain.model.named_parameters(), offloaded.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert moved and min(moved) >= 1 << 16
+    for other in ({"recompute": "redo"}, {"graphs": True}):
+        with pytest.raises(UsageError, match="offload=activations with"):
+            replace(TINY, offload="activations", **other)
 
 
 def test_a_checkpoint_of_step_0_has_no_moments(tmp_path: Path) -> None:

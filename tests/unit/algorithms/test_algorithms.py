@@ -53,7 +53,8 @@ def spec_of(
 
 # Of those that route tokens see test_routed.py: what is said of their sizes and splits here is nothing to them.
 UNROUTED = [algorithm for algorithm in algorithms.TABLE.values() if not collectives.get(algorithm.collective).routed]
-ALIKE = [algorithm for algorithm in UNROUTED if algorithm.collective != "reshard"]  # whose ranks all take part alike
+# Those in which all ranks exchange alike.
+ALIKE = [algorithm for algorithm in UNROUTED if algorithm.collective not in ("reshard", "host_copy")]
 
 
 def spec_or_skip(algorithm: Algorithm, nodes: int, per_node: int, **more: Any) -> Spec:
