@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, Self
 
@@ -17,6 +17,7 @@ import torch
 
 from commbench import payloads
 from commbench.algorithms.base import CountsInside
+from commbench.collectives.meshes import Box
 from commbench.communicators import requests, resharding, routed, routed_choice
 from commbench.communicators.autograd import DifferentiableCollectives
 from commbench.communicators.call_cache import CallCache
@@ -237,6 +238,19 @@ class Communicator:
             self._transport.world, self._transport.all_gather, self.layout, self.device, tensors, src, dst, algorithm,
             params,
         )  # fmt: skip
+
+    def reshard_boxes(self, held: Sequence[Mapping[Box, Tensor]], wanted: Sequence[Box | None]) -> list[Tensor | None]:
+        """Return of each tensor the box that this rank wants, where boxes lie as they like. Collective.
+
+        held: of each tensor the boxes, `((from, to), ..)` in each dimension, that this rank has, with their elements.
+        A box that several ranks want is read from one that has it, and goes into each node once. Raises `UsageError`
+        on all ranks where what is held does not make up what is wanted, each element once.
+        """
+        self._calls.check_open()
+        self._transport.overlap(False)
+        return resharding.reshard_boxes(
+            self._transport.world, self._transport.all_gather, self.layout, self.device, held, wanted
+        )
 
     def prepare(self, collective: str, *given: Any, async_op: bool = False, **named: Any) -> None:
         """Do all that the first such call would do, but the call: `comm.prepare("all_to_all", out, inp)`. Collective.

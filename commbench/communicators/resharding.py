@@ -169,6 +169,62 @@ def exchange(
     return results
 
 
+def reshard_boxes(
+    world: Comm, gather: Gather, layout: Layout, device: torch.device, held: Sequence[Mapping[Box, Tensor]],
+    wanted: Sequence[Box | None],
+) -> list[Tensor | None]:  # fmt: skip
+    """Return of each tensor the box that this rank wants. Collective: see `Communicator.reshard_boxes`."""
+    mine = [_record(index, box, _DTYPES.index(one.dtype)) for index, has in enumerate(held) for box, one in has.items()]
+    wishes = [_record(index, box, -1) for index, box in enumerate(wanted) if box is not None]
+    most = gather([float(len(mine)), float(len(wishes)), float(len(wanted))])
+    if len({*most[:, 2].tolist()}) > 1:
+        raise UsageError("reshard: the ranks ask for different numbers of tensors", hint="the same tensors on all")
+    empty = _record(-1, (), -1)
+    tables = [
+        gather([*itertools.chain(*records, *[empty] * (int(many.max()) - len(records)))])
+        .reshape(layout.ranks, -1, len(empty)).astype(int).tolist()
+        for records, many in ((mine, most[:, 0]), (wishes, most[:, 1]))
+    ]  # fmt: skip
+    boxes: list[tuple[dict[Box, list[int]], dict[Box, list[int]]]] = [({}, {}) for _ in wanted]
+    kinds: dict[int, int] = {}
+    for side, table in enumerate(tables):
+        for rank, records in enumerate(table):
+            for index, kind, dims, *edges in records:
+                if index < 0:
+                    continue
+                box = tuple((edges[2 * dim], edges[2 * dim + 1]) for dim in range(dims))
+                boxes[index][side].setdefault(box, []).append(rank)
+                if not side and kinds.setdefault(index, kind) != kind:
+                    raise UsageError(f"reshard: boxes of tensor {index} differ in dtype", hint="one tensor, cut")
+    moves = [
+        TensorMove(
+            _DTYPES[kinds.get(index, 0)], *([(box, tuple(ranks)) for box, ranks in side.items()] for side in both)
+        )
+        for index, both in enumerate(boxes)
+    ]
+    for index, move in enumerate(moves):
+        for box, _ in move.dst:
+            found = sum(piece.elements for piece in meshes.common(move.src, [(box, (0,))]))
+            if found != _elements(box):
+                raise UsageError(
+                    f"reshard: of tensor {index}, box {box} has {_elements(box)} elements, and ranks hold "
+                    f"{found} of them, counted where they are held twice",
+                    hint="each element once",
+                )
+    way, params = algorithm_of(DEFAULT, {})
+    results = exchange(world, layout, device, moves, held, way, params)
+    return [None if box is None else found[box] for box, found in zip(wanted, results, strict=True)]
+
+
+def _record(index: int, box: Box, kind: int) -> list[float]:
+    edges = [float(edge) for pair in box for edge in pair]
+    return [float(index), float(kind), float(len(box)), *edges, *[0.0] * (2 * _MOST_DIMS - len(edges))]
+
+
+def _elements(box: Box) -> int:
+    return math.prod(end - begin for begin, end in box)
+
+
 class _Part(NamedTuple):
     """A part of one tensor that goes from the same ranks to the same ranks."""
 
@@ -176,7 +232,7 @@ class _Part(NamedTuple):
     box: Box
 
     def nbytes(self, moves: Sequence[TensorMove]) -> int:
-        return math.prod(end - begin for begin, end in self.box) * moves[self.tensor].dtype.itemsize
+        return _elements(self.box) * moves[self.tensor].dtype.itemsize
 
 
 _Group = tuple[tuple[int, ...], tuple[int, ...]]  # holders, receivers

@@ -33,6 +33,7 @@ TRANSPORTS = ("gloo", "nccl")
 DTYPES = ("fp32", "bf16", "fp64")
 RECOMPUTE = ("none", "redo", "stash")
 OFFLOAD = ("none", "activations")
+RESUME_BY = ("files", "reshard")
 EXCHANGES = ("per_choice", "per_rank", "per_node", "all_gather", "profile")
 BINDINGS = tuple(policy for policy in policies.POLICIES if policy != "explicit")  # whose masks only a profile has
 _OF_FABRIC = ("link", "message_overhead", "intra_link")
@@ -118,6 +119,9 @@ class TrainConfig:
     bucket_mb: Annotated[float, _training("MB of gradients that are reduced together", ABOVE_0, free=True)] = 25.0
     save_every: Annotated[int | None, _training(
         "steps between checkpoints; 0: at the end only, null: never", AT_LEAST_0, free=True)] = 200
+    resume_by: Annotated[str, _training(
+        "files: each rank reads what it needs of a checkpoint; reshard: one rank each byte, and sends it on",
+        OneOf(RESUME_BY), free=True)] = "files"
     keep: Annotated[int, _training("checkpoints that are kept", AT_LEAST_1, free=True)] = 2
     # The ranks.
     transport: Annotated[str, _ranks("what carries the messages", OneOf(TRANSPORTS), free=True)] = "gloo"

@@ -111,6 +111,12 @@ class Checkpoint:
                 found = f"{path.stat().st_size} bytes" if path.is_file() else "not there"
                 raise _damaged(path, f"{found}, where the manifest says {size} bytes")
         self._files: dict[str, Any] = {}
+        self.read_bytes = 0  # of tensors, so far
+
+    def pieces(self, name: str) -> list[tuple[Box, tuple[int, ...]]]:
+        """Return the pieces of a tensor as they were written: the box and the shape of each. None where it is not."""
+        entry = self._tensors.get(name, {"pieces": []})
+        return [(Box(tuple(entry["shape"]), tuple(one["start"])), tuple(one["length"])) for one in entry["pieces"]]
 
     def read(self, name: str, box: Box, length: tuple[int, ...]) -> Tensor:
         """Read the part of tensor `name` that starts at `box.start` and has the shape `length`, on the CPU.
@@ -136,6 +142,7 @@ class Checkpoint:
                 out = torch.empty(length, dtype=part.dtype)
             out[tuple(slice(a - s, b - s) for a, b, s in zip(begins, ends, box.start, strict=True))] = part
             covered += part.numel()
+            self.read_bytes += part.nbytes
         if out is None or covered != out.numel():
             raise _damaged(self.folder / _MANIFEST, f"the shards of {name} do not make up the whole")
         return out

@@ -19,7 +19,7 @@ from moe_ref.training.grad_buckets import Kind
 from moe_ref.training.parallel_dims import ParallelDims
 
 Named = Sequence[tuple[str, nn.Parameter]]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def rate(config: TrainConfig, step: int) -> float:
@@ -80,7 +80,7 @@ class DistributedOptimizer:
     def states(self) -> dict[str, dict[str, Tensor]]:
         """Return both moments by parameter's name, of those that this rank updates and has updated."""
         return {
-            self._names[parameter]: {moment: optimizer.state[parameter][moment] for moment in _MOMENTS}
+            self._names[parameter]: {moment: optimizer.state[parameter][moment] for moment in MOMENTS}
             for optimizer in self._owned
             for parameter in _parameters(optimizer)
             if optimizer.state.get(parameter)
@@ -94,7 +94,7 @@ class DistributedOptimizer:
         """Take up what `states` gave, of the parameters that this rank updates now, after `step` steps."""
         for optimizer in self._owned:
             for parameter in _parameters(optimizer):
-                found = {moment: states[self._names[parameter]][moment].to(parameter.device) for moment in _MOMENTS}
+                found = {moment: states[self._names[parameter]][moment].to(parameter.device) for moment in MOMENTS}
                 # Fused AdamW counts steps on the GPU, the other one on the CPU.
                 count = torch.tensor(float(step), device=parameter.device if parameter.is_cuda else "cpu")
                 optimizer.state[parameter] = {"step": count, **found}

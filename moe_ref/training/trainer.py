@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,18 @@ from torch.nn import functional
 from torch.profiler import record_function
 
 from commbench.communicators.communicator import Communicator
+from commbench.communicators.wrapper import bare
 from commbench.errors import CommbenchError, UsageError
 from commbench.train.config import TrainConfig
 from moe_ref.capturing import Uncapturable
 from moe_ref.data import TextDataset
 from moe_ref.lm.config import flops_per_token
 from moe_ref.profiling import labelled
-from moe_ref.training import build, checkpoint, offload, parallel_dims, step_graph
+from moe_ref.training import build, checkpoint, checkpoint_reshard, offload, parallel_dims, step_graph
 from moe_ref.training.checkpoint import Box, Checkpoint
 from moe_ref.training.grad_buckets import GradBuckets
 from moe_ref.training.metrics import ExpertLoads, Metrics, memory_bytes, peak_flops
-from moe_ref.training.optimizer import DistributedOptimizer, rate
+from moe_ref.training.optimizer import MOMENTS, DistributedOptimizer, rate
 from moe_ref.training.step_graph import StepGraph
 from moe_ref.training.timers import Timers
 
@@ -224,13 +226,15 @@ class Trainer:
                              f"{theirs['digest']}; {self.text.path} has {ours['bytes']}, {ours['digest']}",
                              hint="path=FILE, the same text; or start a new run")  # fmt: skip
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(self._read(found, f"{_MODEL}/{name}", name))
-        if found.step:  # before its first step an optimizer has no moments
-            states = {
-                name: {moment: self._read(found, f"{moment}/{name}", name) for moment in ("exp_avg", "exp_avg_sq")}
-                for name in self.optimizer.owned()
-            }
+            moments = MOMENTS if found.step else ()  # before its first step an optimizer has none
+            states: dict[str, dict[str, Tensor]] = {name: {} for name in self.optimizer.owned()}
+            for kind in (_MODEL, *moments):
+                for name, tensor in self._read_all(found, kind):
+                    if kind == _MODEL:
+                        self.model.get_parameter(name).copy_(tensor)
+                    else:
+                        states[name][kind] = tensor
+        if found.step:
             self.optimizer.load(states, found.step)
         self.done = found.step
         if self.graph is not None:  # what it has captured updates states that are the optimizer's no more
@@ -240,9 +244,20 @@ class Trainer:
         """Close what the trainer made for itself; the communicator that it was given stays. Collective."""
         self._dims.close()
 
-    def _read(self, found: Checkpoint, tensor: str, name: str) -> Tensor:
-        """Read this rank's part of a tensor that lies as parameter `name` does."""
-        return found.read(tensor, self._placements[name].box, tuple(self.model.get_parameter(name).shape))
+    def _read_all(self, found: Checkpoint, kind: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield by name this rank's part of each parameter, or of a moment of those that it updates."""
+        owned = {*self.optimizer.owned()}
+        wanted = {
+            name: (self._placements[name].box, tuple(parameter.shape), kind == _MODEL or name in owned)
+            for name, parameter in self.model.named_parameters()
+        }
+        comm = None if self._dims.comms is None else bare(self._dims.comms.world)
+        if self.config.resume_by == "reshard" and isinstance(comm, Communicator):
+            yield from checkpoint_reshard.read(found, kind, wanted, comm, self.device, self._all_succeeded)
+            return
+        for name, (box, length, wants) in wanted.items():
+            if wants:
+                yield name, found.read(f"{kind}/{name}", box, length)
 
     def _contexts(self) -> Any:
         recompute = self.config.recompute

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,10 @@ from commbench.collectives import meshes
 from commbench.communicators import resharding
 from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
+from moe_ref.training.checkpoint import Checkpoint
+from moe_ref.training.trainer import Trainer
 from tests.gloo.calls import nodes_of, raises
+from tests.moe.test_training import TINY
 from tests.support.ranks import on_gloo
 
 SHAPES = {  # with lengths that no mesh divides, one dimension and none to cut
@@ -110,3 +115,52 @@ def test_tensors_go_from_any_mesh_to_any_other() -> None:
 def test_one_rank_hands_its_tensors_to_itself() -> None:
     mesh = meshes.parse("tp1")
     assert meshes.pieces((3, 4), mesh, mesh)[0].lacking == ()
+
+
+def test_boxes_that_lie_as_they_like() -> None:
+    whole = torch.arange(24).view(4, 6)
+    held = [{((0, 4), (0, 3)): whole[:, :3]}, {((0, 2), (3, 6)): whole[:2, 3:], ((2, 4), (3, 6)): whole[2:, 3:]}, {}]
+    wanted = [((1, 3), (2, 5)), None, ((0, 4), (0, 6))]
+
+    def rank(transport: Any) -> None:
+        comm = commbench.communicator()
+        me = comm.rank
+        (found,) = comm.reshard_boxes([held[me]], [wanted[me]])
+        box = wanted[me]
+        assert (found is None) == (box is None)
+        assert found is None or box is None or torch.equal(found, whole[tuple(slice(*edge) for edge in box)])
+        lacking = [{} if me == 0 else held[me]]
+        raises(UsageError, lambda: comm.reshard_boxes(lacking, [wanted[me]]), "elements, and ranks hold")
+        comm.close()
+
+    on_gloo(3, rank)
+
+
+@pytest.mark.parametrize(("tp", "zero"), [(1, True), (2, True), (2, False)])
+def test_a_training_goes_on_by_reshard_as_it_does_by_files(tp: int, zero: bool, tmp_path: Path) -> None:
+    """A checkpoint of one rank on four: all tensors are the same, and each byte is read by one rank alone."""
+    one = replace(TINY, heads=4, dtype="fp64")
+    trainer = Trainer(one)
+    trainer.step()
+    folder = trainer.save(tmp_path)
+    nbytes = sum(parameter.nbytes for parameter in trainer.model.parameters()) * 3
+
+    def rank(transport: Any) -> None:
+        comm = commbench.communicator()
+        states, read = [], []
+        for way in ("files", "reshard"):
+            trainer = Trainer(replace(one, ranks_per_node=4, parts=4 // tp, tp=tp, zero=zero, resume_by=way), comm)
+            saved = Checkpoint(folder)
+            trainer.load(saved)
+            states.append([*trainer.model.parameters()])
+            states[-1] += [one for state in trainer.optimizer.states().values() for one in state.values()]
+            counted = torch.tensor([saved.read_bytes])
+            comm.all_reduce(counted)
+            read.append(int(counted))
+            trainer.close()
+        for first, second in zip(*states, strict=True):
+            assert torch.equal(first, second)
+        assert read[1] == nbytes < read[0]
+        comm.close()
+
+    on_gloo(4, rank)
