@@ -24,6 +24,12 @@ from commbench.algorithms.drop_reduce_scatter import DropReduceScatter
 from commbench.algorithms.duplicated import Duplicated
 from commbench.algorithms.host_copy import DirectHostCopy
 from commbench.algorithms.one_sided import SymmCopyEngine, SymmCopyEngineV, SymmStore, SymmStoreV
+from commbench.algorithms.one_sided_rows import (
+    SymmPerRankCombine,
+    SymmPerRankDispatch,
+    SymmSlotsCombine,
+    SymmSlotsDispatch,
+)
 from commbench.algorithms.pairwise import Pairwise, PairwiseV
 from commbench.algorithms.per_choice import PerChoiceCombine, PerChoiceDispatch
 from commbench.algorithms.per_node import PerNodeCombine, PerNodeDispatch
@@ -80,12 +86,16 @@ _ALL: tuple[Algorithm, ...] = (
     PerNodePipelinedDispatch(),
     AllGatherDispatch(),
     SlotsDispatch(),
+    SymmPerRankDispatch(),
+    SymmSlotsDispatch(),
     PerChoiceCombine(),
     PerRankCombine(),
     PerNodeCombine(),
     PerNodePipelinedCombine(),
     AllGatherCombine(),
     SlotsCombine(),
+    SymmPerRankCombine(),
+    SymmSlotsCombine(),
 )
 
 TABLE: dict[tuple[str, str], Algorithm] = {(a.collective, a.name): a for a in _ALL}

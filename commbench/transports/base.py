@@ -92,6 +92,29 @@ class PutPlan:
     step: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPutPlan:
+    """A dispatch or a combine by one-sided writes: ranks of one node, experts in equal numbers on each.
+
+    All ranks know `experts` and `weights`, [ranks, tokens, top_k], of a combine; of a dispatch the ranks look into its
+    input where `told`, and the output says of each row whose it is.
+    """
+
+    combines: bool
+    slots: bool  # whether rows go into slots, where nobody has to be asked before
+    told: bool
+    waits: bool  # whether the host waits until it knows how many rows have come
+    row_bytes: int
+    per_rank: int  # experts of a rank
+    by_expert: bool  # whether there is a row for each choice, by expert; or for each token
+    dtype: str
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+    ctas: int
+    scratch_bytes: int
+    steps: Sequence[str]  # the names of what moves: counts, where they are told before; and rows
+
+
 class Puts(Protocol):
     """A one-sided exchange, ready for any pair of buffers."""
 
@@ -129,6 +152,9 @@ class TwoSided(HostMemory):
     """A communicator that cannot write into the memory of other ranks; the plan knows."""
 
     def puts(self, plan: PutPlan) -> Puts:
+        raise NotImplementedError("no rank reaches the memory of another over this transport")
+
+    def row_puts(self, plan: RowPutPlan) -> Puts:
         raise NotImplementedError("no rank reaches the memory of another over this transport")
 
 
@@ -202,6 +228,10 @@ class Comm(Protocol):
 
         A rank is written to only after it has entered the call.
         """
+        ...
+
+    def row_puts(self, plan: RowPutPlan) -> Puts:
+        """Collective, untimed: a dispatch or combine by one-sided writes, with scratch of its own."""
         ...
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:

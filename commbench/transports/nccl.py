@@ -31,11 +31,12 @@ from commbench.data import Bytes
 from commbench.layout import Layout, LinkClass
 from commbench.links import LinkRate
 from commbench.rank_info import RankInfo
-from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, Timer, Work, Works
+from commbench.transports.base import Array, Comm, Done, Message, PutPlan, Puts, Ready, RowPutPlan, Timer, Work, Works
 from commbench.transports.cuda.device import Cuda, index_of
 from commbench.transports.cuda.host_copies import Streams as HostStreams
 from commbench.transports.cuda.one_sided import GpuPuts, StreamBarrier, copy_rate_gbps
 from commbench.transports.cuda.registered_memory import Windows
+from commbench.transports.cuda.row_puts import GpuRowPuts
 from commbench.transports.cuda.symmetric_memory import PeerMemory
 from commbench.transports.cuda.timer import EventTimer, HostTimer
 from commbench.transports.gloo import LIBRARY_TIMEOUT, OPS, TorchComm, gather, lists, meet, typed
@@ -140,6 +141,11 @@ class NcclComm(TorchComm):
             transport.memory, transport.cuda.index, self._members, self.rank, plan,
             side_stream=transport.side_stream if transport.beside else None, copy_stream=transport.copy_stream,
         )  # fmt: skip
+
+    def row_puts(self, plan: RowPutPlan) -> Puts:
+        transport = self._transport
+        side_stream = transport.side_stream if transport.beside else None
+        return GpuRowPuts(transport.memory, transport.cuda.index, self._members, self.rank, plan, side_stream)
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
         if buffers == "plain":

@@ -1,6 +1,6 @@
 """What one-sided kernels need beside input and output: flags, counters and slots, in memory that all ranks reach.
 
-`one_sided.cu` has the same layout.
+`flags.cuh`, and what includes it, have the same layout.
 """
 
 from __future__ import annotations
@@ -35,3 +35,25 @@ def slot_bytes(block_bytes: int, blocks: int, threads: int) -> int:
 def packet_bytes(ranks: int, slot: int, blocks: int) -> int:
     """Return the bytes of all slots: two for each block of each rank."""
     return blocks * 2 * ranks * slot
+
+
+def rows_come() -> int:
+    """Return where a dispatch leaves how many rows have come: the first flag, as it has no handshake."""
+    return _WORD * BLOCKS
+
+
+def dispatch_bytes(ranks: int, blocks: int, tokens: int, top_k: int, bins: int, *, copied: bool) -> int:
+    """Return the bytes that a dispatch needs: flags, packets of counts, and where copies of rows belong, if any do."""
+    copies = ranks * tokens * top_k * _WORD if copied else 0
+    return flag_bytes(ranks) + blocks * ranks * -(-bins // 2) * PACKET_BYTES + copies
+
+
+def slot_dispatch_bytes(ranks: int, blocks: int, tokens: int, top_k: int, row_bytes: int) -> int:
+    """Return the bytes that a dispatch into slots needs: flags, and twice the choices for each block, and rows."""
+    choices = -(-2 * blocks * ranks * tokens * top_k * _DATA_BYTES // 16) * 16
+    return flag_bytes(ranks) + choices + 2 * ranks * tokens * row_bytes
+
+
+def combine_bytes(ranks: int, tokens: int, row_bytes: int, sets: int) -> int:
+    """Return the bytes that a combine needs: flags, and `sets` of slots for a row of each rank and token."""
+    return flag_bytes(ranks) + sets * ranks * tokens * row_bytes

@@ -5,7 +5,7 @@
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
-#define SHARED __shared__
+#define SHARED(type, name) __shared__ type name  // one of each block
 #define KERNEL extern "C" __global__
 
 __device__ inline u32 thread() { return threadIdx.x; }
@@ -13,6 +13,8 @@ __device__ inline u32 threads() { return blockDim.x; }
 __device__ inline u32 block() { return blockIdx.x; }
 __device__ inline u32 blocks() { return gridDim.x; }
 __device__ inline void block_barrier() { __syncthreads(); }
+constexpr u32 LANES = 32;  // threads that move one row together
+__device__ inline u32 add_shared(u32* at, u32 more) { return atomicAdd(at, more); }
 
 // Everything that this thread's block did before its last `block_barrier` is seen by whoever acquires this value.
 __device__ inline void release(u32* flag, u32 value) {
@@ -35,6 +37,8 @@ __device__ inline uint4 load(const uint4* at) {
 }
 __device__ inline u64 load(const u64* at) { return __ldg(at); }
 __device__ inline u32 load(const u32* at) { return __ldg(at); }
+__device__ inline int load(const int* at) { return __ldg(at); }
+__device__ inline float load(const float* at) { return __ldg(at); }
 __device__ inline unsigned char load(const unsigned char* at) { return __ldg(at); }
 
 // Eight bytes of data in two halves, each beside the number of the call. Hardware writes and reads eight aligned bytes
@@ -59,3 +63,35 @@ __device__ inline Packet get(const Packet* at) {
 }
 
 __device__ inline void idle() {}
+
+// Two numbers in one word, the first in its low half, as fp32 and back: rounded to the nearest, half to even.
+struct Bf16 {
+  __device__ static inline float low(u32 word) { return __uint_as_float(word << 16); }
+  __device__ static inline float high(u32 word) { return __uint_as_float(word & 0xFFFF0000); }
+  __device__ static inline u32 pack(float low, float high) {
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+  }
+};
+
+struct Fp16 {
+  __device__ static inline float low(u32 word) {
+    float value;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(value) : "r"(word));
+    return value;
+  }
+  __device__ static inline float high(u32 word) {
+    float value;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(value) : "r"(word));
+    return value;
+  }
+  __device__ static inline u32 pack(float low, float high) {
+    u32 word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+  }
+};
+
+__device__ inline float as_float(u32 word) { return __uint_as_float(word); }
+__device__ inline u32 as_word(float value) { return __float_as_uint(value); }

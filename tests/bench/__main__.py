@@ -14,6 +14,7 @@ make bench ARGS="offload -h"    on a GPU, activations kept on the host, beside r
 make bench ARGS="expert_groups" on a GPU, the rule for groups of experts against what passes take; --small on a CPU
 make bench ARGS="osu -h"        over MPI, beside OSU's osu_alltoall, which is built elsewhere; likewise
 python -m tests.bench.faults DIR  1,000 injected faults, each with a resume; as root, an hour; goes on where it stopped
+make bench ARGS="row_puts -h"   on GPUs, dispatch and combine by our kernels, NCCL and NVSHMEM; likewise `vdev_2d -h`
 make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's own call; likewise
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
@@ -34,7 +35,7 @@ BENCHES = (
 )  # fmt: skip
 WITH_ARGUMENTS = (
     "nccl", "stress", "vdev", "profile", "moe", "helloworld", "graphs", "fresh", "plants", "osu", "routed", "dispatch",
-    "recipes", "held_out", "host_copies", "offload", "expert_groups",
+    "recipes", "held_out", "host_copies", "offload", "expert_groups", "row_puts", "vdev_2d",
 )  # fmt: skip
 
 

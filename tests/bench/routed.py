@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 
 from commbench import payloads
-from tests.support.planted_rows import BOTH, KINDS, PAYLOADS, planted, planted_scale, spec_of, wrong_elements
+from tests.support.planted_rows import HOPPING, KINDS, PAYLOADS, planted, planted_scale, spec_of, wrong_elements
 
 LOSSY = [*payloads.TABLE]
 
@@ -27,15 +27,15 @@ def main(words: list[str]) -> int:
             (collective, name), kind = PAYLOADS[number // 8 % len(PAYLOADS)], "scale"
             hit, wrong = planted_scale(collective, name, number // 8 % 5, number)
         else:
-            (collective, name), kind = BOTH[number % len(BOTH)], KINDS[number // len(BOTH) % len(KINDS)]
-            hit, wrong = planted(collective, name, kind, number // len(BOTH) // len(KINDS) % 3, number)
+            (collective, name), kind = HOPPING[number % len(HOPPING)], KINDS[number // len(HOPPING) % len(KINDS)]
+            hit, wrong = planted(collective, name, kind, number // len(HOPPING) // len(KINDS) % 3, number)
         struck[kind] += hit
         if hit and not wrong:
             unseen.append((collective, name, kind, number))
     alarms = 0
     for number in range(runs):
         asked = {"payload": LOSSY[number // 3 % len(LOSSY)]} if number % 3 == 0 else {}
-        collective, name = (PAYLOADS if asked else BOTH)[number % len(PAYLOADS if asked else BOTH)]
+        collective, name = (PAYLOADS if asked else HOPPING)[number % len(PAYLOADS if asked else HOPPING)]
         spec = spec_of(collective, name, 2, 2, tokens=1 + number % 9, model_dim=16, router_seed=number, **asked)
         alarms += bool(wrong_elements(collective, name, spec, number))
     print(f"{struck.total()} mistakes, {len(unseen)} unseen: {dict(struck)}; {runs} right runs, {alarms} alarms")

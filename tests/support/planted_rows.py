@@ -23,25 +23,30 @@ from tests.conftest import scripted_ranks
 
 DISPATCHES, COMBINES = algorithms.names("dispatch"), algorithms.names("combine")
 BOTH = [*(("dispatch", name) for name in DISPATCHES), *(("combine", name) for name in COMBINES)]
-PAYLOADS = [pair for pair in BOTH if pair != ("combine", "all_gather")]  # whose sums are the library's
+# Those whose rows are moved by what a transport says of rows: kernels have mistakes of their own.
+HOPPING = [pair for pair in BOTH if not algorithms.get(*pair).one_sided]
+PAYLOADS = [pair for pair in HOPPING if pair != ("combine", "all_gather")]  # whose sums are the library's
 KINDS = ("twice", "swapped", "missing", "stale", "short", "row", "weight")
 
 
 def spec_of(
     collective: str, name: str, nodes: int, per_node: int, *, tokens: int = 7, model_dim: int = 24, **asked: Any
 ) -> Spec:
-    """A settled spec with every default but what is asked."""
+    """A settled spec with every default but what is asked; of one-sided ways as many ranks on one node."""
     algorithm, of = algorithms.get(collective, name), collectives.get(collective)
     defaults = {key: item.default for key, item in of.arguments.items() if item.default is not None}
     dtype = asked.pop("dtype", "bf16")
     row = model_dim * (4 if dtype == "fp32" else 2)
-    layout = Layout(nodes, per_node)
+    layout = Layout(1, nodes * per_node) if algorithm.one_sided else Layout(nodes, per_node)
     given = {**defaults, **algorithm.demands, "row_bytes": row, "top_k": 3, **asked}
     size, arguments = of.settle(
         tokens * row, layout, {key: given[key] for key in given if key != "counts" or collective == "dispatch"}
     )
     params = {key: default for key, (default, _) in algorithm.params.items()}
-    return Spec(collective=collective, dtype=dtype, size_bytes=size, layout=layout, params=params, arguments=arguments)
+    return Spec(
+        collective=collective, dtype=dtype, size_bytes=size, layout=layout, params=params, arguments=arguments,
+        buffers="symmetric" if algorithm.one_sided else "plain",
+    )  # fmt: skip
 
 
 class Saboteur(HostRows):

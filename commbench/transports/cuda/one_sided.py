@@ -31,65 +31,31 @@ class StreamBarrier:
         self._launch(_stream(self._index))
 
 
-class GpuPuts:
-    """One-sided puts of one algorithm on one communicator, with flags and slots of its own."""
+class PeerCalls:
+    """Calls of one algorithm on one communicator whose ranks write at each other, with scratch of their own."""
 
     def __init__(
         self,
         memory: PeerMemory,
         index: int,
         members: Sequence[int],
-        rank: int,
-        plan: PutPlan,
-        *,
+        scratch_bytes: int,
         side_stream: torch.cuda.Stream | None,
-        copy_stream: torch.cuda.Stream,
     ) -> None:
-        """`members`: the ranks of the world in this communicator.
+        """Collective. `members`: the ranks of the world in this communicator.
 
-        Calls run on the stream `side_stream`, or on the current one; copies inside the GPU on `copy_stream`.
+        Calls run on the stream `side_stream`, or on the current one.
         """
-        self._memory, self._index, self._members, self._rank = memory, index, members, rank
-        self._engine, self._routes = plan.engine, plan.routes
-        self._ctas, self._threads = plan.ctas, plan.threads
-        if plan.engine == "packets":
-            self._slot = scratch.slot_bytes(plan.largest, plan.ctas, one_sided.THREADS)
-        self._scratch = memory.zeros(plan.scratch_bytes)
+        self._memory, self._index, self._members = memory, index, members
+        self._scratch = memory.zeros(scratch_bytes)
         self._scratches = self._of(memory.addresses(self._scratch))
-        self._side_stream, self._copy_stream = side_stream, copy_stream
-        if plan.engine == "copies" and plan.params["memops"]:
-            self._meet = [one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1)]
-        elif plan.engine == "copies":
-            self._meet = [one_sided.handshake(index, rank, self._scratches)] * 2
+        self._side_stream = side_stream
         self._last: int | None = None  # the stream of the last call
 
     def close(self) -> None:
         torch.cuda.synchronize()
         self._memory.release(self._scratch)  # all that others write here has arrived with the last call
         del self._scratch
-
-    def ready(self, out: Array, inp: Array) -> Ready:
-        assert isinstance(out, torch.Tensor) and isinstance(inp, torch.Tensor)
-        outs = self._of(self._memory.addresses(out))
-        blocks = [
-            PeerBlock(
-                source=inp.data_ptr() + route.source.start,
-                target=outs[peer] + route.target.start,
-                arrival=out.data_ptr() + route.arrival.start,
-                scratch=self._scratches[peer],
-                sent=route.source.stop - route.source.start,
-                received=route.arrival.stop - route.arrival.start,
-            )
-            for peer, route in enumerate(self._routes)
-        ]
-        if self._engine == "packets":
-            launch: Enqueue = one_sided.packets(self._index, self._rank, blocks, ctas=self._ctas, slot_bytes=self._slot)
-        elif self._engine == "store":
-            launch = one_sided.store(self._index, self._rank, blocks, ctas=self._ctas, threads=self._threads)
-        else:
-            launch = self._copies(blocks)
-        # The buffers must outlive the call.
-        return functools.partial(self._start, launch, (out, inp))
 
     def _of(self, world: Sequence[int]) -> list[int]:
         return [world[member] for member in self._members]
@@ -113,6 +79,56 @@ class GpuPuts:
             last = torch.cuda.ExternalStream(self._last)
             torch.cuda.current_stream().wait_stream(last)
         self._last = stream
+
+
+class GpuPuts(PeerCalls):
+    """One-sided puts of one algorithm on one communicator."""
+
+    def __init__(
+        self,
+        memory: PeerMemory,
+        index: int,
+        members: Sequence[int],
+        rank: int,
+        plan: PutPlan,
+        *,
+        side_stream: torch.cuda.Stream | None,
+        copy_stream: torch.cuda.Stream,
+    ) -> None:
+        """Collective. Copies inside the GPU run on `copy_stream`."""
+        super().__init__(memory, index, members, plan.scratch_bytes, side_stream)
+        self._rank, self._engine, self._routes = rank, plan.engine, plan.routes
+        self._ctas, self._threads = plan.ctas, plan.threads
+        if plan.engine == "packets":
+            self._slot = scratch.slot_bytes(plan.largest, plan.ctas, one_sided.THREADS)
+        self._copy_stream = copy_stream
+        if plan.engine == "copies" and plan.params["memops"]:
+            self._meet = [one_sided.memory_handshake(rank, self._scratches, which) for which in (0, 1)]
+        elif plan.engine == "copies":
+            self._meet = [one_sided.handshake(index, rank, self._scratches)] * 2
+
+    def ready(self, out: Array, inp: Array) -> Ready:
+        assert isinstance(out, torch.Tensor) and isinstance(inp, torch.Tensor)
+        outs = self._of(self._memory.addresses(out))
+        blocks = [
+            PeerBlock(
+                source=inp.data_ptr() + route.source.start,
+                target=outs[peer] + route.target.start,
+                arrival=out.data_ptr() + route.arrival.start,
+                scratch=self._scratches[peer],
+                sent=route.source.stop - route.source.start,
+                received=route.arrival.stop - route.arrival.start,
+            )
+            for peer, route in enumerate(self._routes)
+        ]
+        if self._engine == "packets":
+            launch: Enqueue = one_sided.packets(self._index, self._rank, blocks, ctas=self._ctas, slot_bytes=self._slot)
+        elif self._engine == "store":
+            launch = one_sided.store(self._index, self._rank, blocks, ctas=self._ctas, threads=self._threads)
+        else:
+            launch = self._copies(blocks)
+        # The buffers must outlive the call.
+        return functools.partial(self._start, launch, (out, inp))
 
     def _copies(self, blocks: Sequence[PeerBlock]) -> Enqueue:
         """Let the copy engines put the blocks. The own block is copied meanwhile, on `copy_stream`, by one of them

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.data import OPS, SIGNIFICANT, Bytes, add, decode, encode, rounded, widened
-from commbench.transports.base import Array, Comm, HostMemory, Message, PutPlan, Puts, Ready, Work
+from commbench.transports.base import Array, Comm, HostMemory, Message, PutPlan, Puts, Ready, RowPutPlan, Work
 from commbench.transports.rows import HostRows, Rows
+from commbench.transports.scripted.row_puts import ScriptedRowPuts
 
 _UNWRITTEN = 0xA5  # in memory that nobody has written to, where what algorithms do is looked at
 
@@ -118,6 +119,9 @@ class ScriptedComm(HostMemory):
                 raise ValueError(f"rank {peer} writes to {start} .. {stop}, where something else belongs")
         self.empty(plan.scratch_bytes)
         return _ScriptedPuts(self, plan)
+
+    def row_puts(self, plan: RowPutPlan) -> Puts:
+        return ScriptedRowPuts(self, plan)
 
     def empty(self, nbytes: int, buffers: str = "plain", *, one_sided: bool = False) -> Array:
         if self._transport.fault("out_of_memory"):

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <barrier>
+#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <random>
@@ -12,6 +13,7 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 
 #define KERNEL static
+#define SHARED(type, name) type& name = *(type*)here.shared
 #define __device__
 #define __grid_constant__
 
@@ -22,6 +24,7 @@ struct uint4 {
 struct Place {
   u32 thread, threads, block, blocks;
   std::barrier<>* barrier;
+  void* shared = nullptr;  // of the block
 };
 inline thread_local Place here;
 
@@ -41,6 +44,8 @@ inline u32 threads() { return here.threads; }
 inline u32 block() { return here.block; }
 inline u32 blocks() { return here.blocks; }
 inline void block_barrier() { here.barrier->arrive_and_wait(); }
+constexpr u32 LANES = 2;
+inline u32 add_shared(u32* at, u32 more) { return std::atomic_ref(*at).fetch_add(more); }
 
 inline void release(u32* flag, u32 value) { std::atomic_ref(*flag).store(value, std::memory_order_release); }
 inline u32 acquire(const u32* flag) {
@@ -72,3 +77,28 @@ inline Packet get(const Packet* at) {
 }
 
 inline void idle() { std::this_thread::yield(); }
+
+inline float as_float(u32 word) { return std::bit_cast<float>(word); }
+inline u32 as_word(float value) { return std::bit_cast<u32>(value); }
+
+struct Bf16 {
+  static float low(u32 word) { return as_float(word << 16); }
+  static float high(u32 word) { return as_float(word & 0xFFFF0000); }
+  static u32 rounded(float value) { return (as_word(value) + 0x7FFF + (as_word(value) >> 16 & 1)) >> 16; }
+  static u32 pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
+};
+
+// Numbers that are zero or not below 2^-14, and no infinity.
+struct Fp16 {
+  static float low(u32 word) { return high(word << 16); }
+  static float high(u32 word) {
+    u32 magnitude = word >> 16 & 0x7FFF;
+    return as_float((word & 0x80000000) | (magnitude ? (magnitude << 13) + (112 << 23) : 0));
+  }
+  static u32 rounded(float value) {
+    u32 word = as_word(value), magnitude = word & 0x7FFFFFFF;
+    u32 half = magnitude ? (magnitude - (112 << 23) + 0xFFF + (magnitude >> 13 & 1)) >> 13 : 0;
+    return (word >> 16 & 0x8000) | half;
+  }
+  static u32 pack(float low, float high) { return rounded(low) | rounded(high) << 16; }
+};
