@@ -17,6 +17,7 @@ from commbench.spec import Spec
 from tests.support.planted_rows import spec_of
 
 SPOILT = 0xA5
+_BEYOND = 4096  # of an output, for rows that a mistake brings
 Place = Callable[[np.ndarray], int]  # puts an array where the kernels work, for as long as they do: its address
 
 
@@ -45,7 +46,7 @@ class RoutedRanks:
         self.kernel = ("dispatch_slots" if slots else "dispatch") if dispatches else f"combine_{specs[0].dtype}"
         sizes = [[self.of.output_bytes(spec, rank) for rank in range(self.ranks)] for spec in specs]
         self.out_bytes = [max(column) for column in zip(*sizes, strict=True)]
-        self.outs = [place(np.full(size + 64, SPOILT, np.uint8)) for size in self.out_bytes]
+        self.outs = [place(np.full(size + _BEYOND, SPOILT, np.uint8)) for size in self.out_bytes]
         shapes = [shape_of(spec) for spec in specs]
         needed = max(
             shape.dispatch_scratch(blocks, slots=slots) if dispatches else shape.combine_scratch(slots=slots)
