@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 PROGRAMS_PIP := $(VENV)-programs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DELETE_ON_ERROR:
-.PHONY: sweep test test-all test-programs rooms $(ROOMS:%=.%) check bench figures clean help
+.PHONY: sweep test test-all test-pages test-programs rooms $(ROOMS:%=.%) check bench figures clean help
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ endif
 
 test-all: export CASES = slow or not slow
 test-all: test ## run the tests, and more cases of some of them (longer)
+
+test-pages: $(VENV)/.dev ## look at pages of reports in Chromium (apt install chromium): PAGES=DIR keeps pictures
+	$(BIN)/python -m pytest -s tests/programs/test_pages.py
 
 test-programs: $(VENV)-programs/.made ## run programs of others: DeepSpeed, Megatron, torchtitan, HF (long; a venv of 2 GB)
 	$(VENV)-programs/bin/python -m pytest --durations=10 $(if $(ARGS),$(ARGS),$(programs))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from commbench import __version__
-from commbench.commands import checking, completing, ending, finding, planning, programs
+from commbench.commands import checking, completing, ending, finding, planning, programs, reporting
 from commbench.commands.completing import words_of
 from commbench.commands.options import (
     SHORT,
@@ -379,7 +379,7 @@ def topo(format_: str, plot: Path | None, record: Path | None, root: Path) -> in
     return run(format_, root, plot, record)
 
 
-for command in (*checking.COMMANDS, *programs.COMMANDS, *planning.COMMANDS, *finding.COMMANDS):
+for command in (*checking.COMMANDS, *programs.COMMANDS, *planning.COMMANDS, *finding.COMMANDS, *reporting.COMMANDS):
     cli.add_command(command)
 
 

@@ -21,7 +21,7 @@ from commbench.train.ab import Launched, Outcome
 from commbench.train.ab_expected import from_facts
 from commbench.train.results import ranks_text
 
-_COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
+ARM_COLOURS = {"baseline": "#777777", "candidate": "#0072B2"}
 
 
 def draw_programs(launches: Sequence[ProgramLaunch], about: Mapping[str, Any], out: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def _rounds(axes: Axes, launches: Sequence[Any], value: Callable[[Any], float], 
     """Draw the launches of both arms, round by round."""
     for arm in ARMS:
         mine = sorted((one for one in launches if one.arm == arm), key=lambda one: one.round)
-        axes.plot([one.round + 1 for one in mine], [value(one) for one in mine], "o-", color=_COLOURS[arm],
+        axes.plot([one.round + 1 for one in mine], [value(one) for one in mine], "o-", color=ARM_COLOURS[arm],
                   markersize=4, linewidth=1, label=arm)  # fmt: skip
     axes.set_ylim(0, 1.1 * max(value(one) for one in launches))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -66,7 +66,7 @@ def _ratios(axes: Axes, ratios: Sequence[tuple[str, float, float | None, float |
     """Draw ratios beside each other, with their intervals where they have one."""
     for place, (_, value, low, high) in enumerate(ratios):
         spread = None if low is None or high is None else [[value - low], [high - value]]
-        colour, marker = (_COLOURS["candidate"], "o") if place == 0 else ("#D55E00", "x")
+        colour, marker = (ARM_COLOURS["candidate"], "o") if place == 0 else ("#D55E00", "x")
         axes.errorbar([place], [value], yerr=spread, fmt=marker, color=colour, capsize=4)
     axes.axhline(1, color="#444444", linewidth=1)
     axes.set_xticks(range(len(ratios)), [name for name, *_ in ratios])
@@ -90,7 +90,7 @@ def draw(launches: Sequence[Launched], outcome: Outcome, about: Mapping[str, Any
     middle.set_ylabel("throughput, candidate / baseline\nabove 1: faster")
 
     shares = [100 * outcome.exposed[arm] for arm in ARMS]
-    right.bar(range(2), shares, color=[_COLOURS[arm] for arm in ARMS], width=0.6)
+    right.bar(range(2), shares, color=[ARM_COLOURS[arm] for arm in ARMS], width=0.6)
     right.set_xticks(range(2), list(ARMS))
     right.set_ylim(0, max(100.0 if max(shares) > 50 else 50.0, *shares))
     right.set_ylabel("% of a step that waits\nfor communication")

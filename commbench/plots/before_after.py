@@ -156,8 +156,8 @@ def _span(panel: BandwidthPanel) -> tuple[float, float]:
     return min(*known, middle / 3**0.5), max(*known, middle * 3**0.5)
 
 
-def of_profile(profile: Profile, bounds: Bounds) -> Figure | None:
-    """Draw the bandwidth without a profile and with it; None without evidence."""
+def profile_panels(profile: Profile, bounds: Bounds) -> list[BandwidthPanel]:
+    """Return the bandwidth without a profile and with it, a panel for each curve that has evidence."""
     by_name: dict[str, list[tuple[Choice, Evidence]]] = {}
     for choice in profile.choices:
         for one in choice.evidence:
@@ -165,7 +165,12 @@ def of_profile(profile: Profile, bounds: Bounds) -> Figure | None:
             how = "in a CUDA graph" if choice.captured else ""
             words_of = [choice.collective, asked, how, one.dtype, str(profile.scope(choice.scope))]
             by_name.setdefault(", ".join(filter(None, words_of)), []).append((choice, one))
-    panels = [_of_evidence(name, found, profile, bounds) for name, found in by_name.items()]
+    return [_of_evidence(name, found, profile, bounds) for name, found in by_name.items()]
+
+
+def of_profile(profile: Profile, bounds: Bounds) -> Figure | None:
+    """Draw the bandwidth without a profile and with it; None without evidence."""
+    panels = profile_panels(profile, bounds)
     made = f"{profile.machine} | {profile.created[:10]} | commbench {profile.commbench_version}"
     return figure(panels, ("default", "with the profile"), "With the profile", made) if panels else None
 

@@ -41,7 +41,7 @@ _ALGORITHMS, _SIZES = 2, 3  # at least; what is less shows in a table
 _MOST_ROWS, _MOST_COLUMNS = 40, 24  # of a map: more is no picture
 _SAME_SIZE = 1.4  # sizes that were rounded for different numbers of ranks share a column
 _FULL_COLOUR = 4.0  # the ratio from which colours get no darker
-_HATCHES = {Verdict.NO_DIFFERENCE: "////", Verdict.NOT_ESTIMABLE: "...."}
+HATCHES = {Verdict.NO_DIFFERENCE: "////", Verdict.NOT_ESTIMABLE: "...."}
 _FONT = 8.0
 _LAYOUT = "nodes x ranks"
 _NO_BREAK = "\u00a0"
@@ -50,11 +50,41 @@ _NARROWEST, _BROADEST = 8.6, 16.0  # inches of a figure
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class CrossoverCell:
+    """Who is faster at one size of one set-up: the baseline or the fastest other."""
+
     algorithm: str
     label: str  # the winner's name
     ratio: float | None  # how many times faster than the other it is
     verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossoverMap:
+    """Cells by row and column: rows are set-ups, columns are sizes."""
+
+    setups: Sequence[pd.DataFrame]
+    settings: Sequence[Mapping[str, Any]]
+    left_out: Sequence[str]  # in words
+    names: Sequence[str]  # of set-ups
+    sizes: Mapping[int, int]  # by column: what was asked for
+    cells: Mapping[tuple[int, int], CrossoverCell]
+
+    @property
+    def heading(self) -> str:
+        """Return what is the same in all of it."""
+        first = self.settings[0]
+        shared = _shared([title_words(setting) for setting in self.settings])
+        return join(f"{first['what']} over {first['transport']}", *shared.values())
+
+    @property
+    def title(self) -> str:
+        return f"{_conclusion(self.cells, self.sizes)} ({self.heading})"
+
+    @property
+    def note(self) -> str:
+        """Return how to read it, and how far to trust it."""
+        return " ".join([_note(self.setups), *self.left_out])
 
 
 def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
@@ -62,10 +92,15 @@ def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]
 
     `frame` has the columns of `Row` and `Speedup`.
     """
+    return {name: _figure(one, meta) for name, one in maps(frame).items()}
+
+
+def maps(frame: pd.DataFrame) -> dict[str, CrossoverMap]:
+    """Return the maps of `crossover`, by file name."""
     if "baseline" not in frame:
         return {}
     known = complete(frame[(frame["status"] == "ok") & frame["baseline"].notna()])
-    figures = {}
+    found = {}
     for _, rows in known.groupby(_MAP_KEYS, sort=False):
         if rows["algorithm"].nunique() >= _ALGORITHMS and rows["size_bytes"].nunique() >= _SIZES:
             setups = [members for _, members in rows.groupby(_ROW_KEYS, sort=False)]
@@ -74,8 +109,8 @@ def crossover(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]
             settings: list[dict[Any, Any]] = [members.iloc[0].to_dict() for members in setups]
             shared = _shared([file_words(setting) for setting in settings])
             name = file_name(["crossover", settings[0]["what"], settings[0]["transport"], *shared.values()])
-            figures[name] = _map(setups, settings, left_out, meta)
-    return figures
+            found[name] = _map(setups, settings, left_out)
+    return found
 
 
 def _shared(words: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -100,10 +135,8 @@ def _thinned(setups: Sequence[pd.DataFrame]) -> tuple[list[pd.DataFrame], list[s
 
 
 def _map(
-    setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], left_out: Sequence[str],
-    meta: Mapping[str, Any],
-) -> Figure:  # fmt: skip
-    names = _names(settings)
+    setups: Sequence[pd.DataFrame], settings: Sequence[Mapping[str, Any]], left_out: Sequence[str]
+) -> CrossoverMap:
     columns = _columns(setups)
     cells = {
         (index, columns[int(of_size["size_bytes"].iloc[0])]): cell
@@ -111,8 +144,14 @@ def _map(
         for _, of_size in members.groupby("size_bytes")
         if (cell := _cell(of_size)) is not None
     }
-    largest = {column: size for size, column in sorted(columns.items())}  # of each column: what was asked for
-    sizes = [format_size(size) for size in largest.values()]
+    largest = {column: size for size, column in sorted(columns.items())}
+    return CrossoverMap(setups=setups, settings=settings, left_out=left_out, names=_names(settings), sizes=largest,
+                        cells=cells)  # fmt: skip
+
+
+def _figure(one: CrossoverMap, meta: Mapping[str, Any]) -> Figure:
+    setups, names, cells = one.setups, one.names, one.cells
+    sizes = [format_size(size) for size in one.sizes.values()]
     handles = _legend(cells.values())
 
     # All in inches: a map has as many rows and columns as it has, and text does not grow with it.
@@ -121,8 +160,8 @@ def _map(
     cell_width = (width - left - 0.2) / len(sizes)
     cell_height = max(0.62, 0.17 * max(name.count("\n") + 1 for name in names) + 0.08)
     said = [
-        " ".join([_note(setups), *left_out]),
-        *dict.fromkeys(network_note(setting["fabric"]) for setting in settings),
+        one.note,
+        *dict.fromkeys(network_note(setting["fabric"]) for setting in one.settings),
     ]
     note = [line for text in said for line in textwrap.wrap(text, int((width - 0.2) / (7.5 * 0.52 / 72)))]
     legend_columns = max(1, int(width / (_wide([str(handle.get_label()) for handle in handles], 9) + 0.55)))
@@ -131,9 +170,7 @@ def _map(
     bottom = (0.8 if tilt else 0.58) + 0.125 * (len(note) + 1)
     height = top + len(setups) * cell_height + bottom
 
-    words_of = _shared([title_words(setting) for setting in settings]).values()
-    heading = join(f"{settings[0]['what']} over {settings[0]['transport']}", *words_of)
-    text = f"{_conclusion(cells, largest)} ({heading})"
+    text = one.title
     figure = Figure(figsize=(width, height))
     above = title(figure, text, 1.0)
     top, height = top + above, height + above
@@ -161,14 +198,14 @@ def _map(
     return figure
 
 
-def _conclusion(cells: Mapping[tuple[int, int], _Cell], sizes: Mapping[int, int]) -> str:
+def _conclusion(cells: Mapping[tuple[int, int], CrossoverCell], sizes: Mapping[int, int]) -> str:
     """Return who is proven fastest, at which sizes, and by how much: `direct 1.15x to 1.38x at 4 MiB`.
 
     Of algorithms that win at the same sizes, on several layouts, it says in how many cells each does.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     for (_, column), cell in sorted(cells.items(), key=lambda item: item[0][1]):
-        if cell.verdict not in _HATCHES and cell.ratio is not None:
+        if cell.verdict not in HATCHES and cell.ratio is not None:
             found.setdefault(cell.algorithm, []).append((sizes[column], cell.ratio))
     spans = [[size for size, _ in wins] for wins in found.values()]
     if any(min(one) <= max(two) and min(two) <= max(one) for one, two in itertools.combinations(spans, 2)):
@@ -215,7 +252,7 @@ def _names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _cell(rows: pd.DataFrame) -> _Cell | None:
+def _cell(rows: pd.DataFrame) -> CrossoverCell | None:
     """Return the baseline against the fastest of the others; None if one of them has no numbers."""
     others, baselines = rows[rows["pairs"].notna()], rows[rows["pairs"].isna()]
     if not len(others) or not len(baselines):
@@ -225,35 +262,36 @@ def _cell(rows: pd.DataFrame) -> _Cell | None:
     winner_verdict = verdict(*(_number(best.get(name)) for name in ("speedup_low", "speedup_high", "speedup_p")))
     wins = best if (best["time_us"] < baseline["time_us"] if speedup is None else speedup > 1) else baseline
     ratio = None if speedup is None else max(speedup, 1 / speedup)
-    return _Cell(wins["algorithm"], algorithm_label(wins["algorithm"], wins["params"]), ratio, winner_verdict)
+    return CrossoverCell(wins["algorithm"], algorithm_label(wins["algorithm"], wins["params"]), ratio, winner_verdict)
 
 
 def _number(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _draw(axes: Axes, row: int, column: int, cell: _Cell, width: float) -> None:
-    known = cell.verdict not in _HATCHES
-    face = _shade(cell.algorithm, cell.ratio) if known else "#f1f1f1"
+def _draw(axes: Axes, row: int, column: int, cell: CrossoverCell, width: float) -> None:
+    known = cell.verdict not in HATCHES
+    face = shade(cell.algorithm, cell.ratio) if known else "#f1f1f1"
     axes.add_patch(
         Rectangle(
             (column, row), 1, 1, facecolor=face, edgecolor="#ffffff" if known else "#c4c4c4",
-            hatch=_HATCHES.get(cell.verdict), linewidth=0,
+            hatch=HATCHES.get(cell.verdict), linewidth=0,
         )
     )  # fmt: skip
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor="none", edgecolor="#ffffff", linewidth=1.6))
     name, *params = cell.label.split(" ", 1)
-    lines = [name, *params, _ratio_text(cell)]
+    lines = [name, *params, ratio_text(cell)]
     if _wide(lines, _FONT) > width:  # the colour says which
         lines = [*(line for line in params if _wide([line], _FONT) <= width), lines[-1]]
     box = None if known else {"facecolor": "#f1f1f1", "edgecolor": "none", "pad": 1.2}
     axes.text(
         column + 0.5, row + 0.5, "\n".join(lines), ha="center", va="center", fontsize=_FONT, linespacing=1.25,
-        color=_ink(face) if known else "#333333", bbox=box,
+        color=ink(face) if known else "#333333", bbox=box,
     )  # fmt: skip
 
 
-def _ratio_text(cell: _Cell) -> str:
+def ratio_text(cell: CrossoverCell) -> str:
+    """Return `1.58x`, with a mark where it is not proven: `= 1.01x`, `? 1.2x`."""
     mark = {Verdict.NO_DIFFERENCE: "= ", Verdict.NOT_ESTIMABLE: "? "}.get(cell.verdict, "")
     if cell.ratio is None:
         return mark
@@ -261,23 +299,24 @@ def _ratio_text(cell: _Cell) -> str:
     return f"{mark}{cell.ratio:.{digits}f}x"
 
 
-def _shade(algorithm: str, ratio: float | None) -> tuple[float, float, float]:
+def shade(algorithm: str, ratio: float | None) -> tuple[float, float, float]:
     """Return a colour from pale at a ratio of 1 to the full one, by the logarithm."""
     part = 0.38 + 0.62 * min(1.0, math.log(ratio or 1.0) / math.log(_FULL_COLOUR))
     red, green, blue = (1 + part * (channel - 1) for channel in to_rgb(algorithm_colour(algorithm)))
     return red, green, blue
 
 
-def _ink(face: tuple[float, float, float] | str) -> str:
+def ink(face: tuple[float, float, float] | str) -> str:
+    """Return the colour of letters that are read on `face`."""
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(face))
     return "#ffffff" if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.3 else "#111111"
 
 
 def _legend(cells: Any) -> list[Patch]:
     kinds = {cell.verdict for cell in cells}
-    winners = sorted({cell.algorithm for cell in cells if cell.verdict not in _HATCHES})
-    patches = [Patch(facecolor=_shade(name, 2.0), label=name) for name in winners]
-    for kind, hatch in _HATCHES.items():
+    winners = sorted({cell.algorithm for cell in cells if cell.verdict not in HATCHES})
+    patches = [Patch(facecolor=shade(name, 2.0), label=name) for name in winners]
+    for kind, hatch in HATCHES.items():
         if kind in kinds:
             label = f"{'=' if kind is Verdict.NO_DIFFERENCE else '?'} {kind.value}"
             patches.append(Patch(facecolor="#f1f1f1", edgecolor="#c4c4c4", hatch=hatch, linewidth=0, label=label))

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _WIDTH, _HEIGHT = 10.5, 5.05  # inches
 _LEGEND_LINE = 0.195  # inches
 _READ = "How to read this: a line is an algorithm. Left, higher is better; right, lower is. Axes are logarithmic."
-_MOST_LINES = len(MARKERS) * len(STYLES)
+MOST_LINES = len(MARKERS) * len(STYLES)
 _NUMBERS = ("time_us", "time_us_low", "time_us_high", "algbw_gbps", "busbw_gbps", "bound_us")
 
 
@@ -71,7 +71,7 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth, latency = figure.subplots(1, 2)
     rows = rows.assign(**{name: rows[name].astype(float) for name in _NUMBERS})  # a column of None has no type
     everything = rows
-    rows, left_out = _thinned(rows)
+    rows, left_out = thinned_rows(rows)
     sizes = sorted(int(size) for size in rows["size_bytes"].unique())
     # A collective whose algorithms move unlike amounts has no busbw.
     shown = "busbw_gbps" if rows["busbw_gbps"].notna().any() else "algbw_gbps"
@@ -87,11 +87,11 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     bandwidth.set_title("bandwidth: higher is better", fontsize=9.5)
     latency.set_title("time: lower is better", fontsize=9.5)
     figure.set_size_inches(_WIDTH, _HEIGHT)
-    text = _title(everything, setting)
+    text = title_of(everything, setting)
     above = title(figure, text, 1.0)
     height, legend = _add_legend(figure, latency, above)
     title(figure, text, 1 - 0.075 / height)
-    note = _note(everything, setting, meta, bounded=bounded)
+    note = note_of(everything, setting, meta, bounded=bounded)
     caption(figure, meta, "\n".join([_READ, *left_out, note]))
     below = (1.4 if tilted(sizes) else 1.13) + 0.13 * len(left_out)
     top, bottom = 1 - (0.88 + above + legend) / height, below / height
@@ -99,16 +99,16 @@ def _figure(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, A
     return figure
 
 
-def _thinned(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def thinned_rows(rows: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Return the rows that there is room for, and in words what is left out: lines far from the fastest, sizes."""
     said = []
     ours = rows[rows["case_id"].notna()]
     behind = ours["time_us"] / ours.groupby("size_bytes")["time_us"].transform("min")
     nearest = behind.groupby(ours["label"], sort=True).min().sort_values(kind="stable").index
-    if len(nearest) > _MOST_LINES:
-        rows = rows[rows["case_id"].isna() | rows["label"].isin(nearest[:_MOST_LINES])]
+    if len(nearest) > MOST_LINES:
+        rows = rows[rows["case_id"].isna() | rows["label"].isin(nearest[:MOST_LINES])]
         said.append(
-            f"of {len(nearest)} lines {_MOST_LINES} are drawn: the fastest at some size, and those nearest to it"
+            f"of {len(nearest)} lines {MOST_LINES} are drawn: the fastest at some size, and those nearest to it"
         )
     measured = rows["size_bytes"].nunique()
     kept = rows.groupby("label")["size_bytes"].transform(lambda sizes: sizes.isin(thinned(set(sizes))))
@@ -183,7 +183,7 @@ def _add_legend(figure: Figure, axes: Axes, above: float) -> tuple[float, float]
     return height, lines_more
 
 
-def _note(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any], *, bounded: bool) -> str:
+def note_of(rows: pd.DataFrame, setting: Mapping[str, Any], meta: Mapping[str, Any], *, bounded: bool) -> str:
     """Return what the caption says: how points and bars are made, and what to be careful with."""
     launches = int(rows["launches"].max())
     counted = f"{launches} launch{'es' if launches > 1 else ''}"
@@ -209,7 +209,7 @@ def _preempted(rows: pd.DataFrame) -> str:
     return f"{100 * share:.0f} % of samples were preempted: ranks had no CPU to themselves" if share >= MANY else ""
 
 
-def _title(rows: pd.DataFrame, setting: Mapping[str, Any]) -> str:
+def title_of(rows: pd.DataFrame, setting: Mapping[str, Any]) -> str:
     """Return what the rows prove, then of what they are."""
     of = join(f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values())
     proven = picture_title(rows.to_dict("records"))

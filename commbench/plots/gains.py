@@ -42,13 +42,13 @@ def gains(profile: Profile) -> Figure | None:
         _panel(axes, choices, profile.minimum_gain)
         axes.set_title("\n".join(textwrap.wrap(name, _TITLE_LETTERS)), fontsize=8)
     left_out = f"; {_MOST_PANELS} of {curves} curves" if curves > _MOST_PANELS else ""
-    title(figure, f"{_conclusion(profile)}{left_out}", 1 - 0.08 / height)
+    title(figure, f"{conclusion(profile)}{left_out}", 1 - 0.08 / height)
     made = f"{profile.machine} | {profile.created[:10]} | commbench {profile.commbench_version}"
     figure.text(0.01, 0.01, f"{_READ}\n{made}", fontsize=7.5, color="#555555", va="bottom")
     return figure
 
 
-def _conclusion(profile: Profile) -> str:
+def conclusion(profile: Profile) -> str:
     """Return what the profile gains where it gains something."""
     found = [one for choice in profile.choices for one in choice.evidence]
     ratios = [one.ratio for one in found if one.confirmed]
@@ -61,9 +61,9 @@ def _conclusion(profile: Profile) -> str:
 def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
     points = [(choice, one) for choice in sorted(choices, key=lambda c: c.min_bytes) for one in choice.evidence]
     axes.plot([one.size_bytes for _, one in points], [one.ratio for _, one in points], color="#bbbbbb", linewidth=1)
-    labels = list(dict.fromkeys(_label(choice, one) for choice, one in points))
+    labels = list(dict.fromkeys(choice_label(choice, one) for choice, one in points))
     for index, label in enumerate(labels):
-        mine = [(choice, one) for choice, one in points if _label(choice, one) == label]
+        mine = [(choice, one) for choice, one in points if choice_label(choice, one) == label]
         ratios = [one.ratio for _, one in mine]
         low = [one.ratio - (one.low if one.low is not None else one.ratio) for _, one in mine]
         high = [(one.high if one.high is not None else one.ratio) - one.ratio for _, one in mine]
@@ -87,6 +87,7 @@ def _panel(axes: Axes, choices: Sequence[Choice], minimum: float) -> None:
     legend_below(axes, sizes, _LEGEND_LETTERS)
 
 
-def _label(choice: Choice, one: Evidence) -> str:
+def choice_label(choice: Choice, one: Evidence) -> str:
+    """Return the name of a choice in pictures."""
     buffers = f", {choice.buffers}" if choice.buffers != "plain" else ""
     return f"{choice.label}{buffers}" + ("" if one.confirmed else " (default kept)")

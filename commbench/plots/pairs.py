@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+READ = "How to read this: a row is a sender, a column a receiver; 2 takes twice as long as is usual for its class."
 _MOST_NUMBERS = 16  # ranks, with a number in each cell
 _MOST_RANKS = 32  # named each; of more only nodes are
 _JUDGED_RANKS = 64  # of more, the search for stragglers takes longer than the picture
@@ -57,11 +58,35 @@ def heat_maps(rows: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
     return figures
 
 
-def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any], tests: int) -> Figure:
-    n = matrix.layout.ranks
+class PairsMap(NamedTuple):
+    """A matrix as it is drawn. values: time over what is usual, senders x receivers; usual: by class of link."""
+
+    values: Any
+    usual: Mapping[LinkClass, float]
+    title: str
+    note: str  # in words: what is usual, and how often it was measured
+
+
+def map_of(matrix: Matrix, tests: int) -> PairsMap:
+    """Return a matrix as it is drawn. tests: how many candidates all matrices have, each of which could be slow."""
     slow = _stragglers(matrix, tests)
     usual = _usual_us(matrix, slow or ())
+    setting: dict[Any, Any] = complete(frame([matrix.row], "")).iloc[0].to_dict()
+    what = " ".join(["pairs", *matrix.row.what.split()[1:]])
+    text = join(f"{what} over {setting['transport']}", format_size(matrix.size_bytes), nodes_text(setting))
+    of = join(text, *title_words(setting).values())
+    found = _conclusion(slow)
+    medians = "; ".join(f"{_CLASSES[link]} {_medium(us, matrix.size_bytes)}" for link, us in usual.items())
+    counted = f"{words.count(matrix.launches, 'launch')}{'' if _complete(matrix) else '; grey: not measured'}"
+    note = f"Usual, of messages that nobody slow touches: {medians}.\nMedians of {counted}."
     values = matrix.median_us / _spread(usual, matrix.layout)
+    return PairsMap(values, usual, f"{found} ({of})" if found else of, note)
+
+
+def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any], tests: int) -> Figure:
+    n = matrix.layout.ranks
+    drawn = map_of(matrix, tests)
+    values = drawn.values
     side = max(3.6, 0.46 * n) if n <= _MOST_NUMBERS else 7.4
     width, height = side + _INCHES["left"] + _INCHES["right"], side + _INCHES["top"] + _INCHES["bottom"]
     figure = Figure(figsize=(max(width, 6.6), height))
@@ -69,7 +94,7 @@ def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any],
     left, bottom = _INCHES["left"] + (width - side - _INCHES["left"] - _INCHES["right"]) / 2, _INCHES["bottom"]
     axes = figure.add_axes((left / width, bottom / height, side / width, side / height))
     colours = colormaps["viridis_r"].with_extremes(bad=_NOTHING)
-    low, high = _range(values)
+    low, high = colour_range(values)
     norm = LogNorm(low, high)
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, interpolation="nearest")
     if n <= _MOST_NUMBERS:
@@ -83,18 +108,8 @@ def _figure(matrix: Matrix, setting: Mapping[str, Any], meta: Mapping[str, Any],
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
     bar.ax.tick_params(labelsize=8.5)
     bar.set_label("time / usual time of its class of link (dark: slow)", fontsize=9)
-    what = " ".join(["pairs", *matrix.row.what.split()[1:]])
-    text = join(f"{what} over {setting['transport']}", format_size(matrix.size_bytes), nodes_text(setting))
-    of = join(text, *title_words(setting).values())
-    found = _conclusion(slow)
-    title(figure, f"{found} ({of})" if found else of, 1 - 0.12 / height)
-    medians = "; ".join(f"{_CLASSES[link]} {_medium(us, matrix.size_bytes)}" for link, us in usual.items())
-    counted = f"{words.count(matrix.launches, 'launch')}{'' if _complete(matrix) else '; grey: not measured'}"
-    note = [
-        "How to read this: a row is a sender, a column a receiver; 2 takes twice as long as is usual for its class.",
-        f"Usual, of messages that nobody slow touches: {medians}.",
-        f"Medians of {counted}. Who is slow, and how sure that is: commbench stragglers RUN",
-    ]
+    title(figure, drawn.title, 1 - 0.12 / height)
+    note = [READ, f"{drawn.note} Who is slow, and how sure that is: commbench stragglers RUN"]
     caption(figure, meta, "\n".join(filter(None, [*note, network_note(setting["fabric"])])))
     return figure
 
@@ -145,7 +160,7 @@ def _conclusion(slow: Sequence[Straggler] | None) -> str:
     return "; ".join(named[:_MOST_NAMED]) if named else "no rank and no link stands out"
 
 
-def _range(values: Any) -> tuple[float, float]:
+def colour_range(values: Any) -> tuple[float, float]:
     """Return the range of the colours."""
     known = values[np.isfinite(values)]
     low, high = float(known.min()), float(known.max())
@@ -163,11 +178,11 @@ def _ticks(low: float, high: float) -> list[float]:
 def _numbers(axes: Axes, values: Any, norm: LogNorm) -> None:
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            axes.text(column, row, _short(value), ha="center", va="center", fontsize=7,
+            axes.text(column, row, short(value), ha="center", va="center", fontsize=7,
                       color="#ffffff" if norm(value) > 0.45 else "#000000")  # fmt: skip
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     """Return a ratio in three digits at the most: `0.98`, `1.5`, `20`."""
     return f"{value:.2f}" if value < 1.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 

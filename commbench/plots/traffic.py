@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # One figure for each combination of these: nothing else has to do with it.
-_KEYS = ["what", "transport", "nodes", "ranks", "groups", "group_size", "fabric", *FABRIC_SETTINGS]
-_USUAL = {"overlap": "none", "dtype": "", "mode": "", "buffers": "plain", "cache": "warm", "env": ""}
+TRAFFIC_KEYS = ["what", "transport", "nodes", "ranks", "groups", "group_size", "fabric", *FABRIC_SETTINGS]
+USUAL = {"overlap": "none", "dtype": "", "mode": "", "buffers": "plain", "cache": "warm", "env": ""}
 _INTER, _INTRA = "#3F4A6B", "#B9C6DD"  # dark: the scarce one; no algorithm has these colours
 _BAR = 0.42  # inches
 
@@ -40,16 +40,16 @@ def traffic(frame: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, Figure]:
     if "wire_bytes" not in ours:
         ours = ours.assign(wire_bytes=float("nan"))
     figures = {}
-    for _, rows in ours.groupby(_KEYS, sort=False):
-        setting: dict[Any, Any] = {**_USUAL, **rows.iloc[0][_KEYS].to_dict()}
-        rows_by_label = _largest_rows(rows)
+    for _, rows in ours.groupby(TRAFFIC_KEYS, sort=False):
+        setting: dict[Any, Any] = {**USUAL, **rows.iloc[0][TRAFFIC_KEYS].to_dict()}
+        rows_by_label = largest_rows(rows)
         if any(bar is not None for bar in rows_by_label.values()):
             words = [setting["what"], setting["transport"], layout_text(setting), *file_words(setting).values()]
             figures[file_name(["traffic", *words])] = _figure(rows_by_label, setting, meta)
     return figures
 
 
-def _largest_rows(rows: pd.DataFrame) -> dict[str, dict[Any, Any] | None]:
+def largest_rows(rows: pd.DataFrame) -> dict[str, dict[Any, Any] | None]:
     """Return by label the row of an algorithm's largest size, metered if one was; None where its steps are unknown."""
     rows_by_label: dict[str, dict[Any, Any] | None] = {}
     ordered = sorted({(str(a), str(p)) for a, p in zip(rows["algorithm"], rows["params"], strict=True)}, key=_sort_key)
@@ -108,14 +108,14 @@ def _figure(
     heading = join(
         f"{setting['what']} over {setting['transport']}", nodes_text(setting), *title_words(setting).values()
     )
-    title(figure, f"{_conclusion(bars)} ({heading})", 1 - 0.16 / height)
+    title(figure, f"{conclusion(bars)} ({heading})", 1 - 0.16 / height)
     unknown = [label for label, row in by_label.items() if row is None]
     note = _note(largest, unknown, metered=metered)
     caption(figure, meta, "\n".join(filter(None, [note, network_note(setting["fabric"])])))
     return figure
 
 
-def _conclusion(bars: Mapping[str, dict[Any, Any]]) -> str:
+def conclusion(bars: Mapping[str, dict[Any, Any]]) -> str:
     """Return which algorithm sends least between nodes, and how much less than the most."""
     between = {label: row["inter_bytes"] / (row["ranks"] * row["size_bytes"]) for label, row in bars.items()}
     least, most = min(between, key=lambda label: between[label]), max(between.values())

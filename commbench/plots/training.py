@@ -20,10 +20,10 @@ from commbench.plots.style import MARKERS, caption, title
 from commbench.train.results import Training, labels, ranks_text
 
 # Okabe and Ito's, as in style.py. In grey, markers and dashes separate runs.
-_RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195", "#8C6D31")
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), "-.")
 # In the order of a bar: colour and hatching. Neighbours differ in lightness; what only moves data is hatched.
-_PARTS: dict[str, tuple[str, str]] = {
+PARTS: dict[str, tuple[str, str]] = {
     "attention": ("#0072B2", ""),
     "ffn": ("#9BD0EE", ""),
     "gate": ("#7A5195", ""),
@@ -41,7 +41,7 @@ _DARK = {"attention", "gate", "a2a", "gradients", "other", "combine"}  # on whic
 _LETTERS = 13.6  # of 7.5 points, in an inch
 _WIDTH, _BESIDE, _PER_LETTER = 9, 0.7, 0.065  # inches: the figure, what is beside a bar, a letter of its label
 _LONGEST_LABEL = 34
-_BITS = math.log(2)
+BITS = math.log(2)
 
 
 def draw(trainings: Sequence[Training], out: Path, *, prefix: str = "") -> list[Path]:
@@ -58,10 +58,10 @@ def _loss(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(_WIDTH, 4.4))
     axes = figure.subplots()
     for index, (one, name) in enumerate(zip(trainings, names, strict=True)):
-        colour = _RUNS[index % len(_RUNS)]
-        x, y = _column(one, "step"), _column(one, "loss") / _BITS
+        colour = RUN_COLOURS[index % len(RUN_COLOURS)]
+        x, y = _column(one, "step"), _column(one, "loss") / BITS
         axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
-        axes.plot(x, _running(y), color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)], label=name)
+        axes.plot(x, running(y), color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)], label=name)
         held = [
             (line["step"], line["val_bits_per_byte"]) for line in one.steps if line["val_bits_per_byte"] is not None
         ]
@@ -78,7 +78,7 @@ def _loss(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     axes.set_xlabel("step")
     _legend(axes)
     points = "points: held-out text" if len(trainings) > 1 else "points: text that it does not learn from"
-    _finish(figure, trainings, _losses(trainings), f"Thin: each step; thick: median of steps around it; {points}.")
+    _finish(figure, trainings, losses_title(trainings), f"Thin: each step; thick: median of steps around it; {points}.")
     return figure
 
 
@@ -93,9 +93,9 @@ def _throughput(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
             if not lines:
                 continue
             x, y = np.array([line["step"] for line in lines]), np.array([factor * line[key] for line in lines])
-            colour = _RUNS[index % len(_RUNS)]
+            colour = RUN_COLOURS[index % len(RUN_COLOURS)]
             axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35)
-            axes.plot(x, _running(y), color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)],
+            axes.plot(x, running(y), color=colour, linewidth=1.6, linestyle=_DASHES[index % len(_DASHES)],
                       label=f"{name}: median {digits(float(np.median(y)))}{' %' if key == 'mfu' else ''}")  # fmt: skip
         _axes(axes, "tokens per second" if key == "tokens_per_s" else "mfu, % of peak")
         axes.set_ylim(bottom=0)
@@ -105,7 +105,7 @@ def _throughput(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     _finish(
         figure,
         trainings,
-        _throughputs(trainings, names),
+        throughputs_title(trainings, names),
         f"Thin: each step; thick: median of steps around it{without}.",
     )
     return figure
@@ -115,13 +115,13 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     height = 2.05 + 0.75 * len(trainings)
     figure = Figure(figsize=(_WIDTH, height))
     axes = figure.subplots()
-    means = [_mean(one) for one in trainings]
+    means = [mean_step(one) for one in trainings]
     widest = 1.17 * max(max(step, sum(took.values())) for step, took in means)
     rows = [_cut(name) for name in names]
     room = _LETTERS * (_WIDTH - _BESIDE - _PER_LETTER * max(len(line) for row in rows for line in row.split("\n")))
     for row, (step, took) in enumerate(means):
         at = 0.0
-        for part, (colour, hatch) in _PARTS.items():
+        for part, (colour, hatch) in PARTS.items():
             value = took.get(part, 0.0)
             if not value:
                 continue
@@ -140,7 +140,7 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     axes.set_xlabel("milliseconds of a step")
     axes.grid(True, axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    shown = [part for part in _PARTS if any(took.get(part) for _, took in means)]
+    shown = [part for part in PARTS if any(took.get(part) for _, took in means)]
     figure.legend(handles=[_key(part, means) for part in shown], loc="upper center", ncols=6, frameon=False,
                   bbox_to_anchor=(0.5, 1 - 0.32 / height), fontsize=8, handlelength=1.6, columnspacing=1.2)  # fmt: skip
     devices = {line["device"] for one in trainings for line in one.breakdown}
@@ -153,9 +153,9 @@ def _breakdown(trainings: Sequence[Training], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _losses(trainings: Sequence[Training]) -> str:
+def losses_title(trainings: Sequence[Training]) -> str:
     """Return what the thick lines show: of several at the last step that all of them have."""
-    curves = [_running(_column(one, "loss") / _BITS) for one in trainings]
+    curves = [running(_column(one, "loss") / BITS) for one in trainings]
     if len(trainings) == 1:
         steps = trainings[0].steps
         held = [line["val_bits_per_byte"] for line in steps if line["val_bits_per_byte"] is not None]
@@ -168,7 +168,7 @@ def _losses(trainings: Sequence[Training]) -> str:
     return trained.of_several_losses([curve[place] for curve, place in zip(curves, places, strict=True)], step)
 
 
-def _throughputs(trainings: Sequence[Training], names: Sequence[str]) -> str:
+def throughputs_title(trainings: Sequence[Training], names: Sequence[str]) -> str:
     medians = {name: rate for one, name in zip(trainings, names, strict=True) if (rate := _median(one, "tokens_per_s"))}
     mfu = _median(trainings[0], "mfu") if len(trainings) == 1 else None
     return (
@@ -184,13 +184,13 @@ def _median(one: Training, key: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _mean(one: Training) -> tuple[float, dict[str, float]]:
+def mean_step(one: Training) -> tuple[float, dict[str, float]]:
     """Return milliseconds of a step, and of each part."""
     count = len(one.breakdown)
     took: dict[str, float] = {}
     for line in one.breakdown:
         for part, value in line["parts"].items():
-            part = part if part in _PARTS else "other"
+            part = part if part in PARTS else "other"
             took[part] = took.get(part, 0.0) + value / 1e3 / count
     return sum(line["step_us"] for line in one.breakdown) / 1e3 / count, took
 
@@ -207,7 +207,7 @@ def _inside(part: str, value: float, step: float, room: float) -> str:
 
 
 def _key(part: str, means: Sequence[tuple[float, dict[str, float]]]) -> Patch:
-    colour, hatch = _PARTS[part]
+    colour, hatch = PARTS[part]
     label = part
     if len(means) == 1:
         took = means[0][1]
@@ -219,7 +219,7 @@ def _column(one: Training, key: str) -> Any:
     return np.array([line[key] for line in one.steps], dtype=float)
 
 
-def _running(values: Any) -> Any:
+def running(values: Any) -> Any:
     """Return the median of up to 2 k + 1 values around each."""
     k = max(2, min(25, len(values) // 40))
     return np.array([np.median(values[max(0, at - k) : at + k + 1]) for at in range(len(values))])

@@ -30,6 +30,7 @@ FLOORS = (
     "tune train check",
     "strategy",
     "plots moe_ref find",
+    "report",
     "commands",
     "cli",
 )

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from commbench import algorithms, plots
 from commbench.analysis.pair_matrices import Matrix
 from commbench.analysis.summary import Samples, row
-from commbench.plots.crossover import _Cell, _conclusion, crossover
+from commbench.plots.crossover import CrossoverCell, _conclusion, crossover
 from commbench.plots.curves import curves
 from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FABRIC_SETTINGS
@@ -79,8 +79,8 @@ def test_a_cell_without_data_is_blank_and_layouts_are_rows() -> None:
 
 
 def test_the_title_says_who_is_fastest_or_in_how_many_cells_each_is() -> None:
-    def cell(name: str, ratio: float, found: Verdict = Verdict.FASTER) -> _Cell:
-        return _Cell(name, name, ratio, found)
+    def cell(name: str, ratio: float, found: Verdict = Verdict.FASTER) -> CrossoverCell:
+        return CrossoverCell(name, name, ratio, found)
 
     sizes = {0: 1024, 1: 4096, 2: 2**20}
     tie = cell("direct", 1.01, Verdict.NO_DIFFERENCE)

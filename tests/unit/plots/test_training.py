@@ -119,9 +119,9 @@ def test_bars_are_milliseconds_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_every_part_has_a_look_of_its_own() -> None:
-    assert len(set(training._PARTS.values())) == len(training._PARTS)
+    assert len(set(training.PARTS.values())) == len(training.PARTS)
     light = [(0.2126 * r + 0.7152 * g + 0.0722 * b, hatch) for (r, g, b), hatch in (
-        ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], hatch) for colour, hatch in training._PARTS.values()
+        ([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], hatch) for colour, hatch in training.PARTS.values()
     )]  # fmt: skip
     for (one, hatched), (two, other) in itertools.pairwise(light):
         assert abs(one - two) > 0.1 or hatched != other, "neighbours are told apart in grey"

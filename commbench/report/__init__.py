@@ -1,0 +1,1 @@
+"""report: what runs have found, as one page that opens anywhere: the answer, pictures, tables, what ran where."""
