@@ -18,6 +18,7 @@ from commbench.algorithms import outside
 from commbench.console import Console
 from commbench.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError, storage
 from commbench.launch import placement
+from commbench.layout import Layout
 from commbench.output import grid
 from commbench.output.answer import traced
 from commbench.output.answer.tuned import answer
@@ -29,6 +30,7 @@ from commbench.record import folder as trace_folder
 from commbench.record import recipe as trace_recipe
 from commbench.record.exchanges import exchanges
 from commbench.record.trace import ProgramTrace
+from commbench.record.ways import is_sum
 from commbench.records import PlannedCase
 from commbench.sweep import local_gpus, prepare, recipes, session
 from commbench.sweep.prepare import SweepRequest
@@ -60,7 +62,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     recipe, configs = prepare.configure(request.words, with_parts=False)
     trace = trace_folder.read(Path(recipe)) if recipes.is_trace(recipe) else None
     if trace is not None:
-        configs = engine.of_program(configs)
+        configs = engine.of_program(configs, Layout(*trace.layout()), reductions=limits.reductions)
     prepare.refuse_code(request, configs)
     if request.show_config:
         sys.stdout.write(prepare.show_config(configs))
@@ -107,7 +109,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     saved, values = "", dict[str, Any]()
     if trace is not None:
         saved, values = _saving(trace, regions, tuned, stages)
-    found = answer(profile, describe.next_step(target, trace), saved)
+    found = answer(profile, describe.next_step(target, trace, reductions=limits.reductions), saved)
     if request.format == "json":
         sys.stdout.write(json.dumps(found.as_dict() | values) + "\n")
     else:
@@ -115,7 +117,7 @@ def run(request: SweepRequest, out: Path | None) -> int:
     if request.plots:
         _draw(folder, console)
     console.note(f"profile: {target}; samples: {folder}; {format_seconds(stages.seconds)}")
-    for line in describe.use(target, trace) if found.claims else []:
+    for line in describe.use(target, trace, reductions=limits.reductions) if found.claims else []:
         console.note(line)
     return EXIT_OK
 
@@ -181,7 +183,8 @@ def _saving(
     """Return what the profile saves of a step of the program, in words and as facts."""
     predicted = saving.predict(regions, tuned, stages.folders)
     said = traced.waits(trace, exchanges(trace))
-    waited_us = said.tunable_us - said.late_us if said.waits_seen else None
+    sums_us = said.sums_us if any(is_sum(one.collective) for each in regions for one in each.problems) else 0.0
+    waited_us = said.tunable_us - said.late_us + sums_us if said.waits_seen else None
     values = {} if predicted is None else dataclasses.asdict(predicted)
     text = saving.sentence(predicted, said.step_us, waited_us)
     return f"the profile {text}" if text.startswith("saves") else text, {

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.record.trace import ProgramTrace, TracedCalls
+from commbench.record.ways import layout_of, several_ways
 
 Matrix = npt.NDArray[np.int64]
 _ON_GPU = "nccl"  # the transport whose waits are those of a stream
@@ -49,6 +50,7 @@ class TracedExchange:
     exposed_us: float | None  # that the program stood still
     late_us: float | None  # of that, what the other ranks of a group waited for the last one
     skew: float | None  # of uneven ones: the busiest rank over the mean
+    tunable: bool = False  # whether a group on these nodes can do it in several ways
 
 
 def exchanges(trace: ProgramTrace) -> list[TracedExchange]:
@@ -97,6 +99,7 @@ def _exchange(
         exposed_us=_mean(exposed),
         late_us=_late(trace, lines, exposed),
         skew=_skew(seen) if first.collective == "all_to_allv" else None,
+        tunable=several_ways(first.collective, layout_of(trace, trace.groups[first.group].ranks)),
     )
 
 

@@ -112,26 +112,29 @@ def _control_text(control: Control) -> str:
 _ANY_PROGRAM = ("torchrun", "--nproc-per-node=8", "train.py")  # as README and help have it
 
 
-def next_step(profile: Path, trace: ProgramTrace | None) -> tuple[str, str]:
-    """Return what to do with the profile, and the command."""
+def next_step(profile: Path, trace: ProgramTrace | None, *, reductions: bool = False) -> tuple[str, str]:
+    """Return what to do with the profile, and the command. reductions: whether its sums were tuned."""
     if trace is None:
         typed = shlex.join(["commbench", "ab", "--profile", str(profile), "--", *_ANY_PROGRAM])
         return "measure what it is worth in your program", typed
-    return "measure what it is worth", f"commbench ab {_with_program(profile, trace)}"
+    return "measure what it is worth", f"commbench ab {_with_program(profile, trace, reductions)}"
 
 
-def use(profile: Path, trace: ProgramTrace | None) -> list[str]:
-    """Return the commands to go on with: the recorded program's own, or what fits any program."""
+def use(profile: Path, trace: ProgramTrace | None, *, reductions: bool = False) -> list[str]:
+    """Return the commands to go on with: the recorded program's own, or what fits any program.
+
+    reductions: whether its sums were tuned.
+    """
     if trace is None:
         typed = shlex.join(["commbench", "exec", "--profile", str(profile), "--", *_ANY_PROGRAM])
         return [f"use it: {typed}, or commbench.load_profile({str(profile)!r}) in Python"]
-    typed = _with_program(profile, trace)
+    typed = _with_program(profile, trace, reductions)
     return [f"use it: commbench exec {typed}", f"what it is worth: commbench ab {typed}"]
 
 
-def _with_program(profile: Path, trace: ProgramTrace) -> str:
+def _with_program(profile: Path, trace: ProgramTrace, reductions: bool) -> str:
     """Return the words that run the recorded program with the profile, on the fabric that it was recorded on."""
-    words = ["--profile", str(profile)]
+    words = ["--profile", str(profile), *(["--reductions"] if reductions else [])]
     if trace.fabric:
         nodes, ranks_per_node = trace.layout()
         keys = {**trace.fabric, "nodes": nodes, "ranks_per_node": ranks_per_node}

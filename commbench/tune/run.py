@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import commbench
-from commbench import algorithms, cost_model
+from commbench import cost_model
 from commbench.algorithms import outside
 from commbench.collectives.base import PART_BYTES
 from commbench.console import Console
 from commbench.errors import CommbenchError, EnvironmentProblem, UsageError
+from commbench.layout import Layout
 from commbench.machine import metadata
 from commbench.profile import Profile
+from commbench.record.ways import is_sum, several_ways
 from commbench.records import Case
 from commbench.run_folder import timestamp
 from commbench.stats import PAIRS_FOR_CLAIM
@@ -42,15 +44,18 @@ class Limits:
 
     budget_s: float  # seconds for all of it
     gain: float  # the least that is worth a change: 0.03 is 3 %
+    reductions: bool = False  # of a program's trace: whether sums are tuned too
 
 
 def read_limits(words: Sequence[str]) -> tuple[tuple[str, ...], Limits]:
-    """Return the words without `budget=` and `gain=`, and these. Raises `UsageError`."""
-    left, budget, gain = [], KEYS["budget"].default, KEYS["gain"].default
+    """Return the words without those of `Limits`, and these. Raises `UsageError`."""
+    left, budget, gain, reductions = [], KEYS["budget"].default, KEYS["gain"].default, KEYS["reductions"].default
     for word in words:
         key, _, value = word.partition("=")
         if key == "budget":
             budget = value
+        elif key == "reductions":
+            reductions = KEYS["reductions"].read("reductions", value)
         elif key == "gain":
             try:
                 gain = float(value)
@@ -60,7 +65,9 @@ def read_limits(words: Sequence[str]) -> tuple[tuple[str, ...], Limits]:
                 raise UsageError(f"gain={value}", hint="the least gain that is worth a change: 0.03 is 3 %")
         else:
             left.append(word)
-    return tuple(left), Limits(budget_s=parse_seconds("budget", budget), gain=gain)
+    return tuple(left), Limits(
+        budget_s=parse_seconds("budget", budget), gain=gain, reductions=str(reductions).lower() == "true"
+    )
 
 
 def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:
@@ -70,22 +77,26 @@ def shorten(item: SweepConfig, limits: Limits) -> SweepConfig:
     return replace(item, timeout=min(item.timeout, max(5.0, limits.budget_s / _TIMEOUT_PART)))
 
 
-def of_program(configs: Sequence[SweepConfig]) -> list[SweepConfig]:
+def of_program(configs: Sequence[SweepConfig], layout: Layout, *, reductions: bool = False) -> list[SweepConfig]:
     """Return what of a recorded program can be tuned: collectives with several algorithms, on the program's own memory.
 
-    Raises `UsageError` where there is none.
+    layout: of the program's ranks. reductions: sums too, which go by a profile where that is asked for alone. Raises
+    `UsageError` where there is nothing.
     """
-    kept = []
+    kept, sums = [], False
     for item in configs:
-        names = [name for name in item.collective if len(algorithms.names(name)) > 1]
+        groups = [layout.within(name) for name in item.groups]
+        names = [name for name in item.collective if any(several_ways(name, each) for each in groups)]
+        sums = sums or any(map(is_sum, names))
+        names = [name for name in names if reductions or not is_sum(name)]
         if names:
             kept.append(replace(item, collective=names, typed=item.typed | {"buffers"}))
     if not kept:
         sent = ", ".join(dict.fromkeys(name for item in configs for name in item.collective))
-        raise UsageError(
-            "there is nothing to tune: the program calls no all-to-all",
-            hint=f"there is one way only to do what it calls: {sent}",
-        )
+        hint = "reductions=true tunes its sums, for exec --reductions" if sums else (
+            f"there is one way only to do what it calls: {sent}"
+        )  # fmt: skip
+        raise UsageError("there is nothing to tune: the program calls no all-to-all", hint=hint)
     return kept
 
 

@@ -46,7 +46,7 @@ def test_a_program_is_recorded_and_passes_through(tmp_path: Path, capfd: pytest.
     assert lines[0] == "loss 1.5" and lines[1].startswith("# 4 ranks on 2 x 2, gloo, 10 steps of 50 ms")
     assert "1 all-to-all of 1 MiB a step over 2 ranks in 2 groups: 1 % of the step, 1 % exposed; moe.py:20" in lines
     assert all(len(line) <= 100 or line.startswith("# next: ") for line in lines)
-    assert lines[-2].startswith("# answer: a faster all-to-all can save")
+    assert any(line.startswith("# answer: a faster all-to-all can save") for line in lines[-4:])
     assert lines[-1] == f"# next: find what is faster for what it sends: commbench tune '{out}' budget=10m --out p.json"
     assert (out / "plots/trace.png").is_file() and folder.read(out).exit_code == 0
     assert _main(["plot", str(out), "--out", str(tmp_path / "again")]) == 0

@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from commbench.layout import Layout
 from commbench.output.answer import traced
 from commbench.plots import program_trace
 from commbench.record import describe
 from commbench.record.exchanges import TracedExchange, exchanges
+from commbench.record.ways import layout_of, several_ways
 from tests.support import traces
 
 ONE = TracedExchange(
@@ -41,7 +43,10 @@ def test_the_answer_says_what_can_be_saved_and_what_to_do_next() -> None:
     # two exchanges of 500 us: of an even one 1 us is waited for the other rank
     waits = traced.waits(trace, found)
     assert waits.tunable_us == 1001.5 and waits.late_us == 1.0 and waits.waits_seen and waits.step_us == 50000.0
-    assert str(said) == "a faster all-to-all can save 1 ms of a step of 50 ms at the most (2 %)"
+    assert str(said) == (
+        "a faster all-to-all can save 1 ms of a step of 50 ms at the most (2 %); 500 us (1 % of a step) is waited for "
+        "sums: reductions=true tunes them, too, and adds in another order"
+    )
     late = [replace(one, late_us=(one.exposed_us or 0) / 2) for one in found]
     assert "501 us more is waited for ranks that come later" in str(traced.answer(trace, late, Path("t")))
     unseen = [replace(one, exposed_us=None) for one in found]
@@ -51,10 +56,22 @@ def test_the_answer_says_what_can_be_saved_and_what_to_do_next() -> None:
 
 
 def test_nothing_to_tune_is_an_answer() -> None:
-    trace = traces.planted(groups=())
+    trace = replace(traces.planted(groups=()), hosts=["a"] * 4)  # no two nodes, so that sums have one way
     said = traced.answer(trace, exchanges(trace), Path("t"))
     assert str(said).startswith("nothing of this can be tuned: the program calls no all-to-all") and not said.command
     assert said.next == "keep the program as it is"
+
+
+def test_a_program_that_waits_for_sums_alone_is_told_how_to_tune_them() -> None:
+    trace = traces.planted(groups=())
+    said = traced.answer(trace, exchanges(trace), Path("t"))
+    assert "all else than sums has one way to be done" in str(said) and "500 us (1 % of a step)" in str(said)
+    assert said.command == "commbench tune t reductions=true budget=10m --out p.json"
+    trace = traces.planted(groups=((0, 3), (1, 2)))
+    assert [one.tunable for one in exchanges(trace) if one.collective == "all_reduce"] == [True]
+    assert several_ways("all_reduce", Layout(2, 2)) and not several_ways("all_reduce", Layout(2, 1))
+    assert several_ways("all_to_all", Layout(1, 2)) and not several_ways("broadcast", Layout(2, 2))
+    assert layout_of(trace, [0, 1, 2]) == Layout(3, 1) and layout_of(trace, [0, 2]) == Layout(2, 1)
 
 
 def test_a_reader_is_told_what_lacks() -> None:

@@ -8,12 +8,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from commbench.cli import _main
 from commbench.emulated import Emulated
+from commbench.errors import UsageError
+from commbench.layout import Layout
 from commbench.record import folder, recipe
 from commbench.records import Case, Measurement, PlannedCase, Status
 from commbench.sweep import foreign_keys, prepare
@@ -58,7 +61,7 @@ class Kept(Ruled):
 def regions_of(path: Path, **more: Any) -> list[space.Region]:
     """What a tuning of a planted trace would search, over the scripted transport."""
     written(path, uneven=False, **more)
-    return space.regions(run.of_program(prepare.configure([str(path), "transport=scripted"])[1]))
+    return space.regions(run.of_program(prepare.configure([str(path), "transport=scripted"])[1], Layout(2, 2)))
 
 
 def test_what_is_saved_is_what_was_planted(tmp_path: Path) -> None:
@@ -152,6 +155,9 @@ def test_the_next_commands_run_the_recorded_program() -> None:
         f"{what} --profile p.json -- torchrun train.py 'a b'"
         for what in ("use it: commbench exec", "what it is worth: commbench ab")
     ]
+    assert all(
+        "--profile p.json --reductions --" in line for line in describe.use(Path("p.json"), trace, reductions=True)
+    )
     fabric = Emulated(nodes=2, link="100mbit", message_overhead=30000)
     its = {"fabric": "emulated", **{name: one or "none" for name, one in asdict(fabric).items() if name != "nodes"}}
     line, _ = describe.use(Path("p.json"), replace(trace, fabric=its, command=[]))  # anonymous
@@ -173,7 +179,20 @@ def test_a_program_without_all_to_all_has_nothing_to_tune(tmp_path: Path, capsys
     written(tmp_path / "t", groups=())
     assert _main(["tune", str(tmp_path / "t"), "budget=1m"]) == 2
     said = capsys.readouterr().err
-    assert "there is nothing to tune: the program calls no all-to-all" in said and "all_reduce" in said
+    assert (
+        "there is nothing to tune: the program calls no all-to-all" in said and "reductions=true tunes its sums" in said
+    )
+    assert _main(["tune", str(tmp_path / "t"), "budget=1m", "reductions=true", "--dry-run"]) == 0
+    assert "2d leaders=1" in capsys.readouterr().out
+
+
+def test_sums_of_one_node_have_nothing_to_tune() -> None:
+    config = SimpleNamespace(collective=["all_reduce", "all_gather"], groups=["world"], typed=frozenset())
+    with pytest.raises(UsageError, match="the program calls no all-to-all"):
+        run.of_program([config], Layout(1, 4), reductions=True)  # type: ignore[list-item]
+    assert run.read_limits(["reductions=true"])[1].reductions and not run.read_limits([])[1].reductions
+    with pytest.raises(UsageError, match="reductions"):
+        run.read_limits(["reductions=2"])
 
 
 def test_a_damaged_trace_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
