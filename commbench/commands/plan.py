@@ -13,8 +13,6 @@ from commbench.output import grid
 from commbench.output.grid import TableStyle
 from commbench.strategy import answer, emit, planned, ranking, validation
 
-_TOP = 10
-
 
 def run(
     words: Sequence[str], *, format_: str, top: int | None, emitted: str, extrapolate: bool, plot: Path | None,
@@ -33,11 +31,12 @@ def run(
     notes, facts = list(request.notes), {}
     if validate:
         console = stderr_console()
-        trained = validation.validate(request, validation.members(request, found.group), request.budget_s, out,
+        trained = validation.validate(request, validation.members(request, answer.group(found)), request.budget_s, out,
                                       lambda text: console.print(text, markup=False, highlight=False))  # fmt: skip
         notes.append(validation.sentence(trained))
         facts["validated"] = validation.as_dict(trained)
-    said = answer.answer(problem, found, planned.commands(request, found), notes)
+    commands = planned.commands(request, answer.group(found))
+    said = answer.answer(problem, found, commands, notes)
     runnable = {name: next((one for one in found.ranked if name in one.trainers), None) for name in emit.TABLE}
     texts = {name: emit.emitted(name, problem, runnable, request.model.config) for name in wanted}
     if plot is not None:
@@ -52,7 +51,10 @@ def run(
         ending["answer"] |= {"emitted": texts, **facts}
         sys.stdout.write(json.dumps(ending) + "\n")
         return 0
-    lines = [*said.lines(), *answer.table(problem, found, top or _TOP, look)]
+    lines = [*said.lines(), *answer.table(problem, found, top, look)]
+    apart = [line for line in commands if line != said.command]
+    if apart:
+        lines += ["# to start each of these:", *(f"#   {line}" for line in apart)]
     for text in texts.values():
         lines += ["", text]
     sys.stdout.write("\n".join(lines) + "\n")

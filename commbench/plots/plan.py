@@ -4,6 +4,7 @@ with the number of nodes, the rate between them and the skew of experts."""
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from matplotlib.figure import Figure
 
 from commbench.errors import UsageError
 from commbench.files import write_named
+from commbench.output.grid import number
 from commbench.plots.style import picture, title
+from commbench.strategy.choices import choices
 from commbench.strategy.clusters import scaled
 from commbench.strategy.memory import GIB
 from commbench.strategy.ranking import PlanProblem, Ranking
 from commbench.strategy.tagged import Tagged
 
 _SHOWN = 5
+_LETTERS = 36  # of a line of a bar's label
 _COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#999999", "#CC79A7", "#009E73")
 _TIMES = ("compute", "inter", "intra", "bubble", "launch", "optimizer")
 _MEMORY = ("weights", "gradients", "optimizer", "activations", "working")
@@ -39,10 +43,10 @@ def save(path: Path, problem: PlanProblem, ranking: Ranking) -> None:
 
 def draw(problem: PlanProblem, ranking: Ranking) -> Figure:
     """Return the picture."""
-    shown = ranking.ranked[:_SHOWN]
-    labels = [f"{one.rank}  {one.setting.label}" for one in shown]
+    shown = [one.best for one in choices(ranking.ranked)[:_SHOWN]]
+    labels = ["\n".join(textwrap.wrap(f"{one.rank}: {one.setting.label}", _LETTERS)) for one in shown]
     figure = Figure(figsize=(12, 8.2))
-    grid = figure.add_gridspec(2, 6, hspace=0.55, wspace=1.1, left=0.2, right=0.98, top=0.88, bottom=0.13)
+    grid = figure.add_gridspec(2, 6, hspace=0.55, wspace=1.1, left=0.2, right=0.98, top=0.88, bottom=0.15)
     times, memory = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])
     _stacked(times, labels, {name: [one.parts_us[name] / 1e3 for one in shown] for name in _TIMES}, "ms of a step")
     parts = {name: [one.memory_parts_gib[name] for one in shown] for name in _MEMORY}
@@ -64,9 +68,9 @@ def draw(problem: PlanProblem, ranking: Ranking) -> Figure:
         _moves(figure.add_subplot(grid[1, 2 * place : 2 * place + 2]), name, values, make)
     first = ranking.ranked[0]
     title(figure, f"{problem.model.name} on {problem.cluster.gpus} GPUs: {first.setting.label}, "
-                  f"{first.us / 1e3:.4g} ms a step", 0.98)  # fmt: skip
+                  f"{number(first.us / 1e3)} ms a step", 0.98)  # fmt: skip
     figure.text(0.01, 0.01, "predicted. Bars: the middle of all draws. Below: the best strategy's step if one number "
-                "changes; its name stands where the choice moves.", fontsize=7.5, color="#555555")  # fmt: skip
+                "changes; a letter stands where the choice moves.", fontsize=7.5, color="#555555")  # fmt: skip
     return figure
 
 
@@ -110,8 +114,12 @@ def _moves(axes: Axes, name: str, values: Sequence[float], make: Callable[[float
     axes.set_ylim(bottom=0, top=1.25 * max(one[1] for one in points))
     axes.set_xticks([one[0] for one in points], [f"{one[0]:g}" for one in points], fontsize=7.5)
     axes.minorticks_off()
+    names = list(dict.fromkeys(label for _, _, label in points))
     last = ""
     for value, ms, label in points:
         if label != last:
-            axes.annotate(label, (value, ms), textcoords="offset points", xytext=(2, 7), fontsize=6.5, rotation=20)
+            axes.annotate("abcdefgh"[names.index(label)], (value, ms), textcoords="offset points", xytext=(0, 6),
+                          fontsize=9, fontweight="bold", ha="center")  # fmt: skip
         last = label
+    told = "\n".join(f"{letter}: {label}" for letter, label in zip("abcdefgh", names, strict=False))
+    axes.text(0.0, -0.24, told, transform=axes.transAxes, fontsize=7.5, va="top")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from commbench.output.answer.claims import Answer
 from commbench.output.answer.words import count
 from commbench.output.grid import AS_FITS, Column, TableStyle, folded, grid, number
+from commbench.strategy.choices import MOST_SHOWN, PlanChoice, choices
 from commbench.strategy.ranking import PlanProblem, Ranked, Ranking
 
-_MOST_LOSERS = 6
+_MOST_LOSERS = 5
 _SHORT = {"compute": "compute", "inter": "links between nodes", "intra": "links inside nodes",
           "bubble": "the pipeline's bubble", "launch": "launching kernels", "memory": "memory",
           "optimizer": "the optimizer"}  # fmt: skip
@@ -26,8 +27,9 @@ def mfu(problem: PlanProblem, one: Ranked) -> float:
     return tokens_per_s(problem, one) * problem.model.flops_per_token / (problem.cluster.peak_tflops.value * 1e12)
 
 
-def columns(problem: PlanProblem) -> list[Column[Ranked]]:
-    """Return the columns of the table."""
+def columns(problem: PlanProblem, chances: Mapping[int, float] | None = None) -> list[Column[Ranked]]:
+    """Return the columns of the table. chances: of ranks that stand for lines, in place of their own."""
+    of_line = chances or {}
 
     def size(name: str, *, once: bool = True) -> Column[Ranked]:
         return Column(name=name, text=lambda row: str(getattr(row.setting, name)), once=once)
@@ -46,7 +48,7 @@ def columns(problem: PlanProblem) -> list[Column[Ranked]]:
         Column(name="mfu", text=lambda row: f"{100 * mfu(problem, row):.0f}%", goes=1),
         Column(name="gib", text=lambda row: f"{row.memory_gib:.1f}", heading="GiB"),
         Column(name="margin", text=lambda row: f"{row.margin_gib:.1f}", goes=4),
-        Column(name="p_best", text=lambda row: f"{row.p_best:.2f}", heading="P"),
+        Column(name="p_best", text=lambda row: f"{of_line.get(row.rank, row.p_best):.2f}", heading="P"),
         Column(name="binds", text=lambda row: row.binds, left=True),
     ]
 
@@ -56,8 +58,12 @@ def _ms(us: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 
-def table(problem: PlanProblem, ranking: Ranking, top: int, look: TableStyle = AS_FITS) -> list[str]:
-    """Return the lines of the table: what is planned, the best, why others lose."""
+def table(problem: PlanProblem, ranking: Ranking, top: int | None, look: TableStyle = AS_FITS) -> list[str]:
+    """Return the lines of the table: what is planned, the best, why others lose.
+
+    top: so many strategies, each with a row of its own; None: a few rows, each a layout and a schedule with all that
+    is as good in it.
+    """
     model, cluster = problem.model, problem.cluster
     lines = folded(f"# {model.name}: {model.parameters / 1e9:.3g} billion parameters, "
                    f"{model.active_parameters / 1e9:.3g} of a token; {problem.work.batch} sequences of {model.context} "
@@ -65,17 +71,21 @@ def table(problem: PlanProblem, ranking: Ranking, top: int, look: TableStyle = A
     lines += folded(f"# {cluster.nodes} x {cluster.gpus_per_node} GPUs; {links_text(problem)}", first="", more="#   ")
     lines += folded(f"# {ranking.points} strategies, {ranking.fitting} fit in memory, "
                     f"{ranking.drawn} met all draws", first="", more="#   ")  # fmt: skip
-    shown = list(ranking.ranked[:top])
+    rows = choices(ranking.ranked)[:MOST_SHOWN] if top is None else []
+    shown = [one.best for one in rows] or list(ranking.ranked[:top])
     now = ranking.current
     if now is not None and now not in shown:
         shown.append(now)
-    laid = grid(columns(problem), shown, look)
+    laid = grid(columns(problem, {one.best.rank: one.p_best for one in rows}), shown, look)
     lines += [text for note in laid.notes for text in folded(note)]
     lines += laid.framed(look)
+    for one in rows:
+        lines += folded(one.text) if one.alike else []
     losers = sorted(ranking.losers, key=lambda one: (one.over is None, one.over or 0.0))
-    for one in losers[:_MOST_LOSERS]:
-        over = "does not fit" if one.over is None else f"{one.over:.2f}x"
-        lines += folded(f"{one.setting.label}: {over}, {one.reason}")
+    lines += ["# slower, and by what:"] if losers else []
+    for loser in losers[:_MOST_LOSERS]:
+        over = "does not fit" if loser.over is None else f"{loser.over:.2f}x"
+        lines += folded(f"{loser.setting.label}: {over}, {loser.reason}", "#   ", "#     ")
     return lines
 
 
@@ -104,22 +114,24 @@ def answer(
         f"{tokens_per_s(problem, first):.0f} tokens/s a GPU, {100 * mfu(problem, first):.0f} % of the peak, "
         f"{first.needed_gib:.1f} of {has:g} GiB; {_SHORT[first.binds]} binds"
     ]
-    others = [one for one in ranking.group if one is not first]
-    many = len(ranking.tied) - 1
+    rows = [one for one in choices(ranking.ranked) if one.tied]
+    others = [one for one in rows if one.best is not first]
+    mine = next(one for one in rows if one.best is first)
+    here = f"; what differs there does not matter: {mine.differs}" if mine.alike else ""
+    sentences.append(f"that layout and schedule is the fastest in {100 * mine.p_best:.0f} % of draws{here}")
     if others:
-        named = "; ".join(f"{one.setting.label} ({one.us / first.us:.2f}x)" for one in others)
-        sentences.append(
-            f"it is the fastest in {100 * first.p_best:.0f} % of draws, and {count(many, 'other')} may be as good, "
-            f"these first: {named}"
-        )
+        named = "; ".join(f"{_line(one)} ({one.best.us / first.us:.2f}x)" for one in others[: MOST_SHOWN - 1])
+        more_of = f", and {count(len(others) - MOST_SHOWN + 1, 'other')}" if len(others) >= MOST_SHOWN else ""
+        sentences.append(f"{count(len(others), 'other layout')} may be as good: {named}{more_of}")
     else:
-        sentences.append(f"it is the fastest in {100 * first.p_best:.0f} % of draws, and no other is as good")
+        sentences.append("no other is as good")
     if (now := ranking.current) is not None:
         where = f"is rank {now.rank}" if now.margin_gib >= 0 else f"needs {now.needed_gib:.1f} of {has:g} GiB"
         sentences.append(f"what you run now {where}: {now.us / first.us:.2f}x the best one's step")
     sentences += notes
     more: dict[str, Any] = {
-        "group": [one.rank for one in ranking.group], "tied": len(ranking.tied), "points": ranking.points,
+        "group": [one.rank for one in group(ranking)], "tied": len(ranking.tied), "points": ranking.points,
+        "choices": [_as_dict(one) for one in rows],
         "fitting": ranking.fitting, "drawn": ranking.drawn, "commands": list(commands),
         "losers": [{"strategy": one.setting.label, "reason": one.reason, "over": one.over} for one in ranking.losers],
         "current": None if now is None else {"rank": now.rank, "over": now.us / first.us},
@@ -127,7 +139,25 @@ def answer(
     return Answer(sentences=sentences, step=_step(problem, others), command=commands[0] if commands else "", more=more)
 
 
-def _step(problem: PlanProblem, others: Sequence[Ranked]) -> str:
+def group(ranking: Ranking) -> list[Ranked]:
+    """Return those to measure, a few: the best of each line that cannot be told from the first."""
+    return [one.best for one in choices(ranking.ranked) if one.tied][:MOST_SHOWN]
+
+
+def _line(one: PlanChoice) -> str:
+    """Return the sizes and the schedule of a line, without what does not matter in it."""
+    its = one.best.setting
+    sizes = [f"{name}{value}" for name in ("tp", "cp", "pp", "ep", "etp") if (value := getattr(its, name)) > 1]
+    return " ".join([*sizes, its.schedule.name])
+
+
+def _as_dict(one: PlanChoice) -> dict[str, Any]:
+    ranks = [one.best.rank, *(other.rank for other in one.alike)]
+    return {"rank": one.best.rank, "strategy": _line(one), "as_good": ranks, "differs": one.differs,
+            "p_best": one.p_best, "over": max(other.us for other in (one.best, *one.alike)) / one.best.us}  # fmt: skip
+
+
+def _step(problem: PlanProblem, others: Sequence[PlanChoice]) -> str:
     if problem.cluster.costs is None and problem.cluster.nodes > 1:
         return "measure the links on this cluster, which makes the order surer, and plan with costs=costs.json"
     if others:

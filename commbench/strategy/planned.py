@@ -10,13 +10,14 @@ from typing import Any
 
 from commbench.errors import UsageError
 from commbench.strategy import clusters, emit, models
+from commbench.strategy.choices import planning
 from commbench.strategy.cluster import GpuCluster
 from commbench.strategy.draws import Efficiency
 from commbench.strategy.gemm_table import read_gemm
 from commbench.strategy.keys import AXES, read_words
 from commbench.strategy.known import GPUS
 from commbench.strategy.models import PlannedModel
-from commbench.strategy.ranking import PlanProblem, Ranking
+from commbench.strategy.ranking import PlanProblem, Ranked
 from commbench.strategy.setting import EXCHANGES, RECOMPUTE, SCHEDULES, Setting
 from commbench.strategy.tagged import Tagged
 from commbench.strategy.uneven import read_uneven
@@ -34,6 +35,7 @@ class PlanRequest:
     model: PlannedModel
     current: Setting | None
     notes: tuple[str, ...]
+    words: tuple[str, ...] = ()  # as they were typed
     budget_s: float = 600.0  # for launches of a validation
 
 
@@ -62,7 +64,7 @@ def read(words: Sequence[str], *, extrapolate: bool = False) -> PlanRequest:
     )
     current = None if typed.get("current") is None else read_current(typed["current"], problem)
     return PlanRequest(problem=problem, model=model, current=current, notes=model.notes,
-                       budget_s=typed.get("budget", 600.0))  # fmt: skip
+                       words=tuple(words), budget_s=typed.get("budget", 600.0))  # fmt: skip
 
 
 def _efficiency(typed: Mapping[str, Any]) -> Efficiency:
@@ -128,14 +130,16 @@ def read_current(text: str, problem: PlanProblem) -> Setting:
     return setting
 
 
-def commands(request: PlanRequest, ranking: Ranking) -> list[str]:
-    """Return what to type to know more: of links that nobody measured, then of the group, where ours runs it."""
+def commands(request: PlanRequest, group: Sequence[Ranked]) -> list[str]:
+    """Return what to type to know more: of links that nobody measured, then of the group, a line each."""
     problem, found = request.problem, []
     cluster = problem.cluster
     if cluster.costs is None and cluster.nodes > 1:
         where = f"transport=nccl nodes={min(cluster.nodes, 4)} ranks_per_node={cluster.gpus_per_node}"
-        found += [f"commbench sweep pairs {where}", "commbench model results/latest --out costs.json"]
-    for one in ranking.group:
+        found.append(f"commbench sweep pairs {where} && commbench model results/latest --out costs.json")
+    for one in group if len(group) > 1 or request.model.config is not None else []:
         if "commbench" in one.trainers and request.model.config is not None:
             found.append(emit.commbench(problem, one.setting, request.model.config))
+        elif "megatron" in one.trainers:
+            found.append(planning(request.words, one.setting))
     return found

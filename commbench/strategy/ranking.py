@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commbench.errors import UsageError
+from commbench.output.grid import number
 from commbench.stats import Floats
 from commbench.strategy import space
 from commbench.strategy.cluster import GpuCluster, LinkCost
@@ -18,7 +19,7 @@ from commbench.strategy.gemm_table import GemmTable
 from commbench.strategy.links import link_times
 from commbench.strategy.memory import GIB, MemoryParts, memory
 from commbench.strategy.model_shape import ModelShape
-from commbench.strategy.setting import Setting, Settings
+from commbench.strategy.setting import SCHEDULES, Setting, Settings
 from commbench.strategy.space import Axes
 from commbench.strategy.step_time import BINDS, StepTimes, step_time
 from commbench.strategy.tagged import Tagged
@@ -27,7 +28,6 @@ from commbench.strategy.workload import Workload
 
 WITHIN = 1.5  # times the best middle: what is slower than that is best in no draw
 MOST_DRAWN = 1000  # settings that meet all draws
-MOST_MEASURED = 5
 MAY_BE_FASTER = 0.05  # chance of being faster than the first that keeps one in its group
 # What the formulas miss of one layout of ranks and not of another, and of one way to run it: 95 % within these factors.
 # Ratios of two layouts on B200 are 4 and 11 % off (docs/reference/planner.md).
@@ -41,7 +41,8 @@ class Ranked:
     """One strategy with its numbers. us: of each draw; low, high: 5 and 95 %. slower: over the first, in the middle.
 
     needed_gib: of a GPU, tensors and what is beside them; margin_gib: what is left. p_best: part of draws in which it
-    is the fastest. tied: whether it cannot be told from the first.
+    is the fastest. tied: whether it cannot be told from the first. line: the rank of the first that has its layout of
+    ranks and its schedule; as_good: whether it cannot be told from that one.
     """
 
     rank: int
@@ -59,6 +60,8 @@ class Ranked:
     memory_parts_gib: dict[str, float]
     trainers: tuple[str, ...]
     tied: bool
+    line: int
+    as_good: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,8 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """ranked: best first. losers: the best of what differs from the first in one size, and why it is not first.
+    """ranked: best first. losers: the best of what differs from the first in one size, and why it is not first; what
+    cannot be told from the first is none of them.
 
     points: strategies that there are; fitting: that memory allows; drawn: that met all draws. current: what runs now.
     """
@@ -89,18 +93,6 @@ class Ranking:
     def tied(self) -> list[Ranked]:
         """All that cannot be told from the first, itself included."""
         return [one for one in self.ranked if one.tied]
-
-    @property
-    def group(self) -> list[Ranked]:
-        """Those of them to measure, `MOST_MEASURED` at the most: the best of each layout, then the next best."""
-        tied = self.tied
-        layouts: dict[tuple[int, ...], Ranked] = {}
-        for one in tied:
-            its = one.setting
-            layouts.setdefault((its.tp, its.cp, its.pp, its.ep, its.etp), one)
-        chosen = list(layouts.values())[:MOST_MEASURED]
-        chosen += [one for one in tied if one not in chosen][: MOST_MEASURED - len(chosen)]
-        return sorted(chosen, key=lambda one: one.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +125,11 @@ class PlanProblem:
         links = link_times(self.cluster, draws, seed=self.seed)
         return step_time(self.model, self.work, self.cluster, settings, draws, table=self.table, links=links)
 
+    def drawn_us(self, settings: Settings) -> Floats:
+        """Return microseconds of a step by all draws, [d, n], with what formulas miss of each."""
+        draws = self.draw()
+        return self.times(settings, draws).us * _own(settings, len(draws), self.seed)
+
     def settings(self) -> Settings:
         return space.settings(self.model, self.work, self.cluster, self.axes, self.trainer)
 
@@ -159,8 +156,7 @@ def rank(problem: PlanProblem, *, current: Setting | None = None, most: int = MO
     if current is not None and mine not in kept:
         kept = np.append(kept, mine)
     drawn = settings.take(kept)
-    draws = problem.draw()
-    us = problem.times(drawn, draws).us * _own(drawn, len(draws), problem.seed)
+    us = problem.drawn_us(drawn)
     allowed = fits[kept]
     order = np.argsort(np.where(allowed, np.median(us, axis=0), np.inf), kind="stable")
     winners = np.bincount(np.argmin(np.where(allowed, us, np.inf), axis=1), minlength=len(kept)) / len(us)
@@ -168,27 +164,35 @@ def rank(problem: PlanProblem, *, current: Setting | None = None, most: int = MO
     faster = (us < us[:, [first]]).mean(axis=0)
     run = runs(drawn, problem.cluster.gpus)
     blocked = _blocked(settings, times, fits)
+    tied = allowed & (faster >= MAY_BE_FASTER)
+    tied[first] = True
+    heads = _heads(drawn, order)
+    as_good = (us < us[:, heads]).mean(axis=0) >= MAY_BE_FASTER
+    rank_of = np.empty(len(kept), dtype=np.int64)
+    rank_of[order] = np.arange(1, len(kept) + 1)
     ranked = []
-    for number, place in enumerate(order, 1):
+    for its_rank, place in enumerate(order, 1):
         index = int(kept[place])
         low, mid, high = (float(value) for value in np.quantile(us[:, place], (0.05, 0.5, 0.95)))
         spent = {name: float(value[index]) for name, value in middle.parts.items()}
         needed = float(parts.needed[index]) / GIB
         ranked.append(Ranked(
-            rank=number, setting=settings[index], us=mid, low_us=low, high_us=high, p_best=float(winners[place]),
+            rank=its_rank, setting=settings[index], us=mid, low_us=low, high_us=high, p_best=float(winners[place]),
             p_faster=float(faster[place]), binds="memory" if blocked[index] else binds(spent), parts_us=spent,
             memory_gib=float(parts.total[index]) / GIB, needed_gib=needed,
             margin_gib=problem.cluster.memory_gib.value - needed,
             memory_parts_gib={name: float(getattr(parts, name)[index]) / GIB for name in parts.__dataclass_fields__},
             trainers=tuple(name for name in NAMES if run[name][place]),
-            tied=bool(allowed[place] and (place == first or faster[place] >= MAY_BE_FASTER)),
+            tied=bool(tied[place]), line=int(rank_of[heads[place]]), as_good=bool(allowed[place] and as_good[place]),
         ))  # fmt: skip
     now = next((one for one in ranked if one.setting == current), None)
     if now is not None and not fits[mine]:
         ranked.remove(now)  # it is last, and has no rank
+    losing = np.ones(len(settings), dtype=bool)
+    losing[kept[tied]] = False
     return Ranking(
-        ranked=ranked, losers=_losers(settings, times, fits, parts, middle, ranked[0], limit), points=len(settings),
-        fitting=int(fits.sum()), drawn=len(kept), current=now,
+        ranked=ranked, losers=_losers(settings, times, fits, losing, parts, middle, ranked[0], limit),
+        points=len(settings), fitting=int(fits.sum()), drawn=len(kept), current=now,
     )  # fmt: skip
 
 
@@ -225,6 +229,18 @@ def _own(settings: Settings, draws: int, seed: int) -> Floats:
     return factors
 
 
+def _heads(settings: Settings, order: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    """Return of each strategy the first in this order that has its layout of ranks and its schedule, [n]."""
+    names = [one.name for one in SCHEDULES]
+    firsts = np.array([names.index(name) for name in names])[settings.schedule]
+    sizes = [getattr(settings, name) for name in ("tp", "cp", "pp", "ep", "etp")]
+    _, line = np.unique(np.stack([*sizes, firsts], axis=1), axis=0, return_inverse=True)
+    line = line.reshape(-1)
+    head = np.empty(line.max() + 1, dtype=np.int64)
+    head[line[order[::-1]]] = order[::-1]  # what is written last is the first
+    return np.asarray(head[line])
+
+
 def _blocked(settings: Settings, times: Floats, fits: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return of each whether the same layout of ranks would be faster, by 2 % at the least, if memory were larger."""
     layouts = np.stack([settings.tp, settings.cp, settings.pp, settings.ep, settings.etp], axis=1)
@@ -239,15 +255,18 @@ _COMPARED = ("tp", "cp", "pp", "ep", "etp", "micro_batch", "schedule", "exchange
 
 
 def _losers(
-    settings: Settings, times: Floats, fits: npt.NDArray[np.bool_], parts: MemoryParts, middle: StepTimes,
-    first: Ranked, limit: float,
+    settings: Settings, times: Floats, fits: npt.NDArray[np.bool_], losing: npt.NDArray[np.bool_], parts: MemoryParts,
+    middle: StepTimes, first: Ranked, limit: float,
 ) -> list[Excluded]:  # fmt: skip
-    """Return, for each size, the best strategy that has another one than the first has, and why it is not first."""
+    """Return, for each size, the best strategy that has another one than the first has, and why it is not first.
+
+    losing: which are slower than the first, or do not fit, [n].
+    """
     found: dict[int, Excluded] = {}
     best = Settings.of([first.setting])
     mine = first.parts_us
     for name in _COMPARED:
-        other = getattr(settings, name) != getattr(best, name)[0]
+        other = losing & (getattr(settings, name) != getattr(best, name)[0])
         if not other.any():
             continue
         for faster_but in (True, False):
@@ -264,7 +283,7 @@ def _losers(
                 continue
             more = {part: float(value[place]) - mine[part] for part, value in middle.parts.items()}
             part = max(more, key=lambda one: more[one])
-            reason = f"{part} {more[part] / 1e3:+.3g} ms"
+            reason = f"{part} +{number(more[part] / 1e3)} ms"
             found[place] = Excluded(setting=settings[place], reason=reason, over=over)
     return list(found.values())
 

@@ -16,12 +16,25 @@ def test_the_sentence_comes_first_and_the_table_fits(capsys: pytest.CaptureFixtu
     assert _main([*QWEN, "--top", "3", "--emit", "megatron", "current=ep8,redo"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("# answer: ") and " is best:" in lines[0]
-    told = [line for line in lines if not line.startswith(("# next", "# megatron"))]
+    told = [line for line in lines if not line.startswith(("# next", "# megatron", "#   commbench "))]
     assert max(map(len, told)) <= 100
     assert any("what you run now is rank " in line for line in lines)
     ranks = [line.split()[0] for line in lines if line.startswith("   ")]
     assert ranks[:3] == ["1", "2", "3"] and len(ranks) == 4, "and what runs now"
     assert any(line.startswith("--expert-model-parallel-size") for line in lines)
+
+
+def test_the_answer_is_short_and_ends_with_what_tells_the_lines_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(["plan", "qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if not line.startswith("#")]
+    assert 1 < len(rows) <= 5 and len(lines) <= 45
+    layouts = [(words[1], words[3]) for words in map(str.split, rows)]  # tp and ep
+    assert len(set(layouts)) == len(layouts)
+    commands = [line for line in lines if line.startswith("#   commbench plan qwen3-30b-a3b gpu=h100 nodes=2 ")]
+    assert len(commands) == len(rows) and all(line.endswith(" --emit megatron") for line in commands)
+    assert _main(commands[1].removeprefix("#   commbench ").split()) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("--"), "and it can be typed"
 
 
 def test_json_is_a_strategy_a_line_and_the_answer_last(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

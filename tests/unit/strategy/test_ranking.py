@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from commbench.errors import UsageError
-from commbench.strategy import emit, planned
+from commbench.strategy import answer, emit, planned
+from commbench.strategy.choices import choices
 from commbench.strategy.ranking import PlanProblem, Ranking, rank
 from commbench.strategy.setting import Setting
 from tests.unit.strategy.shapes import cluster, deepseek, mixed, table1
@@ -48,13 +49,32 @@ def test_what_runs_now_has_a_rank(qwen: tuple[PlanProblem, Ranking]) -> None:
     assert now.us > qwen[1].ranked[0].us and not now.tied
 
 
-def test_the_group_holds_other_layouts_first(qwen: tuple[PlanProblem, Ranking]) -> None:
-    group = qwen[1].group
-    assert group[0].rank == 1 and len(group) <= 5 and all(one.tied for one in group)
-    assert len({(one.setting.tp, one.setting.pp, one.setting.ep) for one in group}) > 1
+def test_the_group_holds_one_of_each_line(qwen: tuple[PlanProblem, Ranking]) -> None:
+    group = answer.group(qwen[1])
+    assert group[0].rank == 1 and 1 < len(group) <= 5 and all(one.tied for one in group)
+    assert len({one.line for one in group}) == len(group)
+
+
+def test_a_line_holds_a_layout_and_a_schedule_and_says_what_differs(qwen: tuple[PlanProblem, Ranking]) -> None:
+    ranked = qwen[1].ranked
+    lines = choices(ranked)
+    assert sum(one.p_best for one in lines) == pytest.approx(1) and len(lines) < len(ranked) / 3
+    assert [one.best.rank for one in lines] == sorted(one.best.rank for one in lines)
+    first = lines[0]
+    assert first.alike and first.tied
+    for one in first.alike:
+        for name in ("tp", "cp", "pp", "ep", "etp"):
+            assert getattr(one.setting, name) == getattr(first.best.setting, name)
+        assert one.setting.schedule.name == first.best.setting.schedule.name
+    members = (first.best, *first.alike)
+    batches = sorted({one.setting.micro_batch for one in members})
+    said = f"mb {', '.join(map(str, batches))}"
+    assert (said in first.differs) == (len(batches) > 1) and first.differs
 
 
 def test_losers_say_what_they_lose_by(qwen: tuple[PlanProblem, Ranking]) -> None:
+    tied = {one.setting for one in qwen[1].tied}
+    assert not any(one.setting in tied for one in qwen[1].losers), "what cannot be told from the first loses by nothing"
     reasons = [one.reason for one in qwen[1].losers]
     assert any("of 80 GiB" in one for one in reasons), "the faster ones that do not fit"
     assert any(one.endswith(" ms") for one in reasons)
