@@ -11,6 +11,7 @@ from commbench.strategy.tagged import Tagged
 
 FabricRouting = Literal["static", "adaptive", "unknown"]
 ROUTINGS: tuple[FabricRouting, ...] = ("static", "adaptive", "unknown")
+_NOTHING = Tagged(0.0, "default")
 _FLOP_PER_BYTE = 220.0  # peak FLOP over bytes of memory: 153 (A100), 206 (H200), 281 (B200), 295 (H100)
 
 
@@ -33,6 +34,9 @@ class GpuCluster:
     links: `intra`, `inter`; costs: fitted ones (`commbench model`), which take their place.
     routing: of the switches between nodes, and nodes_per_leaf: how many hang on one switch, where nothing collides.
     cores: of all ranks together where ranks share CPUs, as on an emulated cluster; 0: each has its own processor.
+    row_us: of a rank's network card, for each row that travels as a message of its own: of `per_rank` and `per_node`
+        where a proxy on the CPU posts each token's row (UCCL-EP, NVSHMEM over EFA); 0: rows travel packed, or the GPU
+        posts them.
     measured_gpus: the most GPUs that what is measured is from; 0: nothing was measured.
     """
 
@@ -46,6 +50,7 @@ class GpuCluster:
     routing: FabricRouting = "unknown"
     nodes_per_leaf: int = 8
     cores: int = 0
+    row_us: Tagged = _NOTHING
     measured_gpus: int = 0
     source: str = ""
 
@@ -64,6 +69,11 @@ class GpuCluster:
     @property
     def gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def crowd(self) -> float:
+        """Ranks that share a processor: 1 where each has its own."""
+        return max(1.0, self.gpus / self.cores) if self.cores else 1.0
 
 
 def default_memory_gbs(peak_tflops: float) -> Tagged:

@@ -18,7 +18,7 @@ from commbench.strategy.models import recipe_values
 from commbench.strategy.tagged import Source, Tagged
 
 _SCALARS = ("memory_gb", "peak_tflops", "memory_gbs")
-_PLAIN = ("nodes", "gpus_per_node", "fabric_routing", "nodes_per_leaf", "cores")
+_PLAIN = ("nodes", "gpus_per_node", "fabric_routing", "nodes_per_leaf", "cores", "row_us")
 _LINKS = {"gbs": "gbs", "alpha_us": "alpha_us"}
 _HINT = "nodes, gpus_per_node, memory_gb, peak_tflops, links: {intra: {gbs, alpha_us}, inter: {gbs, alpha_us}}"
 
@@ -57,6 +57,7 @@ def read_cluster(typed: Mapping[str, Any]) -> GpuCluster:
         routing=found.get("fabric_routing", "unknown"),
         nodes_per_leaf=found.get("nodes_per_leaf", 8),
         cores=found.get("cores", 0),
+        row_us=_tagged(found.get("row_us"), Tagged(0.0, "default")),
         measured_gpus=0 if costs is None else costs.scales.ranks,
         source=str(typed.get("cluster") or typed.get("gpu") or "keys"),
     )

@@ -54,7 +54,7 @@ def layer_compute(
     sending = sent(settings, of)
     skew = rank_skew(model, settings, draws)
     mine_rows = rows(model, settings, of, skew)
-    crowd = max(1.0, cluster.gpus / cluster.cores) if cluster.cores else 1.0
+    crowd = cluster.crowd
     memory, stream = draws.memory_us[:, None] / crowd, draws.stream_us[:, None] / crowd
     hidden = model.expert_hidden / settings.etp
 

@@ -12,12 +12,16 @@ from commbench.stats import Floats
 
 @dataclass(frozen=True, slots=True)
 class LayerTask:
-    """A task of a pass. resource: `compute`, `exchange`, `near` (links inside nodes). us: [d, n]. after: names."""
+    """A task of a pass. resource: `compute`, `exchange`, `near` (links inside nodes). us: [d, n]. after: names.
+
+    holds: how long the resource is taken; None: as long as the task takes.
+    """
 
     name: str
     resource: str
     us: Floats
     after: tuple[str, ...] = ()
+    holds: Floats | None = None
 
 
 def finish(tasks: Sequence[LayerTask]) -> Floats:
@@ -31,7 +35,8 @@ def finish(tasks: Sequence[LayerTask]) -> Floats:
         begin = free.get(task.resource, np.zeros(1))
         for name in task.after:
             begin = np.maximum(begin, ends[name])
-        ends[task.name] = free[task.resource] = begin + task.us
+        ends[task.name] = begin + task.us
+        free[task.resource] = begin + (task.us if task.holds is None else task.holds)
     last = np.zeros(1)
     for end in ends.values():
         last = np.maximum(last, end)

@@ -23,9 +23,9 @@ class Efficiency(NamedTuple):
     gemm: large matrix products, by the peak; grouped: those of experts, by `gemm`; attention: scores, by the peak.
     half_rows: rows (and columns) at which a product reaches half of that. memory: of the bandwidth of memory, by
     many small kernels; stream: by products that read large weights.
-    launch_us: of the host, for each kernel. beside: how much slower products are beside exchanges.
-    grad_overlap: of the backward pass, beside which gradients are reduced, from and to. missed: of a whole step, what
-    no formula has.
+    launch_us: of the host, for each kernel; step_us: of the host, for each step.
+    beside: how much slower products are beside exchanges. grad_overlap: of the backward pass, beside which gradients
+    are reduced, from and to. missed: of a whole step, what no formula has.
     """
 
     gemm: Tagged = Tagged(0.6, "default", 1.25)
@@ -35,6 +35,7 @@ class Efficiency(NamedTuple):
     memory: Tagged = Tagged(0.7, "default", 1.25)
     stream: Tagged = Tagged(0.95, "default", 1.1)
     launch_us: Tagged = Tagged(5.0, "default", 1.5)
+    step_us: Tagged = Tagged(0.0, "default", 1.5)
     beside: Tagged = Tagged(1.1, "default", 1.1)
     grad_overlap: tuple[float, float] = (0.3, 0.9)
     missed: Tagged = Tagged(1.0, "default", 1.1)
@@ -47,7 +48,8 @@ class Draws:
     flop_us: FLOP of a large product in a microsecond; grouped: of experts' products over these; attention: FLOP of
     scores. memory_us, stream_us: bytes of memory in a microsecond, of all and of weights. uneven: tokens of the most
     loaded expert over their mean. in_flight, adaptive: of exchanges that collide beyond a leaf (`links.contention`):
-    how many steps are in flight, and 1 where routing is adaptive, 0 where it is static. alpha, beta: of each class of
+    how many steps are in flight, and 1 where routing is adaptive, 0 where it is static. row_us: of a row that is a
+    message of its own. alpha, beta: of each class of
     declared links, microseconds, and microseconds for a KiB.
     """
 
@@ -58,12 +60,14 @@ class Draws:
     memory_us: Floats
     stream_us: Floats
     launch_us: Floats
+    step_us: Floats
     beside: Floats
     grad_overlap: Floats
     missed: Floats
     uneven: Floats
     in_flight: Floats
     adaptive: Floats
+    row_us: Floats
     alpha: dict[str, Floats] = field(default_factory=dict)
     beta: dict[str, Floats] = field(default_factory=dict)
 
@@ -112,6 +116,7 @@ def draw(
         memory_us=bandwidth * np.minimum(of.memory.drawn(normal()), 1.0),
         stream_us=bandwidth * np.minimum(of.stream.drawn(normal()), 1.0),
         launch_us=of.launch_us.drawn(normal()),
+        step_us=of.step_us.drawn(np.zeros(draws)),
         beside=np.maximum(of.beside.drawn(normal()), 1.0),
         grad_overlap=low + (high - low) * uniform(),
         missed=of.missed.drawn(normal()),
@@ -119,6 +124,7 @@ def draw(
                                                                uneven.spread).drawn(normal()),
         in_flight=np.exp(math.log(first) + math.log(last / first) * uniform()),
         adaptive=share,
+        row_us=cluster.row_us.drawn(normal()) if cluster.row_us.value else np.zeros(draws),
         alpha={name: alpha.drawn(normal()) for name, (alpha, _) in links.items()},
         beta={name: 1.024 / gbs.drawn(normal()) for name, (_, gbs) in links.items()},
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from commbench.strategy.setting import DROP, SPLIT, Settings
 from commbench.strategy.stages import StageLayers
 from commbench.strategy.workload import Workload
 
+_AT_ONCE = 2  # threads of a process group of gloo
+_MANY = 16.0  # times the bytes of a call are nothing but bytes
 _ID_BYTES = 8  # an expert's number and its weight, of each choice of a token that travels once
 
 
@@ -29,8 +32,11 @@ class ExchangeTimes:
 
     dispatch: there or back, one chunk of it. shards: of ranks that share an expert, one chunk. sums: of their partial
     results. gathered: of tokens to ranks that hold the same ones, one chunk. attention: of a tensor-parallel layer's
-    half, of attention or FFN. context: keys and values. hop: to the next stage. between: whether dispatch waits for
-    links between nodes, [n]. near: whether it shares the links inside nodes, [n].
+    half, of attention or FFN. context: keys and values. hop: to the next stage. gate: of a gate's gradients in a
+    tensor-parallel group. between: whether dispatch waits for links between nodes, [n]. near: whether it shares the
+    links inside nodes, [n]. holds: how long dispatch, shards, sums and gathered take their links for themselves, by
+    their names; what is not there: as long as they last. lean: whether what was dropped goes back in chunks too
+    (`Workload.lean_drop`).
     """
 
     dispatch: Floats
@@ -40,8 +46,11 @@ class ExchangeTimes:
     attention: Floats
     context: Floats
     hop: Floats
+    gate: Floats
     between: npt.NDArray[np.bool_]
     near: npt.NDArray[np.bool_]
+    holds: dict[str, Floats] = field(default_factory=dict)
+    lean: bool = False
 
 
 def expert_groups(settings: Settings, cluster: GpuCluster) -> PeerGroups:
@@ -66,27 +75,37 @@ def exchange_times(
     sharing = calls.groups(settings.etp, np.ones_like(settings.tp), near)
     context = calls.groups(settings.cp, settings.tp, near)
     stages = calls.groups(settings.pp, settings.tp * settings.cp * settings.dp, near)
-    dispatch = _dispatch(model, settings, expert_groups(settings, cluster), sending, row, factor)
+    experts = expert_groups(settings, cluster)
+    dispatch = _dispatch(model, settings, experts, sending, row, factor)
     all_rows = model.top_k * factor * of * row  # of all tokens of a tensor-parallel group
     drops, parm = settings.tokens_are(DROP), settings.schedule_is("parm_s1", "parm_s2")
     shared = (settings.etp > 1) & moe & ~parm
     # With sequence parallelism ranks that share an expert have each other's rows; else each has those of all.
     gathers = shared & (settings.tokens_are(SPLIT) | drops)
     whole = np.where(settings.tokens_are(SPLIT), settings.etp * model.top_k * factor * mine * row, all_rows)
-    shards = calls.scaled(calls.ring(sharing, whole), np.where(gathers, 1 / chunks, 0.0))
-    sums = calls.ring(sharing, all_rows, 2.0)
+    lean = drops & work.lean_drop
+    others = np.where(lean, (settings.ep - 1) / settings.ep, 1.0)
+    shards = calls.scaled(calls.ring(sharing, whole), np.where(gathers, others / chunks, 0.0))
+    sums = calls.chosen(lean, calls.scaled(calls.all_to_all(sharing, all_rows), 1 / chunks),
+                        calls.ring(sharing, all_rows, 2.0))  # fmt: skip
     gathered = calls.ring(tensor, np.where(settings.schedule_is("parm_s1"), of * row, all_rows))
     # Reduce-scatter and all-gather with sequence parallelism, an all-reduce without: the same bytes.
     attention = calls.ring(tensor, of * row, 2.0)
     kv = model.heads * (model.query_dim + model.out_dim) if model.kv_lora else 2 * model.kv_heads * model.head_dim
     keys = calls.ring(context, settings.cp * of * kv * w / settings.tp)
     hop = calls.neighbours(stages, mine * row)
+    gate = calls.ring(tensor, np.full(len(settings), model.width * model.experts * work.grad_bytes), 2.0)
     named = {"dispatch": dispatch, "twice": calls.scaled(dispatch, 2.0), "shards": shards, "sums": sums,
              "gathered": calls.scaled(gathered, np.where(parm, 1.0, 1 / chunks)), "attention": attention,
-             "context": keys, "hop": hop}  # fmt: skip
+             "context": keys, "hop": hop, "gate": gate}  # fmt: skip
+    timed = ("dispatch", "shards", "sums", "gathered")
+    if cluster.cores:
+        named |= {f"many {name}": calls.scaled(named[name], _MANY) for name in timed}
     us = evaluate(links, named)
+    holds = _holds(us, timed) if cluster.cores else {}
     skew = rank_skew(model, settings, draws)
     there = us["dispatch"] + (skew - 1) * (us["twice"] - us["dispatch"])
+    there = there + skew * draws.row_us[:, None] * _rows_between(model, settings, experts, sending)
     between = links.bound_by_inter(dispatch)
     zero = np.zeros_like(there)
     of_drop = drops & moe
@@ -98,9 +117,23 @@ def exchange_times(
         attention=us["attention"],
         context=us["context"],
         hop=us["hop"],
+        gate=us["gate"],
         between=between,
         near=~between,
+        holds=holds,
+        lean=work.lean_drop,
     )
+
+
+def _holds(us: dict[str, Floats], names: Sequence[str]) -> dict[str, Floats]:
+    """Return how long calls of ranks that share CPUs keep others from their links.
+
+    Gloo runs two calls of a group at a time, and what one waits for is not what its bytes take. A link between nodes
+    that has rested carries some of a call at once (its token bucket), and of the next one no more.
+    """
+    bytes_us = {name: us[f"many {name}"] / _MANY for name in names}
+    found = {name: np.clip(bytes_us[name], us[name] / _AT_ONCE, us[name]) for name in names}
+    return found | {"dispatch": np.maximum(us["dispatch"], bytes_us["dispatch"])}
 
 
 def evaluate(links: LinkTimes, named: dict[str, Calls]) -> dict[str, Floats]:
@@ -128,6 +161,15 @@ def _dispatch(
     return calls.chosen(settings.exchange_is("all_gather"), gathered, found)
 
 
+def _rows_between(model: ModelShape, settings: Settings, of: PeerGroups, sending: Floats) -> Floats:
+    """Return rows that a rank sends to other nodes in one chunk, where a token travels once, [n]."""
+    pieces = sending * (model.capacity_factor or 1.0) / settings.chunks
+    ranks = calls.reached(model.experts, of.size, model.top_k) * (of.size - of.per_node)
+    nodes = calls.reached(model.experts, of.nodes, model.top_k) * (of.nodes - 1)
+    return pieces * np.where(settings.exchange_is("per_rank"), ranks,
+                             np.where(settings.exchange_is("per_node"), nodes, 0.0))  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientTimes:
     """Microseconds of a step on the most loaded stage, [d, n]: of reducing gradients and handing out weights; and with
@@ -143,16 +185,23 @@ def gradient_times(
 ) -> GradientTimes:
     """Return what gradients and weights take between ranks that have the same parameters."""
     near = cluster.gpus_per_node
-    dense, experts = (parts.max(axis=1) for parts in parameters(model, settings, stages))
-    replicas = calls.groups(settings.dp * settings.cp, settings.tp, near)
-    others = calls.groups(settings.edp, settings.etp * settings.ep, near)
-    reduced = np.where(settings.zero >= 1, 2.0 if work.all_reduces else 1.0, 2.0) * work.grad_bytes
-    handed = np.where((settings.zero >= 1) & (settings.zero < 3), work.weight_bytes, 0.0)
-    us = evaluate(links, {
-        "dense": calls.ring(replicas, dense * (reduced + handed)),
-        "experts": calls.ring(others, experts * (reduced + handed)),
-        "dense_weights": calls.ring(replicas, dense * work.weight_bytes),
-        "expert_weights": calls.ring(others, experts * work.weight_bytes),
-    })  # fmt: skip
-    gathered = np.where(settings.zero >= 3, us["dense_weights"] + us["expert_weights"], 0.0)
-    return GradientTimes(dense=us["dense"], experts=us["experts"], gathered=gathered)
+    its = parameters(model, work, settings, stages)
+    sharers = settings.dp * settings.cp
+    groups = {"dense": (its.cut, calls.groups(sharers, settings.tp, near)),
+              "whole": (its.whole, calls.groups(sharers * settings.tp, np.ones_like(settings.tp), near)),
+              "experts": (its.experts, calls.groups(settings.edp, settings.etp * settings.ep, near))}  # fmt: skip
+    spread = settings.zero >= 1
+    times = np.where(spread & (not work.all_reduces), 1.0, 2.0)  # a reduce-scatter, or an all-reduce
+    hand = calls.trees if cluster.cores else calls.ring  # gloo's broadcasts, or libraries that pass it on in pieces
+    named: dict[str, Calls] = {}
+    for name, (parts, of) in groups.items():
+        owned = parts.max(axis=1)
+        named[name] = calls.ring(of, owned * work.grad_bytes, times)
+        named[f"{name}_handed"] = hand(of, owned * work.weight_bytes)
+        named[f"{name}_weights"] = calls.ring(of, owned * work.weight_bytes)
+    us = evaluate(links, named)
+    handed = spread & (settings.zero < 3)
+    took = {name: us[name] + np.where(handed, us[f"{name}_handed"], 0.0) for name in groups}
+    gathered = sum(us[f"{name}_weights"] for name in groups)
+    return GradientTimes(dense=took["dense"] + took["whole"], experts=took["experts"],
+                         gathered=np.where(settings.zero >= 3, gathered, 0.0))  # fmt: skip

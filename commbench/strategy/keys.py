@@ -97,6 +97,11 @@ KEYS: dict[str, Key] = {
     "cores": _count(GROUPS[2], "CPUs that all ranks share, as on an emulated cluster; 0: each has its own", 0),
     "efficiency": _number(GROUPS[2], "part of the peak that large products reach; without it, 0.6", 1e-3, 1),
     "launch_us": _cluster("us of the host to launch a kernel; without it, 5", 1e6),
+    "step_us": _number(GROUPS[2], "us of the host in a step beside its micro-batches; without it, 0", 0, 1e9),
+    "calls": Key(_FILE, "collectives as measured: lines of commbench sweep calls --format json", default=None,
+                 optional=True, group=GROUPS[2]),
+    "row_us": _number(GROUPS[2], "us of a network card for each row of per_rank and per_node, where each is a message "
+                      "of its own; without it, 0", 0, 1e6),
     "costs": Key(_FILE, "of commbench model --out: takes the place of links", default=None, optional=True,
                  group=GROUPS[2]),
     "gemm": Key(_FILE, "measured products, a JSON line each: m, n, k, tflops", default=None, optional=True,
@@ -117,6 +122,8 @@ KEYS: dict[str, Key] = {
     "recompute": Key(OneOf(RECOMPUTE), "of activations", default=None, optional=True, axis=True, group=GROUPS[3]),
     "trainer": Key(OneOf(TRAINERS), "who can run it; any: one of the three at least, all: whoever", default="any",
                    group=GROUPS[3]),
+    "current_ms": _number(GROUPS[3], "what a step of current takes: all steps are scaled so that it takes that", 1e-6,
+                          1e9),
     "current": Key(Parsed(_words, "tp2,pp4,ep8,micro_batch1,sequential"), "what you run now: its rank; sizes that are "
                    "not named are 1", default=None, optional=True, group=GROUPS[3]),
     "budget": Key(Parsed(_time, "90s, 30m, 2h"), "time for the launches of --validate", default="10m", group=GROUPS[3]),

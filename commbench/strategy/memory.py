@@ -50,12 +50,12 @@ def memory(model: ModelShape, work: Workload, settings: Settings, *, skew: float
     skew: rows of the fullest rank over their mean, of a dropless layer; one for all settings or one for each.
     """
     stages = stage_layers(model, settings.pp)
-    dense, experts = parameters(model, settings, stages)
-    weights, gradients, optimizer = _states(work, settings, dense, experts)
+    owned = parameters(model, work, settings, stages)
+    weights, gradients, optimizer = _states(work, settings, owned)
     kept, working = _activations(model, work, settings, stages, skew)
     if work.all_reduces:  # gradients of experts are made in the backward pass, while activations go
         once = (micro_batches(work, settings) == 1)[:, None]
-        late = work.grad_bytes * experts
+        late = work.grad_bytes * owned.experts
         kept = np.where(once, np.maximum(kept - late, 0.0), kept)
     parts = [weights, gradients, optimizer, kept, working]
     fullest = np.argmax(sum(parts), axis=1)[:, None]
@@ -65,16 +65,32 @@ def memory(model: ModelShape, work: Workload, settings: Settings, *, skew: float
     })  # fmt: skip
 
 
-def parameters(model: ModelShape, settings: Settings, stages: StageLayers) -> tuple[Floats, Floats]:
-    """Return a GPU's parameters of each of three stages, [n, 3]: of all but experts, and of experts."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnedParameters:
+    """A GPU's parameters of each of three stages, [n, 3]: cut by tensor parallelism, the same on all ranks of a stage
+    all the same, and of experts."""
+
+    cut: Floats
+    whole: Floats
+    experts: Floats
+
+    @property
+    def all(self) -> Floats:
+        return self.cut + self.whole + self.experts
+
+
+def parameters(model: ModelShape, work: Workload, settings: Settings, stages: StageLayers) -> OwnedParameters:
+    """Return a GPU's parameters of each of three stages."""
     layers = stages.dense + stages.moe
     dense = layers * model.attention_parameters + stages.dense * model.ffn_parameters
     dense = dense + stages.moe * model.shared_parameters
     # A tied head is the embedding where both are on one stage, and a copy of it else.
     head = np.where(model.tied & (settings.pp == 1)[:, None], 0.0, stages.head)
-    dense = dense + (stages.embedding + head) * model.embedding_parameters
+    embeddings = (stages.embedding + head) * model.embedding_parameters
+    whole = np.where(work.whole_embedding & (settings.tp > 1)[:, None], embeddings, 0.0)
     experts = stages.moe * float(model.experts * model.expert_parameters)
-    return dense / settings.tp[:, None], experts / (settings.etp * settings.ep)[:, None]
+    return OwnedParameters(cut=(dense + embeddings - whole) / settings.tp[:, None], whole=whole,
+                           experts=experts / (settings.etp * settings.ep)[:, None])  # fmt: skip
 
 
 def micro_batches(work: Workload, settings: Settings) -> Floats:
@@ -109,15 +125,15 @@ def rows(model: ModelShape, settings: Settings, of: Floats, skew: float | Floats
     return np.asarray(model.top_k * per_rank * shared * factor)
 
 
-def _states(work: Workload, settings: Settings, dense: Floats, experts: Floats) -> tuple[Floats, Floats, Floats]:
+def _states(work: Workload, settings: Settings, owned: OwnedParameters) -> tuple[Floats, Floats, Floats]:
     sharers = (settings.dp * settings.cp).astype(float)[:, None]
-    others = settings.edp.astype(float)[:, None]
+    every, others = sharers * settings.tp[:, None], settings.edp.astype(float)[:, None]
     zero = settings.zero[:, None]
-    over = [np.where(zero >= 1, one, 1.0) for one in (sharers, others)]
-    all_over = [np.where(zero >= 3, one, 1.0) for one in (sharers, others)]
+    over = [np.where(zero >= 1, one, 1.0) for one in (sharers, every, others)]
+    all_over = [np.where(zero >= 3, one, 1.0) for one in (sharers, every, others)]
 
     def spread(nbytes: float, by: list[Floats]) -> Floats:
-        return nbytes * (dense / by[0] + experts / by[1])
+        return nbytes * (owned.cut / by[0] + owned.whole / by[1] + owned.experts / by[2])
 
     weights = spread(work.weight_bytes, all_over)
     return weights, spread(work.grad_bytes, all_over), spread(work.optimizer_bytes, over)

@@ -103,7 +103,8 @@ def _workload(found: Mapping[str, Any], states: Mapping[str, Any], batch: int = 
     if (dtype := found.get("dtype")) is not None:
         values["itemsize"] = DTYPES[dtype]
         if dtype == "fp32":
-            values |= FP32_STATES | {"all_reduces": states.get("all_reduces", False)}
+            own = ("all_reduces", "whole_embedding", "lean_drop")
+            values |= FP32_STATES | {name: states.get(name, False) for name in own}
     if (total := found.get("state_bytes")) is not None:
         weights = min(values["weight_bytes"], total / 4)
         grads = min(values["grad_bytes"], total / 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from commbench.errors import UsageError
 from commbench.strategy import clusters, emit, models
+from commbench.strategy.call_table import read_calls
 from commbench.strategy.choices import planning
 from commbench.strategy.cluster import GpuCluster
 from commbench.strategy.draws import Efficiency
@@ -18,7 +20,7 @@ from commbench.strategy.keys import AXES, read_words
 from commbench.strategy.known import GPUS
 from commbench.strategy.models import PlannedModel
 from commbench.strategy.ranking import PlanProblem, Ranked
-from commbench.strategy.setting import EXCHANGES, RECOMPUTE, SCHEDULES, Setting
+from commbench.strategy.setting import EXCHANGES, RECOMPUTE, SCHEDULES, Setting, Settings
 from commbench.strategy.tagged import Tagged
 from commbench.strategy.uneven import read_uneven
 
@@ -59,10 +61,13 @@ def read(words: Sequence[str], *, extrapolate: bool = False) -> PlanRequest:
         trainer=typed.get("trainer", "any"),
         uneven=read_uneven(model.shape, typed),
         table=None if typed.get("gemm") is None else read_gemm(Path(typed["gemm"])),
+        calls=None if typed.get("calls") is None else read_calls(Path(typed["calls"]), typed.get("seed", 0)),
         efficiency=_efficiency(typed),
         seed=typed.get("seed", 0),
     )
     current = None if typed.get("current") is None else read_current(typed["current"], problem)
+    if (ms := typed.get("current_ms")) is not None:
+        problem = _scaled(problem, current, float(ms))
     return PlanRequest(problem=problem, model=model, current=current, notes=model.notes,
                        words=tuple(words), budget_s=typed.get("budget", 600.0))  # fmt: skip
 
@@ -74,7 +79,19 @@ def _efficiency(typed: Mapping[str, Any]) -> Efficiency:
         found = found._replace(gemm=Tagged(float(part), "declared"))
     if (us := typed.get("launch_us")) is not None:
         found = found._replace(launch_us=Tagged(float(us), "declared"))
+    if (us := typed.get("step_us")) is not None:
+        found = found._replace(step_us=Tagged(float(us), "declared"))
     return found
+
+
+def _scaled(problem: PlanProblem, current: Setting | None, ms: float) -> PlanProblem:
+    """Return the problem with all steps so many times as long that the one that runs now takes what it takes."""
+    if current is None:
+        raise UsageError(f"current_ms={ms:g} of nothing", hint=f"say what takes that: {_HINT.removeprefix('for ')}")
+    us = float(problem.times(Settings.of([current]), problem.draw(1)).us[0, 0])
+    its = problem.efficiency or Efficiency()
+    missed = Tagged(its.missed.value * 1e3 * ms / us, "measured", its.missed.factor)
+    return dataclasses.replace(problem, efficiency=its._replace(missed=missed))
 
 
 def _of_recipe(model: PlannedModel, typed: Mapping[str, Any]) -> dict[str, Any]:

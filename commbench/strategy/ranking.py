@@ -13,6 +13,7 @@ from commbench.errors import UsageError
 from commbench.output.grid import number
 from commbench.stats import Floats
 from commbench.strategy import space
+from commbench.strategy.call_table import CallTable
 from commbench.strategy.cluster import GpuCluster, LinkCost
 from commbench.strategy.draws import DRAWS, Draws, Efficiency, draw
 from commbench.strategy.gemm_table import GemmTable
@@ -106,6 +107,7 @@ class PlanProblem:
     trainer: str = "any"
     uneven: Tagged | None = None
     table: GemmTable | None = None
+    calls: CallTable | None = None
     efficiency: Efficiency | None = None
     seed: int = 0
 
@@ -122,7 +124,7 @@ class PlanProblem:
         return memory(self.model, self.work, settings, skew=1 + (self.skew - 1) * share)
 
     def times(self, settings: Settings, draws: Draws) -> StepTimes:
-        links = link_times(self.cluster, draws, seed=self.seed)
+        links = link_times(self.cluster, draws, seed=self.seed, table=self.calls)
         return step_time(self.model, self.work, self.cluster, settings, draws, table=self.table, links=links)
 
     def drawn_us(self, settings: Settings) -> Floats:

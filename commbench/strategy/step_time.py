@@ -77,14 +77,17 @@ def _block(
     busy = np.take_along_axis(products, slowest, axis=0)[0]
     mean = _mean_stage(all_stages, settings)
     count = micro_batches(work, settings)
-    bubble = (settings.pp - 1) / settings.vpp * mean
+    # Who waits for the slowest stage's first micro-batch, and after its last, waits for all others.
+    bubble = np.maximum(settings.pp * mean - longest, 0.0) / settings.vpp
     fill = np.where(settings.schedule_is("overlap_1f1b"), 2 * _network(times), 0.0) * stages.moe.max(axis=1)
     exposed = _exposed(gradients, busy, draws, settings)
     optimizer = _optimizer(model, work, cluster, settings, draws, stages)
-    us = (count * longest + bubble + fill + exposed + optimizer) * draws.missed[:, None]
-    return StepTimes(us=us, parts=_parts(
+    host = draws.step_us[:, None] * cluster.crowd
+    us = (count * longest + bubble + fill + exposed + optimizer + host) * draws.missed[:, None]
+    parts = _parts(
         count * longest[0] + fill[0], count * busy[0], bubble[0], exposed[0], optimizer[0], compute, times, settings,
-        stages, count, gradients, cluster))  # fmt: skip
+        stages, count, host[0], cluster)  # fmt: skip
+    return StepTimes(us=us, parts={name: float(draws.missed[0]) * part for name, part in parts.items()})
 
 
 def _layers(
@@ -165,18 +168,17 @@ def _exposed(gradients: GradientTimes, busy: Floats, draws: Draws, settings: Set
 def _optimizer(
     model: ModelShape, work: Workload, cluster: GpuCluster, settings: Settings, draws: Draws, stages: StageLayers
 ) -> Floats:
-    dense, experts = (parts.max(axis=1) for parts in parameters(model, settings, stages))
-    sharded = settings.zero >= 1
-    owned = dense / np.where(sharded, settings.dp * settings.cp, 1) + experts / np.where(sharded, settings.edp, 1)
-    crowd = max(1.0, cluster.gpus / cluster.cores) if cluster.cores else 1.0
+    its = parameters(model, work, settings, stages)
+    sharers, sharded = settings.dp * settings.cp, settings.zero >= 1
+    owned = sum(of.max(axis=1) / np.where(sharded, by, 1) for of, by in (
+        (its.cut, sharers), (its.whole, sharers * settings.tp), (its.experts, settings.edp)))  # fmt: skip
     nbytes = owned * _STATE_TRAVELS * (work.optimizer_bytes + work.grad_bytes)
-    return np.asarray(crowd * nbytes / draws.memory_us[:, None])
+    return np.asarray(cluster.crowd * nbytes / draws.memory_us[:, None])
 
 
 def _parts(
     stage: Floats, busy: Floats, bubble: Floats, exposed: Floats, optimizer: Floats, compute: LayerCompute,
-    times: ExchangeTimes, settings: Settings, stages: StageLayers, count: Floats, gradients: GradientTimes,
-    cluster: GpuCluster,
+    times: ExchangeTimes, settings: Settings, stages: StageLayers, count: Floats, host: Floats, cluster: GpuCluster,
 ) -> dict[str, Floats]:  # fmt: skip
     """Return microseconds of a step by what they are spent on, in the middle draw.
 
@@ -207,6 +209,6 @@ def _parts(
         "inter": beyond * far / both + np.where(crossing, exposed, 0.0),
         "intra": beyond * near / both + np.where(crossing, 0.0, exposed),
         "bubble": np.asarray(bubble),
-        "launch": launch,
+        "launch": launch + host,
         "optimizer": optimizer,
     }

@@ -17,6 +17,9 @@ class Workload:
     residual_bytes: of an element of the residual stream, which is what a layer that is recomputed keeps.
     all_reduces: whether gradients are all-reduced though the optimizer's state is spread, as torch's
         ZeroRedundancyOptimizer has it; else they are reduce-scattered.
+    whole_embedding: whether embedding and head are whole on tensor-parallel ranks, as ours are; else they are cut.
+    lean_drop: whether ranks that drop what others send too gather the tokens of other groups alone, and get the
+        summands of their part alone, as ours do; DeepSpeed gathers all, and all-reduces.
     """
 
     batch: int
@@ -26,6 +29,8 @@ class Workload:
     optimizer_bytes: float = 12
     residual_bytes: int = 2
     all_reduces: bool = False
+    whole_embedding: bool = False
+    lean_drop: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -42,4 +47,4 @@ class Workload:
 
 MIXED = {"itemsize": 2, "weight_bytes": 2.0, "grad_bytes": 4.0, "optimizer_bytes": 12.0, "residual_bytes": 2}
 FP32_STATES = {"weight_bytes": 4.0, "grad_bytes": 4.0, "optimizer_bytes": 8.0, "residual_bytes": 4,
-               "all_reduces": True}  # fmt: skip
+               "all_reduces": True, "whole_embedding": True, "lean_drop": True}  # fmt: skip

@@ -19,6 +19,7 @@ make bench ARGS="profile -h"    on GPUs, what a profile is worth beside torch's 
 make bench ARGS="fresh -h"      what data of their own for each call do to the times; likewise
 make bench ARGS="plants OUT"    wrong results that come and go, by the hundred; goes on where the file OUT stops
 make bench ARGS="held_out OUT"  the cost model on layouts that no fit has seen; goes on where the folder OUT stops
+make bench ARGS="plan link=100mbit"  the planner's regret on an emulated cluster; goes on where it stopped
 make bench ARGS="routed 500 1000"  mistakes with rows in dispatch and combine, and right runs
 make bench ARGS="dispatch bytes OUT"  bytes of dispatches by formula and by counters; `measure`, `judge`: the cost model
 """
@@ -36,6 +37,7 @@ BENCHES = (
 WITH_ARGUMENTS = (
     "nccl", "stress", "vdev", "profile", "moe", "helloworld", "graphs", "fresh", "plants", "osu", "routed", "dispatch",
     "recipes", "held_out", "host_copies", "offload", "expert_groups", "row_puts", "vdev_2d",
+    "plan",
 )  # fmt: skip
 
 

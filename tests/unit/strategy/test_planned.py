@@ -119,6 +119,8 @@ BAD: list[tuple[list[str], str]] = [
     (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "batch=7", "tp=1", "pp=1"], "batch=7"),
     (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "current=tp3"], "does not divide the 16 GPUs"),
     (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "current=fast"], "'fast' is no size"),
+    (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "current_ms=9"], "current_ms=9 of nothing"),
+    (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "calls=/nonexistent"], "calls=/nonexistent"),
     (["qwen3-30b-a3b", "cluster=/nonexistent.yaml"], "/nonexistent.yaml"),
     (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "costs=/nonexistent.json"], "costs=/nonexistent.json"),
     (["qwen3-30b-a3b", "gpu=h100", "nodes=2", "inter_gbs=400", "gemm=/nonexistent"], "gemm=/nonexistent"),

@@ -41,7 +41,7 @@ def test_a_published_step_lies_in_the_interval(version: int, setting: Setting, c
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_the_ratio_of_two_layouts_is_near_the_published_one(version: int) -> None:
-    """1.39 beside 1.34, and 1.43 beside 1.28."""
+    """1.36 beside 1.34, and 1.39 beside 1.28."""
     measured = {2: 492.6 / 366.6, 3: 771.6 / 603.2}[version]
     found = np.median(times_ms(version, EP4_PP2, 32) / times_ms(version, EP8, 32))
-    assert found == pytest.approx(measured, rel=0.12)
+    assert found == pytest.approx(measured, rel=0.1)

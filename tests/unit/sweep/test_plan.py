@@ -33,6 +33,7 @@ def test_every_recipe_composes_and_plans(recipe: str) -> None:
     known = (
         "is not defined in place",
         *(["two levels need at least 2 nodes"] if recipe in ("dispatch_training", "calibration") else []),
+        *(["groups=rails of 1x4"] if recipe == "calls" else []),
     )
     assert len(cases) > len(reasons) and all(any(text in reason for text in known) for reason in reasons)
 
