@@ -116,16 +116,17 @@ def _examine(case: Case) -> dict[str, Any]:
     cuts = {groups: _cut(case.experts, groups) for groups in numbers}
     alone: dict[int, GroupTimes] = {}
     for groups, parts in cuts.items():
-        first = parts[0]
 
         def products(parts: Sequence[slice] = parts) -> None:
             for part in parts:
                 layer.products(part)
 
-        def exchange(part: slice = first) -> None:
-            layer.exchange(part, layer.sent, layer.x)()
+        def exchanges(parts: Sequence[slice] = parts) -> None:
+            for wait in [layer.exchange(part, layer.sent, layer.x) for part in parts]:
+                wait()
 
-        alone[groups] = GroupTimes(_median_us(layer, [exchange])[0], _median_us(layer, [products])[0] / groups)
+        exchange_us, products_us = _median_us(layer, [exchanges, products])
+        alone[groups] = GroupTimes(exchange_us / groups, products_us / groups)
     passes = [lambda parts=parts: layer.run(parts) for parts in cuts.values()]
     took = dict(zip(cuts, _median_us(layer, passes), strict=True))
     rule = choose(alone)

@@ -46,7 +46,8 @@ def test_products_that_lose_their_efficiency_are_left_out() -> None:
     times[8] = GroupTimes(12.5, 40)  # 320 us in all, where one group takes 250
     assert choose(times).groups == 4
     times |= {groups: GroupTimes(100 / groups, 300 / groups) for groups in (2, 4)}
-    chosen = choose(times)
+    assert choose(times).groups == 8, "what products lose is less than what they hide"
+    chosen = choose(times, slack=0.1)
     assert chosen.groups == 1 and "products lose more than 10% in 2, 4, 8 groups" in chosen.why
 
 
