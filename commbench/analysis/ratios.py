@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from commbench import algorithms, collectives, payloads, stats
-from commbench.analysis import families
+from commbench.analysis import families, routing_evidence
 from commbench.analysis.summary import Samples
 from commbench.binding import policies
 from commbench.emulated import ROUTINGS
+from commbench.machine import infiniband
 from commbench.records import Case, Measurement, Row, Status
 from commbench.run_folder import RunFolder
 from commbench.serialise import as_dict, digest
@@ -53,7 +54,34 @@ def of_run(folder: RunFolder, rows: Collection[Row]) -> dict[str, Speedup]:
     def slowest_us(measurement: Measurement) -> Floats:
         return samples.slowest_us(measurement) if samples.has(measurement) else np.empty(0)
 
-    return compare(cases, folder.measurements(), slowest_us)
+    measurements = folder.measurements()
+    return with_evidence(folder, cases, measurements, compare(cases, measurements, slowest_us))
+
+
+def with_evidence(
+    folder: RunFolder, cases: Sequence[Case], measurements: Sequence[Measurement], ratios: dict[str, Speedup]
+) -> dict[str, Speedup]:
+    """Take the verdict from ratios between variables of routing where nothing shows that routing differed."""
+    about = [case for case in cases if infiniband.asked(case.setup.env)]
+    if not about:
+        return ratios
+    attempts: dict[str, set[str]] = {}
+    for measurement in measurements:
+        attempts.setdefault(measurement.case_id, set()).add(measurement.attempt)
+    for members in _alike_but_for(_BY_ENVIRONMENT, about):
+        first, *others = members
+        before = routing_evidence.of_arm(folder, attempts.get(first.case_id, ()))
+        for case in others:
+            after = routing_evidence.of_arm(folder, attempts.get(case.case_id, ()))
+            if case.case_id in ratios and _only_routing(first, case) and routing_evidence.same(before, after):
+                ratios[case.case_id] = replace(ratios[case.case_id], speedup_p=None)
+    return ratios
+
+
+def _only_routing(one: Case, other: Case) -> bool:
+    """Return whether two environments differ in variables of routing alone."""
+    differ = {name for name, _ in {*one.setup.env.items()} ^ {*other.setup.env.items()}}
+    return differ <= infiniband.VARIABLES.keys()
 
 
 def compare(
@@ -209,6 +237,7 @@ def _without_binding(case: dict[str, Any]) -> None:
         del case["outer"][name]
 
 
+_BY_ENVIRONMENT = _Axis(setting=_environment, without=lambda case: case["outer"].pop("env"))
 _AXES = (
     _Axis(
         setting=_routing,
@@ -220,7 +249,7 @@ _AXES = (
         without=_without_binding,
         place=lambda case: policies.POLICIES.index(case.setup.binding),
     ),
-    _Axis(setting=_environment, without=lambda case: case["outer"].pop("env")),
+    _BY_ENVIRONMENT,
 )
 
 

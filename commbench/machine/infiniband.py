@@ -54,11 +54,16 @@ def growth(before: Counters, after: Counters) -> Counters:
     return changed
 
 
+def out_of_order(changed: Counters) -> int:
+    """Return how many packets came before one that was sent earlier."""
+    return sum(counters.get(_EVIDENCE, 0) for counters in changed.values())
+
+
 def evidence(changed: Counters) -> str:
     """Return what counters say of the routes that packets took, in words; "" where nothing was counted."""
     if not changed:
         return ""
-    late = sum(counters.get(_EVIDENCE, 0) for counters in changed.values())
+    late = out_of_order(changed)
     if late > 0:
         return f"{late} packets came out of order: they took several ways"
     return "no packet came out of order: nothing says that packets took several ways"

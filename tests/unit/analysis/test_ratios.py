@@ -214,6 +214,37 @@ def test_environments_are_compared_round_by_round_where_nothing_else_differs() -
     assert {ratio.verdict for ratio in found.values()} == {None, Verdict.FASTER, Verdict.NO_DIFFERENCE}
 
 
+@pytest.mark.parametrize(
+    ("unset", "one", "judged"),
+    [
+        ({}, {}, False),  # no port, or an older run
+        ({"ports": {"mlx5_0/1": {"port_xmit_data": 9}}}, {"ports": {"mlx5_0/1": {"port_xmit_data": 7}}}, False),
+        ({"ports": {"mlx5_0/1": {"x": 9}}}, {"ports": {"mlx5_0/1": {"out_of_sequence": 7}}}, True),
+        (
+            {"ports": {"mlx5_0/1": {"x": 9}}, "told": {}},
+            {"ports": {"m/1": {"x": 1}}, "told": {"NCCL_IB_SL": "1"}},
+            True,
+        ),
+        ({"told": {}}, {"told": {"NCCL_IB_SL": "1"}}, False),
+    ],
+)
+def test_variables_of_routing_have_a_verdict_where_something_shows_that_routing_differed(
+    unset: dict[str, Any], one: dict[str, Any], judged: bool, tmp_path: Path
+) -> None:
+    words = ("env.NCCL_IB_SL=unset,1", "launches=10", *SMALL[2:])
+    cases = planned("transport=gloo", *words, "algorithm=direct")
+    made = measured(cases, lambda case: 1000.0 * (2 if case.setup.env["NCCL_IB_SL"] == "unset" else 1), drift=0.0)
+    found = ratios.compare(cases, made, lambda m: np.array([m.time_us] * 20, dtype=float))
+    environment = {case.case_id: case.setup.env["NCCL_IB_SL"] for case in cases}
+    for measurement in made:
+        log = tmp_path / "logs" / measurement.attempt / "rank-0.json"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(json.dumps(unset if environment[measurement.case_id] == "unset" else one))
+    found = ratios.with_evidence(RunFolder(tmp_path), cases, made, found)
+    verdicts = {found[case.case_id].verdict for case in cases if environment[case.case_id] == "1"}
+    assert verdicts == {Verdict.FASTER if judged else Verdict.NOT_ESTIMABLE}
+
+
 def test_partial_sums_are_compared_with_what_is_done_today() -> None:
     words = ("collective=tp_all_to_all", "algorithm=drop_reduce_scatter,all_reduce_drop", "chunks=4,1")
     found = compare(planned(*SMALL, *words, "tp_input=partial"))
