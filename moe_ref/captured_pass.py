@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from commbench.communicators.differentiation import ON_CPU, differentiated_once
 from commbench.errors import UsageError
 from moe_ref.capturing import capture, no_waiting
 from moe_ref.layer_output import Output
@@ -166,7 +166,7 @@ class _Replay(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("a pass from a CUDA graph", ON_CPU)
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         if ctx.token is None:
             raise UsageError(

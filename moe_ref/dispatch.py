@@ -11,15 +11,15 @@ Row c of expert e is the token that has slot c there, rows that nobody took are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from commbench.errors import UsageError, unknown
 from moe_ref import fused
 from moe_ref.routing import Routing
+from moe_ref.sparse_rows import SparseCombine, SparseDispatch
 
 
 class TokenDispatcher(Protocol):
@@ -141,12 +141,12 @@ class SparseDispatcher:
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
         _check_tokens(self.routing, x_TD)
-        buffer_RD: Tensor = _Dispatch.apply(x_TD, self.rows_TK, self.choice_R)
+        buffer_RD: Tensor = SparseDispatch.apply(x_TD, self.rows_TK, self.choice_R)
         return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
 
     def combine(self, buffer: Tensor) -> Tensor:
         buffer_RD = _check_buffer(self.routing, buffer)
-        y_TD: Tensor = _Combine.apply(buffer_RD, self.routing.weights_TK, self.rows_TK, self.choice_R)
+        y_TD: Tensor = SparseCombine.apply(buffer_RD, self.routing.weights_TK, self.rows_TK, self.choice_R)
         return y_TD
 
 
@@ -206,76 +206,6 @@ def describe(name: str, device: torch.device) -> str:
         return name
     reason = fused.unsupported(device)
     return f"auto (sparse: fused needs {reason})" if reason else "auto (fused: it runs here)"
-
-
-class _Dispatch(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
-        ctx.save_for_backward(rows_TK)
-        return _gather(x_TD, choice_R // rows_TK.shape[1])  # -1 stays -1
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
-        (rows_TK,) = ctx.saved_tensors
-        grad_TD = _gather(grad_RD, rows_TK[:, 0])
-        if rows_TK.shape[1] > 2:  # a sum of two is rounded once, as it is
-            grad_TD = grad_TD.to(torch.promote_types(grad_RD.dtype, torch.float32))
-        for k in range(1, rows_TK.shape[1]):  # temporaries of [T, D] one after the other, not [T, K, D]
-            grad_TD += _gather(grad_RD, rows_TK[:, k])
-        return grad_TD.to(grad_RD.dtype), None, None
-
-
-class _Combine(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, buffer_RD: Tensor, weights_TK: Tensor, rows_TK: Tensor, choice_R: Tensor) -> Tensor:
-        ctx.save_for_backward(buffer_RD, weights_TK, rows_TK, choice_R)
-        y_TD = weights_TK[:, :1] * _gather(buffer_RD, rows_TK[:, 0])
-        for k in range(1, rows_TK.shape[1]):
-            y_TD.addcmul_(_gather(buffer_RD, rows_TK[:, k]), weights_TK[:, k, None])
-        return y_TD.to(buffer_RD.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        buffer_RD, weights_TK, rows_TK, choice_R = ctx.saved_tensors
-        # In place: multiplied in the wider dtype, stored in the gradient's, which is the buffer's.
-        weights_R1 = _gather(weights_TK.reshape(-1, 1), choice_R)
-        grad_RD = _gather(grad_TD, choice_R // rows_TK.shape[1]).mul_(weights_R1)
-        wide = torch.promote_types(buffer_RD.dtype, weights_TK.dtype)
-        grad_TK = _products(buffer_RD, rows_TK, grad_TD, wide).masked_fill_(rows_TK < 0, 0)
-        return grad_RD, grad_TK.to(weights_TK.dtype), None, None
-
-
-def _products(buffer_RD: Tensor, rows_TK: Tensor, grad_TD: Tensor, wide: torch.dtype) -> Tensor:
-    """Sum row rows_TK[t, k] of the buffer times row t of the gradient: [T, K]; anything where there is no row."""
-    (tokens, top_k), width = rows_TK.shape, buffer_RD.shape[1]
-    if buffer_RD.is_cuda and buffer_RD.dtype in (torch.float16, torch.bfloat16) and wide != torch.float64:
-        # Tensor cores sum in fp32, and no row need be written in fp32 for that.
-        taken_TKD = _take(buffer_RD, rows_TK.flatten()).view(tokens, top_k, width)
-        return torch.bmm(taken_TKD, grad_TD[:, :, None], out_dtype=torch.float32)[:, :, 0]
-    wide_TD = grad_TD.to(wide)
-    return torch.stack([(_take(buffer_RD, rows_TK[:, k]) * wide_TD).sum(1) for k in range(top_k)], dim=1)
-
-
-def _gather(from_ND: Tensor, index_M: Tensor) -> Tensor:
-    """Put row index_M[i] of from_ND in row i, zeros where the index is -1: [M, D]."""
-    taken_MD = _take(from_ND, index_M)
-    _as_words(taken_MD).masked_fill_(index_M[:, None] < 0, 0)
-    return taken_MD
-
-
-def _as_words(rows_MD: Tensor) -> Tensor:
-    """View rows as int64, where their length allows: masks then cost half as much on a GPU. All bits 0 is 0.0."""
-    fits = rows_MD.is_contiguous() and rows_MD.shape[1] * rows_MD.element_size() % 8 == 0
-    return rows_MD.view(torch.int64) if fits else rows_MD
-
-
-def _take(from_ND: Tensor, index_M: Tensor) -> Tensor:
-    """Put row index_M[i] of from_ND in row i, anything where the index is -1: [M, D]."""
-    if not len(from_ND):
-        return from_ND.new_zeros(len(index_M), from_ND.shape[1])
-    return from_ND.index_select(0, index_M.clamp(min=0))
 
 
 def _check_tokens(routing: Routing, x_TD: Tensor) -> None:

@@ -168,6 +168,9 @@ class DistributedMoE(BaseMoELayer):
                 bare(comm), self.gate, x_TD, equal_tokens=self.equal_tokens, send_dtype=self.send_dtype(),
                 schedule=str(self.schedule),
             )  # fmt: skip
+        if torch.compiler.is_compiling():
+            found: tuple[Tensor, Routing] = _forward_in_compiled(self, x_TD, padding_T, generator)
+            return found
         return self.schedule.forward(self, x_TD, padding_T, generator)
 
     def route(
@@ -263,3 +266,13 @@ class DistributedMoE(BaseMoELayer):
                 f"of the gate's {total}",
                 hint=f"{wanted} on each rank" + (f", piece {piece} of {pieces}: see shard" if pieces > 1 else ""),
             )
+
+
+def _forward(
+    layer: DistributedMoE, x_TD: Tensor, padding_T: Tensor | None, generator: torch.Generator | None
+) -> tuple[Tensor, Routing]:
+    return layer.schedule.forward(layer, x_TD, padding_T, generator)
+
+
+# What ranks exchange, in which order and of which shapes, is not the compiler's to see.
+_forward_in_compiled = torch.compiler.disable(_forward)  # type: ignore[no-untyped-call]

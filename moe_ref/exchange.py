@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from commbench.communicators.base import CommLike
@@ -234,7 +233,6 @@ class _Take(torch.autograd.Function):
         return x_ND.index_select(0, index_M)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient_MD: Tensor) -> tuple[Tensor, None, None, None]:
         (positions_M,) = ctx.saved_tensors
         rows_MD = gradient_MD.index_select(0, positions_M)

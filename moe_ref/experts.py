@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from commbench.errors import UsageError, unknown
@@ -115,6 +114,9 @@ class Experts(nn.Module):
         return nn.Parameter(start)
 
     def _product(self, x: Tensor, weight_EIO: Tensor, bias_EO: Tensor | None, counts_E: Tensor | None) -> Tensor:
+        if x.dtype != weight_EIO.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise UsageError(f"tokens of {x.dtype} for experts of {weight_EIO.dtype}",
+                             hint=f"x.to({weight_EIO.dtype}), or torch.autocast around the layer")  # fmt: skip
         if counts_E is None:
             return torch.bmm(x, weight_EIO) if bias_EO is None else torch.baddbmm(bias_EO[:, None], x, weight_EIO)
         x, weight_EIO = _autocast(x, weight_EIO)
@@ -122,7 +124,10 @@ class Experts(nn.Module):
         y_NO = grouped_mm(x, weight_EIO, counts_E)
         if bias_EO is None:
             return y_NO
-        bias_NO: Tensor = _Repeated.apply(bias_EO, counts_E, len(x), y_NO.dtype)
+        experts_E = torch.arange(len(bias_EO), device=x.device)
+        # output_size: or the host would wait for the sum of the counts.
+        expert_N = experts_E.repeat_interleave(counts_E, output_size=len(x))
+        bias_NO: Tensor = _Repeated.apply(bias_EO, expert_N, counts_E, y_NO.dtype)
         return y_NO + bias_NO
 
 
@@ -141,23 +146,22 @@ class _Repeated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, bias_EO: Tensor, counts_E: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-        experts_E = torch.arange(len(bias_EO), device=bias_EO.device)
-        # output_size: or the host would wait for the sum of the counts.
-        expert_N = experts_E.repeat_interleave(counts_E, output_size=rows)
-        ctx.save_for_backward(expert_N, counts_E)
-        ctx.dtype = bias_EO.dtype
+    def forward(bias_EO: Tensor, expert_N: Tensor, counts_E: Tensor, dtype: torch.dtype) -> Tensor:
         return bias_EO.to(dtype).index_select(0, expert_N)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, torch.dtype], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:3])
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor, None, None, None]:
         expert_N, counts_E = ctx.saved_tensors
-        if not fused.unsupported(grad_NO.device):
+        if not torch.is_grad_enabled() and not fused.unsupported(grad_NO.device):
             return fused.segment_sum(grad_NO, counts_E).to(ctx.dtype), None, None, None
         wide = torch.promote_types(grad_NO.dtype, torch.float32)
         sum_EO = torch.zeros(len(counts_E), grad_NO.shape[1], dtype=wide, device=grad_NO.device)
-        return sum_EO.index_add_(0, expert_N, grad_NO.to(wide)).to(ctx.dtype), None, None, None
+        return sum_EO.index_add(0, expert_N, grad_NO.to(wide)).to(ctx.dtype), None, None, None
 
 
 class FFN(Experts):

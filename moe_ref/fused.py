@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from commbench_kernels import rows
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from commbench.communicators.differentiation import ON_CPU, differentiated_once
 
 
 def unsupported(device: torch.device) -> str:
@@ -29,7 +30,7 @@ class Dispatch(torch.autograd.Function):
         return rows.scatter(x_TD, rows_TK, choice_R)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("permute=fused", ON_CPU)
     def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None, None]:
         (rows_TK,) = ctx.saved_tensors
         return rows.gather_sum(grad_RD, rows_TK), None, None
@@ -44,7 +45,7 @@ class Combine(torch.autograd.Function):
         return rows.gather_sum(buffer_RD, rows_TK, weights_TK)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("permute=fused", ON_CPU)
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:
         buffer_RD, weights_TK, rows_TK, choice_R = ctx.saved_tensors
         return *rows.combine_backward(buffer_RD, grad_TD, rows_TK, choice_R, weights_TK), None, None

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import torch
 from commbench_kernels import activations, grouped
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from commbench.communicators.differentiation import ON_CPU, differentiated_once
 from moe_ref import fused
 
 FEW, MANY = 4, 1024  # experts and rows of each, for blocks one by one
@@ -198,7 +198,7 @@ class _Affine(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("experts by fused kernels", ON_CPU)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_EIO, kept = ctx.saved_tensors
         rows = ctx.rows
@@ -228,7 +228,7 @@ class _SwiGLU(torch.autograd.Function):
         return rows.multiply(hidden, down_EHO)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("experts by fused kernels", ON_CPU)
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gate_EIH, up_EIH, down_EHO, gate, up, hidden = ctx.saved_tensors
         rows, grad = ctx.rows, grad.contiguous()

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from commbench_kernels import routing as kernels
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from commbench.communicators.differentiation import ON_CPU, differentiated_once
 from moe_ref import fused
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -81,7 +81,7 @@ class _Route(torch.autograd.Function):
         return found.weights, chosen.sums, *others
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("a gate by fused kernels", ON_CPU)
     def backward(ctx: Any, grad_TK: Tensor, grad_E: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         logits_TE, *rest, slots_TK = ctx.saved_tensors
         grad_TE = kernels.backward(

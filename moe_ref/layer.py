@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from commbench.communicators.differentiation import refuse_transforms
 from commbench.errors import UsageError
 from moe_ref import dispatch as dispatchers
 from moe_ref.experts import Experts
@@ -16,6 +17,8 @@ from moe_ref.graphs import PASSES, LayerGraphs
 from moe_ref.layer_output import Output
 from moe_ref.profiling import labelled
 from moe_ref.routing import Routing
+
+_BY_AUTOGRAD = "torch.autograd.grad; torch.func.grad and vjp of MoE on a CPU; in place of vmap, x of shape [.., D]"
 
 
 def renamed(permute: str, dispatch: str | None) -> str:
@@ -35,6 +38,7 @@ class BaseMoELayer(nn.Module):
     """
 
     experts_are_replicated: ClassVar[bool] = True
+    transforms: ClassVar[frozenset[str]] = frozenset()  # of torch.func, which the layer can be under
 
     def __init__(self, gate: Gate, experts: Experts, permute: str, shared: nn.Module | None = None) -> None:
         super().__init__()
@@ -79,6 +83,8 @@ class BaseMoELayer(nn.Module):
 
         Raises `UsageError` for shapes that do not fit, with both.
         """
+        able = self.transforms if x.device.type == "cpu" else ()
+        refuse_transforms(f"{type(self).__name__} on {x.device.type}", _BY_AUTOGRAD, but=able)
         if x.dim() < 1 or x.shape[-1] != self.gate.width:
             raise UsageError(f"input of shape {list(x.shape)} for a layer of width {self.gate.width}",
                              hint=f"[.., {self.gate.width}]")  # fmt: skip
@@ -109,6 +115,8 @@ class BaseMoELayer(nn.Module):
 
 class MoE(BaseMoELayer):
     """The layer on one rank, which has all experts. `moe_ref.DistributedMoE` is the same over ranks."""
+
+    transforms: ClassVar[frozenset[str]] = frozenset({"grad"})
 
     def __init__(
         self, gate: Gate, experts: Experts, *, permute: str = "auto", shared: nn.Module | None = None,

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from commbench.communicators.differentiation import ON_CPU, differentiated_once
 
 _PARTS = {torch.bfloat16: 3, torch.float16: 2}
 _HIGHEST = 14  # exponent to which fp16 parts are scaled, so that their lowest bits are not below its smallest number
@@ -45,7 +46,7 @@ class _Product(torch.autograd.Function):
         return _added(wide_TN.view(len(x_TD), len(parts), len(weight_ED)), 1, scale)
 
     @staticmethod
-    @once_differentiable
+    @differentiated_once("a gate's product of narrow tokens", ON_CPU)
     def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x_TD, weight_ED = ctx.saved_tensors
         by_x, by_weight = ctx.needs_input_grad

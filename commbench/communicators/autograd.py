@@ -13,6 +13,7 @@ import torch
 
 from commbench import collectives
 from commbench.communicators.base import CommLike
+from commbench.communicators.differentiation import refuse_transforms
 
 
 def way_back(comm: CommLike) -> CommLike:
@@ -128,5 +129,6 @@ class DifferentiableCollectives:
         return self._call("tp_all_to_all", inp, tp=tp, tp_input=tp_input)
 
     def _call(self, collective: str, inp: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        refuse_transforms(f"{collective} over ranks", "torch.autograd.grad, with create_graph=True to go on from it")
         apply = _apply_in_compiled if torch.compiler.is_compiling() else _apply
         return apply(inp, _Step(self._comm, collective, tuple(inp.shape), arguments))

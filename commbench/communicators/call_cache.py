@@ -104,10 +104,14 @@ class CallCache:
         self._once: dict[tuple[int, ...], Key] = {}  # calls that have been made once, by tensors and addresses
         self.counter = itertools.count(1)  # of calls, the same on all ranks
         self._captured = False
+        self._compiled = False  # called in what torch.compile has made
         self._open = True
 
     def run(self, request: CallRequest, *, async_op: bool) -> Pending | None:
         """Make any call. It is the same on all ranks, so that they choose and prepare alike."""
+        if torch.compiler.is_compiling():
+            pending: Pending | None = _run_in_compiled(self, request, async_op)
+            return pending
         self.check_open()
         if _is_empty(request):
             return _DONE if async_op else None
@@ -130,6 +134,12 @@ class CallCache:
         on_done = functools.partial(self._record_done, prepared) if self.gpu else None
         prepared.in_flight = Pending(work, (request.out, request.inp), on_done)
         return prepared.in_flight
+
+    def compiled(self) -> None:
+        """Keep no call that is ready from now on: the compiler would look into it, and it cannot."""
+        if not self._compiled:
+            self._compiled = True
+            self.seen.clear()
 
     def prepare(self, request: CallRequest, *, async_op: bool) -> None:
         """Do all but the call, for calls in a graph too, where there are graphs. Collective."""
@@ -213,7 +223,7 @@ class CallCache:
             ready = self._bind(request, prepared)
         else:
             at = id(out), id(inp), out.data_ptr(), inp.data_ptr()
-            if not lasting or self._once.get(at) != request.key:
+            if not lasting or self._compiled or self._once.get(at) != request.key:
                 if len(self._once) >= _MOST_SEEN:
                     self._once.clear()
                 self._once[at] = request.key
@@ -221,7 +231,7 @@ class CallCache:
                     return self._bind(request, prepared)
                 return functools.partial(prepared.bound.start, as_bytes(out), as_bytes(inp))
             ready = self._bind(request, prepared)
-        if lasting and request.matrix is None and not (out.requires_grad or inp.requires_grad):
+        if lasting and request.matrix is None and not self._compiled and not (out.requires_grad or inp.requires_grad):
             self._remember(request, prepared, ready)
         return ready
 
@@ -278,6 +288,13 @@ class CallCache:
     def _forget(self, prepared: Prepared) -> None:
         for key in tuple(prepared.keys):
             self.seen.pop(key, None)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _run_in_compiled(calls: CallCache, request: CallRequest, async_op: bool) -> Pending | None:
+    """Make a call outside of the compiler, for which a transport's objects are closed."""
+    calls.compiled()
+    return calls.run(request, async_op=async_op)
 
 
 def _is_empty(request: CallRequest) -> bool:

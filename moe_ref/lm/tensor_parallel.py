@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from commbench.communicators.base import CommLike
+from commbench.communicators.differentiation import differentiated_once
 from commbench.errors import UsageError
 
 
@@ -76,6 +77,7 @@ class _CopyToTP(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @differentiated_once("a tensor-parallel product", "with tp=1 it can")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _sum(gradients[0], ctx.tp), None
 
@@ -86,6 +88,7 @@ class _ReduceFromTP(torch.autograd.Function):
         return _sum(x, tp)
 
     @staticmethod
+    @differentiated_once("a tensor-parallel product", "with tp=1 it can")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
 

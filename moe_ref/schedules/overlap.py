@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from commbench import collectives
 from commbench.communicators.autograd import adjoint_arguments, output_shape, way_back
@@ -36,6 +35,7 @@ class AsyncCollective:
         self.comm, self.collective, self.arguments, self.async_op = comm, collective, arguments, async_op
         self._kept, self._number = kept, 0 if kept is None else kept.next_number()
         self.pending: Any = None  # of the forward pass, then of the backward pass
+        self.back: AsyncCollective | None = None  # the adjoint, where it will be differentiated in turn
         self.out: Tensor | None = None  # what is being written to
 
     def wait(self) -> Tensor:
@@ -43,6 +43,11 @@ class AsyncCollective:
         coming, self.out = self.out, None
         out: Tensor = _Wait.apply(coming, self)  # type: ignore[no-untyped-call]
         return out
+
+    def adjoint(self, gradient: Tensor) -> AsyncCollective:
+        """Start the adjoint as a node of autograd's graph of its own, in new memory."""
+        name, arguments = collectives.get(self.collective).adjoint, adjoint_arguments(self.collective, self.arguments)
+        return start(way_back(self.comm), name, gradient, async_op=self.async_op, **arguments)
 
     def issue(self, inp: Tensor, *, adjoint: bool = False) -> Tensor:
         """Start the collective, or its adjoint. What is returned is being written to until `finish`."""
@@ -94,8 +99,10 @@ class _Start(torch.autograd.Function):
         return call.issue(inp.detach())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        back, ctx.call.back = ctx.call.back, None
+        if back is not None:
+            return back.wait().view(ctx.shape), None
         ctx.call.finish()
         out, ctx.call.out = ctx.call.out, None
         return out.view(ctx.shape), None
@@ -109,8 +116,10 @@ class _Wait(torch.autograd.Function):
         return out.view_as(out)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # What this issues may have another shape than what it is the gradient of, so it goes another way.
+        if torch.is_grad_enabled():
+            ctx.call.back = ctx.call.adjoint(gradient.contiguous())
+            return gradient, None
         ctx.call.out = ctx.call.issue(gradient.contiguous(), adjoint=True)
         return gradient, None

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from commbench.communicators.base import CommLike
+from commbench.communicators.differentiation import differentiated_once
 from moe_ref.experts import by_expert, by_source
 from moe_ref.gate import Gate
 from moe_ref.profiling import labelled
@@ -218,6 +219,7 @@ class _Summing(torch.autograd.Function):
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
     @staticmethod
+    @differentiated_once("a schedule that cuts tokens over tp", "schedule=sequential can be")
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         ctx.tp.all_reduce(flat)

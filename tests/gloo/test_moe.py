@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -392,6 +393,38 @@ def test_copies_share_the_communicator_and_pickling_says_what_to_do() -> None:
             for save in (lambda: pickle.dumps(layer), lambda: torch.save(comm, io.BytesIO())):
                 with pytest.raises(UsageError, match="cannot be pickled"):
                     save()
+
+    on_gloo(2, rank)
+
+
+def test_second_gradients_over_ranks_are_those_of_one() -> None:
+    def second(of: Any, tokens: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        given = [x_TD.clone().requires_grad_() for x_TD in tokens]
+        losses = [of(x_TD).y.square().sum() + of(x_TD).y.sum() for x_TD in given]
+        first = torch.autograd.grad(sum(losses), given, create_graph=True)
+        return torch.autograd.grad(sum(one.pow(3).sum() for one in first), given)
+
+    def rank(transport: Any) -> None:
+        with commbench.communicator() as comm:
+            tokens = [torch.randn(6, 8, generator=torch.Generator().manual_seed(r)).double() for r in range(comm.size)]
+            for rule, schedule in itertools.product(("tutel", "dropless"), ("sequential", "pipelined")):
+                config = GateConfig(experts=4, capacity=Capacity(rule))
+                gate = Gate(8, config, generator=torch.Generator().manual_seed(0))
+                whole = FFN(4, 8, 16, generator=torch.Generator().manual_seed(1))
+                here = FFN(2, 8, 16)
+                with torch.no_grad():
+                    for own, of_all in zip(here.parameters(), whole.parameters(), strict=True):
+                        own.copy_(of_all[2 * comm.rank : 2 * comm.rank + 2])
+                layer = DistributedMoE(gate, here, comm, schedule=schedule).double()
+                one = MoE(gate, whole.double())
+                (found,) = second(layer, [tokens[comm.rank]])
+                torch.testing.assert_close(found, second(one, tokens)[comm.rank])
+            for name, call in (
+                ("DistributedMoE on cpu", lambda x: layer(x).y),
+                ("all_to_all", comm.autograd.all_to_all),
+            ):
+                with pytest.raises(UsageError, match=f"torch.func.grad of {name}"):
+                    torch.func.grad(lambda x, call=call: call(x).sum())(tokens[0])
 
     on_gloo(2, rank)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import commbench
+from commbench.communicators.loaded import LoadedProfile
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE
+from tests.support.profiles import choice, profile
 from tests.support.ranks import on_gloo
 
 CAPACITIES = {"drops": Capacity("tutel", 1.0), "dropless": Capacity("dropless")}
@@ -48,17 +53,59 @@ def test_one_rank_is_one_graph(capacity: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, eager, **tolerance)
 
 
-def test_over_ranks_with_and_without_a_compiler() -> None:
-    def rank(transport: Any) -> None:
-        with commbench.communicator() as comm:
-            for capacity in CAPACITIES:
-                layer = DistributedMoE(gate(capacity), experts(2), comm, equal_tokens=True)
-                x_TD = torch.randn(12, 16, generator=torch.Generator().manual_seed(comm.rank)).requires_grad_()
-                compiled = torch.compile(layer, backend="eager")
-                both = [gradients(each, x_TD, list(layer.parameters())) for each in (layer, compiled)]
-                for eager, found in zip(*both, strict=True):
-                    torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
-            whole = torch.compile(lambda x: comm.autograd.all_to_all(2 * x).sin(), backend="eager")
-            torch.testing.assert_close(whole(x_TD), comm.autograd.all_to_all(2 * x_TD).sin())
+class Block(nn.Module):
+    """A block of somebody's model: x + layer(norm(x)), with the gate's losses."""
 
-    on_gloo(2, rank)
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.RMSNorm(16), layer
+
+    def forward(self, x_TD: torch.Tensor) -> Any:
+        y_TD, routing = self.layer(self.norm(x_TD))
+        return x_TD + y_TD, routing
+
+
+TUNED = profile(
+    choice("all_to_all", "bruck", 0, 4095), choice("all_to_all", "pairwise", 4096), choice("all_to_allv", "pairwise")
+)
+
+
+def even(rank: int) -> int:
+    return 12
+
+
+def uneven(rank: int) -> int:
+    return (0, 5, 1, 9)[rank]
+
+
+CASES = [*itertools.product(CAPACITIES, (even, uneven), (False, True))]
+
+
+def compare(capacity: str, tokens: Callable[[int], int], with_profile: bool) -> None:
+    """On each rank: the compiled block is the eager one, and so is a call by itself."""
+    with LoadedProfile(TUNED).communicator() if with_profile else commbench.communicator() as comm:
+        layer = DistributedMoE(gate(capacity), experts(4 // comm.size), comm, equal_tokens=tokens is even)
+        x_TD = torch.randn(tokens(comm.rank), 16, generator=torch.Generator().manual_seed(comm.rank))
+        block = Block(layer)
+        compiled = torch.compile(block, backend="eager")
+        both = [gradients(each, x_TD.requires_grad_(), list(block.parameters())) for each in (block, compiled)]
+        for eager, found in zip(*both, strict=True):
+            torch.testing.assert_close(found, eager, rtol=1e-5, atol=1e-5)
+        whole = torch.compile(lambda x: comm.autograd.all_to_all(2 * x).sin(), backend="eager")
+        x_WD = torch.randn(4 * comm.size, 16)
+        torch.testing.assert_close(whole(x_WD), comm.autograd.all_to_all(2 * x_WD).sin())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cases"),
+    [
+        (2, [("drops", even, False), ("dropless", uneven, True)]),
+        *(pytest.param(ranks, CASES, marks=pytest.mark.slow) for ranks in (1, 2, 4)),
+    ],
+)
+def test_over_ranks_with_and_without_a_compiler(ranks: int, cases: list[Any]) -> None:
+    def rank(transport: Any) -> None:
+        for case in cases:
+            compare(*case)
+
+    on_gloo(ranks, rank)

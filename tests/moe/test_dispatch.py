@@ -13,6 +13,7 @@ from torch import Tensor
 
 from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, Gate, GateConfig, MoE, Routing, dispatch, fused
+from moe_ref.sparse_rows import SparseCombine
 
 EXACT = ("fairseq_einsum", "sparse")
 WIDTH = 6
@@ -114,7 +115,7 @@ def test_sparse_gradients_are_those_of_finite_differences() -> None:
         weights = routing.weights_TK.detach().requires_grad_()
 
         def combined(rows: Tensor, weights: Tensor, moves: dispatch.SparseDispatcher = moves) -> Tensor:
-            y_TD: Tensor = dispatch._Combine.apply(rows.flatten(0, -2), weights, moves.rows_TK, moves.choice_R)
+            y_TD: Tensor = SparseCombine.apply(rows.flatten(0, -2), weights, moves.rows_TK, moves.choice_R)
             return y_TD
 
         # Weights without a slot have no gradient, and none numerically either.
