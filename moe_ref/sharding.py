@@ -14,7 +14,7 @@ optimizer sees are always the same pieces: nothing moves when r changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,29 @@ def gather_weights(experts: Experts, comm: CommLike, r: int, dtype: torch.dtype 
     return _fitted(experts, whole, experts.piece // copies, r)
 
 
+def copy_weights(
+    experts: Experts, comm: CommLike, which: Sequence[int], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Return the parameters of the experts numbered `which`, in order, which their ranks send to all, collective.
+
+    By one all_to_allv; backward gradients go back by another one, and are added up. dtype: as of `gather_weights`.
+    """
+    here, ranks = experts.experts, comm.size
+    owned = [[expert - rank * here for expert in which if expert // here == rank] for rank in range(ranks)]
+    lengths = [len(numbers) for numbers in owned]
+    mine = torch.tensor(owned[comm.rank], dtype=torch.int64, device=comm.device)
+    _one_dtype(experts)
+    rows_SN = torch.cat([parameter.index_select(0, mine).flatten(1) for parameter in experts.parameters()], dim=1)
+    rows_SN = rows_SN if dtype is None else rows_SN.to(dtype)
+    sent_MN = rows_SN.expand(ranks, -1, -1).flatten(0, 1).contiguous()
+    found_SN = DifferentiableCollectives(comm).all_to_allv(
+        sent_MN, lengths, [len(rows_SN)] * ranks, matrix=[[length] * ranks for length in lengths]
+    )
+    shapes = {name: parameter.shape[1:] for name, parameter in experts.named_parameters()}
+    parts = torch.split(found_SN, [math.prod(shape) for shape in shapes.values()], dim=1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
 def select_experts(weights: Weights, which: slice) -> dict[str, Tensor]:
     """Return the weights of some experts only."""
     return {name: weight[which] for name, weight in weights.items()}
@@ -98,12 +121,15 @@ def _fitted(experts: Experts, weights: dict[str, Tensor], piece: int, pieces: in
 
 
 def _flat(experts: Experts, dtype: torch.dtype | None) -> Tensor:
-    parameters = list(experts.parameters())
-    if len({parameter.dtype for parameter in parameters}) > 1:
-        raise UsageError(f"experts' parameters are {', '.join(sorted({str(p.dtype) for p in parameters}))}",
-                         hint="one dtype, since they travel together")  # fmt: skip
-    flat = torch.cat([parameter.flatten() for parameter in parameters])
+    _one_dtype(experts)
+    flat = torch.cat([parameter.flatten() for parameter in experts.parameters()])
     return flat if dtype is None else flat.to(dtype)
+
+
+def _one_dtype(experts: Experts) -> None:
+    if len(found := {str(parameter.dtype) for parameter in experts.parameters()}) > 1:
+        raise UsageError(f"experts' parameters are {', '.join(sorted(found))}",
+                         hint="one dtype, since they travel together")  # fmt: skip
 
 
 def _split(experts: Experts, rows_GN: Tensor) -> dict[str, Tensor]:
@@ -121,4 +147,4 @@ def _whole(parts: Tensor, cut: int, pieces: int) -> Tensor:
     return joined.reshape(groups // pieces * here, *shape)
 
 
-__all__ = ["Weights", "gather_weights", "own_weights", "select_experts", "shard"]
+__all__ = ["Weights", "copy_weights", "gather_weights", "own_weights", "select_experts", "shard"]

@@ -17,12 +17,14 @@ from commbench.errors import UsageError, unknown
 from moe_ref.schedules.base import Schedule, Shape, TrafficEntry
 from moe_ref.schedules.chunked import ExpertGroups, Pipelined, Sequential
 from moe_ref.schedules.parm import ParmS1, ParmS2
+from moe_ref.schedules.shadowed import Shadowed
 from moe_ref.schedules.tensor_parallel import TensorParallel
 
 TABLE: dict[str, type[Schedule]] = {
     "sequential": Sequential,
     "pipelined": Pipelined,
     "expert_groups": ExpertGroups,
+    "shadowed": Shadowed,
     "tensor_parallel": TensorParallel,
     "parm_s1": ParmS1,
     "parm_s2": ParmS2,

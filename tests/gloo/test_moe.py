@@ -29,6 +29,7 @@ from commbench.communicators.communicator import Communicator
 from commbench.errors import UsageError
 from moe_ref import FFN, Capacity, DistributedMoE, Gate, GateConfig, MoE, SwiGLU, dispatch, schedules, shard
 from moe_ref.schedules import Schedule
+from moe_ref.schedules.equivalence import compare
 from moe_ref.schedules.verify import counting, report, verify
 from tests.conftest import REPOSITORY
 from tests.gloo.calls import by
@@ -296,6 +297,20 @@ def kept(comm: Communicator) -> None:
         second.sum().backward()
 
 
+def shadows(comm: Communicator) -> None:
+    """A popular expert comes to the tokens, and all is as without."""
+    case = Case(EXPERTS[comm.size][0], "dropless", "uneven")
+    gate = case.gate()
+    with torch.no_grad():  # tokens are drawn to the last expert
+        gate.get_parameter("router.weight_ED")[-1] *= 50
+    x_TD = torch.cat([case.x(comm.rank)] * 40).abs().requires_grad_()
+    moe = DistributedMoE(gate, case.mine(comm), comm, schedule="shadowed")
+    compare(moe, x_TD, schedules.get("sequential")).raise_if_different()
+    found = verify(moe, x_TD)
+    found.raise_if_different()
+    assert comm.size == 1 or sum(sent.collective == "all_to_allv" for sent in found.sent) == 6, "weights, too"
+
+
 def skips(comm: Communicator) -> None:
     """Nothing is sent, in either pass, and shapes are right."""
     for experts in EXPERTS[comm.size]:
@@ -347,6 +362,7 @@ def test_every_schedule_and_way_equals_its_oracle(ranks: int) -> None:
                 all_ways(comm)
                 low_precision(comm)
                 kept(comm)
+                shadows(comm)
                 skips(comm)
         pairwise = [profiles.choice(name, "pairwise") for name in ("all_to_all", "all_to_allv")]
         with by(*pairwise) as comm:
