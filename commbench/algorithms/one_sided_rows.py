@@ -25,7 +25,7 @@ from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Done, Ready, RowPutPlan, Work
 
 _MOST_CHOICES = 1 << 15  # of a rank's tokens, that every block of threads is told
-_COUNTS, _ROWS = "counts", "rows"
+_COUNTS, _ROWS = "counts_world", "rows"
 _CTAS = {"ctas": (0, "thread blocks of a one-sided kernel; 0: by the size")}
 
 
@@ -53,13 +53,20 @@ class _OneSidedRows(AlgorithmBase):
         told = self.slots and self.collective == "dispatch"
         return _shape(spec).blocks(spec.params["ctas"], told=told)
 
-    def _plan(self, spec: Spec, steps: Sequence[str], *, combines: bool, told: bool, waits: bool) -> RowPutPlan:
+    def steps(self, spec: Spec) -> list[Step]:
+        raise NotImplementedError
+
+    def _bound(self, comm: Comm, spec: Spec, *, combines: bool, told: bool, waits: bool) -> Bound:
         shape, (experts, weights) = _shape(spec), routing.routing_of(spec)
-        return RowPutPlan(
+        steps = self.steps(spec)
+        sends = [(step.name, send.dst, send.nbytes) for step in steps for send in step.sends if send.src == comm.rank]
+        plan = RowPutPlan(
             combines=combines, slots=self.slots, told=told, waits=waits, row_bytes=shape.row_bytes,
             per_rank=shape.per_rank, by_expert=shape.by_expert, dtype=spec.dtype, experts=experts, weights=weights,
-            ctas=self._blocks(spec), scratch_bytes=self.scratch_bytes(spec), steps=steps,
+            ctas=self._blocks(spec), scratch_bytes=self.scratch_bytes(spec),
+            steps=[step.name for step in steps], sends=sends,
         )  # fmt: skip
+        return _Bound(comm, plan)
 
     def scratch_bytes(self, spec: Spec) -> int:
         raise NotImplementedError
@@ -82,9 +89,8 @@ class _Dispatch(_OneSidedRows):
         return _shape(spec).dispatch_scratch(self._blocks(spec), slots=self.slots)
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        steps = (_ROWS,) if self.slots else (_COUNTS, _ROWS)
         waits = spec.arguments["counts"] == "host"
-        return _Bound(comm, self._plan(spec, steps, combines=False, told=not cached(spec), waits=waits))
+        return self._bound(comm, spec, combines=False, told=not cached(spec), waits=waits)
 
 
 class _Combine(_OneSidedRows):
@@ -103,7 +109,7 @@ class _Combine(_OneSidedRows):
         return _shape(spec).combine_scratch(slots=self.slots)
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
-        return _Bound(comm, self._plan(spec, (_ROWS,), combines=True, told=False, waits=False))
+        return self._bound(comm, spec, combines=True, told=False, waits=False)
 
 
 class SymmPerRankDispatch(_Dispatch):

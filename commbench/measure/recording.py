@@ -9,7 +9,7 @@ from typing import Any
 
 from commbench.algorithms.base import Algorithm
 from commbench.spec import Spec
-from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, Work
+from commbench.transports.base import Array, Comm, Message, PutPlan, Puts, Ready, RowPutPlan, Work
 
 Sent = Counter[tuple[str, int, int]]  # (step, rank of the spec that it goes to, bytes) -> messages
 
@@ -102,20 +102,25 @@ class RecordingComm:
 
     def puts(self, plan: PutPlan) -> Puts:
         """Return one-sided writes whose calls are noted."""
-        return _RecordingPuts(self._comm.puts(plan), plan, self._note)
+        sends = [(plan.step, peer, route.source.stop - route.source.start) for peer, route in enumerate(plan.routes)]
+        return _RecordingPuts(self._comm.puts(plan), sends, self._note)
+
+    def row_puts(self, plan: RowPutPlan) -> Puts:
+        """Return one-sided writes of rows, whose calls are noted."""
+        return _RecordingPuts(self._comm.row_puts(plan), plan.sends, self._note)
 
 
 class _RecordingPuts:
-    def __init__(self, puts: Puts, plan: PutPlan, note: Any) -> None:
-        self._puts, self._plan, self._note = puts, plan, note
+    def __init__(self, puts: Puts, sends: Sequence[tuple[str, int, int]], note: Any) -> None:
+        self._puts, self._sends, self._note = puts, sends, note
         self.close = puts.close
 
     def ready(self, out: Array, inp: Array) -> Ready:
         call = self._puts.ready(out, inp)
 
         def noted() -> Work | None:
-            for peer, route in enumerate(self._plan.routes):
-                self._note(self._plan.step, peer, route.source.stop - route.source.start)
+            for step, peer, nbytes in self._sends:
+                self._note(step, peer, nbytes)
             return call()
 
         return noted

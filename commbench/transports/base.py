@@ -113,6 +113,7 @@ class RowPutPlan:
     ctas: int
     scratch_bytes: int
     steps: Sequence[str]  # the names of what moves: counts, where they are told before; and rows
+    sends: Sequence[tuple[str, int, int]]  # what this rank sends: step, rank, bytes
 
 
 class Puts(Protocol):
