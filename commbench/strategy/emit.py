@@ -1,7 +1,8 @@
-"""A strategy in the words of trainers: ours, Megatron-LM, torchtitan."""
+"""A strategy in the words of trainers: ours, Megatron-LM, torchtitan, DeepSpeed."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -69,36 +70,58 @@ def megatron(problem: PlanProblem, setting: Setting, config: TrainConfig | None)
 
 
 def torchtitan(problem: PlanProblem, setting: Setting, config: TrainConfig | None) -> str:
-    """Return sections of torchtitan's TOML that make the strategy; its ranks of dp, cp and tp hold the experts too."""
+    """Return torchtitan's options (0.3), behind its own --module and --config, that make the strategy; its ranks of dp,
+    cp and tp hold the experts too."""
     model = problem.model
-    parallel: list[tuple[str, object]] = [
-        ("data_parallel_replicate_degree", 1),
-        ("data_parallel_shard_degree", setting.dp),
-        ("tensor_parallel_degree", setting.tp),
-        ("context_parallel_degree", setting.cp),
-        ("pipeline_parallel_degree", setting.pp),
-    ]
-    if setting.pp > 1:
-        name = '"Interleaved1F1B"' if setting.vpp > 1 else '"1F1B"'
-        parallel += [("pipeline_parallel_schedule", name), ("pipeline_parallel_microbatch_size", setting.micro_batch)]
-    if model.moe_layers:
-        parallel.append(("expert_parallel_degree", setting.ep))
     # With a pipeline a rank's batch is cut into micro-batches; without, each is a batch of its own.
     local = problem.work.batch // setting.dp if setting.pp > 1 else setting.micro_batch
-    sections: dict[str, list[tuple[str, object]]] = {
-        "training": [("local_batch_size", local), ("global_batch_size", problem.work.batch),
-                     ("seq_len", model.context)],
-        "parallelism": parallel,
-        "activation_checkpoint": [("mode", '"full"' if setting.recompute == "redo" else '"none"')],
-    }  # fmt: skip
-    return "\n\n".join("\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in rows)])
-                       for name, rows in sections.items())  # fmt: skip
+    options: list[tuple[str, object]] = [
+        ("training.local_batch_size", local),
+        ("training.global_batch_size", problem.work.batch),
+        ("training.seq_len", model.context),
+        ("parallelism.data_parallel_replicate_degree", 1),
+        ("parallelism.data_parallel_shard_degree", setting.dp),
+        ("parallelism.tensor_parallel_degree", setting.tp),
+        ("parallelism.context_parallel_degree", setting.cp),
+        ("parallelism.pipeline_parallel_degree", setting.pp),
+    ]
+    if setting.pp > 1:
+        options += [("parallelism.pipeline_parallel_schedule", "Interleaved1F1B" if setting.vpp > 1 else "1F1B"),
+                    ("parallelism.pipeline_parallel_microbatch_size", setting.micro_batch)]  # fmt: skip
+    if model.moe_layers:
+        options.append(("parallelism.expert_parallel_degree", setting.ep))
+    flags = ["--training.disable_cuda_graphs"] if setting.pp > 1 else []  # which it refuses beside pipelines
+    again = "full" if setting.recompute == "redo" else "none"
+    lines = [*(f"--{name} {value}" for name, value in options), *flags, f"activation-checkpoint:{again}"]
+    return " \\\n".join(lines)
+
+
+def deepspeed(problem: PlanProblem, setting: Setting, config: TrainConfig | None) -> str:
+    """Return DeepSpeed's JSON (0.19, AutoTP and AutoEP) that makes the strategy; layers are redone by the model."""
+    work = problem.work
+    found: dict[str, Any] = {
+        "train_batch_size": work.batch,
+        "train_micro_batch_size_per_gpu": setting.micro_batch,
+        "gradient_accumulation_steps": work.batch // (setting.dp * setting.micro_batch),
+        "bf16": {"enabled": work.itemsize == 2},
+        "zero_optimization": {"stage": setting.zero},
+    }
+    if setting.tp > 1:
+        found["tensor_parallel"] = {"autotp_size": setting.tp}
+    if problem.model.moe_layers:
+        experts: dict[str, Any] = {"enabled": True, "autoep_size": setting.ep, "expert_tensor_parallel_size": 1}
+        if setting.exchange == "per_node":
+            most = setting.micro_batch * problem.model.context
+            experts |= {"comm_backend": "deepep", "comm_max_tokens_per_rank": most}
+        found["expert_parallel"] = experts
+    return json.dumps(found, indent=2)
 
 
 TABLE: dict[str, Callable[[PlanProblem, Setting, TrainConfig | None], str]] = {
     "commbench": commbench,
     "megatron": megatron,
     "torchtitan": torchtitan,
+    "deepspeed": deepspeed,
 }
 
 

@@ -16,7 +16,7 @@ from commbench.units import parse_seconds
 
 GROUPS = ("The model", "The training", "The cluster", "The space")
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-TRAINERS = ("any", "commbench", "megatron", "torchtitan", "all")
+TRAINERS = ("any", "commbench", "megatron", "torchtitan", "deepspeed", "all")
 DEFAULT_BATCH = 256  # sequences of a step, where neither a recipe nor a key says
 
 
@@ -120,7 +120,7 @@ KEYS: dict[str, Key] = {
     "zero": Key(OneOf(ZERO), "what of states ranks share: 1 the optimizer's, 3 all", default=None, optional=True,
                 axis=True, group=GROUPS[3]),
     "recompute": Key(OneOf(RECOMPUTE), "of activations", default=None, optional=True, axis=True, group=GROUPS[3]),
-    "trainer": Key(OneOf(TRAINERS), "who can run it; any: one of the three at least, all: whoever", default="any",
+    "trainer": Key(OneOf(TRAINERS), "who can run it; any: one of them at least, all: whoever", default="any",
                    group=GROUPS[3]),
     "current_ms": _number(GROUPS[3], "what a step of current takes: all steps are scaled so that it takes that", 1e-6,
                           1e9),

@@ -1,4 +1,4 @@
-"""Which trainer can run which settings: ours, Megatron-LM, torchtitan, by what their options say."""
+"""Which trainer can run which settings: ours, Megatron-LM, torchtitan, DeepSpeed, by what their options say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from commbench.strategy.setting import SPLIT, Settings
 
 Marks = npt.NDArray[np.bool_]
-NAMES = ("commbench", "megatron", "torchtitan")
+NAMES = ("commbench", "megatron", "torchtitan", "deepspeed")
 
 
 def runs(settings: Settings, gpus: int) -> dict[str, Marks]:
@@ -35,7 +35,14 @@ def runs(settings: Settings, gpus: int) -> dict[str, Marks]:
                   & (settings.exchange_is("all_gather") | settings.recompute_is("redo")))  # fmt: skip
     titan = split & sequential & (settings.etp == 1) & (choice | settings.exchange_is("per_node"))
     titan &= ((settings.zero == 3) | (settings.dp * settings.cp == 1)) & ~settings.recompute_is("stash", "selective")
-    return {"commbench": ours, "megatron": megatron, "torchtitan": titan}
+    # AutoTP's ranks hold the same tokens, and AutoEP lets each send its own part of them; it folds with tp in pipelines
+    # of one stage, cuts no experts, and has a DeepEP that sends a token once to a node.
+    deepspeed = (
+        (settings.pp == 1) & (settings.cp == 1) & (settings.etp == 1) & (choice | settings.exchange_is("per_node"))
+    )
+    deepspeed &= np.where(alone, sequential, settings.schedule_is("drop") & (settings.ep > 1) & (settings.zero < 3))
+    deepspeed &= settings.recompute_is("none", "redo")
+    return {"commbench": ours, "megatron": megatron, "torchtitan": titan, "deepspeed": deepspeed}
 
 
 def run_by(settings: Settings, trainer: str, gpus: int) -> Marks:

@@ -66,7 +66,7 @@ def test_a_recipe_of_ours_ends_with_lines_to_run(capsys: pytest.CaptureFixture[s
         ["nosuch", "gpu=h100", "nodes=1"],
         ["qwen3-30b-a3b", "gpu=h100", "nodes=2"],
         ["monta-2x70b", "gpu=a800", "nodes=1"],
-        ["qwen3-30b-a3b", "gpu=h100", "nodes=1", "--emit", "deepspeed"],
+        ["qwen3-30b-a3b", "gpu=h100", "nodes=1", "--emit", "nemo"],
         ["qwen3-30b-a3b", "gpu=h100", "nodes=1", "--plot", "plan.gif"],
         ["qwen3-30b-a3b", "gpu=h100", "nodes=1", "--columns", "nosuch"],
     ],
