@@ -11,7 +11,7 @@ from commbench.console import stderr_console
 from commbench.errors import unknown
 from commbench.output import grid
 from commbench.output.grid import TableStyle
-from commbench.strategy import answer, emit, planned, ranking, validation
+from commbench.strategy import answer, emit, layer_mix, planned, ranking, validation
 
 
 def run(
@@ -28,7 +28,8 @@ def run(
     look = TableStyle(columns=columns, markdown=format_ == "markdown")
     grid.check(columns, [column.name for column in answer.columns(problem)])
     found = ranking.rank(problem, current=request.current)
-    notes, facts = list(request.notes), {}
+    filled = layer_mix.told(problem, found.ranked[0]) if found.ranked[0].binds == "memory" else ""
+    notes, facts = [*request.notes, *([filled] if filled else [])], {}
     if validate:
         console = stderr_console()
         trained = validation.validate(request, validation.members(request, answer.group(found)), request.budget_s, out,

@@ -100,6 +100,8 @@ KEYS: dict[str, Key] = {
     "step_us": _number(GROUPS[2], "us of the host in a step beside its micro-batches; without it, 0", 0, 1e9),
     "calls": Key(_FILE, "collectives as measured: lines of commbench sweep calls --format json", default=None,
                  optional=True, group=GROUPS[2]),
+    "host_gbs": _cluster("GB/s between a GPU and its host's memory, each way (commbench sweep host_copies): layers may "
+                         "be swapped", 1e5),
     "row_us": _number(GROUPS[2], "us of a network card for each row of per_rank and per_node, where each is a message "
                       "of its own; without it, 0", 0, 1e6),
     "costs": Key(_FILE, "of commbench model --out: takes the place of links", default=None, optional=True,

@@ -64,6 +64,7 @@ def read(words: Sequence[str], *, extrapolate: bool = False) -> PlanRequest:
         calls=None if typed.get("calls") is None else read_calls(Path(typed["calls"]), typed.get("seed", 0)),
         efficiency=_efficiency(typed),
         seed=typed.get("seed", 0),
+        host_gbs=float(typed.get("host_gbs") or 0.0),
     )
     current = None if typed.get("current") is None else read_current(typed["current"], problem)
     if (ms := typed.get("current_ms")) is not None:

@@ -110,6 +110,7 @@ class PlanProblem:
     calls: CallTable | None = None
     efficiency: Efficiency | None = None
     seed: int = 0
+    host_gbs: float = 0.0  # between a GPU and its host's memory, each way; 0: nothing is swapped
 
     @property
     def skew(self) -> float:
