@@ -14,6 +14,7 @@ from commbench.strategy import planned
 from commbench.strategy.clusters import read_cluster
 from commbench.strategy.models import names, read_model
 from commbench.strategy.uneven import read_uneven
+from tests.conftest import REPOSITORY
 
 CLUSTER = """
 nodes: 2
@@ -158,3 +159,14 @@ def test_a_damaged_cluster_file_is_refused(text: str, said: str, tmp_path: Path)
     with pytest.raises(UsageError) as caught:
         read_cluster({"cluster": str(path)})
     assert said in str(caught.value) and caught.value.hint
+
+
+def test_a_cluster_far_beyond_what_was_measured_wants_extrapolate() -> None:
+    """Costs of eight ranks hold for 64; more than that is asked for by name."""
+    costs = REPOSITORY / "results/reference/train_ab-2x4-2cpu/model.json"
+    words = ["qwen3-30b-a3b", "gpu=h100", f"costs={costs}", "gpus_per_node=4"]
+    assert planned.read([*words, "nodes=16"]).problem.cluster.gpus == 64
+    with pytest.raises(UsageError) as caught:
+        planned.read([*words, "nodes=32"])
+    assert "128 GPUs are 16 times the 8" in str(caught.value) and "--extrapolate" in caught.value.hint
+    assert planned.read([*words, "nodes=32"], extrapolate=True).problem.cluster.gpus == 128
