@@ -21,6 +21,7 @@ from PIL import Image
 
 from commbench.analysis.bounds import Told
 from commbench.commands import plot
+from commbench.emulated import ROUTINGS
 from commbench.files import write_atomically
 from commbench.links import parse_link_rates
 from commbench.machine import sysfs
@@ -33,6 +34,8 @@ from commbench.plots.pairs import heat_maps
 from commbench.plots.settings import FIGURE_KEYS
 from commbench.plots.style import picture, title
 from commbench.profile import file as profile_file
+from commbench.units import format_size
+from tests.bench import tables
 from tests.conftest import REPOSITORY
 from tests.support import machines
 
@@ -47,7 +50,8 @@ _COLOURS = 128  # of a picture: lines, text and their soft edges need no more
 
 
 def main() -> None:
-    for name, figure in {**of_sweeps(), "gpus": of_gpus(), "before-after": of_profile()}.items():
+    drawn_here = {"gpus": of_gpus(), "before-after": of_profile(), "routing": of_routing()}
+    for name, figure in {**of_sweeps(), **drawn_here}.items():
         _write(IMAGES / f"{name}.png", picture(figure, "png"))
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "topology.png"
@@ -82,6 +86,29 @@ def of_profile() -> Figure:
     plain = dataclasses.replace(profile, choices=[choice for choice in profile.choices if not choice.captured])
     figure = before_after.of_profile(plain, before_after.declared_bounds(plain, parse_link_rates([NVLINK])))
     assert figure is not None
+    return figure
+
+
+def of_routing() -> Figure:
+    """Return the times of all launches over two spines, by routing: adaptive routing told apart from luck."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    said = []
+    for axes, layout in zip(figure.subplots(1, len(tables.ROUTED)), tables.ROUTED, strict=True):
+        run, by_routing = tables.routed(layout)
+        for place, name in enumerate(ROUTINGS):
+            times = sorted(run.times_ms(by_routing[name]))
+            spread = [place + 0.3 * (index / max(1, len(times) - 1) - 0.5) for index in range(len(times))]
+            axes.plot(spread, times, "o", markersize=3.5, alpha=0.7)
+            axes.plot([place - 0.25, place + 0.25], [statistics.median(times)] * 2, color="black", linewidth=1.2)
+        size = format_size(by_routing["static"].size_bytes)
+        axes.set_title(f"{layout}, {size}: {len(times)} launches each", fontsize=8.5)
+        axes.set_xticks(range(len(ROUTINGS)), ROUTINGS)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("ms")
+        said.append(f"{layout}: {run.gain(by_routing['spray'], by_routing['ecmp'])}")
+    figure.suptitle(
+        f"Few connections tell spray from luck, many do not\nspray over ecmp: {', '.join(said)}", fontsize=9
+    )
     return figure
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from commbench.analysis import ratios
+from commbench.emulated import ROUTINGS
 from commbench.records import Case, Measurement, Status
 from commbench.run_folder import RunFolder
 from commbench.units import format_size
@@ -27,14 +28,14 @@ def main() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class Run:
     """The cases of a run that have numbers, and their measurements."""
 
     cases: Sequence[Case]
     measurements: Sequence[Measurement]
 
     @classmethod
-    def of(cls, name: str) -> _Run:
+    def of(cls, name: str) -> Run:
         folder = RunFolder(REFERENCE / name)
         measurements = [one for one in folder.measurements() if one.status is Status.OK and one.time_us is not None]
         measured = {one.case_id for one in measurements}
@@ -80,7 +81,7 @@ def _line(*cells: str) -> str:
 
 def overhead() -> Iterator[str]:
     """Yield the lines of 2D over direct where a message costs much."""
-    runs = [_Run.of("2d_overhead-16cpu"), _Run.of("2d_overhead-2cpu")]
+    runs = [Run.of("2d_overhead-16cpu"), Run.of("2d_overhead-2cpu")]
     yield "| size | direct, 16 CPUs | speed-up, 16 CPUs | direct, 2 CPUs | speed-up, 2 CPUs |"
     yield "|---|---|---|---|---|"
     for size in runs[0].sizes():
@@ -93,7 +94,7 @@ def overhead() -> Iterator[str]:
 
 def rates() -> Iterator[str]:
     """Yield the lines of 2D over direct where links have a rate only."""
-    run = _Run.of("2d_rate-2cpu")
+    run = Run.of("2d_rate-2cpu")
     yield "| layout | size | direct | 2d_intra_first over direct | 2d_pipelined, best K | over direct |"
     yield "|---|---|---|---|---|---|"
     for nodes in sorted({case.setup.nodes for case in run.cases}):
@@ -114,7 +115,7 @@ def duplicates() -> Iterator[str]:
         ("tensor_parallel-2cpu", "memory, 2 CPUs"),
         ("tensor_parallel-inside-16cpu", "1600 Mbit/s inside, 16 CPUs"),
     ):
-        run = _Run.of(name)
+        run = Run.of(name)
         for size in run.sizes():
             (dropped,) = run.find("drop_gather", size)
             before, gain = "-", "-"
@@ -127,22 +128,26 @@ def duplicates() -> Iterator[str]:
 
 def routings() -> Iterator[str]:
     """Yield the lines of routing over two spines."""
-    run = _Run.of("spines-2cpu")
-    yield "| layout | machine | static | ecmp | spray | ecmp over static | spray over static |"
-    yield "|---|---|---|---|---|---|---|"
-    for nodes in sorted({case.setup.nodes for case in run.cases}):
-        size = run.sizes()[-1]
-        by_routing = {}
-        for case in run.find("direct", size, nodes):
-            assert case.setup.emulated is not None
-            by_routing[case.setup.emulated.routing] = case
-        static, ecmp, spray = (by_routing[name] for name in ("static", "ecmp", "spray"))
+    yield "| layout | size | static | ecmp | spray | ecmp over static | spray over static | spray over ecmp |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for layout in ROUTED:
+        run, by_routing = routed(layout)
+        static, ecmp, spray = (by_routing[name] for name in ROUTINGS)
         cells = []
         for case in (static, ecmp, spray):
             low, high = min(run.times_ms(case)), max(run.times_ms(case))
             cells.append(f"{_time(run.ms(case))} ({low:.0f}-{high:.0f})")
-        gains = [run.gain(ecmp, static), run.gain(spray, static)]
-        yield _line(f"{nodes}x{static.setup.ranks_per_node}", "2 CPUs", *cells, *gains)
+        gains = [run.gain(ecmp, static), run.gain(spray, static), run.gain(spray, ecmp)]
+        yield _line(layout, format_size(static.size_bytes), *cells, *gains)
+
+
+ROUTED = ("2x2", "2x8", "4x4")
+
+
+def routed(layout: str) -> tuple[Run, dict[str, Case]]:
+    """Return the run of a layout over two spines, and its cases by routing."""
+    run = Run.of(f"spines_{layout}-2cpu")
+    return run, {case.setup.emulated.routing: case for case in run.cases if case.setup.emulated is not None}
 
 
 if __name__ == "__main__":
