@@ -158,20 +158,25 @@ class FusedDispatcher(SparseDispatcher):
     A row that is needed is read once and a row of the result written once. Sums are in fp32, or in fp64 where something
     given is fp64.
 
-    Needs a GPU and triton: raises `UsageError` where a routing is elsewhere, or triton is not installed.
+    Needs a GPU and triton: raises `UsageError` where a routing is elsewhere, or triton is not installed. A compiler,
+    which cannot look into kernels, gets `SparseDispatcher`'s operations.
     """
 
     def __init__(self, routing: Routing) -> None:
-        if reason := fused.unsupported(routing.slots_TK.device):
+        if not torch.compiler.is_compiling() and (reason := fused.unsupported(routing.slots_TK.device)):
             raise UsageError(f"permute=fused needs {reason}", hint="permute=sparse does the same everywhere")
         super().__init__(routing)
 
     def dispatch(self, x_TD: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().dispatch(x_TD)
         _check_tokens(self.routing, x_TD)
         buffer_RD: Tensor = fused.Dispatch.apply(x_TD, self.rows_TK, self.choice_R)
         return buffer_RD.view(self.routing.buffer_shape(x_TD.shape[1]))
 
     def combine(self, buffer: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().combine(buffer)
         buffer_RD = _check_buffer(self.routing, buffer)
         y_TD: Tensor = fused.Combine.apply(buffer_RD, self.routing.weights_TK, self.rows_TK, self.choice_R)
         return y_TD

@@ -12,7 +12,12 @@ from commbench.communicators.differentiation import ON_CPU, differentiated_once
 
 
 def unsupported(device: torch.device) -> str:
-    """Say in words what the kernels lack on this device; "" where nothing is missing."""
+    """Say in words what the kernels lack on this device; "" where nothing is missing.
+
+    A compiler traces plain operations: it looks neither into kernels that are launched by hand, nor into imports.
+    """
+    if torch.compiler.is_compiling():
+        return "a call that no compiler traces"
     return rows.unsupported(device)
 
 

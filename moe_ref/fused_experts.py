@@ -48,8 +48,6 @@ class ExpertRows(Protocol):
 
 def unsupported(x: Tensor, *weights: Tensor) -> str:
     """Return in words why experts with these weights cannot be computed so; "" where they can."""
-    if torch.compiler.is_compiling():
-        return "a compiler that fuses by itself"
     if reason := fused.unsupported(x.device):
         return reason
     dtypes = {x.dtype, *(weight.dtype for weight in weights)}

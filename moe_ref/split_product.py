@@ -22,6 +22,8 @@ _HALF_BITS = 11
 
 def unsupported(x_TD: Tensor, weight_ED: Tensor) -> str:
     """Return in words why this product cannot be split; "" if it can."""
+    if torch.compiler.is_compiling():
+        return "a compiler makes one product of it"
     if x_TD.device.type != "cuda":
         return f"tokens are on {x_TD.device.type}"
     if x_TD.dtype not in _PARTS or weight_ED.dtype != torch.float32:

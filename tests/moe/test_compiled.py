@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from commbench_kernels import rows
 from torch import nn
 
 import commbench
@@ -51,6 +53,23 @@ def test_one_rank_is_one_graph(capacity: str, dtype: torch.dtype) -> None:
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
     for eager, found in zip(*both, strict=True):
         torch.testing.assert_close(found, eager, **tolerance)
+
+
+@pytest.mark.parametrize("permute", ["auto", "fused"])
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_a_compiler_is_kept_from_kernels(capacity: str, permute: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where they run: what launches them, and what looks for triton, is nothing that can be traced."""
+    plain = MoE(gate(capacity), experts(4), permute="sparse")
+    x_TD = torch.randn(12, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    right = gradients(plain, x_TD, list(plain.parameters()))
+    monkeypatch.setattr(rows, "unsupported", lambda device: "" if importlib.import_module("math") else "nothing")
+    layer = MoE(gate(capacity), experts(4), permute=permute)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    for found, oracle in zip(gradients(compiled, x_TD, list(layer.parameters())), right, strict=True):
+        torch.testing.assert_close(found, oracle, rtol=1e-5, atol=1e-5)
+    if importlib.util.find_spec("triton") is None:
+        with pytest.raises(ImportError, match="triton"):  # where nothing traces, the kernels are asked for
+            layer(x_TD)
 
 
 class Block(nn.Module):
