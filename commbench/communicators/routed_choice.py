@@ -15,7 +15,9 @@ from commbench.units import format_size
 PROFILE = "profile"  # in place of an algorithm's name
 DEFAULT = "per_choice"
 # What a sweep has and a program has not -> what sends the same rows.
-_IN_PROGRAMS = {"per_node_pipelined": "per_node", "slots": "per_rank"}
+_IN_PROGRAMS = {
+    "per_node_pipelined": "per_node", "slots": "per_rank", "symm_per_rank": "per_rank", "symm_slots": "per_rank",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

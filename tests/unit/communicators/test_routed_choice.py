@@ -68,7 +68,8 @@ def test_ways_of_sweeps_alone_become_those_that_send_the_same_rows() -> None:
     found = chosen(ASK, tuned("per_node_pipelined"))
     assert found.algorithm == "per_node"
     assert "per_node_pipelined chunks=4 is a sweep's alone, and per_node sends the same rows" in found.why
-    assert chosen(ASK, tuned("slots")).algorithm == "per_rank"
+    for one in ("slots", "symm_per_rank", "symm_slots"):
+        assert chosen(ASK, tuned(one)).algorithm == "per_rank"
 
 
 def test_in_words_and_without_a_profile() -> None:
