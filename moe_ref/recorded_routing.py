@@ -76,7 +76,12 @@ def _chosen(output: Any) -> Tensor:
     third = output[2] if isinstance(output, tuple) and len(output) > 2 else None
     if isinstance(third, Tensor) and third.dim() == 2 and not third.is_floating_point():
         return third
-    if isinstance(third, Tensor) and third.dim() == 3:  # of DeepSpeed: token, expert, slot
+    fourth = output[3] if isinstance(output, tuple) and len(output) > 3 else None
+    if isinstance(third, int) and isinstance(fourth, Tensor) and fourth.dim() == 2:  # of DeepSpeed 0.19's own layer
+        return fourth.t()  # [K, T], -1 for what is dropped
+    if (
+        isinstance(third, Tensor) and third.dim() == 3
+    ):  # of DeepSpeed's before, and of its gates alone: token, expert, slot
         taken_TE = third.ne(0).any(dim=2)
         most = max(1, int(taken_TE.sum(dim=1).max())) if taken_TE.numel() else 1
         found, experts_TK = taken_TE.int().topk(most, dim=1)

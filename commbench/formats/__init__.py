@@ -9,7 +9,7 @@ from pathlib import Path
 
 from commbench.errors import UsageError
 from commbench.formats import imb, nccl_tests, osu, rccl_tests
-from commbench.formats.log import Log
+from commbench.formats.log import Log, with_signs
 from commbench.formats.result import Result
 
 __all__ = ["Log", "Result", "read"]
@@ -31,7 +31,7 @@ def read(path: Path, ranks: int | None = None, nodes: int | None = None) -> Log:
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror}", hint=f"give {_KNOWN}") from error
     try:
-        log = _read(text, ranks)
+        log = _read(with_signs(text), ranks)
     except UsageError as error:
         raise UsageError(f"{path}: {error}", hint=error.hint) from None
     if not log.results:

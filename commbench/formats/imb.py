@@ -9,7 +9,7 @@ from commbench.errors import UsageError
 from commbench.formats.log import Log, lines_of
 from commbench.formats.result import MPI_COLLECTIVES, Result, dtype_name, timed
 
-HEADER = re.compile(r"#\s*Benchmarking \w+")
+HEADER = re.compile(r"#\s*Benchmarking\s+\w+")
 _REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 # Mean over ranks, as OSU's; of a non-blocking test (IMB-NBC) the time of the call without computation beside it.
 _TIMES = ("t_avg[usec]", "t_pure[usec]")
@@ -35,8 +35,8 @@ def read_text(text: str) -> Log:
     log, types, source = Log(), {"moves": "uint8", "reductions": "fp32"}, "IMB"
     test: _Test | None = None
     for number, raw in enumerate(lines_of(text), start=1):
-        line = raw.strip()
-        if match := re.match(r"#.*MPI Benchmarks\s+(\d\S*?),", line):
+        line = " ".join(raw.split())  # tabs, where it went through a spreadsheet
+        if match := re.match(r"#.*MPI Benchmark(?:s| Suite) V?(\d\S*?),", line):
             source = f"IMB {match[1]}"
         elif match := re.match(r"#\s*MPI_Datatype( for reductions)?\s*:\s*(\w+)", line):
             types["reductions" if match[1] else "moves"] = dtype_name(match[2])
@@ -44,7 +44,7 @@ def read_text(text: str) -> Log:
             test = _test(match[1])
             if test is None:
                 log.passed_over.append(f"line {number}: {match[1]} is not a collective that can be compared")
-        elif test and (match := re.match(r"#\s*#processes = (\d+)", line)):
+        elif test and (match := re.match(r"# ?\(? ?#processes = (\d+)", line)):
             test.ranks = int(match[1])
         elif test and (match := re.match(r"#\s*\( (\d+) groups of (\d+) processes", line)):
             test.groups, test.ranks = int(match[1]), int(match[2])

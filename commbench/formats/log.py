@@ -12,7 +12,14 @@ _COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 # Lines that only a benchmark writes: what stands before their `#` is a launcher's.
 _KNOWN = re.compile(
     r"\\?#\s*(?:Collective test starting:|nThreads?:? \d|Using devices|Rank\s+\d+\s|size\s+count\s+type\s"
-    r"|OSU \w|Datatype:|Size\s|Benchmarking \w|#processes = \d|#bytes )"
+    r"|OSU \w|Datatype:|Size\s|Benchmarking\s+\w|\(?\s*#processes\s+=\s+\d|#bytes\s)"
+)
+# The same where a page has taken `#` for a heading: it stands only before lines that have it in the program's text.
+_EATEN = re.compile(
+    r"^[ \t]*(?=nThreads?:? \d+ nGpus|Using devices|Rank\s+\d+\s+(?:Group|Pid)\s|(?:out-of|in)-place\b"
+    r"|size\s+count\s+type\s|\(B\)|Out of bounds values|Avg bus bandwidth|Collective test"
+    r"|OSU MPI|Datatype: MPI|Size\s+\S+ Latency)",
+    re.MULTILINE,
 )
 _SHOWN = 3  # lines that a note names
 
@@ -37,6 +44,11 @@ class Log:
         """Raise `UsageError` where there are lines that look like results, and all of them are none."""
         if self.passed_over and not self.results:
             raise UsageError(self.passed_over[0], hint=hint)
+
+
+def with_signs(text: str) -> str:
+    """Return the text with the `#` that a page has eaten, where no line has kept its own."""
+    return text if _KNOWN.search(text) else _EATEN.sub("# ", text)
 
 
 def lines_of(text: str) -> list[str]:

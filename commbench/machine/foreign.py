@@ -68,7 +68,10 @@ def _nccl(text: str) -> Machine:
             for second in gpus[number + 1 :]
             if (count := _nvlinks(links, first.pci_bus_id, second.pci_bus_id))
         ),
-        notes=("read from NCCL's topology, which has no memory, no distances and no models of GPUs",),
+        notes=(
+            "read from NCCL's topology, which has no memory, no distances and no models of GPUs",
+            *(("NV is xGMI here: links of AMD's GPUs",) if root.find(".//xgmi") is not None else ()),
+        ),
     )
 
 
@@ -83,7 +86,7 @@ def _devices(
         for gpu in pci.findall("gpu"):
             model = f"compute capability {int(sm) / 10:.1f}" if (sm := gpu.get("sm", "")).isdigit() else ""
             gpus.append(PciDevice(kind="gpu", name="", model=model, **where))  # type: ignore[arg-type]
-            for link in gpu.findall("nvlink"):
+            for link in (*gpu.findall("nvlink"), *gpu.findall("xgmi")):
                 of_gpu = links.setdefault(own[-1], {})
                 of_gpu[link.attrib["target"]] = of_gpu.get(link.attrib["target"], 0) + int(link.attrib["count"])
         for net in pci.findall("nic/net"):

@@ -159,6 +159,15 @@ def test_what_cannot_be_meant(make: Any, words: str) -> None:
         make()
 
 
+@pytest.mark.parametrize("capacity", [Capacity("tutel", 1.0), Capacity("dropless")])
+def test_tokens_of_another_dtype_are_refused(capacity: Capacity) -> None:
+    layer = MoE(Gate(8, GateConfig(experts=4, capacity=capacity)), FFN(4, 8, 16, dtype=torch.bfloat16))
+    with pytest.raises(UsageError, match=r"tokens of torch.float32 for experts of torch.bfloat16"):
+        layer(torch.randn(6, 8))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.randn(6, 8)).y.dtype == torch.bfloat16
+
+
 def test_the_house() -> None:
     """Small modules; and commbench knows nothing of this package."""
     for path in (REPOSITORY / "moe_ref").rglob("*.py"):

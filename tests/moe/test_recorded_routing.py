@@ -97,6 +97,16 @@ def test_gates_of_deepspeed_and_of_ours_with_what_they_drop(tmp_path: Path) -> N
     assert (found == -1).any() and np.bincount(found[found >= 0], minlength=4).tolist() == routing.counts_E.tolist()
 
 
+def test_a_gate_of_deepspeed_that_gives_routes(tmp_path: Path) -> None:
+    """What DeepSpeed 0.19 asks it: loss, capacity, number of experts, experts of tokens [K, T], places, weights, .."""
+    routes = torch.tensor([[1, 2, -1], [3, -1, -1]], dtype=torch.int32)
+    gate = TopKGate()
+    gate.forward = lambda x: (x.sum(), torch.tensor(2), 4, routes, routes, x, x)  # type: ignore[method-assign]
+    with record_routing(gate, tmp_path / "r.npz"):
+        gate(torch.randn(3, 8))
+    assert read(tmp_path / "r.npz")[0, 0].tolist() == routes.t().tolist()
+
+
 def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     path = tmp_path / "r.npz"
     with pytest.raises(UsageError, match="Linear has no router that is known"), record_routing(nn.Linear(2, 2), path):

@@ -91,3 +91,11 @@ def test_what_is_neither_is_refused(tmp_path: Path, text: str, said: str) -> Non
     with pytest.raises(UsageError) as raised:
         read(tmp_path, text)
     assert said in str(raised.value) and "NCCL_TOPO_DUMP_FILE" in raised.value.hint
+
+
+def test_links_of_amds_gpus(tmp_path: Path) -> None:
+    gpu = '<pci busid="0000:{0}:00.0"><gpu dev="0" sm="90"><xgmi target="0000:{1}:00.0" count="2"/></gpu></pci>'
+    inside = gpu.format("1b", "2b") + gpu.format("2b", "1b")
+    machine = read(tmp_path, f'<system version="2"><cpu numaid="0" affinity="f">{inside}</cpu></system>')
+    assert matrix(machine) == {"GPU0": "X NV2", "GPU1": "NV2 X"}
+    assert any("NV is xGMI here" in note for note in machine.notes)
