@@ -4,13 +4,14 @@ On emulated clusters, in pieces that go on where they stopped; runs are kept in 
 
 make bench ARGS="dispatch bytes OUT"           20 cells: rows by probability, bytes declared, and by the links' counters
 make bench ARGS="dispatch measure OUT 2x2 .."  times on these layouts, of a minute or two each
-make bench ARGS="dispatch judge OUT"           costs fitted to the layouts of FITTED; the others are only predicted
+make bench ARGS="dispatch judge OUT"           costs fitted to the layouts of FITTED; the others are only predicted.
+                                               Where no others were measured, each is left out of the fit in turn
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import comb
 from pathlib import Path
 
@@ -112,24 +113,32 @@ def _rows(row: Row, nodes: int, top_k: int, experts: int) -> float:
 # Times.
 
 
+def _cells(layout: str, found: Sequence[Observation], fitted: cost_model.Model) -> Iterator[Cell]:
+    """Yield what was measured and predicted of a layout, by collective, size and top-k."""
+    groups: dict[tuple[object, ...], list[Observation]] = {}
+    for one in found:
+        case = one.case
+        groups.setdefault((case.collective, case.size_bytes, case.arguments["top_k"]), []).append(one)
+    for (collective, size, top_k), members in groups.items():
+        predicted = {o.case.label: told for o in members if (told := fitted.predict(o.case)) is not None}
+        where = f"{layout} {collective} top-{top_k} {format_size(int(str(size)))}"
+        yield Cell(where=where, measured={o.case.label: o for o in members}, predicted=predicted)
+
+
 def judge(out: Path) -> None:
     by_layout: dict[str, list[Observation]] = {}
     for folder in sorted(out.glob("*-top*/done")):
         by_layout.setdefault(folder.parent.name.partition("-")[0], []).extend(
             cost_model.observe(RunFolder.open(folder.parent / "latest"))
         )
-    fitted = cost_model.fit([one for layout in FITTED for one in by_layout.get(layout, [])])
-    print(*fitted.describe(), sep="\n", end="\n\n")
+    others = [layout for layout in by_layout if layout not in FITTED]
+    left_out = [others] if others else [[layout] for layout in by_layout]
     cells = []
-    for layout, found in by_layout.items():
-        groups: dict[tuple[object, ...], list[Observation]] = {}
-        for one in found if layout not in FITTED else []:
-            case = one.case
-            groups.setdefault((case.collective, case.size_bytes, case.arguments["top_k"]), []).append(one)
-        for (collective, size, top_k), members in groups.items():
-            predicted = {o.case.label: told for o in members if (told := fitted.predict(o.case)) is not None}
-            where = f"{layout} {collective} top-{top_k} {format_size(int(str(size)))}"
-            cells.append(Cell(where=where, measured={o.case.label: o for o in members}, predicted=predicted))
+    for unseen in left_out:
+        fitted = cost_model.fit([one for layout, found in by_layout.items() if layout not in unseen for one in found])
+        if others:
+            print(*fitted.describe(), sep="\n", end="\n\n")
+        cells += [cell for layout in unseen for cell in _cells(layout, by_layout[layout], fitted)]
     for cell in cells:
         times = ", ".join(f"{name} {cell.time_us(name) / 1e3:.1f} ({cell.predicted[name].time_us / 1e3:.1f})"
                           for name in cell.measured)  # fmt: skip
