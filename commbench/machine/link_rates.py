@@ -33,7 +33,9 @@ def here(transport: str, ranks: int, environ: Mapping[str, str] = os.environ) ->
     try:
         visible = [bus_id(place) for _, place in gpus.visible(environ)][:ranks] if transport == "nccl" else []
         found = gpus.read().gpus if visible else ()
-        return nominal(sysfs.read(), transport, environ, interfaces(environ), visible, found)
+        machine = sysfs.read()
+        rates = nominal(machine, transport, environ, interfaces(environ), visible, found)
+        return {**rates, **(_to_host(machine, visible) if transport == "nccl" else {})}
     except Exception:  # of a strange machine: nothing is known then
         return {}
 
@@ -50,13 +52,19 @@ def nominal(
     if each and all(each):
         names = ", ".join(card.name for card in cards)
         rates["inter"] = LinkRate(gbps=sum(rate or 0.0 for rate in each), of="node", kind="nominal", source=names)
-    slots = [gpu.pcie_gbps for gpu in shown]
-    if transport == "nccl" and shown and all(slots):
-        rates["host"] = LinkRate(gbps=min(slot or 0.0 for slot in slots), kind="nominal", source="PCIe")
     # Two ranks of one GPU talk inside it.
     if transport == "nccl" and len(shown) > 1 and (inside := _inside(machine, shown, found)):
         rates["intra"] = inside
     return rates
+
+
+def _to_host(machine: Machine, visible: Sequence[str]) -> dict[LinkClass, LinkRate]:
+    """Return what each GPU has to the memory of its host."""
+    slots = [gpu.pcie_gbps for gpu in machine.gpus if not visible or gpu.pci_bus_id in visible]
+    known = [slot for slot in slots if slot]
+    return (
+        {"host": LinkRate(gbps=min(known), kind="nominal", source="PCIe")} if known and len(known) == len(slots) else {}
+    )
 
 
 def interfaces(environ: Mapping[str, str], net: Path = _NET) -> set[str]:
