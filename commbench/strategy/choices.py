@@ -52,7 +52,7 @@ class PlanChoice:
         """`rank 1: as good with mb 1, 2; recompute none, selective (7 others, up to 1.04x)`."""
         over = max(one.us for one in self.alike) / self.best.us
         others = count(len(self.alike), "other")
-        return f"rank {self.best.rank}: {others} of it, up to {over:.2f}x, cannot be told from it: {self.differs}"
+        return f"rank {self.best.rank}: {others} of it, up to {over:.2f}x, may be as good: {self.differs}"
 
 
 def choices(ranked: Sequence[Ranked]) -> list[PlanChoice]:

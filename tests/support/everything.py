@@ -31,7 +31,10 @@ FINE_TO_SKIP = (
 
 
 # What needs several nodes.
-ON_NODES = ("all_to_all 2d", "all_to_allv 2d", "tp_all_to_all")
+ON_NODES = (
+    *("all_to_all 2d", "all_to_allv 2d", "tp_all_to_all"),
+    *("all_gather 2d", "all_reduce 2d", "reduce_scatter 2d"),
+)
 
 
 def check_everything(result: subprocess.CompletedProcess[str]) -> None:

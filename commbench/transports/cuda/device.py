@@ -81,9 +81,15 @@ class BlockGenerator:
         self._table = torch.from_numpy(data.table().view(np.int64)).to(device)
         self._bytes = torch.arange(WORD_BYTES, device=device)
 
+    def _of_host(self, array: torch.Tensor) -> bool:
+        """Whether the host makes and checks this buffer; then no copy to or from it is under way any more."""
+        if not array.is_cpu or self._device.type == "cpu":
+            return False
+        torch.cuda.current_stream().synchronize()
+        return True
+
     def fill(self, array: torch.Tensor, pattern: Pattern, salt: int, *, invert: bool) -> None:
-        if array.is_cpu:
-            torch.cuda.current_stream().synchronize()  # a copy may be under way
+        if self._of_host(array):
             self._host.fill(array, pattern, salt, invert=invert)
             return
         for run, kept, first, last in self._parts(pattern):
@@ -91,8 +97,7 @@ class BlockGenerator:
             run.of(array, first, last)[...] = made.bitwise_not_() if invert else made
 
     def compare(self, array: torch.Tensor, pattern: Pattern, salt: int) -> list[_Compared] | Difference:
-        if array.is_cpu:
-            torch.cuda.current_stream().synchronize()
+        if self._of_host(array):
             return self._host.compare(array, pattern, salt)
         compared = []
         for run, kept, first, last in self._parts(pattern):

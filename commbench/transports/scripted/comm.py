@@ -31,6 +31,8 @@ class Carrier(Protocol):
 
     def fault(self, *kinds: str, step: str = "") -> str | None: ...
 
+    def takes_inside(self, nbytes: int) -> None: ...
+
     def transfer(
         self, step: str, sends: Mapping[int, Sequence[bytes]], sources: Mapping[int, Sequence[int]]
     ) -> dict[int, bytes]: ...
@@ -46,6 +48,15 @@ class ScriptedComm(HostMemory):
         self._ranks = ranks
         self.rank = ranks.index(transport.rank)
         self.size = len(ranks)
+
+    def copy(self, out: Array, inp: Array) -> Work:
+        """Copy to or from the host: by the clock, as to another rank of the node."""
+        self._transport.takes_inside(out.nbytes)  # type: ignore[attr-defined]
+        return super().copy(out, inp)
+
+    def round_trip(self, out: Array, inp: Array, host: Array, parts: Sequence[slice]) -> Work:
+        self._transport.takes_inside(out.nbytes)  # type: ignore[attr-defined]
+        return super().round_trip(out, inp, host, parts)
 
     def all_to_all(self, out: Array, inp: Array, *, step: str) -> Work:
         equal = [out.nbytes // self.size] * self.size  # type: ignore[attr-defined]

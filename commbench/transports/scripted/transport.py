@@ -172,6 +172,10 @@ class Scripted(OnHost):
     def moment_us(self, mark: float) -> float:
         return mark
 
+    def takes_inside(self, nbytes: int) -> None:
+        """Let the time pass that a message of so many bytes takes inside a node."""
+        self.now_us += self.script.alpha_us["intra"] + nbytes / self.script.gbps["intra"] / 1e3
+
     def host_us(self) -> float:
         return self.now_us
 

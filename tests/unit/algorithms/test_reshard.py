@@ -49,7 +49,7 @@ def shards(mesh: meshes.RankMesh, whole: np.ndarray) -> dict[int, np.ndarray]:
         for index, parts, cut in zip(place, mesh.shape, mesh.cuts, strict=True):
             if cut is not None:
                 each = -(-part.shape[cut] // parts)
-                part = part[(slice(None),) * cut + (slice(index * each, (index + 1) * each),)]
+                part = part[(slice(None),) * (cut % part.ndim) + (slice(index * each, (index + 1) * each),)]
         found[rank] = part
     return found
 

@@ -189,7 +189,8 @@ def test_osu_sizes_are_made_ours() -> None:
 
 
 def test_factors_are_those_of_our_collectives() -> None:
-    for name, collective in collectives.TABLE.items():
+    for name in (*collectives.EVERY, "pairs", "dispatch", "combine"):  # not of those that no other program measures
+        collective = collectives.get(name)
         for ranks in (2, 3, 8):
             spec = Spec(collective=name, dtype="uint8", size_bytes=ranks * 16, layout=Layout(1, ranks))
             assert busbw_factor(name, ranks) == collective.busbw_factor(spec)

@@ -21,7 +21,7 @@ from commbench.measure.rank import run
 from commbench.rank_info import RankInfo
 from commbench.records import Case, Measurement, Policy, Setup, Status
 from commbench.run_folder import RunFolder
-from commbench.transports.base import Done, Work
+from commbench.transports.base import Array, Comm, Done, Work
 from commbench.transports.scripted.transport import Scripted, ScriptedComm
 from tests.conftest import ThreadRanks, in_threads
 
@@ -206,17 +206,44 @@ def case_of_any(collective: str, algorithm: str, **other: Any) -> Case:
     )  # fmt: skip
 
 
+class Short(BoundBase):
+    """Copies all but the first element, from this call on."""
+
+    def __init__(self, comm: Comm, since: int) -> None:
+        self._comm, self._since, self._calls = comm, since, 0
+
+    def start(self, out: Array, inp: Array) -> Work:
+        self._calls += 1
+        short = 4 if self._calls > self._since else 0
+        return self._comm.copy(out[short:], inp[short:])
+
+
+@pytest.mark.parametrize(("since", "said"), [(0, "before timing"), (4, "while timing")])
+@pytest.mark.parametrize("way", ["h2d", "d2h"])
+def test_a_copy_to_or_from_the_host_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, since: int, said: str
+) -> None:
+    found = algorithms.get("host_copy", "direct")
+    case = case_of_any("host_copy", "direct", dtype="int32", arguments={"way": way})
+    right, _ = measure(tmp_path / "right", case, [])
+    assert right.status is Status.OK
+    monkeypatch.setattr(type(found), "prepare", lambda self, comm, spec: Short(comm, since))
+    wrong, _ = measure(tmp_path / "wrong", case, [])
+    assert wrong.status is Status.WRONG_RESULT and wrong.reason.startswith(said)
+
+
 SUMMED_BY_LIBRARY = [("all_reduce", "direct"), ("reduce_scatter", "direct"), ("combine", "all_gather")]
 
 
 def planted_in_all() -> list[tuple[str, str, str]]:
     """Contributions to a reduction may come in any order: the library's own, of combine=all_gather too.
 
-    Wrong counts have a test of their own.
+    Wrong counts have a test of their own, and so has host_copy, where nothing comes from another rank.
     """
     return [
         (collective, algorithm, kind)
         for collective, algorithm in algorithms.TABLE
+        if collective != "host_copy"
         for kind in ("swap", "stale", "untouched")
         if not (kind == "swap" and (collective, algorithm) in SUMMED_BY_LIBRARY) and algorithm != "counts_first"
     ]
@@ -241,7 +268,7 @@ def test_every_collective_is_checked(tmp_path: Path, collective: str, algorithm:
     names = [step.name for step in steps] if steps else known
     hops = [{"step": name} for name in names if not name.startswith(("counts_", "told"))] if found.routed else [{}]
     for number, hop in enumerate(hops):
-        fault = {"kind": kind, "rank": 1, **hop}
+        fault = {"kind": kind, "rank": 3 if collective == "reshard" else 1, **hop}  # one that receives
         first = 2 * len(names) if found.routed else 0
         measurement, _ = measure(tmp_path / f"first{number}", case, [{**fault, "from_op": first}])
         assert (measurement.status, measurement.reason[:13]) == (Status.WRONG_RESULT, "before timing"), hop
