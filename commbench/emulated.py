@@ -44,6 +44,7 @@ def network_note(fabric: str) -> str:
     return f"nodes are {NOMINAL[fabric]}: nothing here is about your network" if fabric in NOMINAL else ""
 
 
+RAILS = ("spine_rate", "places")  # fields that fabrics without rails do not have
 ROUTINGS = ("static", "ecmp", "spray")
 MOST_NODES, MOST_SPINES, MOST_OVERHEAD = 64, 8, 1_000_000
 
@@ -68,6 +69,23 @@ class Emulated:
     routing: str = "static"
     intra_link: str = ""  # rate at which the ranks of a node exchange, all together; "": as fast as memory is
     slow_link: str = ""  # a defect: the node whose links are slower, how many times, and in which direction if in one
+    # Rails: each rank has a card of its own, of rate `link`, to the leaf switch that all ranks of its place share, and
+    # each leaf has a link of rate `spine_rate` to one spine. "": ranks of a node share its links.
+    spine_rate: str = ""
+    places: int = 1  # ranks of a node, where there are rails
+
+    @property
+    def rails(self) -> bool:
+        return bool(self.spine_rate)
+
+    @property
+    def hosts(self) -> int:
+        """Network namespaces: one for each node, with rails one for each rank."""
+        return self.nodes * (self.places if self.rails else 1)
+
+    def host(self, rank: int, ranks_per_node: int) -> int:
+        """Return which of them a rank is in."""
+        return rank if self.rails else rank // ranks_per_node
 
     @property
     def gbps(self) -> float:
@@ -101,10 +119,11 @@ class Emulated:
         words += [f"{self.spines} spines, {self.routing}"] if self.spines > 1 else []
         words += [f"{self.intra_link} inside nodes"] if self.intra_link else []
         words += [f"slow link {self.slow_link}"] if self.slow_link else []
+        words += [f"rails, {self.spine_rate} from each to the spine"] if self.rails else []
         return ", ".join(words)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({key: value for key, value in asdict(self).items() if self.rails or key not in RAILS})
 
     @staticmethod
     def from_json(text: str) -> Emulated:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from commbench.emulated import NOMINAL as NOMINAL
-from commbench.emulated import Emulated
+from commbench.emulated import RAILS, Emulated
 from commbench.emulated import Fabric as Fabric
 from commbench.emulated import network_note as network_note
 from commbench.layout import Layout
@@ -202,6 +202,7 @@ class Measurement:
     slowed_ranks: list[int] | None = None  # whose GPUs were then held back: their files in logs/ say by what
     # Emulated, by the links' counters: bytes per call that left all nodes, headers included; busiest / mean.
     wire_bytes: float | None = None
+    spine_bytes: float | None = None
     link_imbalance: float | None = None
 
 
@@ -235,6 +236,7 @@ class Row:
     routing: str = ""
     intra_link: str = ""
     slow_link: str = ""
+    spine_rate: str = ""
     env: dict[str, str]
     binding: str = "none"
     cpu_masks: str = ""
@@ -283,6 +285,7 @@ class Row:
     wire_inter_gbps: float | None = None  # what the busiest direction of a node, and of a rank inside one, carries
     wire_intra_gbps: float | None = None
     wire_bytes: float | None = None
+    spine_bytes: float | None = None
     link_imbalance: float | None = None
     cpu_percent: float | None = None
     preempted: int | None = None  # samples in which a rank was switched out against its will, of all launches
@@ -298,7 +301,10 @@ class Row:
     @property
     def emulation(self) -> tuple[str | int, ...]:
         """Return the settings of an emulated fabric; all empty on another."""
-        return self.link, self.message_overhead, self.spines, self.routing, self.intra_link, self.slow_link
+        return (
+            self.link, self.message_overhead, self.spines, self.routing, self.intra_link, self.slow_link,
+            self.spine_rate,
+        )  # fmt: skip
 
     @property
     def binding_text(self) -> str:
@@ -320,8 +326,9 @@ _LATER = {"virtual_hosts": False, "binding": "none", "cpu_masks": "", "binding_m
 
 def _identity(setup: dict[str, Any]) -> dict[str, Any]:
     """Drop what version 3 did not know, where it is what it was then: the same set-up keeps its name."""
-    if (emulated := setup["emulated"]) and not emulated["slow_link"]:
-        setup = {**setup, "emulated": {key: value for key, value in emulated.items() if key != "slow_link"}}
+    if emulated := setup["emulated"]:
+        unknown = [*(["slow_link"] if not emulated["slow_link"] else []), *([] if emulated["spine_rate"] else RAILS)]
+        setup = {**setup, "emulated": {key: value for key, value in emulated.items() if key not in unknown}}
     return {key: value for key, value in setup.items() if key not in _LATER or value != _LATER[key]}
 
 

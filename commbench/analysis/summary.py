@@ -27,7 +27,7 @@ _MEDIANS = (
     *("time_us_mean", "time_us_p95", "host_us", "skew_us"),
     *("comm_alone_us", "compute_alone_us", "compute_beside_us"),
     *("comm_slowdown", "compute_slowdown", "overlap_percent"),
-    *("wire_bytes", "link_imbalance", "cpu_percent", "load_average"),
+    *("wire_bytes", "spine_bytes", "link_imbalance", "cpu_percent", "load_average"),
 )
 _FIELDS = frozenset(item.name for item in fields(Row))
 # What a case that is not `ok` lacks.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from commbench.emulated import PACKET_BYTES, Emulated
 from commbench.errors import EnvironmentProblem
-from commbench.fabric import namespaces, network
+from commbench.fabric import namespaces, network, rails
 from commbench.fabric.tools import find
 from commbench.links import LinkRate
 from commbench.processes.process import rank_environment
@@ -73,7 +73,7 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
     known = {
         "inter": LinkRate(
             gbps=fabric.gbps * fabric.spines,
-            of="node",
+            of="rank" if fabric.rails else "node",
             kind="declared",
             source=fabric.link,
             burst_bytes=fabric.burst_bytes * fabric.spines,
@@ -90,9 +90,17 @@ def links(fabric: Emulated) -> dict[str, LinkRate]:
     return known
 
 
-def enter(node: int) -> None:
-    """Move this process, before it has threads that talk, into node `node`'s network."""
-    namespaces.enter(os.environ[namespaces.NODES].split(":")[node])
+def enter(host: int) -> None:
+    """Move this process, before it has threads that talk, into the network of a node, or with rails of a rank."""
+    namespaces.enter(os.environ[namespaces.NODES].split(":")[host])
+
+
+def spine_bytes(fabric: Emulated) -> float:
+    """Return the bytes that leaves have sent to the spine; 0 where there are no rails."""
+    if not fabric.rails:
+        return 0.0
+    switch = Path(os.environ[namespaces.NODES].split(":")[0]).parent.parent  # the process that made the network
+    return rails.spine_bytes(fabric, switch / "net/dev")
 
 
 def identity() -> int:

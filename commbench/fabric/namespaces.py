@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from commbench.emulated import Emulated
 from commbench.errors import EnvironmentProblem
-from commbench.fabric import network
+from commbench.fabric import network, rails
 from commbench.fabric.tools import find
 from commbench.processes.orphans import die_with_parent
 
@@ -64,13 +64,14 @@ def build(fabric: Emulated) -> list[int]:
     Raises `EnvironmentProblem` that says what the machine lacks.
     """
     _unshare()
-    children = [_Node(fabric, number) for number in range(fabric.nodes)]
+    children = [_Node(fabric, number) for number in range(fabric.hosts)]
+    lines = rails if fabric.rails else network
     try:
         for child in children:
             child.answer()
         descriptors = [os.open(f"/proc/{child.pid}/ns/net", os.O_RDONLY) for child in children]
-        _batch("ip", network.switch(fabric, [child.pid for child in children]))
-        _batch("tc", network.switch_shaping(fabric))
+        _batch("ip", lines.switch(fabric, [child.pid for child in children]))
+        _batch("tc", lines.switch_shaping(fabric))
         for child in children:
             child.go_on()
         for child in children:
@@ -119,8 +120,9 @@ class _Node:
 
 def _node_process(fabric: Emulated, number: int, from_parent: int, to_parent: int) -> NoReturn:
     def set_up() -> None:
-        _batch("ip", network.node(fabric, number))
-        _batch("tc", network.node_shaping(fabric, number))
+        lines = rails if fabric.rails else network
+        _batch("ip", lines.node(fabric, number))
+        _batch("tc", lines.node_shaping(fabric, number))
         if network.sprays(fabric):
             _run([find("nft"), "-f", "-"], network.spray(fabric, number))
 

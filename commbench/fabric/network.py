@@ -28,7 +28,8 @@ def control_address(node: int) -> str:
     return f"10.78.{node // 250}.{node % 250 + 1}"
 
 
-def _hardware(node: int, spine: int) -> str:
+def hardware(node: int, spine: int) -> str:
+    """Return the address of a node's card."""
     return f"02:77:00:{node:02x}:00:{spine:02x}"
 
 
@@ -38,7 +39,7 @@ def switch(fabric: Emulated, pids: list[int]) -> str:
     lines += [f"link set {name} up" for name in (*_spines(fabric), CONTROL)]
     for node, pid in enumerate(pids):
         for spine, name in enumerate(_spines(fabric)):
-            peer = f"peer name {DATA}{spine} address {_hardware(node, spine)} netns {pid}"
+            peer = f"peer name {DATA}{spine} address {hardware(node, spine)} netns {pid}"
             lines.append(f"link add {_port(node, spine)} type veth {peer}")
             lines.append(f"link set {_port(node, spine)} master {name} up")
         lines.append(f"link add n{node}c type veth peer name {CONTROL} netns {pid}")
@@ -66,7 +67,7 @@ def node(fabric: Emulated, me: int) -> str:
     lines += [f"link set {DATA}{spine} up" for spine in spines]
     # Neighbours are known for good: address resolution would be traffic, charged and in the middle of a measurement.
     lines += [
-        f"neigh add {address(n)} lladdr {_hardware(n, spine)} dev {DATA}{spine} nud permanent"
+        f"neigh add {address(n)} lladdr {hardware(n, spine)} dev {DATA}{spine} nud permanent"
         for n in others
         for spine in spines
     ]
@@ -145,8 +146,12 @@ def _port(node: int, spine: int) -> str:
 
 
 def _shape(fabric: Emulated, device: str, slowdown: float) -> str:
+    return shape(fabric, device, fabric.link if slowdown == 1 else f"{int(fabric.gbps * 8e9 / slowdown)}bit")
+
+
+def shape(fabric: Emulated, device: str, rate: str) -> str:
+    """Return the line for `tc -batch` that gives a device this rate, and packets their charge."""
     charge = f"stab overhead {fabric.message_overhead} " if fabric.message_overhead else ""
     limit = min(int(fabric.gbps * 1e9 * _QUEUE_S), _LONGEST_QUEUE) + fabric.burst_bytes
-    rate = fabric.link if slowdown == 1 else f"{int(fabric.gbps * 8e9 / slowdown)}bit"
     rate = f"tbf rate {rate} burst {fabric.burst_bytes} limit {limit}"
     return f"qdisc add dev {device} root handle 1: {charge}{rate}\n"

@@ -66,6 +66,7 @@ _COLUMNS = (
     _column("spines", "emulated: switches between the nodes"),
     _column("routing", "emulated: how traffic chooses a spine"),
     _column("intra_link", "emulated: rate inside a node"),
+    _column("spine_rate", "emulated: rate of each leaf's link to the spine, where there are rails"),
     _column("slow_link", "emulated: the defect that was asked for"),
     _column("env", "variables that were set for the ranks", "", _WORDS),
     _column("binding", "which CPUs and memory ranks were to have"),
@@ -136,6 +137,7 @@ _COLUMNS = (
     _column("wire_inter_gbps", "what the busiest direction of a node's network carries of the declared messages",
             "GB/s (1e9)"),
     _column("wire_intra_gbps", "what the busiest direction of a rank carries inside its node", "GB/s (1e9)"),
+    _column("spine_bytes", "emulated, with rails: bytes of a call that leaves sent to the spine, by its counters"),
     _column("wire_bytes", "emulated: bytes of a call that left all nodes, by the interfaces' counters, headers "
             "included",
             "bytes"),

@@ -48,7 +48,7 @@ def run(job: Job, info: RankInfo, *, shared: Any = None) -> None:
         importlib.import_module(job.before).run(job, info)
     rank_placement = placement.take(job, info)
     if job.setup.emulated:
-        fabric.enter(job.setup.layout.node(info.rank))
+        fabric.enter(job.setup.emulated.host(info.rank, job.setup.ranks_per_node))
     events = Events(job, info.rank)  # after entering the network, which a thread from before would not see
     try:
         if job.program:

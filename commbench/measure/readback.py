@@ -57,6 +57,8 @@ def fabric_of(job: Job, transport: Transport) -> Fabric:
     """Compare the layout with where the ranks really are. Raises if ranks of one node are on several hosts."""
     layout, emulated = job.setup.layout, job.setup.emulated is not None
     host = fabric.identity() if emulated else zlib.crc32(platform.node().encode())
+    if job.setup.emulated is not None and job.setup.emulated.rails:
+        host = layout.node(transport.rank)  # whose ranks have networks of their own
     seen = transport.all_gather([float(host), float(zlib.crc32(metadata.machine_id().encode()))])
     hosts, machines = seen[:, 0].tolist(), len({*seen[:, 1]})
     between = Fabric.between(layout.nodes, machines, emulated=emulated, virtual=job.setup.virtual_hosts)

@@ -26,9 +26,11 @@ class Meter:
     def __init__(self, setup: Setup, transport: Transport) -> None:
         self._transport = transport
         self._emulated = setup.emulated
-        self._ranks_per_node = setup.ranks_per_node
-        self._speaks = transport.rank % setup.ranks_per_node == 0  # for its node
+        # Of how many ranks one speaks for their links.
+        self._ranks_per_node = 1 if setup.emulated is not None and setup.emulated.rails else setup.ranks_per_node
+        self._speaks = transport.rank % self._ranks_per_node == 0  # for its node
         self._aside_s = self._aside_cpu_s = 0.0
+        self._spine = 0.0 if self._emulated is None else fabric.spine_bytes(self._emulated)
         self._before, self._ticks = self._counters(), _ticks()
 
     @contextlib.contextmanager
@@ -52,6 +54,11 @@ class Meter:
         sent, links = float(every[:, : len(mine) // 2].sum()), every[:: self._ranks_per_node]
         return used | {
             "wire_bytes": sent / calls,
+            **(
+                {"spine_bytes": (fabric.spine_bytes(self._emulated) - self._spine) / calls}
+                if self._emulated.rails
+                else {}
+            ),
             "link_imbalance": float(links.max() / links.mean()) if links.any() else None,
         }
 

@@ -47,5 +47,5 @@ def describe_layout(nodes: int, ranks: int, fabric: str) -> str:
 
 def describe_emulated(setting: Mapping[str, Any]) -> str:
     """`emulated: 1gbit links, 30000 B per packet`."""
-    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
+    names = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link", "spine_rate")
     return f"emulated: {Emulated(**{name: setting[name] for name in names})}"

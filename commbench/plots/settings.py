@@ -23,6 +23,7 @@ FABRIC_SETTINGS: dict[str, Any] = {
     "routing": "",
     "intra_link": "",
     "slow_link": "",
+    "spine_rate": "",
 }
 # And of what ranks were bound to.
 BINDING_SETTINGS: dict[str, Any] = {"binding": "none", "cpu_masks": "", "binding_memory": True}

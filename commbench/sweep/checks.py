@@ -84,6 +84,11 @@ def skip_reason(case: Case) -> str:
         return f"{where}one rank has nobody to exchange with"
     if case.setup.emulated and not 2 <= case.setup.nodes <= MOST_NODES:
         return f"an emulated fabric has 2 to {MOST_NODES} nodes, layout {case.setup.layout} has {case.setup.nodes}"
+    if (emulated := case.setup.emulated) and emulated.rails:
+        if emulated.spines > 1 or emulated.intra_link or emulated.slow_link:
+            return "a fabric with rails (spine_rate) has one spine, and no intra_link and no slow_link"
+        if emulated.hosts > MOST_NODES:
+            return f"a fabric with rails has {MOST_NODES} ranks at most"
     if case.setup.emulated and case.setup.emulated.slow_link:
         node, _, _ = parse_slow_link(case.setup.emulated.slow_link)
         if node >= case.setup.nodes:

@@ -45,6 +45,7 @@ class SweepConfig:
     spines: list[int]
     intra_link: list[str]  # or "none"
     slow_link: list[str]  # or "none"
+    spine_rate: list[str]  # or "none"
     params: dict[str, list[int]]  # of algorithms
     arguments: dict[str, list[Value]]  # of collectives; files by their content
     link_rate: dict[str, str]  # inter, intra: declared rates, for the bound alone; empty without

@@ -196,6 +196,9 @@ LISTED: dict[str, Key] = {
     "slow_link": _axis(Parsed(_defect, "none, node2:3, node2:3:out"), "none", FABRIC,
                        "a defect to find: node2:3 makes node 2's links three times slower, node2:3:out those out of it",
                        idle=_EMULATED),
+    "spine_rate": _axis(Parsed(_optional_link, f"none, {_RATE}"), "none", FABRIC,
+                        "rails: each rank has a card of rate link to the switch of its place, and each such switch a "
+                        "link of this rate to the spine; none: ranks of a node share its links", idle=_EMULATED),
     "spines": _axis(Number(int, 1, MOST_SPINES), 1, FABRIC, "switches between the nodes; each node has a link to each",
                     idle=_EMULATED),
     "routing": _axis(OneOf(ROUTINGS), "static", FABRIC,

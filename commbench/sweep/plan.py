@@ -96,7 +96,7 @@ def setups(config: SweepConfig) -> Iterator[Setup]:
     shapes = shapes or list(itertools.product(config.nodes, config.ranks_per_node))
     for transport, (nodes, ranks_per_node) in itertools.product(config.transport, shapes):
         checks.reject_too_many_ranks(nodes, ranks_per_node)
-        fabrics = [(emulated, False) for emulated in _fabrics(config, nodes)]
+        fabrics = [(emulated, False) for emulated in _fabrics(config, nodes, ranks_per_node)]
         fabrics += [(None, True)] if "virtual" in config.fabric else []
         env = itertools.product(*config.env.values())
         for (emulated, virtual), values, policy in itertools.product(fabrics, env, config.binding):
@@ -114,14 +114,14 @@ def setups(config: SweepConfig) -> Iterator[Setup]:
             )
 
 
-def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
+def _fabrics(config: SweepConfig, nodes: int, ranks_per_node: int) -> Iterator[Emulated | None]:
     """Yield the emulated fabrics, None for the real one."""
     if "real" in config.fabric:
         yield None
     if "emulated" not in config.fabric:
         return
-    for link, overhead, spines, inside, slow in itertools.product(
-        config.link, config.message_overhead, config.spines, config.intra_link, config.slow_link
+    for link, overhead, spines, inside, slow, rate in itertools.product(
+        config.link, config.message_overhead, config.spines, config.intra_link, config.slow_link, config.spine_rate
     ):
         # One spine leaves nothing to route.
         for routing in config.routing if spines > 1 else ROUTINGS[:1]:
@@ -133,6 +133,8 @@ def _fabrics(config: SweepConfig, nodes: int) -> Iterator[Emulated | None]:
                 routing=routing,
                 intra_link="" if inside == "none" else inside,
                 slow_link="" if slow == "none" else slow,
+                spine_rate="" if rate == "none" else rate,
+                places=1 if rate == "none" else ranks_per_node,
             )
 
 

@@ -85,6 +85,16 @@ def test_two_spines(tmp_path: Path, routing: str) -> None:
         assert row["link_imbalance"] < 1.25
 
 
+def test_rails_keep_what_crosses_the_node_first_off_the_spine(tmp_path: Path) -> None:
+    """Of four blocks that leave a node of 2 x 2, two are for another place: over the spine, but with 2D none is."""
+    words = ("layout=2x2", "algorithm=direct,2d_intra_first", "link=1gbit", "spine_rate=500mbit")
+    rows = {row["algorithm"]: row for row in sweep(tmp_path, *words, *FEW, "iters=5", "-b", "1M", "-e", "1M")}
+    direct, rail = rows["direct"], rows["2d_intra_first"]
+    assert direct["spine_rate"] == "500mbit" and rail["spine_bytes"] == 0
+    assert 0.48 <= direct["spine_bytes"] / direct["wire_bytes"] <= 0.52
+    assert all(1.0 <= row["wire_bytes"] / row["inter_bytes"] <= 1.10 for row in (direct, rail))
+
+
 def test_links_are_silent_while_nobody_talks() -> None:
     """What counters see of no calls: the control that the tests above would have to subtract."""
     emulated = Emulated(nodes=2, link="1gbit", spines=2, routing="spray" if shutil.which("nft") else "ecmp")

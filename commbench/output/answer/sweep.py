@@ -18,7 +18,7 @@ from commbench.output.describe import describe_emulated, describe_layout
 from commbench.records import Fabric, Row, Status, network_note
 from commbench.stats import Verdict
 
-_EMULATED = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link")
+_EMULATED = ("nodes", "link", "message_overhead", "spines", "routing", "intra_link", "slow_link", "spine_rate")
 _MOST_LETTERS = 160  # of somebody else's reason
 
 

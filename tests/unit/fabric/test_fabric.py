@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from commbench import fabric
 from commbench.emulated import Emulated, parse_rate
 from commbench.errors import EnvironmentProblem, UsageError
-from commbench.fabric import namespaces, network, tools
+from commbench.fabric import namespaces, network, rails, tools
 from tests.conftest import environment, here
 
 FOUR = Emulated(nodes=4, link="1gbit", message_overhead=30000)
@@ -187,3 +188,38 @@ def test_a_launch_without_its_fabric_says_why() -> None:
     log = 'noise\n{"error": "ip refused a part", "hint": "a kernel with veth"}\n'
     assert fabric.explain(log) == "ip refused a part (a kernel with veth)"
     assert fabric.explain("Traceback ...") == fabric.explain("") == ""
+
+
+RAILS = Emulated(nodes=3, link="25mbit", spine_rate="50mbit", places=2)
+
+
+def test_rails_are_a_leaf_for_each_place_and_one_spine() -> None:
+    """The ranks of a place share a leaf; ranks of a node meet inside it; all else goes over the leaf's link up."""
+    assert RAILS.hosts == 6 and [RAILS.host(rank, 2) for rank in range(6)] == list(range(6))
+    assert FOUR.hosts == 4 and FOUR.host(5, 2) == 2
+    lines = rails.switch(RAILS, list(range(100, 106))).splitlines()
+    for rank in range(6):
+        assert f"link set r{rank}d master leaf{rank % 2} up" in lines
+        assert f"link set r{rank}i master node{rank // 2} up" in lines
+    assert [line for line in lines if "up0" in line] == [
+        "link add up0 type veth peer name down0", "link set up0 master leaf0 up"
+    ]  # fmt: skip
+    assert "link set down0 master spine up" in lines
+    shaping = rails.switch_shaping(RAILS).splitlines()
+    rates = Counter(line.split("rate ")[1].split()[0] for line in shaping)
+    assert rates == {"25mbit": 6, "50mbit": 4} and all("dev up" in line or "dev down" in line for line in shaping[6:])
+    routes = [line.split() for line in rails.node(RAILS, 3).splitlines() if line.startswith("route")]
+    assert {line[2].split("/")[0]: line[-1] for line in routes} == {
+        network.address(rank): "inside" if rank == 2 else "net0" for rank in range(6) if rank != 3
+    }
+    assert "rails, 50mbit from each to the spine" in str(RAILS)
+    assert fabric.links(RAILS)["inter"].of == "rank"
+    assert Emulated.from_json(RAILS.to_json()) == RAILS and "spine_rate" not in FOUR.to_json()
+
+
+def test_bytes_of_the_spine_are_those_that_leaves_send_up(tmp_path: Path) -> None:
+    head = "Inter-| Receive | Transmit\n face |bytes ...\n"
+    row = "{name}: 1 0 0 0 0 0 0 0 {sent} 0 0 0 0 0 0 0\n"
+    names = {"up0": 100, "up1": 20, "down0": 7, "r0d": 5, "leaf0": 3}
+    (tmp_path / "dev").write_text(head + "".join(row.format(name=name, sent=sent) for name, sent in names.items()))
+    assert rails.spine_bytes(RAILS, tmp_path / "dev") == 120
