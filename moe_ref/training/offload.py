@@ -6,6 +6,7 @@ which are there in any case, and small tensors stay.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
 _SMALL_BYTES = 1 << 16  # below, a copy costs more than the memory is worth
+
+
+def around(what: str, model: nn.Module) -> AbstractContextManager[object]:
+    """Return what a forward pass runs in, for the key `offload`: "none" or "activations"."""
+    return nullcontext() if what == "none" else activations(model)
 
 
 def activations(model: nn.Module) -> save_on_cpu:

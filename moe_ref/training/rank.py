@@ -33,7 +33,8 @@ from moe_ref.dispatch import describe as describe_dispatch
 from moe_ref.recorded_routing import record_routing
 from moe_ref.training import breakdown, checkpoint
 from moe_ref.training.checkpoint import Checkpoint, OtherRankFailed
-from moe_ref.training.trainer import Trainer, check_same
+from moe_ref.training.resumed import check_same
+from moe_ref.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from commbench.launch.placement import RankPlacement

@@ -9,7 +9,6 @@ elsewhere.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -142,7 +141,7 @@ class Trainer:
         for micro_batch in range(self._dp_rank, self.micro_batches, self._dp_size):
             rows = slice(micro_batch * self.micro_batch_size, (micro_batch + 1) * self.micro_batch_size)
             seed = None if step is None else self._seed(step, micro_batch)
-            with self._autocast(), self._offloaded():
+            with self._autocast(), offload.around(self.config.offload, self.model):
                 result = self.model(inputs[rows], seed=seed, draws=step is not None, contexts=self._contexts())
                 found = _cross_entropy(result.logits_BSV, targets[rows])
             loss += found.detach().double()
@@ -267,11 +266,6 @@ class Trainer:
             return lambda: (nullcontext(), labelled("train::redone"))
         return self.monitor.contexts(stash=recompute == "stash")
 
-    def _offloaded(self) -> AbstractContextManager[object]:
-        if self.config.offload == "none":
-            return nullcontext()
-        return offload.activations(self.model)
-
     def _autocast(self) -> AbstractContextManager[object]:
         if self.config.dtype != "bf16":
             return nullcontext()
@@ -304,15 +298,3 @@ def _cross_entropy(logits_BSV: Tensor, targets_BS: Tensor) -> Tensor:
     """Compute nats a byte, in fp32 at least."""
     wide = torch.promote_types(logits_BSV.dtype, torch.float32)
     return functional.cross_entropy(logits_BSV.flatten(0, 1).to(wide), targets_BS.flatten())
-
-
-def check_same(config: TrainConfig, found: Checkpoint) -> None:
-    """Raise `UsageError` where a checkpoint was made by settings that compute something else."""
-    theirs = TrainConfig.of(json.loads(found.about["config"]))
-    changed = config.changed(theirs)
-    if "text" not in found.about and config.path != theirs.path:  # of a version that did not know its text
-        changed["path"] = config.path, theirs.path
-    if changed:
-        differences = ", ".join(f"{key}={there}, not {here}" for key, (here, there) in changed.items())
-        raise UsageError(f"{found.folder} is a checkpoint of another training: {differences}",
-                         hint="leave these keys as they were; or start a new run")  # fmt: skip

@@ -122,7 +122,7 @@ def test_every_peer_has_as_many_blocks() -> None:
 
 
 def test_the_layout_of_the_scratch_is_that_of_the_kernels() -> None:
-    source = Path(REPOSITORY / "kernels/commbench_kernels/one_sided.cu").read_text()
+    source = Path(REPOSITORY / "kernels/commbench_kernels/flags.cuh").read_text()
     assert f"constexpr u32 BLOCKS = {scratch.BLOCKS};" in source
     for ranks in (2, 3, 8, 72):
         counters, end = 4 * scratch.BLOCKS, scratch.flag_bytes(ranks)

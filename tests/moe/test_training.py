@@ -26,8 +26,9 @@ from moe_ref.training.grad_buckets import GradBuckets
 from moe_ref.training.instrumented_comm import CommMonitor, InstrumentedComm
 from moe_ref.training.optimizer import DistributedOptimizer, rate
 from moe_ref.training.parallel_dims import ParallelDims
+from moe_ref.training.resumed import check_same
 from moe_ref.training.timers import Timers
-from moe_ref.training.trainer import Diverged, Trainer, check_same
+from moe_ref.training.trainer import Diverged, Trainer
 from tests.conftest import REPOSITORY
 from tests.support.ranks import run_program
 
