@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
-from commbench.algorithms.two_d_intra_first import unsupported_layout
-from commbench.spec import Send, Spec, Step
+from commbench.algorithms.two_d_intra_first import sends_inside, unsupported_layout
+from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 
 _ORDER = ("inter", "keep", WAIT, "intra")
@@ -28,14 +28,8 @@ class TwoDAllGather(AlgorithmBase):
 
     def steps(self, spec: Spec) -> list[Step]:
         layout, nbytes = spec.layout, spec.block_bytes
-
-        def sends(groups: list[list[int]], parts: int) -> tuple[Send, ...]:
-            pairs = [(src, dst) for group in groups for src in group for dst in group if src != dst]
-            return tuple(Send(src, dst, nbytes) for src, dst in pairs for _ in range(parts))
-
-        return steps_in_order(
-            _ORDER, {"inter": sends(layout.rails(), 1), "intra": sends(layout.node_groups(), layout.nodes)}
-        )
+        inside = sends_inside(layout.node_groups(), nbytes, layout.nodes)
+        return steps_in_order(_ORDER, {"inter": sends_inside(layout.rails(), nbytes), "intra": inside})
 
     def prepare(self, comm: Comm, spec: Spec) -> Bound:
         return _Bound(comm, spec)

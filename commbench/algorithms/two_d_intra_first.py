@@ -9,7 +9,7 @@ permutations. On N nodes of m ranks with blocks of c bytes, a rank sends (m - 1)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, BoundBase, CountsInside, ProgramBound, steps_in_order
 from commbench.algorithms.chunks import Move, Places
@@ -18,6 +18,12 @@ from commbench.collectives.all_to_allv import AllToAllV
 from commbench.layout import Layout
 from commbench.spec import Send, Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
+
+
+def sends_inside(groups: Sequence[Sequence[int]], nbytes: int, parts: int = 1) -> tuple[Send, ...]:
+    """Return `parts` messages of `nbytes` from each rank of a group to each other one of it."""
+    pairs = [(src, dst) for group in groups for src in group for dst in group if src != dst]
+    return tuple(Send(src, dst, nbytes) for src, dst in pairs for _ in range(parts))
 
 
 def unsupported_layout(layout: Layout) -> str:

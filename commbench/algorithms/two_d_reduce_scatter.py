@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from commbench.algorithms.base import WAIT, AlgorithmBase, Bound, ProgramBound, steps_in_order
-from commbench.algorithms.two_d_intra_first import unsupported_layout
-from commbench.spec import Send, Spec, Step
+from commbench.algorithms.two_d_intra_first import sends_inside, unsupported_layout
+from commbench.spec import Spec, Step
 from commbench.transports.base import Array, Comm, Message, Work
 
 _ORDER = ("intra", WAIT, "sum", "inter", WAIT, "total")
@@ -30,14 +30,8 @@ class TwoDReduceScatter(AlgorithmBase):
 
     def steps(self, spec: Spec) -> list[Step]:
         layout, nbytes = spec.layout, spec.block_bytes
-
-        def sends(groups: list[list[int]], parts: int) -> tuple[Send, ...]:
-            pairs = [(src, dst) for group in groups for src in group for dst in group if src != dst]
-            return tuple(Send(src, dst, nbytes) for src, dst in pairs for _ in range(parts))
-
-        return steps_in_order(
-            _ORDER, {"intra": sends(layout.node_groups(), layout.nodes), "inter": sends(layout.rails(), 1)}
-        )
+        inside = sends_inside(layout.node_groups(), nbytes, layout.nodes)
+        return steps_in_order(_ORDER, {"intra": inside, "inter": sends_inside(layout.rails(), nbytes)})
 
     def scratch_bytes(self, spec: Spec) -> int:
         return spec.size_bytes - spec.block_bytes

@@ -53,24 +53,13 @@ def _program(path: Path) -> PageReport:
         rows, made, lambda one: float(one.value), f"{about['compared']}{unit}", str(about["answer"])
     )
     lines = sorted(made, key=lambda one: (one.round, one.arm))
-    found.sections.append(
-        PageSection(
-            title="Launches",
-            blocks=[
-                PageTable(
-                    columns=[
-                        PageColumn(name="round", values=[one.round + 1 for one in lines]),
-                        PageColumn(name="arm", values=[one.arm for one in lines]),
-                        PageColumn(name=str(about["compared"]), values=[float(f"{one.value:.6g}") for one in lines]),
-                        PageColumn(name="steps", values=[one.steps for one in lines]),
-                        PageColumn(name="seconds", values=[float(f"{one.seconds:.4g}") for one in lines]),
-                        PageColumn(name="log", values=[one.log for one in lines]),
-                    ],
-                    name="launches",
-                )
-            ],
-        )
-    )
+    columns = [
+        PageColumn(name=str(about["compared"]), values=[float(f"{one.value:.6g}") for one in lines]),
+        PageColumn(name="steps", values=[one.steps for one in lines]),
+        PageColumn(name="seconds", values=[float(f"{one.seconds:.4g}") for one in lines]),
+        PageColumn(name="log", values=[one.log for one in lines]),
+    ]
+    found.sections.append(_launches(lines, columns))
     asked = about["request"]
     profiles = [f"--profile={one}" for one in asked["profiles"]]
     words = ["commbench", "ab", *profiles, *asked["words"], "--", *asked["program"]]
@@ -121,29 +110,27 @@ def _training(path: Path) -> PageReport:
         )
     )
     lines = sorted(launches, key=lambda one: (one.round, one.arm))
-    found.sections.append(
-        PageSection(
-            title="Launches",
-            blocks=[
-                PageTable(
-                    columns=[
-                        PageColumn(name="round", values=[one.round + 1 for one in lines]),
-                        PageColumn(name="arm", values=[one.arm for one in lines]),
-                        PageColumn(name="tokens/s", values=[float(f"{one.tokens_per_s:.6g}") for one in lines]),
-                        PageColumn(name="step_us", values=[float(f"{one.step_us:.6g}") for one in lines]),
-                        PageColumn(name="waits_us", values=[float(f"{one.exposed_us:.6g}") for one in lines]),
-                    ],
-                    name="launches",
-                )
-            ],
-        )
-    )
+    columns = [
+        PageColumn(name="tokens/s", values=[float(f"{one.tokens_per_s:.6g}") for one in lines]),
+        PageColumn(name="step_us", values=[float(f"{one.step_us:.6g}") for one in lines]),
+        PageColumn(name="waits_us", values=[float(f"{one.exposed_us:.6g}") for one in lines]),
+    ]
+    found.sections.append(_launches(lines, columns))
     for arm in ARMS:
         facts = [(key, str(value)) for key, value in about["arms"][arm].items() if value is not None]
         found.sections.append(PageSection(title=f"Settings of the {arm}", blocks=[FactList(items=facts)], folded=True))
     words = list(map(str, about.get("command") or []))
     found.sections.append(PageSection(title="Do it again", blocks=[CommandLine(text=machines.typed(words))]))
     return found
+
+
+def _launches(lines: Sequence[Any], columns: Sequence[PageColumn]) -> PageSection:
+    """Return the table of launches: round, arm, and what was measured."""
+    first = [
+        PageColumn(name="round", values=[one.round + 1 for one in lines]),
+        PageColumn(name="arm", values=[one.arm for one in lines]),
+    ]
+    return PageSection(title="Launches", blocks=[PageTable(columns=[*first, *columns], name="launches")])
 
 
 def _pictures(
